@@ -1,0 +1,184 @@
+//! Run-time choice of instruction set, dtype, mode and width, and rows over threads.
+//!
+//! The kernels are plain loops marked `inline(always)`; [`pulp`] compiles each of them once per instruction
+//! set (baseline, AVX2, AVX-512, NEON) and picks at run time. Rust never contracts to fused multiply-add by
+//! itself, so the choice changes speed and not one bit.
+
+use pulp::{Arch, WithSimd};
+use rayon::prelude::*;
+
+use crate::affine::pack::with_bits;
+use crate::element::{Bf16, Element, F16, F32};
+use crate::{FloatType, Mode, NonFinite, PackedMut, PackedRef, Scheme, affine, fp};
+
+/// Bytes of input that one task of [`par_quantize`] takes.
+const TASK_BYTES: usize = 256 << 10;
+
+struct Quantize<'a> {
+    scheme: Scheme,
+    float: FloatType,
+    weights: &'a [u8],
+    out: PackedMut<'a>,
+    allow_nonfinite: bool,
+}
+
+impl WithSimd for Quantize<'_> {
+    type Output = Result<(), NonFinite>;
+
+    #[inline(always)]
+    fn with_simd<S: pulp::Simd>(self, simd: S) -> Self::Output {
+        match self.float {
+            FloatType::F32 => quantize_element::<S, F32>(simd, self),
+            FloatType::F16 => quantize_element::<S, F16>(simd, self),
+            FloatType::Bf16 => quantize_element::<S, Bf16>(simd, self),
+        }
+    }
+}
+
+#[inline(always)]
+fn quantize_element<S: pulp::Simd, E: Element>(simd: S, task: Quantize<'_>) -> Result<(), NonFinite> {
+    let Quantize { scheme, weights, out, allow_nonfinite, .. } = task;
+    match scheme.mode() {
+        Mode::Affine => with_bits!(scheme.bits(), BITS => {
+            affine::quantize::quantize::<S, E, BITS>(simd, scheme, weights, out, allow_nonfinite)
+        }),
+        Mode::Mxfp4 => fp::quantize::mx::<E, 4>(weights, out, allow_nonfinite),
+        Mode::Mxfp8 => fp::quantize::mx::<E, 8>(weights, out, allow_nonfinite),
+        Mode::Nvfp4 => fp::quantize::nv::<E>(weights, out, None, allow_nonfinite),
+    }
+}
+
+struct Dequantize<'a> {
+    scheme: Scheme,
+    float: FloatType,
+    packed: PackedRef<'a>,
+    out: &'a mut [u8],
+}
+
+impl WithSimd for Dequantize<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: pulp::Simd>(self, _: S) {
+        match self.float {
+            FloatType::F32 => dequantize_element::<F32>(self),
+            FloatType::F16 => dequantize_element::<F16>(self),
+            FloatType::Bf16 => dequantize_element::<Bf16>(self),
+        }
+    }
+}
+
+#[inline(always)]
+fn dequantize_element<E: Element>(task: Dequantize<'_>) {
+    let Dequantize { scheme, packed, out, .. } = task;
+    match scheme.mode() {
+        Mode::Affine => {
+            with_bits!(scheme.bits(), BITS => affine::dequantize::dequantize::<E, BITS>(scheme, packed, out));
+        }
+        mode => fp::dequantize::<E>(mode, packed, out),
+    }
+}
+
+fn check_lengths(scheme: Scheme, float: FloatType, elements: usize, columns: usize, packed: [usize; 3]) {
+    assert!(scheme.divides(columns), "{columns} columns do not divide into {scheme}");
+    assert!(elements.is_multiple_of(columns), "{elements} elements are no whole rows of {columns}");
+    let rows = elements / columns;
+    let scales = rows * scheme.scale_bytes(columns, float);
+    let expected = [rows * scheme.words(columns) * 4, scales, if scheme.has_biases() { scales } else { 0 }];
+    assert_eq!(packed, expected, "bytes of weight, scales, biases for {rows} rows of {columns} at {scheme}");
+}
+
+/// Quantizes whole rows on this thread.
+///
+/// `weights` holds rows of `columns` elements of dtype `float`; lengths of `out` as [`PackedMut`] says.
+/// Equal to `mx.quantize(w, group_size, bits, mode)` of MLX 0.32.4 on CPU.
+///
+/// # Errors
+/// [`NonFinite`] at the first NaN or infinity; with `allow_nonfinite` those groups are stored as MLX stores
+/// them on x86-64 instead (they decode to NaN).
+///
+/// # Panics
+/// If the lengths do not fit together.
+pub fn quantize(
+    scheme: Scheme,
+    float: FloatType,
+    columns: usize,
+    weights: &[u8],
+    out: PackedMut<'_>,
+    allow_nonfinite: bool,
+) -> Result<(), NonFinite> {
+    let lengths = [out.weight.len(), out.scales.len(), out.biases.len()];
+    check_lengths(scheme, float, weights.len() / float.size(), columns, lengths);
+    Arch::new().dispatch(Quantize { scheme, float, weights, out, allow_nonfinite })
+}
+
+/// [`quantize`] with the rows spread over the current rayon pool; the same bytes for every number of threads.
+///
+/// # Errors
+/// As [`quantize`]; the first offending element.
+///
+/// # Panics
+/// As [`quantize`].
+pub fn par_quantize(
+    scheme: Scheme,
+    float: FloatType,
+    columns: usize,
+    weights: &[u8],
+    out: PackedMut<'_>,
+    allow_nonfinite: bool,
+) -> Result<(), NonFinite> {
+    let lengths = [out.weight.len(), out.scales.len(), out.biases.len()];
+    check_lengths(scheme, float, weights.len() / float.size(), columns, lengths);
+    let rows = (TASK_BYTES / (columns * float.size())).max(1);
+    let scale_bytes = rows * scheme.scale_bytes(columns, float);
+    let weight_bytes = rows * scheme.words(columns) * 4;
+    // Empty biases (fp modes) cannot be chunked alongside.
+    let mut biases: Vec<&mut [u8]> = if scheme.has_biases() {
+        out.biases.chunks_mut(scale_bytes).collect()
+    } else {
+        Vec::new()
+    };
+    biases.resize_with(out.scales.len().div_ceil(scale_bytes), Default::default);
+    let results: Vec<Result<(), NonFinite>> = weights
+        .par_chunks(rows * columns * float.size())
+        .zip(out.weight.par_chunks_mut(weight_bytes))
+        .zip(out.scales.par_chunks_mut(scale_bytes))
+        .zip(biases)
+        .enumerate()
+        .map(|(task, (((weights, weight), scales), biases))| {
+            let out = PackedMut { weight, scales, biases };
+            Arch::new().dispatch(Quantize { scheme, float, weights, out, allow_nonfinite }).map_err(|found| {
+                NonFinite { element: found.element + task * rows * columns, ..found }
+            })
+        })
+        .collect();
+    results.into_iter().collect()
+}
+
+/// Decodes whole rows on this thread into dtype `float` (the dtype of affine scales and biases; free for the
+/// fp modes). Equal to `mx.dequantize` of MLX 0.32.4 on CPU.
+///
+/// # Panics
+/// If the lengths do not fit together.
+pub fn dequantize(scheme: Scheme, float: FloatType, columns: usize, packed: PackedRef<'_>, out: &mut [u8]) {
+    let lengths = [packed.weight.len(), packed.scales.len(), packed.biases.len()];
+    check_lengths(scheme, float, out.len() / float.size(), columns, lengths);
+    Arch::new().dispatch(Dequantize { scheme, float, packed, out });
+}
+
+/// The instruction set that the kernels run with on this machine, for reports.
+pub fn simd_name() -> &'static str {
+    struct Name;
+    impl WithSimd for Name {
+        type Output = &'static str;
+        fn with_simd<S: pulp::Simd>(self, _: S) -> Self::Output {
+            match S::F32_LANES {
+                16 => "AVX-512",
+                8 => "AVX2",
+                4 => "128-bit",
+                _ => "scalar",
+            }
+        }
+    }
+    Arch::new().dispatch(Name)
+}
