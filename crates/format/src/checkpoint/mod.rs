@@ -1,1 +1,20 @@
-//! x
+//! Checkpoint directories: reading Hugging Face and MLX ones, writing MLX ones.
+//!
+//! Reading: [`Checkpoint::open`] maps the safetensors files and validates every header, offset, shape and index
+//! entry before anything is used; weights stay on disk. Nothing in a directory is executed, and no name found
+//! in a file leads out of the directory.
+//!
+//! Writing: [`Layout`] knows every file, header and offset from names, dtypes and shapes alone, so that
+//! [`Writer`] can put tensors in place in any order, from any thread, and resume after a crash.
+
+mod config;
+mod directory;
+mod layout;
+mod safetensors;
+mod writer;
+
+pub use config::{Config, ConfigError};
+pub use directory::{Directory, DirectoryError};
+pub use layout::{Layout, Placement, SHARD_BYTES, TensorSpec};
+pub use safetensors::{Checkpoint, CheckpointError, Tensor, parse_header, parse_index};
+pub use writer::{WriteError, Writer};

@@ -1,0 +1,347 @@
+//! Writing a model directory in place, resumably.
+//!
+//! Everything is built in `.<name>.partial` beside the target: shards with their headers first, tensors at
+//! their offsets in any order, small files last. [`Writer::finish`] syncs and renames once, so the final name
+//! only ever names a whole model. A journal in the partial directory lists finished tensors; the same run
+//! started again continues behind it.
+
+use std::collections::BTreeSet;
+use std::io::{Read as _, Seek as _, Write as _};
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+
+use fs_err as fs;
+
+use super::layout::Layout;
+
+const JOURNAL: &str = ".mlx-quant-run";
+
+/// Writing failed; messages name the path.
+#[derive(Debug, thiserror::Error)]
+pub enum WriteError {
+    /// The output exists.
+    #[error("{0} already exists; hint: choose another --mlx-path, or remove it first")]
+    Exists(PathBuf),
+    /// The output path has no file name or no parent directory.
+    #[error("{0} cannot be an output directory; hint: give a path whose parent directory exists")]
+    BadPath(PathBuf),
+    /// An unfinished run with other settings or another source.
+    #[error("{0} holds an unfinished run with other settings or another source; hint: repeat that run to resume it, or delete the directory")]
+    OtherRun(PathBuf),
+    /// Another process holds the partial directory.
+    #[error("{0} is being written by another process; hint: wait for it, or choose another --mlx-path")]
+    Busy(PathBuf),
+    /// No space.
+    #[error("the disk of {path} is full: {needed} bytes are needed in all; hint: free some space and repeat the command{resumable}")]
+    DiskFull {
+        /// Partial directory.
+        path: PathBuf,
+        /// Size of the whole output.
+        needed: u64,
+        /// Whether the unfinished run was kept.
+        resumable: &'static str,
+    },
+    /// Any other operating system error; its message names the path.
+    #[error("{0}")]
+    Io(#[from] std::io::Error),
+}
+
+/// A model directory being written. Tensors are addressed by their index in the [`Layout`].
+#[derive(Debug)]
+pub struct Writer {
+    target: PathBuf,
+    partial: PathBuf,
+    layout: Layout,
+    shards: Vec<fs::File>,
+    journal: fs::File,
+    done: BTreeSet<usize>,
+}
+
+/// Whether the system says that there is no space left.
+fn is_full(error: &std::io::Error) -> bool {
+    matches!(error.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded)
+}
+
+impl Writer {
+    /// `.<name>.partial` beside `target`.
+    ///
+    /// # Errors
+    /// If `target` has no name or its parent is no directory.
+    pub fn partial_path(target: &Path) -> Result<PathBuf, WriteError> {
+        let bad = || WriteError::BadPath(target.to_owned());
+        let name = target.file_name().and_then(|name| name.to_str()).ok_or_else(bad)?;
+        let parent = target.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        if !parent.is_dir() {
+            return Err(bad());
+        }
+        Ok(parent.join(format!(".{name}.partial")))
+    }
+
+    /// Refuses a target that exists or cannot be made, before any work.
+    ///
+    /// # Errors
+    /// [`WriteError::Exists`] or [`WriteError::BadPath`].
+    pub fn check_target(target: &Path) -> Result<(), WriteError> {
+        if target.symlink_metadata().is_ok() {
+            return Err(WriteError::Exists(target.to_owned()));
+        }
+        Self::partial_path(target).map(|_| ())
+    }
+
+    /// Starts, or resumes if `.<name>.partial` holds a run with the same `fingerprint` (a line of text that
+    /// stands for the source and all settings). Space for all shards is reserved at once where the file
+    /// system can.
+    ///
+    /// # Errors
+    /// [`WriteError`]; after [`WriteError::DiskFull`] nothing is left behind.
+    pub fn open(target: &Path, layout: Layout, fingerprint: &str) -> Result<Self, WriteError> {
+        Self::check_target(target)?;
+        let partial = Self::partial_path(target)?;
+        fs::create_dir_all(&partial)?;
+        let mut journal =
+            fs::OpenOptions::new().read(true).write(true).create(true).truncate(false).open(partial.join(JOURNAL))?;
+        match journal.file().try_lock() {
+            Ok(()) => {}
+            Err(std::fs::TryLockError::WouldBlock) => return Err(WriteError::Busy(partial)),
+            Err(std::fs::TryLockError::Error(error)) => return Err(error.into()),
+        }
+        let mut text = String::new();
+        journal.read_to_string(&mut text)?;
+        let done = match text.split_once('\n') {
+            // A crash before the first line was complete: nothing is lost by starting over.
+            None => None,
+            Some((first, rest)) if first == fingerprint => {
+                // A last line that was cut off is forgotten, also in the file.
+                let lines = rest.rsplit_once('\n').map_or("", |(whole, _)| whole);
+                let kept = text.len() - rest.len() + if lines.is_empty() { 0 } else { lines.len() + 1 };
+                journal.set_len(kept as u64)?;
+                journal.seek(std::io::SeekFrom::End(0))?;
+                Some(lines.lines().filter_map(|line| line.parse().ok()).filter(|index| *index < layout.specs().len()).collect())
+            }
+            Some(_) => return Err(WriteError::OtherRun(partial)),
+        };
+        let resumed = done.is_some();
+        let mut writer =
+            Self { target: target.to_owned(), partial, layout, shards: Vec::new(), journal, done: done.unwrap_or_default() };
+        if let Err(error) = writer.open_shards(resumed) {
+            if let WriteError::DiskFull { .. } = error
+                && !resumed
+            {
+                writer.discard()?;
+            }
+            return Err(error);
+        }
+        if !resumed {
+            writer.journal.set_len(0)?;
+            writer.journal.rewind()?;
+            writer.journal.write_all(format!("{fingerprint}\n").as_bytes())?;
+        }
+        Ok(writer)
+    }
+
+    fn open_shards(&mut self, resumed: bool) -> Result<(), WriteError> {
+        for shard in self.layout.shard_headers() {
+            let path = self.partial.join(&shard.file);
+            let file = fs::OpenOptions::new().read(true).write(true).create(true).truncate(!resumed).open(&path)?;
+            // Unsupported (some file systems, macOS) only means that a full disk is noticed later.
+            if let Err(error) = reserve(file.file(), shard.bytes) {
+                let error = std::io::Error::from(error);
+                if is_full(&error) {
+                    return Err(self.full(if resumed { ", which then resumes" } else { "" }));
+                }
+            }
+            file.set_len(shard.bytes)?;
+            file.file().write_all_at(&shard.header, 0)?;
+            self.shards.push(file);
+        }
+        Ok(())
+    }
+
+    fn full(&self, resumable: &'static str) -> WriteError {
+        WriteError::DiskFull { path: self.partial.clone(), needed: self.layout.file_bytes(), resumable }
+    }
+
+    /// The layout.
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// Indices of the tensors that an earlier run finished.
+    pub fn done(&self) -> &BTreeSet<usize> {
+        &self.done
+    }
+
+    /// Writes part of a tensor, `offset` bytes from its start; from any thread.
+    ///
+    /// # Errors
+    /// [`WriteError`]; what was written before stays resumable.
+    ///
+    /// # Panics
+    /// If the part does not lie within the tensor.
+    pub fn write_at(&self, index: usize, offset: u64, bytes: &[u8]) -> Result<(), WriteError> {
+        let place = self.layout.placement(index);
+        assert!(offset + bytes.len() as u64 <= place.bytes, "write beyond {}", self.layout.specs()[index].name);
+        self.shards[place.shard].file().write_all_at(bytes, place.offset + offset).map_err(|error| {
+            if is_full(&error) {
+                return self.full(", which then resumes");
+            }
+            let file = self.partial.join(&self.layout.shard_headers()[place.shard].file);
+            std::io::Error::new(error.kind(), format!("cannot write {}: {error}", file.display())).into()
+        })
+    }
+
+    /// Records tensors as finished, so that a later run skips them. With `durable` their data reaches the disk
+    /// first, so that the record also holds after a power failure.
+    ///
+    /// # Errors
+    /// [`WriteError`].
+    pub fn record(&mut self, indices: impl IntoIterator<Item = usize>, durable: bool) -> Result<(), WriteError> {
+        let mut lines = String::new();
+        let mut touched = BTreeSet::new();
+        for index in indices {
+            lines.push_str(&format!("{index}\n"));
+            touched.insert(self.layout.placement(index).shard);
+            self.done.insert(index);
+        }
+        if durable {
+            for shard in touched {
+                self.shards[shard].sync_data()?;
+            }
+        }
+        self.journal.write_all(lines.as_bytes()).map_err(|error| {
+            if is_full(&error) { self.full(", which then resumes") } else { error.into() }
+        })
+    }
+
+    /// Writes a small file (config, tokenizer, model card).
+    ///
+    /// # Errors
+    /// [`WriteError`].
+    pub fn write_file(&self, name: &str, content: &[u8]) -> Result<(), WriteError> {
+        super::directory::check_name(name, "output").map_err(|_| WriteError::BadPath(self.partial.join(name)))?;
+        let result = fs::File::create(self.partial.join(name)).and_then(|mut file| {
+            file.write_all(content)?;
+            file.sync_data()
+        });
+        result.map_err(|error| if is_full(&error) { self.full(", which then resumes") } else { error.into() })
+    }
+
+    /// Syncs everything and renames the directory to its final name.
+    ///
+    /// # Errors
+    /// [`WriteError`]; the partial directory then stays.
+    pub fn finish(self) -> Result<(), WriteError> {
+        for shard in &self.shards {
+            shard.sync_data()?;
+        }
+        fs::remove_file(self.partial.join(JOURNAL))?;
+        sync_directory(&self.partial)?;
+        Self::check_target(&self.target)?;
+        fs::rename(&self.partial, &self.target)?;
+        if let Some(parent) = self.partial.parent() {
+            sync_directory(parent)?;
+        }
+        Ok(())
+    }
+
+    /// Removes the partial directory.
+    ///
+    /// # Errors
+    /// [`WriteError::Io`].
+    pub fn discard(self) -> Result<(), WriteError> {
+        Ok(fs::remove_dir_all(&self.partial)?)
+    }
+}
+
+fn sync_directory(path: &Path) -> Result<(), WriteError> {
+    Ok(fs::File::open(path)?.sync_all()?)
+}
+
+/// Allocates the blocks of a file.
+#[cfg(target_os = "linux")]
+fn reserve(file: &std::fs::File, bytes: u64) -> Result<(), rustix::io::Errno> {
+    rustix::fs::fallocate(file, rustix::fs::FallocateFlags::empty(), 0, bytes)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn reserve(_: &std::fs::File, _: u64) -> Result<(), rustix::io::Errno> {
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use safetensors::Dtype;
+
+    use super::*;
+    use crate::checkpoint::{Checkpoint, Directory, TensorSpec};
+
+    fn layout() -> Layout {
+        let spec = |name: &str, rows| TensorSpec { name: name.to_owned(), dtype: Dtype::U8, shape: vec![rows, 4] };
+        Layout::new(vec![spec("a", 2), spec("b", 3), spec("c", 1)], 12)
+    }
+
+    fn write_all(writer: &Writer, skip: &BTreeSet<usize>) {
+        for index in 0..3 {
+            let bytes = vec![index as u8 + 1; writer.layout().specs()[index].bytes() as usize];
+            if !skip.contains(&index) {
+                writer.write_at(index, 0, &bytes[..2]).unwrap();
+                writer.write_at(index, 2, &bytes[2..]).unwrap();
+            }
+        }
+    }
+
+    fn check(target: &Path) {
+        let checkpoint = Checkpoint::open(Directory::open(target).unwrap()).unwrap();
+        for (name, value) in [("a", 1), ("b", 2), ("c", 3)] {
+            let tensor = checkpoint.tensor(name).unwrap();
+            assert!(checkpoint.bytes(tensor).iter().all(|byte| *byte == value));
+        }
+        assert!(!target.join(JOURNAL).exists());
+    }
+
+    #[test]
+    fn writes_then_renames_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let target = directory.path().join("out");
+        let writer = Writer::open(&target, layout(), "x").unwrap();
+        assert!(!target.exists());
+        assert!(matches!(Writer::open(&target, layout(), "x"), Err(WriteError::Busy(_))));
+        write_all(&writer, &BTreeSet::new());
+        writer.write_file("model.safetensors.index.json", writer.layout().index_json(1).as_bytes()).unwrap();
+        writer.finish().unwrap();
+        check(&target);
+        assert!(matches!(Writer::open(&target, layout(), "x"), Err(WriteError::Exists(_))));
+        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn resumes_the_same_run_and_refuses_another() {
+        let directory = tempfile::tempdir().unwrap();
+        let target = directory.path().join("out");
+        let mut writer = Writer::open(&target, layout(), "x").unwrap();
+        writer.write_at(1, 0, &[2; 12]).unwrap();
+        writer.record([1], true).unwrap();
+        // A crash in the middle of a journal line.
+        writer.journal.write_all(b"0").unwrap();
+        drop(writer);
+        assert!(matches!(Writer::open(&target, layout(), "y"), Err(WriteError::OtherRun(_))));
+        let mut writer = Writer::open(&target, layout(), "x").unwrap();
+        assert_eq!(*writer.done(), BTreeSet::from([1]));
+        writer.write_at(2, 0, &[3; 4]).unwrap();
+        writer.record([2], false).unwrap();
+        drop(writer);
+        let writer = Writer::open(&target, layout(), "x").unwrap();
+        assert_eq!(*writer.done(), BTreeSet::from([1, 2]));
+        write_all(&writer, &writer.done().clone());
+        writer.finish().unwrap();
+        check(&target);
+    }
+
+    #[test]
+    fn refuses_bad_targets() {
+        assert!(matches!(Writer::check_target(Path::new("/nonexistent/dir/out")), Err(WriteError::BadPath(_))));
+        assert!(matches!(Writer::check_target(Path::new("..")), Err(WriteError::Exists(_))));
+        let directory = tempfile::tempdir().unwrap();
+        assert!(matches!(Writer::check_target(directory.path()), Err(WriteError::Exists(_))));
+    }
+}
