@@ -12,7 +12,7 @@ root=$(cd "$(dirname "$0")/.." && pwd)
 bin=$root/target/release/mlx-quant
 results=$root/benches/results
 sizes=2,8 layers=32 mlx=1 keep=0
-parent=''
+parent='' model=''
 flags=(-q)
 
 usage() { sed -n '2,8s/^# \{0,1\}//p' "$0" >&2; exit 2; }
@@ -36,7 +36,7 @@ export MLX_OPENBLAS=0
 ((!mlx)) || "$root/scripts/mlx.sh" -c 'import mlx_lm.convert'
 mkdir -p "$parent"
 work=$(mktemp -d "$parent/memory.XXXXXX")
-trap 'rm -rf "$work"' EXIT
+trap 'rm -rf "$work"; ((keep)) || [[ -z $model ]] || rm -rf "$model"' EXIT
 
 run() {
   python3 "$root/scripts/_measure.py" run "$work/log" "$1" "gigabytes=$size" "source_bytes=$bytes" "largest_bytes=$largest" -- "${@:2}"

@@ -92,9 +92,7 @@ def measured(command, env=None):
     with tempfile.TemporaryFile() as output:
         floor = own_peak()
         start = time.perf_counter()
-        process = subprocess.Popen(
-            command, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
-        )
+        process = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
         _, status, usage = os.wait4(process.pid, 0)
         wall = time.perf_counter() - start
         process.returncode = os.waitstatus_to_exitcode(status)
@@ -120,9 +118,8 @@ def output_of(*command):
 
 
 def cpu_model():
-    for key in ("machdep.cpu.brand_string",) if sys.platform == "darwin" else ():
-        if name := output_of("sysctl", "-n", key):
-            return name
+    if sys.platform == "darwin":
+        return output_of("sysctl", "-n", "machdep.cpu.brand_string")
     for line in (output_of("lscpu") or "").splitlines():
         if line.startswith("Model name:"):
             return line.split(":", 1)[1].strip()
@@ -143,7 +140,7 @@ def machine():
 
 def versions(binary, mlx=True):
     found = {
-        "mlx-quant": output_of(str(binary), "--version"),
+        "mlx-quant": output_of(str(Path(binary).resolve()), "--version"),
         "commit": output_of("git", "describe", "--always", "--dirty"),
         "python": platform.python_version(),
     }
@@ -191,7 +188,9 @@ def print_convert(runs):
     rows = [("pair", "mlx-quant", "mlx-lm", "of it convert()", "times", "peak", "mlx-lm's", "times")]
 
     def row(name, a, b, c, ma, mb_):
-        rows.append((name, f"{a:.3f} s", f"{b:.3f} s", f"{c:.3f} s", f"{b / a:.1f}", mb(ma), mb(mb_), f"{mb_ / ma:.1f}"))
+        rows.append(
+            (name, f"{a:.3f} s", f"{b:.3f} s", f"{c:.3f} s", f"{b / a:.1f}", mb(ma), mb(mb_), f"{mb_ / ma:.1f}")
+        )
 
     columns = (ours, theirs, bare, memory, their_memory)
     for number, values in enumerate(zip(*columns), 1):
@@ -216,7 +215,16 @@ def print_memory(runs):
     rows = [("checkpoint", "largest tensor", "tool", "peak", "of the checkpoint", "wall")]
     for r in runs:
         share = f"{100 * r['peak_bytes'] / r['source_bytes']:.1f} %"
-        rows.append((mb(r["source_bytes"]), mb(r["largest_bytes"]), r["label"], mb(r["peak_bytes"]), share, f"{r['wall_s']:.2f} s"))
+        rows.append(
+            (
+                mb(r["source_bytes"]),
+                mb(r["largest_bytes"]),
+                r["label"],
+                mb(r["peak_bytes"]),
+                share,
+                f"{r['wall_s']:.2f} s",
+            )
+        )
     table(rows)
     return {}
 

@@ -142,10 +142,10 @@ def compare_configs(ours, theirs):
     """The differences, and how often null was spelled out."""
     problems, nulls = [], 0
     for path, found in differences((), ours, theirs):
-        if len(path) == 3 and path[0].startswith("quantization") and path[2] == "group_size":
-            if found == (ours[path[0]]["group_size"], None):
-                nulls += 1
-                continue
+        layer_entry = len(path) == 3 and path[0] in ("quantization", "quantization_config")
+        if layer_entry and path[2] == "group_size" and found == (ours[path[0]]["group_size"], None):
+            nulls += 1
+            continue
         text = found if isinstance(found, str) else "{!r}, mlx-lm: {!r}".format(*found)
         problems.append(f"config {'.'.join(map(str, path))}: {text}")
     return problems, nulls
@@ -168,7 +168,9 @@ def compare_indexes(our_dir, their_dir, ours):
 
 
 def compare_metadata(ours, theirs):
-    found, expected = ([s.metadata for s in c.shards.values()] for c in (ours, theirs))
+    found, expected = (
+        [dict(m) for m in {tuple(sorted(s.metadata.items())) for s in c.shards.values()}] for c in (ours, theirs)
+    )
     return [f"safetensors metadata: {found}, mlx-lm: {expected}"] if found != expected else []
 
 
@@ -247,7 +249,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bin", type=Path, default=Path("target/release/mlx-quant"))
     parser.add_argument("--model", type=Path, required=True, help="the source, a Hugging Face directory")
-    parser.add_argument("--builtin", action="store_true", help="mlx-quant converts its built-in model, which must equal --model")
+    parser.add_argument(
+        "--builtin", action="store_true", help="mlx-quant converts its built-in model, which must equal --model"
+    )
     parser.add_argument("--cases", choices=["quick", "full"], default="quick")
     parser.add_argument("--generate", type=int, default=20, help="tokens to generate (20; 0: only load)")
     parser.add_argument("--json", type=Path, help="write the results here")

@@ -31,7 +31,7 @@ def per_layer(hidden, intermediate):
 
 
 def sizes(parameters, layers, vocab):
-    """The (hidden, intermediate) nearest to that many parameters, intermediate about 2.5 to 4 x hidden where it can be."""
+    """The (hidden, intermediate) nearest to that many parameters, of usual proportions where it can be."""
     best = None
     for hidden in range(STEP, 32 * 1024 + 1, STEP):
         rest = parameters - 2 * vocab * hidden - hidden
@@ -216,7 +216,18 @@ def main():
                 shutil.copy(args.tokenizer / name, args.out)
     else:
         write_tokenizer(args.out)
-    print(json.dumps({"bytes": total, "largest_tensor_bytes": largest, "shards": len(files), "hidden_size": hidden, "intermediate_size": intermediate, "layers": args.layers}))
+    print(
+        json.dumps(
+            {
+                "bytes": total,
+                "largest_tensor_bytes": largest,
+                "shards": len(files),
+                "hidden_size": hidden,
+                "intermediate_size": intermediate,
+                "layers": args.layers,
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ venv=${MLX_VENV:-${tmp%/}/mlx-quant-venv-$mlx-$mlx_lm}
 fetch_openblas() {
   mkdir -p "$venv/openblas"
   cd "$venv/openblas"
-  command -v apt-get dpkg >/dev/null || return 1
+  { command -v apt-get && command -v dpkg; } >/dev/null || return 1
   apt-get download -qq libopenblas0-pthread libgfortran5 libquadmath0 ||
     { apt-get update -qq && apt-get download -qq libopenblas0-pthread libgfortran5 libquadmath0; } ||
     return 1
@@ -28,7 +28,7 @@ fetch_openblas() {
 if [[ ! -e $venv/.ready ]]; then
   packages=("mlx==$mlx" "mlx-lm==$mlx_lm" numpy)
   [[ $(uname -s) != Linux ]] || packages+=("mlx-cpu==$mlx")
-  if ! { "${PYTHON:-python3}" -m venv "$venv" && "$venv/bin/python" -m pip --version; } >&2; then
+  if ! { "${PYTHON:-python3}" -m venv "$venv" && "$venv/bin/python" -m pip --version >/dev/null; } >&2; then
     echo "mlx.sh: cannot make a virtual environment in $venv: ${PYTHON:-python3} needs its venv and ensurepip modules (Debian, Ubuntu: the python3-venv package)" >&2
     exit 1
   fi

@@ -190,12 +190,12 @@ impl Writer {
         })
     }
 
-    /// Records tensors as finished, so that a later run skips them. With `durable` their data reaches the disk
-    /// first, so that the record also holds after a power failure.
+    /// Records tensors as finished, so that a later run skips them. Their data reaches the disk first, so that
+    /// the record also holds after a power failure.
     ///
     /// # Errors
     /// [`WriteError`].
-    pub fn record(&mut self, indices: impl IntoIterator<Item = usize>, durable: bool) -> Result<(), WriteError> {
+    pub fn record(&mut self, indices: impl IntoIterator<Item = usize>) -> Result<(), WriteError> {
         let mut lines = String::new();
         let mut touched = BTreeSet::new();
         for index in indices {
@@ -203,10 +203,8 @@ impl Writer {
             touched.insert(self.layout.placement(index).shard);
             self.done.insert(index);
         }
-        if durable {
-            for shard in touched {
-                self.shards[shard].sync_data()?;
-            }
+        for shard in touched {
+            self.shards[shard].sync_data()?;
         }
         self.journal.write_all(lines.as_bytes()).map_err(|error| {
             if is_full(&error) { self.full(", which then resumes") } else { error.into() }
@@ -320,7 +318,7 @@ mod tests {
         let target = directory.path().join("out");
         let mut writer = Writer::open(&target, layout(), "x").unwrap();
         writer.write_at(1, 0, &[2; 12]).unwrap();
-        writer.record([1], true).unwrap();
+        writer.record([1]).unwrap();
         // A crash in the middle of a journal line.
         writer.journal.write_all(b"0").unwrap();
         drop(writer);
@@ -328,7 +326,7 @@ mod tests {
         let mut writer = Writer::open(&target, layout(), "x").unwrap();
         assert_eq!(*writer.done(), BTreeSet::from([1]));
         writer.write_at(2, 0, &[3; 4]).unwrap();
-        writer.record([2], false).unwrap();
+        writer.record([2]).unwrap();
         drop(writer);
         let writer = Writer::open(&target, layout(), "x").unwrap();
         assert_eq!(*writer.done(), BTreeSet::from([1, 2]));

@@ -1,0 +1,37 @@
+//! The Llama shape: separate q, k, v, o and a gated or plain MLP. Most dense models are this one under names
+//! of their own, with other norms, rotations and biases that do not matter to the names of their weights.
+
+use mlx_format::checkpoint::ConfigError;
+
+use super::{Architecture, Source, drop_inv_freq, drop_tied_head};
+
+pub(super) const LINEARS: [&str; 9] = [
+    "embed_tokens",
+    "self_attn.q_proj",
+    "self_attn.k_proj",
+    "self_attn.v_proj",
+    "self_attn.o_proj",
+    "mlp.gate_proj",
+    "mlp.up_proj",
+    "mlp.down_proj",
+    "lm_head",
+];
+
+/// Types whose mlx-lm model ties the head unless the config says otherwise.
+pub(super) fn llama(source: Source<'_>) -> Result<Architecture, ConfigError> {
+    with_head(source, true)
+}
+
+/// Types whose mlx-lm model has a head of its own unless the config says otherwise.
+pub(super) fn untied_by_default(source: Source<'_>) -> Result<Architecture, ConfigError> {
+    with_head(source, false)
+}
+
+/// Types that always have a head of their own.
+pub(super) fn separate_head(source: Source<'_>) -> Result<Architecture, ConfigError> {
+    Ok(Architecture::plain(source, "llama", &LINEARS)?.rules([drop_inv_freq()]))
+}
+
+fn with_head(source: Source<'_>, tied_by_default: bool) -> Result<Architecture, ConfigError> {
+    Ok(separate_head(source)?.rules(drop_tied_head(source, tied_by_default)))
+}

@@ -1,0 +1,30 @@
+//! Mixtral and Phi-3.5-MoE: experts w1, w2, w3 stacked as gate, down, up; the router is quantized like the rest.
+
+use mlx_format::checkpoint::ConfigError;
+
+use super::{Architecture, Source, drop_tied_head, stack};
+
+pub(super) fn mixtral(source: Source<'_>) -> Result<Architecture, ConfigError> {
+    let linears = [
+        "embed_tokens",
+        "self_attn.q_proj",
+        "self_attn.k_proj",
+        "self_attn.v_proj",
+        "self_attn.o_proj",
+        "block_sparse_moe.gate",
+        "switch_mlp.gate_proj",
+        "switch_mlp.up_proj",
+        "switch_mlp.down_proj",
+        "lm_head",
+    ];
+    let experts = |source_name: &str, name| {
+        let text =
+            format!(r"^(?<x>.*\.block_sparse_moe)\.experts\.(?<e>\d+)\.{source_name}\.(?<k>weight|scales|biases)$");
+        stack(&text, name)
+    };
+    Ok(Architecture::plain(source, "mixtral", &linears)?.rules(drop_tied_head(source, false)).rules([
+        experts("w1", "$x.switch_mlp.gate_proj.$k"),
+        experts("w2", "$x.switch_mlp.down_proj.$k"),
+        experts("w3", "$x.switch_mlp.up_proj.$k"),
+    ]))
+}

@@ -1,0 +1,343 @@
+//! What each model type's checkpoint holds and how mlx-lm names it: Rust data, one small file per family.
+//!
+//! A family is a function from config.json (and the names in the checkpoint) to an [`Architecture`]: which
+//! names change, which tensors are stacked, split or dropped, which weights are linear or embedding layers,
+//! and which of those mlx-lm protects with more bits. Everything else is derived from that. A model type that
+//! reuses a family is a line in [`describe`].
+//!
+//! The source of every fact is the model's file in `mlx_lm/models` (its `sanitize`, `quant_predicate`,
+//! `cast_predicate` and module tree), version 0.32.2.
+
+mod cohere2;
+mod deepseek;
+mod gemma;
+mod gemma4;
+mod glm4;
+mod gpt2;
+mod gpt_neox;
+mod gpt_oss;
+mod granite;
+mod lfm2;
+mod llama;
+mod mixtral;
+mod phi;
+mod qwen;
+mod qwen3_next;
+mod starcoder2;
+
+use std::collections::BTreeMap;
+
+use mlx_format::checkpoint::{Config, ConfigError, Tensor};
+use regex::Regex;
+
+/// What a family's function sees.
+#[derive(Clone, Copy, Debug)]
+pub struct Source<'a> {
+    /// config.json.
+    pub config: &'a Config,
+    /// Names and shapes in the checkpoint.
+    pub tensors: &'a BTreeMap<String, Tensor>,
+}
+
+impl Source<'_> {
+    /// Whether any tensor name ends so.
+    fn any_name_ends_with(&self, suffix: &str) -> bool {
+        self.tensors.keys().any(|name| name.ends_with(suffix))
+    }
+}
+
+/// One step of turning a source tensor into an output tensor; none of them touches a value but the last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Splits the first axis into `[parts, rows / parts]`.
+    SplitRows(usize),
+    /// Keeps elements `start, start + step, ...` (`count` of them, 0 = to the end) of the axis that many
+    /// places before the last.
+    Slice {
+        /// 0 is the last axis.
+        from_last: usize,
+        /// First element.
+        start: usize,
+        /// How many; 0 means to the end.
+        count: usize,
+        /// Distance.
+        step: usize,
+    },
+    /// One of the two halves of the axis before the last (`false` the first).
+    HalfOfRows(bool),
+    /// Swaps the last two axes.
+    Transpose,
+    /// Bytes `[.., n, 16]` read as uint32 `[.., n * 4]`.
+    Words,
+    /// Adds 1 in the dtype of the file: norms that multiply by `1 + w`.
+    AddOne,
+}
+
+/// An output tensor that a rule makes.
+#[derive(Clone, Debug)]
+pub struct Output {
+    /// Name, with `$1`, `$2`, ... for the groups of the rule's pattern.
+    pub name: &'static str,
+    /// Applied in order.
+    pub steps: Vec<Step>,
+    /// Whether the group named `e` in the pattern is the index on a new first axis.
+    pub stacked: bool,
+}
+
+/// Source names that match `pattern` become `outputs`; none means that they are dropped.
+#[derive(Clone, Debug)]
+pub struct Rule {
+    /// Matched against the renamed source name.
+    pub pattern: Regex,
+    /// What it becomes.
+    pub outputs: Vec<Output>,
+}
+
+/// Layers that mlx-lm's model keeps at other bits (`quant_predicate`): affine, whatever the mode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Protected {
+    /// End of the module path.
+    pub path: &'static str,
+    /// Bits.
+    pub bits: u32,
+    /// Group size.
+    pub group_size: usize,
+}
+
+/// Which weights are linear or embedding layers.
+#[derive(Clone, Debug)]
+pub enum Linears {
+    /// Module paths that end in one of these (whole segments).
+    Named(Vec<&'static str>),
+    /// Any two-dimensional `*.weight` that is not a norm or a router: for types without a description.
+    ByShape,
+}
+
+/// Everything about a checkpoint that its tensors do not say themselves.
+#[derive(Clone, Debug)]
+pub struct Architecture {
+    /// Family name, for reports.
+    pub family: &'static str,
+    /// Whether the model type is described, or guessed by names.
+    pub described: bool,
+    /// Number of decoder layers.
+    pub layers: usize,
+    /// Prefix replacements; the first that matches is applied, before the rules.
+    pub prefixes: Vec<(&'static str, &'static str)>,
+    /// The first that matches decides; without one the tensor keeps its name.
+    pub rules: Vec<Rule>,
+    /// Linear and embedding layers.
+    pub linears: Linears,
+    /// Layers with bits of their own.
+    pub protected: Vec<Protected>,
+    /// Names containing one of these keep the dtype of the file (`cast_predicate`).
+    pub keep_dtype: Vec<&'static str>,
+}
+
+/// A rule pattern; they are constants of this crate.
+fn pattern(text: &str) -> Regex {
+    Regex::new(text).expect("rule patterns are valid")
+}
+
+/// Tensors that mlx-lm does not load.
+fn drop(text: &str) -> Rule {
+    Rule { pattern: pattern(text), outputs: Vec::new() }
+}
+
+/// Tensors that become one or more others.
+fn make(text: &str, outputs: impl IntoIterator<Item = (&'static str, Vec<Step>)>) -> Rule {
+    let outputs = outputs.into_iter().map(|(name, steps)| Output { name, steps, stacked: false }).collect();
+    Rule { pattern: pattern(text), outputs }
+}
+
+/// Per-expert tensors stacked on a new first axis; the pattern's group `e` is the expert.
+fn stack(text: &str, name: &'static str) -> Rule {
+    Rule { pattern: pattern(text), outputs: vec![Output { name, steps: Vec::new(), stacked: true }] }
+}
+
+/// `X.mlp.experts.E.P.weight` (scales and biases too) to `X.mlp.switch_mlp.P.weight`, as most MoE models do.
+fn stack_mlp_experts() -> Rule {
+    stack(
+        r"^(?<x>.*\.mlp)\.experts\.(?<e>\d+)\.(?<p>gate_proj|up_proj|down_proj)\.(?<k>weight|scales|biases)$",
+        "$x.switch_mlp.$p.$k",
+    )
+}
+
+/// Layers from `layers` on: multi-token prediction heads, which mlx-lm does not load.
+fn drop_layers_from(tensors: &BTreeMap<String, Tensor>, layers: usize) -> Vec<Rule> {
+    let beyond = tensors.keys().filter_map(|name| {
+        let index = name.strip_prefix("model.layers.")?.split('.').next()?;
+        index.parse::<usize>().ok().filter(|index| *index >= layers)
+    });
+    let beyond: std::collections::BTreeSet<usize> = beyond.collect();
+    beyond.into_iter().map(|layer| drop(&format!(r"^model\.layers\.{layer}\."))).collect()
+}
+
+/// Precomputed rotary frequencies of old checkpoints.
+fn drop_inv_freq() -> Rule {
+    drop(r"rotary_emb\.inv_freq")
+}
+
+/// The head of a model whose config may tie it to the embedding; `default` is what mlx-lm's model assumes.
+fn drop_tied_head(source: Source<'_>, default: bool) -> Vec<Rule> {
+    let tied = source.config.bool("tie_word_embeddings", default);
+    if tied { vec![drop(r"^(language_model\.)?lm_head\.weight$")] } else { Vec::new() }
+}
+
+impl Architecture {
+    /// A family with nothing special: names stay, `linears` are the layers.
+    fn plain(source: Source<'_>, family: &'static str, linears: &[&'static str]) -> Result<Self, ConfigError> {
+        Ok(Self {
+            family,
+            described: true,
+            layers: source.config.count("num_hidden_layers")?,
+            prefixes: Vec::new(),
+            rules: Vec::new(),
+            linears: Linears::Named(linears.to_vec()),
+            protected: Vec::new(),
+            keep_dtype: Vec::new(),
+        })
+    }
+
+    fn rules(mut self, rules: impl IntoIterator<Item = Rule>) -> Self {
+        self.rules.extend(rules);
+        self
+    }
+
+    fn protect(mut self, paths: &[&'static str]) -> Self {
+        self.protected.extend(paths.iter().map(|path| Protected { path, bits: 8, group_size: 64 }));
+        self
+    }
+
+    fn keep_dtype(mut self, names: &[&'static str]) -> Self {
+        self.keep_dtype.extend(names);
+        self
+    }
+
+    /// The name after prefix replacement.
+    pub fn renamed(&self, name: &str) -> String {
+        for (from, to) in &self.prefixes {
+            if let Some(rest) = name.strip_prefix(from) {
+                return format!("{to}{rest}");
+            }
+        }
+        name.to_owned()
+    }
+
+    /// Whether the module at `path` with a weight of `axes` axes is a linear or embedding layer.
+    pub fn is_linear(&self, path: &str, axes: usize) -> bool {
+        let last = path.rsplit('.').next().unwrap_or(path);
+        match &self.linears {
+            Linears::Named(names) => {
+                matches!(axes, 2 | 3) && names.iter().any(|name| ends_with_segments(path, name))
+            }
+            Linears::ByShape => {
+                let norm = last.contains("norm") || last.starts_with("ln_") || last.ends_with("_ln");
+                let router = matches!(last, "gate" | "router" | "wg");
+                axes == 2 && !norm && !router
+            }
+        }
+    }
+
+    /// The protection of the module at `path`, if any.
+    pub fn protection(&self, path: &str) -> Option<Protected> {
+        self.protected.iter().find(|protected| ends_with_segments(path, protected.path)).copied()
+    }
+}
+
+/// Whether the last segments of a dotted path are `suffix`.
+fn ends_with_segments(path: &str, suffix: &str) -> bool {
+    path.strip_suffix(suffix).is_some_and(|before| before.is_empty() || before.ends_with('.'))
+}
+
+/// The architecture of a checkpoint: by `model_type`, else by its tensor names.
+///
+/// # Errors
+/// If config.json lacks what the family needs.
+pub fn describe(source: Source<'_>) -> Result<Architecture, ConfigError> {
+    match source.config.model_type()? {
+        "llama" | "mistral" | "iquestcoder" | "xverse" => llama::llama(source),
+        "smollm3" | "ministral3" | "qwen2" | "qwen3" | "olmo2" | "seed_oss" => llama::llama(source),
+        "olmo3" | "hunyuan_v1_dense" | "nemotron" | "ernie4_5" | "exaone4" => llama::untied_by_default(source),
+        "stablelm" => llama::separate_head(source),
+        "granite" => granite::granite(source),
+        "gemma" | "gemma2" => gemma::always_tied(source),
+        "gemma3_text" => gemma::tied_if_missing(source),
+        "gemma4_text" => gemma4::gemma4_text(source),
+        "cohere" | "cohere2" => cohere2::cohere2(source),
+        "glm4" => glm4::dense(source),
+        "glm4_moe" => glm4::moe(source),
+        "phi3" => phi::phi3(source),
+        "phi" => phi::phi(source),
+        "starcoder2" => starcoder2::starcoder2(source),
+        "gpt2" => gpt2::gpt2(source),
+        "gpt_neox" => gpt_neox::gpt_neox(source),
+        "gpt_oss" => gpt_oss::gpt_oss(source),
+        "mixtral" | "phimoe" => mixtral::mixtral(source),
+        "qwen2_moe" => qwen::qwen2_moe(source),
+        "qwen3_moe" => qwen::qwen3_moe(source),
+        "qwen3_next" => qwen3_next::qwen3_next(source),
+        "qwen3_5" | "qwen3_5_moe" => qwen3_next::qwen3_5(source),
+        "deepseek_v2" => deepseek::v2(source),
+        "deepseek_v3" | "kimi_k2" | "joyai_llm_flash" => deepseek::v3(source),
+        "lfm2" => lfm2::lfm2(source),
+        _ => Ok(by_names(source)),
+    }
+}
+
+/// The model types that have a description, for the docs.
+pub const DESCRIBED: &[&str] = &[
+    "cohere", "cohere2", "deepseek_v2", "deepseek_v3", "ernie4_5", "exaone4", "gemma", "gemma2", "gemma3_text",
+    "gemma4_text", "glm4", "glm4_moe", "gpt2", "gpt_neox", "gpt_oss", "granite", "hunyuan_v1_dense", "iquestcoder",
+    "joyai_llm_flash", "kimi_k2", "lfm2", "llama", "ministral3", "mistral", "mixtral", "nemotron", "olmo2", "olmo3",
+    "phi", "phi3", "phimoe", "qwen2", "qwen2_moe", "qwen3", "qwen3_5", "qwen3_5_moe", "qwen3_moe", "qwen3_next",
+    "seed_oss", "smollm3", "stablelm", "starcoder2", "xverse",
+];
+
+/// No description: names stay as they are, linears are told by shape.
+fn by_names(source: Source<'_>) -> Architecture {
+    let highest = source.tensors.keys().filter_map(|name| {
+        let mut segments = name.split('.');
+        segments.find(|segment| matches!(*segment, "layers" | "h" | "blocks"))?;
+        segments.next()?.parse::<usize>().ok()
+    });
+    let layers = source.config.count("num_hidden_layers").ok().or_else(|| highest.max().map(|layer| layer + 1));
+    Architecture {
+        family: "by tensor names",
+        described: false,
+        layers: layers.unwrap_or(0),
+        prefixes: Vec::new(),
+        rules: drop_tied_head(source, false),
+        linears: Linears::ByShape,
+        protected: Vec::new(),
+        keep_dtype: vec!["e_score_correction_bias", "A_log"],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn segments_are_whole() {
+        assert!(ends_with_segments("model.layers.0.mlp.gate", "mlp.gate"));
+        assert!(ends_with_segments("lm_head", "lm_head"));
+        assert!(!ends_with_segments("model.xlm_head", "lm_head"));
+    }
+
+    #[test]
+    fn every_listed_type_is_described() {
+        let tensors = BTreeMap::new();
+        for model_type in DESCRIBED {
+            let json = format!(
+                r#"{{"model_type": "{model_type}", "num_hidden_layers": 2, "n_layer": 2, "num_attention_heads": 2,
+                "qk_nope_head_dim": 2, "v_head_dim": 2}}"#
+            );
+            let config = Config::parse(json.as_bytes()).unwrap();
+            let architecture = describe(Source { config: &config, tensors: &tensors }).unwrap();
+            assert!(architecture.described, "{model_type}");
+        }
+        let config = Config::parse(br#"{"model_type": "new_one"}"#).unwrap();
+        assert!(!describe(Source { config: &config, tensors: &tensors }).unwrap().described);
+    }
+}

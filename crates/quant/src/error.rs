@@ -1,0 +1,77 @@
+//! Everything that can end a command, and whether it ended before any work.
+
+use mlx_format::checkpoint::{CheckpointError, ConfigError, DirectoryError, WriteError};
+
+use crate::plan::PlanError;
+
+/// Why a model was not converted.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The source directory.
+    #[error(transparent)]
+    Directory(#[from] DirectoryError),
+    /// The source weights.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// config.json.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// Source and settings together.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// The output.
+    #[error(transparent)]
+    Write(#[from] WriteError),
+    /// A weight that is not a number.
+    #[error("tensor {tensor} in {file}: element {element} is {value}; hint: the checkpoint is damaged, download it again; --allow-nonfinite stores it all the same")]
+    NonFinite {
+        /// MLX name.
+        tensor: String,
+        /// Source file.
+        file: String,
+        /// Index in the tensor.
+        element: usize,
+        /// NaN or infinity.
+        value: f32,
+    },
+    /// A finite weight beyond the range of the output dtype.
+    #[error("tensor {tensor} in {file}: element {element} is too large for {dtype}; hint: use --dtype bfloat16")]
+    Overflow {
+        /// MLX name.
+        tensor: String,
+        /// Source file.
+        file: String,
+        /// Index in the tensor.
+        element: usize,
+        /// Output dtype.
+        dtype: &'static str,
+    },
+    /// Threads could not be started.
+    #[error("cannot start {threads} threads: {reason}; hint: use fewer --threads")]
+    Threads {
+        /// How many were asked for.
+        threads: usize,
+        /// Why not.
+        reason: String,
+    },
+    /// The observer asked to stop.
+    #[error("interrupted; hint: repeat the command to go on where it stopped")]
+    Interrupted,
+}
+
+impl Error {
+    /// Whether input or settings are to blame (nothing was written then), rather than something that happened
+    /// during the work.
+    pub fn is_refusal(&self) -> bool {
+        match self {
+            Self::Directory(_)
+            | Self::Checkpoint(_)
+            | Self::Config(_)
+            | Self::Plan(_)
+            | Self::NonFinite { .. }
+            | Self::Overflow { .. } => true,
+            Self::Write(error) => !matches!(error, WriteError::Io(_) | WriteError::DiskFull { .. }),
+            Self::Threads { .. } | Self::Interrupted => false,
+        }
+    }
+}

@@ -1,0 +1,47 @@
+//! Turns Hugging Face language models into MLX quantized models.
+//!
+//! The path is always the same: [`open`] a checkpoint, make a [`Plan`], [`convert`] it. A plan knows every output
+//! tensor, scheme, byte and file before any work; converting streams the weights through, a few rows at a
+//! time, so memory does not grow with the model.
+//!
+//! ```
+//! use mlx_quant::{Plan, Settings, convert};
+//! use mlx_format::Scheme;
+//!
+//! # fn main() -> Result<(), mlx_quant::Error> {
+//! # let directory = tempfile::tempdir().unwrap();
+//! # let target = directory.path().join("out");
+//! # #[cfg(feature = "demo")] {
+//! let source = mlx_quant::open(&mlx_quant::demo())?;
+//! let settings = Settings { quantize: Some(Scheme::affine(4, 64).unwrap()), ..Settings::default() };
+//! let plan = Plan::new(&source.checkpoint, &source.config, settings)?;
+//! println!("{:.3} bits per weight", plan.bits_per_weight());
+//! convert(&source, &plan, &target, 2, &mlx_quant::Silent)?;
+//! # }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! The library never prints and never reads the environment; progress leaves it through [`Observer`].
+#![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test panics to fail"))]
+
+pub mod arch;
+mod card;
+mod convert;
+mod error;
+mod observer;
+mod plan;
+mod source;
+mod view;
+
+pub use card::model_card;
+pub use convert::{Converted, convert, peak_memory};
+pub use error::Error;
+pub use observer::{Event, Observer, Silent};
+pub use plan::{
+    Item, Job, LayerReport, MixedRecipe, Overrides, OverridesError, Plan, PlanError, PlanReport, Settings,
+};
+#[cfg(feature = "demo")]
+pub use source::demo;
+pub use source::{Model, open};
+pub use view::View;

@@ -1,0 +1,45 @@
+//! How progress leaves the library.
+
+/// Something that happened.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum Event<'a> {
+    /// Work begins.
+    Started {
+        /// Bytes to be read.
+        total: u64,
+        /// Bytes that an earlier, interrupted run has done.
+        resumed: u64,
+    },
+    /// This many bytes of input are done, earlier runs included.
+    Progress {
+        /// Bytes.
+        done: u64,
+    },
+    /// Work goes on with this layer or tensor.
+    Working {
+        /// MLX name.
+        name: &'a str,
+    },
+    /// Weights are written; the directory is being synced and renamed.
+    Finishing,
+}
+
+/// Receives events and may ask to stop. Called from the thread that runs the conversion.
+pub trait Observer: Sync {
+    /// Something happened.
+    fn event(&self, event: Event<'_>);
+
+    /// Whether to stop at the next opportunity, resumably.
+    fn cancelled(&self) -> bool {
+        false
+    }
+}
+
+/// Hears nothing, never stops.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Silent;
+
+impl Observer for Silent {
+    fn event(&self, _: Event<'_>) {}
+}

@@ -1,0 +1,79 @@
+//! A plan as plain data, for `--dry-run` and `--json`.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use super::{Job, Plan};
+
+/// One layer or tensor of a plan.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct LayerReport {
+    /// Module path or tensor name.
+    pub name: String,
+    /// Shape of the weight, unpacked.
+    pub shape: Vec<usize>,
+    /// `4 bits, group size 64`, `mxfp4`, or the dtype of what is not quantized.
+    pub scheme: String,
+    /// Bytes in the output, scales and biases included.
+    pub bytes: u64,
+}
+
+/// What a plan will do.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct PlanReport {
+    /// `model_type` of the source.
+    pub model_type: String,
+    /// Family whose description is used.
+    pub family: &'static str,
+    /// Whether the model type is described (else: by tensor names).
+    pub described: bool,
+    /// Number of weights.
+    pub parameters: u64,
+    /// Stored bits per weight.
+    pub bits_per_weight: f64,
+    /// Bytes read.
+    pub input_bytes: u64,
+    /// Bytes of all safetensors files written.
+    pub output_bytes: u64,
+    /// Output files and their bytes.
+    pub files: Vec<(String, u64)>,
+    /// Number of layers by scheme.
+    pub schemes: BTreeMap<String, usize>,
+    /// What a person should know.
+    pub notes: Vec<String>,
+    /// Every layer and tensor.
+    pub layers: Vec<LayerReport>,
+}
+
+impl Plan {
+    /// The plan as data.
+    pub fn report(&self) -> PlanReport {
+        let mut layers = Vec::new();
+        let mut schemes = BTreeMap::new();
+        for (index, item) in self.items.iter().enumerate() {
+            let end = self.items.get(index + 1).map_or(self.layout.specs().len(), |next| next.first_output);
+            let specs = &self.layout.specs()[item.first_output..end];
+            let (shape, scheme) = match &item.job {
+                Job::Quantize { view, scheme, .. } => (view.shape(), scheme.to_string()),
+                Job::Copy { .. } | Job::Dequantize { .. } => (specs[0].shape.clone(), specs[0].dtype.to_string()),
+            };
+            let bytes = specs.iter().map(mlx_format::checkpoint::TensorSpec::bytes).sum();
+            *schemes.entry(scheme.clone()).or_default() += 1;
+            layers.push(LayerReport { name: item.name.clone(), shape, scheme, bytes });
+        }
+        PlanReport {
+            model_type: self.config.model_type().unwrap_or_default().to_owned(),
+            family: self.architecture.family,
+            described: self.architecture.described,
+            parameters: self.parameters,
+            bits_per_weight: self.bits_per_weight(),
+            input_bytes: self.input_bytes(),
+            output_bytes: self.layout.file_bytes(),
+            files: self.layout.shards().map(|(name, bytes)| (name.to_owned(), bytes)).collect(),
+            schemes,
+            notes: self.notes.clone(),
+            layers,
+        }
+    }
+}

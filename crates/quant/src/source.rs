@@ -1,0 +1,78 @@
+//! Opening a model: weights, config, and the small files that go along.
+
+use mlx_format::checkpoint::{Checkpoint, Config, Directory};
+
+use crate::Error;
+
+/// An opened model.
+#[derive(Debug)]
+pub struct Model {
+    /// Weights.
+    pub checkpoint: Checkpoint,
+    /// config.json, with generation_config.json's `eos_token_id`.
+    pub config: Config,
+}
+
+/// Opens a model directory and validates everything in it.
+///
+/// # Errors
+/// [`Error`] for whatever is missing, unreadable or damaged.
+pub fn open(directory: &Directory) -> Result<Model, Error> {
+    // The config first: without one, a directory of weights is not a model.
+    let config = Config::load(directory)?;
+    Ok(Model { checkpoint: Checkpoint::open(directory.clone())?, config })
+}
+
+/// The built-in demo model: llama, 7.9 million weights, bfloat16.
+#[cfg(feature = "demo")]
+pub fn demo() -> Directory {
+    Directory::Embedded { name: "demo model (built in)", files: mlx_quant_demo::FILES }
+}
+
+impl Model {
+    /// Files that are copied as they are: tokenizer, chat template, generation settings, and Python files, which
+    /// are data here and never run.
+    ///
+    /// # Errors
+    /// If the directory cannot be listed.
+    pub fn companions(&self) -> Result<Vec<String>, Error> {
+        let mut files = self.checkpoint.directory().files()?;
+        files.retain(|name| is_companion(name));
+        Ok(files)
+    }
+}
+
+fn is_companion(name: &str) -> bool {
+    const NAMES: [&str; 13] = [
+        "added_tokens.json",
+        "chat_template.jinja",
+        "chat_template.json",
+        "generation_config.json",
+        "merges.txt",
+        "special_tokens_map.json",
+        "spiece.model",
+        "tekken.json",
+        "tokenizer.json",
+        "tokenizer.model",
+        "tokenizer_config.json",
+        "vocab.json",
+        "vocab.txt",
+    ];
+    let python = name.ends_with(".py") && !name.starts_with('.');
+    NAMES.contains(&name) || python || name.ends_with(".tiktoken") || name == "tiktoken.model"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn companions_are_chosen_by_name() {
+        for name in ["tokenizer.json", "modeling_x.py", "qwen.tiktoken", "chat_template.jinja"] {
+            assert!(is_companion(name), "{name}");
+        }
+        for name in ["config.json", "README.md", "LICENSE", "pytorch_model.bin", "model.safetensors", ".hidden.py"] {
+            assert!(!is_companion(name), "{name}");
+        }
+    }
+}

@@ -1,0 +1,435 @@
+//! A logical tensor over the bytes of a checkpoint: strided views of source tensors, stacked.
+//!
+//! Renaming, stacking experts, splitting fused matrices, de-interleaving and transposing only say where the
+//! bytes of an output row are found; nothing is copied until a range of rows is asked for, so that a tensor of
+//! any size is handled a few rows at a time. Weights that the hub stores as fp8 with block scales are decoded to
+//! bfloat16 on the way (`mlx_lm/models/deepseek_v3.py`, `dequant`).
+
+use std::borrow::Cow;
+use std::ops::Range;
+
+use mlx_format::checkpoint::{Checkpoint, Tensor};
+use mlx_format::{Dtype, FloatType, fp};
+
+use crate::arch::Step;
+
+/// A step that does not fit the shape it meets.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{step:?} does not fit shape {shape:?}")]
+pub struct StepError {
+    step: Step,
+    shape: Vec<usize>,
+}
+
+/// A strided view of one source tensor, in elements.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Piece {
+    tensor: String,
+    shape: Vec<usize>,
+    strides: Vec<usize>,
+    offset: usize,
+    blocks: Option<BlockScales>,
+}
+
+/// Scales of an fp8 weight: one float32 (or bfloat16) for each block of its rows and columns.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct BlockScales {
+    tensor: String,
+    /// Rows and columns of a block.
+    block: [usize; 2],
+    /// Columns of the weight as stored.
+    columns: usize,
+}
+
+/// Pieces of equal shape; more than one, or `stacked`, adds a first axis.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct View {
+    /// dtype of the elements as read.
+    pub dtype: Dtype,
+    /// Whether 1 is to be added to every element, in `dtype`.
+    pub add_one: bool,
+    stacked: bool,
+    pieces: Vec<Piece>,
+}
+
+fn row_major(shape: &[usize]) -> Vec<usize> {
+    let mut strides = vec![1; shape.len()];
+    for axis in (1..shape.len()).rev() {
+        strides[axis - 1] = strides[axis] * shape[axis];
+    }
+    strides
+}
+
+impl View {
+    /// The whole of a tensor after `steps`.
+    ///
+    /// # Errors
+    /// [`StepError`] if a step does not fit the shape.
+    pub fn new(name: &str, tensor: &Tensor, steps: &[Step]) -> Result<Self, StepError> {
+        let strides = row_major(&tensor.shape);
+        let piece = Piece { tensor: name.to_owned(), shape: tensor.shape.clone(), strides, offset: 0, blocks: None };
+        let mut view = Self { dtype: tensor.dtype, add_one: false, stacked: false, pieces: vec![piece] };
+        for step in steps {
+            view.apply(*step).ok_or_else(|| StepError { step: *step, shape: view.pieces[0].shape.clone() })?;
+        }
+        Ok(view)
+    }
+
+    /// Makes this view of an fp8 (e4m3) weight one of bfloat16, by the block scales in `name`; `false` if the shapes
+    /// do not belong together. A single scale holds for the whole weight.
+    pub fn decode_fp8(&mut self, weight: &Tensor, name: &str, scales: &Tensor, block: [usize; 2]) -> bool {
+        let [rows, columns] = weight.shape[..] else { return false };
+        let block = if scales.elements() == 1 { [rows.max(1), columns.max(1)] } else { block };
+        let expected = [rows.div_ceil(block[0].max(1)), columns.div_ceil(block[1].max(1))];
+        let fits = scales.elements() == 1 || scales.shape == expected;
+        let float = matches!(scales.dtype, Dtype::F32 | Dtype::BF16);
+        if self.dtype != Dtype::F8_E4M3 || !fits || !float || block.contains(&0) {
+            return false;
+        }
+        self.dtype = Dtype::BF16;
+        for piece in &mut self.pieces {
+            piece.blocks = Some(BlockScales { tensor: name.to_owned(), block, columns });
+        }
+        true
+    }
+
+    /// Views of equal shape and dtype on a new first axis; `None` if they differ or there are none.
+    pub fn stack(views: Vec<Self>) -> Option<Self> {
+        let first = views.first()?;
+        let (dtype, add_one) = (first.dtype, first.add_one);
+        let alike = |view: &Self| {
+            view.dtype == dtype && view.add_one == add_one && !view.stacked && view.pieces[0].shape == first.pieces[0].shape
+        };
+        if !views.iter().all(alike) {
+            return None;
+        }
+        Some(Self { dtype, add_one, stacked: true, pieces: views.into_iter().flat_map(|view| view.pieces).collect() })
+    }
+
+    fn apply(&mut self, step: Step) -> Option<()> {
+        let piece = &mut self.pieces[0];
+        let axes = piece.shape.len();
+        match step {
+            Step::SplitRows(parts) => {
+                let rows = *piece.shape.first()?;
+                if parts == 0 || !rows.is_multiple_of(parts) {
+                    return None;
+                }
+                piece.shape.splice(0..1, [parts, rows / parts]);
+                piece.strides.insert(0, piece.strides[0] * (rows / parts));
+            }
+            Step::Slice { from_last, start, count, step } => {
+                let axis = axes.checked_sub(from_last + 1)?;
+                let length = piece.shape[axis];
+                let count = if count == 0 { length.saturating_sub(start).div_ceil(step) } else { count };
+                if count == 0 || start + (count - 1) * step >= length {
+                    return None;
+                }
+                piece.offset += start * piece.strides[axis];
+                piece.shape[axis] = count;
+                piece.strides[axis] *= step;
+            }
+            Step::HalfOfRows(second) => {
+                let half = piece.shape[axes.checked_sub(2)?] / 2;
+                if half * 2 != piece.shape[axes - 2] {
+                    return None;
+                }
+                self.apply(Step::Slice { from_last: 1, start: if second { half } else { 0 }, count: half, step: 1 })?;
+            }
+            Step::Transpose => {
+                let last = axes.checked_sub(2)? + 1;
+                piece.shape.swap(last - 1, last);
+                piece.strides.swap(last - 1, last);
+            }
+            Step::Words => {
+                let last = axes.checked_sub(2)? + 1;
+                let inner = piece.shape[last];
+                if self.dtype != Dtype::U8 || piece.offset != 0 || piece.strides != row_major(&piece.shape) || !inner.is_multiple_of(4) {
+                    return None;
+                }
+                piece.shape.truncate(last);
+                piece.shape[last - 1] *= inner / 4;
+                piece.strides = row_major(&piece.shape);
+                self.dtype = Dtype::U32;
+            }
+            Step::AddOne => self.add_one = piece.shape.len() == 1,
+        }
+        Some(())
+    }
+
+    /// Shape, outermost axis first.
+    pub fn shape(&self) -> Vec<usize> {
+        let mut shape = self.pieces[0].shape.clone();
+        if self.stacked {
+            shape.insert(0, self.pieces.len());
+        }
+        shape
+    }
+
+    /// Length of the last axis (1 for a scalar).
+    pub fn columns(&self) -> usize {
+        self.pieces[0].shape.last().copied().unwrap_or(1)
+    }
+
+    /// Product of all axes but the last.
+    pub fn rows(&self) -> usize {
+        self.pieces.len() * self.rows_per_piece()
+    }
+
+    fn rows_per_piece(&self) -> usize {
+        let shape = &self.pieces[0].shape;
+        shape[..shape.len().saturating_sub(1)].iter().product()
+    }
+
+    /// Number of elements.
+    pub fn elements(&self) -> usize {
+        self.rows() * self.columns()
+    }
+
+    /// Bytes of one row.
+    pub fn row_bytes(&self) -> usize {
+        self.columns() * self.dtype.bitsize() / 8
+    }
+
+    /// The source tensors.
+    pub fn sources(&self) -> impl Iterator<Item = &str> {
+        self.pieces.iter().map(|piece| piece.tensor.as_str())
+    }
+
+    /// Bytes of one element as stored in the source.
+    fn stored_size(&self) -> usize {
+        if self.pieces[0].blocks.is_some() { 1 } else { self.dtype.bitsize() / 8 }
+    }
+
+    /// The bytes of rows `rows`, row-major: borrowed from the map where they are contiguous there, else gathered.
+    ///
+    /// # Panics
+    /// If the range is out of bounds or the view is of another checkpoint.
+    pub fn rows_of<'c>(&self, checkpoint: &'c Checkpoint, rows: Range<usize>) -> Cow<'c, [u8]> {
+        let (size, row_bytes, per_piece) = (self.dtype.bitsize() / 8, self.row_bytes(), self.rows_per_piece());
+        assert!(rows.end <= self.rows());
+        if rows.is_empty() || row_bytes == 0 {
+            return Cow::Borrowed(&[]);
+        }
+        let first = rows.start / per_piece;
+        if (rows.end - 1) / per_piece == first && self.pieces[first].is_row_major() && self.pieces[first].blocks.is_none() {
+            let piece = &self.pieces[first];
+            let start = piece.offset * size + (rows.start - first * per_piece) * row_bytes;
+            return Cow::Borrowed(&piece.bytes(checkpoint)[start..][..rows.len() * row_bytes]);
+        }
+        let mut out = vec![0u8; rows.len() * row_bytes];
+        let mut filled = 0;
+        let mut row = rows.start;
+        while row < rows.end {
+            let piece = &self.pieces[row / per_piece];
+            let end = rows.end.min((row / per_piece + 1) * per_piece);
+            let local = row % per_piece..row % per_piece + (end - row);
+            let length = local.len() * row_bytes;
+            let part = &mut out[filled..][..length];
+            match &piece.blocks {
+                None => piece.gather(piece.bytes(checkpoint), local, size, part),
+                Some(blocks) => piece.decode(checkpoint, blocks, local, part),
+            }
+            filled += length;
+            row = end;
+        }
+        Cow::Owned(out)
+    }
+
+    /// Tells the system that the pages behind `rows` are not needed now.
+    pub fn release(&self, checkpoint: &Checkpoint, rows: Range<usize>) {
+        self.for_extents(checkpoint, rows, |tensor, range| checkpoint.release(tensor, range));
+    }
+
+    /// Asks the system to read the pages behind `rows` ahead.
+    pub fn prefetch(&self, checkpoint: &Checkpoint, rows: Range<usize>) {
+        self.for_extents(checkpoint, rows, |tensor, range| checkpoint.prefetch(tensor, range));
+    }
+
+    /// Calls `act` with the smallest byte range of each source tensor that covers its share of `rows`.
+    fn for_extents(&self, checkpoint: &Checkpoint, rows: Range<usize>, act: impl Fn(&Tensor, Range<usize>)) {
+        let (size, per_piece) = (self.stored_size(), self.rows_per_piece());
+        if rows.is_empty() || per_piece == 0 || self.columns() == 0 {
+            return;
+        }
+        for index in rows.start / per_piece..=(rows.end - 1) / per_piece {
+            let piece = &self.pieces[index];
+            let local = rows.start.max(index * per_piece) - index * per_piece
+                ..rows.end.min((index + 1) * per_piece) - index * per_piece;
+            let (mut low, mut high) = (usize::MAX, 0);
+            for row in local {
+                let start = piece.row_start(row);
+                let last = start + (self.columns() - 1) * piece.strides.last().copied().unwrap_or(1);
+                (low, high) = (low.min(start), high.max(last + 1));
+            }
+            if let Some(tensor) = checkpoint.tensor(&piece.tensor) {
+                act(tensor, low * size..high * size);
+            }
+        }
+    }
+}
+
+impl Piece {
+    /// fp8 elements times the scale of their block, rounded to bfloat16.
+    fn decode(&self, checkpoint: &Checkpoint, blocks: &BlockScales, rows: Range<usize>, out: &mut [u8]) {
+        let bytes = self.bytes(checkpoint);
+        let tensor = checkpoint.tensor(&blocks.tensor).expect("a view is used with the checkpoint it was made for");
+        let mut scales = vec![0f32; tensor.elements()];
+        FloatType::from_dtype(tensor.dtype).unwrap_or(FloatType::F32).widen(checkpoint.bytes(tensor), &mut scales);
+        let per_row = blocks.columns.div_ceil(blocks.block[1]);
+        let columns = self.shape.last().copied().unwrap_or(1);
+        let stride = self.strides.last().copied().unwrap_or(1);
+        let mut values = vec![0f32; columns];
+        for (row, out) in rows.zip(out.chunks_exact_mut(columns * 2)) {
+            let start = self.row_start(row);
+            for (column, value) in values.iter_mut().enumerate() {
+                let element = start + column * stride;
+                let (i, j) = (element / blocks.columns, element % blocks.columns);
+                let scale = scales[i / blocks.block[0] * per_row + j / blocks.block[1]];
+                *value = fp::e4m3_decode(bytes[element]) * scale;
+            }
+            FloatType::Bf16.narrow(&values, out);
+        }
+    }
+
+    fn bytes<'c>(&self, checkpoint: &'c Checkpoint) -> &'c [u8] {
+        let tensor = checkpoint.tensor(&self.tensor).expect("a view is used with the checkpoint it was made for");
+        checkpoint.bytes(tensor)
+    }
+
+    fn is_row_major(&self) -> bool {
+        let expected = row_major(&self.shape);
+        // The stride of an axis of length 1 does not matter.
+        self.shape.iter().zip(self.strides.iter().zip(&expected)).all(|(n, (a, b))| *n == 1 || a == b)
+    }
+
+    /// First element of a row.
+    fn row_start(&self, row: usize) -> usize {
+        let outer = self.shape.len().saturating_sub(1);
+        let mut rest = row;
+        let mut start = self.offset;
+        for axis in (0..outer).rev() {
+            start += rest % self.shape[axis] * self.strides[axis];
+            rest /= self.shape[axis];
+        }
+        start
+    }
+
+    fn gather(&self, bytes: &[u8], rows: Range<usize>, size: usize, out: &mut [u8]) {
+        let columns = self.shape.last().copied().unwrap_or(1);
+        let stride = self.strides.last().copied().unwrap_or(1);
+        let row_bytes = columns * size;
+        if stride == 1 {
+            for (row, out) in rows.zip(out.chunks_exact_mut(row_bytes)) {
+                out.copy_from_slice(&bytes[self.row_start(row) * size..][..row_bytes]);
+            }
+            return;
+        }
+        // Transposed: walk the source along its own rows, for blocks of output rows that share a matrix.
+        let starts: Vec<usize> = rows.map(|row| self.row_start(row)).collect();
+        for column in 0..columns {
+            for (row, start) in starts.iter().enumerate() {
+                let from = (start + column * stride) * size;
+                out[row * row_bytes + column * size..][..size].copy_from_slice(&bytes[from..][..size]);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mlx_format::checkpoint::Directory;
+
+    use super::*;
+
+    /// A checkpoint of U8 tensors `t0`, `t1` of the given shape, counting up.
+    fn checkpoint(shape: &[usize]) -> (tempfile::TempDir, Checkpoint) {
+        let directory = tempfile::tempdir().unwrap();
+        let elements: usize = shape.iter().product();
+        let header = format!(
+            r#"{{"t0":{{"dtype":"U8","shape":{shape:?},"data_offsets":[0,{elements}]}},"t1":{{"dtype":"U8","shape":{shape:?},"data_offsets":[{elements},{}]}}}}"#,
+            elements * 2
+        );
+        let mut file = (header.len() as u64).to_le_bytes().to_vec();
+        file.extend(header.as_bytes());
+        file.extend((0..elements * 2).map(|i| i as u8));
+        std::fs::write(directory.path().join("model.safetensors"), file).unwrap();
+        let opened = Checkpoint::open(Directory::open(directory.path()).unwrap()).unwrap();
+        (directory, opened)
+    }
+
+    fn view(checkpoint: &Checkpoint, steps: &[Step]) -> View {
+        View::new("t0", checkpoint.tensor("t0").unwrap(), steps).unwrap()
+    }
+
+    /// All rows at once must equal all ways of cutting them.
+    fn read(view: &View, checkpoint: &Checkpoint) -> Vec<u8> {
+        let whole = view.rows_of(checkpoint, 0..view.rows()).into_owned();
+        for step in 1..view.rows() {
+            let mut cut = Vec::new();
+            for start in (0..view.rows()).step_by(step) {
+                let rows = start..view.rows().min(start + step);
+                cut.extend_from_slice(&view.rows_of(checkpoint, rows.clone()));
+                view.prefetch(checkpoint, rows.clone());
+                view.release(checkpoint, rows);
+            }
+            assert_eq!(cut, whole, "cut by {step}");
+        }
+        whole
+    }
+
+    #[test]
+    fn transpose_slice_and_split() {
+        let (_directory, checkpoint) = checkpoint(&[6, 2]);
+        let transposed = view(&checkpoint, &[Step::Transpose]);
+        assert_eq!(transposed.shape(), [2, 6]);
+        assert_eq!(read(&transposed, &checkpoint), [0, 2, 4, 6, 8, 10, 1, 3, 5, 7, 9, 11]);
+        let odd = view(&checkpoint, &[Step::Slice { from_last: 1, start: 1, count: 0, step: 2 }]);
+        assert_eq!(read(&odd, &checkpoint), [2, 3, 6, 7, 10, 11]);
+        let second = view(&checkpoint, &[Step::HalfOfRows(true)]);
+        assert_eq!(read(&second, &checkpoint), [6, 7, 8, 9, 10, 11]);
+        let heads = view(
+            &checkpoint,
+            &[Step::SplitRows(2), Step::Slice { from_last: 1, start: 0, count: 2, step: 1 }, Step::Transpose],
+        );
+        assert_eq!(heads.shape(), [2, 2, 2]);
+        assert_eq!(read(&heads, &checkpoint), [0, 2, 1, 3, 6, 8, 7, 9]);
+        let last = view(&checkpoint, &[Step::Slice { from_last: 0, start: 1, count: 0, step: 2 }]);
+        assert_eq!((last.shape(), read(&last, &checkpoint)), (vec![6, 1], vec![1, 3, 5, 7, 9, 11]));
+    }
+
+    #[test]
+    fn stacks_across_tensors() {
+        let (_directory, checkpoint) = checkpoint(&[2, 2]);
+        let one = |name: &str| View::new(name, checkpoint.tensor(name).unwrap(), &[Step::Transpose]).unwrap();
+        let stacked = View::stack(vec![one("t0"), one("t1")]).unwrap();
+        assert_eq!(stacked.shape(), [2, 2, 2]);
+        assert_eq!(read(&stacked, &checkpoint), [0, 2, 1, 3, 4, 6, 5, 7]);
+        let other = View::new("t0", checkpoint.tensor("t0").unwrap(), &[Step::SplitRows(2)]).unwrap();
+        assert!(View::stack(vec![one("t0"), other]).is_none());
+    }
+
+    #[test]
+    fn bytes_as_words() {
+        let (_directory, checkpoint) = checkpoint(&[3, 2, 16]);
+        let words = view(&checkpoint, &[Step::Words]);
+        assert_eq!((words.dtype, words.shape()), (Dtype::U32, vec![3, 8]));
+        assert_eq!(read(&words, &checkpoint), (0..96).collect::<Vec<u8>>());
+    }
+
+    #[test]
+    fn steps_that_do_not_fit_are_errors() {
+        let (_directory, checkpoint) = checkpoint(&[6, 2]);
+        let tensor = checkpoint.tensor("t0").unwrap();
+        for step in [
+            Step::SplitRows(4),
+            Step::SplitRows(0),
+            Step::Slice { from_last: 1, start: 4, count: 3, step: 1 },
+            Step::Slice { from_last: 2, start: 0, count: 0, step: 1 },
+            Step::Slice { from_last: 0, start: 2, count: 0, step: 1 },
+            Step::Words,
+        ] {
+            assert!(View::new("t0", tensor, &[step]).is_err(), "{step:?}");
+        }
+    }
+}
