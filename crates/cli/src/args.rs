@@ -1,0 +1,209 @@
+//! The command line: parsed, not yet acted upon.
+
+use std::path::PathBuf;
+
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use mlx_format::{FloatType, Mode};
+use mlx_quant::MixedRecipe;
+
+/// Turns Hugging Face language models into MLX quantized models.
+#[derive(Debug, Parser)]
+#[command(name = "mlx-quant", version, arg_required_else_help = true, max_term_width = 100)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Convert a model: quantize (-q), dequantize (-d), or only change its dtype
+    Convert(Box<Convert>),
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  mlx-quant convert -q
+      the built-in demo model at 4 bits, into ./mlx_model
+  mlx-quant convert -q --model ./Qwen3-8B --mlx-path ./Qwen3-8B-4bit
+  mlx-quant convert -q --model ./Qwen3-8B --quant-predicate mixed_4_6 --mlx-path ./Qwen3-8B-mixed
+  mlx-quant convert -q --model ./Qwen3-8B --q-mode mxfp4 --dry-run
+      what would be written, layer by layer, without writing it
+  mlx-quant convert -d --model ./Qwen3-8B-4bit --mlx-path ./Qwen3-8B-decoded
+
+A recipe file sets layers apart (later entries win; * matches any characters):
+  [[layer]]
+  path = \"*.mlp.down_proj\"
+  bits = 6
+  [[layer]]
+  path = \"lm_head\"
+  keep = true";
+
+/// Round to nearest, equal to mlx_lm.convert tensor for tensor. Weights are streamed: memory does not grow with
+/// the model, and an interrupted run resumes when it is repeated.
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Convert {
+    /// Model directory (config.json and safetensors) [default: the built-in demo model]
+    #[arg(long, short = 'm', visible_alias = "hf-path", value_name = "DIR")]
+    pub(crate) model: Option<PathBuf>,
+
+    /// Output directory; must not exist
+    #[arg(long, value_name = "DIR", default_value = "mlx_model")]
+    pub(crate) mlx_path: PathBuf,
+
+    /// Quantize
+    #[arg(long, short = 'q')]
+    pub(crate) quantize: bool,
+
+    /// Decode a quantized MLX model
+    #[arg(long, short = 'd', conflicts_with = "quantize")]
+    pub(crate) dequantize: bool,
+
+    /// Bits per weight: 2, 3, 4, 5, 6 or 8 [default: 4; the fp modes have their own]
+    #[arg(long, visible_alias = "bits", value_name = "BITS")]
+    pub(crate) q_bits: Option<u32>,
+
+    /// Weights that share a scale: 32, 64 or 128 [default: 64; the fp modes have their own]
+    #[arg(long, visible_alias = "group-size", value_name = "N")]
+    pub(crate) q_group_size: Option<usize>,
+
+    /// Quantization mode
+    #[arg(long, value_enum, default_value = "affine")]
+    pub(crate) q_mode: ModeArg,
+
+    /// Mixed-bit recipe: more bits for some layers' value and down projections and for the head
+    #[arg(long, value_enum, value_name = "RECIPE")]
+    pub(crate) quant_predicate: Option<RecipeArg>,
+
+    /// TOML file with bits, group size, mode or keep for layers by path pattern
+    #[arg(long, value_name = "FILE")]
+    pub(crate) recipe_file: Option<PathBuf>,
+
+    /// dtype of what is not quantized, and of scales and biases [default: config.json's torch_dtype]
+    #[arg(long, value_enum)]
+    pub(crate) dtype: Option<DtypeArg>,
+
+    /// Store NaN and infinite weights as MLX does instead of refusing them
+    #[arg(long)]
+    pub(crate) allow_nonfinite: bool,
+
+    /// Print the plan (schemes, bits per weight, exact bytes, memory, time) and write nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+
+    #[command(flatten)]
+    pub(crate) machine: Machine,
+
+    #[command(flatten)]
+    pub(crate) output: Output,
+
+    #[command(flatten)]
+    pub(crate) hub: Hub,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Machine")]
+pub(crate) struct Machine {
+    /// Threads; the result does not depend on it [default: one per core]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub(crate) threads: Option<u32>,
+
+    /// Smallest resident set (convert always streams)
+    #[arg(long)]
+    pub(crate) low_memory: bool,
+
+    /// Device
+    #[arg(long, value_enum, default_value = "cpu")]
+    pub(crate) device: DeviceArg,
+
+    /// Seed (convert draws nothing at random)
+    #[arg(long, default_value_t = 123)]
+    pub(crate) seed: u64,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Output")]
+pub(crate) struct Output {
+    /// Print one JSON document on stdout
+    #[arg(long)]
+    pub(crate) json: bool,
+
+    /// Say nothing but errors
+    #[arg(long, conflicts_with = "verbose")]
+    pub(crate) quiet: bool,
+
+    /// Say more
+    #[arg(long)]
+    pub(crate) verbose: bool,
+}
+
+/// Accepted so that mlx-lm's command lines parse.
+#[derive(Debug, Args)]
+pub(crate) struct Hub {
+    /// Hub revision
+    #[arg(long, hide = true)]
+    pub(crate) revision: Option<String>,
+
+    /// Hub repository to upload to
+    #[arg(long, hide = true)]
+    pub(crate) upload_repo: Option<String>,
+
+    /// Without effect: nothing in a model directory is ever run
+    #[arg(long, hide = true, action = ArgAction::SetTrue)]
+    pub(crate) trust_remote_code: bool,
+}
+
+/// A choice on the command line that stands for a value of the library.
+macro_rules! choices {
+    ($(#[$doc:meta])* $name:ident => $value:ty { $($variant:ident = $text:literal => $target:expr,)* }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+        pub(crate) enum $name {
+            $(#[value(name = $text)] $variant,)*
+        }
+
+        impl From<$name> for $value {
+            fn from(choice: $name) -> Self {
+                match choice {
+                    $($name::$variant => $target,)*
+                }
+            }
+        }
+    };
+}
+
+choices!(
+    /// `--q-mode`.
+    ModeArg => Mode {
+        Affine = "affine" => Mode::Affine,
+        Mxfp4 = "mxfp4" => Mode::Mxfp4,
+        Mxfp8 = "mxfp8" => Mode::Mxfp8,
+        Nvfp4 = "nvfp4" => Mode::Nvfp4,
+    }
+);
+
+choices!(
+    /// `--quant-predicate`.
+    RecipeArg => MixedRecipe {
+        Mixed2_6 = "mixed_2_6" => MixedRecipe::Mixed2_6,
+        Mixed3_4 = "mixed_3_4" => MixedRecipe::Mixed3_4,
+        Mixed3_6 = "mixed_3_6" => MixedRecipe::Mixed3_6,
+        Mixed4_6 = "mixed_4_6" => MixedRecipe::Mixed4_6,
+    }
+);
+
+choices!(
+    /// `--dtype`.
+    DtypeArg => FloatType {
+        Float16 = "float16" => FloatType::F16,
+        Bfloat16 = "bfloat16" => FloatType::Bf16,
+        Float32 = "float32" => FloatType::F32,
+    }
+);
+
+/// `--device`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum DeviceArg {
+    /// The processor
+    Cpu,
+}

@@ -1,0 +1,231 @@
+//! `mlx-quant convert`.
+
+use std::path::Path;
+use std::time::Instant;
+
+use anyhow::Result;
+use indicatif::ProgressBar;
+use mlx_format::checkpoint::{Directory, Writer};
+use mlx_format::{FloatType, PackedMut, Scheme, SchemeError};
+use mlx_quant::{Event, Job, Model, Observer, Overrides, Plan, PlanReport, Settings};
+use serde_json::json;
+
+use crate::Refusal;
+use crate::args::Convert;
+use crate::interrupt::Interrupt;
+use crate::printer::{Printer, bytes};
+
+/// Draws events and passes on the wish to stop.
+struct Screen {
+    bar: ProgressBar,
+    interrupt: Interrupt,
+    printer: Printer,
+}
+
+impl Observer for Screen {
+    fn event(&self, event: Event<'_>) {
+        match event {
+            Event::Started { total, resumed } => {
+                self.bar.set_length(total);
+                self.bar.set_message("converting");
+                self.bar.set_position(resumed);
+                self.bar.reset_eta();
+                if resumed > 0 {
+                    self.printer.say(&format!("resuming: {} of {} were done before", bytes(resumed), bytes(total)));
+                }
+            }
+            Event::Progress { done } => self.bar.set_position(done),
+            Event::Finishing => self.bar.finish_and_clear(),
+            _ => {}
+        }
+    }
+
+    fn cancelled(&self) -> bool {
+        self.interrupt.requested()
+    }
+}
+
+/// Runs the command.
+pub(crate) fn run(args: &Convert, printer: &Printer) -> Result<()> {
+    let settings = settings(args, *printer)?;
+    if !args.dry_run {
+        Writer::check_target(&args.mlx_path).map_err(mlx_quant::Error::from)?;
+    }
+    let model = open(args.model.as_deref())?;
+    for file in model.checkpoint.ignored() {
+        printer.warn(&format!("{file} is not in the index and is not used"));
+    }
+    let plan = Plan::new(&model.checkpoint, &model.config, settings).map_err(mlx_quant::Error::from)?;
+    for note in &plan.notes {
+        printer.warn(note);
+    }
+    let threads = args.machine.threads.map_or(0, |threads| threads as usize);
+    if args.dry_run {
+        return dry_run(&plan, threads, *printer);
+    }
+    printer.detail(&format!("kernels: {}", mlx_format::simd_name()));
+    let screen = Screen { bar: printer.progress(), interrupt: Interrupt::listen(), printer: *printer };
+    let done = mlx_quant::convert(&model, &plan, &args.mlx_path, threads, &screen);
+    screen.bar.finish_and_clear();
+    let done = done?;
+    let peak = resident_peak();
+    if printer.is_json() {
+        let mut document = json!({
+            "mlx_path": args.mlx_path,
+            "seconds": done.seconds,
+            "peak_memory_bytes": peak,
+            "kernels": mlx_format::simd_name(),
+        });
+        merge(&mut document, &plan.report());
+        printer.data(&serde_json::to_string_pretty(&document)?);
+    }
+    printer.say(&format!(
+        "{}: {:.3} bits per weight, {} from {} in {:.2} s ({}/s){}",
+        args.mlx_path.display(),
+        plan.bits_per_weight(),
+        bytes(done.output_bytes),
+        bytes(plan.input_bytes()),
+        done.seconds,
+        bytes((done.input_bytes as f64 / done.seconds.max(1e-9)) as u64),
+        peak.map_or_else(String::new, |peak| format!(", peak memory {}", bytes(peak))),
+    ));
+    Ok(())
+}
+
+fn open(model: Option<&Path>) -> Result<Model> {
+    let directory = match model {
+        Some(path) => {
+            if !path.exists() && looks_like_hub_id(path) {
+                let id = path.display();
+                return Err(Refusal(format!(
+                    "{id} is not a directory here, and this version does not download from the hub; \
+                     hint: download it first (`hf download {id} --local-dir DIR`) and give the directory"
+                ))
+                .into());
+            }
+            Directory::open(path).map_err(mlx_quant::Error::from)?
+        }
+        #[cfg(feature = "demo")]
+        None => mlx_quant::demo(),
+        #[cfg(not(feature = "demo"))]
+        None => return Err(Refusal("this build has no demo model; hint: give --model DIR".to_owned()).into()),
+    };
+    Ok(mlx_quant::open(&directory)?)
+}
+
+fn looks_like_hub_id(path: &Path) -> bool {
+    path.is_relative() && path.components().count() == 2 && !path.starts_with(".") && !path.starts_with("..")
+}
+
+fn settings(args: &Convert, printer: Printer) -> Result<Settings> {
+    if args.hub.upload_repo.is_some() {
+        return Err(Refusal(
+            "this version does not upload; hint: leave out --upload-repo and run `hf upload ORG/NAME DIR` afterwards"
+                .to_owned(),
+        )
+        .into());
+    }
+    if args.hub.revision.is_some() {
+        printer.warn("--revision has no effect on a local model");
+    }
+    // MLX has one bit since 0.32.4; older versions do not load it.
+    if args.q_bits == Some(1) {
+        return Err(Refusal(SchemeError::Bits(1).to_string()).into());
+    }
+    let scheme = Scheme::new(args.q_mode.into(), args.q_bits, args.q_group_size);
+    let scheme = scheme.map_err(|error| Refusal(error.to_string()))?;
+    if !args.quantize && (args.q_bits.is_some() || args.q_group_size.is_some() || args.quant_predicate.is_some()) {
+        printer.warn("bits, group size and recipe have no effect without -q");
+    }
+    let overrides = match &args.recipe_file {
+        Some(path) => {
+            let text = fs_err::read_to_string(path)
+                .map_err(|error| Refusal(format!("{error}; hint: --recipe-file takes a TOML file")))?;
+            let overrides = Overrides::parse(&text, scheme);
+            Some(overrides.map_err(|error| Refusal(format!("{}: {error}", path.display())))?)
+        }
+        None => None,
+    };
+    Ok(Settings {
+        quantize: args.quantize.then_some(scheme),
+        mixed: args.quant_predicate.filter(|_| args.quantize).map(Into::into),
+        overrides,
+        dequantize: args.dequantize,
+        dtype: args.dtype.map(Into::into),
+        allow_nonfinite: args.allow_nonfinite,
+    })
+}
+
+/// The plan, and nothing written.
+fn dry_run(plan: &Plan, threads: usize, printer: Printer) -> Result<()> {
+    let report = plan.report();
+    let threads = if threads == 0 { std::thread::available_parallelism().map_or(1, Into::into) } else { threads };
+    let memory = mlx_quant::peak_memory(plan, threads);
+    let rate = kernel_rate(plan) * threads as f64;
+    let seconds = report.input_bytes as f64 / rate;
+    if printer.is_json() {
+        let mut document = json!({"peak_memory_bytes": memory, "seconds_estimate": seconds});
+        merge(&mut document, &report);
+        printer.data(&serde_json::to_string_pretty(&document)?);
+        return Ok(());
+    }
+    let width = report.layers.iter().map(|layer| layer.name.len()).max().unwrap_or(0);
+    for layer in &report.layers {
+        let shape = format!("{:?}", layer.shape);
+        printer.data(&format!("{:<width$}  {shape:<20}  {:<24} {:>14}", layer.name, layer.scheme, layer.bytes));
+    }
+    let described = if report.described { "" } else { ", by tensor names" };
+    printer.data(&format!("\nmodel type       {} ({}{described})", report.model_type, report.family));
+    printer.data(&format!("parameters       {}", report.parameters));
+    printer.data(&format!("bits per weight  {:.3}", report.bits_per_weight));
+    printer.data(&format!("reads            {} bytes", report.input_bytes));
+    printer.data(&format!("writes           {} bytes in {} file(s)", report.output_bytes, report.files.len()));
+    printer.data(&format!("peak memory      about {} on {threads} thread(s)", bytes(memory)));
+    printer.data(&format!("time             about {seconds:.1} s, if the disk keeps up with {}/s", bytes(rate as u64)));
+    Ok(())
+}
+
+/// Adds the fields of a report to a JSON object.
+fn merge(document: &mut serde_json::Value, report: &PlanReport) {
+    if let (Some(object), Ok(serde_json::Value::Object(fields))) = (document.as_object_mut(), serde_json::to_value(report)) {
+        object.extend(fields);
+    }
+}
+
+/// Input bytes per second that one thread of this machine quantizes with the plan's most common scheme, or copies
+/// where nothing is quantized; measured now, in a few milliseconds.
+fn kernel_rate(plan: &Plan) -> f64 {
+    const ROWS: usize = 256;
+    let quantized = plan.items.iter().find_map(|item| match &item.job {
+        Job::Quantize { float, scheme, .. } => Some((*float, *scheme)),
+        _ => None,
+    });
+    let (float, scheme) = quantized.unwrap_or_else(|| (FloatType::Bf16, mlx_format::fp::NVFP4));
+    let columns = 4096;
+    let values: Vec<f32> = (0..ROWS * columns).map(|i| (i as f32 * 0.7).sin() * 0.02).collect();
+    let mut input = vec![0u8; values.len() * float.size()];
+    float.narrow(&values, &mut input);
+    let mut weight = vec![0u8; ROWS * scheme.words(columns) * 4];
+    let mut scales = vec![0u8; ROWS * scheme.scale_bytes(columns, float)];
+    let mut biases = vec![0u8; if scheme.has_biases() { scales.len() } else { 0 }];
+    let mut copy = vec![0u8; input.len()];
+    let best = (0..5).map(|_| {
+        let start = Instant::now();
+        if quantized.is_some() {
+            let out = PackedMut { weight: &mut weight, scales: &mut scales, biases: &mut biases };
+            // The values are finite.
+            let _ = mlx_format::quantize(scheme, float, columns, &input, out, true);
+        } else {
+            copy.copy_from_slice(std::hint::black_box(&input));
+        }
+        start.elapsed().as_secs_f64()
+    });
+    input.len() as f64 / best.fold(f64::INFINITY, f64::min).max(1e-9)
+}
+
+/// Highest resident set of this process so far, where the system tells.
+fn resident_peak() -> Option<u64> {
+    let status = fs_err::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kilobytes| kilobytes * 1024)
+}

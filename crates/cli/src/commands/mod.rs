@@ -1,0 +1,3 @@
+//! One file per command: settings from arguments, then the library, then the printer.
+
+pub(crate) mod convert;

@@ -1,0 +1,84 @@
+//! The `mlx-quant` command: arguments, then settings, then a command; one printer for everything that is shown.
+
+mod args;
+mod commands;
+mod interrupt;
+mod printer;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+use crate::args::{Cli, Command};
+use crate::printer::Printer;
+
+/// Refused before any work.
+const REFUSED: u8 = 2;
+/// Failed while working.
+const FAILED: u8 = 1;
+/// Interrupted, resumable.
+const INTERRUPTED: u8 = 130;
+
+/// A command line that was parsed but cannot be followed.
+#[derive(Debug)]
+pub(crate) struct Refusal(pub(crate) String);
+
+impl std::fmt::Display for Refusal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Refusal {}
+
+/// Called under the name of an mlx-lm command (a symbolic link), the binary behaves as that command.
+fn arguments(mut given: impl Iterator<Item = OsString>) -> Vec<OsString> {
+    let program = given.next().unwrap_or_else(|| "mlx-quant".into());
+    let name = std::path::Path::new(&program).file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    let command = match name {
+        "mlx_lm.convert" => Some("convert"),
+        _ => None,
+    };
+    [program].into_iter().chain(command.map(Into::into)).chain(given).collect()
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse_from(arguments(std::env::args_os()));
+    let Command::Convert(convert) = cli.command;
+    let printer = Printer::new(convert.output.quiet, convert.output.verbose, convert.output.json);
+    match commands::convert::run(&convert, &printer) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            printer.error(&error);
+            ExitCode::from(exit_code(&error))
+        }
+    }
+}
+
+fn exit_code(error: &anyhow::Error) -> u8 {
+    match error.downcast_ref::<mlx_quant::Error>() {
+        Some(mlx_quant::Error::Interrupted) => INTERRUPTED,
+        Some(error) if error.is_refusal() => REFUSED,
+        None if error.is::<Refusal>() => REFUSED,
+        _ => FAILED,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_to_the_names_of_mlx_lm() {
+        let arguments = |name: &str| arguments([name.into(), "-q".into()].into_iter());
+        assert_eq!(arguments("/usr/bin/mlx_lm.convert"), ["/usr/bin/mlx_lm.convert", "convert", "-q"]);
+        assert_eq!(arguments("mlx-quant"), ["mlx-quant", "-q"]);
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        use clap::CommandFactory as _;
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,92 @@
+//! The one place that writes to stdout (data) and stderr (for people).
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "this is the place that prints")]
+
+use std::io::Write as _;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+/// What is shown, and how.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Printer {
+    quiet: bool,
+    verbose: bool,
+    json: bool,
+}
+
+impl Printer {
+    pub(crate) fn new(quiet: bool, verbose: bool, json: bool) -> Self {
+        Self { quiet, verbose, json }
+    }
+
+    /// Whether stdout is to hold one JSON document.
+    pub(crate) fn is_json(self) -> bool {
+        self.json
+    }
+
+    /// Data, to stdout. A reader that has gone away (`| head`) is no failure.
+    pub(crate) fn data(self, text: &str) {
+        let _ = writeln!(std::io::stdout(), "{text}");
+    }
+
+    /// A line for people, to stderr.
+    pub(crate) fn say(self, text: &str) {
+        if !self.quiet {
+            eprintln!("{text}");
+        }
+    }
+
+    /// A line for curious people.
+    pub(crate) fn detail(self, text: &str) {
+        if self.verbose {
+            eprintln!("{text}");
+        }
+    }
+
+    /// Something that a person should know.
+    pub(crate) fn warn(self, text: &str) {
+        self.say(&format!("warning: {text}"));
+    }
+
+    /// What went wrong, and on a line of its own what to do next.
+    pub(crate) fn error(self, error: &anyhow::Error) {
+        let text = format!("{error:#}");
+        match text.split_once("; hint: ") {
+            Some((what, hint)) => eprintln!("error: {what}\nhint: {hint}"),
+            None => eprintln!("error: {text}"),
+        }
+    }
+
+    /// A bar over bytes with rate and remaining time; invisible where stderr is no terminal.
+    pub(crate) fn progress(self) -> ProgressBar {
+        let target = if self.quiet { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
+        let template = "{msg:>10} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec} {eta} left";
+        let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+        ProgressBar::with_draw_target(None, target).with_style(style.progress_chars("=> "))
+    }
+}
+
+/// `1.23 GB`, in powers of 1000.
+pub(crate) fn bytes(count: u64) -> String {
+    let mut value = count as f64;
+    for unit in ["B", "kB", "MB", "GB"] {
+        if value < 999.5 {
+            let digits = if unit == "B" || value >= 99.95 { 0 } else { 2 };
+            return format!("{value:.digits$} {unit}");
+        }
+        value /= 1000.0;
+    }
+    format!("{value:.2} TB")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes() {
+        let cases = [(0, "0 B"), (999, "999 B"), (1000, "1.00 kB"), (123_456, "123 kB"), (5_368_709_120, "5.37 GB"), (700_000_000_000, "700 GB"), (7_000_000_000_000, "7.00 TB")];
+        for (count, text) in cases {
+            assert_eq!(bytes(count), text);
+        }
+    }
+}
