@@ -35,17 +35,25 @@ fn main() {
     let values: Vec<f32> = (0..ROWS * COLUMNS)
         .map(|_| {
             // Sum of four uniforms: near enough to a Gaussian of sigma 0.02.
-            (0..4).map(|_| {
-                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-                (state >> 40) as f32 / (1 << 24) as f32 - 0.5
-            }).sum::<f32>() * 0.035
+            (0..4)
+                .map(|_| {
+                    state =
+                        state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                    (state >> 40) as f32 / (1 << 24) as f32 - 0.5
+                })
+                .sum::<f32>()
+                * 0.035
         })
         .collect();
-    let mut schemes: Vec<Scheme> = Mode::ALL[1..].iter().map(|mode| Scheme::new(*mode, None, None).unwrap()).collect();
+    let mut schemes: Vec<Scheme> =
+        Mode::ALL[1..].iter().map(|mode| Scheme::new(*mode, None, None).unwrap()).collect();
     for bits in [2, 3, 4, 5, 6, 8] {
         schemes.extend([32, 64, 128].map(|group| Scheme::affine(bits, group).unwrap()));
     }
-    println!("{{\"simd\": \"{}\", \"threads\": {threads}, \"gigabytes_per_second\": {{", mlx_format::simd_name());
+    println!(
+        "{{\"simd\": \"{}\", \"threads\": {threads}, \"gigabytes_per_second\": {{",
+        mlx_format::simd_name()
+    );
     for (last, float) in [(false, FloatType::F32), (false, FloatType::F16), (true, FloatType::Bf16)] {
         let mut input = vec![0u8; values.len() * float.size()];
         float.narrow(&values, &mut input);
@@ -53,17 +61,21 @@ fn main() {
         let mut copy = vec![0u8; input.len()];
         let seconds = best(repeats, || {
             pool.install(|| {
-                copy.par_chunks_mut(1 << 20).zip(input.par_chunks(1 << 20)).for_each(|(to, from)| to.copy_from_slice(from));
+                copy.par_chunks_mut(1 << 20)
+                    .zip(input.par_chunks(1 << 20))
+                    .for_each(|(to, from)| to.copy_from_slice(from));
             });
         });
         print!("  \"{} memcpy\": {:.2}", float.name(), gigabytes / seconds);
         for scheme in schemes.iter().filter(|scheme| format!("{} {scheme}", float.name()).contains(&filter)) {
             let scales = ROWS * scheme.scale_bytes(COLUMNS, float);
             let mut weight = vec![0u8; ROWS * scheme.words(COLUMNS) * 4];
-            let (mut scales, mut biases) = (vec![0u8; scales], vec![0u8; if scheme.has_biases() { scales } else { 0 }]);
+            let (mut scales, mut biases) =
+                (vec![0u8; scales], vec![0u8; if scheme.has_biases() { scales } else { 0 }]);
             let seconds = best(repeats, || {
                 let out = PackedMut { weight: &mut weight, scales: &mut scales, biases: &mut biases };
-                pool.install(|| mlx_format::par_quantize(*scheme, float, COLUMNS, &input, out, false)).unwrap();
+                pool.install(|| mlx_format::par_quantize(*scheme, float, COLUMNS, &input, out, false))
+                    .unwrap();
             });
             print!(",\n  \"{} {scheme}\": {:.2}", float.name(), gigabytes / seconds);
         }

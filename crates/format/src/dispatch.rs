@@ -133,11 +133,8 @@ pub fn par_quantize(
     let scale_bytes = rows * scheme.scale_bytes(columns, float);
     let weight_bytes = rows * scheme.words(columns) * 4;
     // Empty biases (fp modes) cannot be chunked alongside.
-    let mut biases: Vec<&mut [u8]> = if scheme.has_biases() {
-        out.biases.chunks_mut(scale_bytes).collect()
-    } else {
-        Vec::new()
-    };
+    let mut biases: Vec<&mut [u8]> =
+        if scheme.has_biases() { out.biases.chunks_mut(scale_bytes).collect() } else { Vec::new() };
     biases.resize_with(out.scales.len().div_ceil(scale_bytes), Default::default);
     let results: Vec<Result<(), NonFinite>> = weights
         .par_chunks(rows * columns * float.size())
@@ -147,9 +144,9 @@ pub fn par_quantize(
         .enumerate()
         .map(|(task, (((weights, weight), scales), biases))| {
             let out = PackedMut { weight, scales, biases };
-            Arch::new().dispatch(Quantize { scheme, float, weights, out, allow_nonfinite }).map_err(|found| {
-                NonFinite { element: found.element + task * rows * columns, ..found }
-            })
+            Arch::new()
+                .dispatch(Quantize { scheme, float, weights, out, allow_nonfinite })
+                .map_err(|found| NonFinite { element: found.element + task * rows * columns, ..found })
         })
         .collect();
     results.into_iter().collect()

@@ -127,7 +127,9 @@ impl Scheme {
 
     /// Whether rows of `columns` elements can be stored: whole groups and whole 32-bit words.
     pub const fn divides(self, columns: usize) -> bool {
-        columns > 0 && columns.is_multiple_of(self.group_size) && self.words(columns) * 32 == columns * self.bits as usize
+        columns > 0
+            && columns.is_multiple_of(self.group_size)
+            && self.words(columns) * 32 == columns * self.bits as usize
     }
 
     /// 32-bit words of one packed row.
@@ -186,7 +188,8 @@ mod tests {
     fn accepts_what_mlx_accepts_and_nothing_else() {
         for bits in 0..=9 {
             for group_size in [0, 1, 16, 32, 48, 64, 128, 256] {
-                let expected = matches!(bits, 1 | 2 | 3 | 4 | 5 | 6 | 8) && matches!(group_size, 32 | 64 | 128);
+                let expected =
+                    matches!(bits, 1 | 2 | 3 | 4 | 5 | 6 | 8) && matches!(group_size, 32 | 64 | 128);
                 assert_eq!(Scheme::affine(bits, group_size).is_ok(), expected, "{bits} {group_size}");
             }
         }
@@ -199,7 +202,10 @@ mod tests {
     fn sizes() -> Result<(), SchemeError> {
         let scheme = Scheme::affine(3, 64)?;
         assert!(scheme.divides(128) && !scheme.divides(96) && !scheme.divides(0));
-        assert_eq!((scheme.words(128), scheme.groups(128), scheme.scale_bytes(128, FloatType::Bf16)), (12, 2, 4));
+        assert_eq!(
+            (scheme.words(128), scheme.groups(128), scheme.scale_bytes(128, FloatType::Bf16)),
+            (12, 2, 4)
+        );
         assert!((Scheme::affine(4, 64)?.bits_per_weight(FloatType::Bf16) - 4.5).abs() < 1e-12);
         assert!((Scheme::new(Mode::Nvfp4, None, None)?.bits_per_weight(FloatType::F32) - 4.5).abs() < 1e-12);
         Ok(())

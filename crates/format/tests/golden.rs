@@ -90,7 +90,9 @@ fn dequantize(path: Route, scheme: Scheme, float: FloatType, columns: usize, pac
     let mut out = vec![0u8; rows * columns * float.size()];
     match (path, scheme.mode()) {
         (Route::Fast, _) => mlx_format::dequantize(scheme, float, columns, packed.as_ref(), &mut out),
-        (Route::Scalar, Mode::Affine) => affine::dequantize_reference(scheme, float, packed.as_ref(), &mut out),
+        (Route::Scalar, Mode::Affine) => {
+            affine::dequantize_reference(scheme, float, packed.as_ref(), &mut out)
+        }
         (Route::Scalar, mode) => fp::dequantize_reference(mode, float, packed.as_ref(), &mut out),
     }
     out
@@ -105,7 +107,8 @@ fn suffix(float: FloatType) -> &'static str {
 }
 
 fn with_file(kind: &str, float: FloatType, check: impl FnOnce(&mut Golden<'_>)) -> usize {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/golden/{kind}_{}.safetensors", suffix(float)));
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join(format!("tests/golden/{kind}_{}.safetensors", suffix(float)));
     let bytes = std::fs::read(&path).unwrap();
     let mut golden = Golden { tensors: SafeTensors::deserialize(&bytes).unwrap(), compared: 0 };
     check(&mut golden);

@@ -72,10 +72,12 @@ fn weights(count: usize) -> impl Strategy<Value = Vec<f32>> {
     let smooth = proptest::collection::vec((-4.0f32..4.0).prop_map(|x| x * x * x * 0.01), count);
     let scaled = (proptest::collection::vec(-1.0f32..1.0, count), -40i32..30)
         .prop_map(|(values, exponent)| values.into_iter().map(|v| v * f32::powi(2.0, exponent)).collect());
-    let grid = (proptest::collection::vec(-32i32..32, count), -12i32..4)
-        .prop_map(|(values, exponent)| values.into_iter().map(|v| v as f32 * f32::powi(2.0, exponent)).collect());
+    let grid = (proptest::collection::vec(-32i32..32, count), -12i32..4).prop_map(|(values, exponent)| {
+        values.into_iter().map(|v| v as f32 * f32::powi(2.0, exponent)).collect()
+    });
     let bits = proptest::collection::vec(any::<u32>().prop_map(f32::from_bits), count);
-    let sparse = proptest::collection::vec(prop_oneof![8 => Just(0.0f32), 1 => Just(-0.0), 1 => -1.0f32..1.0], count);
+    let sparse =
+        proptest::collection::vec(prop_oneof![8 => Just(0.0f32), 1 => Just(-0.0), 1 => -1.0f32..1.0], count);
     prop_oneof![smooth, scaled, grid, bits, sparse]
 }
 
@@ -133,7 +135,8 @@ fn every_16_bit_value_as_element_and_as_maximum() {
         for (index, raw) in all.chunks_exact(2).enumerate() {
             let mut value = [0f32];
             float.widen(raw, &mut value);
-            let group: Vec<f32> = (0..16).map(|k| value[0] * (((k * 37 + index) % 64) as f32 / 64.0)).collect();
+            let group: Vec<f32> =
+                (0..16).map(|k| value[0] * (((k * 37 + index) % 64) as f32 / 64.0)).collect();
             let mut out = [0u8; 32];
             float.narrow(&group, &mut out);
             out[..2].copy_from_slice(raw);
@@ -147,14 +150,19 @@ fn every_16_bit_value_as_element_and_as_maximum() {
 /// Same bytes on one thread and on many.
 #[test]
 fn thread_count_does_not_matter() {
-    let input: Vec<u8> = (0..4_000_000u32).flat_map(|i| half::bf16::from_f32((i as f32 * 0.37).sin() * 0.02).to_le_bytes()).collect();
+    let input: Vec<u8> = (0..4_000_000u32)
+        .flat_map(|i| half::bf16::from_f32((i as f32 * 0.37).sin() * 0.02).to_le_bytes())
+        .collect();
     let scheme = Scheme::affine(4, 64).unwrap();
     let run = |threads| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         let mut packed = buffers(scheme, FloatType::Bf16, 1000, 4000 / 64 * 64);
         let columns = 4000 / 64 * 64;
         let input = &input[..1000 * columns * 2];
-        pool.install(|| mlx_format::par_quantize(scheme, FloatType::Bf16, columns, input, out(&mut packed), false)).unwrap();
+        pool.install(|| {
+            mlx_format::par_quantize(scheme, FloatType::Bf16, columns, input, out(&mut packed), false)
+        })
+        .unwrap();
         packed
     };
     let one = run(1);

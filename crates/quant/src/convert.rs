@@ -23,8 +23,8 @@ use crate::{Error, Model, model_card};
 
 /// Input bytes of one chunk: small enough for a core's cache, large enough for the disk.
 const CHUNK_BYTES: usize = 1 << 20;
-/// Chunks that are worked on together, between looks at progress and cancellation.
-const CHUNKS_AT_ONCE: usize = 64;
+/// Chunks that each thread works on between looks at progress and cancellation.
+const CHUNKS_PER_THREAD: usize = 16;
 /// Output is synced and journalled whenever this much input has been done.
 const JOURNAL_BYTES: u64 = 1 << 30;
 
@@ -170,7 +170,12 @@ fn run(
     observer: &dyn Observer,
 ) -> Result<u64, Error> {
     let total = plan.input_bytes();
-    let resumed: u64 = plan.items.iter().filter(|item| writer.done().contains(&item.first_output)).map(|item| item_bytes(item) as u64).sum();
+    let resumed: u64 = plan
+        .items
+        .iter()
+        .filter(|item| writer.done().contains(&item.first_output))
+        .map(|item| item_bytes(item) as u64)
+        .sum();
     observer.event(Event::Started { total, resumed });
     let scratch: Vec<Mutex<Scratch>> = (0..pool.current_num_threads()).map(|_| Mutex::default()).collect();
     let mut pending = chunks(plan, writer).peekable();
@@ -181,7 +186,8 @@ fn run(
             writer.record(finished)?;
             return Err(Error::Interrupted);
         }
-        let batch: Vec<Chunk> = pending.by_ref().take(CHUNKS_AT_ONCE).collect();
+        let batch: Vec<Chunk> =
+            pending.by_ref().take(CHUNKS_PER_THREAD * pool.current_num_threads()).collect();
         for chunk in &batch {
             for view in plan.items[chunk.item].views() {
                 view.prefetch(&model.checkpoint, chunk.rows.clone());
@@ -196,7 +202,8 @@ fn run(
                 .map(|chunk| {
                     let thread = rayon::current_thread_index().unwrap_or(0);
                     // A worker holds its own buffers only; a panic elsewhere does not spoil them.
-                    let mut scratch = scratch[thread].lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+                    let mut scratch =
+                        scratch[thread].lock().unwrap_or_else(std::sync::PoisonError::into_inner);
                     let task = Task { model, plan, writer: shared, item: &plan.items[chunk.item] };
                     task.run(chunk.rows.clone(), &mut scratch)
                 })
@@ -236,7 +243,8 @@ impl Task<'_> {
                 let row_bytes = self.output_row_bytes(0, view.rows());
                 match float {
                     Some(float) => {
-                        let bytes = self.cast(view, &bytes, *float, &rows, &mut scratch.values, &mut scratch.cast)?;
+                        let bytes =
+                            self.cast(view, &bytes, *float, &rows, &mut scratch.values, &mut scratch.cast)?;
                         self.write(0, &rows, row_bytes, bytes)?;
                     }
                     None => {
@@ -249,7 +257,14 @@ impl Task<'_> {
                 let columns = view.columns();
                 let mut bytes: Cow<'_, [u8]> = view.rows_of(checkpoint, rows.clone());
                 if view.add_one || view.dtype != float.dtype() {
-                    bytes = Cow::Borrowed(self.cast(view, &bytes, *float, &rows, &mut scratch.values, &mut scratch.cast)?);
+                    bytes = Cow::Borrowed(self.cast(
+                        view,
+                        &bytes,
+                        *float,
+                        &rows,
+                        &mut scratch.values,
+                        &mut scratch.cast,
+                    )?);
                 }
                 let scale_bytes = scheme.scale_bytes(columns, *float);
                 let (weight_row, biases_row) =
@@ -257,14 +272,19 @@ impl Task<'_> {
                 scratch.weight.resize(rows.len() * weight_row, 0);
                 scratch.scales.resize(rows.len() * scale_bytes, 0);
                 scratch.biases.resize(rows.len() * biases_row, 0);
-                let out =
-                    PackedMut { weight: &mut scratch.weight, scales: &mut scratch.scales, biases: &mut scratch.biases };
+                let out = PackedMut {
+                    weight: &mut scratch.weight,
+                    scales: &mut scratch.scales,
+                    biases: &mut scratch.biases,
+                };
                 let allow = self.plan.settings.allow_nonfinite;
-                mlx_format::quantize(*scheme, *float, columns, &bytes, out, allow).map_err(|found| Error::NonFinite {
-                    tensor: format!("{}.weight", self.item.name),
-                    file: self.file(view),
-                    element: rows.start * columns + found.element,
-                    value: found.value,
+                mlx_format::quantize(*scheme, *float, columns, &bytes, out, allow).map_err(|found| {
+                    Error::NonFinite {
+                        tensor: format!("{}.weight", self.item.name),
+                        file: self.file(view),
+                        element: rows.start * columns + found.element,
+                        value: found.value,
+                    }
                 })?;
                 self.write(0, &rows, weight_row, &scratch.weight)?;
                 self.write(1, &rows, scale_bytes, &scratch.scales)?;

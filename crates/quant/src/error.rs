@@ -23,7 +23,9 @@ pub enum Error {
     #[error(transparent)]
     Write(#[from] WriteError),
     /// A weight that is not a number.
-    #[error("tensor {tensor} in {file}: element {element} is {value}; hint: the checkpoint is damaged, download it again; --allow-nonfinite stores it all the same")]
+    #[error(
+        "tensor {tensor} in {file}: element {element} is {value}; hint: the checkpoint is damaged, download it again; --allow-nonfinite stores it all the same"
+    )]
     NonFinite {
         /// MLX name.
         tensor: String,
@@ -35,7 +37,9 @@ pub enum Error {
         value: f32,
     },
     /// A finite weight beyond the range of the output dtype.
-    #[error("tensor {tensor} in {file}: element {element} is too large for {dtype}; hint: use --dtype bfloat16")]
+    #[error(
+        "tensor {tensor} in {file}: element {element} is too large for {dtype}; hint: use --dtype bfloat16"
+    )]
     Overflow {
         /// MLX name.
         tensor: String,

@@ -71,7 +71,9 @@ mod tests {
         for name in ["tokenizer.json", "modeling_x.py", "qwen.tiktoken", "chat_template.jinja"] {
             assert!(is_companion(name), "{name}");
         }
-        for name in ["config.json", "README.md", "LICENSE", "pytorch_model.bin", "model.safetensors", ".hidden.py"] {
+        for name in
+            ["config.json", "README.md", "LICENSE", "pytorch_model.bin", "model.safetensors", ".hidden.py"]
+        {
             assert!(!is_companion(name), "{name}");
         }
     }

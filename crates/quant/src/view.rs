@@ -67,10 +67,12 @@ impl View {
     /// [`StepError`] if a step does not fit the shape.
     pub fn new(name: &str, tensor: &Tensor, steps: &[Step]) -> Result<Self, StepError> {
         let strides = row_major(&tensor.shape);
-        let piece = Piece { tensor: name.to_owned(), shape: tensor.shape.clone(), strides, offset: 0, blocks: None };
+        let piece =
+            Piece { tensor: name.to_owned(), shape: tensor.shape.clone(), strides, offset: 0, blocks: None };
         let mut view = Self { dtype: tensor.dtype, add_one: false, stacked: false, pieces: vec![piece] };
         for step in steps {
-            view.apply(*step).ok_or_else(|| StepError { step: *step, shape: view.pieces[0].shape.clone() })?;
+            view.apply(*step)
+                .ok_or_else(|| StepError { step: *step, shape: view.pieces[0].shape.clone() })?;
         }
         Ok(view)
     }
@@ -98,12 +100,20 @@ impl View {
         let first = views.first()?;
         let (dtype, add_one) = (first.dtype, first.add_one);
         let alike = |view: &Self| {
-            view.dtype == dtype && view.add_one == add_one && !view.stacked && view.pieces[0].shape == first.pieces[0].shape
+            view.dtype == dtype
+                && view.add_one == add_one
+                && !view.stacked
+                && view.pieces[0].shape == first.pieces[0].shape
         };
         if !views.iter().all(alike) {
             return None;
         }
-        Some(Self { dtype, add_one, stacked: true, pieces: views.into_iter().flat_map(|view| view.pieces).collect() })
+        Some(Self {
+            dtype,
+            add_one,
+            stacked: true,
+            pieces: views.into_iter().flat_map(|view| view.pieces).collect(),
+        })
     }
 
     fn apply(&mut self, step: Step) -> Option<()> {
@@ -134,7 +144,12 @@ impl View {
                 if half * 2 != piece.shape[axes - 2] {
                     return None;
                 }
-                self.apply(Step::Slice { from_last: 1, start: if second { half } else { 0 }, count: half, step: 1 })?;
+                self.apply(Step::Slice {
+                    from_last: 1,
+                    start: if second { half } else { 0 },
+                    count: half,
+                    step: 1,
+                })?;
             }
             Step::Transpose => {
                 let last = axes.checked_sub(2)? + 1;
@@ -144,7 +159,11 @@ impl View {
             Step::Words => {
                 let last = axes.checked_sub(2)? + 1;
                 let inner = piece.shape[last];
-                if self.dtype != Dtype::U8 || piece.offset != 0 || piece.strides != row_major(&piece.shape) || !inner.is_multiple_of(4) {
+                if self.dtype != Dtype::U8
+                    || piece.offset != 0
+                    || piece.strides != row_major(&piece.shape)
+                    || !inner.is_multiple_of(4)
+                {
                     return None;
                 }
                 piece.shape.truncate(last);
@@ -206,13 +225,17 @@ impl View {
     /// # Panics
     /// If the range is out of bounds or the view is of another checkpoint.
     pub fn rows_of<'c>(&self, checkpoint: &'c Checkpoint, rows: Range<usize>) -> Cow<'c, [u8]> {
-        let (size, row_bytes, per_piece) = (self.dtype.bitsize() / 8, self.row_bytes(), self.rows_per_piece());
+        let (size, row_bytes, per_piece) =
+            (self.dtype.bitsize() / 8, self.row_bytes(), self.rows_per_piece());
         assert!(rows.end <= self.rows());
         if rows.is_empty() || row_bytes == 0 {
             return Cow::Borrowed(&[]);
         }
         let first = rows.start / per_piece;
-        if (rows.end - 1) / per_piece == first && self.pieces[first].is_row_major() && self.pieces[first].blocks.is_none() {
+        if (rows.end - 1) / per_piece == first
+            && self.pieces[first].is_row_major()
+            && self.pieces[first].blocks.is_none()
+        {
             let piece = &self.pieces[first];
             let start = piece.offset * size + (rows.start - first * per_piece) * row_bytes;
             return Cow::Borrowed(&piece.bytes(checkpoint)[start..][..rows.len() * row_bytes]);
@@ -273,9 +296,12 @@ impl Piece {
     /// fp8 elements times the scale of their block, rounded to bfloat16.
     fn decode(&self, checkpoint: &Checkpoint, blocks: &BlockScales, rows: Range<usize>, out: &mut [u8]) {
         let bytes = self.bytes(checkpoint);
-        let tensor = checkpoint.tensor(&blocks.tensor).expect("a view is used with the checkpoint it was made for");
+        let tensor =
+            checkpoint.tensor(&blocks.tensor).expect("a view is used with the checkpoint it was made for");
         let mut scales = vec![0f32; tensor.elements()];
-        FloatType::from_dtype(tensor.dtype).unwrap_or(FloatType::F32).widen(checkpoint.bytes(tensor), &mut scales);
+        FloatType::from_dtype(tensor.dtype)
+            .unwrap_or(FloatType::F32)
+            .widen(checkpoint.bytes(tensor), &mut scales);
         let per_row = blocks.columns.div_ceil(blocks.block[1]);
         let columns = self.shape.last().copied().unwrap_or(1);
         let stride = self.strides.last().copied().unwrap_or(1);
@@ -293,7 +319,8 @@ impl Piece {
     }
 
     fn bytes<'c>(&self, checkpoint: &'c Checkpoint) -> &'c [u8] {
-        let tensor = checkpoint.tensor(&self.tensor).expect("a view is used with the checkpoint it was made for");
+        let tensor =
+            checkpoint.tensor(&self.tensor).expect("a view is used with the checkpoint it was made for");
         checkpoint.bytes(tensor)
     }
 

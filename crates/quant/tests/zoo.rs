@@ -45,7 +45,8 @@ fn compare(zoo: &Path, name: &str, case: &str) -> usize {
     let temporary = tempfile::tempdir().unwrap();
     let target = temporary.path().join("out");
     let model = open_path(&directory).unwrap();
-    let written = convert_to(&model, settings(case), &target).unwrap_or_else(|error| panic!("{name} {case}: {error}"));
+    let written =
+        convert_to(&model, settings(case), &target).unwrap_or_else(|error| panic!("{name} {case}: {error}"));
 
     let expected = listing["tensors"].as_object().unwrap();
     let ours: Vec<&String> = written.tensors().keys().collect();
@@ -54,14 +55,27 @@ fn compare(zoo: &Path, name: &str, case: &str) -> usize {
     assert_eq!(ours, theirs, "{name} {case}: names");
     for (tensor, info) in written.tensors() {
         let listed = &expected[tensor];
-        assert_eq!(info.dtype.to_string(), listed["dtype"].as_str().unwrap(), "{name} {case}: dtype of {tensor}");
+        assert_eq!(
+            info.dtype.to_string(),
+            listed["dtype"].as_str().unwrap(),
+            "{name} {case}: dtype of {tensor}"
+        );
         let shape: Vec<usize> = serde_json::from_value(listed["shape"].clone()).unwrap();
         assert_eq!(info.shape, shape, "{name} {case}: shape of {tensor}");
-        assert_eq!(sha256(written.bytes(info)), listed["sha256"].as_str().unwrap(), "{name} {case}: bytes of {tensor}");
+        assert_eq!(
+            sha256(written.bytes(info)),
+            listed["sha256"].as_str().unwrap(),
+            "{name} {case}: bytes of {tensor}"
+        );
     }
 
-    let read = |file: &str| -> Value { serde_json::from_slice(&std::fs::read(target.join(file)).unwrap()).unwrap() };
-    assert_eq!(read("model.safetensors.index.json")["metadata"], listing["index_metadata"], "{name} {case}: index");
+    let read =
+        |file: &str| -> Value { serde_json::from_slice(&std::fs::read(target.join(file)).unwrap()).unwrap() };
+    assert_eq!(
+        read("model.safetensors.index.json")["metadata"],
+        listing["index_metadata"],
+        "{name} {case}: index"
+    );
     assert_eq!(read("config.json"), as_meant(listing["config"].clone()), "{name} {case}: config.json");
     for file in listing["files"].as_object().unwrap().keys() {
         assert!(target.join(file).is_file(), "{name} {case}: {file} is missing");
@@ -76,7 +90,10 @@ fn whole(zoo: &Path) -> usize {
         .filter(|name| zoo.join(name).join("convert_q4.json").is_file())
         .collect();
     names.sort();
-    println!("{:<20} {:>6} {:>6} {:>9}   tensors equal to mlx_lm.convert", "checkpoint", "q4", "mxfp4", "mixed_4_6");
+    println!(
+        "{:<20} {:>6} {:>6} {:>9}   tensors equal to mlx_lm.convert",
+        "checkpoint", "q4", "mxfp4", "mixed_4_6"
+    );
     let mut total = 0;
     for name in &names {
         let mut cells = Vec::new();

@@ -31,7 +31,11 @@ impl Observer for Screen {
                 self.bar.set_position(resumed);
                 self.bar.reset_eta();
                 if resumed > 0 {
-                    self.printer.say(&format!("resuming: {} of {} were done before", bytes(resumed), bytes(total)));
+                    self.printer.say(&format!(
+                        "resuming: {} of {} were done before",
+                        bytes(resumed),
+                        bytes(total)
+                    ));
                 }
             }
             Event::Progress { done } => self.bar.set_position(done),
@@ -134,7 +138,9 @@ fn settings(args: &Convert, printer: Printer) -> Result<Settings> {
     }
     let scheme = Scheme::new(args.q_mode.into(), args.q_bits, args.q_group_size);
     let scheme = scheme.map_err(|error| Refusal(error.to_string()))?;
-    if !args.quantize && (args.q_bits.is_some() || args.q_group_size.is_some() || args.quant_predicate.is_some()) {
+    if !args.quantize
+        && (args.q_bits.is_some() || args.q_group_size.is_some() || args.quant_predicate.is_some())
+    {
         printer.warn("bits, group size and recipe have no effect without -q");
     }
     let overrides = match &args.recipe_file {
@@ -159,7 +165,8 @@ fn settings(args: &Convert, printer: Printer) -> Result<Settings> {
 /// The plan, and nothing written.
 fn dry_run(plan: &Plan, threads: usize, printer: Printer) -> Result<()> {
     let report = plan.report();
-    let threads = if threads == 0 { std::thread::available_parallelism().map_or(1, Into::into) } else { threads };
+    let threads =
+        if threads == 0 { std::thread::available_parallelism().map_or(1, Into::into) } else { threads };
     let memory = mlx_quant::peak_memory(plan, threads);
     let rate = kernel_rate(plan) * threads as f64;
     let seconds = report.input_bytes as f64 / rate;
@@ -172,22 +179,32 @@ fn dry_run(plan: &Plan, threads: usize, printer: Printer) -> Result<()> {
     let width = report.layers.iter().map(|layer| layer.name.len()).max().unwrap_or(0);
     for layer in &report.layers {
         let shape = format!("{:?}", layer.shape);
-        printer.data(&format!("{:<width$}  {shape:<20}  {:<24} {:>14}", layer.name, layer.scheme, layer.bytes));
+        printer
+            .data(&format!("{:<width$}  {shape:<20}  {:<24} {:>14}", layer.name, layer.scheme, layer.bytes));
     }
     let described = if report.described { "" } else { ", by tensor names" };
     printer.data(&format!("\nmodel type       {} ({}{described})", report.model_type, report.family));
     printer.data(&format!("parameters       {}", report.parameters));
     printer.data(&format!("bits per weight  {:.3}", report.bits_per_weight));
     printer.data(&format!("reads            {} bytes", report.input_bytes));
-    printer.data(&format!("writes           {} bytes in {} file(s)", report.output_bytes, report.files.len()));
+    printer.data(&format!(
+        "writes           {} bytes in {} file(s)",
+        report.output_bytes,
+        report.files.len()
+    ));
     printer.data(&format!("peak memory      about {} on {threads} thread(s)", bytes(memory)));
-    printer.data(&format!("time             about {seconds:.1} s, if the disk keeps up with {}/s", bytes(rate as u64)));
+    printer.data(&format!(
+        "time             about {seconds:.1} s, if the disk keeps up with {}/s",
+        bytes(rate as u64)
+    ));
     Ok(())
 }
 
 /// Adds the fields of a report to a JSON object.
 fn merge(document: &mut serde_json::Value, report: &PlanReport) {
-    if let (Some(object), Ok(serde_json::Value::Object(fields))) = (document.as_object_mut(), serde_json::to_value(report)) {
+    if let (Some(object), Ok(serde_json::Value::Object(fields))) =
+        (document.as_object_mut(), serde_json::to_value(report))
+    {
         object.extend(fields);
     }
 }

@@ -15,7 +15,8 @@ pub(crate) fn dequantize<E: Element, const BITS: u32>(scheme: Scheme, packed: Pa
     let (mut scale, mut bias) = ([0f32], [0f32]);
     let weights = packed.weight.chunks_exact(group * BITS as usize / 8);
     let scales = packed.scales.chunks_exact(size).zip(packed.biases.chunks_exact(size));
-    for ((weight, (raw_scale, raw_bias)), out) in weights.zip(scales).zip(out.chunks_exact_mut(group * size)) {
+    for ((weight, (raw_scale, raw_bias)), out) in weights.zip(scales).zip(out.chunks_exact_mut(group * size))
+    {
         E::widen(raw_scale, &mut scale);
         E::widen(raw_bias, &mut bias);
         pack::unpack::<BITS>(weight, codes);

@@ -30,7 +30,13 @@ fn extremes<S: Simd>(simd: S, group: &[f32]) -> (f32, f32) {
 
 /// Steps 2 to 4 of the module's arithmetic for 16 groups at once.
 #[inline(always)]
-fn parameters(hi: &[f32; TILE], lo: &[f32; TILE], n: f32, scales: &mut [f32; TILE], biases: &mut [f32; TILE]) {
+fn parameters(
+    hi: &[f32; TILE],
+    lo: &[f32; TILE],
+    n: f32,
+    scales: &mut [f32; TILE],
+    biases: &mut [f32; TILE],
+) {
     for i in 0..TILE {
         let (hi, lo) = (hi[i], lo[i]);
         let step = (hi - lo) / n;

@@ -81,7 +81,8 @@ impl Config {
         let mut keys: Vec<&String> =
             self.0.keys().filter(|key| !matches!(key.as_str(), "_name_or_path" | "vision_config")).collect();
         keys.sort();
-        let sorted: Map<String, Value> = keys.into_iter().map(|key| (key.clone(), self.0[key].clone())).collect();
+        let sorted: Map<String, Value> =
+            keys.into_iter().map(|key| (key.clone(), self.0[key].clone())).collect();
         python_json(&Value::Object(sorted))
     }
 
@@ -149,7 +150,8 @@ fn tag_floats(text: &str) -> std::borrow::Cow<'_, str> {
     let mut rest = text;
     let mut in_string = false;
     while let Some(c) = rest.chars().next() {
-        let token = ["-Infinity", "Infinity", "NaN"].into_iter().find(|token| !in_string && rest.starts_with(token));
+        let token =
+            ["-Infinity", "Infinity", "NaN"].into_iter().find(|token| !in_string && rest.starts_with(token));
         let taken = if let Some(token) = token {
             let _ = write!(out, "{{\"{FLOAT_TAG}\": \"{token}\"}}");
             token.len()
@@ -231,7 +233,9 @@ mod tests {
 
     #[test]
     fn python_floats_are_read_and_written_tagged() {
-        let config = Config::parse(br#"{"limit": [0.0, Infinity, -Infinity, NaN], "name": "Infinity \" NaN"}"#).unwrap();
+        let config =
+            Config::parse(br#"{"limit": [0.0, Infinity, -Infinity, NaN], "name": "Infinity \" NaN"}"#)
+                .unwrap();
         let tagged = serde_json::json!({"limit": [0.0, {"__float__": "Infinity"}, {"__float__": "-Infinity"}, {"__float__": "NaN"}], "name": "Infinity \" NaN"});
         assert_eq!(Value::Object(config.0), tagged);
         assert!(Config::parse(b"[1]").is_err());
@@ -249,6 +253,8 @@ mod tests {
     fn text_config_comes_first_and_counts_are_sane() {
         let config = Config::parse(br#"{"model_type": "outer", "n": 2, "text_config": {"model_type": "inner", "n": 3, "big": 4294967296, "neg": -1}}"#).unwrap();
         assert_eq!((config.model_type().unwrap(), config.count("n").unwrap()), ("outer", 3));
-        assert!(config.count("big").is_err() && config.count("neg").is_err() && config.count("none").is_err());
+        assert!(
+            config.count("big").is_err() && config.count("neg").is_err() && config.count("none").is_err()
+        );
     }
 }

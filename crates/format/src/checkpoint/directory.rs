@@ -41,7 +41,9 @@ pub enum DirectoryError {
         bytes: u64,
     },
     /// A file name that is no single component.
-    #[error("file name {name:?} (in {location}) leads out of the directory; hint: the checkpoint is damaged or hostile, download it again")]
+    #[error(
+        "file name {name:?} (in {location}) leads out of the directory; hint: the checkpoint is damaged or hostile, download it again"
+    )]
     Escapes {
         /// The name as found.
         name: String,
@@ -179,9 +181,10 @@ impl Directory {
                 let since = modified.and_then(|time| time.duration_since(std::time::UNIX_EPOCH).ok());
                 Ok((metadata.len(), since.map_or(0, |since| since.as_nanos())))
             }
-            Self::Embedded { files, .. } => {
-                Ok((files.iter().find(|(name, _)| *name == file).map_or(0, |(_, bytes)| bytes.len() as u64), 0))
-            }
+            Self::Embedded { files, .. } => Ok((
+                files.iter().find(|(name, _)| *name == file).map_or(0, |(_, bytes)| bytes.len() as u64),
+                0,
+            )),
         }
     }
 
@@ -200,7 +203,9 @@ impl Directory {
                 .iter()
                 .find(|(found, _)| *found == file)
                 .map(|(_, bytes)| Bytes::Static(bytes))
-                .ok_or_else(|| std::io::Error::new(std::io::ErrorKind::NotFound, format!("{name}/{file}")).into()),
+                .ok_or_else(|| {
+                    std::io::Error::new(std::io::ErrorKind::NotFound, format!("{name}/{file}")).into()
+                }),
         }
     }
 }
@@ -212,7 +217,11 @@ pub(super) fn check_name(name: &str, location: &str) -> Result<(), DirectoryErro
         && name != ".."
         && !name.contains(['/', '\\', '\0', ':'])
         && Path::new(name).components().count() == 1;
-    if plain { Ok(()) } else { Err(DirectoryError::Escapes { name: name.to_owned(), location: location.to_owned() }) }
+    if plain {
+        Ok(())
+    } else {
+        Err(DirectoryError::Escapes { name: name.to_owned(), location: location.to_owned() })
+    }
 }
 
 #[cfg(test)]

@@ -124,7 +124,8 @@ impl Layout {
             .map(|(spec, placement)| (spec.name.as_str(), self.shards[placement.shard].file.as_str()))
             .collect();
         map.sort_unstable();
-        let map: Map<String, Value> = map.into_iter().map(|(name, file)| (name.to_owned(), file.into())).collect();
+        let map: Map<String, Value> =
+            map.into_iter().map(|(name, file)| (name.to_owned(), file.into())).collect();
         let metadata = json!({"total_size": self.tensor_bytes(), "total_parameters": parameters});
         python_json(&json!({"metadata": metadata, "weight_map": map}))
     }
@@ -137,7 +138,8 @@ fn header(specs: &[TensorSpec], members: &[usize]) -> Vec<u8> {
     let mut start = 0;
     for spec in members.iter().map(|&member| &specs[member]) {
         let end = start + spec.bytes();
-        let entry = json!({"data_offsets": [start, end], "dtype": spec.dtype.to_string(), "shape": spec.shape});
+        let entry =
+            json!({"data_offsets": [start, end], "dtype": spec.dtype.to_string(), "shape": spec.shape});
         map.insert(spec.name.clone(), entry);
         start = end;
     }
@@ -158,7 +160,8 @@ mod tests {
 
     #[test]
     fn shards_are_greedy_and_headers_valid() {
-        let specs = vec![spec("a", 4), spec("b", 2), spec("c", 3), spec("huge", 100), spec("d", 0), spec("e", 1)];
+        let specs =
+            vec![spec("a", 4), spec("b", 2), spec("c", 3), spec("huge", 100), spec("d", 0), spec("e", 1)];
         let layout = Layout::new(specs, 96);
         let members: Vec<usize> = (0..6).map(|index| layout.placement(index).shard).collect();
         assert_eq!(members, [0, 0, 1, 2, 3, 3]);

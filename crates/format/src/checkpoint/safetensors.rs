@@ -76,7 +76,9 @@ pub enum CheckpointError {
         shard: String,
     },
     /// The index names a tensor that its shard does not hold.
-    #[error("{file} puts tensor {tensor} into {shard}, which does not hold it; hint: index and shards are from different downloads, download both again")]
+    #[error(
+        "{file} puts tensor {tensor} into {shard}, which does not hold it; hint: index and shards are from different downloads, download both again"
+    )]
     NotInShard {
         /// The index file.
         file: String,
@@ -86,7 +88,9 @@ pub enum CheckpointError {
         shard: String,
     },
     /// A shard holds a tensor that the index does not name.
-    #[error("tensor {tensor} in {shard} is not in {file}; hint: index and shards are from different downloads; without the index, all tensors of model*.safetensors are used")]
+    #[error(
+        "tensor {tensor} in {shard} is not in {file}; hint: index and shards are from different downloads; without the index, all tensors of model*.safetensors are used"
+    )]
     NotInIndex {
         /// The index file.
         file: String,
@@ -96,7 +100,9 @@ pub enum CheckpointError {
         shard: String,
     },
     /// Two shards hold the same tensor.
-    #[error("tensor {tensor} is in {first} and in {second}; hint: remove the file that does not belong to this model")]
+    #[error(
+        "tensor {tensor} is in {first} and in {second}; hint: remove the file that does not belong to this model"
+    )]
     Twice {
         /// The tensor.
         tensor: String,
@@ -114,7 +120,9 @@ pub enum CheckpointError {
 ///
 /// # Errors
 /// What is wrong, naming the tensor where one is to blame.
-pub fn parse_header(bytes: &[u8]) -> Result<Vec<(String, Dtype, Vec<usize>, std::ops::Range<usize>)>, String> {
+pub fn parse_header(
+    bytes: &[u8],
+) -> Result<Vec<(String, Dtype, Vec<usize>, std::ops::Range<usize>)>, String> {
     let (header, metadata) = SafeTensors::read_metadata(bytes).map_err(|error| explain(bytes, &error))?;
     let data = header + 8;
     let mut tensors: Vec<_> = metadata
@@ -149,7 +157,9 @@ fn explain(bytes: &[u8], error: &SafeTensorError) -> String {
         }
         _ => {}
     }
-    let header = declared.and_then(|n| bytes.get(8..8usize.checked_add(usize::try_from(n).ok()?)?)).unwrap_or_default();
+    let header = declared
+        .and_then(|n| bytes.get(8..8usize.checked_add(usize::try_from(n).ok()?)?))
+        .unwrap_or_default();
     let data = size.saturating_sub(8 + header.len());
     let infos: HashMap<String, serde_json::Value> = serde_json::from_slice(header).unwrap_or_default();
     let mut infos: Vec<(String, TensorInfo)> = infos
@@ -237,7 +247,8 @@ impl Checkpoint {
             None => (files.iter().filter(|name| is_weights(name)).cloned().collect(), Vec::new()),
         };
         if names.is_empty() {
-            let pickle = |name: &String| name.ends_with(".bin") || name.ends_with(".pt") || name.ends_with(".pth");
+            let pickle =
+                |name: &String| name.ends_with(".bin") || name.ends_with(".pt") || name.ends_with(".pth");
             let hint = if files.iter().any(pickle) {
                 "it holds PyTorch pickles, which can run code when they are read and are never opened; \
                  get the safetensors version of this model"
@@ -267,7 +278,8 @@ impl Checkpoint {
         for (tensor, dtype, shape, range) in header {
             let info = Tensor { dtype, shape, shard, start: range.start, length: range.len() };
             if let Some(other) = self.tensors.insert(tensor.clone(), info) {
-                let first = self.shards.get(other.shard).map_or_else(|| name.clone(), |(name, _)| name.clone());
+                let first =
+                    self.shards.get(other.shard).map_or_else(|| name.clone(), |(name, _)| name.clone());
                 return Err(CheckpointError::Twice { tensor, first, second: name });
             }
         }
@@ -280,7 +292,11 @@ impl Checkpoint {
         for (tensor, shard) in index {
             let held = self.tensors.get(tensor).map(|found| &self.shards[found.shard].0);
             if held != Some(shard) {
-                return Err(CheckpointError::NotInShard { file: file(), tensor: tensor.clone(), shard: shard.clone() });
+                return Err(CheckpointError::NotInShard {
+                    file: file(),
+                    tensor: tensor.clone(),
+                    shard: shard.clone(),
+                });
             }
         }
         match self.tensors.iter().find(|(name, _)| !index.contains_key(*name)) {

@@ -26,13 +26,17 @@ pub enum WriteError {
     #[error("{0} cannot be an output directory; hint: give a path whose parent directory exists")]
     BadPath(PathBuf),
     /// An unfinished run with other settings or another source.
-    #[error("{0} holds an unfinished run with other settings or another source; hint: repeat that run to resume it, or delete the directory")]
+    #[error(
+        "{0} holds an unfinished run with other settings or another source; hint: repeat that run to resume it, or delete the directory"
+    )]
     OtherRun(PathBuf),
     /// Another process holds the partial directory.
     #[error("{0} is being written by another process; hint: wait for it, or choose another --mlx-path")]
     Busy(PathBuf),
     /// No space.
-    #[error("the disk of {path} is full: {needed} bytes are needed in all; hint: free some space and repeat the command{resumable}")]
+    #[error(
+        "the disk of {path} is full: {needed} bytes are needed in all; hint: free some space and repeat the command{resumable}"
+    )]
     DiskFull {
         /// Partial directory.
         path: PathBuf,
@@ -70,7 +74,8 @@ impl Writer {
     pub fn partial_path(target: &Path) -> Result<PathBuf, WriteError> {
         let bad = || WriteError::BadPath(target.to_owned());
         let name = target.file_name().and_then(|name| name.to_str()).ok_or_else(bad)?;
-        let parent = target.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let parent =
+            target.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
         if !parent.is_dir() {
             return Err(bad());
         }
@@ -98,8 +103,12 @@ impl Writer {
         Self::check_target(target)?;
         let partial = Self::partial_path(target)?;
         fs::create_dir_all(&partial)?;
-        let mut journal =
-            fs::OpenOptions::new().read(true).write(true).create(true).truncate(false).open(partial.join(JOURNAL))?;
+        let mut journal = fs::OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(partial.join(JOURNAL))?;
         match journal.file().try_lock() {
             Ok(()) => {}
             Err(std::fs::TryLockError::WouldBlock) => return Err(WriteError::Busy(partial)),
@@ -116,13 +125,25 @@ impl Writer {
                 let kept = text.len() - rest.len() + if lines.is_empty() { 0 } else { lines.len() + 1 };
                 journal.set_len(kept as u64)?;
                 journal.seek(std::io::SeekFrom::End(0))?;
-                Some(lines.lines().filter_map(|line| line.parse().ok()).filter(|index| *index < layout.specs().len()).collect())
+                Some(
+                    lines
+                        .lines()
+                        .filter_map(|line| line.parse().ok())
+                        .filter(|index| *index < layout.specs().len())
+                        .collect(),
+                )
             }
             Some(_) => return Err(WriteError::OtherRun(partial)),
         };
         let resumed = done.is_some();
-        let mut writer =
-            Self { target: target.to_owned(), partial, layout, shards: Vec::new(), journal, done: done.unwrap_or_default() };
+        let mut writer = Self {
+            target: target.to_owned(),
+            partial,
+            layout,
+            shards: Vec::new(),
+            journal,
+            done: done.unwrap_or_default(),
+        };
         if let Err(error) = writer.open_shards(resumed) {
             if let WriteError::DiskFull { .. } = error
                 && !resumed
@@ -142,7 +163,8 @@ impl Writer {
     fn open_shards(&mut self, resumed: bool) -> Result<(), WriteError> {
         for shard in self.layout.shard_headers() {
             let path = self.partial.join(&shard.file);
-            let file = fs::OpenOptions::new().read(true).write(true).create(true).truncate(!resumed).open(&path)?;
+            let file =
+                fs::OpenOptions::new().read(true).write(true).create(true).truncate(!resumed).open(&path)?;
             // Unsupported (some file systems, macOS) only means that a full disk is noticed later.
             if let Err(error) = reserve(file.file(), shard.bytes) {
                 let error = std::io::Error::from(error);
@@ -180,7 +202,11 @@ impl Writer {
     /// If the part does not lie within the tensor.
     pub fn write_at(&self, index: usize, offset: u64, bytes: &[u8]) -> Result<(), WriteError> {
         let place = self.layout.placement(index);
-        assert!(offset + bytes.len() as u64 <= place.bytes, "write beyond {}", self.layout.specs()[index].name);
+        assert!(
+            offset + bytes.len() as u64 <= place.bytes,
+            "write beyond {}",
+            self.layout.specs()[index].name
+        );
         self.shards[place.shard].file().write_all_at(bytes, place.offset + offset).map_err(|error| {
             if is_full(&error) {
                 return self.full(", which then resumes");
@@ -206,9 +232,9 @@ impl Writer {
         for shard in touched {
             self.shards[shard].sync_data()?;
         }
-        self.journal.write_all(lines.as_bytes()).map_err(|error| {
-            if is_full(&error) { self.full(", which then resumes") } else { error.into() }
-        })
+        self.journal
+            .write_all(lines.as_bytes())
+            .map_err(|error| if is_full(&error) { self.full(", which then resumes") } else { error.into() })
     }
 
     /// Writes a small file (config, tokenizer, model card).
@@ -216,7 +242,8 @@ impl Writer {
     /// # Errors
     /// [`WriteError`].
     pub fn write_file(&self, name: &str, content: &[u8]) -> Result<(), WriteError> {
-        super::directory::check_name(name, "output").map_err(|_| WriteError::BadPath(self.partial.join(name)))?;
+        super::directory::check_name(name, "output")
+            .map_err(|_| WriteError::BadPath(self.partial.join(name)))?;
         let result = fs::File::create(self.partial.join(name)).and_then(|mut file| {
             file.write_all(content)?;
             file.sync_data()
@@ -274,7 +301,8 @@ mod tests {
     use crate::checkpoint::{Checkpoint, Directory, TensorSpec};
 
     fn layout() -> Layout {
-        let spec = |name: &str, rows| TensorSpec { name: name.to_owned(), dtype: Dtype::U8, shape: vec![rows, 4] };
+        let spec =
+            |name: &str, rows| TensorSpec { name: name.to_owned(), dtype: Dtype::U8, shape: vec![rows, 4] };
         Layout::new(vec![spec("a", 2), spec("b", 3), spec("c", 1)], 12)
     }
 
@@ -337,7 +365,10 @@ mod tests {
 
     #[test]
     fn refuses_bad_targets() {
-        assert!(matches!(Writer::check_target(Path::new("/nonexistent/dir/out")), Err(WriteError::BadPath(_))));
+        assert!(matches!(
+            Writer::check_target(Path::new("/nonexistent/dir/out")),
+            Err(WriteError::BadPath(_))
+        ));
         assert!(matches!(Writer::check_target(Path::new("..")), Err(WriteError::Exists(_))));
         let directory = tempfile::tempdir().unwrap();
         assert!(matches!(Writer::check_target(directory.path()), Err(WriteError::Exists(_))));

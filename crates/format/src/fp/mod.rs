@@ -126,7 +126,13 @@ pub fn quantize_reference(
         } else {
             let t = round(amax / if bits == 4 { 6.0 } else { 448.0 });
             // MLX's bytes for a group with NaN or infinity, measured on x86-64.
-            let exponent = if t == 0.0 { 0 } else if t.is_finite() { ceil_log2(t) } else { 1 };
+            let exponent = if t == 0.0 {
+                0
+            } else if t.is_finite() {
+                ceil_log2(t)
+            } else {
+                1
+            };
             let scale = round(power_of_two(exponent));
             out.scales[index] = (exponent + 127) as u8;
             let scaled = group.iter().map(|&w| if t.is_finite() { round(w / scale) } else { w });
@@ -238,7 +244,10 @@ mod tests {
                 assert_eq!(e4m3_encode(middle), even, "{middle}");
             }
         }
-        assert_eq!((e4m3_encode(1e9), e4m3_encode(-f32::INFINITY), e4m3_encode(f32::NAN) & 0x7F), (0x7E, 0xFE, 0x7E));
+        assert_eq!(
+            (e4m3_encode(1e9), e4m3_encode(-f32::INFINITY), e4m3_encode(f32::NAN) & 0x7F),
+            (0x7E, 0xFE, 0x7E)
+        );
     }
 
     #[test]

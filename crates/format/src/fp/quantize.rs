@@ -21,7 +21,8 @@ fn magnitude_bits(group: &[f32]) -> u32 {
 fn e2m1_encode(x: f32) -> u8 {
     let a = x.abs();
     let passed = |threshold: f32| u32::from(a > threshold);
-    let code = passed(0.25) + passed(0.75) + passed(1.25) + passed(1.75) + passed(2.5) + passed(3.5) + passed(5.0);
+    let code =
+        passed(0.25) + passed(0.75) + passed(1.25) + passed(1.75) + passed(2.5) + passed(3.5) + passed(5.0);
     let sign = if code > 0 { x.to_bits() >> 28 & 8 } else { 0 };
     (code | sign) as u8
 }
@@ -97,7 +98,9 @@ pub(crate) fn nv<E: Element>(
     let spread = global.map_or(1.0, |global| NV_RANGE / global);
     let (mut group, mut codes) = ([0f32; 16], [0u8; 16]);
     let raws = weights.chunks_exact(16 * E::FLOAT.size());
-    for (index, ((raw, weight), scale)) in raws.zip(out.weight.chunks_exact_mut(8)).zip(&mut *out.scales).enumerate() {
+    for (index, ((raw, weight), scale)) in
+        raws.zip(out.weight.chunks_exact_mut(8)).zip(&mut *out.scales).enumerate()
+    {
         E::widen(raw, &mut group);
         let amax = magnitude_bits(&group);
         if amax >= 0x7F80_0000 && !allow_nonfinite {

@@ -3,7 +3,9 @@
 
 use mlx_format::checkpoint::ConfigError;
 
-use super::{Architecture, Source, Step, drop_inv_freq, drop_layers_from, llama::LINEARS, make, stack_mlp_experts};
+use super::{
+    Architecture, Source, Step, drop_inv_freq, drop_layers_from, llama::LINEARS, make, stack_mlp_experts,
+};
 
 const LATENT: [&str; 12] = [
     "self_attn.q_a_proj",

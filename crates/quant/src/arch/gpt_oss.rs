@@ -33,7 +33,10 @@ pub(super) fn gpt_oss(source: Source<'_>) -> Result<Architecture, ConfigError> {
         ),
         make(
             r"^(?<x>.*\.experts)\.gate_up_proj_scales$",
-            [("$x.gate_proj.scales", vec![every_other(1, 0)]), ("$x.up_proj.scales", vec![every_other(1, 1)])],
+            [
+                ("$x.gate_proj.scales", vec![every_other(1, 0)]),
+                ("$x.up_proj.scales", vec![every_other(1, 1)]),
+            ],
         ),
         make(
             r"^(?<x>.*\.experts)\.gate_up_proj_bias$",

@@ -17,8 +17,7 @@ pub(super) fn lfm2(source: Source<'_>) -> Result<Architecture, ConfigError> {
         "feed_forward.w2",
         "feed_forward.w3",
     ];
-    let mut architecture =
-        Architecture::plain(source, "lfm2", &linears)?.rules([drop(r"^lm_head\.weight$")]);
+    let mut architecture = Architecture::plain(source, "lfm2", &linears)?.rules([drop(r"^lm_head\.weight$")]);
     // `[channels, 1, kernel]` as transformers stores it; MLX's own form is `[channels, kernel, 1]`.
     let untouched = source
         .tensors

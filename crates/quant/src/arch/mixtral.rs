@@ -18,8 +18,9 @@ pub(super) fn mixtral(source: Source<'_>) -> Result<Architecture, ConfigError> {
         "lm_head",
     ];
     let experts = |source_name: &str, name| {
-        let text =
-            format!(r"^(?<x>.*\.block_sparse_moe)\.experts\.(?<e>\d+)\.{source_name}\.(?<k>weight|scales|biases)$");
+        let text = format!(
+            r"^(?<x>.*\.block_sparse_moe)\.experts\.(?<e>\d+)\.{source_name}\.(?<k>weight|scales|biases)$"
+        );
         stack(&text, name)
     };
     Ok(Architecture::plain(source, "mixtral", &linears)?.rules(drop_tied_head(source, false)).rules([

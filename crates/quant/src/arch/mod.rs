@@ -186,7 +186,11 @@ fn drop_tied_head(source: Source<'_>, default: bool) -> Vec<Rule> {
 
 impl Architecture {
     /// A family with nothing special: names stay, `linears` are the layers.
-    fn plain(source: Source<'_>, family: &'static str, linears: &[&'static str]) -> Result<Self, ConfigError> {
+    fn plain(
+        source: Source<'_>,
+        family: &'static str,
+        linears: &[&'static str],
+    ) -> Result<Self, ConfigError> {
         Ok(Self {
             family,
             described: true,
@@ -258,7 +262,9 @@ pub fn describe(source: Source<'_>) -> Result<Architecture, ConfigError> {
     match source.config.model_type()? {
         "llama" | "mistral" | "iquestcoder" | "xverse" => llama::llama(source),
         "smollm3" | "ministral3" | "qwen2" | "qwen3" | "olmo2" | "seed_oss" => llama::llama(source),
-        "olmo3" | "hunyuan_v1_dense" | "nemotron" | "ernie4_5" | "exaone4" => llama::untied_by_default(source),
+        "olmo3" | "hunyuan_v1_dense" | "nemotron" | "ernie4_5" | "exaone4" => {
+            llama::untied_by_default(source)
+        }
         "stablelm" => llama::separate_head(source),
         "granite" => granite::granite(source),
         "gemma" | "gemma2" => gemma::always_tied(source),
@@ -287,11 +293,49 @@ pub fn describe(source: Source<'_>) -> Result<Architecture, ConfigError> {
 
 /// The model types that have a description, for the docs.
 pub const DESCRIBED: &[&str] = &[
-    "cohere", "cohere2", "deepseek_v2", "deepseek_v3", "ernie4_5", "exaone4", "gemma", "gemma2", "gemma3_text",
-    "gemma4_text", "glm4", "glm4_moe", "gpt2", "gpt_neox", "gpt_oss", "granite", "hunyuan_v1_dense", "iquestcoder",
-    "joyai_llm_flash", "kimi_k2", "lfm2", "llama", "ministral3", "mistral", "mixtral", "nemotron", "olmo2", "olmo3",
-    "phi", "phi3", "phimoe", "qwen2", "qwen2_moe", "qwen3", "qwen3_5", "qwen3_5_moe", "qwen3_moe", "qwen3_next",
-    "seed_oss", "smollm3", "stablelm", "starcoder2", "xverse",
+    "cohere",
+    "cohere2",
+    "deepseek_v2",
+    "deepseek_v3",
+    "ernie4_5",
+    "exaone4",
+    "gemma",
+    "gemma2",
+    "gemma3_text",
+    "gemma4_text",
+    "glm4",
+    "glm4_moe",
+    "gpt2",
+    "gpt_neox",
+    "gpt_oss",
+    "granite",
+    "hunyuan_v1_dense",
+    "iquestcoder",
+    "joyai_llm_flash",
+    "kimi_k2",
+    "lfm2",
+    "llama",
+    "ministral3",
+    "mistral",
+    "mixtral",
+    "nemotron",
+    "olmo2",
+    "olmo3",
+    "phi",
+    "phi3",
+    "phimoe",
+    "qwen2",
+    "qwen2_moe",
+    "qwen3",
+    "qwen3_5",
+    "qwen3_5_moe",
+    "qwen3_moe",
+    "qwen3_next",
+    "seed_oss",
+    "smollm3",
+    "stablelm",
+    "starcoder2",
+    "xverse",
 ];
 
 /// No description: names stay as they are, linears are told by shape.
@@ -301,7 +345,8 @@ fn by_names(source: Source<'_>) -> Architecture {
         segments.find(|segment| matches!(*segment, "layers" | "h" | "blocks"))?;
         segments.next()?.parse::<usize>().ok()
     });
-    let layers = source.config.count("num_hidden_layers").ok().or_else(|| highest.max().map(|layer| layer + 1));
+    let layers =
+        source.config.count("num_hidden_layers").ok().or_else(|| highest.max().map(|layer| layer + 1));
     Architecture {
         family: "by tensor names",
         described: false,

@@ -5,8 +5,14 @@ use mlx_format::checkpoint::ConfigError;
 use super::{Architecture, Source, drop_inv_freq, drop_tied_head};
 
 pub(super) fn phi3(source: Source<'_>) -> Result<Architecture, ConfigError> {
-    let linears =
-        ["embed_tokens", "self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj", "lm_head"];
+    let linears = [
+        "embed_tokens",
+        "self_attn.qkv_proj",
+        "self_attn.o_proj",
+        "mlp.gate_up_proj",
+        "mlp.down_proj",
+        "lm_head",
+    ];
     Ok(Architecture::plain(source, "phi3", &linears)?
         .rules([drop_inv_freq()])
         .rules(drop_tied_head(source, false)))

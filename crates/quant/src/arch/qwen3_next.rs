@@ -4,7 +4,9 @@
 use mlx_format::checkpoint::ConfigError;
 
 use super::qwen::{EXPERTS, SHARED_EXPERT};
-use super::{Architecture, Rule, Source, Step, drop, drop_tied_head, llama::LINEARS, make, stack_mlp_experts};
+use super::{
+    Architecture, Rule, Source, Step, drop, drop_tied_head, llama::LINEARS, make, stack_mlp_experts,
+};
 
 const DELTA_NET: [&str; 7] = [
     "linear_attn.in_proj_qkvz",
@@ -39,16 +41,19 @@ pub(super) fn qwen3_next(source: Source<'_>) -> Result<Architecture, ConfigError
     if !source.any_name_ends_with(".mlp.experts.0.up_proj.weight") {
         return Ok(architecture);
     }
-    Ok(architecture
-        .rules([drop(r"mtp\.")])
-        .rules(drop_tied_head(source, false))
-        .rules([stack_mlp_experts(), transpose_conv(), add_one_to_norms()]))
+    Ok(architecture.rules([drop(r"mtp\.")]).rules(drop_tied_head(source, false)).rules([
+        stack_mlp_experts(),
+        transpose_conv(),
+        add_one_to_norms(),
+    ]))
 }
 
 /// Qwen 3.5: the language model inside a vision-language checkpoint. Experts, where it has them, come fused.
 pub(super) fn qwen3_5(source: Source<'_>) -> Result<Architecture, ConfigError> {
-    let untouched =
-        source.tensors.iter().any(|(name, tensor)| name.contains("conv1d.weight") && tensor.shape.last() != Some(&1));
+    let untouched = source
+        .tensors
+        .iter()
+        .any(|(name, tensor)| name.contains("conv1d.weight") && tensor.shape.last() != Some(&1));
     let mut architecture = Architecture::plain(source, "qwen3_5", &linears())?
         .rules([drop(r"vision_tower|model\.visual|mtp\.")])
         .rules(drop_tied_head(source, false))

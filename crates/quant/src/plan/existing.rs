@@ -44,7 +44,8 @@ impl Existing {
         let method = map.get("quant_method").and_then(Value::as_str);
         let block = || {
             let sizes = map.get("weight_block_size")?.as_array()?;
-            let size = |index: usize| Some(usize::try_from(sizes.get(index)?.as_u64()?).ok()?.clamp(1, 1 << 20));
+            let size =
+                |index: usize| Some(usize::try_from(sizes.get(index)?.as_u64()?).ok()?.clamp(1, 1 << 20));
             Some([size(0)?, size(1)?])
         };
         match method {
@@ -67,7 +68,13 @@ impl Existing {
 
     /// The scheme of a packed module: its own entry, else the shared one, else what the shapes say
     /// (`mlx_lm/utils.py`, `infer_quant_config`). `words` and `groups` are the last axes of weight and scales.
-    pub(super) fn scheme(&self, path: &str, words: usize, groups: usize, scales: Dtype) -> Result<Scheme, PlanError> {
+    pub(super) fn scheme(
+        &self,
+        path: &str,
+        words: usize,
+        groups: usize,
+        scales: Dtype,
+    ) -> Result<Scheme, PlanError> {
         let unclear = || PlanError::UnclearScheme { path: path.to_owned(), words, groups };
         let map = self.packed().ok_or_else(unclear)?;
         let fits = |scheme: &Scheme| {
@@ -78,7 +85,9 @@ impl Existing {
         let own = map.get(path).and_then(Value::as_object).and_then(scheme_of);
         let named = own.into_iter().chain(scheme_of(map)).find(fits);
         let inferred = || {
-            let affine = [2, 3, 4, 5, 6, 8].into_iter().flat_map(|bits| [32, 64, 128].map(|group| Scheme::affine(bits, group)));
+            let affine = [2, 3, 4, 5, 6, 8]
+                .into_iter()
+                .flat_map(|bits| [32, 64, 128].map(|group| Scheme::affine(bits, group)));
             let fp = Mode::ALL[1..].iter().map(|mode| Scheme::new(*mode, None, None));
             let mut candidates = affine.chain(fp).filter_map(Result::ok).filter(fits);
             // Shapes alone do not tell 4 bits of 64 from 8 bits of 32.

@@ -69,7 +69,11 @@ impl Mixed {
 
     /// The scheme of the layer at `path`. Matching is by substring, as in mlx-lm.
     pub(super) fn scheme(&self, path: &str) -> Scheme {
-        let layer = path.split('.').nth(self.layer_segment).and_then(|segment| segment.parse().ok()).unwrap_or(0usize);
+        let layer = path
+            .split('.')
+            .nth(self.layer_segment)
+            .and_then(|segment| segment.parse().ok())
+            .unwrap_or(0usize);
         let eighth = self.layers / 8;
         // Python's remainder is never negative; below an eighth the first condition holds anyway.
         let more = layer < eighth || layer >= 7 * self.layers / 8 || (layer - eighth) % 3 == 2;
@@ -87,8 +91,9 @@ mod tests {
     fn eight_layers_as_measured() {
         let paths = ["model.layers.0.mlp.down_proj"];
         let mixed = Mixed::new(MixedRecipe::Mixed4_6, 64, 8, paths.into_iter()).unwrap().unwrap();
-        let high: Vec<usize> =
-            (0..8).filter(|layer| mixed.scheme(&format!("model.layers.{layer}.mlp.down_proj")).bits() == 6).collect();
+        let high: Vec<usize> = (0..8)
+            .filter(|layer| mixed.scheme(&format!("model.layers.{layer}.mlp.down_proj")).bits() == 6)
+            .collect();
         assert_eq!(high, [0, 3, 6, 7]);
         assert_eq!(mixed.scheme("lm_head").bits(), 6);
         assert_eq!(mixed.scheme("model.embed_tokens").bits(), 4);

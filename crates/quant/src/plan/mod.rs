@@ -53,33 +53,51 @@ pub enum PlanError {
     Overrides(#[from] OverridesError),
     #[error("quantize and dequantize exclude each other; hint: choose one of -q and -d")]
     Both,
-    #[error("the source is already quantized ({0}); quantizing it again would only lose quality; hint: quantize the original model, or decode this one first (convert -d) and quantize the result")]
+    #[error(
+        "the source is already quantized ({0}); quantizing it again would only lose quality; hint: quantize the original model, or decode this one first (convert -d) and quantize the result"
+    )]
     AlreadyQuantized(String),
     #[error("the source is not quantized, there is nothing to decode; hint: leave out -d")]
     NotQuantized,
-    #[error("the source is quantized by {method:?}, which cannot be converted; hint: get the original bfloat16 or float16 version of this model")]
+    #[error(
+        "the source is quantized by {method:?}, which cannot be converted; hint: get the original bfloat16 or float16 version of this model"
+    )]
     Foreign { method: String },
     #[error("mixed-bit recipes are affine, not {0}; hint: leave out --q-mode or --quant-predicate")]
     MixedMode(&'static str),
-    #[error("mixed-bit recipes need layers named down_proj, which this model does not have; hint: leave out --quant-predicate, or set bits per layer with --recipe-file")]
+    #[error(
+        "mixed-bit recipes need layers named down_proj, which this model does not have; hint: leave out --quant-predicate, or set bits per layer with --recipe-file"
+    )]
     MixedLayers,
     #[error("a recipe file sets how layers are quantized; hint: add -q")]
     OverridesWithoutQuantize,
-    #[error("group size {group_size} divides the input of no layer of this model ({examples}); hint: choose a smaller group size")]
+    #[error(
+        "group size {group_size} divides the input of no layer of this model ({examples}); hint: choose a smaller group size"
+    )]
     NothingDivides { group_size: usize, examples: String },
-    #[error("layer {path}: input of {columns} does not divide into groups of {group_size} (--recipe-file); hint: choose another group size for it, or keep it")]
+    #[error(
+        "layer {path}: input of {columns} does not divide into groups of {group_size} (--recipe-file); hint: choose another group size for it, or keep it"
+    )]
     OverrideDivides { path: String, columns: usize, group_size: usize },
     #[error("tensor {tensor} in {file}: {reason}; hint: config.json and weights do not belong together")]
     Shape { tensor: String, file: String, reason: String },
-    #[error("tensor {source_name} would become {output}, which another tensor becomes as well; hint: the checkpoint holds the same weights twice, remove one copy")]
+    #[error(
+        "tensor {source_name} would become {output}, which another tensor becomes as well; hint: the checkpoint holds the same weights twice, remove one copy"
+    )]
     Twice { output: String, source_name: String },
     #[error("expert {missing} of {output} is missing ({found} found); hint: download the missing shard")]
     MissingExpert { output: String, missing: usize, found: usize },
-    #[error("expert {odd} of {output} is {other:?}, expert 0 {first:?}; hint: experts must be alike, the checkpoint is damaged")]
+    #[error(
+        "expert {odd} of {output} is {other:?}, expert 0 {first:?}; hint: experts must be alike, the checkpoint is damaged"
+    )]
     UnequalExperts { output: String, odd: usize, first: (Dtype, Vec<usize>), other: (Dtype, Vec<usize>) },
-    #[error("fp8 tensor {tensor} (shape {shape:?}) has no {scale} for blocks of {block:?}; hint: get the bfloat16 version of this model")]
+    #[error(
+        "fp8 tensor {tensor} (shape {shape:?}) has no {scale} for blocks of {block:?}; hint: get the bfloat16 version of this model"
+    )]
     Fp8 { tensor: String, scale: String, shape: Vec<usize>, block: [usize; 2] },
-    #[error("layer {path}: {words} words and {groups} groups a row fit no quantization in config.json; hint: the source's config.json is damaged")]
+    #[error(
+        "layer {path}: {words} words and {groups} groups a row fit no quantization in config.json; hint: the source's config.json is damaged"
+    )]
     UnclearScheme { path: String, words: usize, groups: usize },
     #[error("tensor {tensor} is {dtype}; hint: language model weights are float32, float16 or bfloat16")]
     Dtype { tensor: String, dtype: Dtype },
@@ -176,7 +194,10 @@ impl Plan {
 
     /// Bytes read from the source.
     pub fn input_bytes(&self) -> u64 {
-        self.items.iter().map(|item| item.views().map(|view| (view.rows() * view.row_bytes()) as u64).sum::<u64>()).sum()
+        self.items
+            .iter()
+            .map(|item| item.views().map(|view| (view.rows() * view.row_bytes()) as u64).sum::<u64>())
+            .sum()
     }
 }
 
@@ -199,13 +220,19 @@ fn check_settings(settings: &Settings, existing: &Existing) -> Result<(), PlanEr
     }
     if let (Some(_), Existing::Mlx(map)) = (settings.quantize, existing) {
         let what = |key: &str| map.get(key).map_or("?".to_owned(), Value::to_string);
-        return Err(PlanError::AlreadyQuantized(format!("{} bits, group size {}", what("bits"), what("group_size"))));
+        return Err(PlanError::AlreadyQuantized(format!(
+            "{} bits, group size {}",
+            what("bits"),
+            what("group_size")
+        )));
     }
     if settings.overrides.is_some() && settings.quantize.is_none() {
         return Err(PlanError::OverridesWithoutQuantize);
     }
     match (settings.mixed, settings.quantize) {
-        (Some(_), Some(scheme)) if scheme.mode() != Mode::Affine => Err(PlanError::MixedMode(scheme.mode().name())),
+        (Some(_), Some(scheme)) if scheme.mode() != Mode::Affine => {
+            Err(PlanError::MixedMode(scheme.mode().name()))
+        }
         _ => Ok(()),
     }
 }
@@ -263,7 +290,12 @@ impl Planner {
             existing,
             settings,
             target,
-            positions: named.tensors.iter().enumerate().map(|(index, (name, _))| (name.clone(), index)).collect(),
+            positions: named
+                .tensors
+                .iter()
+                .enumerate()
+                .map(|(index, (name, _))| (name.clone(), index))
+                .collect(),
             tensors: named.tensors.into_iter().map(|(name, view)| (name, Some(view))).collect(),
             inner: BTreeSet::new(),
             mixed: None,
@@ -309,15 +341,22 @@ impl Planner {
     }
 
     fn finish(mut self, config: &Config) -> Result<Plan, PlanError> {
-        let packed: BTreeSet<String> =
-            self.tensors.iter().filter_map(|(name, _)| name.strip_suffix(".scales").map(str::to_owned)).collect();
+        let packed: BTreeSet<String> = self
+            .tensors
+            .iter()
+            .filter_map(|(name, _)| name.strip_suffix(".scales").map(str::to_owned))
+            .collect();
         for index in 0..self.tensors.len() {
             // Scales and biases are taken along with their weight.
-            let (name, Some(view)) = (self.tensors[index].0.clone(), self.tensors[index].1.take()) else { continue };
+            let (name, Some(view)) = (self.tensors[index].0.clone(), self.tensors[index].1.take()) else {
+                continue;
+            };
             let path = name.strip_suffix(".weight");
             match path.filter(|path| packed.contains(*path) && view.dtype == Dtype::U32) {
                 Some(path) => self.packed_layer(path, view)?,
-                None if packed.contains(name.rsplit_once('.').map_or("", |(path, _)| path)) && !name.ends_with(".bias") => {
+                None if packed.contains(name.rsplit_once('.').map_or("", |(path, _)| path))
+                    && !name.ends_with(".bias") =>
+                {
                     // Met before its weight: scales and biases sort first.
                     self.tensors[index].1 = Some(view);
                 }
@@ -439,9 +478,14 @@ impl Planner {
             *columns = scales.columns() * scheme.group_size();
         }
         self.parameters += shape.iter().product::<usize>() as u64;
-        let unclear =
-            || PlanError::UnclearScheme { path: path.to_owned(), words: weight.columns(), groups: scales.columns() };
-        if weight.rows() != scales.rows() || biases.as_ref().map(View::shape) != scheme.has_biases().then(|| scales.shape()) {
+        let unclear = || PlanError::UnclearScheme {
+            path: path.to_owned(),
+            words: weight.columns(),
+            groups: scales.columns(),
+        };
+        if weight.rows() != scales.rows()
+            || biases.as_ref().map(View::shape) != scheme.has_biases().then(|| scales.shape())
+        {
             return Err(unclear());
         }
         if !self.settings.dequantize {
@@ -461,8 +505,12 @@ impl Planner {
     fn check_divided(&mut self) -> Result<(), PlanError> {
         let Some(base) = self.settings.quantize.filter(|_| !self.undivided.is_empty()) else { return Ok(()) };
         let list = |count: usize| {
-            let named: Vec<String> =
-                self.undivided.iter().take(count).map(|(path, columns)| format!("{path}: {columns}")).collect();
+            let named: Vec<String> = self
+                .undivided
+                .iter()
+                .take(count)
+                .map(|(path, columns)| format!("{path}: {columns}"))
+                .collect();
             named.join(", ")
         };
         if self.quantized == 0 {
@@ -524,8 +572,10 @@ fn packed_specs(path: &str, shape: &[usize], scheme: Scheme, float: FloatType) -
         shape: [outer, &[last]].concat(),
     };
     let groups = scheme.groups(columns[0]);
-    let mut specs =
-        vec![spec("weight", Dtype::U32, scheme.words(columns[0])), spec("scales", scheme.scale_dtype(float), groups)];
+    let mut specs = vec![
+        spec("weight", Dtype::U32, scheme.words(columns[0])),
+        spec("scales", scheme.scale_dtype(float), groups),
+    ];
     if scheme.has_biases() {
         specs.push(spec("biases", float.dtype(), groups));
     }

@@ -21,7 +21,8 @@ enum Segment {
 
 impl NaturalName {
     fn new(name: &str) -> Self {
-        let segment = |text: &str| text.parse().map_or_else(|_| Segment::Text(text.to_owned()), Segment::Number);
+        let segment =
+            |text: &str| text.parse().map_or_else(|_| Segment::Text(text.to_owned()), Segment::Number);
         Self(name.split('.').map(segment).collect())
     }
 }
@@ -63,7 +64,12 @@ pub(super) fn apply(
                 let scale = format!("{source}_scale_inv");
                 let scales = checkpoint.tensor(&scale);
                 if !scales.is_some_and(|scales| view.decode_fp8(tensor, &scale, scales, block)) {
-                    return Err(PlanError::Fp8 { tensor: source.clone(), scale, shape: tensor.shape.clone(), block });
+                    return Err(PlanError::Fp8 {
+                        tensor: source.clone(),
+                        scale,
+                        shape: tensor.shape.clone(),
+                        block,
+                    });
                 }
             }
             Ok(view)
@@ -80,7 +86,8 @@ pub(super) fn apply(
         for output in outputs {
             let mut name = String::new();
             captures.expand(output.name, &mut name);
-            let index = captures.name("e").filter(|_| output.stacked).and_then(|index| index.as_str().parse().ok());
+            let index =
+                captures.name("e").filter(|_| output.stacked).and_then(|index| index.as_str().parse().ok());
             add(&mut parts, name, index, view(&output.steps)?, source)?;
         }
     }
@@ -126,7 +133,12 @@ fn assemble(name: String, parts: Parts) -> Result<(String, View), PlanError> {
         Some(view) => Ok((name, view)),
         None => {
             let odd = shapes.iter().position(|shape| *shape != shapes[0]).unwrap_or(0);
-            Err(PlanError::UnequalExperts { output: name, odd, first: shapes[0].clone(), other: shapes[odd].clone() })
+            Err(PlanError::UnequalExperts {
+                output: name,
+                odd,
+                first: shapes[0].clone(),
+                other: shapes[odd].clone(),
+            })
         }
     }
 }
@@ -137,9 +149,12 @@ mod tests {
 
     #[test]
     fn numbers_sort_by_value() {
-        let mut names = ["m.layers.10.x", "lm_head.weight", "m.layers.2.x", "m.norm.weight", "m.embed.weight"].map(NaturalName::new);
+        let mut names =
+            ["m.layers.10.x", "lm_head.weight", "m.layers.2.x", "m.norm.weight", "m.embed.weight"]
+                .map(NaturalName::new);
         names.sort();
-        let expected = ["lm_head.weight", "m.embed.weight", "m.layers.2.x", "m.layers.10.x", "m.norm.weight"].map(NaturalName::new);
+        let expected = ["lm_head.weight", "m.embed.weight", "m.layers.2.x", "m.layers.10.x", "m.norm.weight"]
+            .map(NaturalName::new);
         assert_eq!(names, expected);
     }
 }

@@ -82,7 +82,8 @@ impl Overrides {
     /// [`OverridesError`].
     pub fn parse(text: &str, base: Scheme) -> Result<Self, OverridesError> {
         let file: File = toml::from_str(text)?;
-        let entries = file.layer.into_iter().map(|entry| Override::new(entry, base)).collect::<Result<_, _>>()?;
+        let entries =
+            file.layer.into_iter().map(|entry| Override::new(entry, base)).collect::<Result<_, _>>()?;
         Ok(Self { text: text.to_owned(), entries })
     }
 
@@ -128,6 +129,10 @@ impl Override {
         let bits = bits.or(inherit.then_some(base.bits()));
         let group_size = group_size.or(inherit.then_some(base.group_size()));
         match Scheme::new(mode, bits, group_size) {
+            // MLX has one bit since 0.32.4; older versions do not load it.
+            Ok(scheme) if scheme.bits() == 1 => {
+                Err(OverridesError::Scheme { path, source: SchemeError::Bits(1) })
+            }
             Ok(scheme) => Ok(Self { path, matcher, scheme: Some(scheme) }),
             Err(source) => Err(OverridesError::Scheme { path, source }),
         }
@@ -161,6 +166,9 @@ mod tests {
         assert!(matches!(parse("[[layer]]\npath = \"a[\""), Err(OverridesError::Pattern { .. })));
         assert!(matches!(parse("[[layer]]\npath = \"a\"\nmode = \"q\""), Err(OverridesError::Mode { .. })));
         assert!(matches!(parse("[[layer]]\npath = \"a\"\nbits = 7"), Err(OverridesError::Scheme { .. })));
-        assert!(matches!(parse("[[layer]]\npath = \"a\"\nbits = 7\nkeep = true"), Err(OverridesError::Contradiction(_))));
+        assert!(matches!(
+            parse("[[layer]]\npath = \"a\"\nbits = 7\nkeep = true"),
+            Err(OverridesError::Contradiction(_))
+        ));
     }
 }

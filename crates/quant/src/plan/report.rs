@@ -56,7 +56,9 @@ impl Plan {
             let specs = &self.layout.specs()[item.first_output..end];
             let (shape, scheme) = match &item.job {
                 Job::Quantize { view, scheme, .. } => (view.shape(), scheme.to_string()),
-                Job::Copy { .. } | Job::Dequantize { .. } => (specs[0].shape.clone(), specs[0].dtype.to_string()),
+                Job::Copy { .. } | Job::Dequantize { .. } => {
+                    (specs[0].shape.clone(), specs[0].dtype.to_string())
+                }
             };
             let bytes = specs.iter().map(mlx_format::checkpoint::TensorSpec::bytes).sum();
             *schemes.entry(scheme.clone()).or_default() += 1;
