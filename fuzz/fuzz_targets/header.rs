@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use mlx_format::checkpoint::parse_header;
+use mlx_format::checkpoint::{HeaderTensor, parse_header};
 
 fuzz_target!(|bytes: &[u8]| {
     // Also as a header of the right length, so that the JSON behind it is reached.
@@ -12,7 +12,7 @@ fuzz_target!(|bytes: &[u8]| {
     for file in [bytes, &framed] {
         if let Ok(tensors) = parse_header(file) {
             let mut end = 0;
-            for (_, dtype, shape, range) in tensors {
+            for HeaderTensor { dtype, shape, range, .. } in tensors {
                 assert!(range.start >= end && range.end <= file.len());
                 assert_eq!(range.len() * 8, shape.iter().product::<usize>() * dtype.bitsize());
                 end = range.end;

@@ -42,6 +42,7 @@ A recipe file sets layers apart (later entries win; * matches any characters):
 /// the model, and an interrupted run resumes when it is repeated.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
+#[expect(clippy::struct_excessive_bools, reason = "flags")]
 pub(crate) struct Convert {
     /// Model directory (config.json and safetensors) [default: the built-in demo model]
     #[arg(long, short = 'm', visible_alias = "hf-path", value_name = "DIR")]

@@ -47,7 +47,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse_from(arguments(std::env::args_os()));
     let Command::Convert(convert) = cli.command;
     let printer = Printer::new(convert.output.quiet, convert.output.verbose, convert.output.json);
-    match commands::convert::run(&convert, &printer) {
+    match commands::convert::run(&convert, printer) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             printer.error(&error);

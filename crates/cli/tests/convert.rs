@@ -1,6 +1,6 @@
 //! The binary as people run it: what it writes, and that bad input ends with a clear error, exit code 2 and
 //! nothing written.
-#![allow(clippy::unwrap_used, reason = "a test panics to fail")]
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test panics to fail, and says what it skips")]
 
 use std::path::{Path, PathBuf};
 
@@ -197,7 +197,7 @@ fn group_size_that_divides_nothing() {
     let header =
         "{\"model.embed_tokens.weight\":{\"dtype\":\"BF16\",\"shape\":[2,96],\"data_offsets\":[0,384]}}";
     fixture.edit(SHARD, |bytes| {
-        bytes.truncate(8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize + 384)
+        bytes.truncate(8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize + 384);
     });
     fixture.edit_header(|_| header.to_owned());
     fixture.refuses(&["--q-group-size", "64"], &["group size 64 divides", "model.embed_tokens: 96"]);

@@ -7,6 +7,10 @@
 //!   backend. [`par_quantize`] spreads rows over the current rayon pool.
 //! * [`affine`] and [`fp`]: the arithmetic, written out; their module docs are the specification.
 //! * [`checkpoint`]: reading and writing directories of safetensors files.
+#![allow(
+    clippy::inline_always,
+    reason = "kernels must inline into the function that pulp compiles per instruction set"
+)]
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test panics to fail"))]
 
 pub mod affine;

@@ -1,6 +1,6 @@
 //! Every tensor that MLX 0.32.4 produced for `tests/golden` (see its README), from the scalar reference and from
 //! the fast path. Run with `--nocapture` to see the number of tensors compared.
-#![allow(clippy::unwrap_used, reason = "a test panics to fail")]
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test panics to fail, and prints its count")]
 
 use std::path::Path;
 
@@ -91,7 +91,7 @@ fn dequantize(path: Route, scheme: Scheme, float: FloatType, columns: usize, pac
     match (path, scheme.mode()) {
         (Route::Fast, _) => mlx_format::dequantize(scheme, float, columns, packed.as_ref(), &mut out),
         (Route::Scalar, Mode::Affine) => {
-            affine::dequantize_reference(scheme, float, packed.as_ref(), &mut out)
+            affine::dequantize_reference(scheme, float, packed.as_ref(), &mut out);
         }
         (Route::Scalar, mode) => fp::dequantize_reference(mode, float, packed.as_ref(), &mut out),
     }

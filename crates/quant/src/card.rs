@@ -1,5 +1,7 @@
 //! The model card, README.md of the output.
 
+use std::fmt::Write as _;
+
 use crate::plan::Plan;
 
 /// Front matter as mlx-lm writes it for a local source (`mlx_lm/utils.py`, `create_model_card`), and below it
@@ -7,7 +9,7 @@ use crate::plan::Plan;
 pub fn model_card(plan: &Plan, source: &str) -> String {
     let mut schemes = String::new();
     for (scheme, count) in plan.report().schemes {
-        schemes.push_str(&format!("| {scheme} | {count} |\n"));
+        let _ = writeln!(schemes, "| {scheme} | {count} |");
     }
     format!(
         "---\nlanguage: en\nlibrary_name: mlx\npipeline_tag: text-generation\ntags:\n- mlx\n---\n\n\

@@ -130,8 +130,11 @@ fn fingerprint(model: &Model, plan: &Plan) -> Result<String, Error> {
         let _ = write!(hash, "{} {identity:?};", checkpoint.directory().display_file(shard));
     }
     let _ = write!(hash, "{:?};{:?};{}", plan.items, plan.layout, plan.settings.allow_nonfinite);
-    let digest: String = hash.0.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-    Ok(format!("mlx-quant {} {digest}", env!("CARGO_PKG_VERSION")))
+    let mut line = format!("mlx-quant {} ", env!("CARGO_PKG_VERSION"));
+    for byte in hash.0.finalize() {
+        let _ = write!(line, "{byte:02x}");
+    }
+    Ok(line)
 }
 
 fn item_bytes(item: &Item) -> usize {
@@ -241,16 +244,12 @@ impl Task<'_> {
             Job::Copy { view, float } => {
                 let bytes = view.rows_of(checkpoint, rows.clone());
                 let row_bytes = self.output_row_bytes(0, view.rows());
-                match float {
-                    Some(float) => {
-                        let bytes =
-                            self.cast(view, &bytes, *float, &rows, &mut scratch.values, &mut scratch.cast)?;
-                        self.write(0, &rows, row_bytes, bytes)?;
-                    }
-                    None => {
-                        self.check_finite(view, &bytes, &rows)?;
-                        self.write(0, &rows, row_bytes, &bytes)?;
-                    }
+                if let Some(float) = float {
+                    let (values, cast) = (&mut scratch.values, &mut scratch.cast);
+                    self.write(0, &rows, row_bytes, self.cast(view, &bytes, *float, &rows, values, cast)?)?;
+                } else {
+                    self.check_finite(view, &bytes, &rows)?;
+                    self.write(0, &rows, row_bytes, &bytes)?;
                 }
             }
             Job::Quantize { view, float, scheme } => {

@@ -50,8 +50,8 @@ impl Observer for Screen {
 }
 
 /// Runs the command.
-pub(crate) fn run(args: &Convert, printer: &Printer) -> Result<()> {
-    let settings = settings(args, *printer)?;
+pub(crate) fn run(args: &Convert, printer: Printer) -> Result<()> {
+    let settings = settings(args, printer)?;
     if !args.dry_run {
         Writer::check_target(&args.mlx_path).map_err(mlx_quant::Error::from)?;
     }
@@ -65,10 +65,10 @@ pub(crate) fn run(args: &Convert, printer: &Printer) -> Result<()> {
     }
     let threads = args.machine.threads.map_or(0, |threads| threads as usize);
     if args.dry_run {
-        return dry_run(&plan, threads, *printer);
+        return dry_run(&plan, threads, printer);
     }
     printer.detail(&format!("kernels: {}", mlx_format::simd_name()));
-    let screen = Screen { bar: printer.progress(), interrupt: Interrupt::listen(), printer: *printer };
+    let screen = Screen { bar: printer.progress(), interrupt: Interrupt::listen(), printer };
     let done = mlx_quant::convert(&model, &plan, &args.mlx_path, threads, &screen);
     screen.bar.finish_and_clear();
     let done = done?;
@@ -217,7 +217,7 @@ fn kernel_rate(plan: &Plan) -> f64 {
         Job::Quantize { float, scheme, .. } => Some((*float, *scheme)),
         _ => None,
     });
-    let (float, scheme) = quantized.unwrap_or_else(|| (FloatType::Bf16, mlx_format::fp::NVFP4));
+    let (float, scheme) = quantized.unwrap_or((FloatType::Bf16, mlx_format::fp::NVFP4));
     let columns = 4096;
     let values: Vec<f32> = (0..ROWS * columns).map(|i| (i as f32 * 0.7).sin() * 0.02).collect();
     let mut input = vec![0u8; values.len() * float.size()];

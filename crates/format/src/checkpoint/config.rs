@@ -158,7 +158,7 @@ fn tag_floats(text: &str) -> std::borrow::Cow<'_, str> {
         } else if in_string && c == '\\' {
             // The escaped character cannot end the string.
             let escaped = rest[1..].chars().next().map_or(0, char::len_utf8);
-            out.push_str(&rest[..1 + escaped]);
+            out.push_str(&rest[..=escaped]);
             1 + escaped
         } else {
             in_string ^= c == '"';

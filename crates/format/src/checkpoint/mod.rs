@@ -16,5 +16,5 @@ mod writer;
 pub use config::{Config, ConfigError};
 pub use directory::{Directory, DirectoryError};
 pub use layout::{Layout, Placement, SHARD_BYTES, TensorSpec};
-pub use safetensors::{Checkpoint, CheckpointError, Tensor, parse_header, parse_index};
+pub use safetensors::{Checkpoint, CheckpointError, HeaderTensor, Tensor, parse_header, parse_index};
 pub use writer::{WriteError, Writer};

@@ -113,6 +113,19 @@ pub enum CheckpointError {
     },
 }
 
+/// A tensor as one file's header describes it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HeaderTensor {
+    /// Name.
+    pub name: String,
+    /// dtype.
+    pub dtype: Dtype,
+    /// Shape, outermost axis first.
+    pub shape: Vec<usize>,
+    /// Byte range from the start of the file.
+    pub range: std::ops::Range<usize>,
+}
+
 /// Every tensor of one safetensors file: name, dtype, shape, and byte range from the start of the file.
 ///
 /// Validated: header length against the file, JSON, dtypes, shapes against sizes, overflow, and that the data
@@ -120,9 +133,7 @@ pub enum CheckpointError {
 ///
 /// # Errors
 /// What is wrong, naming the tensor where one is to blame.
-pub fn parse_header(
-    bytes: &[u8],
-) -> Result<Vec<(String, Dtype, Vec<usize>, std::ops::Range<usize>)>, String> {
+pub fn parse_header(bytes: &[u8]) -> Result<Vec<HeaderTensor>, String> {
     let (header, metadata) = SafeTensors::read_metadata(bytes).map_err(|error| explain(bytes, &error))?;
     let data = header + 8;
     let mut tensors: Vec<_> = metadata
@@ -130,10 +141,15 @@ pub fn parse_header(
         .into_iter()
         .map(|(name, info)| {
             let (start, end) = info.data_offsets;
-            (name, info.dtype, info.shape.clone(), data + start..data + end)
+            HeaderTensor {
+                name,
+                dtype: info.dtype,
+                shape: info.shape.clone(),
+                range: data + start..data + end,
+            }
         })
         .collect();
-    tensors.sort_by(|a, b| (a.3.start, &a.0).cmp(&(b.3.start, &b.0)));
+    tensors.sort_by(|a, b| (a.range.start, &a.name).cmp(&(b.range.start, &b.name)));
     Ok(tensors)
 }
 
@@ -275,7 +291,7 @@ impl Checkpoint {
         let file = self.directory.display_file(&name);
         let header = parse_header(&bytes).map_err(|reason| CheckpointError::Damaged { file, reason })?;
         let shard = self.shards.len();
-        for (tensor, dtype, shape, range) in header {
+        for HeaderTensor { name: tensor, dtype, shape, range } in header {
             let info = Tensor { dtype, shape, shard, start: range.start, length: range.len() };
             if let Some(other) = self.tensors.insert(tensor.clone(), info) {
                 let first =

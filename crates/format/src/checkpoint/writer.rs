@@ -6,6 +6,7 @@
 //! started again continues behind it.
 
 use std::collections::BTreeSet;
+use std::fmt::Write as _;
 use std::io::{Read as _, Seek as _, Write as _};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
@@ -225,7 +226,7 @@ impl Writer {
         let mut lines = String::new();
         let mut touched = BTreeSet::new();
         for index in indices {
-            lines.push_str(&format!("{index}\n"));
+            let _ = writeln!(lines, "{index}");
             touched.insert(self.layout.placement(index).shard);
             self.done.insert(index);
         }

@@ -260,8 +260,8 @@ fn ends_with_segments(path: &str, suffix: &str) -> bool {
 /// If config.json lacks what the family needs.
 pub fn describe(source: Source<'_>) -> Result<Architecture, ConfigError> {
     match source.config.model_type()? {
-        "llama" | "mistral" | "iquestcoder" | "xverse" => llama::llama(source),
-        "smollm3" | "ministral3" | "qwen2" | "qwen3" | "olmo2" | "seed_oss" => llama::llama(source),
+        "llama" | "mistral" | "iquestcoder" | "xverse" | "smollm3" | "ministral3" | "qwen2" | "qwen3"
+        | "olmo2" | "seed_oss" => llama::llama(source),
         "olmo3" | "hunyuan_v1_dense" | "nemotron" | "ernie4_5" | "exaone4" => {
             llama::untied_by_default(source)
         }

@@ -129,18 +129,15 @@ fn assemble(name: String, parts: Parts) -> Result<(String, View), PlanError> {
         return Err(PlanError::MissingExpert { output: name, missing, found: slices.len() });
     }
     let shapes: Vec<_> = slices.values().map(|view| (view.dtype, view.shape())).collect();
-    match View::stack(slices.into_values().collect()) {
-        Some(view) => Ok((name, view)),
-        None => {
-            let odd = shapes.iter().position(|shape| *shape != shapes[0]).unwrap_or(0);
-            Err(PlanError::UnequalExperts {
-                output: name,
-                odd,
-                first: shapes[0].clone(),
-                other: shapes[odd].clone(),
-            })
-        }
-    }
+    let odd = shapes.iter().position(|shape| *shape != shapes[0]).unwrap_or(0);
+    View::stack(slices.into_values().collect())
+        .ok_or_else(|| PlanError::UnequalExperts {
+            output: name.clone(),
+            odd,
+            first: shapes[0].clone(),
+            other: shapes[odd].clone(),
+        })
+        .map(|view| (name, view))
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! Shared by the integration tests.
 
+use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use mlx_format::checkpoint::{Checkpoint, Directory};
@@ -30,5 +31,9 @@ pub(crate) fn convert_to(model: &Model, settings: Settings, target: &Path) -> Re
 }
 
 pub(crate) fn sha256(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+    let mut text = String::new();
+    for byte in Sha256::digest(bytes) {
+        let _ = write!(text, "{byte:02x}");
+    }
+    text
 }
