@@ -56,13 +56,13 @@ struct Chunk {
     bytes: usize,
 }
 
-/// Upper estimate of the resident memory of a conversion in bytes: program, headers, and per thread a chunk with
-/// its buffers, whatever the size of the model.
+/// Upper estimate of the resident memory of a conversion in bytes: program, headers, and for every thread the
+/// mapped chunks of one round and its buffers, whatever the size of the model.
 pub fn peak_memory(plan: &Plan, threads: usize) -> u64 {
     let largest_row = plan.items.iter().flat_map(Item::views).map(View::row_bytes).max().unwrap_or(0);
     let chunk = CHUNK_BYTES.max(largest_row) as u64;
     let headers = plan.layout.specs().len() as u64 * 2_000;
-    (24 << 20) + headers + threads as u64 * chunk * 8
+    (12 << 20) + headers + threads as u64 * chunk * (CHUNKS_PER_THREAD as u64 + 4)
 }
 
 /// Carries out `plan` on `model` into the directory `target`, on `threads` threads (0: one per core).
@@ -165,6 +165,22 @@ fn chunks<'p>(plan: &'p Plan, writer: &Writer) -> impl Iterator<Item = Chunk> + 
     })
 }
 
+/// The chunks that are worked on together, being read ahead from now on.
+fn next_round(
+    pending: &mut impl Iterator<Item = Chunk>,
+    model: &Model,
+    plan: &Plan,
+    pool: &rayon::ThreadPool,
+) -> Vec<Chunk> {
+    let round: Vec<Chunk> = pending.take(CHUNKS_PER_THREAD * pool.current_num_threads()).collect();
+    for chunk in &round {
+        for view in plan.items[chunk.item].views() {
+            view.prefetch(&model.checkpoint, chunk.rows.clone());
+        }
+    }
+    round
+}
+
 fn run(
     model: &Model,
     plan: &Plan,
@@ -181,26 +197,23 @@ fn run(
         .sum();
     observer.event(Event::Started { total, resumed });
     let scratch: Vec<Mutex<Scratch>> = (0..pool.current_num_threads()).map(|_| Mutex::default()).collect();
-    let mut pending = chunks(plan, writer).peekable();
+    let mut pending = chunks(plan, writer);
+    // The disk reads a round ahead of the processors.
+    let mut next = next_round(&mut pending, model, plan, pool);
     let (mut read, mut unrecorded) = (0u64, 0u64);
     let mut finished = Vec::new();
-    while pending.peek().is_some() {
+    while !next.is_empty() {
         if observer.cancelled() {
             writer.record(finished)?;
             return Err(Error::Interrupted);
         }
-        let batch: Vec<Chunk> =
-            pending.by_ref().take(CHUNKS_PER_THREAD * pool.current_num_threads()).collect();
-        for chunk in &batch {
-            for view in plan.items[chunk.item].views() {
-                view.prefetch(&model.checkpoint, chunk.rows.clone());
-            }
-        }
-        observer.event(Event::Working { name: &plan.items[batch[0].item].name });
+        let upcoming = next_round(&mut pending, model, plan, pool);
+        let round = std::mem::replace(&mut next, upcoming);
+        observer.event(Event::Working { name: &plan.items[round[0].item].name });
         // All results, so that the same chunk is blamed whatever the timing.
         let results: Vec<Result<(), Error>> = pool.install(|| {
             let shared: &Writer = writer;
-            batch
+            round
                 .par_iter()
                 .map(|chunk| {
                     let thread = rayon::current_thread_index().unwrap_or(0);
@@ -213,7 +226,8 @@ fn run(
                 .collect()
         });
         results.into_iter().collect::<Result<(), Error>>()?;
-        for chunk in batch {
+        model.checkpoint.release();
+        for chunk in round {
             read += chunk.bytes as u64;
             unrecorded += chunk.bytes as u64;
             if chunk.rows.end == item_rows(&plan.items[chunk.item]) {
@@ -311,9 +325,6 @@ impl Task<'_> {
                 mlx_format::dequantize(*scheme, *float, columns, packed, &mut scratch.weight);
                 self.write(0, &rows, row_bytes, &scratch.weight)?;
             }
-        }
-        for view in self.item.views() {
-            view.release(checkpoint, rows.clone());
         }
         Ok(())
     }

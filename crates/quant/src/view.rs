@@ -259,18 +259,8 @@ impl View {
         Cow::Owned(out)
     }
 
-    /// Tells the system that the pages behind `rows` are not needed now.
-    pub fn release(&self, checkpoint: &Checkpoint, rows: Range<usize>) {
-        self.for_extents(checkpoint, rows, |tensor, range| checkpoint.release(tensor, range));
-    }
-
     /// Asks the system to read the pages behind `rows` ahead.
     pub fn prefetch(&self, checkpoint: &Checkpoint, rows: Range<usize>) {
-        self.for_extents(checkpoint, rows, |tensor, range| checkpoint.prefetch(tensor, range));
-    }
-
-    /// Calls `act` with the smallest byte range of each source tensor that covers its share of `rows`.
-    fn for_extents(&self, checkpoint: &Checkpoint, rows: Range<usize>, act: impl Fn(&Tensor, Range<usize>)) {
         let (size, per_piece) = (self.stored_size(), self.rows_per_piece());
         if rows.is_empty() || per_piece == 0 || self.columns() == 0 {
             return;
@@ -286,7 +276,7 @@ impl View {
                 (low, high) = (low.min(start), high.max(last + 1));
             }
             if let Some(tensor) = checkpoint.tensor(&piece.tensor) {
-                act(tensor, low * size..high * size);
+                checkpoint.prefetch(tensor, low * size..high * size);
             }
         }
     }
@@ -397,8 +387,8 @@ mod tests {
             for start in (0..view.rows()).step_by(step) {
                 let rows = start..view.rows().min(start + step);
                 cut.extend_from_slice(&view.rows_of(checkpoint, rows.clone()));
-                view.prefetch(checkpoint, rows.clone());
-                view.release(checkpoint, rows);
+                view.prefetch(checkpoint, rows);
+                checkpoint.release();
             }
             assert_eq!(cut, whole, "cut by {step}");
         }

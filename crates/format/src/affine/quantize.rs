@@ -65,6 +65,22 @@ fn encode(group: &[f32], scale: f32, bias: f32, n: f32, codes: &mut [u8]) {
     }
 }
 
+/// Asks for the cache lines of a later tile; the hardware's own prefetching stops at every page.
+#[inline(always)]
+fn prefetch(bytes: &[u8], start: usize, length: usize) {
+    #[cfg(target_arch = "x86_64")]
+    if let Some(ahead) = bytes.get(start..(start + length).min(bytes.len())) {
+        for line in ahead.chunks(64) {
+            // SAFETY: SSE is part of x86-64, and a prefetch has no effect on memory.
+            unsafe {
+                std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(line.as_ptr().cast())
+            };
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (bytes, start, length);
+}
+
 /// Whole groups of `weights` (dtype E) into `out`. A group with NaN or infinity is handled by the reference
 /// if `allow_nonfinite`, else it ends the call.
 #[inline(always)]
@@ -84,7 +100,9 @@ pub(crate) fn quantize<S: Simd, E: Element, const BITS: u32>(
     let (mut scales, mut biases) = ([0f32; TILE], [0f32; TILE]);
     let packed_group = group * BITS as usize / 8;
 
+    let all = weights;
     for (tile, weights) in weights.chunks(TILE * group * size).enumerate() {
+        prefetch(all, (tile + 2) * TILE * group * size, TILE * group * size);
         let groups = weights.len() / (group * size);
         let values = &mut values[..groups * group];
         E::widen(weights, values);

@@ -71,14 +71,12 @@ impl std::ops::Deref for Bytes {
 }
 
 impl Bytes {
-    /// Gives the pages of a range back to the system; they are read again if touched again.
-    pub(super) fn release(&self, start: usize, length: usize) {
-        if let Self::Map(map) = self
-            && length > 0
-        {
+    /// Gives all pages back to the system; they are read again if touched again.
+    pub(super) fn release(&self) {
+        if let Self::Map(map) = self {
             // SAFETY: the mapping is read-only and file-backed, so dropped pages come back with the same bytes.
             // Failure only means that the memory stays in use.
-            let _ = unsafe { map.unchecked_advise_range(UncheckedAdvice::DontNeed, start, length) };
+            let _ = unsafe { map.unchecked_advise(UncheckedAdvice::DontNeed) };
         }
     }
 

@@ -359,9 +359,12 @@ impl Checkpoint {
         &self.shards[tensor.shard].1[tensor.start..][..tensor.length]
     }
 
-    /// Gives the memory behind a byte range of a tensor back; it is read again from disk if needed again.
-    pub fn release(&self, tensor: &Tensor, range: std::ops::Range<usize>) {
-        self.shards[tensor.shard].1.release(tensor.start + range.start, range.len());
+    /// Gives the memory behind the mapped files back; what is needed again is read again. Whole files, because
+    /// the system maps pages around those that are touched, also ones that were given back before.
+    pub fn release(&self) {
+        for (_, bytes) in &self.shards {
+            bytes.release();
+        }
     }
 
     /// Asks for a byte range of a tensor to be read ahead.
