@@ -73,7 +73,7 @@ fn prefetch(bytes: &[u8], start: usize, length: usize) {
         for line in ahead.chunks(64) {
             // SAFETY: SSE is part of x86-64, and a prefetch has no effect on memory.
             unsafe {
-                std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(line.as_ptr().cast())
+                std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(line.as_ptr().cast());
             };
         }
     }
