@@ -29,20 +29,20 @@ impl Printer {
 
     /// Data, to stdout. A reader that has gone away (`| head`) is no failure.
     pub(crate) fn data(self, text: &str) {
-        let _ = writeln!(std::io::stdout(), "{text}");
+        let _ = writeln!(std::io::stdout(), "{}", printable(text));
     }
 
     /// A line for people, to stderr.
     pub(crate) fn say(self, text: &str) {
         if !self.quiet {
-            eprintln!("{text}");
+            eprintln!("{}", printable(text));
         }
     }
 
     /// A line for curious people.
     pub(crate) fn detail(self, text: &str) {
         if self.verbose {
-            eprintln!("{text}");
+            eprintln!("{}", printable(text));
         }
     }
 
@@ -53,7 +53,7 @@ impl Printer {
 
     /// What went wrong, and on a line of its own what to do next.
     pub(crate) fn error(self, error: &anyhow::Error) {
-        let text = format!("{error:#}");
+        let text = printable(&format!("{error:#}"));
         match text.split_once("; hint: ") {
             Some((what, hint)) => eprintln!("error: {what}\nhint: {hint}"),
             None => eprintln!("error: {text}"),
@@ -67,6 +67,15 @@ impl Printer {
         let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
         ProgressBar::with_draw_target(None, target).with_style(style.progress_chars("=> "))
     }
+}
+
+/// Control characters (names in a checkpoint may hold any) as escapes, so that they cannot steer a terminal.
+fn printable(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c.is_control() && c != '\n' { out.extend(c.escape_default()) } else { out.push(c) }
+    }
+    out
 }
 
 /// `1.23 GB`, in powers of 1000.
@@ -85,6 +94,11 @@ pub(crate) fn bytes(count: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_cannot_steer_the_terminal() {
+        assert_eq!(printable("a\u{1b}[31mb\nc"), "a\\u{1b}[31mb\nc");
+    }
 
     #[test]
     fn sizes() {

@@ -200,6 +200,9 @@ fn group_size_that_divides_nothing() {
         bytes.truncate(8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize + 384);
     });
     fixture.edit_header(|_| header.to_owned());
+    std::fs::rename(fixture.file(SHARD), fixture.file("model.safetensors")).unwrap();
+    std::fs::write(fixture.file("config.json"), "{\"model_type\": \"llama\", \"num_hidden_layers\": 0}")
+        .unwrap();
     fixture.refuses(&["--q-group-size", "64"], &["group size 64 divides", "model.embed_tokens: 96"]);
     fixture.convert(&["--q-group-size", "32"]).success();
 }
@@ -368,6 +371,66 @@ fn killed_and_repeated() {
     let left: Vec<_> =
         std::fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(left.len(), 2, "{left:?}");
+}
+
+/// A run that is killed after its first journal entry is resumed, not repeated. The source is 2 GiB of zeros, which
+/// a sparse file holds without disk.
+#[test]
+#[cfg(unix)]
+fn killed_after_a_gigabyte_and_resumed() {
+    let directory = tempfile::tempdir().unwrap();
+    let (model, out) = (directory.path().join("model"), directory.path().join("out"));
+    std::fs::create_dir(&model).unwrap();
+    std::fs::write(
+        model.join("config.json"),
+        "{\"model_type\": \"llama\", \"num_hidden_layers\": 0, \"tie_word_embeddings\": false}",
+    )
+    .unwrap();
+    let (rows, bytes) = (1u64 << 17, 1u64 << 30);
+    let entry = |name: &str, start: u64| {
+        let end = start + bytes;
+        format!(
+            "\"{name}.weight\":{{\"dtype\":\"BF16\",\"shape\":[{rows},4096],\"data_offsets\":[{start},{end}]}}"
+        )
+    };
+    let header = format!("{{{},{}}}", entry("lm_head", 0), entry("model.embed_tokens", bytes));
+    let mut file = (header.len() as u64).to_le_bytes().to_vec();
+    file.extend(header.as_bytes());
+    let shard = model.join("model.safetensors");
+    std::fs::write(&shard, &file).unwrap();
+    std::fs::File::options()
+        .write(true)
+        .open(&shard)
+        .unwrap()
+        .set_len(file.len() as u64 + 2 * bytes)
+        .unwrap();
+
+    let arguments = ["convert", "-q", "--q-bits", "2", "--q-group-size", "128", "--threads", "2", "--model"];
+    let mut child = std::process::Command::new(assert_cmd::cargo::cargo_bin("mlx-quant"))
+        .args(arguments)
+        .arg(&model)
+        .arg("--mlx-path")
+        .arg(&out)
+        .spawn()
+        .unwrap();
+    let journal = directory.path().join(".out.partial/.mlx-quant-run");
+    let entries = || std::fs::read_to_string(&journal).map_or(0, |text| text.lines().count());
+    while entries() < 2 && !out.exists() {
+        assert!(child.try_wait().unwrap().is_none_or(|status| status.success()));
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(!out.exists(), "killed before the end");
+    mlx_quant()
+        .args(arguments)
+        .arg(&model)
+        .arg("--mlx-path")
+        .arg(&out)
+        .assert()
+        .success()
+        .stderr(contains("resuming: 1.07 GB of 2.15 GB"));
+    assert!(out.join(INDEX).is_file() && !out.join(".mlx-quant-run").exists());
 }
 
 /// A full disk: exit code 1 and nothing under the final name. `/dev/shm` is not ours to fill, so a small tmpfs is

@@ -127,14 +127,13 @@ impl Scheme {
 
     /// Whether rows of `columns` elements can be stored: whole groups and whole 32-bit words.
     pub const fn divides(self, columns: usize) -> bool {
-        columns > 0
-            && columns.is_multiple_of(self.group_size)
-            && self.words(columns) * 32 == columns * self.bits as usize
+        // Every group is whole words, but for the 16 columns of nvfp4, which are two.
+        columns > 0 && columns.is_multiple_of(self.group_size)
     }
 
     /// 32-bit words of one packed row.
     pub const fn words(self, columns: usize) -> usize {
-        columns * self.bits as usize / 32
+        columns / self.group_size * (self.group_size * self.bits as usize / 32)
     }
 
     /// Groups of one row.

@@ -12,7 +12,7 @@ use std::sync::Mutex;
 use std::time::Instant;
 
 use mlx_format::checkpoint::{Layout, Writer};
-use mlx_format::{Dtype, FloatType, PackedMut, PackedRef};
+use mlx_format::{FloatType, PackedMut, PackedRef};
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
@@ -56,6 +56,11 @@ struct Chunk {
     bytes: usize,
 }
 
+/// One thread per core where none are asked for; the environment has no say.
+pub fn threads_or_all(threads: usize) -> usize {
+    if threads == 0 { std::thread::available_parallelism().map_or(1, usize::from) } else { threads }
+}
+
 /// Upper estimate of the resident memory of a conversion in bytes: program, headers, and for every thread the
 /// mapped chunks of one round and its buffers, whatever the size of the model.
 pub fn peak_memory(plan: &Plan, threads: usize) -> u64 {
@@ -70,8 +75,9 @@ pub fn peak_memory(plan: &Plan, threads: usize) -> u64 {
 /// An unfinished run of the same plan on the same source is resumed.
 ///
 /// # Errors
-/// [`Error`]. After a refusal ([`Error::is_refusal`]) nothing is left behind; after any other failure the
-/// partial directory stays and the same call resumes. `target` itself only ever appears complete.
+/// [`Error`]. After a refusal ([`Error::is_refusal`]) this run leaves nothing behind (what an earlier,
+/// interrupted run left is kept); after any other failure the partial directory stays and the same call resumes.
+/// `target` itself only ever appears complete.
 pub fn convert(
     model: &Model,
     plan: &Plan,
@@ -81,6 +87,10 @@ pub fn convert(
 ) -> Result<Converted, Error> {
     let start = Instant::now();
     let companions = model.companions()?;
+    for file in &companions {
+        model.checkpoint.directory().check_readable(file)?;
+    }
+    let threads = threads_or_all(threads);
     let pool = rayon::ThreadPoolBuilder::new()
         .num_threads(threads)
         .build()
@@ -90,16 +100,14 @@ pub fn convert(
         Ok(read) => read,
         Err(error) => {
             if error.is_refusal() {
-                writer.discard()?;
+                writer.discard_if_fresh()?;
             }
             return Err(error);
         }
     };
     observer.event(Event::Finishing);
     for file in companions {
-        if let Some(content) = model.checkpoint.directory().read(&file)? {
-            writer.write_file(&file, &content)?;
-        }
+        writer.copy_file(model.checkpoint.directory(), &file)?;
     }
     if let Some(overrides) = &plan.settings.overrides {
         writer.write_file("recipe.toml", overrides.text.as_bytes())?;
@@ -127,7 +135,7 @@ fn fingerprint(model: &Model, plan: &Plan) -> Result<String, Error> {
     let checkpoint = &model.checkpoint;
     for shard in checkpoint.shards() {
         let identity = checkpoint.directory().identity(shard)?;
-        let _ = write!(hash, "{} {identity:?};", checkpoint.directory().display_file(shard));
+        let _ = write!(hash, "{shard} {identity:?};");
     }
     let _ = write!(hash, "{:?};{:?};{}", plan.items, plan.layout, plan.settings.allow_nonfinite);
     let mut line = format!("mlx-quant {} ", env!("CARGO_PKG_VERSION"));
@@ -153,12 +161,9 @@ fn chunks<'p>(plan: &'p Plan, writer: &Writer) -> impl Iterator<Item = Chunk> + 
         let (rows, bytes) = (item_rows(item), item_bytes(item));
         let row_bytes = bytes.div_ceil(rows.max(1)).max(1);
         let step = (CHUNK_BYTES / row_bytes).max(1);
-        let mut starts: Vec<usize> = (0..rows).step_by(step).collect();
-        if rows == 0 {
-            // An empty tensor is done by having no bytes.
-            starts.push(0);
-        }
-        starts.into_iter().map(move |start| {
+        // An empty tensor is done by having no bytes.
+        let starts = (0..rows.max(1)).step_by(step);
+        starts.map(move |start| {
             let end = rows.min(start + step);
             Chunk { item: index, rows: start..end, bytes: (end - start) * row_bytes }
         })
@@ -260,9 +265,14 @@ impl Task<'_> {
                 let row_bytes = self.output_row_bytes(0, view.rows());
                 if let Some(float) = float {
                     let (values, cast) = (&mut scratch.values, &mut scratch.cast);
-                    self.write(0, &rows, row_bytes, self.cast(view, &bytes, *float, &rows, values, cast)?)?;
+                    self.write(
+                        0,
+                        &rows,
+                        row_bytes,
+                        self.cast(view, &bytes, *float, rows.start, values, cast)?,
+                    )?;
                 } else {
-                    self.check_finite(view, &bytes, &rows)?;
+                    self.check_finite(view, &bytes, rows.start)?;
                     self.write(0, &rows, row_bytes, &bytes)?;
                 }
             }
@@ -274,7 +284,7 @@ impl Task<'_> {
                         view,
                         &bytes,
                         *float,
-                        &rows,
+                        rows.start,
                         &mut scratch.values,
                         &mut scratch.cast,
                     )?);
@@ -292,12 +302,8 @@ impl Task<'_> {
                 };
                 let allow = self.plan.settings.allow_nonfinite;
                 mlx_format::quantize(*scheme, *float, columns, &bytes, out, allow).map_err(|found| {
-                    Error::NonFinite {
-                        tensor: format!("{}.weight", self.item.name),
-                        file: self.file(view),
-                        element: rows.start * columns + found.element,
-                        value: found.value,
-                    }
+                    let (tensor, file, element) = self.place(view, rows.start, columns, found.element);
+                    Error::NonFinite { tensor, file, element, value: found.value }
                 })?;
                 self.write(0, &rows, weight_row, &scratch.weight)?;
                 self.write(1, &rows, scale_bytes, &scratch.scales)?;
@@ -314,8 +320,15 @@ impl Task<'_> {
                 let (mut cast_scales, mut cast_biases) = (Vec::new(), Vec::new());
                 let (scale_bytes, bias_bytes): (&[u8], &[u8]) = match (&raw_biases, biases) {
                     (Some(raw), Some(biases)) => (
-                        self.cast(scales, &raw_scales, *float, &rows, &mut scratch.values, &mut cast_scales)?,
-                        self.cast(biases, raw, *float, &rows, &mut scratch.values, &mut cast_biases)?,
+                        self.cast(
+                            scales,
+                            &raw_scales,
+                            *float,
+                            rows.start,
+                            &mut scratch.values,
+                            &mut cast_scales,
+                        )?,
+                        self.cast(biases, raw, *float, rows.start, &mut scratch.values, &mut cast_biases)?,
                     ),
                     _ => (&raw_scales, &[]),
                 };
@@ -323,6 +336,7 @@ impl Task<'_> {
                 scratch.weight.resize(rows.len() * row_bytes, 0);
                 let packed = PackedRef { weight: &packed, scales: scale_bytes, biases: bias_bytes };
                 mlx_format::dequantize(*scheme, *float, columns, packed, &mut scratch.weight);
+                self.check_range(weight, *float, &scratch.weight, rows.start, columns)?;
                 self.write(0, &rows, row_bytes, &scratch.weight)?;
             }
         }
@@ -343,40 +357,53 @@ impl Task<'_> {
         Ok(self.writer.write_at(self.item.first_output + output, offset, bytes)?)
     }
 
-    fn file(&self, view: &View) -> String {
+    /// The first element that is not finite, unless those are allowed.
+    fn nonfinite_in(&self, float: FloatType, bytes: &[u8]) -> Option<usize> {
+        if self.plan.settings.allow_nonfinite { None } else { float.first_nonfinite(bytes) }
+    }
+
+    /// Name, source file and index in the whole tensor of element `at` of rows of `columns` from `first` on.
+    fn place(&self, view: &View, first: usize, columns: usize, at: usize) -> (String, String, usize) {
         let checkpoint = &self.model.checkpoint;
-        let tensor = view.sources().next().and_then(|name| checkpoint.tensor(name));
-        tensor.map_or_else(String::new, |tensor| checkpoint.file_of(tensor))
+        let tensor = checkpoint.tensor(view.source_of(first + at / columns.max(1)));
+        let file = tensor.map_or_else(String::new, |tensor| checkpoint.file_of(tensor));
+        (self.layout().specs()[self.item.first_output].name.clone(), file, first * columns + at)
     }
 
-    /// The name of the tensor that an error is about.
-    fn tensor_name(&self) -> String {
-        self.layout().specs()[self.item.first_output].name.clone()
-    }
-
-    fn check_finite(&self, view: &View, bytes: &[u8], rows: &Range<usize>) -> Result<(), Error> {
+    fn check_finite(&self, view: &View, bytes: &[u8], first: usize) -> Result<(), Error> {
         let Some(float) = FloatType::from_dtype(view.dtype) else { return Ok(()) };
-        if self.plan.settings.allow_nonfinite {
-            return Ok(());
-        }
-        let Some(at) = float.first_nonfinite(bytes) else { return Ok(()) };
+        let Some(at) = self.nonfinite_in(float, bytes) else { return Ok(()) };
         let mut value = [0f32];
         float.widen(&bytes[at * float.size()..][..float.size()], &mut value);
-        let (tensor, file) = (self.tensor_name(), self.file(view));
-        Err(Error::NonFinite { tensor, file, element: rows.start * view.columns() + at, value: value[0] })
+        let (tensor, file, element) = self.place(view, first, view.columns(), at);
+        Err(Error::NonFinite { tensor, file, element, value: value[0] })
     }
 
-    /// Elements of `view` in dtype `float`; 1 is added first, in the dtype of the file, where the view says so.
+    /// Refuses infinities that came about by rounding finite values to dtype `float`.
+    fn check_range(
+        &self,
+        view: &View,
+        float: FloatType,
+        bytes: &[u8],
+        first: usize,
+        columns: usize,
+    ) -> Result<(), Error> {
+        let Some(at) = self.nonfinite_in(float, bytes) else { return Ok(()) };
+        let (tensor, file, element) = self.place(view, first, columns, at);
+        Err(Error::Overflow { tensor, file, element, dtype: float.name() })
+    }
+
+    /// Elements of `view` in dtype `float`; 1 is added before, in the dtype of the file, where the view says so.
     fn cast<'s>(
         &self,
         view: &View,
         bytes: &[u8],
         float: FloatType,
-        rows: &Range<usize>,
+        first: usize,
         values: &mut Vec<f32>,
         out: &'s mut Vec<u8>,
     ) -> Result<&'s [u8], Error> {
-        self.check_finite(view, bytes, rows)?;
+        self.check_finite(view, bytes, first)?;
         let from = FloatType::from_dtype(view.dtype).unwrap_or(float);
         values.resize(bytes.len() / from.size(), 0.0);
         from.widen(bytes, values);
@@ -387,14 +414,7 @@ impl Task<'_> {
         }
         out.resize(values.len() * float.size(), 0);
         float.narrow(values, out);
-        if !self.plan.settings.allow_nonfinite
-            && float.dtype() == Dtype::F16
-            && let Some(at) = float.first_nonfinite(out)
-        {
-            let (tensor, file) = (self.tensor_name(), self.file(view));
-            let element = rows.start * view.columns() + at;
-            return Err(Error::Overflow { tensor, file, element, dtype: float.name() });
-        }
+        self.check_range(view, float, out, first, view.columns())?;
         Ok(out)
     }
 }

@@ -35,7 +35,7 @@ mod source;
 mod view;
 
 pub use card::model_card;
-pub use convert::{Converted, convert, peak_memory};
+pub use convert::{Converted, convert, peak_memory, threads_or_all};
 pub use error::Error;
 pub use observer::{Event, Observer, Silent};
 pub use plan::{

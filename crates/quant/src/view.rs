@@ -53,9 +53,10 @@ pub struct View {
 }
 
 fn row_major(shape: &[usize]) -> Vec<usize> {
-    let mut strides = vec![1; shape.len()];
+    let mut strides = vec![1usize; shape.len()];
     for axis in (1..shape.len()).rev() {
-        strides[axis - 1] = strides[axis] * shape[axis];
+        // Overflows only beside an axis of length 0, where no stride is ever used.
+        strides[axis - 1] = strides[axis].wrapping_mul(shape[axis]);
     }
     strides
 }
@@ -126,33 +127,36 @@ impl View {
                     return None;
                 }
                 piece.shape.splice(0..1, [parts, rows / parts]);
-                piece.strides.insert(0, piece.strides[0] * (rows / parts));
+                piece.strides.insert(0, piece.strides[0].wrapping_mul(rows / parts));
             }
-            Step::Slice { from_last, start, count, step } => {
-                let axis = axes.checked_sub(from_last + 1)?;
-                let length = piece.shape[axis];
-                let count = if count == 0 { length.saturating_sub(start).div_ceil(step) } else { count };
-                if count == 0 || start + (count - 1) * step >= length {
+            Step::Rows { start, count, of } => {
+                let axis = axes.checked_sub(2)?;
+                if piece.shape[axis] != of || count == 0 || start.checked_add(count)? > of {
                     return None;
                 }
-                piece.offset += start * piece.strides[axis];
-                piece.shape[axis] = count;
-                piece.strides[axis] *= step;
+                piece.slice(axis, start, count, 1);
+            }
+            Step::EveryOther { from_last, odd } => {
+                let axis = axes.checked_sub(from_last + 1)?;
+                if piece.shape[axis] == 0 || !piece.shape[axis].is_multiple_of(2) {
+                    return None;
+                }
+                piece.slice(axis, usize::from(odd), piece.shape[axis] / 2, 2);
             }
             Step::HalfOfRows(second) => {
-                let half = piece.shape[axes.checked_sub(2)?] / 2;
-                if half * 2 != piece.shape[axes - 2] {
+                let axis = axes.checked_sub(2)?;
+                let half = piece.shape[axis] / 2;
+                if half == 0 || half * 2 != piece.shape[axis] {
                     return None;
                 }
-                self.apply(Step::Slice {
-                    from_last: 1,
-                    start: if second { half } else { 0 },
-                    count: half,
-                    step: 1,
-                })?;
+                piece.slice(axis, if second { half } else { 0 }, half, 1);
             }
             Step::Transpose => {
                 let last = axes.checked_sub(2)? + 1;
+                // Packed words cannot be turned.
+                if self.dtype == Dtype::U32 {
+                    return None;
+                }
                 piece.shape.swap(last - 1, last);
                 piece.strides.swap(last - 1, last);
             }
@@ -190,14 +194,15 @@ impl View {
         self.pieces[0].shape.last().copied().unwrap_or(1)
     }
 
-    /// Product of all axes but the last.
+    /// Product of all axes but the last; 0 for an empty tensor.
     pub fn rows(&self) -> usize {
         self.pieces.len() * self.rows_per_piece()
     }
 
+    /// An empty tensor has no rows, whatever its shape.
     fn rows_per_piece(&self) -> usize {
         let shape = &self.pieces[0].shape;
-        shape[..shape.len().saturating_sub(1)].iter().product()
+        if shape.contains(&0) { 0 } else { shape[..shape.len().saturating_sub(1)].iter().product() }
     }
 
     /// Number of elements.
@@ -210,9 +215,10 @@ impl View {
         self.columns() * self.dtype.bitsize() / 8
     }
 
-    /// The source tensors.
-    pub fn sources(&self) -> impl Iterator<Item = &str> {
-        self.pieces.iter().map(|piece| piece.tensor.as_str())
+    /// The source tensor that holds a row.
+    pub fn source_of(&self, row: usize) -> &str {
+        let piece = row.checked_div(self.rows_per_piece()).unwrap_or(0);
+        &self.pieces[piece.min(self.pieces.len() - 1)].tensor
     }
 
     /// Bytes of one element as stored in the source.
@@ -283,15 +289,25 @@ impl View {
 }
 
 impl Piece {
+    /// Keeps `count` elements of an axis, `step` apart.
+    fn slice(&mut self, axis: usize, start: usize, count: usize, step: usize) {
+        self.offset += start * self.strides[axis];
+        self.shape[axis] = count;
+        self.strides[axis] *= step;
+    }
+
     /// fp8 elements times the scale of their block, rounded to bfloat16.
     fn decode(&self, checkpoint: &Checkpoint, blocks: &BlockScales, rows: Range<usize>, out: &mut [u8]) {
         let bytes = self.bytes(checkpoint);
         let tensor =
             checkpoint.tensor(&blocks.tensor).expect("a view is used with the checkpoint it was made for");
-        let mut scales = vec![0f32; tensor.elements()];
-        FloatType::from_dtype(tensor.dtype)
-            .unwrap_or(FloatType::F32)
-            .widen(checkpoint.bytes(tensor), &mut scales);
+        let (float, scales) =
+            (FloatType::from_dtype(tensor.dtype).unwrap_or(FloatType::F32), checkpoint.bytes(tensor));
+        let scale = |index: usize| {
+            let mut value = [0f32];
+            float.widen(&scales[index * float.size()..][..float.size()], &mut value);
+            value[0]
+        };
         let per_row = blocks.columns.div_ceil(blocks.block[1]);
         let columns = self.shape.last().copied().unwrap_or(1);
         let stride = self.strides.last().copied().unwrap_or(1);
@@ -301,8 +317,8 @@ impl Piece {
             for (column, value) in values.iter_mut().enumerate() {
                 let element = start + column * stride;
                 let (i, j) = (element / blocks.columns, element % blocks.columns);
-                let scale = scales[i / blocks.block[0] * per_row + j / blocks.block[1]];
-                *value = fp::e4m3_decode(bytes[element]) * scale;
+                let block = i / blocks.block[0] * per_row + j / blocks.block[1];
+                *value = fp::e4m3_decode(bytes[element]) * scale(block);
             }
             FloatType::Bf16.narrow(&values, out);
         }
@@ -401,17 +417,17 @@ mod tests {
         let transposed = view(&checkpoint, &[Step::Transpose]);
         assert_eq!(transposed.shape(), [2, 6]);
         assert_eq!(read(&transposed, &checkpoint), [0, 2, 4, 6, 8, 10, 1, 3, 5, 7, 9, 11]);
-        let odd = view(&checkpoint, &[Step::Slice { from_last: 1, start: 1, count: 0, step: 2 }]);
+        let odd = view(&checkpoint, &[Step::EveryOther { from_last: 1, odd: true }]);
         assert_eq!(read(&odd, &checkpoint), [2, 3, 6, 7, 10, 11]);
         let second = view(&checkpoint, &[Step::HalfOfRows(true)]);
         assert_eq!(read(&second, &checkpoint), [6, 7, 8, 9, 10, 11]);
         let heads = view(
             &checkpoint,
-            &[Step::SplitRows(2), Step::Slice { from_last: 1, start: 0, count: 2, step: 1 }, Step::Transpose],
+            &[Step::SplitRows(2), Step::Rows { start: 0, count: 2, of: 3 }, Step::Transpose],
         );
         assert_eq!(heads.shape(), [2, 2, 2]);
         assert_eq!(read(&heads, &checkpoint), [0, 2, 1, 3, 6, 8, 7, 9]);
-        let last = view(&checkpoint, &[Step::Slice { from_last: 0, start: 1, count: 0, step: 2 }]);
+        let last = view(&checkpoint, &[Step::EveryOther { from_last: 0, odd: true }]);
         assert_eq!((last.shape(), read(&last, &checkpoint)), (vec![6, 1], vec![1, 3, 5, 7, 9, 11]));
     }
 
@@ -441,9 +457,10 @@ mod tests {
         for step in [
             Step::SplitRows(4),
             Step::SplitRows(0),
-            Step::Slice { from_last: 1, start: 4, count: 3, step: 1 },
-            Step::Slice { from_last: 2, start: 0, count: 0, step: 1 },
-            Step::Slice { from_last: 0, start: 2, count: 0, step: 1 },
+            Step::Rows { start: 4, count: 3, of: 6 },
+            Step::Rows { start: 0, count: 0, of: 6 },
+            Step::Rows { start: 0, count: 2, of: 7 },
+            Step::EveryOther { from_last: 2, odd: false },
             Step::Words,
         ] {
             assert!(View::new("t0", tensor, &[step]).is_err(), "{step:?}");

@@ -209,7 +209,7 @@ fn merge(document: &mut serde_json::Value, report: &PlanReport) {
     }
 }
 
-/// Input bytes per second that one thread of this machine quantizes with the plan's most common scheme, or copies
+/// Input bytes per second that one thread of this machine quantizes with the plan's first scheme, or copies
 /// where nothing is quantized; measured now, in a few milliseconds.
 fn kernel_rate(plan: &Plan) -> f64 {
     const ROWS: usize = 256;

@@ -130,7 +130,7 @@ impl Config {
 }
 
 /// Python's truth of a JSON value.
-fn is_truthy(value: &Value) -> bool {
+pub fn is_truthy(value: &Value) -> bool {
     match value {
         Value::Null => false,
         Value::Bool(b) => *b,

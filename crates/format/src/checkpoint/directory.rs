@@ -1,6 +1,7 @@
 //! A model directory: on disk, or embedded in the binary.
 
 use std::borrow::Cow;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use fs_err as fs;
@@ -31,7 +32,10 @@ pub enum DirectoryError {
     NotADirectory(PathBuf),
     /// An operating system error; its message names the path.
     #[error("{0}; hint: check that the file exists and that you may read it")]
-    Io(#[from] std::io::Error),
+    Io(String),
+    /// A pipe, device or directory where a file is expected.
+    #[error("{0} is not a plain file; hint: give the directory that the model was downloaded to")]
+    NotAFile(PathBuf),
     /// A file that is read whole is absurdly large.
     #[error("{path} has {bytes} bytes, more than any such file needs; hint: is this the right file?")]
     TooLarge {
@@ -50,6 +54,12 @@ pub enum DirectoryError {
         /// Where it was found.
         location: String,
     },
+}
+
+impl From<std::io::Error> for DirectoryError {
+    fn from(error: std::io::Error) -> Self {
+        Self::Io(error.to_string())
+    }
 }
 
 /// The bytes of one file: mapped, or part of the binary.
@@ -150,15 +160,24 @@ impl Directory {
         match self {
             Self::Path(path) => {
                 let path = path.join(file);
-                let bytes = match fs::metadata(&path) {
-                    Ok(metadata) => metadata.len(),
+                let metadata = match fs::metadata(&path) {
+                    Ok(metadata) => metadata,
                     Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
                     Err(error) => return Err(error.into()),
                 };
-                if bytes > MAX_WHOLE_FILE {
-                    return Err(DirectoryError::TooLarge { path: path.display().to_string(), bytes });
+                // A pipe or a device never ends.
+                if !metadata.is_file() {
+                    return Err(DirectoryError::NotAFile(path));
                 }
-                Ok(Some(Cow::Owned(fs::read(&path)?)))
+                let mut content = Vec::new();
+                fs::File::open(&path)?.take(MAX_WHOLE_FILE + 1).read_to_end(&mut content)?;
+                if content.len() as u64 > MAX_WHOLE_FILE {
+                    return Err(DirectoryError::TooLarge {
+                        path: path.display().to_string(),
+                        bytes: metadata.len(),
+                    });
+                }
+                Ok(Some(Cow::Owned(content)))
             }
             Self::Embedded { files, .. } => {
                 Ok(files.iter().find(|(name, _)| *name == file).map(|(_, bytes)| Cow::Borrowed(*bytes)))
@@ -186,12 +205,41 @@ impl Directory {
         }
     }
 
+    /// Refuses a file that cannot be opened, before any work.
+    ///
+    /// # Errors
+    /// If it is no plain file or may not be read.
+    pub fn check_readable(&self, file: &str) -> Result<(), DirectoryError> {
+        if let Self::Path(path) = self {
+            let path = path.join(file);
+            if !path.is_file() {
+                return Err(DirectoryError::NotAFile(path));
+            }
+            fs::File::open(path)?;
+        }
+        Ok(())
+    }
+
+    /// Copies the content of a file of any size.
+    pub(super) fn copy(&self, file: &str, to: &mut impl std::io::Write) -> std::io::Result<()> {
+        match self {
+            Self::Path(path) => std::io::copy(&mut fs::File::open(path.join(file))?, to).map(|_| ()),
+            Self::Embedded { files, .. } => {
+                files.iter().find(|(name, _)| *name == file).map_or(Ok(()), |(_, bytes)| to.write_all(bytes))
+            }
+        }
+    }
+
     /// Maps a file.
     pub(super) fn map(&self, file: &str) -> Result<Bytes, DirectoryError> {
         check_name(file, &self.display())?;
         match self {
             Self::Path(path) => {
-                let file = fs::File::open(path.join(file))?;
+                let path = path.join(file);
+                if !path.is_file() {
+                    return Err(DirectoryError::NotAFile(path));
+                }
+                let file = fs::File::open(path)?;
                 // SAFETY: the map is only read. A file that another process truncates meanwhile can end this
                 // process (SIGBUS), as with every reader that maps; it cannot be made to write.
                 let map = unsafe { Mmap::map(file.file())? };

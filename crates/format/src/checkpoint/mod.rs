@@ -13,7 +13,7 @@ mod layout;
 mod safetensors;
 mod writer;
 
-pub use config::{Config, ConfigError};
+pub use config::{Config, ConfigError, is_truthy};
 pub use directory::{Directory, DirectoryError};
 pub use layout::{Layout, Placement, SHARD_BYTES, TensorSpec};
 pub use safetensors::{Checkpoint, CheckpointError, HeaderTensor, Tensor, parse_header, parse_index};

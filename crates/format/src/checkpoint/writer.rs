@@ -8,11 +8,12 @@
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::io::{Read as _, Seek as _, Write as _};
-use std::os::unix::fs::FileExt as _;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
 use fs_err as fs;
 
+use super::directory::Directory;
 use super::layout::Layout;
 
 const JOURNAL: &str = ".mlx-quant-run";
@@ -31,9 +32,22 @@ pub enum WriteError {
         "{0} holds an unfinished run with other settings or another source; hint: repeat that run to resume it, or delete the directory"
     )]
     OtherRun(PathBuf),
+    /// A partial directory that no run of ours made.
+    #[error("{0} is in the way: it holds files but no unfinished run; hint: move or delete it")]
+    Foreign(PathBuf),
     /// Another process holds the partial directory.
     #[error("{0} is being written by another process; hint: wait for it, or choose another --mlx-path")]
     Busy(PathBuf),
+    /// The partial directory cannot be made.
+    #[error(
+        "cannot write beside the output, {path}: {reason}; hint: choose an --mlx-path in a directory you may write"
+    )]
+    Unwritable {
+        /// Partial directory.
+        path: PathBuf,
+        /// The system's reason.
+        reason: String,
+    },
     /// No space.
     #[error(
         "the disk of {path} is full: {needed} bytes are needed in all; hint: free some space and repeat the command{resumable}"
@@ -47,8 +61,14 @@ pub enum WriteError {
         resumable: &'static str,
     },
     /// Any other operating system error; its message names the path.
-    #[error("{0}")]
-    Io(#[from] std::io::Error),
+    #[error("{0}; hint: repeat the command to go on where it stopped")]
+    Io(String),
+}
+
+impl From<std::io::Error> for WriteError {
+    fn from(error: std::io::Error) -> Self {
+        Self::Io(error.to_string())
+    }
 }
 
 /// A model directory being written. Tensors are addressed by their index in the [`Layout`].
@@ -60,6 +80,21 @@ pub struct Writer {
     shards: Vec<fs::File>,
     journal: fs::File,
     done: BTreeSet<usize>,
+    /// Whether an earlier run's work is in the partial directory.
+    resumed: bool,
+}
+
+/// Whether every shard that an earlier run made is there, of the right length and with its header.
+fn shards_are_intact(partial: &Path, layout: &Layout) -> bool {
+    layout.shard_headers().iter().all(|shard| {
+        let mut header = vec![0u8; shard.header.len()];
+        std::fs::File::open(partial.join(&shard.file)).is_ok_and(|file| {
+            let length = file.metadata().map(|metadata| metadata.len()).ok();
+            length == Some(shard.bytes)
+                && file.read_exact_at(&mut header, 0).is_ok()
+                && header == shard.header
+        })
+    })
 }
 
 /// Whether the system says that there is no space left.
@@ -95,30 +130,42 @@ impl Writer {
     }
 
     /// Starts, or resumes if `.<name>.partial` holds a run with the same `fingerprint` (a line of text that
-    /// stands for the source and all settings). Space for all shards is reserved at once where the file
-    /// system can.
+    /// stands for the source and all settings) and its shards are as that run left them. Space for all shards
+    /// is reserved at once where the file system can.
     ///
     /// # Errors
-    /// [`WriteError`]; after [`WriteError::DiskFull`] nothing is left behind.
+    /// [`WriteError`]; after [`WriteError::DiskFull`] nothing is left behind unless an earlier run was there.
     pub fn open(target: &Path, layout: Layout, fingerprint: &str) -> Result<Self, WriteError> {
         Self::check_target(target)?;
         let partial = Self::partial_path(target)?;
-        fs::create_dir_all(&partial)?;
-        let mut journal = fs::OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(partial.join(JOURNAL))?;
+        let unwritable = |error: std::io::Error| WriteError::Unwritable {
+            path: partial.clone(),
+            reason: error.to_string(),
+        };
+        let path = partial.join(JOURNAL);
+        if partial.is_dir() {
+            if !path.is_file() && std::fs::read_dir(&partial).map_err(unwritable)?.next().is_some() {
+                return Err(WriteError::Foreign(partial));
+            }
+        } else {
+            std::fs::create_dir(&partial).map_err(unwritable)?;
+        }
+        let mut journal =
+            fs::OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path)?;
         match journal.file().try_lock() {
             Ok(()) => {}
             Err(std::fs::TryLockError::WouldBlock) => return Err(WriteError::Busy(partial)),
             Err(std::fs::TryLockError::Error(error)) => return Err(error.into()),
         }
+        // The run that held the lock may have renamed the directory away in the meantime.
+        let (locked, current) = (journal.metadata()?, fs::metadata(&path)?);
+        if (locked.dev(), locked.ino()) != (current.dev(), current.ino()) {
+            return Err(WriteError::Busy(partial));
+        }
         let mut text = String::new();
         journal.read_to_string(&mut text)?;
-        let done = match text.split_once('\n') {
-            // A crash before the first line was complete: nothing is lost by starting over.
+        let mut done = match text.split_once('\n') {
+            // A crash before the first line was complete, and so before anything else was made.
             None => None,
             Some((first, rest)) if first == fingerprint => {
                 // A last line that was cut off is forgotten, also in the file.
@@ -126,58 +173,69 @@ impl Writer {
                 let kept = text.len() - rest.len() + if lines.is_empty() { 0 } else { lines.len() + 1 };
                 journal.set_len(kept as u64)?;
                 journal.seek(std::io::SeekFrom::End(0))?;
-                Some(
-                    lines
-                        .lines()
-                        .filter_map(|line| line.parse().ok())
-                        .filter(|index| *index < layout.specs().len())
-                        .collect(),
-                )
+                let indices = lines.lines().filter_map(|line| line.parse().ok());
+                Some(indices.filter(|index| *index < layout.specs().len()).collect::<BTreeSet<usize>>())
             }
             Some(_) => return Err(WriteError::OtherRun(partial)),
         };
+        if done.is_some() && !shards_are_intact(&partial, &layout) {
+            done = None;
+        }
         let resumed = done.is_some();
-        let mut writer = Self {
-            target: target.to_owned(),
-            partial,
-            layout,
-            shards: Vec::new(),
-            journal,
-            done: done.unwrap_or_default(),
-        };
-        if let Err(error) = writer.open_shards(resumed) {
-            if let WriteError::DiskFull { .. } = error
-                && !resumed
-            {
-                writer.discard()?;
+        if !resumed {
+            journal.set_len(0)?;
+            journal.rewind()?;
+            journal.write_all(format!("{fingerprint}\n").as_bytes())?;
+            journal.sync_data()?;
+        }
+        let done = done.unwrap_or_default();
+        let mut writer =
+            Self { target: target.to_owned(), partial, layout, shards: Vec::new(), journal, done, resumed };
+        writer.remove_all_but_shards()?;
+        if let Err(error) = writer.open_shards() {
+            if matches!(error, WriteError::DiskFull { .. }) {
+                writer.discard_if_fresh()?;
             }
             return Err(error);
-        }
-        if !resumed {
-            writer.journal.set_len(0)?;
-            writer.journal.rewind()?;
-            writer.journal.write_all(format!("{fingerprint}\n").as_bytes())?;
         }
         Ok(writer)
     }
 
-    fn open_shards(&mut self, resumed: bool) -> Result<(), WriteError> {
+    /// Small files of an earlier run: they are written again, or belong to it no more.
+    fn remove_all_but_shards(&self) -> Result<(), WriteError> {
+        let shards: BTreeSet<&str> = self.layout.shards().map(|(file, _)| file).collect();
+        for entry in fs::read_dir(&self.partial)? {
+            let entry = entry?;
+            let kept =
+                entry.file_name().to_str().is_some_and(|name| name == JOURNAL || shards.contains(name));
+            if !kept && entry.file_type()?.is_file() {
+                fs::remove_file(entry.path())?;
+            }
+        }
+        Ok(())
+    }
+
+    fn open_shards(&mut self) -> Result<(), WriteError> {
         for shard in self.layout.shard_headers() {
             let path = self.partial.join(&shard.file);
-            let file =
-                fs::OpenOptions::new().read(true).write(true).create(true).truncate(!resumed).open(&path)?;
+            let file = fs::OpenOptions::new()
+                .read(true)
+                .write(true)
+                .create(true)
+                .truncate(!self.resumed)
+                .open(&path)?;
             // Unsupported (some file systems, macOS) only means that a full disk is noticed later.
             if let Err(error) = reserve(file.file(), shard.bytes) {
                 let error = std::io::Error::from(error);
                 if is_full(&error) {
-                    return Err(self.full(if resumed { ", which then resumes" } else { "" }));
+                    return Err(self.full(if self.resumed { ", which then resumes" } else { "" }));
                 }
             }
             file.set_len(shard.bytes)?;
             file.file().write_all_at(&shard.header, 0)?;
             self.shards.push(file);
         }
-        Ok(())
+        sync_directory(&self.partial)
     }
 
     fn full(&self, resumable: &'static str) -> WriteError {
@@ -213,7 +271,7 @@ impl Writer {
                 return self.full(", which then resumes");
             }
             let file = self.partial.join(&self.layout.shard_headers()[place.shard].file);
-            std::io::Error::new(error.kind(), format!("cannot write {}: {error}", file.display())).into()
+            WriteError::Io(format!("cannot write {}: {error}", file.display()))
         })
     }
 
@@ -238,21 +296,37 @@ impl Writer {
             .map_err(|error| if is_full(&error) { self.full(", which then resumes") } else { error.into() })
     }
 
-    /// Writes a small file (config, tokenizer, model card).
+    /// Writes a small file (config, model card).
     ///
     /// # Errors
     /// [`WriteError`].
     pub fn write_file(&self, name: &str, content: &[u8]) -> Result<(), WriteError> {
+        self.make_file(name, |file| file.write_all(content))
+    }
+
+    /// Copies a file of a source directory under its own name.
+    ///
+    /// # Errors
+    /// [`WriteError`].
+    pub fn copy_file(&self, source: &Directory, name: &str) -> Result<(), WriteError> {
+        self.make_file(name, |file| source.copy(name, file))
+    }
+
+    fn make_file(
+        &self,
+        name: &str,
+        fill: impl FnOnce(&mut fs::File) -> std::io::Result<()>,
+    ) -> Result<(), WriteError> {
         super::directory::check_name(name, "output")
             .map_err(|_| WriteError::BadPath(self.partial.join(name)))?;
         let result = fs::File::create(self.partial.join(name)).and_then(|mut file| {
-            file.write_all(content)?;
+            fill(&mut file)?;
             file.sync_data()
         });
         result.map_err(|error| if is_full(&error) { self.full(", which then resumes") } else { error.into() })
     }
 
-    /// Syncs everything and renames the directory to its final name.
+    /// Syncs everything and renames the directory to its final name. The lock is held until it has that name.
     ///
     /// # Errors
     /// [`WriteError`]; the partial directory then stays.
@@ -260,23 +334,42 @@ impl Writer {
         for shard in &self.shards {
             shard.sync_data()?;
         }
-        fs::remove_file(self.partial.join(JOURNAL))?;
         sync_directory(&self.partial)?;
         Self::check_target(&self.target)?;
-        fs::rename(&self.partial, &self.target)?;
-        if let Some(parent) = self.partial.parent() {
-            sync_directory(parent)?;
-        }
-        Ok(())
+        rename_to_new(&self.partial, &self.target)?;
+        fs::remove_file(self.target.join(JOURNAL))?;
+        sync_directory(&self.target)?;
+        self.partial.parent().map_or(Ok(()), sync_directory)
     }
 
-    /// Removes the partial directory.
+    /// Removes what this run made, unless an earlier run's work is in it.
     ///
     /// # Errors
     /// [`WriteError::Io`].
-    pub fn discard(self) -> Result<(), WriteError> {
-        Ok(fs::remove_dir_all(&self.partial)?)
+    pub fn discard_if_fresh(self) -> Result<(), WriteError> {
+        if self.resumed {
+            return Ok(());
+        }
+        for entry in fs::read_dir(&self.partial)? {
+            fs::remove_file(entry?.path())?;
+        }
+        Ok(fs::remove_dir(&self.partial)?)
     }
+}
+
+/// Renames a directory to a name that must not exist.
+fn rename_to_new(from: &Path, to: &Path) -> Result<(), WriteError> {
+    #[cfg(any(target_os = "linux", target_os = "macos"))]
+    {
+        use rustix::fs::{CWD, RenameFlags, renameat_with};
+        match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+            Ok(()) => return Ok(()),
+            Err(rustix::io::Errno::EXIST) => return Err(WriteError::Exists(to.to_owned())),
+            // Not every file system can refuse to replace; the target was checked a moment ago.
+            Err(_) => {}
+        }
+    }
+    Ok(fs::rename(from, to)?)
 }
 
 fn sync_directory(path: &Path) -> Result<(), WriteError> {
@@ -351,6 +444,7 @@ mod tests {
         // A crash in the middle of a journal line.
         writer.journal.write_all(b"0").unwrap();
         drop(writer);
+        std::fs::write(directory.path().join(".out.partial/stale.json"), "x").unwrap();
         assert!(matches!(Writer::open(&target, layout(), "y"), Err(WriteError::OtherRun(_))));
         let mut writer = Writer::open(&target, layout(), "x").unwrap();
         assert_eq!(*writer.done(), BTreeSet::from([1]));
@@ -362,6 +456,52 @@ mod tests {
         write_all(&writer, &writer.done().clone());
         writer.finish().unwrap();
         check(&target);
+    }
+
+    #[test]
+    fn starts_over_when_a_shard_is_missing_or_damaged() {
+        for damage in [0, 1] {
+            let directory = tempfile::tempdir().unwrap();
+            let target = directory.path().join("out");
+            let mut writer = Writer::open(&target, layout(), "x").unwrap();
+            write_all(&writer, &BTreeSet::new());
+            writer.record([0, 1, 2]).unwrap();
+            let shard =
+                directory.path().join(".out.partial").join(writer.layout().shards().next().unwrap().0);
+            drop(writer);
+            if damage == 0 {
+                std::fs::remove_file(shard).unwrap();
+            } else {
+                std::fs::File::options().write(true).open(shard).unwrap().set_len(20).unwrap();
+            }
+            let writer = Writer::open(&target, layout(), "x").unwrap();
+            assert!(writer.done().is_empty());
+            write_all(&writer, &BTreeSet::new());
+            writer.finish().unwrap();
+            check(&target);
+        }
+    }
+
+    #[test]
+    fn what_others_put_there_is_left_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let target = directory.path().join("out");
+        let partial = directory.path().join(".out.partial");
+        std::fs::create_dir(&partial).unwrap();
+        std::fs::write(partial.join("mine"), "x").unwrap();
+        assert!(matches!(Writer::open(&target, layout(), "x"), Err(WriteError::Foreign(_))));
+        assert!(partial.join("mine").exists());
+        std::fs::remove_file(partial.join("mine")).unwrap();
+        let writer = Writer::open(&target, layout(), "x").unwrap();
+        // A target that appears meanwhile is not replaced.
+        std::fs::create_dir(&target).unwrap();
+        assert!(matches!(writer.finish(), Err(WriteError::Exists(_))));
+        let mut writer = Writer::open(&directory.path().join("other"), layout(), "x").unwrap();
+        writer.record([0]).unwrap();
+        drop(writer);
+        let writer = Writer::open(&directory.path().join("other"), layout(), "x").unwrap();
+        writer.discard_if_fresh().unwrap();
+        assert!(directory.path().join(".other.partial").is_dir(), "a resumed run is kept");
     }
 
     #[test]

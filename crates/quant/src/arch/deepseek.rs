@@ -31,12 +31,12 @@ pub(super) fn v2(source: Source<'_>) -> Result<Architecture, ConfigError> {
 pub(super) fn v3(source: Source<'_>) -> Result<Architecture, ConfigError> {
     let heads = source.config.count("num_attention_heads")?;
     let (nope, value) = (source.config.count("qk_nope_head_dim")?, source.config.count("v_head_dim")?);
-    let rows = |start, count| Step::Slice { from_last: 1, start, count, step: 1 };
+    let rows = |start, count| Step::Rows { start, count, of: nope + value };
     let architecture = Architecture::plain(source, "deepseek_v3", &[LINEARS.as_slice(), &LATENT].concat())?;
     let layers = architecture.layers;
     Ok(architecture
-        .rules(drop_layers_from(source.tensors, layers))
         .rules([
+            drop_layers_from(layers),
             drop_inv_freq(),
             stack_mlp_experts(),
             make(

@@ -3,7 +3,7 @@
 
 use mlx_format::checkpoint::ConfigError;
 
-use super::{Architecture, Source, Step, drop, drop_tied_head, llama, make};
+use super::{Architecture, Source, Step, drop, drop_in_layers, drop_tied_head, llama, make};
 
 pub(super) fn gemma4_text(source: Source<'_>) -> Result<Architecture, ConfigError> {
     let linears = [
@@ -21,13 +21,15 @@ pub(super) fn gemma4_text(source: Source<'_>) -> Result<Architecture, ConfigErro
     ]
     .concat();
     let architecture = Architecture::plain(source, "gemma4", &linears)?;
-    let shared = source.config.count("num_kv_shared_layers").unwrap_or(0);
-    let first_shared = architecture.layers.saturating_sub(shared);
-    let drop_shared = (first_shared..architecture.layers)
-        .map(|layer| drop(&format!(r"layers\.{layer}\.self_attn\.(k_proj|v_proj|k_norm)\b")));
+    // mlx-lm's default.
+    let shared = source.config.count("num_kv_shared_layers").unwrap_or(20);
+    let layers = architecture.layers;
+    let drop_shared = drop_in_layers(
+        r"layers\.(?<l>\d+)\.self_attn\.(k_proj|v_proj|k_norm)\b",
+        layers.saturating_sub(shared)..layers,
+    );
     Ok(architecture
-        .rules([drop(r"self_attn\.rotary_emb|input_max|input_min|output_max|output_min")])
-        .rules(drop_shared)
+        .rules([drop(r"self_attn\.rotary_emb|input_max|input_min|output_max|output_min"), drop_shared])
         .rules([
             make(
                 r"^(?<x>.*\.experts)\.gate_up_proj$",

@@ -20,7 +20,6 @@ pub(super) fn moe(source: Source<'_>) -> Result<Architecture, ConfigError> {
     let architecture = Architecture::plain(source, "glm4_moe", &[LINEARS.as_slice(), &experts].concat())?;
     let layers = architecture.layers;
     Ok(architecture
-        .rules(drop_layers_from(source.tensors, layers))
-        .rules([stack_mlp_experts()])
+        .rules([drop_layers_from(layers), stack_mlp_experts()])
         .keep_dtype(&["e_score_correction_bias"]))
 }

@@ -22,25 +22,28 @@ pub(super) fn gpt_oss(source: Source<'_>) -> Result<Architecture, ConfigError> {
         return Ok(architecture);
     }
     // Even rows are the gate, odd rows the up projection.
-    let every_other = |from_last, start| Step::Slice { from_last, start, count: 0, step: 2 };
+    let every_other = |from_last, odd| Step::EveryOther { from_last, odd };
     Ok(architecture.rules([
         make(
             r"^(?<x>.*\.experts)\.gate_up_proj_blocks$",
             [
-                ("$x.gate_proj.weight", vec![Step::Words, every_other(1, 0)]),
-                ("$x.up_proj.weight", vec![Step::Words, every_other(1, 1)]),
+                ("$x.gate_proj.weight", vec![Step::Words, every_other(1, false)]),
+                ("$x.up_proj.weight", vec![Step::Words, every_other(1, true)]),
             ],
         ),
         make(
             r"^(?<x>.*\.experts)\.gate_up_proj_scales$",
             [
-                ("$x.gate_proj.scales", vec![every_other(1, 0)]),
-                ("$x.up_proj.scales", vec![every_other(1, 1)]),
+                ("$x.gate_proj.scales", vec![every_other(1, false)]),
+                ("$x.up_proj.scales", vec![every_other(1, true)]),
             ],
         ),
         make(
             r"^(?<x>.*\.experts)\.gate_up_proj_bias$",
-            [("$x.gate_proj.bias", vec![every_other(0, 0)]), ("$x.up_proj.bias", vec![every_other(0, 1)])],
+            [
+                ("$x.gate_proj.bias", vec![every_other(0, false)]),
+                ("$x.up_proj.bias", vec![every_other(0, true)]),
+            ],
         ),
         make(r"^(?<x>.*\.experts\.down_proj)_blocks$", [("$x.weight", vec![Step::Words])]),
         make(r"^(?<x>.*\.experts\.down_proj)_scales$", [("$x.scales", vec![])]),

@@ -5,6 +5,11 @@ use mlx_format::checkpoint::ConfigError;
 use super::{Architecture, Source, drop_tied_head, stack};
 
 pub(super) fn mixtral(source: Source<'_>) -> Result<Architecture, ConfigError> {
+    Ok(phimoe(source)?.rules(drop_tied_head(source, false)))
+}
+
+/// Always has a head of its own.
+pub(super) fn phimoe(source: Source<'_>) -> Result<Architecture, ConfigError> {
     let linears = [
         "embed_tokens",
         "self_attn.q_proj",
@@ -23,7 +28,7 @@ pub(super) fn mixtral(source: Source<'_>) -> Result<Architecture, ConfigError> {
         );
         stack(&text, name)
     };
-    Ok(Architecture::plain(source, "mixtral", &linears)?.rules(drop_tied_head(source, false)).rules([
+    Ok(Architecture::plain(source, "mixtral", &linears)?.rules([
         experts("w1", "$x.switch_mlp.gate_proj.$k"),
         experts("w2", "$x.switch_mlp.down_proj.$k"),
         experts("w3", "$x.switch_mlp.up_proj.$k"),

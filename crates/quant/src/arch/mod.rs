@@ -26,9 +26,11 @@ mod qwen3_next;
 mod starcoder2;
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
-use mlx_format::checkpoint::{Config, ConfigError, Tensor};
-use regex::Regex;
+use mlx_format::checkpoint::{Config, ConfigError, Tensor, is_truthy};
+use regex::{Captures, Regex};
+use serde_json::Value;
 
 /// What a family's function sees.
 #[derive(Clone, Copy, Debug)]
@@ -51,17 +53,22 @@ impl Source<'_> {
 pub enum Step {
     /// Splits the first axis into `[parts, rows / parts]`.
     SplitRows(usize),
-    /// Keeps elements `start, start + step, ...` (`count` of them, 0 = to the end) of the axis that many
-    /// places before the last.
-    Slice {
+    /// Keeps `count` rows (the axis before the last) from `start` on; there are `of`.
+    Rows {
+        /// First row.
+        start: usize,
+        /// How many, at least one.
+        count: usize,
+        /// Length of the axis.
+        of: usize,
+    },
+    /// Keeps every other element of the axis that many places before the last (0 is the last), the odd ones
+    /// or the even ones.
+    EveryOther {
         /// 0 is the last axis.
         from_last: usize,
-        /// First element.
-        start: usize,
-        /// How many; 0 means to the end.
-        count: usize,
-        /// Distance.
-        step: usize,
+        /// Odd ones.
+        odd: bool,
     },
     /// One of the two halves of the axis before the last (`false` the first).
     HalfOfRows(bool),
@@ -89,6 +96,8 @@ pub struct Output {
 pub struct Rule {
     /// Matched against the renamed source name.
     pub pattern: Regex,
+    /// Only for layers (the pattern's group `l`) in this range.
+    pub layers: Range<usize>,
     /// What it becomes.
     pub outputs: Vec<Output>,
 }
@@ -141,18 +150,24 @@ fn pattern(text: &str) -> Regex {
 
 /// Tensors that mlx-lm does not load.
 fn drop(text: &str) -> Rule {
-    Rule { pattern: pattern(text), outputs: Vec::new() }
+    drop_in_layers(text, 0..usize::MAX)
+}
+
+/// Tensors of some layers (the group `l`) that mlx-lm does not load.
+fn drop_in_layers(text: &str, layers: Range<usize>) -> Rule {
+    Rule { pattern: pattern(text), layers, outputs: Vec::new() }
 }
 
 /// Tensors that become one or more others.
 fn make(text: &str, outputs: impl IntoIterator<Item = (&'static str, Vec<Step>)>) -> Rule {
     let outputs = outputs.into_iter().map(|(name, steps)| Output { name, steps, stacked: false }).collect();
-    Rule { pattern: pattern(text), outputs }
+    Rule { pattern: pattern(text), layers: 0..usize::MAX, outputs }
 }
 
 /// Per-expert tensors stacked on a new first axis; the pattern's group `e` is the expert.
 fn stack(text: &str, name: &'static str) -> Rule {
-    Rule { pattern: pattern(text), outputs: vec![Output { name, steps: Vec::new(), stacked: true }] }
+    let outputs = vec![Output { name, steps: Vec::new(), stacked: true }];
+    Rule { pattern: pattern(text), layers: 0..usize::MAX, outputs }
 }
 
 /// `X.mlp.experts.E.P.weight` (scales and biases too) to `X.mlp.switch_mlp.P.weight`, as most MoE models do.
@@ -164,13 +179,8 @@ fn stack_mlp_experts() -> Rule {
 }
 
 /// Layers from `layers` on: multi-token prediction heads, which mlx-lm does not load.
-fn drop_layers_from(tensors: &BTreeMap<String, Tensor>, layers: usize) -> Vec<Rule> {
-    let beyond = tensors.keys().filter_map(|name| {
-        let index = name.strip_prefix("model.layers.")?.split('.').next()?;
-        index.parse::<usize>().ok().filter(|index| *index >= layers)
-    });
-    let beyond: std::collections::BTreeSet<usize> = beyond.collect();
-    beyond.into_iter().map(|layer| drop(&format!(r"^model\.layers\.{layer}\."))).collect()
+fn drop_layers_from(layers: usize) -> Rule {
+    drop_in_layers(r"^model\.layers\.(?<l>\d+)\.", layers..usize::MAX)
 }
 
 /// Precomputed rotary frequencies of old checkpoints.
@@ -178,10 +188,22 @@ fn drop_inv_freq() -> Rule {
     drop(r"rotary_emb\.inv_freq")
 }
 
-/// The head of a model whose config may tie it to the embedding; `default` is what mlx-lm's model assumes.
+/// The head of a model whose config may tie it to the embedding; `default` is what mlx-lm's model assumes. Like
+/// there, the nested config alone counts where there is one, and what is not true in Python is not tied.
 fn drop_tied_head(source: Source<'_>, default: bool) -> Vec<Rule> {
-    let tied = source.config.bool("tie_word_embeddings", default);
+    let config = &source.config.0;
+    let config = config.get("text_config").and_then(Value::as_object).unwrap_or(config);
+    let tied = config.get("tie_word_embeddings").map_or(default, is_truthy);
     if tied { vec![drop(r"^(language_model\.)?lm_head\.weight$")] } else { Vec::new() }
+}
+
+impl Rule {
+    /// The groups, if the rule applies to a name.
+    pub fn captures<'n>(&self, name: &'n str) -> Option<Captures<'n>> {
+        let captures = self.pattern.captures(name)?;
+        let layer = captures.name("l").map(|layer| layer.as_str().parse().unwrap_or(usize::MAX - 1));
+        layer.is_none_or(|layer| self.layers.contains(&layer)).then_some(captures)
+    }
 }
 
 impl Architecture {
@@ -279,7 +301,8 @@ pub fn describe(source: Source<'_>) -> Result<Architecture, ConfigError> {
         "gpt2" => gpt2::gpt2(source),
         "gpt_neox" => gpt_neox::gpt_neox(source),
         "gpt_oss" => gpt_oss::gpt_oss(source),
-        "mixtral" | "phimoe" => mixtral::mixtral(source),
+        "mixtral" => mixtral::mixtral(source),
+        "phimoe" => mixtral::phimoe(source),
         "qwen2_moe" => qwen::qwen2_moe(source),
         "qwen3_moe" => qwen::qwen3_moe(source),
         "qwen3_next" => qwen3_next::qwen3_next(source),

@@ -41,6 +41,9 @@ impl Existing {
             return Ok(Self::Mlx(map.clone()));
         }
         let Some(Value::Object(map)) = config.get("quantization_config") else { return Ok(Self::None) };
+        if map.is_empty() {
+            return Ok(Self::None);
+        }
         let method = map.get("quant_method").and_then(Value::as_str);
         let block = || {
             let sizes = map.get("weight_block_size")?.as_array()?;
@@ -78,9 +81,10 @@ impl Existing {
         let unclear = || PlanError::UnclearScheme { path: path.to_owned(), words, groups };
         let map = self.packed().ok_or_else(unclear)?;
         let fits = |scheme: &Scheme| {
-            let columns = groups * scheme.group_size();
             let byte_scales = scheme.mode() != Mode::Affine;
-            columns * scheme.bits() as usize == words * 32 && byte_scales == (scales == Dtype::U8)
+            let columns = groups.checked_mul(scheme.group_size());
+            let fits = |columns| scheme.divides(columns) && scheme.words(columns) == words;
+            columns.is_some_and(fits) && byte_scales == (scales == Dtype::U8)
         };
         let own = map.get(path).and_then(Value::as_object).and_then(scheme_of);
         let named = own.into_iter().chain(scheme_of(map)).find(fits);

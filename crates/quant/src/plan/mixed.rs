@@ -16,19 +16,6 @@ pub enum MixedRecipe {
 }
 
 impl MixedRecipe {
-    /// All recipes.
-    pub const ALL: [Self; 4] = [Self::Mixed2_6, Self::Mixed3_4, Self::Mixed3_6, Self::Mixed4_6];
-
-    /// The name on the command line.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Mixed2_6 => "mixed_2_6",
-            Self::Mixed3_4 => "mixed_3_4",
-            Self::Mixed3_6 => "mixed_3_6",
-            Self::Mixed4_6 => "mixed_4_6",
-        }
-    }
-
     /// Low and high bits.
     pub const fn bits(self) -> (u32, u32) {
         match self {

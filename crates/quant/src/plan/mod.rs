@@ -79,7 +79,9 @@ pub enum PlanError {
         "layer {path}: input of {columns} does not divide into groups of {group_size} (--recipe-file); hint: choose another group size for it, or keep it"
     )]
     OverrideDivides { path: String, columns: usize, group_size: usize },
-    #[error("tensor {tensor} in {file}: {reason}; hint: config.json and weights do not belong together")]
+    #[error(
+        "tensor {tensor} in {file}: {reason}; hint: config.json and weights do not belong together, or the source is packed in an old form: convert the original model"
+    )]
     Shape { tensor: String, file: String, reason: String },
     #[error(
         "tensor {source_name} would become {output}, which another tensor becomes as well; hint: the checkpoint holds the same weights twice, remove one copy"
@@ -99,6 +101,29 @@ pub enum PlanError {
         "layer {path}: {words} words and {groups} groups a row fit no quantization in config.json; hint: the source's config.json is damaged"
     )]
     UnclearScheme { path: String, words: usize, groups: usize },
+    #[error(
+        "layer {path}: weight {weight:?}, scales {scales:?} and biases {biases:?} do not belong together; hint: the checkpoint is damaged, download it again"
+    )]
+    Packed {
+        path: String,
+        weight: (Dtype, Vec<usize>),
+        scales: (Dtype, Vec<usize>),
+        biases: Option<(Dtype, Vec<usize>)>,
+    },
+    #[error(
+        "layer {missing} of {layers} has no weights; hint: a shard is missing, or config.json belongs to another model"
+    )]
+    MissingLayer { missing: usize, layers: usize },
+    #[error(
+        "{directory} holds {found} of the {expected} shards that their names speak of; hint: download the missing ones"
+    )]
+    MissingShards { directory: String, found: usize, expected: usize },
+    #[error(
+        "tensor {tensor} (shape {shape:?}) is no part of a {family} model as MLX knows it; hint: get the model in the form that its makers published"
+    )]
+    Unknown { tensor: String, shape: Vec<usize>, family: &'static str },
+    #[error("nothing is left to quantize in this model; hint: leave out -q")]
+    NothingToQuantize,
     #[error("tensor {tensor} is {dtype}; hint: language model weights are float32, float16 or bfloat16")]
     Dtype { tensor: String, dtype: Dtype },
 }
@@ -183,7 +208,9 @@ impl Plan {
         check_settings(&settings, &existing)?;
         let architecture = arch::describe(Source { config, tensors: checkpoint.tensors() })?;
         let block = if let Existing::Fp8 { block } = existing { Some(block) } else { None };
+        check_shards(checkpoint)?;
         let named = names::apply(&architecture, checkpoint, block)?;
+        check_layers(&architecture, named.tensors.iter().map(|(name, _)| name.as_str()))?;
         Planner::new(architecture, existing, settings, config, named)?.finish(config)
     }
 
@@ -233,6 +260,39 @@ fn check_settings(settings: &Settings, existing: &Existing) -> Result<(), PlanEr
         (Some(_), Some(scheme)) if scheme.mode() != Mode::Affine => {
             Err(PlanError::MixedMode(scheme.mode().name()))
         }
+        _ => Ok(()),
+    }
+}
+
+/// Without an index, shards that call themselves one of several must all be there.
+fn check_shards(checkpoint: &Checkpoint) -> Result<(), PlanError> {
+    let expected =
+        |name: &str| name.strip_suffix(".safetensors")?.rsplit_once("-of-")?.1.parse::<usize>().ok();
+    let found = checkpoint.shards().count();
+    match checkpoint.shards().filter_map(expected).max() {
+        Some(expected) if expected > found => {
+            let directory = checkpoint.directory().display().into_owned();
+            Err(PlanError::MissingShards { directory, found, expected })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Every layer of a described model must have some weights.
+fn check_layers<'n>(
+    architecture: &Architecture,
+    names: impl Iterator<Item = &'n str>,
+) -> Result<(), PlanError> {
+    let layer = |name: &'n str| {
+        let mut segments = name.split('.');
+        segments.find(|segment| matches!(*segment, "layers" | "h"))?;
+        segments.next()?.parse::<usize>().ok()
+    };
+    let found: BTreeSet<usize> = names.filter_map(layer).collect();
+    let layers = architecture.layers;
+    // At most one step more than there are layers with weights.
+    match (0..layers).find(|layer| !found.contains(layer)) {
+        Some(missing) if architecture.described => Err(PlanError::MissingLayer { missing, layers }),
         _ => Ok(()),
     }
 }
@@ -323,7 +383,10 @@ impl Planner {
             planner.mixed = Some(mixed.ok_or(PlanError::MixedLayers)?);
         }
         if let Some(overrides) = &planner.settings.overrides {
-            overrides.check_used(planner.linear_paths())?;
+            // What the source has packed stays as it is.
+            let open = |path: &&str| !planner.positions.contains_key(&format!("{path}.scales"));
+            let open: Vec<&str> = planner.linear_paths().filter(open).collect();
+            overrides.check_used(open.into_iter())?;
         }
         Ok(planner)
     }
@@ -406,11 +469,20 @@ impl Planner {
         if !self.inner.contains(module) {
             self.parameters += view.elements() as u64;
         }
+        // Parameters of a described model that are no layer's weight or bias are vectors.
+        let leaf = name.rsplit('.').next().unwrap_or(name);
+        if self.architecture.described && view.shape().len() > 1 && !matches!(leaf, "weight" | "bias") {
+            let family = self.architecture.family;
+            return Err(PlanError::Unknown { tensor: name.to_owned(), shape: view.shape(), family });
+        }
         let (Some(path), Some(base)) = (path, self.settings.quantize) else { return self.copy(name, view) };
         let float = self.cast(name, view.dtype);
         let (true, Some(float)) = (self.architecture.is_linear(path, view.shape().len()), float) else {
             return self.copy(name, view);
         };
+        if view.elements() == 0 {
+            return self.copy(name, view);
+        }
         match self.decide(path, view.columns(), base)? {
             Decision::Keep { listed } => {
                 if listed {
@@ -472,29 +544,36 @@ impl Planner {
         let (Some(scales), biases) = (self.take(&name("scales")), self.take(&name("biases"))) else {
             return self.copy(&name("weight"), weight);
         };
+        let outer = |view: &View| view.shape().split_last().map(|(_, outer)| outer.to_vec());
+        let of = |view: &View| (view.dtype, view.shape());
+        let alike = weight.shape().len() >= 2
+            && outer(&weight) == outer(&scales)
+            && biases.as_ref().is_none_or(|biases| of(biases) == of(&scales));
         let scheme = self.existing.scheme(path, weight.columns(), scales.columns(), scales.dtype)?;
+        if !alike || biases.is_some() != scheme.has_biases() {
+            let biases = biases.as_ref().map(of);
+            return Err(PlanError::Packed {
+                path: path.to_owned(),
+                weight: of(&weight),
+                scales: of(&scales),
+                biases,
+            });
+        }
         let mut shape = weight.shape();
         if let Some(columns) = shape.last_mut() {
             *columns = scales.columns() * scheme.group_size();
         }
         self.parameters += shape.iter().product::<usize>() as u64;
-        let unclear = || PlanError::UnclearScheme {
-            path: path.to_owned(),
-            words: weight.columns(),
-            groups: scales.columns(),
-        };
-        if weight.rows() != scales.rows()
-            || biases.as_ref().map(View::shape) != scheme.has_biases().then(|| scales.shape())
-        {
-            return Err(unclear());
-        }
         if !self.settings.dequantize {
             self.copy(&name("weight"), weight)?;
             self.copy(&name("scales"), scales)?;
             return biases.map_or(Ok(()), |biases| self.copy(&name("biases"), biases));
         }
         let float = match scheme.mode() {
-            Mode::Affine => self.cast(&name("scales"), scales.dtype).ok_or_else(unclear)?,
+            Mode::Affine => {
+                let dtype = scales.dtype;
+                self.cast(&name("scales"), dtype).ok_or(PlanError::Dtype { tensor: name("scales"), dtype })?
+            }
             _ => self.target.unwrap_or(FloatType::Bf16),
         };
         let spec = TensorSpec { name: name("weight"), dtype: float.dtype(), shape };
@@ -503,7 +582,10 @@ impl Planner {
     }
 
     fn check_divided(&mut self) -> Result<(), PlanError> {
-        let Some(base) = self.settings.quantize.filter(|_| !self.undivided.is_empty()) else { return Ok(()) };
+        let Some(base) = self.settings.quantize else { return Ok(()) };
+        if self.undivided.is_empty() {
+            return if self.quantized == 0 { Err(PlanError::NothingToQuantize) } else { Ok(()) };
+        }
         let list = |count: usize| {
             let named: Vec<String> = self
                 .undivided

@@ -75,7 +75,7 @@ pub(super) fn apply(
             Ok(view)
         };
         let renamed = architecture.renamed(source);
-        let rule = architecture.rules.iter().find_map(|rule| Some((rule, rule.pattern.captures(&renamed)?)));
+        let rule = architecture.rules.iter().find_map(|rule| Some((rule, rule.captures(&renamed)?)));
         let Some((Rule { outputs, .. }, captures)) = rule else {
             add(&mut parts, renamed.clone(), None, view(&[])?, source)?;
             continue;

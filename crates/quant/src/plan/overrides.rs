@@ -38,7 +38,9 @@ pub enum OverridesError {
     #[error("path {0:?} is kept and quantized at once; hint: leave out keep, or bits, group_size and mode")]
     Contradiction(String),
     /// Nothing in the model has such a path.
-    #[error("path {0:?} matches no linear or embedding layer of this model; hint: --dry-run lists the paths")]
+    #[error(
+        "path {0:?} matches no linear or embedding layer of this model that is still to be quantized; hint: --dry-run lists the paths"
+    )]
     Unused(String),
 }
 
