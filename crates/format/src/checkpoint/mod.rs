@@ -11,10 +11,12 @@ mod config;
 mod directory;
 mod layout;
 mod safetensors;
+mod write_error;
 mod writer;
 
 pub use config::{Config, ConfigError, is_truthy};
 pub use directory::{Directory, DirectoryError};
 pub use layout::{Layout, Placement, SHARD_BYTES, TensorSpec};
 pub use safetensors::{Checkpoint, CheckpointError, HeaderTensor, Tensor, parse_header, parse_index};
-pub use writer::{WriteError, Writer};
+pub use write_error::WriteError;
+pub use writer::Writer;
