@@ -17,6 +17,9 @@ pub(crate) struct Cli {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Convert a model: quantize (-q), dequantize (-d), or only change its dtype
+    ///
+    /// Round to nearest, equal to mlx_lm.convert tensor for tensor. Weights are streamed: memory does not grow
+    /// with the model, and an interrupted run resumes when it is repeated.
     Convert(Box<Convert>),
 }
 
@@ -38,8 +41,7 @@ A recipe file sets layers apart (later entries win; * matches any characters):
   path = \"lm_head\"
   keep = true";
 
-/// Round to nearest, equal to mlx_lm.convert tensor for tensor. Weights are streamed: memory does not grow with
-/// the model, and an interrupted run resumes when it is repeated.
+/// Arguments of `convert`.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 #[expect(clippy::struct_excessive_bools, reason = "flags")]

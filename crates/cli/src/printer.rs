@@ -63,7 +63,8 @@ impl Printer {
     /// A bar over bytes with rate and remaining time; invisible where stderr is no terminal.
     pub(crate) fn progress(self) -> ProgressBar {
         let target = if self.quiet { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
-        let template = "{msg:>10} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec} {eta} left";
+        let template =
+            "{msg} [{bar:30}] {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec} {eta} left";
         let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
         ProgressBar::with_draw_target(None, target).with_style(style.progress_chars("=> "))
     }

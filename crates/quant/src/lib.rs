@@ -44,4 +44,4 @@ pub use plan::{
 #[cfg(feature = "demo")]
 pub use source::demo;
 pub use source::{Model, open};
-pub use view::View;
+pub use view::{StepError, View};

@@ -4,26 +4,25 @@
 use mlx_format::checkpoint::ConfigError;
 
 use super::{
-    Architecture, Source, Step, drop_inv_freq, drop_layers_from, llama::LINEARS, make, stack_mlp_experts,
+    Architecture, EXPERTS, SHARED_EXPERTS, Source, Step, drop_inv_freq, drop_layers_from, llama::LINEARS,
+    make, stack_mlp_experts,
 };
 
-const LATENT: [&str; 12] = [
+const LATENT: [&str; 6] = [
     "self_attn.q_a_proj",
     "self_attn.q_b_proj",
     "self_attn.kv_a_proj_with_mqa",
     "self_attn.kv_b_proj",
     "self_attn.embed_q",
     "self_attn.unembed_out",
-    "shared_experts.gate_proj",
-    "shared_experts.up_proj",
-    "shared_experts.down_proj",
-    "switch_mlp.gate_proj",
-    "switch_mlp.up_proj",
-    "switch_mlp.down_proj",
 ];
 
+fn linears() -> Vec<&'static str> {
+    [LINEARS.as_slice(), &LATENT, &SHARED_EXPERTS, &EXPERTS].concat()
+}
+
 pub(super) fn v2(source: Source<'_>) -> Result<Architecture, ConfigError> {
-    let architecture = Architecture::plain(source, "deepseek_v2", &[LINEARS.as_slice(), &LATENT].concat())?;
+    let architecture = Architecture::plain(source, "deepseek_v2", &linears())?;
     Ok(architecture.rules([drop_inv_freq(), stack_mlp_experts()]))
 }
 
@@ -32,7 +31,7 @@ pub(super) fn v3(source: Source<'_>) -> Result<Architecture, ConfigError> {
     let heads = source.config.count("num_attention_heads")?;
     let (nope, value) = (source.config.count("qk_nope_head_dim")?, source.config.count("v_head_dim")?);
     let rows = |start, count| Step::Rows { start, count, of: nope + value };
-    let architecture = Architecture::plain(source, "deepseek_v3", &[LINEARS.as_slice(), &LATENT].concat())?;
+    let architecture = Architecture::plain(source, "deepseek_v3", &linears())?;
     let layers = architecture.layers;
     Ok(architecture
         .rules([

@@ -2,22 +2,17 @@
 
 use mlx_format::checkpoint::ConfigError;
 
-use super::{Architecture, Source, drop_layers_from, llama::LINEARS, stack_mlp_experts};
+use super::{
+    Architecture, EXPERTS, SHARED_EXPERTS, Source, drop_layers_from, llama::LINEARS, stack_mlp_experts,
+};
 
 pub(super) fn dense(source: Source<'_>) -> Result<Architecture, ConfigError> {
     Architecture::plain(source, "glm4", &[LINEARS.as_slice(), &["mlp.gate_up_proj"]].concat())
 }
 
 pub(super) fn moe(source: Source<'_>) -> Result<Architecture, ConfigError> {
-    let experts = [
-        "shared_experts.gate_proj",
-        "shared_experts.up_proj",
-        "shared_experts.down_proj",
-        "switch_mlp.gate_proj",
-        "switch_mlp.up_proj",
-        "switch_mlp.down_proj",
-    ];
-    let architecture = Architecture::plain(source, "glm4_moe", &[LINEARS.as_slice(), &experts].concat())?;
+    let linears = [LINEARS.as_slice(), &SHARED_EXPERTS, &EXPERTS].concat();
+    let architecture = Architecture::plain(source, "glm4_moe", &linears)?;
     let layers = architecture.layers;
     Ok(architecture
         .rules([drop_layers_from(layers), stack_mlp_experts()])

@@ -2,21 +2,21 @@
 
 use mlx_format::checkpoint::ConfigError;
 
-use super::{Architecture, Source, Step, make};
+use super::{ATTENTION, Architecture, Source, Step, make};
 
 pub(super) fn gpt_oss(source: Source<'_>) -> Result<Architecture, ConfigError> {
     let linears = [
-        "embed_tokens",
-        "self_attn.q_proj",
-        "self_attn.k_proj",
-        "self_attn.v_proj",
-        "self_attn.o_proj",
-        "mlp.router",
-        "experts.gate_proj",
-        "experts.up_proj",
-        "experts.down_proj",
-        "lm_head",
-    ];
+        ATTENTION.as_slice(),
+        &[
+            "embed_tokens",
+            "mlp.router",
+            "experts.gate_proj",
+            "experts.up_proj",
+            "experts.down_proj",
+            "lm_head",
+        ],
+    ]
+    .concat();
     let architecture = Architecture::plain(source, "gpt_oss", &linears)?.protect(&["router"]);
     if source.any_name_ends_with("gate_proj.weight") {
         return Ok(architecture);

@@ -2,7 +2,7 @@
 
 use mlx_format::checkpoint::ConfigError;
 
-use super::{Architecture, Source, drop_tied_head, stack};
+use super::{ATTENTION, Architecture, EXPERTS, Source, drop_tied_head, stack};
 
 pub(super) fn mixtral(source: Source<'_>) -> Result<Architecture, ConfigError> {
     Ok(phimoe(source)?.rules(drop_tied_head(source, false)))
@@ -10,18 +10,8 @@ pub(super) fn mixtral(source: Source<'_>) -> Result<Architecture, ConfigError> {
 
 /// Always has a head of its own.
 pub(super) fn phimoe(source: Source<'_>) -> Result<Architecture, ConfigError> {
-    let linears = [
-        "embed_tokens",
-        "self_attn.q_proj",
-        "self_attn.k_proj",
-        "self_attn.v_proj",
-        "self_attn.o_proj",
-        "block_sparse_moe.gate",
-        "switch_mlp.gate_proj",
-        "switch_mlp.up_proj",
-        "switch_mlp.down_proj",
-        "lm_head",
-    ];
+    let linears =
+        [ATTENTION.as_slice(), &EXPERTS, &["embed_tokens", "block_sparse_moe.gate", "lm_head"]].concat();
     let experts = |source_name: &str, name| {
         let text = format!(
             r"^(?<x>.*\.block_sparse_moe)\.experts\.(?<e>\d+)\.{source_name}\.(?<k>weight|scales|biases)$"

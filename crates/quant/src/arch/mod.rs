@@ -143,6 +143,16 @@ pub struct Architecture {
     pub keep_dtype: Vec<&'static str>,
 }
 
+/// Separate projections of an attention layer.
+const ATTENTION: [&str; 4] = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"];
+
+/// Stacked experts.
+const EXPERTS: [&str; 3] = ["switch_mlp.gate_proj", "switch_mlp.up_proj", "switch_mlp.down_proj"];
+
+/// Experts that every token passes, fused to one.
+const SHARED_EXPERTS: [&str; 3] =
+    ["shared_experts.gate_proj", "shared_experts.up_proj", "shared_experts.down_proj"];
+
 /// A rule pattern; they are constants of this crate.
 fn pattern(text: &str) -> Regex {
     Regex::new(text).expect("rule patterns are valid")

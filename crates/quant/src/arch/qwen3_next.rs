@@ -3,9 +3,9 @@
 
 use mlx_format::checkpoint::ConfigError;
 
-use super::qwen::{EXPERTS, SHARED_EXPERT};
+use super::qwen::SHARED_EXPERT;
 use super::{
-    Architecture, Rule, Source, Step, drop, drop_tied_head, llama::LINEARS, make, stack_mlp_experts,
+    Architecture, EXPERTS, Rule, Source, Step, drop, drop_tied_head, llama::LINEARS, make, stack_mlp_experts,
 };
 
 const DELTA_NET: [&str; 7] = [
@@ -32,7 +32,7 @@ fn transpose_conv() -> Rule {
 }
 
 fn linears() -> Vec<&'static str> {
-    [LINEARS.as_slice(), &EXPERTS, &SHARED_EXPERT, &DELTA_NET].concat()
+    [LINEARS.as_slice(), &["mlp.gate"], &EXPERTS, &SHARED_EXPERT, &DELTA_NET].concat()
 }
 
 pub(super) fn qwen3_next(source: Source<'_>) -> Result<Architecture, ConfigError> {
