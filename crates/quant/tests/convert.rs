@@ -186,6 +186,24 @@ fn a_grid_of_8_bits_survives_quantizing_and_decoding() {
 }
 
 #[test]
+fn one_is_added_to_norms_in_the_dtype_of_the_file() {
+    let temporary = tempfile::tempdir().unwrap();
+    let model = open_path(&fixtures().join("zoo/qwen3_5")).unwrap();
+    let settings = Settings { dtype: Some(FloatType::F32), ..Settings::default() };
+    let written = convert_to(&model, settings, &temporary.path().join("out")).unwrap();
+    let read = |checkpoint: &Checkpoint, name: &str| {
+        let tensor = checkpoint.tensor(name).unwrap();
+        let mut values = vec![0f32; tensor.elements()];
+        FloatType::from_dtype(tensor.dtype).unwrap().widen(checkpoint.bytes(tensor), &mut values);
+        values
+    };
+    let source = read(&model.checkpoint, "model.language_model.norm.weight");
+    let expected: Vec<f32> = source.iter().map(|w| bf16::from_f32(w + 1.0).to_f32()).collect();
+    assert!(source.iter().zip(&expected).any(|(w, e)| w + 1.0 != *e), "some sums need rounding");
+    assert_eq!(read(&written, "language_model.model.norm.weight"), expected);
+}
+
+#[test]
 fn recipe_files_set_layers_apart() {
     let temporary = tempfile::tempdir().unwrap();
     let model = moe();
