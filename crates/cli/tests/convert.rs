@@ -406,22 +406,26 @@ fn killed_after_a_gigabyte_and_resumed() {
         .unwrap();
 
     let arguments = ["convert", "-q", "--q-bits", "2", "--q-group-size", "128", "--threads", "2", "--model"];
-    let mut child = std::process::Command::new(assert_cmd::cargo::cargo_bin("mlx-quant"))
-        .args(arguments)
-        .arg(&model)
-        .arg("--mlx-path")
-        .arg(&out)
-        .spawn()
-        .unwrap();
     let journal = directory.path().join(".out.partial/.mlx-quant-run");
     let entries = || std::fs::read_to_string(&journal).map_or(0, |text| text.lines().count());
-    while entries() < 2 && !out.exists() {
-        assert!(child.try_wait().unwrap().is_none_or(|status| status.success()));
-        std::thread::sleep(std::time::Duration::from_millis(1));
-    }
-    child.kill().unwrap();
-    child.wait().unwrap();
-    assert!(!out.exists(), "killed before the end");
+    // On a busy machine the run may end before the kill reaches it; then it is tried again.
+    let killed = (0..5).any(|_| {
+        let _ = std::fs::remove_dir_all(&out);
+        let mut child = std::process::Command::new(assert_cmd::cargo::cargo_bin("mlx-quant"))
+            .args(arguments)
+            .arg(&model)
+            .arg("--mlx-path")
+            .arg(&out)
+            .spawn()
+            .unwrap();
+        while entries() < 2 && child.try_wait().unwrap().is_none() {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        !out.exists() && entries() >= 2
+    });
+    assert!(killed, "a run was killed after its first journal entry and before its end");
     mlx_quant()
         .args(arguments)
         .arg(&model)
@@ -429,7 +433,7 @@ fn killed_after_a_gigabyte_and_resumed() {
         .arg(&out)
         .assert()
         .success()
-        .stderr(contains("resuming: 1.07 GB of 2.15 GB"));
+        .stderr(contains("resuming: ").and(contains("of 2.15 GB were done before")));
     assert!(out.join(INDEX).is_file() && !out.join(".mlx-quant-run").exists());
 }
 
