@@ -95,7 +95,7 @@ fn check_lengths(scheme: Scheme, float: FloatType, elements: usize, columns: usi
 ///
 /// # Errors
 /// [`NonFinite`] at the first NaN or infinity; with `allow_nonfinite` those groups are stored as MLX stores
-/// them on x86-64 instead (they decode to NaN).
+/// them on x86-64 instead: affine ones decode to NaN, those of the fp modes to something wrong but finite.
 ///
 /// # Panics
 /// If the lengths do not fit together.

@@ -127,7 +127,7 @@ impl Scheme {
 
     /// Whether rows of `columns` elements can be stored: whole groups and whole 32-bit words.
     pub const fn divides(self, columns: usize) -> bool {
-        // Every group is whole words, but for the 16 columns of nvfp4, which are two.
+        // A group of any scheme is whole words.
         columns > 0 && columns.is_multiple_of(self.group_size)
     }
 

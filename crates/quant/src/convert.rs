@@ -137,7 +137,7 @@ fn fingerprint(model: &Model, plan: &Plan) -> Result<String, Error> {
         let identity = checkpoint.directory().identity(shard)?;
         let _ = write!(hash, "{shard} {identity:?};");
     }
-    let _ = write!(hash, "{:?};{:?};{}", plan.items, plan.layout, plan.settings.allow_nonfinite);
+    let _ = write!(hash, "{:?};{:?};{}", plan.items, plan.layout.specs(), plan.settings.allow_nonfinite);
     let mut line = format!("mlx-quant {} ", env!("CARGO_PKG_VERSION"));
     for byte in hash.0.finalize() {
         let _ = write!(line, "{byte:02x}");

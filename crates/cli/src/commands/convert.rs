@@ -27,7 +27,6 @@ impl Observer for Screen {
         match event {
             Event::Started { total, resumed } => {
                 self.bar.set_length(total);
-                self.bar.set_message("converting");
                 self.bar.set_position(resumed);
                 self.bar.reset_eta();
                 if resumed > 0 {
@@ -38,6 +37,7 @@ impl Observer for Screen {
                     ));
                 }
             }
+            Event::Working { name } => self.bar.set_message(name.to_owned()),
             Event::Progress { done } => self.bar.set_position(done),
             Event::Finishing => self.bar.finish_and_clear(),
             _ => {}

@@ -125,19 +125,20 @@ pub fn quantize_reference(
             codes.extend(group.iter().map(|&w| e2m1_nearest(round(w / scale) * spread, |d| d)));
         } else {
             let t = round(amax / if bits == 4 { 6.0 } else { 448.0 });
-            // MLX's bytes for a group with NaN or infinity, measured on x86-64.
-            let exponent = if t == 0.0 {
-                0
-            } else if t.is_finite() {
-                ceil_log2(t)
-            } else {
-                1
-            };
+            if !t.is_finite() {
+                // What MLX makes of a group with NaN or infinity, measured on x86-64: every quotient is infinite.
+                out.scales[index] = if float == FloatType::F32 { 128 } else { 0 };
+                codes.extend(
+                    group.iter().map(|w| if bits == 4 { 0 } else { e4m3_encode(448f32.copysign(*w)) }),
+                );
+                continue;
+            }
+            let exponent = if t == 0.0 { 0 } else { ceil_log2(t) };
             let scale = round(power_of_two(exponent));
             out.scales[index] = (exponent + 127) as u8;
-            let scaled = group.iter().map(|&w| if t.is_finite() { round(w / scale) } else { w });
+            let scaled = group.iter().map(|&w| round(w / scale));
             if bits == 4 {
-                codes.extend(scaled.map(|x| if t.is_finite() { e2m1_nearest(x, round) } else { 0 }));
+                codes.extend(scaled.map(|x| e2m1_nearest(x, round)));
             } else {
                 codes.extend(scaled.map(e4m3_encode));
             }
@@ -248,6 +249,33 @@ mod tests {
             (e4m3_encode(1e9), e4m3_encode(-f32::INFINITY), e4m3_encode(f32::NAN) & 0x7F),
             (0x7E, 0xFE, 0x7E)
         );
+    }
+
+    /// Bytes of `mx.quantize` (0.32.4, x86-64) for `linspace(-3, 3, 32)` with a bad sixth element.
+    #[test]
+    fn groups_with_nonfinite_elements_are_stored_as_mlx_stores_them() {
+        for bad in [f32::INFINITY, f32::NAN] {
+            let mut values: Vec<f32> = (0..32).map(|i| -3.0 + 6.0 * i as f32 / 31.0).collect();
+            values[5] = bad;
+            for float in [FloatType::F32, FloatType::F16, FloatType::Bf16] {
+                let mut input = vec![0u8; 32 * float.size()];
+                float.narrow(&values, &mut input);
+                let run = |mode: Mode| {
+                    let scheme = Scheme::new(mode, None, None).unwrap();
+                    let (mut weight, mut scales) =
+                        (vec![0u8; scheme.words(32) * 4], vec![0u8; scheme.groups(32)]);
+                    let out = PackedMut { weight: &mut weight, scales: &mut scales, biases: &mut [] };
+                    crate::quantize(scheme, float, 32, &input, out, true).unwrap();
+                    (weight, scales)
+                };
+                let scale = if float == FloatType::F32 { 128 } else { 0 };
+                assert_eq!(run(Mode::Mxfp4), (vec![0; 16], vec![scale]));
+                let eights: Vec<u8> = (0..32).map(|i| if i < 16 && i != 5 { 254 } else { 126 }).collect();
+                assert_eq!(run(Mode::Mxfp8), (eights, vec![scale]));
+                let fours = vec![0, 0, 0, 0, 0, 0, 0, 0, 16, 50, 67, 85, 101, 102, 118, 119];
+                assert_eq!(run(Mode::Nvfp4), (fours, vec![126, 48]));
+            }
+        }
     }
 
     #[test]
