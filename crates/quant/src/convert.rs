@@ -18,8 +18,8 @@ use sha2::{Digest, Sha256};
 
 use crate::observer::{Event, Observer};
 use crate::plan::{Item, Job, Plan};
-use crate::view::View;
 use crate::{Error, Model, model_card};
+use mlx_quant_model::View;
 
 /// Input bytes of one chunk: small enough for a core's cache, large enough for the disk.
 const CHUNK_BYTES: usize = 1 << 20;

@@ -25,18 +25,17 @@
 //! The library never prints and never reads the environment; progress leaves it through [`Observer`].
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test panics to fail"))]
 
-pub mod arch;
 mod card;
 mod convert;
 mod error;
 mod observer;
 mod plan;
 mod source;
-mod view;
 
 pub use card::model_card;
 pub use convert::{Converted, convert, peak_memory, threads_or_all};
 pub use error::Error;
+pub use mlx_quant_model as model;
 pub use observer::{Event, Observer, Silent};
 pub use plan::{
     Item, Job, LayerReport, MixedRecipe, Overrides, OverridesError, Plan, PlanError, PlanReport, Settings,
@@ -44,4 +43,3 @@ pub use plan::{
 #[cfg(feature = "demo")]
 pub use source::demo;
 pub use source::{Model, open};
-pub use view::{StepError, View};

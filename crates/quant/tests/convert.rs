@@ -12,6 +12,7 @@ use common::{LLAMA, bf16_bytes, convert_to, fixtures, open_path, quantize, sha25
 use half::bf16;
 use mlx_format::checkpoint::{Checkpoint, Directory, WriteError};
 use mlx_format::{Dtype, FloatType, Mode, Scheme};
+use mlx_quant::model::SourceError;
 use mlx_quant::{Error, Event, Model, Observer, Overrides, Plan, PlanError, Settings, Silent, convert};
 use serde_json::Value;
 
@@ -290,7 +291,7 @@ fn fp8_with_block_scales_is_decoded_first() {
     let model = open_path(&fp8).unwrap();
     assert!(matches!(
         Plan::new(&model.checkpoint, &model.config, quantize(4, 64)),
-        Err(PlanError::Fp8 { .. })
+        Err(PlanError::Source(SourceError::Fp8 { .. }))
     ));
 }
 

@@ -5,6 +5,7 @@ mod common;
 
 use common::{LLAMA, bf16_bytes, convert_to, open_path, quantize, write_checkpoint};
 use mlx_format::{Dtype, FloatType};
+use mlx_quant::model::SourceError;
 use mlx_quant::{Error, Plan, PlanError, Settings, Silent, convert};
 
 #[test]
@@ -75,8 +76,11 @@ fn sources_that_cannot_be_converted_say_why() {
     assert!(matches!(plan(LLAMA, &[head()], decode), Err(PlanError::NotQuantized)));
     let awq =
         format!("{}, \"quantization_config\": {{\"quant_method\": \"awq\"}}}}", LLAMA.trim_end_matches('}'));
-    assert!(matches!(plan(&awq, &[head()], quantize(4, 32)), Err(PlanError::Foreign { .. })));
-    assert!(matches!(plan("{}", &[head()], quantize(4, 32)), Err(PlanError::Config(_))));
+    assert!(matches!(
+        plan(&awq, &[head()], quantize(4, 32)),
+        Err(PlanError::Source(SourceError::Foreign { .. }))
+    ));
+    assert!(matches!(plan("{}", &[head()], quantize(4, 32)), Err(PlanError::Source(SourceError::Config(_)))));
 
     let moe = LLAMA.replace("llama", "qwen3_moe");
     let expert = |name, columns| weight(name, 4, columns);
@@ -86,18 +90,21 @@ fn sources_that_cannot_be_converted_say_why() {
     ];
     assert!(matches!(
         plan(&moe, &missing, quantize(4, 64)),
-        Err(PlanError::MissingExpert { missing: 1, .. })
+        Err(PlanError::Source(SourceError::MissingExpert { missing: 1, .. }))
     ));
     let unequal = [
         expert("model.layers.0.mlp.experts.0.up_proj.weight", 64),
         expert("model.layers.0.mlp.experts.1.up_proj.weight", 128),
     ];
-    assert!(matches!(plan(&moe, &unequal, quantize(4, 64)), Err(PlanError::UnequalExperts { odd: 1, .. })));
+    assert!(matches!(
+        plan(&moe, &unequal, quantize(4, 64)),
+        Err(PlanError::Source(SourceError::UnequalExperts { odd: 1, .. }))
+    ));
 
     // Heads that do not divide the rows of a fused projection.
     let v3 = r#"{"model_type": "deepseek_v3", "num_hidden_layers": 1, "num_attention_heads": 3, "qk_nope_head_dim": 8, "v_head_dim": 8}"#;
     let kv = [weight("model.layers.0.self_attn.kv_b_proj.weight", 64, 64)];
-    assert!(matches!(plan(v3, &kv, quantize(4, 64)), Err(PlanError::Shape { .. })));
+    assert!(matches!(plan(v3, &kv, quantize(4, 64)), Err(PlanError::Source(SourceError::Shape { .. }))));
 }
 
 #[test]
@@ -114,11 +121,17 @@ fn incomplete_models_are_refused() {
     };
     let two_layers = LLAMA.replace("\"num_hidden_layers\": 0", "\"num_hidden_layers\": 2");
     let first = "model.layers.0.self_attn.q_proj.weight";
-    assert!(matches!(plan(&two_layers, &[first]), Err(PlanError::MissingLayer { missing: 1, layers: 2 })));
+    assert!(matches!(
+        plan(&two_layers, &[first]),
+        Err(PlanError::Source(SourceError::MissingLayer { missing: 1, layers: 2 }))
+    ));
     let huge = LLAMA.replace("\"num_hidden_layers\": 0", "\"num_hidden_layers\": 2147483647");
-    assert!(matches!(plan(&huge, &[first]), Err(PlanError::MissingLayer { missing: 1, .. })));
+    assert!(matches!(
+        plan(&huge, &[first]),
+        Err(PlanError::Source(SourceError::MissingLayer { missing: 1, .. }))
+    ));
     let gemma = huge.replace("llama", "gemma4_text");
-    assert!(matches!(plan(&gemma, &[first]), Err(PlanError::MissingLayer { .. })));
+    assert!(matches!(plan(&gemma, &[first]), Err(PlanError::Source(SourceError::MissingLayer { .. }))));
     // A tensor that no llama has, such as experts in a form that mlx-lm does not know.
     assert!(matches!(plan(LLAMA, &["model.experts.gate_up_proj"]), Err(PlanError::Unknown { .. })));
     assert!(matches!(plan(LLAMA, &["model.some_2d_norm.weight"]), Err(PlanError::NothingToQuantize)));
@@ -127,7 +140,10 @@ fn incomplete_models_are_refused() {
         .unwrap();
     let model = open_path(&source).unwrap();
     let refused = Plan::new(&model.checkpoint, &model.config, quantize(4, 64));
-    assert!(matches!(refused, Err(PlanError::MissingShards { found: 1, expected: 2, .. })));
+    assert!(matches!(
+        refused,
+        Err(PlanError::Source(SourceError::MissingShards { found: 1, expected: 2, .. }))
+    ));
 }
 
 #[test]
@@ -167,7 +183,10 @@ fn damaged_packed_layers_are_refused() {
         let context = format!("{weight:?} {scales:?} {biases:?}");
         let refused: Result<(), PlanError> = plan(weight, scales, biases);
         assert!(
-            matches!(refused, Err(PlanError::Packed { .. } | PlanError::UnclearScheme { .. })),
+            matches!(
+                refused,
+                Err(PlanError::Source(SourceError::Packed { .. } | SourceError::UnclearScheme { .. }))
+            ),
             "{context}"
         );
     }
@@ -178,5 +197,8 @@ fn damaged_packed_layers_are_refused() {
     let kv = ("model.layers.0.self_attn.kv_b_proj.weight", Dtype::U32, vec![32, 8], vec![0; 32 * 8 * 4]);
     write_checkpoint(&source, &v3.replace("layers\": 0", "layers\": 1"), &[kv]);
     let model = open_path(&source).unwrap();
-    assert!(matches!(Plan::new(&model.checkpoint, &model.config, decode), Err(PlanError::Shape { .. })));
+    assert!(matches!(
+        Plan::new(&model.checkpoint, &model.config, decode),
+        Err(PlanError::Source(SourceError::Shape { .. }))
+    ));
 }

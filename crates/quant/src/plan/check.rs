@@ -1,14 +1,11 @@
 //! Checks of settings and source before anything is planned.
 
-use std::collections::BTreeSet;
-
-use mlx_format::checkpoint::{Checkpoint, Config};
+use mlx_format::checkpoint::Config;
 use mlx_format::{FloatType, Mode};
+use mlx_quant_model::Existing;
 use serde_json::Value;
 
-use super::existing::Existing;
 use super::{PlanError, Settings};
-use crate::arch::Architecture;
 
 pub(super) fn check_settings(settings: &Settings, existing: &Existing) -> Result<(), PlanError> {
     match (settings.quantize, settings.dequantize) {
@@ -31,39 +28,6 @@ pub(super) fn check_settings(settings: &Settings, existing: &Existing) -> Result
         (Some(_), Some(scheme)) if scheme.mode() != Mode::Affine => {
             Err(PlanError::MixedMode(scheme.mode().name()))
         }
-        _ => Ok(()),
-    }
-}
-
-/// Without an index, shards that call themselves one of several must all be there.
-pub(super) fn check_shards(checkpoint: &Checkpoint) -> Result<(), PlanError> {
-    let expected =
-        |name: &str| name.strip_suffix(".safetensors")?.rsplit_once("-of-")?.1.parse::<usize>().ok();
-    let found = checkpoint.shards().count();
-    match checkpoint.shards().filter_map(expected).max() {
-        Some(expected) if expected > found => {
-            let directory = checkpoint.directory().display().into_owned();
-            Err(PlanError::MissingShards { directory, found, expected })
-        }
-        _ => Ok(()),
-    }
-}
-
-/// Every layer of a described model must have some weights.
-pub(super) fn check_layers<'n>(
-    architecture: &Architecture,
-    names: impl Iterator<Item = &'n str>,
-) -> Result<(), PlanError> {
-    let layer = |name: &'n str| {
-        let mut segments = name.split('.');
-        segments.find(|segment| matches!(*segment, "layers" | "h"))?;
-        segments.next()?.parse::<usize>().ok()
-    };
-    let found: BTreeSet<usize> = names.filter_map(layer).collect();
-    let layers = architecture.layers;
-    // At most one step more than there are layers with weights.
-    match (0..layers).find(|layer| !found.contains(layer)) {
-        Some(missing) if architecture.described => Err(PlanError::MissingLayer { missing, layers }),
         _ => Ok(()),
     }
 }

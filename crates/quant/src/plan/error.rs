@@ -2,6 +2,7 @@
 
 use mlx_format::checkpoint::ConfigError;
 use mlx_format::{Dtype, SchemeError};
+use mlx_quant_model::SourceError;
 
 use super::OverridesError;
 
@@ -11,6 +12,8 @@ use super::OverridesError;
 pub enum PlanError {
     #[error(transparent)]
     Config(#[from] ConfigError),
+    #[error(transparent)]
+    Source(#[from] SourceError),
     #[error(transparent)]
     Scheme(#[from] SchemeError),
     #[error("recipe file: {0}")]
@@ -23,10 +26,6 @@ pub enum PlanError {
     AlreadyQuantized(String),
     #[error("the source is not quantized, there is nothing to decode; hint: leave out -d")]
     NotQuantized,
-    #[error(
-        "the source is quantized by {method:?}, which cannot be converted; hint: get the original bfloat16 or float16 version of this model"
-    )]
-    Foreign { method: String },
     #[error("mixed-bit recipes are affine, not {0}; hint: leave out --q-mode or --quant-predicate")]
     MixedMode(&'static str),
     #[error(
@@ -43,45 +42,6 @@ pub enum PlanError {
         "layer {path}: input of {columns} does not divide into groups of {group_size} (--recipe-file); hint: choose another group size for it, or keep it"
     )]
     OverrideDivides { path: String, columns: usize, group_size: usize },
-    #[error(
-        "tensor {tensor} in {file}: {reason}; hint: config.json and weights do not belong together, or the source is packed in an old form: convert the original model"
-    )]
-    Shape { tensor: String, file: String, reason: String },
-    #[error(
-        "tensor {source_name} would become {output}, which another tensor becomes as well; hint: the checkpoint holds the same weights twice, remove one copy"
-    )]
-    Twice { output: String, source_name: String },
-    #[error("expert {missing} of {output} is missing ({found} found); hint: download the missing shard")]
-    MissingExpert { output: String, missing: usize, found: usize },
-    #[error(
-        "expert {odd} of {output} is {other:?}, expert 0 {first:?}; hint: experts must be alike, the checkpoint is damaged"
-    )]
-    UnequalExperts { output: String, odd: usize, first: (Dtype, Vec<usize>), other: (Dtype, Vec<usize>) },
-    #[error(
-        "fp8 tensor {tensor} (shape {shape:?}) has no {scale} for blocks of {block:?}; hint: get the bfloat16 version of this model"
-    )]
-    Fp8 { tensor: String, scale: String, shape: Vec<usize>, block: [usize; 2] },
-    #[error(
-        "layer {path}: {words} words and {groups} groups a row fit no quantization in config.json; hint: the source's config.json is damaged"
-    )]
-    UnclearScheme { path: String, words: usize, groups: usize },
-    #[error(
-        "layer {path}: weight {weight:?}, scales {scales:?} and biases {biases:?} do not belong together; hint: the checkpoint is damaged, download it again"
-    )]
-    Packed {
-        path: String,
-        weight: (Dtype, Vec<usize>),
-        scales: (Dtype, Vec<usize>),
-        biases: Option<(Dtype, Vec<usize>)>,
-    },
-    #[error(
-        "layer {missing} of {layers} has no weights; hint: a shard is missing, or config.json belongs to another model"
-    )]
-    MissingLayer { missing: usize, layers: usize },
-    #[error(
-        "{directory} holds {found} of the {expected} shards that their names speak of; hint: download the missing ones"
-    )]
-    MissingShards { directory: String, found: usize, expected: usize },
     #[error(
         "tensor {tensor} (shape {shape:?}) is no part of a {family} model as MLX knows it; hint: get the model in the form that its makers published"
     )]

@@ -5,9 +5,7 @@
 
 mod check;
 mod error;
-mod existing;
 mod mixed;
-mod names;
 mod overrides;
 mod planner;
 mod report;
@@ -20,11 +18,9 @@ pub use self::mixed::MixedRecipe;
 pub use self::overrides::{Overrides, OverridesError};
 pub use self::report::{LayerReport, PlanReport};
 
-use self::check::{check_layers, check_settings, check_shards};
-use self::existing::Existing;
+use self::check::check_settings;
 use self::planner::Planner;
-use crate::arch::{self, Architecture, Source};
-use crate::view::View;
+use mlx_quant_model::{Architecture, Existing, Named, View};
 
 /// What is to be done with a model.
 #[derive(Clone, Debug, Default)]
@@ -113,14 +109,9 @@ impl Plan {
     /// # Errors
     /// [`PlanError`].
     pub fn new(checkpoint: &Checkpoint, config: &Config, settings: Settings) -> Result<Self, PlanError> {
-        let existing = Existing::of(config)?;
-        check_settings(&settings, &existing)?;
-        let architecture = arch::describe(Source { config, tensors: checkpoint.tensors() })?;
-        let block = if let Existing::Fp8 { block } = existing { Some(block) } else { None };
-        check_shards(checkpoint)?;
-        let named = names::apply(&architecture, checkpoint, block)?;
-        check_layers(&architecture, named.tensors.iter().map(|(name, _)| name.as_str()))?;
-        Planner::new(architecture, existing, settings, config, named)?.finish(config)
+        check_settings(&settings, &Existing::of(config)?)?;
+        let named = Named::read(checkpoint, config)?;
+        Planner::new(named, settings, config)?.finish(config)
     }
 
     /// Stored bits per weight of the whole model, as mlx-lm counts them.

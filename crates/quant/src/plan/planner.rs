@@ -7,12 +7,9 @@ use mlx_format::{Dtype, FloatType, Mode, Scheme};
 use serde_json::{Map, Value};
 
 use super::check::target_dtype;
-use super::existing::Existing;
 use super::mixed::Mixed;
-use super::names::Named;
 use super::{Item, Job, Plan, PlanError, Settings};
-use crate::arch::Architecture;
-use crate::view::View;
+use mlx_quant_model::{Architecture, Existing, Named, SourceError, View};
 
 /// A linear or embedding layer's decision.
 enum Decision {
@@ -41,13 +38,8 @@ pub(super) struct Planner {
 }
 
 impl Planner {
-    pub(super) fn new(
-        architecture: Architecture,
-        existing: Existing,
-        settings: Settings,
-        config: &Config,
-        named: Named,
-    ) -> Result<Self, PlanError> {
+    pub(super) fn new(named: Named, settings: Settings, config: &Config) -> Result<Self, PlanError> {
+        let Named { architecture, existing, tensors, dropped } = named;
         let target = target_dtype(&settings, config);
         let mut notes = Vec::new();
         if !architecture.described {
@@ -57,21 +49,16 @@ impl Planner {
                 config.model_type()?
             ));
         }
-        if !named.dropped.is_empty() {
-            notes.push(format!("{} tensors that MLX does not load are dropped", named.dropped.len()));
+        if !dropped.is_empty() {
+            notes.push(format!("{} tensors that MLX does not load are dropped", dropped.len()));
         }
         let mut planner = Self {
             architecture,
             existing,
             settings,
             target,
-            positions: named
-                .tensors
-                .iter()
-                .enumerate()
-                .map(|(index, (name, _))| (name.clone(), index))
-                .collect(),
-            tensors: named.tensors.into_iter().map(|(name, view)| (name, Some(view))).collect(),
+            positions: tensors.iter().enumerate().map(|(index, (name, _))| (name.clone(), index)).collect(),
+            tensors: tensors.into_iter().map(|(name, view)| (name, Some(view))).collect(),
             inner: BTreeSet::new(),
             mixed: None,
             items: Vec::new(),
@@ -267,12 +254,13 @@ impl Planner {
         let scheme = self.existing.scheme(path, weight.columns(), scales.columns(), scales.dtype)?;
         if !alike || biases.is_some() != scheme.has_biases() {
             let biases = biases.as_ref().map(of);
-            return Err(PlanError::Packed {
+            return Err(SourceError::Packed {
                 path: path.to_owned(),
                 weight: of(&weight),
                 scales: of(&scales),
                 biases,
-            });
+            }
+            .into());
         }
         let mut shape = weight.shape();
         if let Some(columns) = shape.last_mut() {

@@ -4,11 +4,11 @@ use mlx_format::checkpoint::Config;
 use mlx_format::{Dtype, Mode, Scheme};
 use serde_json::{Map, Value};
 
-use super::PlanError;
+use crate::SourceError;
 
 /// Quantization found in config.json.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) enum Existing {
+pub enum Existing {
     /// Not quantized.
     None,
     /// An MLX model: its `quantization` object.
@@ -36,7 +36,7 @@ impl Existing {
     ///
     /// # Errors
     /// If the source is quantized in a way that cannot be converted.
-    pub(super) fn of(config: &Config) -> Result<Self, PlanError> {
+    pub fn of(config: &Config) -> Result<Self, SourceError> {
         if let Some(Value::Object(map)) = config.0.get("quantization") {
             return Ok(Self::Mlx(map.clone()));
         }
@@ -57,12 +57,12 @@ impl Existing {
             Some("mxfp4") => Ok(Self::HubMx(object(Mode::Mxfp4))),
             Some("mxfp8") => Ok(Self::HubMx(object(Mode::Mxfp8))),
             Some("fp8") => Ok(Self::Fp8 { block: block().unwrap_or([128, 128]) }),
-            _ => Err(PlanError::Foreign { method: method.unwrap_or("unknown").to_owned() }),
+            _ => Err(SourceError::Foreign { method: method.unwrap_or("unknown").to_owned() }),
         }
     }
 
     /// The object that goes into the output's config when the packed parts are kept.
-    pub(super) fn packed(&self) -> Option<&Map<String, Value>> {
+    pub fn packed(&self) -> Option<&Map<String, Value>> {
         match self {
             Self::Mlx(map) | Self::HubMx(map) => Some(map),
             Self::None | Self::Fp8 { .. } => None,
@@ -71,14 +71,14 @@ impl Existing {
 
     /// The scheme of a packed module: its own entry, else the shared one, else what the shapes say
     /// (`mlx_lm/utils.py`, `infer_quant_config`). `words` and `groups` are the last axes of weight and scales.
-    pub(super) fn scheme(
+    pub fn scheme(
         &self,
         path: &str,
         words: usize,
         groups: usize,
         scales: Dtype,
-    ) -> Result<Scheme, PlanError> {
-        let unclear = || PlanError::UnclearScheme { path: path.to_owned(), words, groups };
+    ) -> Result<Scheme, SourceError> {
+        let unclear = || SourceError::UnclearScheme { path: path.to_owned(), words, groups };
         let map = self.packed().ok_or_else(unclear)?;
         let fits = |scheme: &Scheme| {
             let byte_scales = scheme.mode() != Mode::Affine;

@@ -1,0 +1,55 @@
+//! Everything that can be wrong with a checkpoint as a model.
+
+use mlx_format::Dtype;
+use mlx_format::checkpoint::ConfigError;
+
+/// A checkpoint that is no model as its config.json says; found from headers, before any work.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say what the fields are")]
+pub enum SourceError {
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error(
+        "the source is quantized by {method:?}, which cannot be converted; hint: get the original bfloat16 or float16 version of this model"
+    )]
+    Foreign { method: String },
+    #[error(
+        "tensor {tensor} in {file}: {reason}; hint: config.json and weights do not belong together, or the source is packed in an old form: convert the original model"
+    )]
+    Shape { tensor: String, file: String, reason: String },
+    #[error(
+        "tensor {source_name} would become {output}, which another tensor becomes as well; hint: the checkpoint holds the same weights twice, remove one copy"
+    )]
+    Twice { output: String, source_name: String },
+    #[error("expert {missing} of {output} is missing ({found} found); hint: download the missing shard")]
+    MissingExpert { output: String, missing: usize, found: usize },
+    #[error(
+        "expert {odd} of {output} is {other:?}, expert 0 {first:?}; hint: experts must be alike, the checkpoint is damaged"
+    )]
+    UnequalExperts { output: String, odd: usize, first: (Dtype, Vec<usize>), other: (Dtype, Vec<usize>) },
+    #[error(
+        "fp8 tensor {tensor} (shape {shape:?}) has no {scale} for blocks of {block:?}; hint: get the bfloat16 version of this model"
+    )]
+    Fp8 { tensor: String, scale: String, shape: Vec<usize>, block: [usize; 2] },
+    #[error(
+        "layer {path}: {words} words and {groups} groups a row fit no quantization in config.json; hint: the source's config.json is damaged"
+    )]
+    UnclearScheme { path: String, words: usize, groups: usize },
+    #[error(
+        "layer {path}: weight {weight:?}, scales {scales:?} and biases {biases:?} do not belong together; hint: the checkpoint is damaged, download it again"
+    )]
+    Packed {
+        path: String,
+        weight: (Dtype, Vec<usize>),
+        scales: (Dtype, Vec<usize>),
+        biases: Option<(Dtype, Vec<usize>)>,
+    },
+    #[error(
+        "layer {missing} of {layers} has no weights; hint: a shard is missing, or config.json belongs to another model"
+    )]
+    MissingLayer { missing: usize, layers: usize },
+    #[error(
+        "{directory} holds {found} of the {expected} shards that their names speak of; hint: download the missing ones"
+    )]
+    MissingShards { directory: String, found: usize, expected: usize },
+}
