@@ -6,6 +6,7 @@ pub mod arch;
 mod error;
 mod existing;
 mod names;
+pub mod ops;
 mod view;
 
 pub use arch::Architecture;
