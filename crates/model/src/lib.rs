@@ -1,16 +1,27 @@
 //! Language models as data, and one forward pass for all of them.
+//!
+//! [`arch`] knows what each model type's checkpoint holds and how its decoder is built, in the vocabulary of
+//! [`decoder`]; [`Weights`] reads tensors as float32, one block at a time; [`Forward`] interprets the description with the
+//! operations of [`ops`].
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test panics to fail"))]
 
 pub mod arch;
+pub mod decoder;
 mod error;
 mod existing;
+mod forward;
+pub mod mixers;
 mod names;
 pub mod ops;
 mod view;
+mod weights;
 
 pub use arch::Architecture;
+pub use decoder::{Decoder, Producer, Site};
 pub use error::SourceError;
 pub use existing::Existing;
+pub use forward::{Forward, State, Tap};
 pub use names::Named;
 pub use view::{StepError, View};
+pub use weights::{Parameters, Weights, WeightsError};

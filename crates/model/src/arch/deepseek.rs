@@ -4,9 +4,12 @@
 use mlx_format::checkpoint::ConfigError;
 
 use super::{
-    Architecture, EXPERTS, SHARED_EXPERTS, Source, Step, drop_inv_freq, drop_layers_from, llama::LINEARS,
+    Architecture, EXPERTS, SHARED_EXPERTS, Sketch, Source, Step, drop_inv_freq, drop_layers_from, llama::LINEARS,
     make, stack_mlp_experts,
 };
+use crate::decoder::{Block, Decoder, Experts, Groups, Layer, Linear, Moe, Norm, Router, Scores, SharedExpert};
+use crate::mixers::{LatentAttention, LatentKeys, LatentQueries};
+use crate::ops::Activation;
 
 const LATENT: [&str; 6] = [
     "self_attn.q_a_proj",
@@ -47,4 +50,91 @@ pub(super) fn v3(source: Source<'_>) -> Result<Architecture, ConfigError> {
             ),
         ])
         .keep_dtype(&["e_score_correction_bias"]))
+}
+
+pub(super) fn decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
+    let rope_dim = sketch.count("qk_rope_head_dim")?;
+    let rope = sketch.rope_for(None, rope_dim, 1.0, sketch.rope_theta(10000.0))?;
+    // transformers' V2 always turns neighbours; V3 where the config does not deny it.
+    let rope = if sketch.config.bool("rope_interleave", true) { rope.interleaved() } else { rope };
+    let block = |index| {
+        let layer = sketch.layer(index);
+        let attention = Layer::Latent(latent(sketch, &layer)?);
+        let feed_forward = feed_forward(sketch, &layer, index)?;
+        let stages = sketch.pre_norm(&layer, attention, feed_forward);
+        Ok(Block::new(layer, stages))
+    };
+    let blocks = (0..sketch.layers()?).map(block).collect::<Result<_, ConfigError>>()?;
+    sketch.decoder(vec![rope], blocks)
+}
+
+fn latent(sketch: Sketch<'_>, layer: &str) -> Result<LatentAttention, ConfigError> {
+    let path = |name: &str| format!("{layer}self_attn.{name}");
+    let linear = |name: &str| Linear::new(path(name));
+    // Both latent norms keep transformers' default, whatever rms_norm_eps says.
+    let norm = |name: &str| Norm::rms(path(name), 1e-6);
+    let (nope, rope) = (sketch.count("qk_nope_head_dim")?, sketch.count("qk_rope_head_dim")?);
+    let queries = if sketch.config.get("q_lora_rank").is_some() {
+        LatentQueries::LowRank { down: linear("q_a_proj"), norm: norm("q_a_layernorm"), up: linear("q_b_proj") }
+    } else {
+        LatentQueries::Direct(linear("q_proj"))
+    };
+    let keys = if sketch.has(&path("embed_q.weight")) {
+        LatentKeys::Split { embed_q: path("embed_q.weight"), unembed_out: path("unembed_out.weight") }
+    } else {
+        LatentKeys::Joint(linear("kv_b_proj"))
+    };
+    Ok(LatentAttention {
+        heads: sketch.heads()?,
+        nope,
+        rope,
+        value: sketch.count("v_head_dim")?,
+        rank: sketch.count("kv_lora_rank")?,
+        scale: ((nope + rope) as f64).powf(-0.5) * sketch.yarn_score_factor(),
+        queries,
+        down: linear("kv_a_proj_with_mqa"),
+        norm: norm("kv_a_layernorm"),
+        keys,
+        output: linear("o_proj"),
+        table: 0,
+    })
+}
+
+/// A dense network in the first layers, then experts; what GLM-4 MoE has, too.
+pub(super) fn feed_forward(sketch: Sketch<'_>, layer: &str, index: usize) -> Result<Layer, ConfigError> {
+    let dense = index < sketch.count_or("first_k_dense_replace", 0)?
+        || index % sketch.count_or("moe_layer_freq", 1)?.max(1) != 0;
+    if dense || sketch.config.get("n_routed_experts").is_none() {
+        return Ok(Layer::Mlp(sketch.mlp(layer)?));
+    }
+    let activation = sketch.activation("hidden_act", Activation::Silu)?;
+    let network = |name: &str| sketch.gated(&format!("{layer}mlp.{name}"), activation);
+    let correction = format!("{layer}mlp.gate.e_score_correction_bias");
+    let correction = sketch.has(&correction).then_some(correction);
+    let sigmoid = correction.is_some() || sketch.config.str("scoring_func") == Some("sigmoid");
+    let count = sketch.count("n_routed_experts")?;
+    let groups = Groups {
+        count: sketch.count_or("n_group", 1)?,
+        keep: sketch.count_or("topk_group", 1)?,
+        best_two: sigmoid,
+    };
+    if groups.count == 0 || count % groups.count != 0 {
+        return Err(super::sketch::wrong("n_group", &format!("is {}, which does not divide {count} experts", groups.count)));
+    }
+    let grouped = groups.count > 1 && sketch.config.str("topk_method") != Some("greedy");
+    Ok(Layer::Moe(Moe {
+        router: Router {
+            linear: Linear::new(format!("{layer}mlp.gate")),
+            scores: if sigmoid { Scores::Sigmoid } else { Scores::Softmax },
+            correction,
+            groups: grouped.then_some(groups),
+            top_k: sketch.top_k("num_experts_per_tok", count)?,
+            // transformers' V2 never does it.
+            renormalize: (sigmoid && sketch.config.bool("norm_topk_prob", true)).then_some(1e-20),
+            multiplier: sketch.float_or("routed_scaling_factor", 1.0),
+        },
+        experts: Experts { count, mlp: network("switch_mlp") },
+        shared: (sketch.count_or("n_shared_experts", 0)? > 0)
+            .then(|| SharedExpert { mlp: network("shared_experts"), gate: None }),
+    }))
 }

@@ -2,7 +2,9 @@
 
 use mlx_format::checkpoint::ConfigError;
 
-use super::{Architecture, Source, drop, drop_inv_freq, llama::LINEARS};
+use super::{Architecture, Sketch, Source, drop, drop_inv_freq, llama::LINEARS};
+use crate::decoder::{Attention, Branch, Decoder, HeadNorms, Layer, Rope, Stage};
+use crate::ops::Activation;
 
 /// Gemma 1 and 2 have no head.
 pub(super) fn always_tied(source: Source<'_>) -> Result<Architecture, ConfigError> {
@@ -12,4 +14,97 @@ pub(super) fn always_tied(source: Source<'_>) -> Result<Architecture, ConfigErro
 /// Gemma 3 is tied when the checkpoint has no head, whatever the config says.
 pub(super) fn tied_if_missing(source: Source<'_>) -> Result<Architecture, ConfigError> {
     Architecture::plain(source, "gemma3", &LINEARS)
+}
+
+/// Norms that multiply by `1 + w`, embedding times the root of its width.
+fn common(
+    sketch: Sketch<'_>,
+    ropes: Vec<Rope>,
+    stages: impl FnMut(&str, usize, Attention) -> Result<Vec<Stage>, ConfigError>,
+) -> Result<Decoder, ConfigError> {
+    let mut decoder = sketch.llama_with(ropes, stages)?;
+    decoder.embedding.multiplier = (decoder.hidden_size as f64).sqrt();
+    decoder.norm.plus_one = true;
+    decoder.head.softcap = sketch.float("final_logit_softcapping");
+    Ok(decoder)
+}
+
+fn activation(sketch: Sketch<'_>) -> Result<Activation, ConfigError> {
+    sketch.activation("hidden_activation", Activation::GeluTanh)
+}
+
+/// Gemma 1; its `hidden_act` "gelu" means the tanh form.
+pub(super) fn gemma(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
+    let activation = activation(sketch)?;
+    common(sketch, vec![sketch.rope_of(sketch.count_or("head_dim", 256)?, 1.0)?], |layer, _, attention| {
+        let norm = |name: &str| sketch.rms(format!("{layer}{name}")).plus_one();
+        let mlp = sketch.gated(&format!("{layer}mlp"), activation);
+        Ok(vec![
+            Stage::new(Branch::pre(norm("input_layernorm"), Layer::Attention(attention))),
+            Stage::new(Branch::pre(norm("post_attention_layernorm"), Layer::Mlp(mlp))),
+        ])
+    })
+}
+
+/// Norms before and after attention and MLP.
+fn sandwich(sketch: Sketch<'_>, layer: &str, attention: Attention) -> Result<Vec<Stage>, ConfigError> {
+    let norm = |name: &str| sketch.rms(format!("{layer}{name}")).plus_one();
+    let mlp = sketch.gated(&format!("{layer}mlp"), activation(sketch)?);
+    Ok(vec![
+        Stage::new(Branch::sandwich(
+            norm("input_layernorm"),
+            Layer::Attention(attention),
+            norm("post_attention_layernorm"),
+        )),
+        Stage::new(Branch::sandwich(
+            norm("pre_feedforward_layernorm"),
+            Layer::Mlp(mlp),
+            norm("post_feedforward_layernorm"),
+        )),
+    ])
+}
+
+fn score_scale(sketch: Sketch<'_>) -> f64 {
+    sketch.float_or("query_pre_attn_scalar", 256.0).powf(-0.5)
+}
+
+/// Soft caps, every other layer with a sliding window.
+pub(super) fn gemma2(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
+    let window = sketch.window_or(Some(4096));
+    common(sketch, vec![sketch.rope()?], |layer, index, attention| {
+        let attention = Attention {
+            scale: score_scale(sketch),
+            softcap: sketch.float("attn_logit_softcapping"),
+            window: window.filter(|_| sketch.is_sliding(index, index % 2 == 0)),
+            ..attention
+        };
+        sandwich(sketch, layer, attention)
+    })
+}
+
+/// Five sliding layers with a rotary base of their own to each global one; queries and keys normed.
+pub(super) fn gemma3(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
+    let window = sketch.window_or(Some(4096));
+    let pattern = sketch.count_or("sliding_window_pattern", 6)?.max(1);
+    let head_dim = sketch.head_dim()?;
+    let global = sketch.rope_for(Some("full_attention"), head_dim, 1.0, sketch.rope_theta(1e6))?;
+    let local = match sketch.config.get("rope_parameters") {
+        Some(_) => sketch.rope_for(Some("sliding_attention"), head_dim, 1.0, 10000.0)?,
+        None => sketch.plain_rope(sketch.float_or("rope_local_base_freq", 10000.0))?,
+    };
+    common(sketch, vec![global, local], |layer, index, attention| {
+        let sliding = sketch.is_sliding(index, (index + 1) % pattern != 0);
+        let norm = |name: &str| sketch.rms(format!("{layer}self_attn.{name}")).plus_one();
+        let norms =
+            HeadNorms { q: norm("q_norm"), k: Some(norm("k_norm")), v: None, flat: false, after_rope: false };
+        let attention = Attention {
+            scale: score_scale(sketch),
+            norms: Some(norms),
+            rope: Some(usize::from(sliding)),
+            window: window.filter(|_| sliding),
+            softcap: sketch.float("attn_logit_softcapping"),
+            ..attention
+        };
+        sandwich(sketch, layer, attention)
+    })
 }

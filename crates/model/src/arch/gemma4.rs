@@ -3,7 +3,12 @@
 
 use mlx_format::checkpoint::ConfigError;
 
-use super::{Architecture, Source, Step, drop, drop_in_layers, drop_tied_head, llama, make};
+use super::sketch::wrong;
+use super::{Architecture, Sketch, Source, Step, drop, drop_in_layers, drop_tied_head, llama, make};
+use crate::decoder::{
+    Attention, Branch, Decoder, HeadNorms, Layer, Linear, Norm, PerLayerInputs, Projections, Stage,
+};
+use crate::ops::Activation;
 
 pub(super) fn gemma4_text(source: Source<'_>) -> Result<Architecture, ConfigError> {
     let linears = [
@@ -42,4 +47,97 @@ pub(super) fn gemma4_text(source: Source<'_>) -> Result<Architecture, ConfigErro
         ])
         .rules(drop_tied_head(source, true))
         .protect(&["router.proj"]))
+}
+
+/// The E-models and dense models; those with experts beside the MLP convert, but have no decoder description yet.
+pub(super) fn decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
+    for key in ["enable_moe_block", "attention_k_eq_v"] {
+        if sketch.config.bool(key, false) {
+            return Err(wrong(key, "is true, which is not described yet"));
+        }
+    }
+    let (layers, hidden_size) = (sketch.layers()?, sketch.count("hidden_size")?);
+    let own = layers.saturating_sub(sketch.count_or("num_kv_shared_layers", 0)?);
+    let slides = |index: usize| sketch.is_sliding(index, (index + 1) % 6 != 0 && index + 1 != layers);
+    let head_dim = |sliding: bool| {
+        if sliding { sketch.head_dim() } else { sketch.count_or("global_head_dim", sketch.head_dim()?) }
+    };
+    let rope = |kind, sliding, theta| sketch.rope_for(Some(kind), head_dim(sliding)?, 1.0, theta);
+    let ropes = vec![rope("full_attention", false, 1e6)?, rope("sliding_attention", true, 10000.0)?];
+    let activation = sketch.activation("hidden_activation", Activation::GeluTanh)?;
+    let width = sketch.count_or("hidden_size_per_layer_input", 0)?;
+    let window = sketch.window_or(Some(512));
+    let mut decoder = sketch.llama_with(ropes, |layer, index, _| {
+        let linear = |name: &str| Linear::new(format!("{layer}{name}"));
+        let norm = |name: &str| sketch.rms(format!("{layer}{name}"));
+        let sliding = slides(index);
+        let head_dim = head_dim(sliding)?;
+        let kv_heads = if sliding {
+            sketch.kv_heads()?
+        } else {
+            sketch.count_or("num_global_key_value_heads", sketch.kv_heads()?)?
+        };
+        let source = (0..own).rev().find(|&earlier| slides(earlier) == sliding);
+        let projections = match source {
+            Some(block) if index >= own => Projections::Shared { q: linear("self_attn.q_proj"), block },
+            _ => Projections::Separate {
+                q: linear("self_attn.q_proj"),
+                k: linear("self_attn.k_proj"),
+                v: linear("self_attn.v_proj"),
+            },
+        };
+        let norms = HeadNorms {
+            q: norm("self_attn.q_norm"),
+            k: Some(norm("self_attn.k_norm")),
+            v: Some(Norm { path: None, ..norm("") }),
+            flat: false,
+            after_rope: false,
+        };
+        let attention = Attention {
+            scale: 1.0,
+            norms: Some(norms),
+            rope: Some(usize::from(sliding)),
+            window: window.filter(|_| sliding),
+            keep_keys: own < layers && source == Some(index),
+            ..Attention::new(sketch.heads()?, kv_heads, head_dim, projections, linear("self_attn.o_proj"))
+        };
+        let mlp = sketch.gated(&format!("{layer}mlp"), activation);
+        let mut stages = vec![
+            Stage::new(Branch::sandwich(
+                norm("input_layernorm"),
+                Layer::Attention(attention),
+                norm("post_attention_layernorm"),
+            )),
+            Stage::new(Branch::sandwich(
+                norm("pre_feedforward_layernorm"),
+                Layer::Mlp(mlp),
+                norm("post_feedforward_layernorm"),
+            )),
+        ];
+        if width > 0 {
+            let own = Layer::PerLayerInput {
+                gate: linear("per_layer_input_gate"),
+                activation,
+                projection: linear("per_layer_projection"),
+            };
+            stages.push(Stage::new(Branch::post(own, norm("post_per_layer_input_norm"))));
+        }
+        Ok(stages)
+    })?;
+    for block in &mut decoder.blocks {
+        let scalar = format!("{}layer_scalar", block.prefix);
+        block.scalar = sketch.has(&scalar).then_some(scalar);
+    }
+    decoder.embedding.multiplier = (hidden_size as f64).sqrt();
+    decoder.head.softcap = sketch.float("final_logit_softcapping");
+    decoder.embedding.per_layer = (width > 0).then(|| PerLayerInputs {
+        path: "model.embed_tokens_per_layer".to_owned(),
+        multiplier: (width as f64).sqrt(),
+        projection: Linear::new("model.per_layer_model_projection"),
+        projection_multiplier: (hidden_size as f64).powf(-0.5),
+        norm: sketch.rms("model.per_layer_projection_norm"),
+        sum_multiplier: 0.5f64.sqrt(),
+        width,
+    });
+    Ok(decoder)
 }

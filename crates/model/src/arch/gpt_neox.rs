@@ -2,7 +2,11 @@
 
 use mlx_format::checkpoint::ConfigError;
 
-use super::{Architecture, Source, drop};
+use super::{Architecture, Sketch, Source, drop};
+use crate::decoder::{
+    Attention, Block, Branch, Decoder, Gate, Layer, Linear, Mlp, Norm, Projections, Stage,
+};
+use crate::ops::Activation;
 
 pub(super) fn gpt_neox(source: Source<'_>) -> Result<Architecture, ConfigError> {
     let linears = [
@@ -18,4 +22,37 @@ pub(super) fn gpt_neox(source: Source<'_>) -> Result<Architecture, ConfigError> 
     architecture.prefixes =
         vec![("gpt_neox.layers.", "model.h."), ("gpt_neox.", "model."), ("model.", "model."), ("", "model.")];
     Ok(architecture)
+}
+
+/// Parallel blocks with a norm for each branch; the activation is the one that the config names (mlx-lm always takes
+/// the tanh form).
+pub(super) fn decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
+    let norm = |path: String| Norm::layer(path, sketch.float_or("layer_norm_eps", 1e-5));
+    let activation = sketch.activation("hidden_act", Activation::Gelu)?;
+    let (heads, head_dim) = (sketch.heads()?, sketch.head_dim()?);
+    let theta = sketch.float_or("rotary_emb_base", sketch.rope_theta(10000.0));
+    let rope = sketch.rope_for(None, head_dim, sketch.float_or("rotary_pct", 0.25), theta)?;
+    let block = |index| {
+        let layer = format!("model.h.{index}.");
+        let linear = |name: &str| Linear::new(format!("{layer}{name}"));
+        let projections = Projections::Interleaved(linear("attention.query_key_value"));
+        let attention = Attention::new(heads, heads, head_dim, projections, linear("attention.dense"));
+        let mlp = Mlp { gate: Gate::None(linear("mlp.dense_h_to_4h")), activation, down: linear("mlp.dense_4h_to_h") };
+        let branches = [
+            Branch::pre(norm(format!("{layer}input_layernorm")), Layer::Attention(attention)),
+            Branch::pre(norm(format!("{layer}post_attention_layernorm")), Layer::Mlp(mlp)),
+        ];
+        let stages = if sketch.config.bool("use_parallel_residual", true) {
+            vec![Stage::parallel(branches.into())]
+        } else {
+            branches.map(Stage::new).into()
+        };
+        Block::new(layer, stages)
+    };
+    let blocks = (0..sketch.layers()?).map(block).collect();
+    let mut decoder = sketch.decoder(vec![rope], blocks)?;
+    decoder.embedding.path = "model.embed_in".to_owned();
+    decoder.norm = norm("model.final_layer_norm".to_owned());
+    decoder.head.linear = sketch.has("model.embed_out.weight").then(|| Linear::new("model.embed_out"));
+    Ok(decoder)
 }

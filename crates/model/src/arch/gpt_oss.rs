@@ -2,7 +2,9 @@
 
 use mlx_format::checkpoint::ConfigError;
 
-use super::{ATTENTION, Architecture, Source, Step, make};
+use super::{ATTENTION, Architecture, Sketch, Source, Step, make};
+use crate::decoder::{Attention, Decoder, Experts, Layer, Linear, Moe, Router, Scores};
+use crate::ops::Activation;
 
 pub(super) fn gpt_oss(source: Source<'_>) -> Result<Architecture, ConfigError> {
     let linears = [
@@ -49,4 +51,36 @@ pub(super) fn gpt_oss(source: Source<'_>) -> Result<Architecture, ConfigError> {
         make(r"^(?<x>.*\.experts\.down_proj)_scales$", [("$x.scales", vec![])]),
         make(r"^(?<x>.*\.experts\.down_proj)_bias$", [("$x.bias", vec![])]),
     ]))
+}
+
+/// Attention with sinks, every other layer sliding; clamped SwiGLU experts with biases.
+pub(super) fn decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
+    let window = sketch.window_or(Some(128));
+    let count = sketch.count("num_local_experts")?;
+    let top_k = sketch.top_k("num_experts_per_tok", count)?;
+    let activation = Activation::ClampedSwiglu {
+        alpha: sketch.float_or("swiglu_alpha", 1.702) as f32,
+        limit: sketch.float_or("swiglu_limit", 7.0) as f32,
+    };
+    sketch.llama_with(vec![sketch.rope()?], |layer, index, attention| {
+        let attention = Attention {
+            window: window.filter(|_| sketch.is_sliding(index, (index + 1) % 2 != 0)),
+            sinks: Some(format!("{layer}self_attn.sinks")),
+            ..attention
+        };
+        let moe = Moe {
+            router: Router {
+                linear: Linear::new(format!("{layer}mlp.router")),
+                scores: Scores::SoftmaxOfChosen,
+                correction: None,
+                groups: None,
+                top_k,
+                renormalize: None,
+                multiplier: 1.0,
+            },
+            experts: Experts { count, mlp: sketch.gated(&format!("{layer}mlp.experts"), activation) },
+            shared: None,
+        };
+        Ok(sketch.pre_norm(layer, Layer::Attention(attention), Layer::Moe(moe)))
+    })
 }

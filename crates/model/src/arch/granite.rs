@@ -3,10 +3,27 @@
 
 use mlx_format::checkpoint::ConfigError;
 
-use super::{Architecture, Source, llama};
+use super::{Architecture, Sketch, Source, llama};
+use crate::decoder::{Attention, Decoder, Layer};
 
 pub(super) fn granite(source: Source<'_>) -> Result<Architecture, ConfigError> {
     let mut architecture = llama::llama(source)?.protect(&["self_attn.o_proj", "mlp.down_proj", "lm_head"]);
     architecture.family = "granite";
     Ok(architecture)
+}
+
+/// Multipliers on embedding, scores, residual branches and logits.
+pub(super) fn decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
+    let residual = sketch.float_or("residual_multiplier", 1.0);
+    let mut decoder = sketch.llama_with(vec![sketch.rope()?], |layer, _, attention| {
+        let attention = Attention { scale: sketch.float_or("attention_multiplier", 1.0), ..attention };
+        let mut stages = sketch.pre_norm(layer, Layer::Attention(attention), Layer::Mlp(sketch.mlp(layer)?));
+        for stage in &mut stages {
+            stage.multiplier = residual;
+        }
+        Ok(stages)
+    })?;
+    decoder.embedding.multiplier = sketch.float_or("embedding_multiplier", 1.0);
+    decoder.head.multiplier = 1.0 / sketch.float_or("logits_scaling", 1.0);
+    Ok(decoder)
 }

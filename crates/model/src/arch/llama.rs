@@ -3,7 +3,8 @@
 
 use mlx_format::checkpoint::ConfigError;
 
-use super::{Architecture, Source, drop_inv_freq, drop_tied_head};
+use super::{Architecture, Sketch, Source, drop_inv_freq, drop_tied_head};
+use crate::decoder::{Attention, Decoder, Layer};
 
 pub(super) const LINEARS: [&str; 9] = [
     "embed_tokens",
@@ -34,4 +35,28 @@ pub(super) fn separate_head(source: Source<'_>) -> Result<Architecture, ConfigEr
 
 fn with_head(source: Source<'_>, tied_by_default: bool) -> Result<Architecture, ConfigError> {
     Ok(separate_head(source)?.rules(drop_tied_head(source, tied_by_default)))
+}
+
+/// Llama, and Mistral with its sliding window.
+pub(super) fn decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
+    plain(sketch, None)
+}
+
+/// Where config.json says nothing, Mistral's window is 4096.
+pub(super) fn mistral(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
+    plain(sketch, sketch.window_or(Some(4096)))
+}
+
+fn plain(sketch: Sketch<'_>, window: Option<usize>) -> Result<Decoder, ConfigError> {
+    sketch.llama_with(vec![sketch.rope()?], |layer, _, attention| {
+        let attention = Attention { window, ..attention };
+        Ok(sketch.pre_norm(layer, Layer::Attention(attention), Layer::Mlp(sketch.mlp(layer)?)))
+    })
+}
+
+/// ERNIE 4.5: pairs of neighbours turn.
+pub(super) fn ernie(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
+    let mut decoder = plain(sketch, None)?;
+    decoder.ropes = vec![sketch.rope()?.interleaved()];
+    Ok(decoder)
 }

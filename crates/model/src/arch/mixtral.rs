@@ -2,7 +2,9 @@
 
 use mlx_format::checkpoint::ConfigError;
 
-use super::{ATTENTION, Architecture, EXPERTS, Source, drop_tied_head, stack};
+use super::{ATTENTION, Architecture, EXPERTS, Sketch, Source, drop_tied_head, stack};
+use crate::decoder::{Attention, Decoder, Experts, Layer, Linear, Moe, Router, Scores};
+use crate::ops::Activation;
 
 pub(super) fn mixtral(source: Source<'_>) -> Result<Architecture, ConfigError> {
     Ok(phimoe(source)?.rules(drop_tied_head(source, false)))
@@ -23,4 +25,27 @@ pub(super) fn phimoe(source: Source<'_>) -> Result<Architecture, ConfigError> {
         experts("w2", "$x.switch_mlp.down_proj.$k"),
         experts("w3", "$x.switch_mlp.up_proj.$k"),
     ]))
+}
+
+pub(super) fn decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
+    let activation = sketch.activation("hidden_act", Activation::Silu)?;
+    let window = sketch.window_or(None);
+    let count = sketch.count("num_local_experts")?;
+    let top_k = sketch.top_k("num_experts_per_tok", count)?;
+    sketch.llama_with(vec![sketch.rope()?], |layer, _, attention| {
+        let moe = Moe {
+            router: Router {
+                linear: Linear::new(format!("{layer}block_sparse_moe.gate")),
+                scores: Scores::SoftmaxOfChosen,
+                correction: None,
+                groups: None,
+                top_k,
+                renormalize: None,
+                multiplier: 1.0,
+            },
+            experts: Experts { count, mlp: sketch.gated(&format!("{layer}block_sparse_moe.switch_mlp"), activation) },
+            shared: None,
+        };
+        Ok(sketch.pre_norm(layer, Layer::Attention(Attention { window, ..attention }), Layer::Moe(moe)))
+    })
 }

@@ -3,7 +3,7 @@
 //! A family is a function from config.json (and the names in the checkpoint) to an [`Architecture`]: which
 //! names change, which tensors are stacked, split or dropped, which weights are linear or embedding layers,
 //! and which of those mlx-lm protects with more bits. Everything else is derived from that. A model type that
-//! reuses a family is a line in [`describe`].
+//! reuses a family is a line in the registry.
 //!
 //! The source of every fact is the model's file in `mlx_lm/models` (its `sanitize`, `quant_predicate`,
 //! `cast_predicate` and module tree), version 0.32.2.
@@ -17,12 +17,20 @@ mod gpt2;
 mod gpt_neox;
 mod gpt_oss;
 mod granite;
+mod hunyuan;
 mod lfm2;
 mod llama;
+mod ministral3;
 mod mixtral;
+mod nemotron;
+mod olmo;
 mod phi;
 mod qwen;
 mod qwen3_next;
+mod rope;
+mod sketch;
+mod smollm3;
+mod stablelm;
 mod starcoder2;
 
 use std::collections::BTreeMap;
@@ -31,6 +39,9 @@ use std::ops::Range;
 use mlx_format::checkpoint::{Config, ConfigError, Tensor, is_truthy};
 use regex::{Captures, Regex};
 use serde_json::Value;
+
+pub use self::sketch::Sketch;
+use crate::decoder::Decoder;
 
 /// What a family's function sees.
 #[derive(Clone, Copy, Debug)]
@@ -286,90 +297,95 @@ fn ends_with_segments(path: &str, suffix: &str) -> bool {
     path.strip_suffix(suffix).is_some_and(|before| before.is_empty() || before.ends_with('.'))
 }
 
+/// A family: the model types that are one, what their checkpoints hold, and how their decoder is built.
+struct Family {
+    types: &'static [&'static str],
+    names: fn(Source<'_>) -> Result<Architecture, ConfigError>,
+    decoder: Option<fn(Sketch<'_>) -> Result<Decoder, ConfigError>>,
+}
+
+/// A line of the registry.
+const fn family(
+    types: &'static [&'static str],
+    names: fn(Source<'_>) -> Result<Architecture, ConfigError>,
+    decoder: fn(Sketch<'_>) -> Result<Decoder, ConfigError>,
+) -> Family {
+    Family { types, names, decoder: Some(decoder) }
+}
+
+const REGISTRY: &[Family] = &[
+    family(&["llama", "iquestcoder", "xverse"], llama::llama, llama::decoder),
+    family(&["mistral"], llama::llama, llama::mistral),
+    family(&["seed_oss"], llama::llama, llama::decoder),
+    family(&["smollm3"], llama::llama, smollm3::decoder),
+    family(&["ministral3"], llama::llama, ministral3::decoder),
+    family(&["qwen2"], llama::llama, qwen::qwen2),
+    family(&["qwen3"], llama::llama, qwen::qwen3),
+    family(&["olmo2"], llama::llama, olmo::olmo2),
+    family(&["olmo3"], llama::untied_by_default, olmo::olmo3),
+    family(&["exaone4"], llama::untied_by_default, olmo::exaone4),
+    family(&["hunyuan_v1_dense"], llama::untied_by_default, hunyuan::decoder),
+    family(&["nemotron"], llama::untied_by_default, nemotron::decoder),
+    family(&["ernie4_5"], llama::untied_by_default, llama::ernie),
+    family(&["stablelm"], llama::separate_head, stablelm::decoder),
+    family(&["granite"], granite::granite, granite::decoder),
+    family(&["gemma"], gemma::always_tied, gemma::gemma),
+    family(&["gemma2"], gemma::always_tied, gemma::gemma2),
+    family(&["gemma3_text"], gemma::tied_if_missing, gemma::gemma3),
+    family(&["gemma4_text"], gemma4::gemma4_text, gemma4::decoder),
+    family(&["cohere"], cohere2::cohere2, cohere2::cohere),
+    family(&["cohere2"], cohere2::cohere2, cohere2::decoder),
+    family(&["glm4"], glm4::dense, glm4::dense_decoder),
+    family(&["glm4_moe"], glm4::moe, glm4::moe_decoder),
+    family(&["phi3"], phi::phi3, phi::phi3_decoder),
+    family(&["phi"], phi::phi, phi::phi_decoder),
+    family(&["starcoder2"], starcoder2::starcoder2, starcoder2::decoder),
+    family(&["gpt2"], gpt2::gpt2, gpt2::decoder),
+    family(&["gpt_neox"], gpt_neox::gpt_neox, gpt_neox::decoder),
+    family(&["gpt_oss"], gpt_oss::gpt_oss, gpt_oss::decoder),
+    family(&["mixtral"], mixtral::mixtral, mixtral::decoder),
+    // Its router (sparsemixer) is not described.
+    Family { types: &["phimoe"], names: mixtral::phimoe, decoder: None },
+    family(&["qwen2_moe"], qwen::qwen2_moe, qwen::qwen2_moe_decoder),
+    family(&["qwen3_moe"], qwen::qwen3_moe, qwen::qwen3_moe_decoder),
+    family(&["qwen3_next"], qwen3_next::qwen3_next, qwen3_next::decoder),
+    family(&["qwen3_5", "qwen3_5_moe"], qwen3_next::qwen3_5, qwen3_next::decoder),
+    family(&["deepseek_v2"], deepseek::v2, deepseek::decoder),
+    family(&["deepseek_v3", "kimi_k2", "joyai_llm_flash"], deepseek::v3, deepseek::decoder),
+    family(&["lfm2"], lfm2::lfm2, lfm2::decoder),
+];
+
+fn family_of(model_type: &str) -> Option<&'static Family> {
+    REGISTRY.iter().find(|family| family.types.contains(&model_type))
+}
+
 /// The architecture of a checkpoint: by `model_type`, else by its tensor names.
 ///
 /// # Errors
 /// If config.json lacks what the family needs.
 pub fn describe(source: Source<'_>) -> Result<Architecture, ConfigError> {
-    match source.config.model_type()? {
-        "llama" | "mistral" | "iquestcoder" | "xverse" | "smollm3" | "ministral3" | "qwen2" | "qwen3"
-        | "olmo2" | "seed_oss" => llama::llama(source),
-        "olmo3" | "hunyuan_v1_dense" | "nemotron" | "ernie4_5" | "exaone4" => {
-            llama::untied_by_default(source)
-        }
-        "stablelm" => llama::separate_head(source),
-        "granite" => granite::granite(source),
-        "gemma" | "gemma2" => gemma::always_tied(source),
-        "gemma3_text" => gemma::tied_if_missing(source),
-        "gemma4_text" => gemma4::gemma4_text(source),
-        "cohere" | "cohere2" => cohere2::cohere2(source),
-        "glm4" => glm4::dense(source),
-        "glm4_moe" => glm4::moe(source),
-        "phi3" => phi::phi3(source),
-        "phi" => phi::phi(source),
-        "starcoder2" => starcoder2::starcoder2(source),
-        "gpt2" => gpt2::gpt2(source),
-        "gpt_neox" => gpt_neox::gpt_neox(source),
-        "gpt_oss" => gpt_oss::gpt_oss(source),
-        "mixtral" => mixtral::mixtral(source),
-        "phimoe" => mixtral::phimoe(source),
-        "qwen2_moe" => qwen::qwen2_moe(source),
-        "qwen3_moe" => qwen::qwen3_moe(source),
-        "qwen3_next" => qwen3_next::qwen3_next(source),
-        "qwen3_5" | "qwen3_5_moe" => qwen3_next::qwen3_5(source),
-        "deepseek_v2" => deepseek::v2(source),
-        "deepseek_v3" | "kimi_k2" | "joyai_llm_flash" => deepseek::v3(source),
-        "lfm2" => lfm2::lfm2(source),
-        _ => Ok(by_names(source)),
+    match family_of(source.config.model_type()?) {
+        Some(family) => (family.names)(source),
+        None => Ok(by_names(source)),
     }
 }
 
-/// The model types that have a description, for the docs.
-pub const DESCRIBED: &[&str] = &[
-    "cohere",
-    "cohere2",
-    "deepseek_v2",
-    "deepseek_v3",
-    "ernie4_5",
-    "exaone4",
-    "gemma",
-    "gemma2",
-    "gemma3_text",
-    "gemma4_text",
-    "glm4",
-    "glm4_moe",
-    "gpt2",
-    "gpt_neox",
-    "gpt_oss",
-    "granite",
-    "hunyuan_v1_dense",
-    "iquestcoder",
-    "joyai_llm_flash",
-    "kimi_k2",
-    "lfm2",
-    "llama",
-    "ministral3",
-    "mistral",
-    "mixtral",
-    "nemotron",
-    "olmo2",
-    "olmo3",
-    "phi",
-    "phi3",
-    "phimoe",
-    "qwen2",
-    "qwen2_moe",
-    "qwen3",
-    "qwen3_5",
-    "qwen3_5_moe",
-    "qwen3_moe",
-    "qwen3_next",
-    "seed_oss",
-    "smollm3",
-    "stablelm",
-    "starcoder2",
-    "xverse",
-];
+/// The decoder of a model; `None` if its type has no description.
+///
+/// # Errors
+/// If config.json lacks what the family needs, or says what it cannot mean.
+pub fn decoder(sketch: Sketch<'_>) -> Result<Option<Decoder>, ConfigError> {
+    let decoder = family_of(sketch.config.model_type()?).and_then(|family| family.decoder);
+    decoder.map(|decoder| decoder(sketch)).transpose()
+}
+
+/// The model types that have a description of their names, sorted, and whether they have one of their decoder.
+pub fn described() -> Vec<(&'static str, bool)> {
+    let types = |family: &'static Family| family.types.iter().map(|name| (*name, family.decoder.is_some()));
+    let mut described: Vec<_> = REGISTRY.iter().flat_map(types).collect();
+    described.sort_unstable();
+    described
+}
 
 /// No description: names stay as they are, linears are told by shape.
 fn by_names(source: Source<'_>) -> Architecture {
@@ -406,7 +422,7 @@ mod tests {
     #[test]
     fn every_listed_type_is_described() {
         let tensors = BTreeMap::new();
-        for model_type in DESCRIBED {
+        for (model_type, _) in described() {
             let json = format!(
                 r#"{{"model_type": "{model_type}", "num_hidden_layers": 2, "n_layer": 2, "num_attention_heads": 2,
                 "qk_nope_head_dim": 2, "v_head_dim": 2}}"#

@@ -3,10 +3,12 @@
 
 use mlx_format::checkpoint::ConfigError;
 
-use super::qwen::SHARED_EXPERT;
+use super::qwen::{self, SHARED_EXPERT};
 use super::{
-    Architecture, EXPERTS, Rule, Source, Step, drop, drop_tied_head, llama::LINEARS, make, stack_mlp_experts,
+    Architecture, EXPERTS, Rule, Sketch, Source, Step, drop, drop_tied_head, llama::LINEARS, make, stack_mlp_experts,
 };
+use crate::decoder::{Attention, Decoder, Layer, Linear};
+use crate::mixers::{DeltaNet, DeltaProjections};
 
 const DELTA_NET: [&str; 7] = [
     "linear_attn.in_proj_qkvz",
@@ -82,4 +84,58 @@ pub(super) fn qwen3_5(source: Source<'_>) -> Result<Architecture, ConfigError> {
         ("", "language_model."),
     ];
     Ok(architecture)
+}
+
+/// Every fourth layer attends (with an output gate), the others are gated delta nets.
+pub(super) fn decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
+    let interval = sketch.count_or("full_attention_interval", 4)?.max(1);
+    let rope = sketch.rope_of(sketch.head_dim()?, 0.25)?;
+    sketch.llama_with(vec![rope], |layer, index, attention| {
+        let attends = match sketch.layer_type(index) {
+            Some(kind) => kind == "full_attention",
+            None => (index + 1) % interval == 0,
+        };
+        let mixer = if attends {
+            let norms = qwen::head_norms(sketch, layer);
+            let output_gate = sketch.config.bool("attn_output_gate", true);
+            Layer::Attention(Attention { norms, output_gate, ..attention })
+        } else {
+            Layer::DeltaNet(delta_net(sketch, layer)?)
+        };
+        Ok(sketch.pre_norm(layer, mixer, qwen::feed_forward(sketch, layer, index)?))
+    })
+}
+
+fn delta_net(sketch: Sketch<'_>, layer: &str) -> Result<DeltaNet, ConfigError> {
+    let path = |name: &str| format!("{layer}linear_attn.{name}");
+    let linear = |name: &str| Linear::new(path(name));
+    let projections = if sketch.has(&path("in_proj_qkvz.weight")) {
+        DeltaProjections::Grouped { qkvz: linear("in_proj_qkvz"), ba: linear("in_proj_ba") }
+    } else {
+        DeltaProjections::Separate {
+            qkv: linear("in_proj_qkv"),
+            z: linear("in_proj_z"),
+            b: linear("in_proj_b"),
+            a: linear("in_proj_a"),
+        }
+    };
+    let (key_heads, value_heads) = (sketch.count("linear_num_key_heads")?, sketch.count("linear_num_value_heads")?);
+    if value_heads % key_heads != 0 {
+        return Err(super::sketch::wrong(
+            "linear_num_key_heads",
+            &format!("is {key_heads}, which does not divide {value_heads} value heads"),
+        ));
+    }
+    Ok(DeltaNet {
+        key_heads,
+        value_heads,
+        key_dim: sketch.count("linear_key_head_dim")?,
+        value_dim: sketch.count("linear_value_head_dim")?,
+        projections,
+        convolution: path("conv1d"),
+        dt_bias: path("dt_bias"),
+        decay_log: path("A_log"),
+        norm: sketch.rms(path("norm")),
+        output: linear("out_proj"),
+    })
 }

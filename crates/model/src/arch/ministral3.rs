@@ -1,0 +1,20 @@
+//! Ministral 3: Llama's shape with yarn and queries that grow with the position.
+
+use mlx_format::checkpoint::ConfigError;
+use serde_json::Value;
+
+use super::Sketch;
+use crate::decoder::{Attention, Decoder, Layer, QueryScaling};
+
+pub(super) fn decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
+    let parameter = |key: &str| sketch.config.get("rope_parameters").and_then(|map| map.get(key)).and_then(Value::as_f64);
+    let query_scaling = parameter("llama_4_scaling_beta")
+        .zip(parameter("original_max_position_embeddings"))
+        .map(|(beta, original)| QueryScaling { beta, original });
+    let window = sketch.window_or(None);
+    sketch.llama_with(vec![sketch.rope()?], |layer, index, attention| {
+        let window = window.filter(|_| sketch.is_sliding(index, true));
+        let attention = Attention { window, query_scaling, ..attention };
+        Ok(sketch.pre_norm(layer, Layer::Attention(attention), Layer::Mlp(sketch.mlp(layer)?)))
+    })
+}

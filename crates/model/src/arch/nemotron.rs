@@ -1,0 +1,27 @@
+//! Nemotron: layer norms with factor `1 + w`, a plain MLP with squared ReLU, half of each head rotated.
+
+use mlx_format::checkpoint::ConfigError;
+
+use super::Sketch;
+use crate::decoder::{Branch, Decoder, Gate, Layer, Linear, Mlp, Norm, Stage};
+use crate::ops::Activation;
+
+pub(super) fn decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
+    let norm = |path: String| Norm::layer(path, sketch.float_or("norm_eps", 1e-5)).plus_one();
+    let activation = sketch.activation("hidden_act", Activation::ReluSquared)?;
+    let rope = sketch.rope_of(sketch.head_dim()?, 0.5)?;
+    let mut decoder = sketch.llama_with(vec![rope], |layer, _, attention| {
+        let mlp = Mlp {
+            gate: Gate::None(Linear::new(format!("{layer}mlp.up_proj"))),
+            activation,
+            down: Linear::new(format!("{layer}mlp.down_proj")),
+        };
+        let (first, second) = (norm(format!("{layer}input_layernorm")), norm(format!("{layer}post_attention_layernorm")));
+        Ok(vec![
+            Stage::new(Branch::pre(first, Layer::Attention(attention))),
+            Stage::new(Branch::pre(second, Layer::Mlp(mlp))),
+        ])
+    })?;
+    decoder.norm = norm("model.norm".to_owned());
+    Ok(decoder)
+}

@@ -1,0 +1,61 @@
+//! OLMo 2 and 3: norms after the layers only, queries and keys normed over all heads at once; OLMo 3 slides on three of four
+//! layers, with unscaled rotary embedding there. EXAONE 4 has the same blocks with norms per head.
+
+use mlx_format::checkpoint::ConfigError;
+
+use super::Sketch;
+use crate::decoder::{Attention, Branch, Decoder, HeadNorms, Layer, Stage};
+
+/// `x + norm(layer(x))`.
+fn post_norm(sketch: Sketch<'_>, layer: &str, attention: Attention) -> Result<Vec<Stage>, ConfigError> {
+    let norm = |name: &str| sketch.rms(format!("{layer}{name}"));
+    Ok(vec![
+        Stage::new(Branch::post(Layer::Attention(attention), norm("post_attention_layernorm"))),
+        Stage::new(Branch::post(Layer::Mlp(sketch.mlp(layer)?), norm("post_feedforward_layernorm"))),
+    ])
+}
+
+fn norms(sketch: Sketch<'_>, layer: &str, flat: bool) -> Option<HeadNorms> {
+    let norm = |name: &str| sketch.rms(format!("{layer}self_attn.{name}"));
+    Some(HeadNorms { q: norm("q_norm"), k: Some(norm("k_norm")), v: None, flat, after_rope: false })
+}
+
+pub(super) fn olmo2(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
+    sketch.llama_with(vec![sketch.rope()?], |layer, _, attention| {
+        post_norm(sketch, layer, Attention { norms: norms(sketch, layer, true), ..attention })
+    })
+}
+
+pub(super) fn olmo3(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
+    let window = sketch.window_or(Some(4096));
+    let ropes = vec![sketch.rope()?, sketch.plain_rope(sketch.rope_theta(10000.0))?];
+    sketch.llama_with(ropes, |layer, index, attention| {
+        let sliding = sketch.is_sliding(index, (index + 1) % 4 != 0);
+        let attention = Attention {
+            norms: norms(sketch, layer, true),
+            rope: Some(usize::from(sliding)),
+            window: window.filter(|_| sliding),
+            ..attention
+        };
+        post_norm(sketch, layer, attention)
+    })
+}
+
+/// Where some layers slide, the others have no positions.
+pub(super) fn exaone4(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
+    let window = sketch.window_or(None);
+    let pattern = match sketch.config.str("sliding_window_pattern") {
+        Some(text) => text.len(),
+        None => sketch.count_or("sliding_window_pattern", 4)?,
+    };
+    sketch.llama_with(vec![sketch.rope()?], |layer, index, attention| {
+        let sliding = sketch.is_sliding(index, pattern > 0 && (index + 1) % pattern != 0);
+        let attention = Attention {
+            norms: norms(sketch, layer, false),
+            rope: (window.is_none() || sliding).then_some(0),
+            window: window.filter(|_| sliding),
+            ..attention
+        };
+        post_norm(sketch, layer, attention)
+    })
+}

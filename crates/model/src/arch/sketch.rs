@@ -1,0 +1,191 @@
+//! What decoder descriptions are drawn from: config.json, the tensors that are there, and the parts most families share.
+
+use std::collections::BTreeSet;
+
+use mlx_format::checkpoint::{Config, ConfigError};
+use serde_json::Value;
+
+use crate::decoder::{
+    Attention, Block, Branch, Decoder, Embedding, Gate, Head, Layer, Linear, Mlp, Norm, Projections, Rope, Stage,
+};
+use crate::ops::Activation;
+
+/// What a family's decoder function sees.
+#[derive(Clone, Copy, Debug)]
+pub struct Sketch<'a> {
+    /// config.json.
+    pub config: &'a Config,
+    /// Names of all tensors, by MLX's names.
+    pub names: &'a BTreeSet<&'a str>,
+}
+
+/// A key of config.json that cannot be used.
+pub(super) fn wrong(key: &str, reason: &str) -> ConfigError {
+    ConfigError::Key { key: key.to_owned(), reason: reason.to_owned() }
+}
+
+impl Sketch<'_> {
+    pub(super) fn count(&self, key: &str) -> Result<usize, ConfigError> {
+        let count = self.config.count(key)?;
+        if count == 0 { Err(wrong(key, "is 0")) } else { Ok(count) }
+    }
+
+    pub(super) fn count_or(&self, key: &str, default: usize) -> Result<usize, ConfigError> {
+        if self.config.get(key).is_none() { Ok(default) } else { self.config.count(key) }
+    }
+
+    pub(super) fn float_or(&self, key: &str, default: f64) -> f64 {
+        self.config.get(key).and_then(Value::as_f64).unwrap_or(default)
+    }
+
+    pub(super) fn float(&self, key: &str) -> Option<f64> {
+        self.config.get(key).and_then(Value::as_f64)
+    }
+
+    /// Experts of a token, of `count`.
+    pub(super) fn top_k(&self, key: &str, count: usize) -> Result<usize, ConfigError> {
+        let top_k = self.count(key)?;
+        if top_k > count {
+            return Err(wrong(key, &format!("is {top_k}, but there are {count} experts")));
+        }
+        Ok(top_k)
+    }
+
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.names.contains(name)
+    }
+
+    pub(super) fn heads(&self) -> Result<usize, ConfigError> {
+        self.count("num_attention_heads")
+    }
+
+    pub(super) fn kv_heads(&self) -> Result<usize, ConfigError> {
+        let (heads, kv_heads) = (self.heads()?, self.count_or("num_key_value_heads", self.heads()?)?);
+        if kv_heads == 0 || heads % kv_heads != 0 {
+            return Err(wrong("num_key_value_heads", &format!("is {kv_heads}, which does not divide {heads} heads")));
+        }
+        Ok(kv_heads)
+    }
+
+    pub(super) fn head_dim(&self) -> Result<usize, ConfigError> {
+        self.count_or("head_dim", self.count("hidden_size")? / self.heads()?)
+    }
+
+    pub(super) fn layers(&self) -> Result<usize, ConfigError> {
+        self.config.count("num_hidden_layers")
+    }
+
+    /// The activation that `key` names, as `transformers` maps the names.
+    pub(super) fn activation(&self, key: &str, default: Activation) -> Result<Activation, ConfigError> {
+        let Some(name) = self.config.str(key) else { return Ok(default) };
+        Ok(match name {
+            "silu" | "swish" => Activation::Silu,
+            "gelu" => Activation::Gelu,
+            "gelu_new" | "gelu_fast" | "gelu_pytorch_tanh" | "gelu_python_tanh" => Activation::GeluTanh,
+            "relu" => Activation::Relu,
+            "relu2" => Activation::ReluSquared,
+            _ => return Err(wrong(key, &format!("is {name:?}, an activation that is not known"))),
+        })
+    }
+
+    /// `sliding_window`, or `None` where the config says null; `default` where it says nothing.
+    pub(super) fn window_or(&self, default: Option<usize>) -> Option<usize> {
+        let nested = self.config.0.get("text_config").and_then(|text| text.get("sliding_window"));
+        match nested.or_else(|| self.config.0.get("sliding_window")) {
+            None => default,
+            Some(value) => value.as_u64().map(|window| window as usize).filter(|window| *window > 0),
+        }
+    }
+
+    /// Whether layer `index` is a sliding one: `layer_types` where the config has it, else `default`.
+    pub(super) fn is_sliding(&self, index: usize, default: bool) -> bool {
+        self.layer_type(index).map_or(default, |kind| kind.contains("sliding"))
+    }
+
+    pub(super) fn layer_type(&self, index: usize) -> Option<&str> {
+        self.config.get("layer_types")?.get(index)?.as_str()
+    }
+
+    /// `model.layers.INDEX.`
+    pub(super) fn layer(&self, index: usize) -> String {
+        format!("{}model.layers.{index}.", self.outer())
+    }
+
+    /// What stands before `model.`: vision-language checkpoints keep the language model's own prefix.
+    fn outer(&self) -> &'static str {
+        if self.has("language_model.model.norm.weight") { "language_model." } else { "" }
+    }
+
+    pub(super) fn rms(&self, path: impl Into<String>) -> Norm {
+        Norm::rms(path, self.float_or("rms_norm_eps", 1e-6))
+    }
+
+    /// Attention with separate projections and rotary embedding 0.
+    pub(super) fn attention(&self, layer: &str) -> Result<Attention, ConfigError> {
+        let linear = |name: &str| Linear::new(format!("{layer}self_attn.{name}"));
+        let projections = Projections::Separate { q: linear("q_proj"), k: linear("k_proj"), v: linear("v_proj") };
+        Ok(Attention::new(self.heads()?, self.kv_heads()?, self.head_dim()?, projections, linear("o_proj")))
+    }
+
+    /// Attention with q, k and v in one matrix.
+    pub(super) fn fused_attention(&self, qkv: String, output: String) -> Result<Attention, ConfigError> {
+        let projections = Projections::Concatenated(Linear::new(qkv));
+        Ok(Attention::new(self.heads()?, self.kv_heads()?, self.head_dim()?, projections, Linear::new(output)))
+    }
+
+    /// Gated network at a path such as `model.layers.0.mlp`.
+    pub(super) fn gated(&self, path: &str, activation: Activation) -> Mlp {
+        let linear = |name: &str| Linear::new(format!("{path}.{name}"));
+        let gate = Gate::Separate { gate: linear("gate_proj"), up: linear("up_proj") };
+        Mlp { gate, activation, down: linear("down_proj") }
+    }
+
+    pub(super) fn mlp(&self, layer: &str) -> Result<Mlp, ConfigError> {
+        Ok(self.gated(&format!("{layer}mlp"), self.activation("hidden_act", Activation::Silu)?))
+    }
+
+    /// `x + attention(norm(x))`, then `x + feed_forward(norm(x))`, under the Llama names.
+    pub(super) fn pre_norm(&self, layer: &str, attention: Layer, feed_forward: Layer) -> Vec<Stage> {
+        let norm = |name: &str| self.rms(format!("{layer}{name}"));
+        vec![
+            Stage::new(Branch::pre(norm("input_layernorm"), attention)),
+            Stage::new(Branch::pre(norm("post_attention_layernorm"), feed_forward)),
+        ]
+    }
+
+    /// A decoder under the Llama names; the head is tied where the checkpoint has none.
+    pub(super) fn decoder(&self, ropes: Vec<Rope>, blocks: Vec<Block>) -> Result<Decoder, ConfigError> {
+        let outer = self.outer();
+        let head = format!("{outer}lm_head");
+        let linear = self.has(&format!("{head}.weight")).then(|| Linear::new(head));
+        Ok(Decoder {
+            hidden_size: self.count("hidden_size")?,
+            vocabulary: self.count("vocab_size")?,
+            embedding: Embedding {
+                path: format!("{outer}model.embed_tokens"),
+                positions: None,
+                multiplier: 1.0,
+                per_layer: None,
+            },
+            ropes,
+            blocks,
+            norm: self.rms(format!("{outer}model.norm")),
+            head: Head { linear, multiplier: 1.0, softcap: None },
+        })
+    }
+
+    /// Llama's shape with changes to each block.
+    pub(super) fn llama_with(
+        &self,
+        ropes: Vec<Rope>,
+        mut stages: impl FnMut(&str, usize, Attention) -> Result<Vec<Stage>, ConfigError>,
+    ) -> Result<Decoder, ConfigError> {
+        let block = |index| {
+            let layer = self.layer(index);
+            let stages = stages(&layer, index, self.attention(&layer)?)?;
+            Ok(Block::new(layer, stages))
+        };
+        let blocks = (0..self.layers()?).map(block).collect::<Result<Vec<_>, ConfigError>>()?;
+        self.decoder(ropes, blocks)
+    }
+}

@@ -1,0 +1,122 @@
+//! Softmax attention.
+
+use super::{Linear, Norm};
+
+/// Where queries, keys and values come from.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Projections {
+    /// A linear each.
+    Separate {
+        /// `hidden -> heads * head_dim` (twice that with an output gate).
+        q: Linear,
+        /// `hidden -> kv_heads * head_dim`.
+        k: Linear,
+        /// `hidden -> kv_heads * value_dim`.
+        v: Linear,
+    },
+    /// One linear whose rows are those of q, then k, then v.
+    Concatenated(Linear),
+    /// One linear whose rows are q, k, v of the first head, then of the second, ... (GPT-NeoX).
+    Interleaved(Linear),
+    /// Queries alone; keys and values are those of an earlier block (Gemma 4).
+    Shared {
+        /// `hidden -> heads * head_dim`.
+        q: Linear,
+        /// The block that made keys and values.
+        block: usize,
+    },
+}
+
+impl Projections {
+    /// The linears that read the layer's input.
+    pub fn linears(&self) -> Vec<&Linear> {
+        match self {
+            Self::Separate { q, k, v } => vec![q, k, v],
+            Self::Concatenated(linear) | Self::Interleaved(linear) | Self::Shared { q: linear, .. } => {
+                vec![linear]
+            }
+        }
+    }
+}
+
+/// Norms of queries and keys.
+#[derive(Clone, Debug, PartialEq)]
+pub struct HeadNorms {
+    /// Of queries.
+    pub q: Norm,
+    /// Of keys; `None` where keys are another block's.
+    pub k: Option<Norm>,
+    /// Of values.
+    pub v: Option<Norm>,
+    /// Over all heads at once (`heads * head_dim` features) instead of over each head.
+    pub flat: bool,
+    /// After the rotation instead of before.
+    pub after_rope: bool,
+}
+
+/// Queries grow with the position: `1 + beta * ln(1 + floor(position / original))` (Ministral 3, Llama 4).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct QueryScaling {
+    /// Strength.
+    pub beta: f64,
+    /// Positions of one step.
+    pub original: f64,
+}
+
+/// Softmax attention, causal.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Attention {
+    /// Query heads.
+    pub heads: usize,
+    /// Key and value heads; each serves `heads / kv_heads` query heads.
+    pub kv_heads: usize,
+    /// Features of a query and key head.
+    pub head_dim: usize,
+    /// Features of a value head.
+    pub value_dim: usize,
+    /// Factor on the scores.
+    pub scale: f64,
+    /// Queries, keys, values.
+    pub projections: Projections,
+    /// `heads * value_dim -> hidden`.
+    pub output: Linear,
+    /// Norms of queries and keys.
+    pub norms: Option<HeadNorms>,
+    /// Index of the rotary embedding; `None`: no positions (`NoPE`).
+    pub rope: Option<usize>,
+    /// Each token sees itself and `window - 1` tokens before.
+    pub window: Option<usize>,
+    /// `cap * tanh(scores / cap)`.
+    pub softcap: Option<f64>,
+    /// Tensor of one logit per head that takes part in the softmax without a value (gpt-oss).
+    pub sinks: Option<String>,
+    /// The query projection gives `[query, gate]` for each head, and the output is multiplied by the gate's sigmoid.
+    pub output_gate: bool,
+    /// Factor on queries by position.
+    pub query_scaling: Option<QueryScaling>,
+    /// Whether a later block uses these keys and values.
+    pub keep_keys: bool,
+}
+
+impl Attention {
+    /// Plain attention: no norms, no window, scores divided by the root of `head_dim`, rotary embedding 0.
+    pub fn new(heads: usize, kv_heads: usize, head_dim: usize, projections: Projections, output: Linear) -> Self {
+        Self {
+            heads,
+            kv_heads,
+            head_dim,
+            value_dim: head_dim,
+            scale: (head_dim as f64).powf(-0.5),
+            projections,
+            output,
+            norms: None,
+            rope: Some(0),
+            window: None,
+            softcap: None,
+            sinks: None,
+            output_gate: false,
+            query_scaling: None,
+            keep_keys: false,
+        }
+    }
+}

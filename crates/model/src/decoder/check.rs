@@ -1,0 +1,230 @@
+//! A description against the tensors that are there: nothing missing, nothing unread, every shape as the config says.
+
+use std::collections::BTreeMap;
+
+use super::{
+    Attention, Block, Decoder, Gate, Layer, Linear, Mlp, Norm, NormKind, Projections,
+};
+use crate::mixers::{DeltaNet, DeltaProjections, LatentAttention, LatentKeys, LatentQueries};
+
+/// Length of an axis; `None`: any.
+pub(crate) type Axis = Option<usize>;
+
+/// What a tensor must be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Expected {
+    /// Axes, outermost first.
+    pub(crate) shape: Vec<Axis>,
+    /// Whether it may be missing.
+    pub(crate) optional: bool,
+}
+
+/// Every tensor that a description reads, by name.
+#[derive(Debug, Default)]
+pub(crate) struct Reads(pub(crate) BTreeMap<String, Expected>);
+
+impl Reads {
+    fn tensor(&mut self, name: String, shape: &[Axis]) {
+        self.0.insert(name, Expected { shape: shape.to_vec(), optional: false });
+    }
+
+    fn optional(&mut self, name: String, shape: &[Axis]) {
+        self.0.insert(name, Expected { shape: shape.to_vec(), optional: true });
+    }
+
+    /// A matrix and its bias, stacked if `experts` says of how many.
+    fn linear(&mut self, linear: &Linear, out: Axis, columns: Axis, experts: Option<usize>) {
+        let stacked = |rest: &[Axis]| experts.into_iter().map(Some).chain(rest.iter().copied()).collect::<Vec<_>>();
+        self.tensor(format!("{}.weight", linear.path), &stacked(&[out, columns]));
+        self.optional(format!("{}.bias", linear.path), &stacked(&[out]));
+    }
+
+    fn norm(&mut self, norm: &Norm, features: usize, heads: usize) {
+        let Some(path) = &norm.path else { return };
+        // One weight for each head, in one tensor or in several.
+        let whole = if path.contains("{head}") { 1 } else { heads };
+        for head in 0..heads / whole.max(1) {
+            let path = path.replace("{head}", &head.to_string());
+            self.tensor(format!("{path}.weight"), &[Some(features)]);
+            if norm.kind == NormKind::Layer {
+                self.optional(format!("{path}.bias"), &[Some(features)]);
+            }
+        }
+    }
+
+    fn attention(&mut self, attention: &Attention, hidden: usize) {
+        let &Attention { heads, kv_heads, head_dim, value_dim, .. } = attention;
+        let (q, k, v) = (heads * head_dim, kv_heads * head_dim, kv_heads * value_dim);
+        let query_rows = if attention.output_gate { 2 * q } else { q };
+        let hidden = Some(hidden);
+        match &attention.projections {
+            Projections::Separate { q: query, k: key, v: value } => {
+                self.linear(query, Some(query_rows), hidden, None);
+                self.linear(key, Some(k), hidden, None);
+                self.linear(value, Some(v), hidden, None);
+            }
+            Projections::Concatenated(linear) | Projections::Interleaved(linear) => {
+                self.linear(linear, Some(q + k + v), hidden, None);
+            }
+            Projections::Shared { q: query, .. } => self.linear(query, Some(query_rows), hidden, None),
+        }
+        self.linear(&attention.output, hidden, Some(heads * value_dim), None);
+        if let Some(norms) = &attention.norms {
+            let keys = norms.k.as_ref().filter(|_| !matches!(attention.projections, Projections::Shared { .. }));
+            for (norm, heads) in std::iter::once((&norms.q, heads)).chain(keys.map(|norm| (norm, kv_heads))) {
+                let features = if norms.flat { heads * head_dim } else { head_dim };
+                self.norm(norm, features, if norms.flat { 1 } else { heads });
+            }
+        }
+        if let Some(sinks) = &attention.sinks {
+            self.tensor(sinks.clone(), &[Some(heads)]);
+        }
+    }
+
+    fn mlp(&mut self, mlp: &Mlp, hidden: usize, experts: Option<usize>) {
+        for linear in mlp.gate.linears() {
+            self.linear(linear, None, Some(hidden), experts);
+        }
+        self.linear(&mlp.down, Some(hidden), None, experts);
+    }
+
+    fn latent(&mut self, layer: &LatentAttention, hidden: usize) {
+        let &LatentAttention { heads, nope, rope, value, rank, .. } = layer;
+        let query_rows = Some(heads * (nope + rope));
+        match &layer.queries {
+            LatentQueries::Direct(linear) => self.linear(linear, query_rows, Some(hidden), None),
+            LatentQueries::LowRank { down, norm, up } => {
+                self.linear(down, None, Some(hidden), None);
+                self.linear(up, query_rows, None, None);
+                if let Some(path) = &norm.path {
+                    self.tensor(format!("{path}.weight"), &[None]);
+                }
+            }
+        }
+        self.linear(&layer.down, Some(rank + rope), Some(hidden), None);
+        self.norm(&layer.norm, rank, 1);
+        match &layer.keys {
+            LatentKeys::Joint(linear) => self.linear(linear, Some(heads * (nope + value)), Some(rank), None),
+            LatentKeys::Split { embed_q, unembed_out } => {
+                self.tensor(embed_q.clone(), &[Some(heads), Some(rank), Some(nope)]);
+                self.tensor(unembed_out.clone(), &[Some(heads), Some(value), Some(rank)]);
+            }
+        }
+        self.linear(&layer.output, Some(hidden), Some(heads * value), None);
+    }
+
+    fn delta_net(&mut self, net: &DeltaNet, hidden: usize) {
+        let (keys, values) = (net.key_heads * net.key_dim, net.value_heads * net.value_dim);
+        let heads = Some(net.value_heads);
+        let input = Some(hidden);
+        match &net.projections {
+            DeltaProjections::Grouped { qkvz, ba } => {
+                self.linear(qkvz, Some(2 * keys + 2 * values), input, None);
+                self.linear(ba, Some(2 * net.value_heads), input, None);
+            }
+            DeltaProjections::Separate { qkv, z, b, a } => {
+                self.linear(qkv, Some(2 * keys + values), input, None);
+                self.linear(z, Some(values), input, None);
+                self.linear(b, heads, input, None);
+                self.linear(a, heads, input, None);
+            }
+        }
+        self.tensor(format!("{}.weight", net.convolution), &[Some(2 * keys + values), None, Some(1)]);
+        self.tensor(net.dt_bias.clone(), &[heads]);
+        self.tensor(net.decay_log.clone(), &[heads]);
+        self.norm(&net.norm, net.value_dim, 1);
+        self.linear(&net.output, Some(hidden), Some(values), None);
+    }
+
+    fn layer(&mut self, layer: &Layer, hidden: usize, width: usize) {
+        match layer {
+            Layer::Attention(attention) => self.attention(attention, hidden),
+            Layer::Latent(latent) => self.latent(latent, hidden),
+            Layer::DeltaNet(net) => self.delta_net(net, hidden),
+            Layer::ShortConvolution(convolution) => {
+                self.linear(&convolution.input, Some(3 * hidden), Some(hidden), None);
+                self.linear(&convolution.output, Some(hidden), Some(hidden), None);
+                self.tensor(format!("{}.weight", convolution.convolution), &[Some(hidden), None, Some(1)]);
+                self.optional(format!("{}.bias", convolution.convolution), &[Some(hidden)]);
+            }
+            Layer::Mlp(mlp) => self.mlp(mlp, hidden, None),
+            Layer::Moe(moe) => {
+                let count = moe.experts.count;
+                self.linear(&moe.router.linear, Some(count), Some(hidden), None);
+                if let Some(correction) = &moe.router.correction {
+                    self.tensor(correction.clone(), &[Some(count)]);
+                }
+                self.mlp(&moe.experts.mlp, hidden, Some(count));
+                if let Some(shared) = &moe.shared {
+                    self.mlp(&shared.mlp, hidden, None);
+                    if let Some(gate) = &shared.gate {
+                        self.linear(gate, Some(1), Some(hidden), None);
+                    }
+                }
+            }
+            Layer::PerLayerInput { gate, projection, .. } => {
+                self.linear(gate, Some(width), Some(hidden), None);
+                self.linear(projection, Some(hidden), Some(width), None);
+            }
+        }
+    }
+
+    fn block(&mut self, block: &Block, hidden: usize, width: usize) {
+        for branch in block.stages.iter().flat_map(|stage| &stage.branches) {
+            for norm in branch.norm.iter().chain(&branch.post_norm) {
+                self.norm(norm, hidden, 1);
+            }
+            self.layer(&branch.layer, hidden, width);
+        }
+        if let Some(scalar) = &block.scalar {
+            self.tensor(scalar.clone(), &[Some(1)]);
+        }
+    }
+}
+
+impl Mlp {
+    /// Rows of the first linears, given the columns of the second.
+    pub(crate) fn rows_for(&self, columns: usize) -> usize {
+        if matches!(self.gate, Gate::Fused(_)) { 2 * columns } else { columns }
+    }
+}
+
+impl Decoder {
+    /// Every tensor that the forward pass reads.
+    pub(crate) fn reads(&self) -> Reads {
+        let mut reads = Reads::default();
+        let hidden = self.hidden_size;
+        let embedding = &self.embedding;
+        reads.tensor(format!("{}.weight", embedding.path), &[Some(self.vocabulary), Some(hidden)]);
+        if let Some(positions) = &embedding.positions {
+            reads.tensor(format!("{positions}.weight"), &[None, Some(hidden)]);
+        }
+        let mut width = 0;
+        if let Some(inputs) = &embedding.per_layer {
+            width = inputs.width;
+            let all = Some(width * self.blocks.len());
+            reads.tensor(format!("{}.weight", inputs.path), &[None, all]);
+            reads.linear(&inputs.projection, all, Some(hidden), None);
+            reads.norm(&inputs.norm, width, 1);
+        }
+        for block in &self.blocks {
+            reads.block(block, hidden, width);
+        }
+        reads.norm(&self.norm, hidden, 1);
+        if let Some(head) = &self.head.linear {
+            reads.linear(head, Some(self.vocabulary), Some(hidden), None);
+        }
+        reads
+    }
+
+    /// All networks whose inner width only their tensors know, with the number of experts they are stacked for.
+    pub(crate) fn networks(&self) -> impl Iterator<Item = &Mlp> {
+        self.blocks.iter().flat_map(Block::layers).flat_map(|layer| match layer {
+            Layer::Mlp(mlp) => vec![mlp],
+            Layer::Moe(moe) => {
+                std::iter::once(&moe.experts.mlp).chain(moe.shared.iter().map(|shared| &shared.mlp)).collect()
+            }
+            _ => Vec::new(),
+        })
+    }
+}

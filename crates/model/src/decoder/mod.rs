@@ -1,0 +1,236 @@
+//! The vocabulary: what a decoder is made of, as data.
+//!
+//! A family's file builds one [`Decoder`] from config.json. The forward pass ([`crate::Forward`]) interprets it, and
+//! everything else (what may be scaled against what, which linears share a Hessian, how large a block is) is derived
+//! from it. Paths are MLX's names of modules; `path.weight`, `path.bias` and so on are their tensors. A bias is read
+//! where the checkpoint has one, and a checkpoint with tensors that no part of the description reads is refused.
+
+mod attention;
+mod check;
+mod feed_forward;
+mod rope;
+mod site;
+
+pub use self::attention::{Attention, HeadNorms, Projections, QueryScaling};
+pub use self::feed_forward::{Experts, Gate, Groups, Mlp, Moe, Router, Scores, SharedExpert};
+pub use self::rope::{Frequencies, Rope};
+pub use self::site::{Producer, Site};
+use crate::mixers::{DeltaNet, LatentAttention, ShortConvolution};
+use crate::ops::Activation;
+
+/// A matrix `path.weight` `[out, in]`, with `path.bias` `[out]` where the checkpoint has one.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Linear {
+    /// Module path.
+    pub path: String,
+}
+
+/// What a norm computes over the last axis.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NormKind {
+    /// `x / sqrt(mean(x^2) + eps) * w`.
+    Rms,
+    /// `(x - mean) / sqrt(var + eps) * w + b`; the bias where the checkpoint has one.
+    Layer,
+}
+
+/// A norm.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Norm {
+    /// Module path; `None` for one without a weight. With `{head}` in it, the weights of several norms
+    /// (one per head) stand under numbered names.
+    pub path: Option<String>,
+    /// What it computes.
+    pub kind: NormKind,
+    /// Added to the variance.
+    pub epsilon: f64,
+    /// Whether the factor is `1 + w` (Gemma, Nemotron).
+    pub plus_one: bool,
+}
+
+/// Token (and position) embedding.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Embedding {
+    /// Table `[vocabulary, hidden]`.
+    pub path: String,
+    /// Learned absolute positions `[positions, hidden]` (GPT-2).
+    pub positions: Option<String>,
+    /// Factor on the embedding.
+    pub multiplier: f64,
+    /// Inputs that every block gets beside the residual stream (Gemma 3n, 4).
+    pub per_layer: Option<PerLayerInputs>,
+}
+
+/// A second embedding of the tokens, one slice per block, mixed with a projection of the first.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PerLayerInputs {
+    /// Table `[vocabulary, blocks * width]`.
+    pub path: String,
+    /// Factor on its rows.
+    pub multiplier: f64,
+    /// `hidden -> blocks * width`.
+    pub projection: Linear,
+    /// Factor on the projection.
+    pub projection_multiplier: f64,
+    /// Over each slice of the projection.
+    pub norm: Norm,
+    /// Factor on the sum of both.
+    pub sum_multiplier: f64,
+    /// Features a block gets.
+    pub width: usize,
+}
+
+/// The last matrix, from hidden state to logits.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Head {
+    /// `None`: the embedding's table.
+    pub linear: Option<Linear>,
+    /// Factor on the logits.
+    pub multiplier: f64,
+    /// `cap * tanh(logits / cap)`.
+    pub softcap: Option<f64>,
+}
+
+/// What a branch of a block computes.
+#[derive(Clone, Debug, PartialEq)]
+#[expect(clippy::large_enum_variant, reason = "a model has a few hundred of them at most")]
+pub enum Layer {
+    /// Softmax attention.
+    Attention(Attention),
+    /// Multi-head latent attention (DeepSeek).
+    Latent(LatentAttention),
+    /// Gated delta net (Qwen3-Next).
+    DeltaNet(DeltaNet),
+    /// Gated short convolution (LFM2).
+    ShortConvolution(ShortConvolution),
+    /// Feed-forward network.
+    Mlp(Mlp),
+    /// Mixture of experts.
+    Moe(Moe),
+    /// The block's own input from [`PerLayerInputs`], gated by the residual stream.
+    PerLayerInput {
+        /// `hidden -> width`.
+        gate: Linear,
+        /// Of the gate.
+        activation: Activation,
+        /// `width -> hidden`.
+        projection: Linear,
+    },
+}
+
+/// `post_norm(layer(norm(x)))`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Branch {
+    /// Before; branches of one stage with equal norms share its output.
+    pub norm: Option<Norm>,
+    /// The layer.
+    pub layer: Layer,
+    /// After.
+    pub post_norm: Option<Norm>,
+}
+
+/// `x + multiplier * sum of branches(x)`. Two branches make a parallel block.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Stage {
+    /// At least one.
+    pub branches: Vec<Branch>,
+    /// Factor on what is added to the residual stream.
+    pub multiplier: f64,
+}
+
+/// One decoder layer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Block {
+    /// All its tensors begin so, with the final dot.
+    pub prefix: String,
+    /// One after the other.
+    pub stages: Vec<Stage>,
+    /// Tensor of one element that the output is multiplied with.
+    pub scalar: Option<String>,
+}
+
+/// A language model.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Decoder {
+    /// Features of the residual stream.
+    pub hidden_size: usize,
+    /// Rows of the embedding.
+    pub vocabulary: usize,
+    /// First.
+    pub embedding: Embedding,
+    /// Rotary embeddings, which attention layers refer to by index.
+    pub ropes: Vec<Rope>,
+    /// In order.
+    pub blocks: Vec<Block>,
+    /// After the last block.
+    pub norm: Norm,
+    /// Last.
+    pub head: Head,
+}
+
+impl Linear {
+    /// The linear at a path.
+    pub fn new(path: impl Into<String>) -> Self {
+        Self { path: path.into() }
+    }
+}
+
+impl Norm {
+    /// RMS norm.
+    pub fn rms(path: impl Into<String>, epsilon: f64) -> Self {
+        Self { path: Some(path.into()), kind: NormKind::Rms, epsilon, plus_one: false }
+    }
+
+    /// Layer norm.
+    pub fn layer(path: impl Into<String>, epsilon: f64) -> Self {
+        Self { kind: NormKind::Layer, ..Self::rms(path, epsilon) }
+    }
+
+    /// With the factor `1 + w`.
+    #[must_use]
+    pub fn plus_one(mut self) -> Self {
+        self.plus_one = true;
+        self
+    }
+}
+
+impl Branch {
+    /// `layer(norm(x))`.
+    pub fn pre(norm: Norm, layer: Layer) -> Self {
+        Self { norm: Some(norm), layer, post_norm: None }
+    }
+
+    /// `norm(layer(x))`.
+    pub fn post(layer: Layer, norm: Norm) -> Self {
+        Self { norm: None, layer, post_norm: Some(norm) }
+    }
+
+    /// `post(layer(pre(x)))`.
+    pub fn sandwich(pre: Norm, layer: Layer, post: Norm) -> Self {
+        Self { norm: Some(pre), layer, post_norm: Some(post) }
+    }
+}
+
+impl Stage {
+    /// `x + branch(x)`.
+    pub fn new(branch: Branch) -> Self {
+        Self::parallel(vec![branch])
+    }
+
+    /// `x + sum of branches(x)`.
+    pub fn parallel(branches: Vec<Branch>) -> Self {
+        Self { branches, multiplier: 1.0 }
+    }
+}
+
+impl Block {
+    /// `x + attention(norm(x))`, then `x + mlp(norm(x))`: the common form.
+    pub fn new(prefix: impl Into<String>, stages: Vec<Stage>) -> Self {
+        Self { prefix: prefix.into(), stages, scalar: None }
+    }
+
+    /// Layers of all stages, in order.
+    pub fn layers(&self) -> impl Iterator<Item = &Layer> {
+        self.stages.iter().flat_map(|stage| &stage.branches).map(|branch| &branch.layer)
+    }
+}

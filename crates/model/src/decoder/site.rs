@@ -1,0 +1,116 @@
+//! Sites: activations that linears read, the unit of every calibrated method.
+
+use super::{Attention, Block, Branch, Gate, Layer, Linear, Mlp, Moe, Norm, Projections, Stage};
+
+/// What made an activation, and so what a scale on it can be folded into.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Producer<'d> {
+    /// A norm; its weight can take a factor, if every reader of the norm takes the inverse.
+    Norm(&'d Norm),
+    /// The residual stream: nothing to fold into.
+    Residual,
+    /// `activation(gate) * up`: rows of `up` can take a factor.
+    Product(&'d Mlp),
+    /// The output of attention: rows of v can, where the head map allows.
+    Attention(&'d Attention),
+    /// Anything else.
+    Other,
+}
+
+/// One activation that one or more linears read.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Site<'d> {
+    /// Where it comes from.
+    pub producer: Producer<'d>,
+    /// Who reads it; never empty.
+    pub readers: Vec<&'d Linear>,
+    /// Which expert of stacked readers.
+    pub expert: Option<usize>,
+}
+
+impl Block {
+    /// All sites of the block, in the order of the forward pass.
+    pub fn sites(&self) -> Vec<Site<'_>> {
+        let mut sites = Vec::new();
+        for stage in &self.stages {
+            stage.add_sites(&mut sites);
+        }
+        sites
+    }
+}
+
+impl Stage {
+    fn add_sites<'d>(&'d self, sites: &mut Vec<Site<'d>>) {
+        for branch in &self.branches {
+            branch.add_sites(sites);
+        }
+    }
+}
+
+impl Branch {
+    fn add_sites<'d>(&'d self, sites: &mut Vec<Site<'d>>) {
+        let input = self.norm.as_ref().map_or(Producer::Residual, Producer::Norm);
+        let mut add = |producer, readers: Vec<&'d Linear>, expert| {
+            sites.push(Site { producer, readers, expert });
+        };
+        match &self.layer {
+            Layer::Attention(attention) => {
+                add(input, attention.projections.linears(), None);
+                let producer = match attention.projections {
+                    Projections::Shared { .. } => Producer::Other,
+                    _ => Producer::Attention(attention),
+                };
+                add(producer, vec![&attention.output], None);
+            }
+            Layer::Mlp(mlp) => mlp.add_sites(input, None, &mut add),
+            Layer::Moe(moe) => moe.add_sites(input, &mut add),
+            Layer::PerLayerInput { gate, projection, .. } => {
+                add(input, vec![gate], None);
+                add(Producer::Other, vec![projection], None);
+            }
+            Layer::Latent(latent) => {
+                for (first, readers) in latent.sites() {
+                    add(if first { input } else { Producer::Other }, readers, None);
+                }
+            }
+            Layer::DeltaNet(net) => {
+                add(input, net.projections.linears(), None);
+                add(Producer::Other, vec![&net.output], None);
+            }
+            Layer::ShortConvolution(convolution) => {
+                add(input, vec![&convolution.input], None);
+                add(Producer::Other, vec![&convolution.output], None);
+            }
+        }
+    }
+}
+
+impl Mlp {
+    fn add_sites<'d>(
+        &'d self,
+        input: Producer<'d>,
+        expert: Option<usize>,
+        add: &mut impl FnMut(Producer<'d>, Vec<&'d Linear>, Option<usize>),
+    ) {
+        add(input, self.gate.linears(), expert);
+        let product = if matches!(self.gate, Gate::None(_)) { Producer::Other } else { Producer::Product(self) };
+        add(product, vec![&self.down], expert);
+    }
+}
+
+impl Moe {
+    fn add_sites<'d>(
+        &'d self,
+        input: Producer<'d>,
+        add: &mut impl FnMut(Producer<'d>, Vec<&'d Linear>, Option<usize>),
+    ) {
+        let gate = self.shared.iter().filter_map(|shared| shared.gate.as_ref());
+        add(input, std::iter::once(&self.router.linear).chain(gate).collect(), None);
+        for expert in 0..self.experts.count {
+            self.experts.mlp.add_sites(input, Some(expert), add);
+        }
+        if let Some(shared) = &self.shared {
+            shared.mlp.add_sites(input, None, add);
+        }
+    }
+}

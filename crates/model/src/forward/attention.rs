@@ -1,0 +1,125 @@
+//! Softmax attention: projections, head norms, rotation, softmax, output.
+
+use candle_core::{D, Result, Tensor};
+
+use super::{Keys, Pass, scaled};
+use crate::decoder::{Attention, HeadNorms, Norm, Projections, QueryScaling};
+use crate::ops::{Activation, AttentionSettings};
+
+/// Queries, keys, values `[batch, tokens, heads, features]`, and the output gate `[batch, tokens, heads * features]`.
+struct Heads {
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    gate: Option<Tensor>,
+}
+
+impl Pass<'_> {
+    pub(super) fn attention(&mut self, layer: &Attention, index: usize, x: &Tensor, keys: &mut Keys) -> Result<Tensor> {
+        let (batch, tokens, _) = x.dims3()?; // [b, t, hidden]
+        let mut heads = self.heads(layer, x, keys)?;
+        if let Some(norms) = layer.norms.as_ref().filter(|norms| !norms.after_rope) {
+            self.norm_heads(layer, norms, &mut heads)?;
+        }
+        if let Some(rope) = layer.rope {
+            heads.q = self.rotate(&heads.q, rope)?;
+            if !matches!(layer.projections, Projections::Shared { .. }) {
+                heads.k = self.rotate(&heads.k, rope)?;
+            }
+        }
+        if let Some(norms) = layer.norms.as_ref().filter(|norms| norms.after_rope) {
+            self.norm_heads(layer, norms, &mut heads)?;
+        }
+        if layer.keep_keys {
+            keys.insert(index, (heads.k.clone(), heads.v.clone()));
+        }
+        if let Some(scaling) = &layer.query_scaling {
+            heads.q = heads.q.broadcast_mul(&scaling.factors(tokens, &heads.q)?)?;
+        }
+        let settings = AttentionSettings {
+            scale: layer.scale as f32,
+            window: layer.window,
+            softcap: layer.softcap.map(|cap| cap as f32),
+            sinks: layer.sinks.as_ref().map(|name| self.parameters.tensor(name)).transpose()?.cloned(),
+        };
+        let output = self.kernels.attention(&heads.q, &heads.k, &heads.v, &settings)?; // [b, t, h, dv]
+        let mut output = output.reshape((batch, tokens, layer.heads * layer.value_dim))?;
+        if let Some(gate) = &heads.gate {
+            output = self.kernels.glu(gate, &output, Activation::Sigmoid)?;
+        }
+        Ok(self.read(&[&layer.output], &output)?.remove(0))
+    }
+
+    /// The projections of x, by head.
+    fn heads(&mut self, layer: &Attention, x: &Tensor, keys: &Keys) -> Result<Heads> {
+        let (batch, tokens, _) = x.dims3()?;
+        let &Attention { heads, kv_heads, head_dim, value_dim, .. } = layer;
+        let by_head = |x: &Tensor, heads: usize| x.reshape((batch, tokens, heads, ()));
+        let mut projected = self.read(&layer.projections.linears(), x)?;
+        let first = projected.remove(0);
+        let (q, k, v) = match &layer.projections {
+            Projections::Separate { .. } => {
+                let k = by_head(&projected.remove(0), kv_heads)?;
+                (first, k, by_head(&projected.remove(0), kv_heads)?)
+            }
+            Projections::Concatenated(_) => {
+                let (q, k) = (heads * head_dim, kv_heads * head_dim);
+                let part = |start, length| first.narrow(2, start, length);
+                let (k, v) = (part(q, k)?, part(q + k, kv_heads * value_dim)?);
+                (part(0, q)?, by_head(&k, kv_heads)?, by_head(&v, kv_heads)?)
+            }
+            Projections::Interleaved(_) => {
+                let all = first.reshape((batch, tokens, heads, 2 * head_dim + value_dim))?;
+                let q = all.narrow(3, 0, head_dim)?.reshape((batch, tokens, ()))?;
+                (q, all.narrow(3, head_dim, head_dim)?, all.narrow(3, 2 * head_dim, value_dim)?)
+            }
+            Projections::Shared { block, .. } => {
+                let missing = || candle_core::Error::msg(format!("block {block} kept no keys"));
+                let (k, v) = keys.get(block).ok_or_else(missing)?;
+                (first, k.clone(), v.clone())
+            }
+        };
+        let q = by_head(&q, heads)?;
+        if !layer.output_gate {
+            return Ok(Heads { q, k, v, gate: None });
+        }
+        let gate = q.narrow(D::Minus1, head_dim, head_dim)?.reshape((batch, tokens, heads * head_dim))?;
+        Ok(Heads { q: q.narrow(D::Minus1, 0, head_dim)?, k, v, gate: Some(gate) })
+    }
+
+    fn norm_heads(&self, layer: &Attention, norms: &HeadNorms, heads: &mut Heads) -> Result<()> {
+        let apply = |norm: &Norm, x: &Tensor| {
+            if !norms.flat {
+                return self.norm(norm, x);
+            }
+            let shape = x.dims4()?;
+            self.norm(norm, &x.reshape((shape.0, shape.1, shape.2 * shape.3))?)?.reshape(shape)
+        };
+        heads.q = apply(&norms.q, &heads.q)?;
+        if matches!(layer.projections, Projections::Shared { .. }) {
+            return Ok(());
+        }
+        if let Some(norm) = &norms.k {
+            heads.k = apply(norm, &heads.k)?;
+        }
+        if let Some(norm) = &norms.v {
+            heads.v = apply(norm, &heads.v)?;
+        }
+        Ok(())
+    }
+
+    /// Rotary embedding `rope` of `[batch, tokens, heads, features]`.
+    pub(crate) fn rotate(&self, x: &Tensor, rope: usize) -> Result<Tensor> {
+        let table = self.tables.get(rope).ok_or_else(|| candle_core::Error::msg("no such rotary embedding"))?;
+        self.kernels.rotary(x, &table.cos, &table.sin, table.pairing)
+    }
+}
+
+impl QueryScaling {
+    /// `[tokens, 1, 1]`.
+    fn factors(&self, tokens: usize, like: &Tensor) -> Result<Tensor> {
+        let factor =
+            |position: usize| (1.0 + self.beta * (1.0 + (position as f64 / self.original).floor()).ln()) as f32;
+        scaled(Tensor::from_vec((0..tokens).map(factor).collect(), (tokens, 1, 1), like.device())?, 1.0)
+    }
+}

@@ -1,0 +1,300 @@
+//! The one forward pass: interprets a [`Decoder`], float32, in the order of the maths.
+//!
+//! It goes block by block and keeps nothing between blocks but a [`State`], so that a caller may hold one block's
+//! weights at a time and take any number of windows through it. A [`Tap`] sees every [`Site`](crate::Site)'s input on the way.
+//!
+//! On CPU each call runs on its caller's thread: windows are the unit of parallel work, and the result of a window
+//! depends neither on the number of threads nor on the windows beside it.
+
+mod attention;
+mod feed_forward;
+
+use std::collections::BTreeMap;
+
+use candle_core::{D, Device, Result, Tensor};
+
+use crate::decoder::{Block, Decoder, Layer, Linear, Norm, NormKind, PerLayerInputs, Projections, Rope, Stage};
+use crate::ops::{Kernels, Pairing};
+use crate::weights::{Parameters, WeightsError, Weights};
+
+/// Sees what linears read.
+pub trait Tap {
+    /// `input` `[.., in]` is about to be read by `readers`; of stacked readers by that expert, which sees only the
+    /// tokens that were routed to it.
+    ///
+    /// # Errors
+    /// Whatever went wrong; the pass ends with it.
+    fn see(&mut self, readers: &[&Linear], expert: Option<usize>, input: &Tensor) -> Result<()>;
+}
+
+/// Sees nothing.
+impl Tap for () {
+    fn see(&mut self, _: &[&Linear], _: Option<usize>, _: &Tensor) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// A forward pass over windows of one length.
+#[derive(Clone, Debug)]
+pub struct Forward<'d> {
+    decoder: &'d Decoder,
+    kernels: Kernels,
+    device: Device,
+    tokens: usize,
+    /// Of each rotary embedding.
+    tables: Vec<Table>,
+}
+
+/// What goes from block to block, for a batch of windows.
+#[derive(Clone, Debug)]
+pub struct State {
+    /// Residual stream `[batch, tokens, hidden]`.
+    pub hidden: Tensor,
+    /// Inputs of every block beside it, `[batch, tokens, blocks, width]`.
+    per_layer: Option<Tensor>,
+    /// Keys and values that later blocks use, by block.
+    keys: Keys,
+}
+
+/// Keys `[batch, tokens, kv_heads, head_dim]` and values, by block.
+type Keys = BTreeMap<usize, (Tensor, Tensor)>;
+
+/// A rotary embedding for all positions.
+#[derive(Clone, Debug)]
+pub(crate) struct Table {
+    /// `[tokens, frequencies]`.
+    cos: Tensor,
+    /// `[tokens, frequencies]`.
+    sin: Tensor,
+    pairing: Pairing,
+}
+
+/// One block's forward pass.
+pub(crate) struct Pass<'p> {
+    pub(crate) kernels: Kernels,
+    pub(crate) parameters: &'p Parameters,
+    pub(crate) tables: &'p [Table],
+    pub(crate) tap: &'p mut dyn Tap,
+}
+
+impl<'d> Forward<'d> {
+    /// For windows of `tokens` tokens, with the kernels that suit the device.
+    ///
+    /// # Errors
+    /// If the device has no memory left.
+    pub fn new(decoder: &'d Decoder, tokens: usize, device: &Device) -> Result<Self> {
+        Self::with_kernels(decoder, tokens, device, Kernels::for_device(device))
+    }
+
+    /// With these kernels.
+    ///
+    /// # Errors
+    /// As [`Forward::new`].
+    pub fn with_kernels(decoder: &'d Decoder, tokens: usize, device: &Device, kernels: Kernels) -> Result<Self> {
+        let table = |rope: &Rope| {
+            let (cos, sin) = rope.tables(tokens);
+            let shape = (tokens, rope.frequencies(tokens).len());
+            let tensor = |values| Tensor::from_vec(values, shape, device);
+            Ok(Table { cos: tensor(cos)?, sin: tensor(sin)?, pairing: rope.pairing })
+        };
+        let tables = decoder.ropes.iter().map(table).collect::<Result<_>>()?;
+        Ok(Self { decoder, kernels, device: device.clone(), tokens, tables })
+    }
+
+    /// The beginning: embeds windows of `tokens` tokens each. Only the rows that occur are read from the table.
+    ///
+    /// # Errors
+    /// If a token lies outside the vocabulary or a weight is missing or damaged.
+    pub fn embed(&self, weights: &Weights<'_>, windows: &[&[u32]]) -> std::result::Result<State, WeightsError> {
+        let embedding = &self.decoder.embedding;
+        let shape = |last: usize| (windows.len(), self.tokens, last);
+        let ids = windows.concat();
+        let rows = weights.rows(&embedding.path, &ids, &self.device)?;
+        let mut hidden = rows.reshape(shape(self.decoder.hidden_size))?;
+        if let Some(path) = &embedding.positions {
+            let positions: Vec<u32> = (0..self.tokens as u32).collect();
+            hidden = hidden.broadcast_add(&weights.rows(path, &positions, &self.device)?)?;
+        }
+        let hidden = scaled(hidden, embedding.multiplier)?;
+        let per_layer = match &embedding.per_layer {
+            None => None,
+            Some(inputs) => Some(self.per_layer_inputs(inputs, weights, &ids, &hidden)?),
+        };
+        Ok(State { hidden, per_layer, keys: Keys::new() })
+    }
+
+    /// `(norm(projection(hidden)) + embedding) * multiplier`, `[batch, tokens, blocks, width]`.
+    fn per_layer_inputs(
+        &self,
+        inputs: &PerLayerInputs,
+        weights: &Weights<'_>,
+        ids: &[u32],
+        hidden: &Tensor,
+    ) -> std::result::Result<Tensor, WeightsError> {
+        let (batch, tokens, _) = hidden.dims3()?;
+        let shape = (batch, tokens, self.decoder.blocks.len(), inputs.width);
+        let rows = weights.rows(&inputs.path, ids, &self.device)?.reshape(shape)?;
+        let mut parameters = weights.module(&inputs.projection.path, &self.device)?;
+        if let Some(norm) = &inputs.norm.path {
+            parameters.extend(weights.module(norm, &self.device)?);
+        }
+        let pass = Pass { kernels: self.kernels, parameters: &parameters, tables: &[], tap: &mut () };
+        let projected = scaled(pass.linear(&inputs.projection, hidden)?, inputs.projection_multiplier)?;
+        let projected = pass.norm(&inputs.norm, &projected.reshape(shape)?)?;
+        let sum = (projected + scaled(rows, inputs.multiplier)?)?;
+        Ok(scaled(sum, inputs.sum_multiplier)?)
+    }
+
+    /// Block `index`, whose weights are `parameters`.
+    ///
+    /// # Errors
+    /// If a weight is missing or has another shape than the description says; the message names it.
+    pub fn block(&self, index: usize, parameters: &Parameters, state: State, tap: &mut dyn Tap) -> Result<State> {
+        let State { mut hidden, per_layer, mut keys } = state;
+        let block = &self.decoder.blocks[index];
+        let own = per_layer.as_ref().map(|all| all.narrow(2, index, 1)?.squeeze(2)).transpose()?;
+        let mut pass = Pass { kernels: self.kernels, parameters, tables: &self.tables, tap };
+        for stage in &block.stages {
+            hidden = pass.stage(stage, index, &hidden, own.as_ref(), &mut keys)?;
+        }
+        if let Some(scalar) = &block.scalar {
+            hidden = hidden.broadcast_mul(pass.parameters.tensor(scalar)?)?;
+        }
+        Ok(State { hidden, per_layer, keys })
+    }
+
+    /// The last norm: `[batch, tokens, hidden]`.
+    ///
+    /// # Errors
+    /// As [`Forward::block`].
+    pub fn finish(&self, parameters: &Parameters, state: &State) -> Result<Tensor> {
+        let pass = Pass { kernels: self.kernels, parameters, tables: &[], tap: &mut () };
+        pass.norm(&self.decoder.norm, &state.hidden)
+    }
+
+    /// Logits `[.., vocabulary]` of what [`Forward::finish`] gave, any number of rows of it.
+    ///
+    /// # Errors
+    /// As [`Forward::block`].
+    pub fn logits(&self, parameters: &Parameters, hidden: &Tensor) -> Result<Tensor> {
+        let head = &self.decoder.head;
+        let pass = Pass { kernels: self.kernels, parameters, tables: &[], tap: &mut () };
+        let table = Linear::new(&*self.decoder.embedding.path);
+        let logits = pass.linear(head.linear.as_ref().unwrap_or(&table), hidden)?;
+        let logits = scaled(logits, head.multiplier)?;
+        match head.softcap {
+            Some(cap) => (logits / cap)?.tanh()? * cap,
+            None => Ok(logits),
+        }
+    }
+}
+
+impl Block {
+    /// Blocks whose keys and values this one uses.
+    pub fn shared_keys(&self) -> impl Iterator<Item = usize> {
+        self.layers().filter_map(|layer| match layer {
+            Layer::Attention(attention) => match attention.projections {
+                Projections::Shared { block, .. } => Some(block),
+                _ => None,
+            },
+            _ => None,
+        })
+    }
+}
+
+/// `tensor * factor`, nothing for 1.
+pub(crate) fn scaled(tensor: Tensor, factor: f64) -> Result<Tensor> {
+    if factor == 1.0 { Ok(tensor) } else { tensor * factor }
+}
+
+impl Pass<'_> {
+    /// x + multiplier * sum of post_norm(layer(norm(x)))
+    fn stage(
+        &mut self,
+        stage: &Stage,
+        index: usize,
+        x: &Tensor,
+        own: Option<&Tensor>,
+        keys: &mut Keys,
+    ) -> Result<Tensor> {
+        let mut sum: Option<Tensor> = None;
+        let mut normed: Option<(&Norm, Tensor)> = None;
+        for branch in &stage.branches {
+            let input = match (&branch.norm, &normed) {
+                (None, _) => x.clone(),
+                (Some(norm), Some((last, output))) if *last == norm => output.clone(),
+                (Some(norm), _) => self.norm(norm, x)?,
+            };
+            normed = branch.norm.as_ref().map(|norm| (norm, input.clone()));
+            let mut output = match &branch.layer {
+                Layer::Attention(attention) => self.attention(attention, index, &input, keys)?,
+                Layer::Latent(latent) => latent.forward(self, &input)?,
+                Layer::DeltaNet(net) => net.forward(self, &input)?,
+                Layer::ShortConvolution(convolution) => convolution.forward(self, &input)?,
+                Layer::Mlp(mlp) => self.mlp(mlp, &input)?,
+                Layer::Moe(moe) => self.moe(moe, &input)?,
+                Layer::PerLayerInput { gate, activation, projection } => {
+                    let own = own.ok_or_else(|| candle_core::Error::msg("no per-layer inputs"))?;
+                    let gate = self.read(&[gate], &input)?.remove(0);
+                    let product = self.kernels.glu(&gate, own, *activation)?;
+                    self.read(&[projection], &product)?.remove(0)
+                }
+            };
+            if let Some(norm) = &branch.post_norm {
+                output = self.norm(norm, &output)?;
+            }
+            sum = Some(match sum {
+                None => output,
+                Some(sum) => (sum + output)?,
+            });
+        }
+        match sum {
+            None => Ok(x.clone()),
+            Some(sum) => x + scaled(sum, stage.multiplier)?,
+        }
+    }
+
+    /// Over the last axis.
+    pub(crate) fn norm(&self, norm: &Norm, x: &Tensor) -> Result<Tensor> {
+        let (weight, bias) = match &norm.path {
+            None => (None, None),
+            Some(path) => (Some(self.norm_weight(path, norm.plus_one)?), self.parameters.get(&format!("{path}.bias"))),
+        };
+        match norm.kind {
+            NormKind::Rms => self.kernels.rms_norm(x, weight.as_ref(), norm.epsilon),
+            NormKind::Layer => self.kernels.layer_norm(x, weight.as_ref(), bias, norm.epsilon),
+        }
+    }
+
+    /// `[features]`, or `[heads, features]` for a norm per head.
+    fn norm_weight(&self, path: &str, plus_one: bool) -> Result<Tensor> {
+        let weight = if path.contains("{head}") {
+            let name = |head: usize| format!("{}.weight", path.replace("{head}", &head.to_string()));
+            let heads: Vec<&Tensor> = (0..).map_while(|head| self.parameters.get(&name(head))).collect();
+            Tensor::stack(&heads, 0)?
+        } else {
+            self.parameters.tensor(&format!("{path}.weight"))?.clone()
+        };
+        if plus_one { weight + 1.0 } else { Ok(weight) }
+    }
+
+    /// What several linears make of one site: shows it to the tap, then multiplies.
+    pub(crate) fn read(&mut self, linears: &[&Linear], x: &Tensor) -> Result<Vec<Tensor>> {
+        self.tap.see(linears, None, x)?;
+        linears.iter().map(|linear| self.linear(linear, x)).collect()
+    }
+
+    /// x @ weight^T + bias
+    pub(crate) fn linear(&self, linear: &Linear, x: &Tensor) -> Result<Tensor> {
+        let weight = self.parameters.tensor(&format!("{}.weight", linear.path))?;
+        let input = x.dim(D::Minus1)?;
+        if weight.rank() != 2 || weight.dim(1)? != input {
+            return Err(candle_core::Error::msg(format!(
+                "{}.weight is {:?}, but reads {input} features",
+                linear.path,
+                weight.dims()
+            )));
+        }
+        self.kernels.linear(x, weight, self.parameters.get(&format!("{}.bias", linear.path)))
+    }
+}

@@ -1,0 +1,31 @@
+//! LFM2's gated short convolution: `output(c * convolution(b * x))` with b, c, x from one projection.
+
+use candle_core::{Result, Tensor};
+
+use super::causal_convolution;
+use crate::decoder::Linear;
+use crate::forward::Pass;
+
+/// A gated short convolution.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ShortConvolution {
+    /// `hidden -> 3 * hidden`: b, c, x.
+    pub input: Linear,
+    /// Module of the kernel, `[hidden, kernel, 1]`.
+    pub convolution: String,
+    /// `hidden -> hidden`.
+    pub output: Linear,
+}
+
+impl ShortConvolution {
+    pub(crate) fn forward(&self, pass: &mut Pass<'_>, x: &Tensor) -> Result<Tensor> {
+        let projected = pass.read(&[&self.input], x)?.remove(0);
+        let hidden = projected.dim(2)? / 3;
+        let part = |index: usize| projected.narrow(2, index * hidden, hidden);
+        let (b, c, x) = (part(0)?, part(1)?, part(2)?);
+        let weight = pass.parameters.tensor(&format!("{}.weight", self.convolution))?;
+        let bias = pass.parameters.get(&format!("{}.bias", self.convolution));
+        let mixed = (c * causal_convolution(&(b * x)?, weight, bias)?)?;
+        Ok(pass.read(&[&self.output], &mixed)?.remove(0))
+    }
+}

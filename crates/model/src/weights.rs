@@ -1,0 +1,413 @@
+//! Weights as float32 tensors: dense ones widened, packed ones decoded, one module, block or row at a time.
+//!
+//! Nothing is held here: a [`Weights`] knows where everything lies and reads what it is asked for from the mapped
+//! files. Names are MLX's. Decoding is done in float32 (code times scale plus bias, not rounded to the
+//! stored dtype), so that what is measured is the stored numbers and not some kernel's rounding.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+
+use candle_core::{Device, Tensor};
+use mlx_format::checkpoint::{Checkpoint, Config};
+use mlx_format::{Dtype, FloatType, Mode, PackedRef, Scheme};
+use rayon::prelude::*;
+
+use crate::arch::{self, Sketch};
+use crate::decoder::{Decoder, Linear};
+use crate::{Existing, Named, SourceError, View};
+
+/// Elements that one task decodes.
+const TASK_ELEMENTS: usize = 1 << 18;
+
+/// A weight that cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say what the fields are")]
+pub enum WeightsError {
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    #[error("tensor {tensor} is missing from {model}; hint: the checkpoint is incomplete, download it again")]
+    Missing { tensor: String, model: String },
+    #[error(
+        "tensor {tensor} in {file} is {found:?}, the config asks for [{expected}]; hint: config.json and weights do not belong together"
+    )]
+    Shape { tensor: String, file: String, found: Vec<usize>, expected: String },
+    #[error(
+        "tensor {tensor} (shape {shape:?}) of {model} is read by no part of a {family} model; hint: the config does not describe these weights, get the model as its makers published it"
+    )]
+    Unread { tensor: String, shape: Vec<usize>, model: String, family: &'static str },
+    #[error("tensor {tensor} in {file}: element {element} is {value}; hint: the model is damaged, quantize or download it again")]
+    NonFinite { tensor: String, file: String, element: usize, value: f32 },
+    #[error("tensor {tensor} is {dtype}, which is no floating-point weight; hint: the checkpoint is damaged")]
+    Dtype { tensor: String, dtype: Dtype },
+    #[error(
+        "model type {model_type:?} has no decoder description, so that it cannot be run; hint: convert works without one; `mlx-quant eval --help` lists the types"
+    )]
+    Undescribed { model_type: String },
+    #[error("token {token} lies outside the {rows} rows of {tensor}; hint: tokenizer and model do not belong together")]
+    Token { token: u32, rows: usize, tensor: String },
+    #[error("{0}; hint: config.json does not describe these weights")]
+    Tensor(#[from] candle_core::Error),
+}
+
+/// Float32 tensors by full name.
+#[derive(Clone, Debug, Default)]
+pub struct Parameters(BTreeMap<String, Tensor>);
+
+impl Parameters {
+    /// A tensor, if there is one of that name.
+    pub fn get(&self, name: &str) -> Option<&Tensor> {
+        self.0.get(name)
+    }
+
+    /// A tensor.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub fn tensor(&self, name: &str) -> candle_core::Result<&Tensor> {
+        self.get(name).ok_or_else(|| candle_core::Error::msg(format!("tensor {name} is missing")))
+    }
+
+    /// Adds those of `other`.
+    pub fn extend(&mut self, other: Self) {
+        self.0.extend(other.0);
+    }
+
+    /// Sets or replaces a tensor.
+    pub fn insert(&mut self, name: String, tensor: Tensor) {
+        self.0.insert(name, tensor);
+    }
+
+    /// All, by name.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Tensor)> {
+        self.0.iter().map(|(name, tensor)| (name.as_str(), tensor))
+    }
+
+    /// Bytes of all tensors in float32.
+    pub fn bytes(&self) -> usize {
+        self.0.values().map(|tensor| tensor.elem_count() * 4).sum()
+    }
+}
+
+/// Where one float32 tensor is read from.
+#[derive(Clone, Debug)]
+struct Entry {
+    shape: Vec<usize>,
+    stored: Stored,
+}
+
+#[derive(Clone, Debug)]
+enum Stored {
+    Dense { view: View, float: FloatType },
+    Packed { weight: View, scales: View, biases: Option<View>, scheme: Scheme, float: FloatType },
+}
+
+/// The weights of a model, on disk.
+#[derive(Debug)]
+pub struct Weights<'c> {
+    checkpoint: &'c Checkpoint,
+    /// Description of the names.
+    pub named: Named,
+    entries: BTreeMap<String, Entry>,
+}
+
+impl<'c> Weights<'c> {
+    /// Reads headers and config.json only.
+    ///
+    /// # Errors
+    /// If the checkpoint is incomplete, not what config.json says, or has packed tensors that do not belong together.
+    pub fn open(checkpoint: &'c Checkpoint, config: &Config) -> Result<Self, WeightsError> {
+        let named = Named::read(checkpoint, config)?;
+        let by_name: BTreeMap<&str, &View> =
+            named.tensors.iter().map(|(name, view)| (name.as_str(), view)).collect();
+        let mut entries = BTreeMap::new();
+        for (name, view) in &by_name {
+            let path = name.rsplit_once('.').map_or("", |(path, _)| path);
+            let leaf = &name[path.len()..];
+            let beside = |leaf: &str| by_name.get(format!("{path}.{leaf}").as_str()).copied();
+            let packed = beside("scales").is_some() && beside("weight").is_some();
+            let stored = match leaf {
+                ".scales" | ".biases" if packed => continue,
+                ".weight" if packed => {
+                    Self::packed(&named.existing, path, view, beside("scales").unwrap_or(view), beside("biases"))?
+                }
+                _ => {
+                    let float = FloatType::from_dtype(view.dtype);
+                    let float = float.ok_or_else(|| WeightsError::Dtype { tensor: (*name).to_owned(), dtype: view.dtype })?;
+                    Stored::Dense { view: (*view).clone(), float }
+                }
+            };
+            let mut shape = view.shape();
+            if let (Stored::Packed { scheme, scales, .. }, Some(last)) = (&stored, shape.last_mut()) {
+                *last = scales.columns() * scheme.group_size();
+            }
+            entries.insert((*name).to_owned(), Entry { shape, stored });
+        }
+        Ok(Self { checkpoint, named, entries })
+    }
+
+    fn packed(
+        existing: &Existing,
+        path: &str,
+        weight: &View,
+        scales: &View,
+        biases: Option<&View>,
+    ) -> Result<Stored, WeightsError> {
+        let of = |view: &View| (view.dtype, view.shape());
+        let damaged = || SourceError::Packed {
+            path: path.to_owned(),
+            weight: of(weight),
+            scales: of(scales),
+            biases: biases.map(of),
+        };
+        let outer = |view: &View| {
+            let mut shape = view.shape();
+            shape.pop();
+            shape
+        };
+        let alike = weight.dtype == Dtype::U32
+            && outer(weight) == outer(scales)
+            && biases.is_none_or(|biases| of(biases) == of(scales));
+        if !alike {
+            return Err(damaged().into());
+        }
+        let scheme = existing.scheme(path, weight.columns(), scales.columns(), scales.dtype)?;
+        let float = match scheme.mode() {
+            Mode::Affine => FloatType::from_dtype(scales.dtype).ok_or_else(damaged)?,
+            _ => FloatType::F32,
+        };
+        if biases.is_some() != scheme.has_biases() {
+            return Err(damaged().into());
+        }
+        let biases = biases.cloned();
+        Ok(Stored::Packed { weight: weight.clone(), scales: scales.clone(), biases, scheme, float })
+    }
+
+    /// The decoder that reads them: described, complete, every shape as the config says.
+    ///
+    /// # Errors
+    /// If the model type has no description, or tensors are missing, left over or of other shapes.
+    pub fn decoder(&self, config: &Config) -> Result<Decoder, WeightsError> {
+        let names = self.entries.keys().map(String::as_str).collect();
+        let decoder = arch::decoder(Sketch { config, names: &names }).map_err(SourceError::from)?;
+        let undescribed = || WeightsError::Undescribed { model_type: config.model_type().unwrap_or("?").to_owned() };
+        let decoder = decoder.ok_or_else(undescribed)?;
+        let reads = decoder.reads().0;
+        for (name, expected) in &reads {
+            match self.shape(name) {
+                None if expected.optional => {}
+                None => return Err(self.missing(name.clone())),
+                Some(found) => {
+                    let fits = |(found, expected): (&usize, &Option<usize>)| expected.is_none_or(|axis| axis == *found);
+                    if found.len() != expected.shape.len() || !found.iter().zip(&expected.shape).all(fits) {
+                        return Err(self.misshapen(name, found, &expected.shape));
+                    }
+                }
+            }
+        }
+        for network in decoder.networks() {
+            let shape = |linear: &Linear| self.shape(&format!("{}.weight", linear.path)).unwrap_or(&[]);
+            let rows = network.rows_for(shape(&network.down).last().copied().unwrap_or(0));
+            for linear in network.gate.linears() {
+                let found = shape(linear);
+                if found.iter().rev().nth(1) != Some(&rows) {
+                    let mut expected: Vec<_> = found.iter().copied().map(Some).collect();
+                    let axis = expected.len() - 2;
+                    expected[axis] = Some(rows);
+                    return Err(self.misshapen(&format!("{}.weight", linear.path), found, &expected));
+                }
+            }
+        }
+        if let Some((name, entry)) = self.entries.iter().find(|(name, _)| !reads.contains_key(*name)) {
+            return Err(WeightsError::Unread {
+                tensor: name.clone(),
+                shape: entry.shape.clone(),
+                model: self.checkpoint.directory().display().into_owned(),
+                family: self.named.architecture.family,
+            });
+        }
+        Ok(decoder)
+    }
+
+    fn misshapen(&self, name: &str, found: &[usize], expected: &[Option<usize>]) -> WeightsError {
+        let axis = |axis: &Option<usize>| axis.map_or("any".to_owned(), |axis| axis.to_string());
+        WeightsError::Shape {
+            tensor: name.to_owned(),
+            file: self.file_of(name),
+            found: found.to_vec(),
+            expected: expected.iter().map(axis).collect::<Vec<_>>().join(", "),
+        }
+    }
+
+    fn file_of(&self, name: &str) -> String {
+        let view = self.entries.get(name).map(|entry| match &entry.stored {
+            Stored::Dense { view, .. } => view,
+            Stored::Packed { weight, .. } => weight,
+        });
+        let tensor = view.and_then(|view| self.checkpoint.tensor(view.source_of(0)));
+        tensor.map(|tensor| self.checkpoint.file_of(tensor)).unwrap_or_default()
+    }
+
+    /// The checkpoint they are read from.
+    pub fn checkpoint(&self) -> &'c Checkpoint {
+        self.checkpoint
+    }
+
+    /// Names and shapes of all tensors, as they are after decoding.
+    pub fn shapes(&self) -> impl Iterator<Item = (&str, &[usize])> {
+        self.entries.iter().map(|(name, entry)| (name.as_str(), entry.shape.as_slice()))
+    }
+
+    /// Shape of a tensor after decoding.
+    pub fn shape(&self, name: &str) -> Option<&[usize]> {
+        self.entries.get(name).map(|entry| entry.shape.as_slice())
+    }
+
+    /// The scheme of a packed module.
+    pub fn scheme(&self, path: &str) -> Option<Scheme> {
+        match &self.entries.get(&format!("{path}.weight"))?.stored {
+            Stored::Packed { scheme, .. } => Some(*scheme),
+            Stored::Dense { .. } => None,
+        }
+    }
+
+    /// Bytes in float32 of all tensors whose names begin with `prefix`.
+    pub fn float_bytes(&self, prefix: &str) -> u64 {
+        self.with_prefix(prefix).map(|(_, entry)| entry.shape.iter().product::<usize>() as u64 * 4).sum()
+    }
+
+    /// Bytes as stored of all tensors whose names begin with `prefix`.
+    pub fn stored_bytes(&self, prefix: &str) -> u64 {
+        let tensors = self.named.tensors.iter().filter(|(name, _)| name.starts_with(prefix));
+        tensors.map(|(_, view)| (view.rows() * view.row_bytes()) as u64).sum()
+    }
+
+    fn with_prefix<'s>(&'s self, prefix: &'s str) -> impl Iterator<Item = (&'s String, &'s Entry)> {
+        self.entries.range(prefix.to_owned()..).take_while(move |(name, _)| name.starts_with(prefix))
+    }
+
+    /// All tensors whose names begin with `prefix` (a block), decoded; reads their pages and gives them back.
+    ///
+    /// # Errors
+    /// If a value is NaN or infinite.
+    pub fn load(&self, prefix: &str, device: &Device) -> Result<Parameters, WeightsError> {
+        let mut parameters = Parameters::default();
+        for (name, entry) in self.with_prefix(prefix) {
+            parameters.insert(name.clone(), self.decode(name, entry, device)?);
+        }
+        self.checkpoint.release();
+        Ok(parameters)
+    }
+
+    /// What follows the last block: its norm, and the head or the table that it is tied to.
+    ///
+    /// # Errors
+    /// As [`Weights::module`].
+    pub fn load_last(&self, decoder: &Decoder, device: &Device) -> Result<Parameters, WeightsError> {
+        let head = decoder.head.linear.as_ref().map_or(&decoder.embedding.path, |linear| &linear.path);
+        let mut parameters = self.module(head, device)?;
+        if let Some(norm) = &decoder.norm.path {
+            parameters.extend(self.module(norm, device)?);
+        }
+        Ok(parameters)
+    }
+
+    /// Weight and bias of one module.
+    ///
+    /// # Errors
+    /// If the weight is missing or a value is NaN or infinite.
+    pub fn module(&self, path: &str, device: &Device) -> Result<Parameters, WeightsError> {
+        let weight = format!("{path}.weight");
+        if !self.entries.contains_key(&weight) {
+            return Err(self.missing(weight));
+        }
+        self.load(&format!("{path}."), device)
+    }
+
+    /// Rows of the matrix `path.weight`, `[rows, in]`; each distinct row is read once.
+    ///
+    /// # Errors
+    /// If the matrix is missing, a row lies outside it, or a value is NaN or infinite.
+    pub fn rows(&self, path: &str, rows: &[u32], device: &Device) -> Result<Tensor, WeightsError> {
+        let name = format!("{path}.weight");
+        let entry = self.entries.get(&name).ok_or_else(|| self.missing(name.clone()))?;
+        let columns = entry.shape.last().copied().unwrap_or(1);
+        let count = entry.shape.iter().product::<usize>() / columns.max(1);
+        if let Some(&token) = rows.iter().find(|row| **row as usize >= count) {
+            return Err(WeightsError::Token { token, rows: count, tensor: name });
+        }
+        let distinct: Vec<u32> = rows.iter().copied().collect::<BTreeSet<_>>().into_iter().collect();
+        let mut table = vec![0f32; distinct.len() * columns];
+        table.par_chunks_mut(columns.max(1)).zip(&distinct).try_for_each(|(out, &row)| {
+            let row = row as usize;
+            self.decode_rows(&name, entry, row..row + 1, out)
+        })?;
+        let place = |row: &u32| distinct.binary_search(row).unwrap_or_default();
+        let mut values = Vec::with_capacity(rows.len() * columns);
+        for row in rows {
+            values.extend_from_slice(&table[place(row) * columns..][..columns]);
+        }
+        Ok(Tensor::from_vec(values, (rows.len(), columns), device)?)
+    }
+
+    fn missing(&self, tensor: String) -> WeightsError {
+        WeightsError::Missing { tensor, model: self.checkpoint.directory().display().into_owned() }
+    }
+
+    fn decode(&self, name: &str, entry: &Entry, device: &Device) -> Result<Tensor, WeightsError> {
+        let columns = entry.shape.last().copied().unwrap_or(1).max(1);
+        let elements: usize = entry.shape.iter().product();
+        let mut values = vec![0f32; elements];
+        let rows = (TASK_ELEMENTS / columns).max(1);
+        values.par_chunks_mut(rows * columns).enumerate().try_for_each(|(index, out)| {
+            let start = index * rows;
+            self.decode_rows(name, entry, start..start + out.len() / columns, out)
+        })?;
+        Ok(Tensor::from_vec(values, entry.shape.as_slice(), device)?)
+    }
+
+    fn decode_rows(&self, name: &str, entry: &Entry, rows: Range<usize>, out: &mut [f32]) -> Result<(), WeightsError> {
+        let first = rows.start;
+        let source = match &entry.stored {
+            Stored::Dense { view, float } => {
+                float.widen(&view.rows_of(self.checkpoint, rows), out);
+                // In float32: 1 + w of a bfloat16 w would lose half of its bits.
+                if view.add_one {
+                    out.iter_mut().for_each(|value| *value += 1.0);
+                }
+                view
+            }
+            Stored::Packed { weight, scales, biases, scheme, float } => {
+                let words = weight.rows_of(self.checkpoint, rows.clone());
+                let widened = |view: &View| {
+                    let bytes = view.rows_of(self.checkpoint, rows.clone());
+                    if scheme.mode() != Mode::Affine || *float == FloatType::F32 {
+                        return bytes.into_owned();
+                    }
+                    let mut values = vec![0f32; bytes.len() / float.size()];
+                    float.widen(&bytes, &mut values);
+                    values.iter().flat_map(|value| value.to_le_bytes()).collect()
+                };
+                let (scales, biases) = (widened(scales), biases.as_ref().map(widened).unwrap_or_default());
+                let packed = PackedRef { weight: &words, scales: &scales, biases: &biases };
+                let mut bytes = vec![0u8; out.len() * 4];
+                let columns = out.len() / rows.len().max(1);
+                mlx_format::dequantize(*scheme, FloatType::F32, columns, packed, &mut bytes);
+                FloatType::F32.widen(&bytes, out);
+                weight
+            }
+        };
+        match out.iter().position(|value| !value.is_finite()) {
+            None => Ok(()),
+            Some(at) => {
+                let columns = entry.shape.last().copied().unwrap_or(1).max(1);
+                let tensor = self.checkpoint.tensor(source.source_of(first + at / columns));
+                Err(WeightsError::NonFinite {
+                    tensor: name.to_owned(),
+                    file: tensor.map(|tensor| self.checkpoint.file_of(tensor)).unwrap_or_default(),
+                    element: first * columns + at,
+                    value: out[at],
+                })
+            }
+        }
+    }
+}
