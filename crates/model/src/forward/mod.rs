@@ -172,7 +172,8 @@ impl<'d> Forward<'d> {
         pass.norm(&self.decoder.norm, &state.hidden)
     }
 
-    /// Logits `[.., vocabulary]` of what [`Forward::finish`] gave, any number of rows of it.
+    /// Logits `[.., vocabulary]` of what [`Forward::finish`] gave, any number of rows of it. `parameters` may hold some
+    /// rows of the head only ([`Weights::load_tile`]): then these tokens' logits alone.
     ///
     /// # Errors
     /// As [`Forward::block`].

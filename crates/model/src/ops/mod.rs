@@ -16,6 +16,7 @@ mod linear;
 mod loss;
 mod norm;
 mod rotary;
+pub mod running;
 mod slices;
 pub mod tokens;
 
