@@ -1,6 +1,9 @@
 //! Rotary position embedding over whole heads or their first features.
 
-use candle_core::{D, Result, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp3, D, Layout, Result, Shape, Tensor, bail};
+
+use super::exp::vectorised;
+use super::slices::values;
 
 /// Which features of a head form the pairs that are rotated together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,5 +52,72 @@ pub(super) fn plain(x: &Tensor, cos: &Tensor, sin: &Tensor, pairing: Pairing) ->
 }
 
 pub(super) fn fused(x: &Tensor, cos: &Tensor, sin: &Tensor, pairing: Pairing) -> Result<Tensor> {
-    plain(x, cos, sin, pairing)
+    x.contiguous()?.apply_op3(&cos.contiguous()?, &sin.contiguous()?, Rotary(pairing))
+}
+
+struct Rotary(Pairing);
+
+impl CustomOp3 for Rotary {
+    fn name(&self) -> &'static str {
+        "rotary"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        xl: &Layout,
+        cos: &CpuStorage,
+        cl: &Layout,
+        sin: &CpuStorage,
+        sl: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (_, _, heads, d) = xl.shape().dims4()?;
+        let r = cl.shape().dims2()?.1;
+        let (x, cos, sin) = (values(x, xl)?, values(cos, cl)?, values(sin, sl)?);
+        let mut out = x.to_vec();
+        if !out.is_empty() {
+            let angles = cos.chunks_exact(r).zip(sin.chunks_exact(r));
+            vectorised(
+                #[inline(always)]
+                || {
+                    for (token, (cos, sin)) in out.chunks_exact_mut(heads * d).zip(angles.cycle()) {
+                        for head in token.chunks_exact_mut(d) {
+                            rotate(&mut head[..2 * r], cos, sin, self.0);
+                        }
+                    }
+                },
+            );
+        }
+        Ok((CpuStorage::F32(out), xl.shape().clone()))
+    }
+
+    fn bwd(
+        &self,
+        _: &Tensor,
+        cos: &Tensor,
+        sin: &Tensor,
+        _: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let back = grad.contiguous()?.apply_op3_no_bwd(cos, &sin.detach().neg()?, self)?;
+        Ok((Some(back), None, None))
+    }
+}
+
+#[inline(always)]
+fn rotate(features: &mut [f32], cos: &[f32], sin: &[f32], pairing: Pairing) {
+    match pairing {
+        Pairing::Halves => {
+            let (first, second) = features.split_at_mut(cos.len());
+            for (((first, second), cos), sin) in first.iter_mut().zip(second).zip(cos).zip(sin) {
+                (*first, *second) = (*first * cos - *second * sin, *second * cos + *first * sin);
+            }
+        }
+        Pairing::Interleaved => {
+            let (pairs, _) = features.as_chunks_mut::<2>();
+            for (([first, second], cos), sin) in pairs.iter_mut().zip(cos).zip(sin) {
+                (*first, *second) = (*first * cos - *second * sin, *second * cos + *first * sin);
+            }
+        }
+    }
 }
