@@ -2,6 +2,9 @@
 
 use mlx_format::checkpoint::{CheckpointError, ConfigError, DirectoryError, WriteError};
 
+use mlx_quant_model::WeightsError;
+
+use crate::evaluate::VocabularyMismatch;
 use crate::plan::PlanError;
 
 /// Why a model was not converted.
@@ -50,6 +53,32 @@ pub enum Error {
         /// Output dtype.
         dtype: &'static str,
     },
+    /// Weights and config as a decoder.
+    #[error(transparent)]
+    Weights(#[from] WeightsError),
+    /// A reference that is another model.
+    #[error(transparent)]
+    Vocabulary(VocabularyMismatch),
+    /// Logits that are not numbers.
+    #[error(
+        "the model's logits for token {token} of window {window} of {source_name} are not finite; hint: the model is damaged or its activations overflow, check it with `mlx-quant inspect --verify`"
+    )]
+    NotANumber {
+        /// File of the text.
+        source_name: String,
+        /// Window of it.
+        window: usize,
+        /// Token of the window.
+        token: usize,
+    },
+    /// The cache directory.
+    #[error("{path}: {reason}; hint: give another directory to --cache")]
+    Cache {
+        /// File or directory.
+        path: String,
+        /// What the system says.
+        reason: String,
+    },
     /// Threads could not be started.
     #[error("cannot start {threads} threads: {reason}; hint: use fewer --threads")]
     Threads {
@@ -64,6 +93,11 @@ pub enum Error {
 }
 
 impl Error {
+    /// A file or directory of a cache that cannot be used.
+    pub(crate) fn cache(path: &std::path::Path, error: &std::io::Error) -> Self {
+        Self::Cache { path: path.display().to_string(), reason: error.to_string() }
+    }
+
     /// Whether input or settings are to blame (nothing was written then), rather than something that happened
     /// during the work.
     pub fn is_refusal(&self) -> bool {
@@ -72,10 +106,13 @@ impl Error {
             | Self::Checkpoint(_)
             | Self::Config(_)
             | Self::Plan(_)
+            | Self::Weights(_)
+            | Self::Vocabulary(_)
+            | Self::NotANumber { .. }
             | Self::NonFinite { .. }
             | Self::Overflow { .. } => true,
             Self::Write(error) => !matches!(error, WriteError::Io(_) | WriteError::DiskFull { .. }),
-            Self::Threads { .. } | Self::Interrupted => false,
+            Self::Cache { .. } | Self::Threads { .. } | Self::Interrupted => false,
         }
     }
 }

@@ -28,13 +28,19 @@
 mod card;
 mod convert;
 mod error;
+mod evaluate;
 mod observer;
 mod plan;
 mod source;
+mod walk;
 
 pub use card::model_card;
 pub use convert::{Converted, convert, peak_memory, threads_or_all};
 pub use error::Error;
+pub use evaluate::{
+    Against, Divergence, Evaluation, EvaluationSettings, Measures, Memory, SourceEvaluation, States, TokenMeasure,
+    VocabularyMismatch, evaluate, measure, memory,
+};
 pub use mlx_quant_model as model;
 pub use observer::{Event, Observer, Silent};
 pub use plan::{
@@ -43,3 +49,4 @@ pub use plan::{
 #[cfg(feature = "demo")]
 pub use source::demo;
 pub use source::{Model, open};
+pub use walk::{Residency, Walk};

@@ -1,6 +1,9 @@
 //! Opening a model: weights, config, and the small files that go along.
 
+use std::fmt::Write as _;
+
 use mlx_format::checkpoint::{Checkpoint, Config, Directory};
+use sha2::{Digest as _, Sha256};
 
 use crate::Error;
 
@@ -30,6 +33,31 @@ pub fn demo() -> Directory {
 }
 
 impl Model {
+    /// Recognises this very checkpoint again: SHA-256 over config.json and, for each file of weights, its name, size, time of change
+    /// and tensors (for the built-in model, its bytes).
+    ///
+    /// # Errors
+    /// If a file cannot be looked at.
+    pub fn hash(&self) -> Result<String, Error> {
+        let mut hash = Sha256::new();
+        hash.update(self.config.to_mlx_json());
+        let directory = self.checkpoint.directory();
+        for shard in self.checkpoint.shards() {
+            match directory {
+                Directory::Embedded { files, .. } => {
+                    let own = files.iter().filter(|(name, _)| *name == shard);
+                    own.for_each(|(_, bytes)| hash.update(bytes));
+                }
+                Directory::Path(_) => hash.update(format!("{shard} {:?};", directory.identity(shard)?)),
+            }
+        }
+        hash.update(format!("{:?}", self.checkpoint.tensors()));
+        Ok(hash.finalize().iter().fold(String::new(), |mut text, byte| {
+            let _ = write!(text, "{byte:02x}");
+            text
+        }))
+    }
+
     /// Files that are copied as they are: tokenizer, chat template, generation settings, and Python files, which
     /// are data here and never run.
     ///

@@ -8,15 +8,22 @@
 use std::sync::{Arc, OnceLock};
 
 use candle_core::{Device, Tensor};
-use mlx_format::checkpoint::Config;
+use mlx_quant_model::decoder::{Block, Branch, Layer, Linear};
 use mlx_quant_model::{Decoder, Forward, Parameters, State, Weights};
 use rayon::prelude::*;
 
+use crate::data::Windows;
 use crate::observer::{Event, Observer};
 use crate::{Error, Model};
 
 /// Activations that a wave of windows may hold between blocks, bytes.
 const WAVE_BYTES: usize = 512 << 20;
+
+/// Rows of scores that attention holds at a time.
+const ATTENTION_ROWS: usize = 256;
+
+/// What a matrix product packs, per thread.
+const MATMUL_BYTES: u64 = 4 << 20;
 
 /// Whether weights stay in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,28 +48,28 @@ pub struct Walk<'m> {
 }
 
 impl<'m> Walk<'m> {
-    /// Reads headers only.
+    /// Reads headers only. Streams until told otherwise.
     ///
     /// # Errors
     /// If the model type has no decoder description, or weights and config do not fit together.
-    pub fn open(model: &'m Model, residency: Residency) -> Result<Self, Error> {
-        Self::of(&model.checkpoint, &model.config, residency)
-    }
-
-    fn of(
-        checkpoint: &'m mlx_format::checkpoint::Checkpoint,
-        config: &Config,
-        residency: Residency,
-    ) -> Result<Self, Error> {
-        let weights = Weights::open(checkpoint, config)?;
-        let decoder = weights.decoder(config)?;
+    pub fn open(model: &'m Model) -> Result<Self, Error> {
+        let weights = Weights::open(&model.checkpoint, &model.config)?;
+        let decoder = weights.decoder(&model.config)?;
         let blocks = decoder.blocks.iter().map(|_| OnceLock::new()).collect();
-        Ok(Self { weights, decoder, device: Device::Cpu, residency, blocks })
+        Ok(Self { weights, decoder, device: Device::Cpu, residency: Residency::Streaming, blocks })
     }
 
-    /// Sets whether blocks stay in memory.
-    pub fn set_residency(&mut self, residency: Residency) {
+    /// Keeps blocks in memory from now on, or not.
+    #[must_use]
+    pub fn with(mut self, residency: Residency) -> Self {
         self.residency = residency;
+        self
+    }
+
+    /// What suits these windows: blocks stay only where several waves would read them again.
+    pub fn residency(&self, low_memory: bool, windows: &Windows) -> Residency {
+        let waves = windows.picked.len().div_ceil(self.wave(windows.sequence_length));
+        if low_memory || waves < 2 { Residency::Streaming } else { Residency::Resident }
     }
 
     /// A block's weights in float32.
@@ -85,16 +92,43 @@ impl<'m> Walk<'m> {
         }
     }
 
-    /// Windows in one wave: with resident weights a few for each thread, streaming as many as memory is meant to hold.
-    pub fn wave(&self, tokens: usize, threads: usize) -> usize {
-        match self.residency {
-            Residency::Resident => 8 * threads.max(1),
-            Residency::Streaming => (WAVE_BYTES / (self.state_elements() * tokens * 4).max(1)).max(threads.max(1)),
-        }
+    /// Windows in one wave: as many as activations between blocks may take memory.
+    pub fn wave(&self, tokens: usize) -> usize {
+        (WAVE_BYTES / (self.state_elements() * tokens * 4).max(1)).max(1)
+    }
+
+    /// Bytes of every block in float32.
+    pub fn block_bytes(&self) -> Vec<u64> {
+        self.decoder.blocks.iter().map(|block| self.weights.float_bytes(&block.prefix)).collect()
+    }
+
+    /// Bytes that a thread holds within a block, about: inputs and outputs of the linears of its largest branch.
+    pub fn scratch_bytes(&self, tokens: usize) -> u64 {
+        let rows = |linear: &Linear| {
+            let shape = self.weights.shape(&format!("{}.weight", linear.path)).unwrap_or(&[]);
+            shape.iter().rev().nth(1).copied().unwrap_or(0)
+        };
+        let block = |block: &Block| {
+            let stages = block.stages.iter().flat_map(|stage| &stage.branches);
+            let branch = |branch: &Branch| {
+                let routed = match &branch.layer {
+                    Layer::Moe(moe) => moe.router.top_k,
+                    _ => 1,
+                };
+                let sites = branch.sites();
+                let own = sites.iter().filter(|site| site.expert.is_none_or(|expert| expert < routed));
+                let width: usize = own.flat_map(|site| &site.readers).map(|linear| rows(linear)).sum();
+                // The product of gate and up, or attention's output, is as wide as one of them.
+                width + width / 2 + 4 * self.decoder.hidden_size
+            };
+            stages.map(branch).max().unwrap_or(0)
+        };
+        let width = self.decoder.blocks.iter().map(block).max().unwrap_or(0);
+        (width * tokens * 4 + ATTENTION_ROWS * tokens * 4) as u64 + MATMUL_BYTES
     }
 
     /// float32 numbers a token holds between blocks.
-    fn state_elements(&self) -> usize {
+    pub fn state_elements(&self) -> usize {
         let per_layer = self.decoder.embedding.per_layer.as_ref();
         self.decoder.hidden_size + per_layer.map_or(0, |inputs| inputs.width * self.decoder.blocks.len())
     }
@@ -116,7 +150,7 @@ impl<'m> Walk<'m> {
         let tokens = windows.first().map_or(0, |window| window.len());
         let forward = Forward::new(&self.decoder, tokens, &self.device).map_err(mlx_quant_model::WeightsError::from)?;
         let mut hidden = Vec::with_capacity(windows.len());
-        for wave in windows.chunks(self.wave(tokens, pool.current_num_threads())) {
+        for wave in windows.chunks(self.wave(tokens)) {
             let embed = |window: &&[u32]| -> Result<State, Error> { Ok(forward.embed(&self.weights, &[window])?) };
             let mut states = wave.iter().map(embed).collect::<Result<Vec<_>, _>>()?;
             self.weights.release();
