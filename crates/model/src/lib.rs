@@ -8,12 +8,14 @@
 
 pub mod arch;
 pub mod decoder;
+mod chat;
 mod error;
 mod existing;
 mod forward;
 pub mod mixers;
 mod names;
 pub mod ops;
+mod tokenizer;
 mod view;
 mod weights;
 
@@ -23,5 +25,6 @@ pub use error::SourceError;
 pub use existing::Existing;
 pub use forward::{Forward, State, Tap};
 pub use names::Named;
+pub use tokenizer::{Tokenizer, TokenizerError};
 pub use view::{StepError, View};
 pub use weights::{Parameters, Weights, WeightsError};

@@ -27,6 +27,7 @@
 
 mod card;
 mod convert;
+pub mod data;
 mod error;
 mod evaluate;
 mod observer;
@@ -36,9 +37,10 @@ mod walk;
 
 pub use card::model_card;
 pub use convert::{Converted, convert, peak_memory, threads_or_all};
+pub use data::{Corpus, DataError, DataReport, DataSource, Pick, SourceInfo, Window, Windows};
 pub use error::Error;
 pub use evaluate::{
-    Against, Divergence, Evaluation, EvaluationSettings, Measures, Memory, SourceEvaluation, States, TokenMeasure,
+    Against, Divergence, Evaluation, EvaluationSettings, Measures, Memory, SourceEvaluation, States, Subject, TokenMeasure,
     VocabularyMismatch, evaluate, measure, memory,
 };
 pub use mlx_quant_model as model;

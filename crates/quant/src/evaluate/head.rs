@@ -24,7 +24,7 @@ enum Running {
 /// Final hidden states of all windows, each `[tokens, hidden]`.
 pub type States<'w, 'm> = (&'w Walk<'m>, Vec<Tensor>);
 
-/// Measures of every predicted token, by window. Gives the hidden states back as it ends.
+/// Measures of every predicted token, by window.
 pub fn measure(
     model: States<'_, '_>,
     reference: Option<States<'_, '_>>,
@@ -42,29 +42,29 @@ pub fn measure(
     };
     let mut running: Vec<Vec<Running>> = windows.iter().map(|window| vec![fresh; window.len() - 1]).collect();
     let heads = [Some(&model), reference.as_ref()];
+    let own = forward(&model)?;
+    let other = reference.as_ref().map(forward).transpose()?;
     for tile in 0..tiles {
         if observer.cancelled() {
             return Err(Error::Interrupted);
         }
         let rows = tile * TILE..((tile + 1) * TILE).min(vocabulary);
-        let load = |states: &States<'_, '_>| -> Result<_, Error> {
-            let parameters = pool.install(|| load(states.0, rows.clone()))?;
-            Ok((Forward::new(&states.0.decoder, 0, &states.0.device).map_err(WeightsError::from)?, parameters))
-        };
-        let [own, other] = heads.map(|states| states.map(load).transpose());
-        let (own, other) = (own?, other?);
+        let mut loaded = Vec::new();
         for states in heads.into_iter().flatten() {
+            loaded.push(pool.install(|| load(states.0, rows.clone()))?);
             states.0.weights.release();
         }
-        let logits = |head: &Option<(Forward<'_>, Parameters)>, states: Option<&States<'_, '_>>, window: usize| {
-            let (Some((forward, parameters)), Some(states)) = (head, states) else { return Ok(Vec::new()) };
+        let logits = |forward: &Forward<'_>, parameters: &Parameters, states: &States<'_, '_>, window: usize| {
             let hidden = &states.1[window];
             let predicting = hidden.narrow(0, 0, hidden.dim(0)? - 1)?;
             forward.logits(parameters, &predicting)?.flatten_all()?.to_vec1::<f32>()
         };
         let step = |(window, running): (usize, &mut Vec<Running>)| -> candle_core::Result<()> {
-            let own = logits(&own, Some(&model), window)?;
-            let other = logits(&other, reference.as_ref(), window)?;
+            let own = logits(&own, &loaded[0], &model, window)?;
+            let other = match (&other, &reference) {
+                (Some(other), Some(reference)) => logits(other, &loaded[1], reference, window)?,
+                _ => Vec::new(),
+            };
             add(running, &windows[window][1..], rows.clone(), &own, &other);
             Ok(())
         };
@@ -72,6 +72,10 @@ pub fn measure(
         observer.event(Event::Progress { done: ((tile + 1) * windows.len()) as u64 });
     }
     Ok(running.into_iter().map(|window| window.into_iter().map(TokenMeasure::from).collect()).collect())
+}
+
+fn forward<'w>(states: &States<'w, '_>) -> Result<Forward<'w>, Error> {
+    Ok(Forward::new(&states.0.decoder, 0, &states.0.device).map_err(WeightsError::from)?)
 }
 
 fn load(walk: &Walk<'_>, rows: std::ops::Range<usize>) -> Result<Parameters, Error> {

@@ -20,7 +20,7 @@ use candle_core::Tensor;
 
 pub use self::memory::{Memory, memory};
 pub use self::head::{States, measure};
-pub use self::result::{Against, Divergence, Evaluation, Measures, SourceEvaluation, TokenMeasure};
+pub use self::result::{Against, Divergence, Evaluation, Measures, SourceEvaluation, Subject, TokenMeasure};
 use crate::data::Windows;
 use crate::observer::{Event, Observer};
 use crate::walk::Walk;
@@ -117,16 +117,17 @@ pub fn evaluate(
 
     let plan = Plan::new(&model.checkpoint, &model.config, Settings::default())?;
     let label = |model: &Model| model.checkpoint.directory().display().into_owned();
-    let mut evaluation = Evaluation::of(windows, &measures)?;
-    evaluation.model = label(model);
-    evaluation.reference = reference.map(label);
-    evaluation.model_type = model.config.model_type().unwrap_or_default().to_owned();
-    evaluation.bits_per_weight = stored_bits_per_weight(&plan);
-    evaluation.parameters = plan.parameters;
-    evaluation.reference_cached = reference_cached;
-    evaluation.kernels = mlx_format::simd_name().to_owned();
-    evaluation.seconds = start.elapsed().as_secs_f64();
-    Ok(evaluation)
+    let subject = Subject {
+        model: label(model),
+        reference: reference.map(label),
+        model_type: model.config.model_type().unwrap_or_default().to_owned(),
+        bits_per_weight: stored_bits_per_weight(&plan),
+        parameters: plan.parameters,
+        reference_cached,
+        kernels: mlx_format::simd_name().to_owned(),
+        seconds: start.elapsed().as_secs_f64(),
+    };
+    Evaluation::of(subject, windows, &measures)
 }
 
 fn states(

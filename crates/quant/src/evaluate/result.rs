@@ -26,9 +26,9 @@ pub struct Divergence {
     pub reference_nll: f64,
 }
 
-/// Quality of a model on some windows.
+/// What was evaluated, and how.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
-pub struct Evaluation {
+pub struct Subject {
     /// Directory.
     pub model: String,
     /// Directory of the reference.
@@ -39,6 +39,20 @@ pub struct Evaluation {
     pub bits_per_weight: f64,
     /// Weights, as mlx-lm counts them.
     pub parameters: u64,
+    /// Whether the reference came from the cache.
+    pub reference_cached: bool,
+    /// Instruction set that computed it.
+    pub kernels: String,
+    /// Wall time.
+    pub seconds: f64,
+}
+
+/// Quality of a model on some windows.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Evaluation {
+    /// What was evaluated.
+    #[serde(flatten)]
+    pub subject: Subject,
     /// All windows together.
     #[serde(flatten)]
     pub total: Measures,
@@ -53,12 +67,6 @@ pub struct Evaluation {
     pub pick: Pick,
     /// Files.
     pub sources: Vec<SourceInfo>,
-    /// Whether the reference came from the cache.
-    pub reference_cached: bool,
-    /// Instruction set that computed it.
-    pub kernels: String,
-    /// Wall time.
-    pub seconds: f64,
 }
 
 /// Quality on the windows of one file.
@@ -115,7 +123,7 @@ impl Evaluation {
     ///
     /// # Errors
     /// If a measure is not a number.
-    pub(super) fn of(windows: &Windows, measures: &[Vec<TokenMeasure>]) -> Result<Self, Error> {
+    pub(super) fn of(subject: Subject, windows: &Windows, measures: &[Vec<TokenMeasure>]) -> Result<Self, Error> {
         for (window, measures) in windows.picked.iter().zip(measures) {
             let finite = |measure: &TokenMeasure| {
                 measure.nll.is_finite() && measure.divergence.is_none_or(|divergence| divergence.kl.is_finite())
@@ -133,13 +141,13 @@ impl Evaluation {
             measures: Measures::of(&of_source(index)),
         });
         Ok(Self {
+            subject,
             total: Measures::of(&measures.iter().map(Vec::as_slice).collect::<Vec<_>>()),
             by_source: if windows.sources.len() > 1 { by_source.collect() } else { Vec::new() },
             sequence_length: windows.sequence_length,
             data_hash: windows.data_hash.clone(),
             pick: windows.pick,
             sources: windows.sources.clone(),
-            ..Self::default()
         })
     }
 }
