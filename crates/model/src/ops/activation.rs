@@ -94,7 +94,7 @@ macro_rules! curves {
 }
 
 /// `sqrt(2 / pi)` times two: the argument of the sigmoid that stands for `(1 + tanh) / 2`.
-const TANH_SCALE: f32 = 1.595_769_1;
+const TANH_SCALE: f32 = 1.595_769;
 const TANH_CUBE: f32 = 0.044_715;
 /// `1 / sqrt(2 * pi)`.
 const NORMAL_PEAK: f32 = 0.398_942_3;

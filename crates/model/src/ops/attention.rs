@@ -6,7 +6,7 @@ use candle_core::{CpuStorage, CustomOp3, D, Layout, Result, Shape, Tensor, bail}
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
 
-use super::exp::{exp, exponentials, largest, tanh, vectorised};
+use super::exp::{exp, exponentials, largest, map_in_place, tanh, vectorised};
 use super::slices::{through_plain, values};
 
 /// What an attention layer does besides the scaled dot product.
@@ -206,9 +206,11 @@ impl Attention {
         row[seen.end..].fill(0.0);
         let row = &mut row[seen];
         if let Some(cap) = self.settings.softcap {
-            for score in &mut *row {
-                *score = cap * tanh(*score / cap);
-            }
+            map_in_place(
+                row,
+                #[inline(always)]
+                |score| cap * tanh(score * (1.0 / cap)),
+            );
         }
         let most = largest(row);
         match sink {

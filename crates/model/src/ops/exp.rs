@@ -89,7 +89,7 @@ fn reduced(x: f32) -> (i32, f32) {
     for term in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 1.0 / 2.0] {
         series = series * r + term;
     }
-    ((rounded.to_bits() as i32).wrapping_sub(ROUND.to_bits() as i32), r + r * r * series)
+    (rounded.to_bits().cast_signed().wrapping_sub(ROUND.to_bits().cast_signed()), r + r * r * series)
 }
 
 #[inline(always)]
@@ -151,7 +151,7 @@ pub fn normal(x: f32) -> f32 {
         -5.810_831e-5,
         2.468_174_2e-5,
         6.153_885e-4,
-        -6.861_686_3e-4,
+        -6.861_686e-4,
         -6.324_628e-3,
         6.311_618e-3,
         0.103_520_79,
@@ -169,20 +169,33 @@ pub fn normal(x: f32) -> f32 {
     if x > 0.0 { 1.0 - tail } else { tail }
 }
 
+/// Replaces each element by `f` of it. The last few go through a whole vector too: one number at a time, they
+/// would cost as much as all others of a short row.
+#[inline(always)]
+pub(super) fn map_in_place(x: &mut [f32], f: impl Fn(f32) -> f32) {
+    let (chunks, rest) = x.as_chunks_mut::<LANES>();
+    for chunk in chunks {
+        for value in chunk {
+            *value = f(*value);
+        }
+    }
+    if !rest.is_empty() {
+        let mut last = [0.0; LANES];
+        last[..rest.len()].copy_from_slice(rest);
+        for value in &mut last {
+            *value = f(*value);
+        }
+        rest.copy_from_slice(&last[..rest.len()]);
+    }
+}
+
 /// Turns each element into `exp(x - shift)` and returns their sum.
 #[inline(always)]
 pub(super) fn exponentials(x: &mut [f32], shift: f32) -> f32 {
-    let (chunks, rest) = x.as_chunks_mut::<LANES>();
-    let mut lanes = [0.0; LANES];
-    for chunk in chunks {
-        for i in 0..LANES {
-            chunk[i] = exp(chunk[i] - shift);
-            lanes[i] += chunk[i];
-        }
-    }
-    for (lane, value) in lanes.iter_mut().zip(rest) {
-        *value = exp(*value - shift);
-        *lane += *value;
-    }
-    tree(lanes)
+    map_in_place(
+        x,
+        #[inline(always)]
+        |x| exp(x - shift),
+    );
+    sum_of(x, |x| x)
 }

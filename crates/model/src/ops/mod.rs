@@ -9,6 +9,11 @@
 //! threads as they like: the result for a batch is, bit for bit, that of each of its rows alone.
 //! (The same machine is meant: faer multiplies differently on AVX2, AVX-512 and NEON.)
 
+#![allow(
+    clippy::inline_always,
+    reason = "a loop gets the instruction set of its caller only where it is inlined"
+)]
+
 mod activation;
 mod attention;
 pub mod exp;

@@ -124,12 +124,11 @@ impl RmsNorm {
         let held = (Held::new(x), weight.map(Held::new), Held::new(&grad));
         let (x_values, grads) = (held.0.values()?, held.2.values()?);
         let ones;
-        let weights = match &held.1 {
-            Some(weight) => weight.values()?,
-            None => {
-                ones = vec![1.0; d];
-                &ones[..]
-            }
+        let weights = if let Some(weight) = &held.1 {
+            weight.values()?
+        } else {
+            ones = vec![1.0; d];
+            &ones[..]
         };
         let parameters = (weights.len() / d).max(1);
         let mut for_x = Vec::with_capacity(x_values.len());

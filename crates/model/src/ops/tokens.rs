@@ -36,7 +36,7 @@ fn first_of_largest(row: &[f32]) -> usize {
         #[inline(always)]
         || {
             let most = largest(row);
-            let holds = |block: &[f32]| block.iter().fold(false, |found, value| found | (*value == most));
+            let holds = |block: &[f32]| block.iter().filter(|value| **value == most).count() > 0;
             let block = row.chunks(BLOCK).position(holds).unwrap_or(0);
             let start = block * BLOCK;
             start + row[start..].iter().position(|value| *value == most).unwrap_or(0)
@@ -50,11 +50,12 @@ pub(super) fn log_sum_exp(row: &[f32], factor: f64) -> f64 {
         #[inline(always)]
         || {
             let most = largest(row);
+            let small = factor as f32;
             let sum = sum_of(
                 row,
                 row,
                 #[inline(always)]
-                |x, _| f64::from(exp((f64::from(x - most) * factor) as f32)),
+                |x, _| f64::from(exp((x - most) * small)),
             );
             f64::from(most) * factor + sum.ln()
         },
