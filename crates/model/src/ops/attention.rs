@@ -98,7 +98,8 @@ pub(super) fn fused(q: &Tensor, k: &Tensor, v: &Tensor, settings: &AttentionSett
     }
 }
 
-/// Of `q, k, v`, or of `q`, `k` and `v` side by side, and sinks.
+/// Of `q, k, v`, or of `q`, `k` and `v` side by side, and sinks. Its backward goes through the plain form, which
+/// holds all scores in memory.
 struct Attention {
     settings: AttentionSettings,
     key_features: usize,

@@ -2,7 +2,7 @@
 
 use candle_core::{CpuStorage, CustomOp3, D, Layout, Result, Shape, Tensor, bail};
 
-use super::exp::{LANES, vectorised};
+use super::exp::vectorised;
 use super::slices::values;
 
 /// Which features of a head form the pairs that are rotated together.
@@ -104,30 +104,23 @@ impl CustomOp3 for Rotary {
     }
 }
 
+/// By index: zipped iterators are set up by calls that are not inlined, and a head is too short for that.
 #[inline(always)]
 fn rotate(features: &mut [f32], cos: &[f32], sin: &[f32], pairing: Pairing) {
+    let r = cos.len();
+    let sin = &sin[..r];
     match pairing {
         Pairing::Halves => {
-            let (first, second) = features.split_at_mut(cos.len());
-            // Vectors of a fixed length: heads are too short for the loops that the compiler makes by itself.
-            let (first, first_rest) = first.as_chunks_mut::<LANES>();
-            let (second, second_rest) = second.as_chunks_mut::<LANES>();
-            let ((cos, cos_rest), (sin, sin_rest)) = (cos.as_chunks::<LANES>(), sin.as_chunks::<LANES>());
-            for (((first, second), cos), sin) in first.iter_mut().zip(second).zip(cos).zip(sin) {
-                for i in 0..LANES {
-                    (first[i], second[i]) = turn(first[i], second[i], cos[i], sin[i]);
-                }
-            }
-            for (((first, second), cos), sin) in
-                first_rest.iter_mut().zip(second_rest).zip(cos_rest).zip(sin_rest)
-            {
-                (*first, *second) = turn(*first, *second, *cos, *sin);
+            let (first, second) = features.split_at_mut(r);
+            let second = &mut second[..r];
+            for i in 0..r {
+                (first[i], second[i]) = turn(first[i], second[i], cos[i], sin[i]);
             }
         }
         Pairing::Interleaved => {
             let (pairs, _) = features.as_chunks_mut::<2>();
-            for (([first, second], cos), sin) in pairs.iter_mut().zip(cos).zip(sin) {
-                (*first, *second) = turn(*first, *second, *cos, *sin);
+            for (i, [first, second]) in pairs.iter_mut().enumerate() {
+                (*first, *second) = turn(*first, *second, cos[i], sin[i]);
             }
         }
     }

@@ -31,25 +31,24 @@ impl<'a> Held<'a> {
     }
 }
 
-/// Elements that an elementwise loop computes before it writes them out; they fit in the first-level cache.
+/// Elements that a search looks at together; they fit in the first-level cache.
 pub(super) const BLOCK: usize = 1024;
 
-/// One value for each element of `x` and the same element of `y`. `f` fills a block.
+/// One value for each element of `x` and the same element of `y`.
 #[inline(always)]
 pub(super) fn map_pairs(x: &[f32], y: &[f32], f: impl Fn(f32, f32) -> f32) -> Vec<f32> {
+    assert_eq!(x.len(), y.len(), "pairs of elements");
     let mut out = Vec::with_capacity(x.len());
     super::exp::vectorised(
         #[inline(always)]
         || {
-            let mut block = [0.0; BLOCK];
-            for (x, y) in x.chunks(BLOCK).zip(y.chunks(BLOCK)) {
-                for ((to, x), y) in block.iter_mut().zip(x).zip(y) {
-                    *to = f(*x, *y);
-                }
-                out.extend_from_slice(&block[..x.len()]);
+            for ((to, x), y) in out.spare_capacity_mut().iter_mut().zip(x).zip(y) {
+                to.write(f(*x, *y));
             }
         },
     );
+    // SAFETY: the capacity is at least the length of `x`, which is that of `y`; the loop wrote as many elements.
+    unsafe { out.set_len(x.len()) };
     out
 }
 
