@@ -1,7 +1,9 @@
 //! Everything that can end a command, and whether it ended before any work.
 
 use mlx_format::checkpoint::{CheckpointError, ConfigError, DirectoryError, WriteError};
+use mlx_quant_model::TokenizerError;
 
+use crate::data::DataError;
 use crate::plan::PlanError;
 
 /// Why a model was not converted.
@@ -19,6 +21,12 @@ pub enum Error {
     /// Source and settings together.
     #[error(transparent)]
     Plan(#[from] PlanError),
+    /// The tokenizer.
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+    /// Calibration or evaluation data.
+    #[error(transparent)]
+    Data(#[from] DataError),
     /// The output.
     #[error(transparent)]
     Write(#[from] WriteError),
@@ -72,6 +80,8 @@ impl Error {
             | Self::Checkpoint(_)
             | Self::Config(_)
             | Self::Plan(_)
+            | Self::Tokenizer(_)
+            | Self::Data(_)
             | Self::NonFinite { .. }
             | Self::Overflow { .. } => true,
             Self::Write(error) => !matches!(error, WriteError::Io(_) | WriteError::DiskFull { .. }),

@@ -27,6 +27,7 @@
 
 mod card;
 mod convert;
+mod data;
 mod error;
 mod observer;
 mod plan;
@@ -34,6 +35,7 @@ mod source;
 
 pub use card::model_card;
 pub use convert::{Converted, convert, peak_memory, threads_or_all};
+pub use data::{Corpus, DataError, DataReport, DataSource, Pick, SourceInfo, Window, Windows};
 pub use error::Error;
 pub use mlx_quant_model as model;
 pub use observer::{Event, Observer, Silent};
