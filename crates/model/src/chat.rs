@@ -1,14 +1,15 @@
 //! Chat templates: Jinja programs that come with a model and turn messages into its text.
 //!
-//! They are other people's programs, so they get a budget ([`FUEL`]) that bounds both the steps and the memory of one
-//! rendering, see no file, no clock and no environment, and can do nothing but return text. What they find is what
+//! They are other people's programs, so they get a budget of steps and memory ([`FUEL`]) and of time ([`DEADLINE`]), see no file, no clock and no environment, and can do nothing but return text. What they find is what
 //! transformers gives them: `trim_blocks` and `lstrip_blocks`, loop controls, `raise_exception`, `strftime_now`,
 //! a `tojson` without HTML escapes, Python's string and dictionary methods, `{% generation %}`.
 //!
 //! `strftime_now` tells [`TODAY`] whatever the day: data must give the same tokens on every day.
 
 use std::fmt::Write as _;
-use std::sync::LazyLock;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::{Arc, LazyLock};
+use std::time::Duration;
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Serde, Value as Item, ValueKind};
@@ -18,10 +19,19 @@ use serde_json::{Map, Value};
 
 use crate::TokenizerError;
 
-/// The budget of one rendering, plus one for each byte of the messages: about one is used by a step of the
-/// template and one by 64 bytes of text made, so a template ends within a second and 128 MB. Real templates need
-/// hundreds a message.
-const FUEL: u64 = 2_000_000;
+/// The budget of one rendering, beside [`MESSAGE_FUEL`] for each message and 4 for each of their bytes. About one is
+/// used by a step of the template and one by 64 bytes of text made; real templates need hundreds a message.
+const FUEL: u64 = 500_000;
+
+/// See [`FUEL`].
+const MESSAGE_FUEL: u64 = 2_000;
+
+/// The time of one rendering, thousands of times what one takes. Not everything costs fuel: a list that holds
+/// itself twice, sixty times over, is small to build and endless to print or compare.
+const DEADLINE: Duration = Duration::from_secs(10);
+
+/// Enough for lists nested as deeply as the budget allows; memory is used as it is touched.
+const STACK: usize = 256 << 20;
 
 /// As minijinja counts.
 const BYTES_PER_FUEL: u64 = 64;
@@ -60,18 +70,19 @@ static GENERATION: LazyLock<Regex> = LazyLock::new(|| {
 #[derive(Debug)]
 pub(crate) struct ChatTemplate {
     file: String,
-    source: String,
+    source: Arc<str>,
     special: Map<String, Value>,
+    deadline: Duration,
 }
 
 impl ChatTemplate {
     /// `file` is for messages.
-    pub(crate) fn new(file: String, source: String, special: Map<String, Value>) -> Self {
-        let source = GENERATION.replace_all(&source, |found: &regex::Captures| {
+    pub(crate) fn new(file: String, source: &str, special: Map<String, Value>) -> Self {
+        let source = GENERATION.replace_all(source, |found: &regex::Captures| {
             let keyword = if found.get(2).is_some() { "endif" } else { "if true" };
             format!("{}{keyword}{}", &found[1], &found[3])
         });
-        Self { file, source: source.into_owned(), special }
+        Self { file, source: source.into(), special, deadline: DEADLINE }
     }
 
     pub(crate) fn render(
@@ -81,8 +92,7 @@ impl ChatTemplate {
         add_generation_prompt: bool,
     ) -> Result<String, TokenizerError> {
         let bytes = messages.iter().chain(tools).map(size_of_value).sum::<u64>();
-        let mut environment = environment();
-        environment.set_fuel(Some(FUEL + bytes));
+        let fuel = FUEL + MESSAGE_FUEL * messages.len() as u64 + 4 * bytes;
         let context = context! {
             messages => Serde(messages),
             tools => tools.map(Serde),
@@ -90,16 +100,37 @@ impl ChatTemplate {
             add_generation_prompt,
             ..Item::from(Serde(&self.special))
         };
-        environment.template_from_str(&self.source).and_then(|template| template.render(context)).map_err(
-            |error| {
-                let file = self.file.clone();
-                if error.kind() == ErrorKind::OutOfFuel {
-                    TokenizerError::Runaway { file, reason: error.to_string() }
-                } else {
-                    TokenizerError::Template { file, reason: error.to_string() }
-                }
-            },
-        )
+        let file = || self.file.clone();
+        match self.render_apart(context, fuel) {
+            Ok(Ok(text)) => Ok(text),
+            Ok(Err(error)) if error.kind() == ErrorKind::OutOfFuel => {
+                Err(TokenizerError::Runaway { file: file(), reason: error.to_string() })
+            }
+            Ok(Err(error)) => Err(TokenizerError::Template { file: file(), reason: error.to_string() }),
+            Err(RecvTimeoutError::Timeout) => Err(TokenizerError::Runaway {
+                file: file(),
+                reason: format!("stopped after {} seconds", self.deadline.as_secs_f32()),
+            }),
+            Err(RecvTimeoutError::Disconnected) => {
+                Err(TokenizerError::Template { file: file(), reason: "no thread could render it".to_owned() })
+            }
+        }
+    }
+
+    /// Renders in a thread of its own, which is left behind if it exceeds the deadline.
+    fn render_apart(&self, context: Item, fuel: u64) -> Result<Result<String, Error>, RecvTimeoutError> {
+        let (sender, receiver) = mpsc::sync_channel(1);
+        let source = Arc::clone(&self.source);
+        let work = move || {
+            let mut environment = environment();
+            environment.set_fuel(Some(fuel));
+            let text = environment.template_from_str(&source).and_then(|template| template.render(context));
+            // Nobody listens any more after the deadline.
+            let _ = sender.send(text);
+        };
+        let thread = std::thread::Builder::new().name("chat template".to_owned()).stack_size(STACK);
+        thread.spawn(work).map_err(|_| RecvTimeoutError::Disconnected)?;
+        receiver.recv_timeout(self.deadline)
     }
 }
 
@@ -277,5 +308,23 @@ impl JsonWriter<'_, '_> {
         self.state.consume_fuel(text.len() as u64 / BYTES_PER_FUEL)?;
         self.text.push_str(text);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_costs_no_fuel_ends_by_the_clock() {
+        for template in [
+            "{% set n = namespace(s=[1]) %}{% for a in range(60) %}{% set n.s = [n.s, n.s] %}{% endfor %}{{ n.s ~ '' }}",
+            "{% set n = namespace(s=[1]) %}{% for a in range(60) %}{% set n.s = n.s + n.s %}{% endfor %}",
+        ] {
+            let mut chat = ChatTemplate::new("file".to_owned(), template, Map::new());
+            chat.deadline = Duration::from_millis(200);
+            let error = chat.render(&[], None, false).expect_err(template);
+            assert!(matches!(error, TokenizerError::Runaway { .. }), "{template}: {error}");
+        }
     }
 }

@@ -7,14 +7,12 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test panics to fail"))]
 
 pub mod arch;
-pub mod decoder;
 mod chat;
 mod error;
 mod existing;
 mod forward;
 pub mod mixers;
 mod names;
-pub mod ops;
 mod tokenizer;
 mod view;
 mod weights;

@@ -91,7 +91,7 @@ impl Tokenizer {
         };
         let highest_id = inner.get_vocab(true).into_values().max().unwrap_or(0);
         let chat = template_source(directory, &settings)?
-            .map(|(file, source)| ChatTemplate::new(directory.display_file(file), source, special));
+            .map(|(file, source)| ChatTemplate::new(directory.display_file(file), &source, special));
         Ok(Self { inner, directory: directory.display().into_owned(), prefix, end_of_text, highest_id, chat })
     }
 

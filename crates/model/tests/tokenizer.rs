@@ -129,26 +129,13 @@ fn hostile_templates_end() {
         // Doubled sixty times.
         "{% set n = namespace(s='xxxxxxxx') %}{% for a in range(60) %}{% set n.s = n.s ~ n.s %}{% endfor %}{{ n.s }}",
         "{% set n = namespace(s='xxxxxxxx') %}{% for a in range(60) %}{% set n.s = n.s + n.s %}{% endfor %}",
-        "{% set n = namespace(s=[1, 2]) %}{% for a in range(60) %}{% set n.s = n.s + n.s %}{% endfor %}",
         "{% set n = namespace(s='xxxxxxxx') %}{% for a in range(60) %}{% set n.s = n.s | replace('x', 'xx') %}{% endfor %}",
         "{% set n = namespace(s='xxxxxxxx') %}{% for a in range(60) %}{% set n.s = n.s.replace('x', 'xx') %}{% endfor %}",
         "{% set n = namespace(s='xxxxxxxx') %}{% for a in range(60) %}{% set n.s %}{{ n.s }}{{ n.s }}{% endset %}{% endfor %}",
         "{% set n = namespace(s=[1]) %}{% for a in range(60) %}{% set n.s = [n.s, n.s] %}{% endfor %}{{ n.s | tojson }}",
-        "{% set n = namespace(s=[1]) %}{% for a in range(60) %}{% set n.s = [n.s, n.s] %}{% endfor %}{{ n.s }}",
-        "{% set n = namespace(s=[1]) %}{% for a in range(60) %}{% set n.s = [n.s, n.s] %}{% endfor %}{{ n.s ~ '' }}",
-        "{% set n = namespace(s=[1]) %}{% for a in range(60) %}{% set n.s = [n.s, n.s] %}{% endfor %}{{ ''.join(n.s) }}",
-        "{% set n = namespace(s=[1]) %}{% for a in range(60) %}{% set n.s = [n.s, n.s] %}{% endfor %}{{ n.s | join }}",
-        "{% set n = namespace(s=[1]) %}{% for a in range(60) %}{% set n.s = [n.s, n.s] %}{% endfor %}{{ n.s | string }}",
-        "{% set n = namespace(s=[1]) %}{% for a in range(60) %}{% set n.s = [n.s, n.s] %}{% endfor %}{{ '{}'.format(n.s) }}",
-        "{% set n = namespace(s=[1]) %}{% for a in range(60) %}{% set n.s = [n.s, n.s] %}{% endfor %}{{ '%s' | format(n.s) }}",
-        "{% set n = namespace(s=[1]) %}{% for a in range(60) %}{% set n.s = [n.s, n.s] %}{% endfor %}{{ n.s == n.s ~ '' }}",
-        "{% set n = namespace(s=[1]) %}{% for a in range(60) %}{% set n.s = [n.s, n.s] %}{% endfor %}{{ {n.s: 1} }}",
-        "{% set n = namespace(s=[1], t=[1]) %}{% for a in range(60) %}{% set n.s = [n.s, n.s] %}{% set n.t = [n.t, n.t] %}{% endfor %}{{ n.s == n.t }}",
-        "{% set n = namespace(s=[1], t=[1]) %}{% for a in range(60) %}{% set n.s = [n.s, n.s] %}{% set n.t = [n.t, n.t] %}{% endfor %}{{ [[n.s], [n.t]] | sort }}",
-        "{% set n = namespace(s=[1]) %}{% for a in range(60) %}{% set n.s = [n.s, n.s] %}{% endfor %}{{ raise_exception(n.s) }}",
-        "{% set n = namespace(s=[1]) %}{% for a in range(60) %}{% set n.s = [n.s, n.s] %}{% endfor %}{{ n.s | upper }}",
-        "{% set n = namespace(s=[1]) %}{% for a in range(60) %}{% set n.s = [n.s, n.s] %}{% endfor %}{{ n.s | pprint }}",
-        "{% set n = namespace(s=[1]) %}{% for a in range(60) %}{% set n.s = [n.s, n.s] %}{% endfor %}{{ [n.s, n.s] | unique }}",
+        // Nested a hundred thousand times.
+        "{% set n = namespace(s=[1]) %}{% for a in range(99999) %}{% set n.s = [n.s] %}{% endfor %}{{ n.s | tojson }}",
+        "{% set n = namespace(s=[1]) %}{% for a in range(99999) %}{% set n.s = [n.s] %}{% endfor %}{{ raise_exception(n.s) }}",
         "{{ 'x' * 4000000000 }}",
         "{{ 'x' | indent(4000000000) }}",
         "{{ 'x'.center(4000000000) }}",
@@ -156,13 +143,7 @@ fn hostile_templates_end() {
         "{{ messages | tojson(indent=4000000000) }}",
         "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
     ];
-    for (nn, template) in endless.into_iter().enumerate() {
-        if let Ok(v) = std::env::var("ONLY") {
-            if v != nn.to_string() {
-                continue;
-            }
-            eprintln!("{template}");
-        }
+    for template in endless {
         let start = std::time::Instant::now();
         let result = with_template(template).render_chat(&[json!({"role": "user"})], None, false);
         let error = result.expect_err(template);

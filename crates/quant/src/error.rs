@@ -3,9 +3,6 @@
 use mlx_format::checkpoint::{CheckpointError, ConfigError, DirectoryError, WriteError};
 use mlx_quant_model::TokenizerError;
 
-use mlx_quant_model::WeightsError;
-
-use crate::evaluate::VocabularyMismatch;
 use crate::data::DataError;
 use crate::plan::PlanError;
 
@@ -114,9 +111,6 @@ impl Error {
             | Self::Checkpoint(_)
             | Self::Config(_)
             | Self::Plan(_)
-            | Self::Weights(_)
-            | Self::Vocabulary(_)
-            | Self::NotANumber { .. }
             | Self::Tokenizer(_)
             | Self::Data(_)
             | Self::NonFinite { .. }

@@ -27,7 +27,7 @@
 
 mod card;
 mod convert;
-pub mod data;
+mod data;
 mod error;
 mod evaluate;
 mod observer;

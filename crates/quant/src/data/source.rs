@@ -129,7 +129,7 @@ fn without_mark(bytes: &[u8]) -> &[u8] {
 fn text(file: &str, bytes: &[u8]) -> Result<String, DataError> {
     let text = std::str::from_utf8(bytes).map_err(|error| DataError::Utf8 {
         file: file.to_owned(),
-        line: bytes[..error.valid_up_to()].iter().filter(|byte| **byte == b'\n').count() + 1,
+        line: bytes[..error.valid_up_to()].split(|byte| *byte == b'\n').count(),
     })?;
     Ok(if text.contains('\r') { text.replace("\r\n", "\n").replace('\r', "\n") } else { text.to_owned() })
 }

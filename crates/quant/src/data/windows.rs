@@ -111,6 +111,11 @@ impl Corpus {
         Ok(Self { sources, prefix, data_hash: hexadecimal(&hash.finalize()) })
     }
 
+    /// What stands in front of each window: the beginning-of-text token, or nothing.
+    pub fn prefix(&self) -> &[u32] {
+        &self.prefix
+    }
+
     /// How many windows each source has.
     ///
     /// # Errors
@@ -222,11 +227,12 @@ fn tokenize(source: &Source, tokenizer: &Tokenizer) -> Result<Vec<u32>, DataErro
             ids.push(end);
         }
         let text = document.render(tokenizer);
-        let encoded = text.and_then(|text| tokenizer.encode(&text)).map_err(|error| DataError::Tokenizer {
-            file: source.path.clone(),
-            place: format!("{} {number}", source.unit),
-            error,
-        })?;
+        let encoded =
+            text.and_then(|text| tokenizer.encode(&text)).map_err(|error| DataError::Tokenizer {
+                file: source.path.clone(),
+                place: format!("{} {number}", source.unit),
+                error,
+            })?;
         ids.extend(encoded);
     }
     Ok(ids)
