@@ -8,11 +8,13 @@
 
 pub mod arch;
 mod chat;
+pub mod decoder;
 mod error;
 mod existing;
 mod forward;
 pub mod mixers;
 mod names;
+pub mod ops;
 mod tokenizer;
 mod view;
 mod weights;

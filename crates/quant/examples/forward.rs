@@ -17,6 +17,10 @@ use mlx_quant::{Residency, Silent, Walk, measure, open, threads_or_all};
 use rayon::prelude::*;
 use serde_json::json;
 
+/// As the command line has it.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 const ROUNDS: usize = 3;
 
 fn main() {

@@ -1,9 +1,10 @@
 //! Everything that can end a command, and whether it ended before any work.
 
 use mlx_format::checkpoint::{CheckpointError, ConfigError, DirectoryError, WriteError};
-use mlx_quant_model::TokenizerError;
+use mlx_quant_model::{TokenizerError, WeightsError};
 
 use crate::data::DataError;
+use crate::evaluate::VocabularyMismatch;
 use crate::plan::PlanError;
 
 /// Why a model was not converted.
@@ -113,6 +114,9 @@ impl Error {
             | Self::Plan(_)
             | Self::Tokenizer(_)
             | Self::Data(_)
+            | Self::NotANumber { .. }
+            | Self::Vocabulary(_)
+            | Self::Weights(_)
             | Self::NonFinite { .. }
             | Self::Overflow { .. } => true,
             Self::Write(error) => !matches!(error, WriteError::Io(_) | WriteError::DiskFull { .. }),

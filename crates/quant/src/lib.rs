@@ -27,7 +27,7 @@
 
 mod card;
 mod convert;
-mod data;
+pub mod data;
 mod error;
 mod evaluate;
 mod observer;

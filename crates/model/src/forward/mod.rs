@@ -246,12 +246,12 @@ impl Pass<'_> {
             }
             sum = Some(match sum {
                 None => output,
-                Some(sum) => (sum + output)?,
+                Some(sum) => self.kernels.add(&sum, &output, 1.0)?,
             });
         }
         match sum {
             None => Ok(x.clone()),
-            Some(sum) => x + scaled(sum, stage.multiplier)?,
+            Some(sum) => self.kernels.add(x, &sum, stage.multiplier),
         }
     }
 

@@ -57,6 +57,24 @@ pub(super) fn fused(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Resul
     }
 }
 
+/// Rows from which on faer's main kernel does the work.
+fn least_rows(n: usize, k: usize) -> usize {
+    (SMALL / (n * k) + 1).max(2)
+}
+
+/// `x [m, k] @ weight [n, k]^T` into memory that nobody wrote before: zeroing it would cost a pass over it.
+fn product(x: &[f32], weight: &[f32], (m, k, n): (usize, usize, usize)) -> Vec<f32> {
+    let mut out = Vec::with_capacity(m * n);
+    let weight = MatRef::from_row_major_slice(weight, n, k).transpose();
+    // SAFETY: the capacity is m rows of n; the product replaces every element and reads none.
+    unsafe {
+        let to = MatMut::from_raw_parts_mut(out.as_mut_ptr(), m, n, n as isize, 1);
+        matmul(to, Accum::Replace, MatRef::from_row_major_slice(x, m, k), weight, 1.0, Par::Seq);
+        out.set_len(m * n);
+    }
+    out
+}
+
 /// `out [m, n] += x [m, k] @ weight`, with `weight [k, n]` as a view; each row of `out` alone.
 fn multiply_rows(out: &mut [f32], x: &[f32], weight: MatRef<'_, f32>) {
     let (k, n) = (weight.nrows(), weight.ncols());
@@ -64,7 +82,7 @@ fn multiply_rows(out: &mut [f32], x: &[f32], weight: MatRef<'_, f32>) {
         return;
     }
     let m = out.len() / n;
-    let least = (SMALL / (n * k) + 1).max(2);
+    let least = least_rows(n, k);
     if m < least {
         let mut filled_x = vec![0.0; least * k];
         filled_x[..x.len()].copy_from_slice(x);
@@ -90,6 +108,10 @@ impl Linear {
         let (n, k) = weight.1.shape().dims2()?;
         let shape = shape(x.1.dims(), n);
         let m: usize = shape[..shape.len() - 1].iter().product();
+        if bias.is_none() && n > 1 && k > 0 && m >= least_rows(n, k) {
+            let out = product(x.0, weight.0, (m, k, n));
+            return Ok((CpuStorage::F32(out), shape.into()));
+        }
         let mut out = match bias {
             Some(bias) => bias.repeat(m),
             None => vec![0.0; m * n],

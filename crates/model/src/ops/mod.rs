@@ -20,6 +20,7 @@ pub mod exp;
 mod linear;
 mod loss;
 mod norm;
+mod residual;
 mod rotary;
 pub mod running;
 mod slices;
@@ -90,6 +91,18 @@ impl Kernels {
         match self {
             Self::Fused => norm::layer_fused(x, weight, bias, eps),
             Self::Plain => norm::layer_plain(x, weight, bias, eps),
+        }
+    }
+
+    /// `x + factor * y`, tensors of one shape.
+    ///
+    /// # Errors
+    /// Shapes that differ.
+    pub fn add(self, x: &Tensor, y: &Tensor, factor: f64) -> Result<Tensor> {
+        residual::check(x, y)?;
+        match self {
+            Self::Fused => residual::fused(x, y, factor),
+            Self::Plain => residual::plain(x, y, factor),
         }
     }
 

@@ -1,6 +1,6 @@
 //! The last matrix, a tile of the vocabulary at a time, for all windows and both models.
 
-use candle_core::Tensor;
+use candle_core::{Device, Storage, Tensor};
 use mlx_quant_model::ops::running::{RunningDivergence, RunningScore};
 use mlx_quant_model::{Forward, Parameters, WeightsError};
 use rayon::prelude::*;
@@ -57,16 +57,22 @@ pub fn measure(
         let logits = |forward: &Forward<'_>, parameters: &Parameters, states: &States<'_, '_>, window: usize| {
             let hidden = &states.1[window];
             let predicting = hidden.narrow(0, 0, hidden.dim(0)? - 1)?;
-            forward.logits(parameters, &predicting)?.flatten_all()?.to_vec1::<f32>()
+            forward.logits(parameters, &predicting)
         };
         let step = |(window, running): (usize, &mut Vec<Running>)| -> candle_core::Result<()> {
             let own = logits(&own, &loaded[0], &model, window)?;
             let other = match (&other, &reference) {
-                (Some(other), Some(reference)) => logits(other, &loaded[1], reference, window)?,
-                _ => Vec::new(),
+                (Some(other), Some(reference)) => Some(logits(other, &loaded[1], reference, window)?),
+                _ => None,
             };
-            add(running, &windows[window][1..], rows.clone(), &own, &other);
-            Ok(())
+            let targets = &windows[window][1..];
+            with_values(&own, |own| match &other {
+                None => {
+                    add(running, targets, rows.clone(), own, &[]);
+                    Ok(())
+                }
+                Some(other) => with_values(other, |other| add(running, targets, rows.clone(), own, other)),
+            })?
         };
         pool.install(|| running.par_iter_mut().enumerate().try_for_each(step)).map_err(WeightsError::from)?;
         observer.event(Event::Progress { done: ((tile + 1) * windows.len()) as u64 });
@@ -82,6 +88,16 @@ fn load(walk: &Walk<'_>, rows: std::ops::Range<usize>) -> Result<Parameters, Err
     let head = walk.decoder.head.linear.as_ref();
     let path = head.map_or(&walk.decoder.embedding.path, |linear| &linear.path);
     Ok(walk.weights.load_tile(path, rows, &walk.device)?)
+}
+
+/// Lends out the numbers of a tensor, copied only from another device.
+fn with_values<R>(tensor: &Tensor, f: impl FnOnce(&[f32]) -> R) -> candle_core::Result<R> {
+    let tensor = tensor.to_device(&Device::Cpu)?.contiguous()?;
+    let (storage, layout) = tensor.storage_and_layout();
+    match (&*storage, layout.contiguous_offsets()) {
+        (Storage::Cpu(storage), Some((start, end))) => Ok(f(&storage.as_slice::<f32>()?[start..end])),
+        _ => Err(candle_core::Error::msg("a tensor that was brought to the CPU is not there")),
+    }
 }
 
 fn add(running: &mut [Running], targets: &[u32], rows: std::ops::Range<usize>, own: &[f32], other: &[f32]) {
