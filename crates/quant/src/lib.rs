@@ -22,13 +22,17 @@
 //! # }
 //! ```
 //!
+//! [`inspect`] looks at a model, converted or not, and says whether mlx_lm loads it.
+//!
 //! The library never prints and never reads the environment; progress leaves it through [`Observer`].
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test panics to fail"))]
 
 mod card;
 mod convert;
 mod error;
+pub mod inspect;
 mod observer;
+mod parameters;
 mod plan;
 mod source;
 
@@ -42,4 +46,4 @@ pub use plan::{
 };
 #[cfg(feature = "demo")]
 pub use source::demo;
-pub use source::{Model, open};
+pub use source::{Model, open, open_files};
