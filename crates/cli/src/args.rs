@@ -21,6 +21,51 @@ pub(crate) enum Command {
     /// Round to nearest, equal to mlx_lm.convert tensor for tensor. Weights are streamed: memory does not grow
     /// with the model, and an interrupted run resumes when it is repeated.
     Convert(Box<Convert>),
+
+    /// Show what a model is: parameters, bits per weight, how each layer is stored; --verify checks everything
+    ///
+    /// Takes unconverted Hugging Face models and MLX models, quantized or not. Reads headers and config.json only,
+    /// with --verify every tensor. Exit code 2 if --verify finds anything wrong.
+    Inspect(Inspect),
+}
+
+impl Command {
+    /// How it shows things.
+    pub(crate) fn output(&self) -> &Output {
+        match self {
+            Self::Convert(args) => &args.output,
+            Self::Inspect(args) => &args.output,
+        }
+    }
+}
+
+const INSPECT_EXAMPLES: &str = "\
+Examples:
+  mlx-quant inspect
+      the built-in demo model
+  mlx-quant inspect ./Qwen3-8B-4bit
+  mlx-quant inspect ./Qwen3-8B-4bit --verify
+      does mlx_lm load it, are all weights numbers, does the tokenizer fit?
+  mlx-quant inspect ./Qwen3-8B-4bit --json | jq '.layers[] | select(.packing.bits == 6) | .path'";
+
+/// Arguments of `inspect`.
+#[derive(Debug, Args)]
+#[command(after_help = INSPECT_EXAMPLES)]
+pub(crate) struct Inspect {
+    /// Model directory (config.json and safetensors) [default: the built-in demo model]
+    #[arg(value_name = "DIR")]
+    pub(crate) model: Option<PathBuf>,
+
+    /// Check every tensor, the index, config.json and the tokenizer, and say whether mlx_lm loads the model
+    #[arg(long)]
+    pub(crate) verify: bool,
+
+    /// Threads of --verify [default: one per core]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub(crate) threads: Option<u32>,
+
+    #[command(flatten)]
+    pub(crate) output: Output,
 }
 
 const EXAMPLES: &str = "\

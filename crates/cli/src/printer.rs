@@ -27,6 +27,11 @@ impl Printer {
         self.json
     }
 
+    /// Whether a person wants to see all of it.
+    pub(crate) fn is_verbose(self) -> bool {
+        self.verbose
+    }
+
     /// Data, to stdout. A reader that has gone away (`| head`) is no failure.
     pub(crate) fn data(self, text: &str) {
         let _ = writeln!(std::io::stdout(), "{}", printable(text));

@@ -22,6 +22,8 @@
 //! # }
 //! ```
 //!
+//! [`inspect`] looks at a model, converted or not, and says whether mlx_lm loads it.
+//!
 //! The library never prints and never reads the environment; progress leaves it through [`Observer`].
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test panics to fail"))]
 
@@ -30,7 +32,9 @@ mod convert;
 pub mod data;
 mod error;
 mod evaluate;
+pub mod inspect;
 mod observer;
+mod parameters;
 mod plan;
 mod source;
 mod walk;
@@ -52,3 +56,4 @@ pub use plan::{
 pub use source::demo;
 pub use source::{Model, open};
 pub use walk::{Residency, Walk};
+pub use source::{Model, open, open_files};

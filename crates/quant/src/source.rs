@@ -26,6 +26,17 @@ pub fn open(directory: &Directory) -> Result<Model, Error> {
     Ok(Model { checkpoint: Checkpoint::open(directory.clone())?, config })
 }
 
+/// Opens a model directory as mlx_lm does: every `model*.safetensors`, whatever the index says, damaged files left out.
+/// For [`crate::inspect`], which tells what is wrong with the rest.
+///
+/// # Errors
+/// [`Error`] if config.json or all weights are missing or unreadable.
+pub fn open_files(directory: &Directory) -> Result<Model, Error> {
+    let config = Config::load(directory)?;
+    let (checkpoint, _) = Checkpoint::open_files(directory.clone())?;
+    Ok(Model { checkpoint, config })
+}
+
 /// The built-in demo model: llama, 7.9 million weights, bfloat16.
 #[cfg(feature = "demo")]
 pub fn demo() -> Directory {

@@ -1,3 +1,5 @@
 //! One file per command: settings from arguments, then the library, then the printer.
 
 pub(crate) mod convert;
+pub(crate) mod inspect;
+mod source;
