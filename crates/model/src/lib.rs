@@ -23,5 +23,5 @@ pub use error::SourceError;
 pub use existing::Existing;
 pub use forward::{Forward, State, Tap};
 pub use names::Named;
-pub use view::{StepError, View};
+pub use view::{ScatterError, StepError, View};
 pub use weights::{Parameters, Weights, WeightsError};
