@@ -28,5 +28,5 @@ pub use expected::ExpectedTensor;
 pub use forward::{Forward, State, Tap};
 pub use names::Named;
 pub use tokenizer::{Tokenizer, TokenizerError};
-pub use view::{StepError, View};
+pub use view::{ScatterError, StepError, View};
 pub use weights::{Parameters, Weights, WeightsError};

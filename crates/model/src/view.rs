@@ -21,6 +21,13 @@ pub struct StepError {
     shape: Vec<usize>,
 }
 
+/// Rows that cannot be written back.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("tensor {tensor} is decoded from fp8, which has no inverse")]
+pub struct ScatterError {
+    tensor: String,
+}
+
 /// A strided view of one source tensor, in elements.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Piece {
@@ -265,6 +272,44 @@ impl View {
         Cow::Owned(out)
     }
 
+    /// The inverse of [`View::rows_of`]: gives every byte of `rows` back to the place that it was read from.
+    ///
+    /// It shows that a renaming loses nothing, and carries values by MLX's names back under the source's names.
+    /// `bytes` holds whole rows, [`View::row_bytes`] each, as `rows_of` gave them (of an `add_one` view: before 1 is
+    /// added). `write` gets a source tensor's name, the offset of a byte in that tensor, and what belongs there: a
+    /// row where the source has it in one piece, else an element at a time.
+    ///
+    /// # Errors
+    /// [`ScatterError`] if the rows are decoded from fp8; nothing of that tensor has been written.
+    ///
+    /// # Panics
+    /// If the range is out of bounds, or `bytes` has another length.
+    pub fn scatter(
+        &self,
+        rows: Range<usize>,
+        bytes: &[u8],
+        mut write: impl FnMut(&str, usize, &[u8]),
+    ) -> Result<(), ScatterError> {
+        let (size, row_bytes, per_piece) = (self.stored_size(), self.row_bytes(), self.rows_per_piece());
+        assert!(rows.end <= self.rows() && bytes.len() == rows.len() * row_bytes);
+        for (row, bytes) in rows.zip(bytes.chunks_exact(row_bytes.max(1))) {
+            let piece = &self.pieces[row / per_piece];
+            if piece.blocks.is_some() {
+                return Err(ScatterError { tensor: piece.tensor.clone() });
+            }
+            let start = piece.row_start(row % per_piece);
+            match piece.strides.last() {
+                Some(&stride) if stride != 1 => {
+                    for (column, element) in bytes.chunks_exact(size).enumerate() {
+                        write(&piece.tensor, (start + column * stride) * size, element);
+                    }
+                }
+                _ => write(&piece.tensor, start * size, bytes),
+            }
+        }
+        Ok(())
+    }
+
     /// Asks the system to read the pages behind `rows` ahead.
     pub fn prefetch(&self, checkpoint: &Checkpoint, rows: Range<usize>) {
         let (size, per_piece) = (self.stored_size(), self.rows_per_piece());
@@ -408,6 +453,10 @@ mod tests {
             }
             assert_eq!(cut, whole, "cut by {step}");
         }
+        view.scatter(0..view.rows(), &whole, |tensor, at, bytes| {
+            assert_eq!(&checkpoint.bytes(checkpoint.tensor(tensor).unwrap())[at..][..bytes.len()], bytes);
+        })
+        .unwrap();
         whole
     }
 

@@ -54,6 +54,5 @@ pub use plan::{
 };
 #[cfg(feature = "demo")]
 pub use source::demo;
-pub use source::{Model, open};
-pub use walk::{Residency, Walk};
 pub use source::{Model, open, open_files};
+pub use walk::{Residency, Walk};

@@ -387,6 +387,11 @@ pub fn described() -> Vec<(&'static str, bool)> {
     described
 }
 
+/// The model types that are described as `model_type` is, itself among them; none if it has no description.
+pub fn aliases(model_type: &str) -> &'static [&'static str] {
+    family_of(model_type).map_or(&[], |family| family.types)
+}
+
 /// No description: names stay as they are, linears are told by shape.
 fn by_names(source: Source<'_>) -> Architecture {
     let highest = source.tensors.keys().filter_map(|name| {

@@ -96,7 +96,7 @@ impl DeltaNet {
         let step = pass.kernels.activate(&step, Activation::Softplus)?;
         let decay = step.broadcast_mul(&pass.parameters.tensor(&self.decay_log)?.exp()?)?.neg()?.exp()?;
 
-        let output = scan(&q, &k, &v, &decay, &beta)?; // [b, t, value_heads, value_dim]
+        let output = pass.kernels.gated_delta(&q, &k, &v, &decay, &beta)?; // [b, t, value_heads, value_dim]
         let normed = pass.norm(&self.norm, &output)?;
         let gated = pass.kernels.glu(&z, &normed, Activation::Silu)?;
         let gated = gated.reshape((batch, tokens, value_heads * value_dim))?;
@@ -135,25 +135,4 @@ impl DeltaNet {
 /// x / sqrt(sum(x^2) + 1e-6) over the last axis.
 fn unit(x: &Tensor) -> Result<Tensor> {
     x.broadcast_div(&(x.sqr()?.sum_keepdim(D::Minus1)? + 1e-6)?.sqrt()?)
-}
-
-/// The recurrence. q, k `[batch, tokens, heads, key_dim]`, v `[batch, tokens, heads, value_dim]`, decay and beta
-/// `[batch, tokens, heads]`; gives `[batch, tokens, heads, value_dim]`.
-fn scan(q: &Tensor, k: &Tensor, v: &Tensor, decay: &Tensor, beta: &Tensor) -> Result<Tensor> {
-    let (batch, tokens, heads, key_dim) = k.dims4()?;
-    let value_dim = v.dim(3)?;
-    let mut state = Tensor::zeros((batch, heads, key_dim, value_dim), v.dtype(), v.device())?;
-    let mut outputs = Vec::with_capacity(tokens);
-    for token in 0..tokens {
-        let at = |x: &Tensor| x.narrow(1, token, 1)?.squeeze(1);
-        let column = |x: &Tensor| at(x)?.unsqueeze(3); // [b, h, k, 1]
-        let scalar = |x: &Tensor| at(x)?.unsqueeze(2); // [b, h, 1]
-        state = state.broadcast_mul(&scalar(decay)?.unsqueeze(3)?)?;
-        let key = column(k)?;
-        let remembered = state.broadcast_mul(&key)?.sum(2)?; // [b, h, v]
-        let change = (at(v)? - remembered)?.broadcast_mul(&scalar(beta)?)?;
-        state = (state + key.broadcast_mul(&change.unsqueeze(2)?)?)?;
-        outputs.push(state.broadcast_mul(&column(q)?)?.sum(2)?);
-    }
-    Tensor::stack(&outputs, 1)
 }

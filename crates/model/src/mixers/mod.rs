@@ -13,7 +13,7 @@ pub use self::short_convolution::ShortConvolution;
 /// Causal convolution of each channel with a kernel of its own: `y[t] = sum over j of w[.., j] * x[t - kernel + 1 + j]`.
 ///
 /// `x` `[batch, tokens, channels]`, `weight` `[channels, kernel, 1]` as MLX stores it; before the first token lie zeros.
-fn causal_convolution(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+pub(crate) fn causal_convolution(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     let (_, tokens, channels) = x.dims3()?;
     let weight = weight.reshape((channels, ()))?;
     let kernel = weight.dim(D::Minus1)?;

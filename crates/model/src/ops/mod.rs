@@ -16,6 +16,7 @@
 
 mod activation;
 mod attention;
+mod delta;
 pub mod exp;
 mod linear;
 mod loss;
@@ -139,6 +140,22 @@ impl Kernels {
         match self {
             Self::Fused => attention::fused(q, k, v, settings),
             Self::Plain => attention::plain(q, k, v, settings),
+        }
+    }
+
+    /// The gated delta rule over the tokens of each head, whose state `S [key_dim, value_dim]` begins as zeros:
+    /// `S = decay * S`, `S = S + k (beta * (v - S^T k))^T`, `o = S^T q`.
+    ///
+    /// `q` and `k` `[batch, tokens, heads, key_dim]`, `v [batch, tokens, heads, value_dim]`, `decay` and `beta`
+    /// `[batch, tokens, heads]` give `o [batch, tokens, heads, value_dim]`.
+    ///
+    /// # Errors
+    /// Shapes that do not fit together.
+    pub fn gated_delta(self, q: &Tensor, k: &Tensor, v: &Tensor, decay: &Tensor, beta: &Tensor) -> Result<Tensor> {
+        delta::check(q, k, v, decay, beta)?;
+        match self {
+            Self::Fused => delta::fused(q, k, v, decay, beta),
+            Self::Plain => delta::plain(q, k, v, decay, beta),
         }
     }
 
