@@ -14,6 +14,10 @@ use clap::Parser as _;
 use crate::args::{Cli, Command};
 use crate::printer::Printer;
 
+/// Activations of megabytes come and go for every window and block: the system's allocator would give them back each time.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Refused before any work.
 const REFUSED: u8 = 2;
 /// Failed while working.
@@ -51,6 +55,7 @@ fn main() -> ExitCode {
     let done = match &cli.command {
         Command::Convert(args) => commands::convert::run(args, printer),
         Command::Inspect(args) => commands::inspect::run(args, printer),
+        Command::Eval(args) => commands::eval::run(args, printer),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

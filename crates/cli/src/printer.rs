@@ -65,6 +65,13 @@ impl Printer {
         }
     }
 
+    /// The style of a bar over the steps of a phase.
+    pub(crate) fn steps(self) -> ProgressStyle {
+        let template = "{prefix:>9} [{bar:30}] {pos}/{len} {eta} left {wide_msg}";
+        let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+        style.progress_chars("=> ")
+    }
+
     /// A bar over bytes with rate and remaining time; invisible where stderr is no terminal.
     pub(crate) fn progress(self) -> ProgressBar {
         let target = if self.quiet { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };

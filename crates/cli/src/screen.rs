@@ -40,6 +40,14 @@ impl Observer for Screen {
                     ));
                 }
             }
+            Event::Phase { name, total } => {
+                self.bar.set_style(self.printer.steps());
+                self.bar.set_length(total);
+                self.bar.set_position(0);
+                self.bar.reset_eta();
+                self.bar.set_prefix(name);
+                self.bar.set_message(String::new());
+            }
             Event::Working { name } => self.bar.set_message(name.to_owned()),
             Event::Progress { done } => self.bar.set_position(done),
             Event::Finishing => self.bar.finish_and_clear(),

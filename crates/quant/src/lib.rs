@@ -36,6 +36,7 @@ pub mod inspect;
 mod observer;
 mod parameters;
 mod plan;
+pub mod report;
 mod source;
 mod walk;
 

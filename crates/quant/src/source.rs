@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use mlx_format::checkpoint::{Checkpoint, Config, Directory};
+use mlx_quant_model::Tokenizer;
 use sha2::{Digest as _, Sha256};
 
 use crate::Error;
@@ -44,6 +45,22 @@ pub fn demo() -> Directory {
 }
 
 impl Model {
+    /// Its tokenizer.
+    ///
+    /// # Errors
+    /// If `tokenizer.json` is missing or damaged.
+    pub fn tokenizer(&self) -> Result<Tokenizer, Error> {
+        Ok(Tokenizer::load(self.checkpoint.directory())?)
+    }
+
+    /// Token ids that it knows.
+    ///
+    /// # Errors
+    /// As [`crate::Walk::open`].
+    pub fn vocabulary(&self) -> Result<usize, Error> {
+        Ok(crate::Walk::open(self)?.decoder.vocabulary)
+    }
+
     /// Recognises this very checkpoint again: SHA-256 over config.json and, for each file of weights, its name, size, time of change
     /// and tensors (for the built-in model, its bytes).
     ///

@@ -181,7 +181,7 @@ fn kernel_rate(plan: &Plan) -> f64 {
 }
 
 /// Highest resident set of this process so far, where the system tells.
-fn resident_peak() -> Option<u64> {
+pub(super) fn resident_peak() -> Option<u64> {
     let status = fs_err::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kilobytes| kilobytes * 1024)

@@ -4,8 +4,10 @@ use std::path::Path;
 
 use anyhow::Result;
 use mlx_format::checkpoint::Directory;
+use mlx_quant::Model;
 
 use crate::Refusal;
+use crate::printer::Printer;
 
 /// The directory of `model`, or the built-in demo model.
 pub(crate) fn directory(model: Option<&Path>) -> Result<Directory> {
@@ -26,6 +28,15 @@ pub(crate) fn directory(model: Option<&Path>) -> Result<Directory> {
         #[cfg(not(feature = "demo"))]
         None => Err(Refusal("this build has no demo model; hint: give the directory of a model".to_owned()).into()),
     }
+}
+
+/// Opens a model, with a word on files that are not part of it.
+pub(crate) fn open(model: Option<&Path>, printer: Printer) -> Result<Model> {
+    let model = mlx_quant::open(&directory(model)?)?;
+    for file in model.checkpoint.ignored() {
+        printer.warn(&format!("{file} is not in the index and is not used"));
+    }
+    Ok(model)
 }
 
 fn looks_like_hub_id(path: &Path) -> bool {

@@ -24,7 +24,7 @@ pub use self::result::{Against, Divergence, Evaluation, Measures, SourceEvaluati
 use crate::data::Windows;
 use crate::observer::{Event, Observer};
 use crate::walk::Walk;
-use crate::{Error, Model, Plan, Settings, threads_or_all};
+use crate::{Error, Model, threads_or_all};
 
 /// How a model is evaluated; nothing here changes a result.
 #[derive(Clone, Debug, Default)]
@@ -115,14 +115,14 @@ pub fn evaluate(
     let hidden = states(&own, "model", &tokens, &pool, observer)?;
     let measures = head::measure((&own, hidden), theirs, &tokens, &pool, observer)?;
 
-    let plan = Plan::new(&model.checkpoint, &model.config, Settings::default())?;
+    let inspection = crate::inspect::inspect(model)?;
     let label = |model: &Model| model.checkpoint.directory().display().into_owned();
     let subject = Subject {
         model: label(model),
         reference: reference.map(label),
         model_type: model.config.model_type().unwrap_or_default().to_owned(),
-        bits_per_weight: stored_bits_per_weight(&plan),
-        parameters: plan.parameters,
+        bits_per_weight: inspection.bits_per_weight,
+        parameters: inspection.parameters,
         reference_cached,
         kernels: mlx_format::simd_name().to_owned(),
         seconds: start.elapsed().as_secs_f64(),
@@ -139,15 +139,4 @@ fn states(
 ) -> Result<Vec<Tensor>, Error> {
     observer.event(Event::Phase { name, total: (tokens.len() * walk.decoder.blocks.len()) as u64 });
     walk.hidden(tokens, pool, observer, &mut 0)
-}
-
-/// Bytes of the tensors as they are stored, times 8, over the weights as mlx-lm counts them.
-fn stored_bits_per_weight(plan: &Plan) -> f64 {
-    let bytes: u64 = plan
-        .items
-        .iter()
-        .flat_map(crate::Item::views)
-        .map(|view| (view.rows() * view.row_bytes()) as u64)
-        .sum();
-    bytes as f64 * 8.0 / plan.parameters.max(1) as f64
 }
