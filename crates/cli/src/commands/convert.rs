@@ -182,7 +182,12 @@ fn kernel_rate(plan: &Plan) -> f64 {
 
 /// Highest resident set of this process so far, where the system tells.
 pub(super) fn resident_peak() -> Option<u64> {
+    status_bytes("VmHWM:")
+}
+
+/// A line of what Linux says of this process, in bytes.
+pub(super) fn status_bytes(key: &str) -> Option<u64> {
     let status = fs_err::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix(key))?;
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kilobytes| kilobytes * 1024)
 }

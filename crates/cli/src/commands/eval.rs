@@ -28,14 +28,16 @@ pub(crate) fn run(args: &Eval, printer: Printer) -> Result<()> {
         low_memory: args.low_memory,
         cache: args.cache.clone(),
     };
-    let mut needed = memory(&model, reference.as_ref(), &windows, &settings)?;
-    if !settings.low_memory && free_memory().is_some_and(|free| needed.peak > free) {
+    let resident = resident_now().unwrap_or(USUAL_RESIDENT);
+    let needed = |settings: &EvaluationSettings| memory(&model, reference.as_ref(), &windows, settings, resident);
+    let mut memory = needed(&settings)?;
+    if !settings.low_memory && free_memory().is_some_and(|free| memory.peak > free + resident) {
         settings.low_memory = true;
-        needed = memory(&model, reference.as_ref(), &windows, &settings)?;
+        memory = needed(&settings)?;
         printer.detail("--low-memory, because the model does not fit in free memory");
     }
     if args.dry_run {
-        return dry_run(&windows, needed, printer);
+        return dry_run(&windows, memory, printer);
     }
     let screen = Screen::new(printer);
     let evaluation = evaluate(&model, reference.as_ref(), &windows, &settings, &screen);
@@ -48,7 +50,7 @@ pub(crate) fn run(args: &Eval, printer: Printer) -> Result<()> {
     if printer.is_json() {
         let mut document = serde_json::to_value(&evaluation)?;
         document["peak_memory_bytes"] = json!(peak);
-        document["predicted_memory_bytes"] = json!(needed.peak);
+        document["predicted_memory_bytes"] = json!(memory.peak);
         printer.data(&report::json(&document)?);
         return Ok(());
     }
@@ -62,6 +64,9 @@ pub(crate) fn run(args: &Eval, printer: Printer) -> Result<()> {
     ));
     Ok(())
 }
+
+/// What a process holds after it has tokenized a text, where the system does not tell.
+const USUAL_RESIDENT: u64 = 80 << 20;
 
 /// Tokenizes with the reference's tokenizer, as the text was made for it; without one with the model's.
 fn windows(args: &Eval, model: &Model, reference: Option<&Model>, printer: Printer) -> Result<Windows> {
@@ -84,9 +89,9 @@ fn windows(args: &Eval, model: &Model, reference: Option<&Model>, printer: Print
     Ok(windows)
 }
 
-fn dry_run(windows: &Windows, needed: Memory, printer: Printer) -> Result<()> {
+fn dry_run(windows: &Windows, memory: Memory, printer: Printer) -> Result<()> {
     if printer.is_json() {
-        printer.data(&report::json(&json!({"data": windows.report(), "memory": needed}))?);
+        printer.data(&report::json(&json!({"data": windows.report(), "memory": memory}))?);
         return Ok(());
     }
     let line = |name: &str, value: String| printer.data(&format!("{name:<16} {value}"));
@@ -94,11 +99,12 @@ fn dry_run(windows: &Windows, needed: Memory, printer: Printer) -> Result<()> {
         let (picked, total) = (source.windows_picked, source.windows_total);
         line("data", format!("{}: {} tokens, {picked} of {total} windows", source.name, source.tokens));
     }
-    line("blocks", bytes(needed.blocks));
-    line("activations", bytes(needed.states));
-    line("in a block", bytes(needed.scratch));
-    line("head", bytes(needed.head));
-    line("peak memory", format!("about {}", bytes(needed.peak)));
+    line("process", bytes(memory.fixed));
+    line("blocks", bytes(memory.blocks));
+    line("activations", bytes(memory.states));
+    line("in a block", bytes(memory.scratch));
+    line("head", bytes(memory.head));
+    line("peak memory", format!("about {}", bytes(memory.peak)));
     Ok(())
 }
 
@@ -129,6 +135,11 @@ impl Report {
         let write = |file: &mut File| file.set_len(0).and_then(|()| file.write_all(text.as_bytes()));
         write(&mut self.file).with_context(|| self.path.display().to_string())
     }
+}
+
+/// Resident set of this process, where the system tells.
+fn resident_now() -> Option<u64> {
+    super::convert::status_bytes("VmRSS:")
 }
 
 /// Memory that programs may still take, where the system tells.

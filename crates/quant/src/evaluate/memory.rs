@@ -1,5 +1,7 @@
 //! How much memory an evaluation will need, from headers alone.
 
+use mlx_format::checkpoint::Directory;
+
 use super::EvaluationSettings;
 use super::head::TILE;
 use crate::Error;
@@ -18,13 +20,13 @@ pub struct Memory {
     pub scratch: u64,
     /// Tiles of heads and logits.
     pub head: u64,
-    /// The program, headers, tokens.
+    /// What the process holds already: program, headers, tokenizer, tokens; and weights embedded in it.
     pub fixed: u64,
     /// The largest sum at any time.
     pub peak: u64,
 }
 
-/// Predicts the peak resident memory of [`super::evaluate`].
+/// Predicts the peak resident memory of [`super::evaluate`] in a process that holds `resident` bytes now.
 ///
 /// # Errors
 /// As [`Walk::open`].
@@ -33,6 +35,7 @@ pub fn memory(
     reference: Option<&Model>,
     windows: &Windows,
     settings: &EvaluationSettings,
+    resident: u64,
 ) -> Result<Memory, Error> {
     let threads = threads_or_all(settings.threads) as u64;
     let (tokens, count) = (windows.sequence_length as u64, windows.picked.len() as u64);
@@ -43,19 +46,24 @@ pub fn memory(
         let walk = Walk::open(model)?;
         let (blocks, hidden) = (walk.block_bytes(), walk.decoder.hidden_size as u64);
         let wave = (walk.wave(windows.sequence_length) as u64).min(count);
-        let resident = walk.residency(settings.low_memory, windows) == Residency::Resident;
-        let held = if resident { blocks.iter().sum() } else { blocks.iter().copied().max().unwrap_or(0) };
+        let stays = walk.residency(settings.low_memory, windows) == Residency::Resident;
+        let held = if stays { blocks.iter().sum() } else { blocks.iter().copied().max().unwrap_or(0) };
         let states = wave * tokens * walk.state_elements() as u64 * 4;
         let finals = count * tokens * hidden * 4;
         let scratch = walk.scratch_bytes(windows.sequence_length) * threads.min(wave);
         walking = walking.max(left + held + states.max(finals) + scratch);
-        left += finals + if resident { held } else { 0 };
+        left += finals + if stays { held } else { 0 };
         sum.blocks = sum.blocks.max(held);
         sum.states += finals;
         sum.scratch = sum.scratch.max(scratch);
         sum.head += 2 * TILE as u64 * hidden * 4 + threads * 2 * tokens * TILE as u64 * 4;
     }
-    sum.fixed = (24 << 20) + model.checkpoint.tensors().len() as u64 * 2_000;
+    let embedded = |model: &Model| match model.checkpoint.directory() {
+        // Part of the program: its pages cannot be given back.
+        Directory::Embedded { .. } => model.checkpoint.tensors().values().map(|tensor| tensor.bytes() as u64).sum(),
+        Directory::Path(_) => 0,
+    };
+    sum.fixed = resident + reference.into_iter().chain([model]).map(embedded).sum::<u64>();
     sum.peak = sum.fixed + walking.max(left + sum.head);
     Ok(sum)
 }
