@@ -186,7 +186,7 @@ fn mixed_layers_are_listed_by_range() {
 }
 
 #[test]
-fn scales_with_a_column_too_few() {
+fn scales_with_too_few_columns_or_rows() {
     let fixture = Fixture::new(&["-q"]);
     fixture.edit_tensors(|tensors| {
         let (_, shape, bytes) = tensors.get_mut(&format!("{LAYER}.scales")).unwrap();
@@ -194,6 +194,16 @@ fn scales_with_a_column_too_few() {
         bytes.truncate(shape[0] * shape[1] * 2);
     });
     fixture.damaged(FAILS, &["scales [64, 1] and biases [64, 2] do not belong together"]);
+
+    let fixture = Fixture::new(&["-q"]);
+    fixture.edit_tensors(|tensors| {
+        for leaf in ["scales", "biases"] {
+            let (_, shape, bytes) = tensors.get_mut(&format!("{LAYER}.{leaf}")).unwrap();
+            shape[0] -= 1;
+            bytes.truncate(shape[0] * shape[1] * 2);
+        }
+    });
+    fixture.damaged(FAILS, &["weight [64, 16] and scales [63, 2] do not belong together"]);
 }
 
 #[test]
