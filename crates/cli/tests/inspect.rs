@@ -351,7 +351,7 @@ fn model_types() {
     let fixture = Fixture::new(&[]);
     fixture.inspect(&["--verify"]).success().stdout(contains("not quantized"));
     let of = |model_type: &str| {
-        fixture.edit_json("config.json", |config| config["model_type"] = model_type.into())
+        fixture.edit_json("config.json", |config| config["model_type"] = model_type.into());
     };
     of("internlm3");
     let output = fixture.inspect(&["--verify"]).success();

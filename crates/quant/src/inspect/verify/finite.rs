@@ -105,9 +105,8 @@ fn tasks(named: &Named) -> Vec<Task<'_>> {
                 let mode = packed.scheme(&named.existing).map(mlx_format::Scheme::mode);
                 for (name, view) in packed.parts() {
                     let kind = match (view.dtype, mode) {
-                        (Dtype::U8, Some(Mode::Nvfp4)) => Some(Kind::E4m3),
+                        (Dtype::U8, Some(Mode::Nvfp4)) | (Dtype::U32, Some(Mode::Mxfp8)) => Some(Kind::E4m3),
                         (Dtype::U8, Some(_)) => Some(Kind::E8m0),
-                        (Dtype::U32, Some(Mode::Mxfp8)) => Some(Kind::E4m3),
                         (dtype, _) => FloatType::from_dtype(dtype).map(Kind::Float),
                     };
                     tasks.extend(kind.map(|kind| Task { name, view, kind }));

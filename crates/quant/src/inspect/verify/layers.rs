@@ -166,20 +166,15 @@ impl<'a> Check<'a> {
             Some(columns) => packed.inferred(columns),
             None => packed.scheme(&self.named.existing),
         };
-        match scheme {
-            Some(scheme) => {
-                let shared = listed(map);
-                if !map.is_empty() && shared != Some(scheme) {
-                    self.odd.push((packed.path, scheme));
-                }
-                Some(scheme)
+        if let Some(scheme) = scheme {
+            if !map.is_empty() && listed(map) != Some(scheme) {
+                self.odd.push((packed.path, scheme));
             }
-            None => {
-                let columns = columns.map_or_else(String::new, |columns| format!(" for {columns} inputs"));
-                self.findings.fatal(packed.path, format!("{held}{columns} are no packing that MLX has"));
-                None
-            }
+        } else {
+            let columns = columns.map_or_else(String::new, |columns| format!(" for {columns} inputs"));
+            self.findings.fatal(packed.path, format!("{held}{columns} are no packing that MLX has"));
         }
+        scheme
     }
 
     /// One problem for all of them: they have one cause.

@@ -20,7 +20,7 @@ pub(super) fn check(model: &Model, vocabulary: Option<usize>, findings: &mut Fin
     let Some(text) = directory.read(FILE)? else {
         match directory.files()?.iter().find(|name| is_other_tokenizer(name)) {
             Some(other) => {
-                findings.notes.push(format!("the tokenizer ({other}) was not checked, only {FILE} is"))
+                findings.notes.push(format!("the tokenizer ({other}) was not checked, only {FILE} is"));
             }
             None => findings.fatal(
                 FILE,
