@@ -128,7 +128,11 @@ fn the_demo_model() {
         )
         .stderr("");
     mlx_quant().args(["inspect", "--verify"]).assert().success().stdout(contains("mlx_lm will load it\n"));
-    mlx_quant().args(["inspect", "--verbose"]).assert().success().stdout(contains("model.layers.3.mlp.down_proj"));
+    mlx_quant()
+        .args(["inspect", "--verbose"])
+        .assert()
+        .success()
+        .stdout(contains("model.layers.3.mlp.down_proj"));
 }
 
 /// What it says of a conversion is what the conversion said itself.
@@ -150,7 +154,8 @@ fn conversions_of_the_demo_model() {
             .assert()
             .success();
         let plan: Value = serde_json::from_slice(&convert.get_output().stdout).unwrap();
-        let inspect = mlx_quant().arg("inspect").arg(&out).args(["--verify", "--json", "--threads", "2"]).assert();
+        let inspect =
+            mlx_quant().arg("inspect").arg(&out).args(["--verify", "--json", "--threads", "2"]).assert();
         let document: Value = serde_json::from_slice(&inspect.success().get_output().stdout).unwrap();
         for (ours, theirs) in [
             ("parameters", "parameters"),
@@ -181,14 +186,24 @@ fn mixed_layers_are_listed_by_range() {
 }
 
 #[test]
-fn scales_with_a_column_too_few() {
+fn scales_with_too_few_columns_or_rows() {
     let fixture = Fixture::new(&["-q"]);
     fixture.edit_tensors(|tensors| {
         let (_, shape, bytes) = tensors.get_mut(&format!("{LAYER}.scales")).unwrap();
         shape[1] -= 1;
         bytes.truncate(shape[0] * shape[1] * 2);
     });
-    fixture.damaged(FAILS, &["scales"]);
+    fixture.damaged(FAILS, &["scales [64, 1] and biases [64, 2] do not belong together"]);
+
+    let fixture = Fixture::new(&["-q"]);
+    fixture.edit_tensors(|tensors| {
+        for leaf in ["scales", "biases"] {
+            let (_, shape, bytes) = tensors.get_mut(&format!("{LAYER}.{leaf}")).unwrap();
+            shape[0] -= 1;
+            bytes.truncate(shape[0] * shape[1] * 2);
+        }
+    });
+    fixture.damaged(FAILS, &["weight [64, 16] and scales [63, 2] do not belong together"]);
 }
 
 #[test]
@@ -201,7 +216,8 @@ fn values_that_are_no_numbers() {
         norm[..2].copy_from_slice(&half::bf16::INFINITY.to_le_bytes());
     });
     let scales = format!("{LAYER}.scales: in ");
-    fixture.damaged(LOADS_BUT, &[&format!("{scales}{}", fixture.file(WEIGHTS).display()), "element 0 is inf"]);
+    fixture
+        .damaged(LOADS_BUT, &[&format!("{scales}{}", fixture.file(WEIGHTS).display()), "element 0 is inf"]);
     fixture.inspect(&["--verify"]).stdout(contains("element 3 is NaN"));
 
     let fixture = Fixture::new(&["-q", "--q-mode", "mxfp4"]);
@@ -215,6 +231,8 @@ fn config_with_other_bits() {
     fixture.edit_quantization(|quantization| quantization[LAYER]["bits"] = 3.into());
     fixture.damaged(FAILS, &["config.json says 3 bits, group size 64"]);
     fixture.edit_quantization(|quantization| quantization[LAYER] = false.into());
+    fixture.damaged(FAILS, &["config.json says that it is not"]);
+    fixture.edit_quantization(|quantization| quantization[LAYER] = json!({}));
     fixture.damaged(FAILS, &["config.json says that it is not"]);
     // 8 bits in groups of 32 have the words and groups of 4 bits in groups of 64, for half as many inputs.
     fixture.edit_quantization(|quantization| {
@@ -237,6 +255,19 @@ fn shared_bits_that_no_layer_has() {
         quantization["group_size"] = 64.into();
     });
     fixture.damaged(FAILS, &["has no number bits"]);
+}
+
+#[test]
+fn entries_for_layers_that_are_not_packed() {
+    let fixture = Fixture::new(&["-q"]);
+    fixture
+        .edit_quantization(|quantization| quantization["model.norm"] = json!({"bits": 4, "group_size": 64}));
+    fixture.damaged(FAILS, &["model.norm: config.json says that it is packed"]);
+    fixture.edit_quantization(|quantization| {
+        quantization["model.norm"] = false.into();
+        quantization["model.nothing"] = json!({"bits": 4, "group_size": 64});
+    });
+    fixture.damaged(LOADS_BUT, &["model.nothing: is in config.json's quantization"]);
 }
 
 #[test]
@@ -263,7 +294,12 @@ fn index_that_does_not_fit() {
         index["weight_map"][format!("{LAYER}.weight")] = "model-2.safetensors".into();
         index["metadata"]["total_size"] = 7.into();
     });
-    let problems = ["model.norm.weight: of model.safetensors is missing", "but in no file", "model-2", "total_size is 7"];
+    let problems = [
+        "model.norm.weight: of model.safetensors is missing",
+        "but in no file",
+        "model-2",
+        "total_size is 7",
+    ];
     fixture.damaged(LOADS_BUT, &problems);
     fixture.inspect(&[]).code(2).stdout("").stderr(contains("hint: "));
 }
@@ -277,7 +313,12 @@ fn tensors_too_many_and_too_few() {
         tensors.remove(&format!("{LAYER}.biases"));
         tensors.get_mut("model.layers.0.input_layernorm.weight").unwrap().1.push(1);
     });
-    let problems = ["model.extra.weight: is no tensor", "model.norm.weight: is missing", "biases are missing", "has shape"];
+    let problems = [
+        "model.extra.weight: is no tensor",
+        "model.norm.weight: is missing",
+        "biases are missing",
+        "has shape",
+    ];
     fixture.damaged(FAILS, &problems);
 }
 
@@ -295,6 +336,8 @@ fn tokenizers() {
         tokenizer["added_tokens"].as_array_mut().unwrap().push(json!({"id": 512, "content": "<beyond>"}));
     });
     fixture.damaged(LOADS_BUT, &["token \"<beyond>\" has id 512, the embedding has 512 rows"]);
+    std::fs::write(fixture.file("tokenizer.json"), "{\"model\": {}}").unwrap();
+    fixture.damaged(FAILS, &["tokenizer.json: is no tokenizer, it has no added_tokens"]);
     std::fs::write(fixture.file("tokenizer.json"), "{").unwrap();
     fixture.damaged(FAILS, &["tokenizer.json: is no JSON"]);
     std::fs::remove_file(fixture.file("tokenizer.json")).unwrap();
@@ -307,7 +350,9 @@ fn tokenizers() {
 fn model_types() {
     let fixture = Fixture::new(&[]);
     fixture.inspect(&["--verify"]).success().stdout(contains("not quantized"));
-    let of = |model_type: &str| fixture.edit_json("config.json", |config| config["model_type"] = model_type.into());
+    let of = |model_type: &str| {
+        fixture.edit_json("config.json", |config| config["model_type"] = model_type.into());
+    };
     of("internlm3");
     let output = fixture.inspect(&["--verify"]).success();
     output.stdout(contains("internlm3 (by tensor names, not described)").and(contains("was not checked")));
@@ -316,9 +361,15 @@ fn model_types() {
     // A layer is missing as a whole: nothing can be shown, but everything is told.
     of("llama");
     fixture.edit_json("config.json", |config| config["num_hidden_layers"] = 3.into());
-    fixture.inspect(&["--verify"]).code(2).stdout(contains(FAILS).and(contains("layer 2 of 3 has no weights")));
+    fixture
+        .inspect(&["--verify"])
+        .code(2)
+        .stdout(contains(FAILS).and(contains("layer 2 of 3 has no weights")));
     fixture.edit_json("config.json", |config| config["model_file"] = "evil.py".into());
-    fixture.inspect(&["--verify"]).code(2).stdout(contains("layer 2 of 3").and(contains("trust_remote_code")));
+    fixture
+        .inspect(&["--verify"])
+        .code(2)
+        .stdout(contains("layer 2 of 3").and(contains("trust_remote_code")));
 }
 
 #[test]

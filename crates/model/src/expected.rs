@@ -33,12 +33,16 @@ impl Decoder {
         let name = |linear: &Linear| format!("{}.weight", linear.path);
         for network in self.networks() {
             let linears = network.gate.linears();
-            let Some(found) = linears.into_iter().next().and_then(|linear| rows(&name(linear))) else { continue };
-            if let Some(down) = expected.get_mut(&name(&network.down)).and_then(|down| down.shape.last_mut()) {
+            let Some(found) = linears.into_iter().next().and_then(|linear| rows(&name(linear))) else {
+                continue;
+            };
+            if let Some(down) = expected.get_mut(&name(&network.down)).and_then(|down| down.shape.last_mut())
+            {
                 *down = Some(found / network.rows_for(1));
             }
             for linear in network.gate.linears() {
-                let axis = expected.get_mut(&name(linear)).and_then(|tensor| tensor.shape.iter_mut().rev().nth(1));
+                let axis =
+                    expected.get_mut(&name(linear)).and_then(|tensor| tensor.shape.iter_mut().rev().nth(1));
                 if let Some(axis) = axis {
                     *axis = Some(found);
                 }

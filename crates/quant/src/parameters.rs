@@ -47,7 +47,8 @@ mod tests {
 
     #[test]
     fn only_innermost_modules_count() {
-        let names = ["model.layers.0.self_attn.sinks", "model.layers.0.self_attn.q_proj.weight", "model.norm.weight"];
+        let names =
+            ["model.layers.0.self_attn.sinks", "model.layers.0.self_attn.q_proj.weight", "model.norm.weight"];
         let modules = OuterModules::of(names.into_iter());
         assert_eq!(names.map(|name| modules.plain(name, 3)), [0, 3, 3]);
     }

@@ -23,7 +23,8 @@ fn verified(directory: &Path) -> usize {
     for mode in modes {
         let temporary = tempfile::tempdir().unwrap();
         let target = temporary.path().join("out");
-        let settings = Settings { quantize: Some(Scheme::new(mode, None, None).unwrap()), ..Settings::default() };
+        let settings =
+            Settings { quantize: Some(Scheme::new(mode, None, None).unwrap()), ..Settings::default() };
         let plan = Plan::new(&model.checkpoint, &model.config, settings.clone()).unwrap();
         convert_to(&model, settings, &target).unwrap();
         let converted = open_files(&Directory::open(&target).unwrap()).unwrap();
@@ -39,7 +40,8 @@ fn verified(directory: &Path) -> usize {
 }
 
 fn whole(zoo: &Path) -> usize {
-    let mut directories: Vec<_> = std::fs::read_dir(zoo).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let mut directories: Vec<_> =
+        std::fs::read_dir(zoo).unwrap().map(|entry| entry.unwrap().path()).collect();
     directories.retain(|directory| directory.join("config.json").is_file());
     directories.iter().map(|directory| verified(directory)).sum()
 }
@@ -66,7 +68,8 @@ fn layers_and_totals_add_up() {
     let layers: u64 = inspection.layers.iter().map(|layer| layer.bytes).sum();
     assert_eq!(layers + inspection.other.bytes, inspection.tensor_bytes);
     assert_eq!(inspection.dtypes.values().sum::<u64>(), inspection.tensor_bytes);
-    let experts = inspection.layers.iter().find(|layer| layer.path.ends_with("switch_mlp.down_proj")).unwrap();
+    let experts =
+        inspection.layers.iter().find(|layer| layer.path.ends_with("switch_mlp.down_proj")).unwrap();
     assert_eq!((experts.shape.len(), experts.packing.as_ref().unwrap().group_size), (3, 32));
     let gates = inspection.layers.iter().filter(|layer| layer.path.ends_with("mlp.gate"));
     assert!(gates.clone().count() > 0);

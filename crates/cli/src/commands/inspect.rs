@@ -44,7 +44,11 @@ pub(crate) fn run(args: &Inspect, printer: Printer) -> Result<()> {
     }
 }
 
-fn show(inspection: Option<&Inspection>, verification: Option<&Verification>, printer: Printer) -> Result<()> {
+fn show(
+    inspection: Option<&Inspection>,
+    verification: Option<&Verification>,
+    printer: Printer,
+) -> Result<()> {
     if printer.is_json() {
         let mut document = inspection.map_or_else(|| Ok(json!({})), serde_json::to_value)?;
         if let (Some(object), Some(verification)) = (document.as_object_mut(), verification) {
@@ -105,7 +109,10 @@ fn show_summary(inspection: &Inspection, printer: Printer) {
     }
     let other = &inspection.other;
     let (tensors, weights) = (other.layers, other.weights);
-    line("", &format!("{:<24} {tensors:>6} tensors {weights:>13} weights {:>14} bytes", "the rest", other.bytes));
+    line(
+        "",
+        &format!("{:<24} {tensors:>6} tensors {weights:>13} weights {:>14} bytes", "the rest", other.bytes),
+    );
 }
 
 fn show_verification(verification: &Verification, printer: Printer) {
@@ -190,7 +197,8 @@ mod tests {
         layers.push(layer("model.layers.3.mlp.up_proj", "b"));
         layers.push(layer("lm_head", "a"));
         let lines: Vec<_> = collapse(&layers).into_iter().map(|(path, _, bytes)| (path, bytes)).collect();
-        let expected = [("model.layers.{0-2,5}.mlp.up_proj", 40), ("model.layers.3.mlp.up_proj", 10), ("lm_head", 10)];
+        let expected =
+            [("model.layers.{0-2,5}.mlp.up_proj", 40), ("model.layers.3.mlp.up_proj", 10), ("lm_head", 10)];
         assert_eq!(lines, expected.map(|(path, bytes)| (path.to_owned(), bytes)));
     }
 }

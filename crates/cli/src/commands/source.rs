@@ -26,7 +26,10 @@ pub(crate) fn directory(model: Option<&Path>) -> Result<Directory> {
         #[cfg(feature = "demo")]
         None => Ok(mlx_quant::demo()),
         #[cfg(not(feature = "demo"))]
-        None => Err(Refusal("this build has no demo model; hint: give the directory of a model".to_owned()).into()),
+        None => {
+            Err(Refusal("this build has no demo model; hint: give the directory of a model".to_owned())
+                .into())
+        }
     }
 }
 

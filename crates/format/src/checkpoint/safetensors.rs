@@ -232,8 +232,7 @@ pub fn parse_index(bytes: &[u8], location: &str) -> Result<BTreeMap<String, Stri
 }
 
 /// Whether mlx_lm takes a file for weights.
-#[expect(clippy::ptr_arg, reason = "used as a filter over names")]
-fn is_weights(name: &String) -> bool {
+fn is_weights(name: &str) -> bool {
     name.starts_with("model") && name.ends_with(".safetensors")
 }
 
@@ -302,10 +301,10 @@ impl Checkpoint {
     /// [`CheckpointError`] if the directory cannot be listed or has no such file.
     pub fn open_files(directory: Directory) -> Result<(Self, Vec<CheckpointError>), CheckpointError> {
         let mut files = directory.files()?;
-        if !files.iter().any(is_weights) {
+        if !files.iter().any(|name| is_weights(name)) {
             return Err(no_weights(&directory, &files));
         }
-        files.retain(is_weights);
+        files.retain(|name| is_weights(name));
         let (shards, tensors) = (Vec::new(), BTreeMap::new());
         let mut checkpoint = Self { directory, shards, tensors, ignored: Vec::new() };
         let problems = files.into_iter().filter_map(|name| checkpoint.add_shard(name).err()).collect();

@@ -26,8 +26,17 @@ const MODEL_TYPES: &[&str] = &[
 
 /// Model types whose `sanitize` decodes fp8 weights with block scales.
 const FP8: [&str; 11] = [
-    "deepseek_v3", "deepseek_v32", "glm_moe_dsa", "joyai_llm_flash", "kimi_k2", "mimo_v2_flash", "minimax", "minimax_m2",
-    "minimax_m3_vl", "ministral3", "mistral4",
+    "deepseek_v3",
+    "deepseek_v32",
+    "glm_moe_dsa",
+    "joyai_llm_flash",
+    "kimi_k2",
+    "mimo_v2_flash",
+    "minimax",
+    "minimax_m2",
+    "minimax_m3_vl",
+    "ministral3",
+    "mistral4",
 ];
 
 /// Whether mlx_lm has a model of this type.

@@ -17,20 +17,31 @@ pub(super) fn check(model: &Model, findings: &mut Findings) {
         Some(_) => {}
     }
     if let Some(file) = config.get("model_file").filter(|file| !file.is_null()) {
-        findings.fatal("model_file", format!("{file} is code, which mlx_lm runs only with trust_remote_code"));
+        findings
+            .fatal("model_file", format!("{file} is code, which mlx_lm runs only with trust_remote_code"));
     }
     let packed = |key: &str| config.get(key).filter(|value| !value.is_null());
     match (packed("quantization"), packed("quantization_config")) {
         (Some(Value::Object(shared)), copy) => {
             for key in ["group_size", "bits"] {
-                if shared.get(key).and_then(Value::as_u64).is_none() {
-                    findings.fatal("quantization", format!("has no number {key} at its top level, mlx_lm stops there"));
+                // Null stands for the default.
+                if !shared.get(key).is_some_and(|value| value.is_null() || value.is_u64()) {
+                    findings.fatal(
+                        "quantization",
+                        format!("has no number {key} at its top level, mlx_lm stops there"),
+                    );
                 }
             }
             match copy {
-                None => findings.warning("quantization_config", "is missing: the hub does not see that the model is quantized"),
+                None => findings.warning(
+                    "quantization_config",
+                    "is missing: the hub does not see that the model is quantized",
+                ),
                 Some(copy) if copy != &config["quantization"] => {
-                    findings.warning("quantization_config", "differs from quantization, which is what mlx_lm goes by");
+                    findings.warning(
+                        "quantization_config",
+                        "differs from quantization, which is what mlx_lm goes by",
+                    );
                 }
                 Some(_) => {}
             }
@@ -54,7 +65,9 @@ fn check_copy(model: &Model, copy: &Value, findings: &mut Findings) {
         }
         Ok(Existing::Fp8 { .. }) if !known::decodes_fp8(model_type) => findings.warning(
             "quantization_config",
-            format!("mlx_lm does not decode fp8 weights of {model_type} itself, it loads the converted model"),
+            format!(
+                "mlx_lm does not decode fp8 weights of {model_type} itself, it loads the converted model"
+            ),
         ),
         _ => {}
     }

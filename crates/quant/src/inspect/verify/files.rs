@@ -30,7 +30,9 @@ pub(super) fn check(model: &Model, findings: &mut Findings) -> Result<(), Error>
     };
     match serde_json::from_slice::<Value>(&text) {
         Ok(index) => check_index(&model.checkpoint, &index, findings),
-        Err(error) => findings.warning(INDEX, format!("is no JSON ({error}); mlx_lm does not read it, other tools do")),
+        Err(error) => {
+            findings.warning(INDEX, format!("is no JSON ({error}); mlx_lm does not read it, other tools do"));
+        }
     }
     Ok(())
 }

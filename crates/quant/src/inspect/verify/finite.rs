@@ -66,12 +66,16 @@ pub(super) fn check(
         let Some((first, _)) = round.first() else { break };
         observer.event(Event::Working { name: &tasks[*first].name });
         let results: Vec<Option<Found>> = pool.install(|| {
-            let read = |(index, rows): &(usize, Range<usize>)| tasks[*index].read(model, *index, rows.clone());
+            let read =
+                |(index, rows): &(usize, Range<usize>)| tasks[*index].read(model, *index, rows.clone());
             round.par_iter().map(read).collect()
         });
         model.checkpoint.release();
         found.extend(results.into_iter().flatten());
-        done += round.iter().map(|(index, rows)| (rows.len() * tasks[*index].view.row_bytes()) as u64).sum::<u64>();
+        done += round
+            .iter()
+            .map(|(index, rows)| (rows.len() * tasks[*index].view.row_bytes()) as u64)
+            .sum::<u64>();
         observer.event(Event::Progress { done });
     }
     observer.event(Event::Finishing);
@@ -79,7 +83,10 @@ pub(super) fn check(
         let (first, count) = (&of_task[0], of_task.iter().map(|found| found.count).sum::<usize>());
         let (name, file) = (&tasks[first.task].name, tasks[first.task].file(model, first.first));
         let (element, value) = (first.first, first.value);
-        findings.warning(name, format!("in {file}: {count} value(s) are no numbers, element {element} is {value}"));
+        findings.warning(
+            name,
+            format!("in {file}: {count} value(s) are no numbers, element {element} is {value}"),
+        );
     }
     Ok((tasks.len(), total))
 }
@@ -98,9 +105,8 @@ fn tasks(named: &Named) -> Vec<Task<'_>> {
                 let mode = packed.scheme(&named.existing).map(mlx_format::Scheme::mode);
                 for (name, view) in packed.parts() {
                     let kind = match (view.dtype, mode) {
-                        (Dtype::U8, Some(Mode::Nvfp4)) => Some(Kind::E4m3),
+                        (Dtype::U8, Some(Mode::Nvfp4)) | (Dtype::U32, Some(Mode::Mxfp8)) => Some(Kind::E4m3),
                         (Dtype::U8, Some(_)) => Some(Kind::E8m0),
-                        (Dtype::U32, Some(Mode::Mxfp8)) => Some(Kind::E4m3),
                         (dtype, _) => FloatType::from_dtype(dtype).map(Kind::Float),
                     };
                     tasks.extend(kind.map(|kind| Task { name, view, kind }));

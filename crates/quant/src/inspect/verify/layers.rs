@@ -1,7 +1,11 @@
 //! Names and shapes: packed layers against config.json, all tensors against the description of the decoder.
+//!
+//! Two things are not told: biases, which a description reads where there are any; and the inner width of feed-forward
+//! networks, which is taken from the tensors and not held against config.json.
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use mlx_format::checkpoint::is_truthy;
 use mlx_format::{Dtype, FloatType, Scheme};
 use mlx_quant_model::{Decoder, ExpectedTensor, Named, View};
 use serde_json::{Map, Value};
@@ -22,7 +26,8 @@ pub(super) fn check(
     let rows = |name: &str| views.get(name)?.shape().iter().rev().nth(1).copied();
     let expected = decoder.map(|decoder| decoder.expected(rows));
     let layers = stored(named);
-    let mut check = Check { named, expected: expected.as_ref(), findings, odd: Vec::new(), shapes: BTreeMap::new() };
+    let mut check =
+        Check { named, expected: expected.as_ref(), findings, odd: Vec::new(), shapes: BTreeMap::new() };
     check.packed_layers(&layers);
     check.entries(&layers);
     check.description(model);
@@ -49,8 +54,11 @@ impl<'a> Check<'a> {
                     self.shapes.insert((*name).to_owned(), Some(view.shape()));
                 }
                 Stored::Packed(packed) => {
-                    let scheme =
-                        if self.belongs_together(packed) { self.scheme(packed, map.unwrap_or(&empty)) } else { None };
+                    let scheme = if self.belongs_together(packed) {
+                        self.scheme(packed, map.unwrap_or(&empty))
+                    } else {
+                        None
+                    };
                     let shape = scheme.map(|scheme| packed.shape(scheme));
                     self.shapes.insert(format!("{}.weight", packed.path), shape);
                 }
@@ -63,7 +71,9 @@ impl<'a> Check<'a> {
         match (packed, map) {
             (Some(path), None) => self.findings.fatal(
                 "quantization",
-                format!("is missing from config.json, though {path} is packed: mlx_lm does not know its scales"),
+                format!(
+                    "is missing from config.json, though {path} is packed: mlx_lm does not know its scales"
+                ),
             ),
             (None, Some(_)) => {
                 self.findings.warning("quantization", "is in config.json, but no layer is packed");
@@ -75,7 +85,6 @@ impl<'a> Check<'a> {
 
     /// Shapes and dtypes of weight, scales and biases.
     fn belongs_together(&mut self, packed: &Packed<'_>) -> bool {
-        let of = |view: &View| (view.dtype, view.shape());
         let outer = |view: &View| {
             let mut shape = view.shape();
             shape.pop();
@@ -91,9 +100,13 @@ impl<'a> Check<'a> {
             "biases are missing, which affine layers have".to_owned()
         } else if !affine && biases.is_some() {
             "biases are there, which layers with uint8 scales do not have".to_owned()
-        } else if let Some(biases) = biases.filter(|biases| of(biases) != of(scales)) {
-            format!("scales {:?} and biases {:?} are not alike", of(scales), of(biases))
+        } else if let Some(biases) = biases.filter(|biases| biases.shape() != scales.shape()) {
+            format!("scales {:?} and biases {:?} do not belong together", scales.shape(), biases.shape())
         } else {
+            if let Some(biases) = biases.filter(|biases| biases.dtype != scales.dtype) {
+                let message = format!("scales are {}, biases {}", scales.dtype, biases.dtype);
+                self.findings.warning(path, message);
+            }
             return true;
         };
         self.findings.fatal(path, wrong);
@@ -111,10 +124,14 @@ impl<'a> Check<'a> {
             packed.fits(*scheme) && columns.is_none_or(|columns| columns == groups * scheme.group_size())
         };
         let entry = match map.get(path) {
-            Some(Value::Object(entry)) => Some(listed(entry)),
+            Some(Value::Object(entry)) if !entry.is_empty() => Some(listed(entry)),
             Some(Value::Bool(true)) => Some(listed(map)),
-            Some(Value::Bool(false)) => {
-                self.findings.fatal(path, "is packed, config.json says that it is not: mlx_lm does not know its scales");
+            // As in Python, an empty object is as good as false.
+            Some(Value::Bool(false) | Value::Object(_)) => {
+                self.findings.fatal(
+                    path,
+                    "is packed, config.json says that it is not: mlx_lm does not know its scales",
+                );
                 return None;
             }
             _ => None,
@@ -130,7 +147,8 @@ impl<'a> Check<'a> {
                 None
             }
             Some(None) => {
-                self.findings.fatal(path, format!("config.json names no packing that MLX has: {}", map[path]));
+                self.findings
+                    .fatal(path, format!("config.json names no packing that MLX has: {}", map[path]));
                 None
             }
             None => self.unlisted(packed, map, columns, &held),
@@ -148,20 +166,15 @@ impl<'a> Check<'a> {
             Some(columns) => packed.inferred(columns),
             None => packed.scheme(&self.named.existing),
         };
-        match scheme {
-            Some(scheme) => {
-                let shared = listed(map);
-                if !map.is_empty() && shared != Some(scheme) {
-                    self.odd.push((packed.path, scheme));
-                }
-                Some(scheme)
+        if let Some(scheme) = scheme {
+            if !map.is_empty() && listed(map) != Some(scheme) {
+                self.odd.push((packed.path, scheme));
             }
-            None => {
-                let columns = columns.map_or_else(String::new, |columns| format!(" for {columns} inputs"));
-                self.findings.fatal(packed.path, format!("{held}{columns} are no packing that MLX has"));
-                None
-            }
+        } else {
+            let columns = columns.map_or_else(String::new, |columns| format!(" for {columns} inputs"));
+            self.findings.fatal(packed.path, format!("{held}{columns} are no packing that MLX has"));
         }
+        scheme
     }
 
     /// One problem for all of them: they have one cause.
@@ -178,19 +191,26 @@ impl<'a> Check<'a> {
 
     /// Entries of config.json for layers that are not packed or not there.
     fn entries(&mut self, layers: &[Stored<'_>]) {
-        let packed: BTreeSet<&str> = layers.iter().filter_map(|stored| match stored {
-            Stored::Packed(packed) => Some(packed.path),
-            Stored::Plain { .. } => None,
-        }).collect();
+        let packed: BTreeSet<&str> = layers
+            .iter()
+            .filter_map(|stored| match stored {
+                Stored::Packed(packed) => Some(packed.path),
+                Stored::Plain { .. } => None,
+            })
+            .collect();
         for (path, entry) in self.named.existing.packed().into_iter().flatten() {
-            if packed.contains(path.as_str()) || !matches!(entry, Value::Object(_) | Value::Bool(true)) {
+            if packed.contains(path.as_str())
+                || !(entry.is_object() || entry.is_boolean())
+                || !is_truthy(entry)
+            {
                 continue;
             }
             if self.shapes.contains_key(&format!("{path}.weight")) {
                 let message = "config.json says that it is packed, but it is not: mlx_lm misses its scales";
                 self.findings.fatal(path, message);
             } else if entry.is_object() {
-                self.findings.warning(path, "is in config.json's quantization, but no layer of that name is there");
+                self.findings
+                    .warning(path, "is in config.json's quantization, but no layer of that name is there");
             }
         }
     }
@@ -211,7 +231,8 @@ impl<'a> Check<'a> {
                 Some(Some(shape)) if !expected.fits(shape) => {
                     let axis = |axis: &Option<usize>| axis.map_or("any".to_owned(), |axis| axis.to_string());
                     let wanted = expected.shape.iter().map(axis).collect::<Vec<_>>().join(", ");
-                    self.findings.fatal(name, format!("has shape {shape:?}, config.json asks for [{wanted}]"));
+                    self.findings
+                        .fatal(name, format!("has shape {shape:?}, config.json asks for [{wanted}]"));
                 }
                 _ => {}
             }

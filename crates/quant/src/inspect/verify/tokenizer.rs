@@ -19,8 +19,13 @@ pub(super) fn check(model: &Model, vocabulary: Option<usize>, findings: &mut Fin
     let directory = model.checkpoint.directory();
     let Some(text) = directory.read(FILE)? else {
         match directory.files()?.iter().find(|name| is_other_tokenizer(name)) {
-            Some(other) => findings.notes.push(format!("the tokenizer ({other}) was not checked, only {FILE} is")),
-            None => findings.fatal(FILE, "is missing, and no other tokenizer is there: mlx_lm loads no model without one"),
+            Some(other) => {
+                findings.notes.push(format!("the tokenizer ({other}) was not checked, only {FILE} is"));
+            }
+            None => findings.fatal(
+                FILE,
+                "is missing, and no other tokenizer is there: mlx_lm loads no model without one",
+            ),
         }
         return Ok(());
     };
@@ -31,15 +36,25 @@ pub(super) fn check(model: &Model, vocabulary: Option<usize>, findings: &mut Fin
             return Ok(());
         }
     };
+    for key in ["model", "added_tokens"] {
+        if tokenizer.get(key).is_none() {
+            findings.fatal(FILE, format!("is no tokenizer, it has no {key}"));
+            return Ok(());
+        }
+    }
     let rows = vocabulary.or_else(|| model.config.count("vocab_size").ok());
     let (Some((id, token)), Some(rows)) = (highest(&tokenizer), rows) else {
-        findings.notes.push("token ids were not held against the vocabulary, one of the two is not known".to_owned());
+        findings
+            .notes
+            .push("token ids were not held against the vocabulary, one of the two is not known".to_owned());
         return Ok(());
     };
     if id >= rows as u64 {
         findings.warning(
             FILE,
-            format!("token {token:?} has id {id}, the embedding has {rows} rows: that token would read beyond it"),
+            format!(
+                "token {token:?} has id {id}, the embedding has {rows} rows: that token would read beyond it"
+            ),
         );
     }
     Ok(())
