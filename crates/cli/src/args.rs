@@ -21,6 +21,125 @@ pub(crate) enum Command {
     /// Round to nearest, equal to mlx_lm.convert tensor for tensor. Weights are streamed: memory does not grow
     /// with the model, and an interrupted run resumes when it is repeated.
     Convert(Box<Convert>),
+
+    /// Show what a model is: parameters, bits per weight, how each layer is stored; --verify checks everything
+    ///
+    /// Takes unconverted Hugging Face models and MLX models, quantized or not. Reads headers and config.json only,
+    /// with --verify every tensor. Exit code 2 if --verify finds anything wrong.
+    Inspect(Inspect),
+
+    /// Measure a model's quality on held-out text: perplexity, and KL and top-1 agreement with a reference
+    ///
+    /// Takes Hugging Face models and MLX models, quantized or not, and measures the files as they are written, decoded
+    /// in float32. Standard errors are over windows.
+    Eval(Eval),
+}
+
+impl Command {
+    /// How it shows things.
+    pub(crate) fn output(&self) -> &Output {
+        match self {
+            Self::Convert(args) => &args.output,
+            Self::Inspect(args) => &args.output,
+            Self::Eval(args) => &args.output,
+        }
+    }
+}
+
+const INSPECT_EXAMPLES: &str = "\
+Examples:
+  mlx-quant inspect
+      the built-in demo model
+  mlx-quant inspect ./Qwen3-8B-4bit
+  mlx-quant inspect ./Qwen3-8B-4bit --verify
+      does mlx_lm load it, are all weights numbers, does the tokenizer fit?
+  mlx-quant inspect ./Qwen3-8B-4bit --json | jq '.layers[] | select(.packing.bits == 6) | .path'";
+
+/// Arguments of `inspect`.
+#[derive(Debug, Args)]
+#[command(after_help = INSPECT_EXAMPLES)]
+pub(crate) struct Inspect {
+    /// Model directory (config.json and safetensors) [default: the built-in demo model]
+    #[arg(value_name = "DIR")]
+    pub(crate) model: Option<PathBuf>,
+
+    /// Check every tensor, the index, config.json and the tokenizer, and say whether mlx_lm loads the model
+    #[arg(long)]
+    pub(crate) verify: bool,
+
+    /// Threads of --verify [default: one per core]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub(crate) threads: Option<u32>,
+
+    #[command(flatten)]
+    pub(crate) output: Output,
+}
+
+const EVAL_EXAMPLES: &str = "\
+Examples:
+  mlx-quant eval
+      the built-in demo model on the built-in held-out text
+  mlx-quant eval --model ./Qwen3-8B-4bit --reference ./Qwen3-8B
+      what quantization cost: KL(reference || model), top-1 agreement
+  mlx-quant eval --model ./Qwen3-8B-4bit --reference ./Qwen3-8B --data chats.jsonl --windows 64 --json
+  mlx-quant eval --model ./Qwen3-8B-3bit --reference ./Qwen3-8B --cache ~/.cache/mlx-quant
+      the reference is computed once and kept
+  mlx-quant eval --model ./Qwen3-8B --low-memory --dry-run
+      how much memory it would need
+
+Data: .txt; .jsonl with `text`, `prompt` and `completion`, or `messages` (rendered with the model's chat template);
+.parquet with the same columns; a directory of these, each file reported apart.";
+
+/// Arguments of `eval`.
+#[derive(Debug, Args)]
+#[command(after_help = EVAL_EXAMPLES)]
+pub(crate) struct Eval {
+    /// Model directory: Hugging Face, MLX dense or MLX quantized [default: the built-in demo model]
+    #[arg(long, short = 'm', visible_alias = "hf-path", value_name = "DIR")]
+    pub(crate) model: Option<PathBuf>,
+
+    /// Model that was quantized, to compare with
+    #[arg(long, value_name = "DIR")]
+    pub(crate) reference: Option<PathBuf>,
+
+    /// Text to evaluate on: .txt, .jsonl, .parquet or a directory of these [default: the built-in held-out text]
+    #[arg(long, visible_alias = "data-path", value_name = "PATH")]
+    pub(crate) data: Option<PathBuf>,
+
+    /// Windows, evenly spaced over each file; 0 for all
+    #[arg(long, value_name = "N", default_value_t = 16)]
+    pub(crate) windows: usize,
+
+    /// Tokens a window
+    #[arg(long, visible_alias = "max-seq-length", value_name = "N", default_value_t = 512)]
+    pub(crate) sequence_length: usize,
+
+    /// Keep what the reference computes in this directory, for the next model [default: keep nothing]
+    #[arg(long, value_name = "DIR", requires = "reference")]
+    pub(crate) cache: Option<PathBuf>,
+
+    /// Also write the result into this file, as Markdown or JSON by its ending
+    #[arg(long, value_name = "FILE")]
+    pub(crate) report: Option<PathBuf>,
+
+    /// Print what would be evaluated and how much memory it would need, and stop
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+
+    /// Read blocks one at a time even where keeping them would be faster [default: where they do not fit in free memory]
+    #[arg(long)]
+    pub(crate) low_memory: bool,
+
+    /// Threads; the result does not depend on it [default: one per core]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub(crate) threads: Option<u32>,
+
+    /// Device
+    #[arg(long, value_enum, default_value = "cpu")]
+    pub(crate) device: DeviceArg,
+
+    #[command(flatten)]
+    pub(crate) output: Output,
 }
 
 const EXAMPLES: &str = "\

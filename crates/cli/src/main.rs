@@ -4,6 +4,7 @@ mod args;
 mod commands;
 mod interrupt;
 mod printer;
+mod screen;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -12,6 +13,10 @@ use clap::Parser as _;
 
 use crate::args::{Cli, Command};
 use crate::printer::Printer;
+
+/// Activations of megabytes come and go for every window and block: the system's allocator would give them back each time.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Refused before any work.
 const REFUSED: u8 = 2;
@@ -45,9 +50,14 @@ fn arguments(mut given: impl Iterator<Item = OsString>) -> Vec<OsString> {
 
 fn main() -> ExitCode {
     let cli = Cli::parse_from(arguments(std::env::args_os()));
-    let Command::Convert(convert) = cli.command;
-    let printer = Printer::new(convert.output.quiet, convert.output.verbose, convert.output.json);
-    match commands::convert::run(&convert, printer) {
+    let output = cli.command.output();
+    let printer = Printer::new(output.quiet, output.verbose, output.json);
+    let done = match &cli.command {
+        Command::Convert(args) => commands::convert::run(args, printer),
+        Command::Inspect(args) => commands::inspect::run(args, printer),
+        Command::Eval(args) => commands::eval::run(args, printer),
+    };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             printer.error(&error);

@@ -27,6 +27,11 @@ impl Printer {
         self.json
     }
 
+    /// Whether a person wants to see all of it.
+    pub(crate) fn is_verbose(self) -> bool {
+        self.verbose
+    }
+
     /// Data, to stdout. A reader that has gone away (`| head`) is no failure.
     pub(crate) fn data(self, text: &str) {
         let _ = writeln!(std::io::stdout(), "{}", printable(text));
@@ -58,6 +63,13 @@ impl Printer {
             Some((what, hint)) => eprintln!("error: {what}\nhint: {hint}"),
             None => eprintln!("error: {text}"),
         }
+    }
+
+    /// The style of a bar over the steps of a phase.
+    pub(crate) fn steps(self) -> ProgressStyle {
+        let template = "{prefix:>9} [{bar:30}] {pos}/{len} {eta} left {wide_msg}";
+        let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+        style.progress_chars("=> ")
     }
 
     /// A bar over bytes with rate and remaining time; invisible where stderr is no terminal.

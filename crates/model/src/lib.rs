@@ -7,13 +7,16 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test panics to fail"))]
 
 pub mod arch;
+mod chat;
 pub mod decoder;
 mod error;
 mod existing;
+mod expected;
 mod forward;
 pub mod mixers;
 mod names;
 pub mod ops;
+mod tokenizer;
 mod view;
 mod weights;
 
@@ -21,7 +24,9 @@ pub use arch::Architecture;
 pub use decoder::{Decoder, Producer, Site};
 pub use error::SourceError;
 pub use existing::Existing;
+pub use expected::ExpectedTensor;
 pub use forward::{Forward, State, Tap};
 pub use names::Named;
+pub use tokenizer::{Tokenizer, TokenizerError};
 pub use view::{ScatterError, StepError, View};
 pub use weights::{Parameters, Weights, WeightsError};

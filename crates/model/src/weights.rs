@@ -292,9 +292,11 @@ impl<'c> Weights<'c> {
     pub fn load(&self, prefix: &str, device: &Device) -> Result<Parameters, WeightsError> {
         let mut parameters = Parameters::default();
         for (name, entry) in self.with_prefix(prefix) {
-            parameters.insert(name.clone(), self.decode(name, entry, device)?);
+            let columns = entry.shape.last().copied().unwrap_or(1).max(1);
+            let rows = entry.shape.iter().product::<usize>() / columns;
+            parameters.insert(name.clone(), self.decode(name, entry, 0..rows, device)?);
+            self.checkpoint.release();
         }
-        self.checkpoint.release();
         Ok(parameters)
     }
 
@@ -309,6 +311,38 @@ impl<'c> Weights<'c> {
             parameters.extend(self.module(norm, device)?);
         }
         Ok(parameters)
+    }
+
+    /// Some rows of a matrix `path.weight`, and the same of its bias: a tile of a head.
+    ///
+    /// # Errors
+    /// If the matrix is missing, the range lies outside it, or a value is NaN or infinite.
+    pub fn load_tile(&self, path: &str, rows: Range<usize>, device: &Device) -> Result<Parameters, WeightsError> {
+        let mut parameters = Parameters::default();
+        for leaf in ["weight", "bias"] {
+            let name = format!("{path}.{leaf}");
+            let Some(entry) = self.entries.get(&name) else {
+                if leaf == "bias" {
+                    continue;
+                }
+                return Err(self.missing(name));
+            };
+            let tile = match &entry.shape[..] {
+                [all, _] if rows.end <= *all => self.decode(&name, entry, rows.clone(), device)?,
+                // The row of a vector is the whole of it.
+                [all] if rows.end <= *all => {
+                    self.decode(&name, entry, 0..1, device)?.narrow(0, rows.start, rows.len())?
+                }
+                found => return Err(self.misshapen(&name, found, &[None, None])),
+            };
+            parameters.insert(name, tile);
+        }
+        Ok(parameters)
+    }
+
+    /// Gives mapped pages back to the system.
+    pub fn release(&self) {
+        self.checkpoint.release();
     }
 
     /// Weight and bias of one module.
@@ -353,16 +387,24 @@ impl<'c> Weights<'c> {
         WeightsError::Missing { tensor, model: self.checkpoint.directory().display().into_owned() }
     }
 
-    fn decode(&self, name: &str, entry: &Entry, device: &Device) -> Result<Tensor, WeightsError> {
+    /// Rows `rows` of a tensor, all axes but the last taken as one; with all of them, in its own shape.
+    fn decode(
+        &self,
+        name: &str,
+        entry: &Entry,
+        rows: Range<usize>,
+        device: &Device,
+    ) -> Result<Tensor, WeightsError> {
         let columns = entry.shape.last().copied().unwrap_or(1).max(1);
-        let elements: usize = entry.shape.iter().product();
-        let mut values = vec![0f32; elements];
-        let rows = (TASK_ELEMENTS / columns).max(1);
-        values.par_chunks_mut(rows * columns).enumerate().try_for_each(|(index, out)| {
-            let start = index * rows;
+        let mut values = vec![0f32; rows.len() * columns];
+        let per_task = (TASK_ELEMENTS / columns).max(1);
+        values.par_chunks_mut(per_task * columns).enumerate().try_for_each(|(index, out)| {
+            let start = rows.start + index * per_task;
             self.decode_rows(name, entry, start..start + out.len() / columns, out)
         })?;
-        Ok(Tensor::from_vec(values, entry.shape.as_slice(), device)?)
+        let whole = values.len() == entry.shape.iter().product::<usize>();
+        let shape = if whole { entry.shape.clone() } else { vec![rows.len(), columns] };
+        Ok(Tensor::from_vec(values, shape, device)?)
     }
 
     fn decode_rows(&self, name: &str, entry: &Entry, rows: Range<usize>, out: &mut [f32]) -> Result<(), WeightsError> {

@@ -1,7 +1,10 @@
 //! Everything that can end a command, and whether it ended before any work.
 
 use mlx_format::checkpoint::{CheckpointError, ConfigError, DirectoryError, WriteError};
+use mlx_quant_model::{TokenizerError, WeightsError};
 
+use crate::data::DataError;
+use crate::evaluate::VocabularyMismatch;
 use crate::plan::PlanError;
 
 /// Why a model was not converted.
@@ -19,6 +22,12 @@ pub enum Error {
     /// Source and settings together.
     #[error(transparent)]
     Plan(#[from] PlanError),
+    /// The tokenizer.
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+    /// Calibration or evaluation data.
+    #[error(transparent)]
+    Data(#[from] DataError),
     /// The output.
     #[error(transparent)]
     Write(#[from] WriteError),
@@ -50,6 +59,32 @@ pub enum Error {
         /// Output dtype.
         dtype: &'static str,
     },
+    /// Weights and config as a decoder.
+    #[error(transparent)]
+    Weights(#[from] WeightsError),
+    /// A reference that is another model.
+    #[error(transparent)]
+    Vocabulary(VocabularyMismatch),
+    /// Logits that are not numbers.
+    #[error(
+        "the model's logits for token {token} of window {window} of {source_name} are not finite; hint: the model is damaged or its activations overflow, check it with `mlx-quant inspect --verify`"
+    )]
+    NotANumber {
+        /// File of the text.
+        source_name: String,
+        /// Window of it.
+        window: usize,
+        /// Token of the window.
+        token: usize,
+    },
+    /// The cache directory.
+    #[error("{path}: {reason}; hint: give another directory to --cache")]
+    Cache {
+        /// File or directory.
+        path: String,
+        /// What the system says.
+        reason: String,
+    },
     /// Threads could not be started.
     #[error("cannot start {threads} threads: {reason}; hint: use fewer --threads")]
     Threads {
@@ -64,6 +99,11 @@ pub enum Error {
 }
 
 impl Error {
+    /// A file or directory of a cache that cannot be used.
+    pub(crate) fn cache(path: &std::path::Path, error: &std::io::Error) -> Self {
+        Self::Cache { path: path.display().to_string(), reason: error.to_string() }
+    }
+
     /// Whether input or settings are to blame (nothing was written then), rather than something that happened
     /// during the work.
     pub fn is_refusal(&self) -> bool {
@@ -72,10 +112,15 @@ impl Error {
             | Self::Checkpoint(_)
             | Self::Config(_)
             | Self::Plan(_)
+            | Self::Tokenizer(_)
+            | Self::Data(_)
+            | Self::NotANumber { .. }
+            | Self::Vocabulary(_)
+            | Self::Weights(_)
             | Self::NonFinite { .. }
             | Self::Overflow { .. } => true,
             Self::Write(error) => !matches!(error, WriteError::Io(_) | WriteError::DiskFull { .. }),
-            Self::Threads { .. } | Self::Interrupted => false,
+            Self::Cache { .. } | Self::Threads { .. } | Self::Interrupted => false,
         }
     }
 }

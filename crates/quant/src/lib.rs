@@ -22,19 +22,32 @@
 //! # }
 //! ```
 //!
+//! [`inspect`] looks at a model, converted or not, and says whether mlx_lm loads it.
+//!
 //! The library never prints and never reads the environment; progress leaves it through [`Observer`].
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test panics to fail"))]
 
 mod card;
 mod convert;
+pub mod data;
 mod error;
+mod evaluate;
+pub mod inspect;
 mod observer;
+mod parameters;
 mod plan;
+pub mod report;
 mod source;
+mod walk;
 
 pub use card::model_card;
 pub use convert::{Converted, convert, peak_memory, threads_or_all};
+pub use data::{Corpus, DataError, DataReport, DataSource, Pick, SourceInfo, Window, Windows};
 pub use error::Error;
+pub use evaluate::{
+    Against, Divergence, Evaluation, EvaluationSettings, Measures, Memory, SourceEvaluation, States, Subject, TokenMeasure,
+    VocabularyMismatch, evaluate, measure, memory,
+};
 pub use mlx_quant_model as model;
 pub use observer::{Event, Observer, Silent};
 pub use plan::{
@@ -42,4 +55,5 @@ pub use plan::{
 };
 #[cfg(feature = "demo")]
 pub use source::demo;
-pub use source::{Model, open};
+pub use source::{Model, open, open_files};
+pub use walk::{Residency, Walk};

@@ -11,7 +11,14 @@ pub enum Event<'a> {
         /// Bytes that an earlier, interrupted run has done.
         resumed: u64,
     },
-    /// This many bytes of input are done, earlier runs included.
+    /// A part of the work begins.
+    Phase {
+        /// What it is.
+        name: &'static str,
+        /// Its steps; [`Event::Progress`] counts them.
+        total: u64,
+    },
+    /// This many bytes of input (or steps of a phase) are done, earlier runs included.
     Progress {
         /// Bytes.
         done: u64,

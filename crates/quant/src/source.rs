@@ -1,6 +1,10 @@
 //! Opening a model: weights, config, and the small files that go along.
 
+use std::fmt::Write as _;
+
 use mlx_format::checkpoint::{Checkpoint, Config, Directory};
+use mlx_quant_model::Tokenizer;
+use sha2::{Digest as _, Sha256};
 
 use crate::Error;
 
@@ -23,6 +27,17 @@ pub fn open(directory: &Directory) -> Result<Model, Error> {
     Ok(Model { checkpoint: Checkpoint::open(directory.clone())?, config })
 }
 
+/// Opens a model directory as mlx_lm does: every `model*.safetensors`, whatever the index says, damaged files left out.
+/// For [`crate::inspect`], which tells what is wrong with the rest.
+///
+/// # Errors
+/// [`Error`] if config.json or all weights are missing or unreadable.
+pub fn open_files(directory: &Directory) -> Result<Model, Error> {
+    let config = Config::load(directory)?;
+    let (checkpoint, _) = Checkpoint::open_files(directory.clone())?;
+    Ok(Model { checkpoint, config })
+}
+
 /// The built-in demo model: llama, 7.9 million weights, bfloat16.
 #[cfg(feature = "demo")]
 pub fn demo() -> Directory {
@@ -30,6 +45,47 @@ pub fn demo() -> Directory {
 }
 
 impl Model {
+    /// Its tokenizer.
+    ///
+    /// # Errors
+    /// If `tokenizer.json` is missing or damaged.
+    pub fn tokenizer(&self) -> Result<Tokenizer, Error> {
+        Ok(Tokenizer::load(self.checkpoint.directory())?)
+    }
+
+    /// Token ids that it knows.
+    ///
+    /// # Errors
+    /// As [`crate::Walk::open`].
+    pub fn vocabulary(&self) -> Result<usize, Error> {
+        Ok(crate::Walk::open(self)?.decoder.vocabulary)
+    }
+
+    /// Recognises this very checkpoint again: SHA-256 over config.json and, for each file of weights, its name, size, time of change
+    /// and tensors (for the built-in model, its bytes).
+    ///
+    /// # Errors
+    /// If a file cannot be looked at.
+    pub fn hash(&self) -> Result<String, Error> {
+        let mut hash = Sha256::new();
+        hash.update(self.config.to_mlx_json());
+        let directory = self.checkpoint.directory();
+        for shard in self.checkpoint.shards() {
+            match directory {
+                Directory::Embedded { files, .. } => {
+                    let own = files.iter().filter(|(name, _)| *name == shard);
+                    own.for_each(|(_, bytes)| hash.update(bytes));
+                }
+                Directory::Path(_) => hash.update(format!("{shard} {:?};", directory.identity(shard)?)),
+            }
+        }
+        hash.update(format!("{:?}", self.checkpoint.tensors()));
+        Ok(hash.finalize().iter().fold(String::new(), |mut text, byte| {
+            let _ = write!(text, "{byte:02x}");
+            text
+        }))
+    }
+
     /// Files that are copied as they are: tokenizer, chat template, generation settings, and Python files, which
     /// are data here and never run.
     ///

@@ -1,53 +1,18 @@
 //! `mlx-quant convert`.
 
-use std::path::Path;
 use std::time::Instant;
 
 use anyhow::Result;
-use indicatif::ProgressBar;
-use mlx_format::checkpoint::{Directory, Writer};
+use mlx_format::checkpoint::Writer;
 use mlx_format::{FloatType, PackedMut, Scheme, SchemeError};
-use mlx_quant::{Event, Job, Model, Observer, Overrides, Plan, PlanReport, Settings};
+use mlx_quant::{Job, Overrides, Plan, PlanReport, Settings};
 use serde_json::json;
 
 use crate::Refusal;
 use crate::args::Convert;
-use crate::interrupt::Interrupt;
+use crate::commands::source;
 use crate::printer::{Printer, bytes};
-
-/// Draws events and passes on the wish to stop.
-struct Screen {
-    bar: ProgressBar,
-    interrupt: Interrupt,
-    printer: Printer,
-}
-
-impl Observer for Screen {
-    fn event(&self, event: Event<'_>) {
-        match event {
-            Event::Started { total, resumed } => {
-                self.bar.set_length(total);
-                self.bar.set_position(resumed);
-                self.bar.reset_eta();
-                if resumed > 0 {
-                    self.printer.say(&format!(
-                        "resuming: {} of {} were done before",
-                        bytes(resumed),
-                        bytes(total)
-                    ));
-                }
-            }
-            Event::Working { name } => self.bar.set_message(name.to_owned()),
-            Event::Progress { done } => self.bar.set_position(done),
-            Event::Finishing => self.bar.finish_and_clear(),
-            _ => {}
-        }
-    }
-
-    fn cancelled(&self) -> bool {
-        self.interrupt.requested()
-    }
-}
+use crate::screen::Screen;
 
 /// Runs the command.
 pub(crate) fn run(args: &Convert, printer: Printer) -> Result<()> {
@@ -55,7 +20,7 @@ pub(crate) fn run(args: &Convert, printer: Printer) -> Result<()> {
     if !args.dry_run {
         Writer::check_target(&args.mlx_path).map_err(mlx_quant::Error::from)?;
     }
-    let model = open(args.model.as_deref())?;
+    let model = mlx_quant::open(&source::directory(args.model.as_deref())?)?;
     for file in model.checkpoint.ignored() {
         printer.warn(&format!("{file} is not in the index and is not used"));
     }
@@ -68,9 +33,9 @@ pub(crate) fn run(args: &Convert, printer: Printer) -> Result<()> {
         return dry_run(&plan, threads, printer);
     }
     printer.detail(&format!("kernels: {}", mlx_format::simd_name()));
-    let screen = Screen { bar: printer.progress(), interrupt: Interrupt::listen(), printer };
+    let screen = Screen::new(printer);
     let done = mlx_quant::convert(&model, &plan, &args.mlx_path, threads, &screen);
-    screen.bar.finish_and_clear();
+    screen.clear();
     let done = done?;
     let peak = resident_peak();
     if printer.is_json() {
@@ -94,31 +59,6 @@ pub(crate) fn run(args: &Convert, printer: Printer) -> Result<()> {
         peak.map_or_else(String::new, |peak| format!(", peak memory {}", bytes(peak))),
     ));
     Ok(())
-}
-
-fn open(model: Option<&Path>) -> Result<Model> {
-    let directory = match model {
-        Some(path) => {
-            if !path.exists() && looks_like_hub_id(path) {
-                let id = path.display();
-                return Err(Refusal(format!(
-                    "{id} is not a directory here, and this version does not download from the hub; \
-                     hint: download it first (`hf download {id} --local-dir DIR`) and give the directory"
-                ))
-                .into());
-            }
-            Directory::open(path).map_err(mlx_quant::Error::from)?
-        }
-        #[cfg(feature = "demo")]
-        None => mlx_quant::demo(),
-        #[cfg(not(feature = "demo"))]
-        None => return Err(Refusal("this build has no demo model; hint: give --model DIR".to_owned()).into()),
-    };
-    Ok(mlx_quant::open(&directory)?)
-}
-
-fn looks_like_hub_id(path: &Path) -> bool {
-    path.is_relative() && path.components().count() == 2 && !path.starts_with(".") && !path.starts_with("..")
 }
 
 fn settings(args: &Convert, printer: Printer) -> Result<Settings> {
@@ -241,7 +181,7 @@ fn kernel_rate(plan: &Plan) -> f64 {
 }
 
 /// Highest resident set of this process so far, where the system tells.
-fn resident_peak() -> Option<u64> {
+pub(super) fn resident_peak() -> Option<u64> {
     let status = fs_err::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kilobytes| kilobytes * 1024)

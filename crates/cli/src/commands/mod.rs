@@ -1,3 +1,6 @@
 //! One file per command: settings from arguments, then the library, then the printer.
 
 pub(crate) mod convert;
+pub(crate) mod eval;
+pub(crate) mod inspect;
+mod source;

@@ -231,6 +231,24 @@ pub fn parse_index(bytes: &[u8], location: &str) -> Result<BTreeMap<String, Stri
     Ok(index.weight_map)
 }
 
+/// Whether mlx_lm takes a file for weights.
+#[expect(clippy::ptr_arg, reason = "used as a filter over names")]
+fn is_weights(name: &String) -> bool {
+    name.starts_with("model") && name.ends_with(".safetensors")
+}
+
+/// A directory without weights that can be read.
+fn no_weights(directory: &Directory, files: &[String]) -> CheckpointError {
+    let pickle = |name: &String| [".bin", ".pt", ".pth"].iter().any(|end| name.ends_with(end));
+    let hint = if files.iter().any(pickle) {
+        "it holds PyTorch pickles, which can run code when they are read and are never opened; \
+         get the safetensors version of this model"
+    } else {
+        "give the directory that a model was downloaded to"
+    };
+    CheckpointError::NoWeights { directory: directory.display().into_owned(), hint }
+}
+
 /// An opened checkpoint: validated headers over mapped files.
 #[derive(Debug)]
 pub struct Checkpoint {
@@ -248,7 +266,6 @@ impl Checkpoint {
     /// [`CheckpointError`] for whatever is missing, damaged or contradictory.
     pub fn open(directory: Directory) -> Result<Self, CheckpointError> {
         let files = directory.files()?;
-        let is_weights = |name: &String| name.starts_with("model") && name.ends_with(".safetensors");
         let location = directory.display_file(INDEX);
         let index = match directory.read(INDEX)? {
             Some(bytes) => Some(parse_index(&bytes, &location)?),
@@ -263,15 +280,7 @@ impl Checkpoint {
             None => (files.iter().filter(|name| is_weights(name)).cloned().collect(), Vec::new()),
         };
         if names.is_empty() {
-            let pickle =
-                |name: &String| name.ends_with(".bin") || name.ends_with(".pt") || name.ends_with(".pth");
-            let hint = if files.iter().any(pickle) {
-                "it holds PyTorch pickles, which can run code when they are read and are never opened; \
-                 get the safetensors version of this model"
-            } else {
-                "give the directory that a model was downloaded to"
-            };
-            return Err(CheckpointError::NoWeights { directory: directory.display().into_owned(), hint });
+            return Err(no_weights(&directory, &files));
         }
         let mut checkpoint = Self { directory, shards: Vec::new(), tensors: BTreeMap::new(), ignored };
         for name in names {
@@ -286,21 +295,38 @@ impl Checkpoint {
         Ok(checkpoint)
     }
 
+    /// Opens every `model*.safetensors` as mlx_lm does, which never reads the index. Files that are damaged are left
+    /// out and tensors that two files hold are taken from the second; both are returned as well.
+    ///
+    /// # Errors
+    /// [`CheckpointError`] if the directory cannot be listed or has no such file.
+    pub fn open_files(directory: Directory) -> Result<(Self, Vec<CheckpointError>), CheckpointError> {
+        let mut files = directory.files()?;
+        if !files.iter().any(is_weights) {
+            return Err(no_weights(&directory, &files));
+        }
+        files.retain(is_weights);
+        let (shards, tensors) = (Vec::new(), BTreeMap::new());
+        let mut checkpoint = Self { directory, shards, tensors, ignored: Vec::new() };
+        let problems = files.into_iter().filter_map(|name| checkpoint.add_shard(name).err()).collect();
+        Ok((checkpoint, problems))
+    }
+
     fn add_shard(&mut self, name: String) -> Result<(), CheckpointError> {
         let bytes = self.directory.map(&name)?;
         let file = self.directory.display_file(&name);
         let header = parse_header(&bytes).map_err(|reason| CheckpointError::Damaged { file, reason })?;
         let shard = self.shards.len();
+        self.shards.push((name.clone(), bytes));
+        let mut twice = None;
         for HeaderTensor { name: tensor, dtype, shape, range } in header {
             let info = Tensor { dtype, shape, shard, start: range.start, length: range.len() };
             if let Some(other) = self.tensors.insert(tensor.clone(), info) {
-                let first =
-                    self.shards.get(other.shard).map_or_else(|| name.clone(), |(name, _)| name.clone());
-                return Err(CheckpointError::Twice { tensor, first, second: name });
+                let (first, second) = (self.shards[other.shard].0.clone(), name.clone());
+                twice.get_or_insert(CheckpointError::Twice { tensor, first, second });
             }
         }
-        self.shards.push((name, bytes));
-        Ok(())
+        twice.map_or(Ok(()), Err)
     }
 
     fn check_index(&self, index: &BTreeMap<String, String>, file: &str) -> Result<(), CheckpointError> {

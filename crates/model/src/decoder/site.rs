@@ -48,6 +48,13 @@ impl Stage {
 }
 
 impl Branch {
+    /// The sites of this branch alone.
+    pub fn sites(&self) -> Vec<Site<'_>> {
+        let mut sites = Vec::new();
+        self.add_sites(&mut sites);
+        sites
+    }
+
     fn add_sites<'d>(&'d self, sites: &mut Vec<Site<'d>>) {
         let input = self.norm.as_ref().map_or(Producer::Residual, Producer::Norm);
         let mut add = |producer, readers: Vec<&'d Linear>, expert| {

@@ -48,7 +48,7 @@ impl Pass<'_> {
                 let gate = self.kernels.activate(&read.remove(0), Activation::Sigmoid)?; // [n, 1]
                 own = own.broadcast_mul(&gate)?;
             }
-            output = (output + own)?;
+            output = self.kernels.add(&output, &own, 1.0)?;
         }
         output.reshape((batch, tokens, hidden))
     }

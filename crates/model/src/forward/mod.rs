@@ -172,7 +172,8 @@ impl<'d> Forward<'d> {
         pass.norm(&self.decoder.norm, &state.hidden)
     }
 
-    /// Logits `[.., vocabulary]` of what [`Forward::finish`] gave, any number of rows of it.
+    /// Logits `[.., vocabulary]` of what [`Forward::finish`] gave, any number of rows of it. `parameters` may hold some
+    /// rows of the head only ([`Weights::load_tile`]): then these tokens' logits alone.
     ///
     /// # Errors
     /// As [`Forward::block`].
@@ -245,12 +246,12 @@ impl Pass<'_> {
             }
             sum = Some(match sum {
                 None => output,
-                Some(sum) => (sum + output)?,
+                Some(sum) => self.kernels.add(&sum, &output, 1.0)?,
             });
         }
         match sum {
             None => Ok(x.clone()),
-            Some(sum) => x + scaled(sum, stage.multiplier)?,
+            Some(sum) => self.kernels.add(x, &sum, stage.multiplier),
         }
     }
 

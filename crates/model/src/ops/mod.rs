@@ -9,6 +9,11 @@
 //! threads as they like: the result for a batch is, bit for bit, that of each of its rows alone.
 //! (The same machine is meant: faer multiplies differently on AVX2, AVX-512 and NEON.)
 
+#![allow(
+    clippy::inline_always,
+    reason = "a loop gets the instruction set of its caller only where it is inlined"
+)]
+
 mod activation;
 mod attention;
 mod delta;
@@ -16,7 +21,9 @@ pub mod exp;
 mod linear;
 mod loss;
 mod norm;
+mod residual;
 mod rotary;
+pub mod running;
 mod slices;
 pub mod tokens;
 
@@ -85,6 +92,18 @@ impl Kernels {
         match self {
             Self::Fused => norm::layer_fused(x, weight, bias, eps),
             Self::Plain => norm::layer_plain(x, weight, bias, eps),
+        }
+    }
+
+    /// `x + factor * y`, tensors of one shape.
+    ///
+    /// # Errors
+    /// Shapes that differ.
+    pub fn add(self, x: &Tensor, y: &Tensor, factor: f64) -> Result<Tensor> {
+        residual::check(x, y)?;
+        match self {
+            Self::Fused => residual::fused(x, y, factor),
+            Self::Plain => residual::plain(x, y, factor),
         }
     }
 

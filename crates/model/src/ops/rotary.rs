@@ -1,6 +1,9 @@
 //! Rotary position embedding over whole heads or their first features.
 
-use candle_core::{D, Result, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp3, D, Layout, Result, Shape, Tensor, bail};
+
+use super::exp::vectorised;
+use super::slices::values;
 
 /// Which features of a head form the pairs that are rotated together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,5 +52,81 @@ pub(super) fn plain(x: &Tensor, cos: &Tensor, sin: &Tensor, pairing: Pairing) ->
 }
 
 pub(super) fn fused(x: &Tensor, cos: &Tensor, sin: &Tensor, pairing: Pairing) -> Result<Tensor> {
-    plain(x, cos, sin, pairing)
+    x.contiguous()?.apply_op3(&cos.contiguous()?, &sin.contiguous()?, Rotary(pairing))
+}
+
+struct Rotary(Pairing);
+
+impl CustomOp3 for Rotary {
+    fn name(&self) -> &'static str {
+        "rotary"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        xl: &Layout,
+        cos: &CpuStorage,
+        cl: &Layout,
+        sin: &CpuStorage,
+        sl: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (_, _, heads, d) = xl.shape().dims4()?;
+        let r = cl.shape().dims2()?.1;
+        let (x, cos, sin) = (values(x, xl)?, values(cos, cl)?, values(sin, sl)?);
+        let mut out = x.to_vec();
+        if !out.is_empty() {
+            let angles = cos.chunks_exact(r).zip(sin.chunks_exact(r));
+            vectorised(
+                #[inline(always)]
+                || {
+                    for (token, (cos, sin)) in out.chunks_exact_mut(heads * d).zip(angles.cycle()) {
+                        for head in token.chunks_exact_mut(d) {
+                            rotate(&mut head[..2 * r], cos, sin, self.0);
+                        }
+                    }
+                },
+            );
+        }
+        Ok((CpuStorage::F32(out), xl.shape().clone()))
+    }
+
+    fn bwd(
+        &self,
+        _: &Tensor,
+        cos: &Tensor,
+        sin: &Tensor,
+        _: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let back = grad.contiguous()?.apply_op3_no_bwd(cos, &sin.detach().neg()?, self)?;
+        Ok((Some(back), None, None))
+    }
+}
+
+/// By index: zipped iterators are set up by calls that are not inlined, and a head is too short for that.
+#[inline(always)]
+fn rotate(features: &mut [f32], cos: &[f32], sin: &[f32], pairing: Pairing) {
+    let r = cos.len();
+    let sin = &sin[..r];
+    match pairing {
+        Pairing::Halves => {
+            let (first, second) = features.split_at_mut(r);
+            let second = &mut second[..r];
+            for i in 0..r {
+                (first[i], second[i]) = turn(first[i], second[i], cos[i], sin[i]);
+            }
+        }
+        Pairing::Interleaved => {
+            let (pairs, _) = features.as_chunks_mut::<2>();
+            for (i, [first, second]) in pairs.iter_mut().enumerate() {
+                (*first, *second) = turn(*first, *second, cos[i], sin[i]);
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn turn(first: f32, second: f32, cos: f32, sin: f32) -> (f32, f32) {
+    (first * cos - second * sin, second * cos + first * sin)
 }

@@ -116,7 +116,7 @@ impl Plan {
 
     /// Stored bits per weight of the whole model, as mlx-lm counts them.
     pub fn bits_per_weight(&self) -> f64 {
-        self.layout.tensor_bytes() as f64 * 8.0 / self.parameters.max(1) as f64
+        crate::parameters::bits_per_weight(self.layout.tensor_bytes(), self.parameters)
     }
 
     /// Bytes read from the source.

@@ -9,6 +9,7 @@ use serde_json::{Map, Value};
 use super::check::target_dtype;
 use super::mixed::Mixed;
 use super::{Item, Job, Plan, PlanError, Settings};
+use crate::parameters::OuterModules;
 use mlx_quant_model::{Architecture, Existing, Named, SourceError, View};
 
 /// A linear or embedding layer's decision.
@@ -25,8 +26,7 @@ pub(super) struct Planner {
     tensors: Vec<(String, Option<View>)>,
     /// Position of a name among the tensors.
     positions: HashMap<String, usize>,
-    /// Modules that hold other modules.
-    inner: BTreeSet<String>,
+    modules: OuterModules,
     mixed: Option<Mixed>,
     items: Vec<Item>,
     specs: Vec<TensorSpec>,
@@ -57,9 +57,9 @@ impl Planner {
             existing,
             settings,
             target,
+            modules: OuterModules::of(tensors.iter().map(|(name, _)| name.as_str())),
             positions: tensors.iter().enumerate().map(|(index, (name, _))| (name.clone(), index)).collect(),
             tensors: tensors.into_iter().map(|(name, view)| (name, Some(view))).collect(),
-            inner: BTreeSet::new(),
             mixed: None,
             items: Vec::new(),
             specs: Vec::new(),
@@ -69,16 +69,6 @@ impl Planner {
             quantized: 0,
             notes,
         };
-        for (name, _) in &planner.tensors {
-            // The module that holds the tensor is itself held by all modules above it.
-            let mut path = name.rsplit_once('.').map_or("", |(module, _)| module);
-            while let Some((outer, _)) = path.rsplit_once('.') {
-                if !planner.inner.insert(outer.to_owned()) {
-                    break;
-                }
-                path = outer;
-            }
-        }
         if let (Some(recipe), Some(scheme)) = (planner.settings.mixed, planner.settings.quantize) {
             let layers = planner.architecture.layers;
             let mixed = Mixed::new(recipe, scheme.group_size(), layers, planner.linear_paths())?;
@@ -166,11 +156,7 @@ impl Planner {
     }
 
     fn plain_tensor(&mut self, name: &str, path: Option<&str>, view: View) -> Result<(), PlanError> {
-        // mlx-lm counts the parameters of innermost modules only (`mlx_lm/utils.py`, `get_total_parameters`).
-        let module = name.rsplit_once('.').map_or("", |(module, _)| module);
-        if !self.inner.contains(module) {
-            self.parameters += view.elements() as u64;
-        }
+        self.parameters += self.modules.plain(name, view.elements());
         // Parameters of a described model that are no layer's weight or bias are vectors.
         let leaf = name.rsplit('.').next().unwrap_or(name);
         if self.architecture.described && view.shape().len() > 1 && !matches!(leaf, "weight" | "bias") {
@@ -266,7 +252,7 @@ impl Planner {
         if let Some(columns) = shape.last_mut() {
             *columns = scales.columns() * scheme.group_size();
         }
-        self.parameters += shape.iter().product::<usize>() as u64;
+        self.parameters += OuterModules::packed(&shape);
         if !self.settings.dequantize {
             self.copy(&name("weight"), weight)?;
             self.copy(&name("scales"), scales)?;

@@ -1,0 +1,139 @@
+//! `mlx-quant eval`.
+
+use std::fs::File;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+use mlx_quant::{
+    DataSource, Evaluation, EvaluationSettings, Memory, Model, Pick, Windows, evaluate, memory, report,
+};
+use serde_json::json;
+
+use super::convert::resident_peak;
+use crate::Refusal;
+use crate::args::Eval;
+use crate::commands::source;
+use crate::printer::{Printer, bytes};
+use crate::screen::Screen;
+
+/// Runs the command.
+pub(crate) fn run(args: &Eval, printer: Printer) -> Result<()> {
+    let report = args.report.as_deref().map(Report::create).transpose()?;
+    let model = source::open(args.model.as_deref(), printer)?;
+    let reference = args.reference.as_deref().map(|path| source::open(Some(path), printer)).transpose()?;
+    let windows = windows(args, &model, reference.as_ref(), printer)?;
+    let mut settings = EvaluationSettings {
+        threads: args.threads.map_or(0, |threads| threads as usize),
+        low_memory: args.low_memory,
+        cache: args.cache.clone(),
+    };
+    let mut needed = memory(&model, reference.as_ref(), &windows, &settings)?;
+    if !settings.low_memory && free_memory().is_some_and(|free| needed.peak > free) {
+        settings.low_memory = true;
+        needed = memory(&model, reference.as_ref(), &windows, &settings)?;
+        printer.detail("--low-memory, because the model does not fit in free memory");
+    }
+    if args.dry_run {
+        return dry_run(&windows, needed, printer);
+    }
+    let screen = Screen::new(printer);
+    let evaluation = evaluate(&model, reference.as_ref(), &windows, &settings, &screen);
+    screen.clear();
+    let evaluation = evaluation?;
+    if let Some(report) = report {
+        report.write(&evaluation)?;
+    }
+    let peak = resident_peak();
+    if printer.is_json() {
+        let mut document = serde_json::to_value(&evaluation)?;
+        document["peak_memory_bytes"] = json!(peak);
+        document["predicted_memory_bytes"] = json!(needed.peak);
+        printer.data(&report::json(&document)?);
+        return Ok(());
+    }
+    printer.data(&report::table(&evaluation));
+    let (tokens, seconds) = (windows.picked.len() * windows.sequence_length, evaluation.subject.seconds);
+    printer.say(&format!(
+        "{seconds:.1} s, {:.0} tokens/s{}{}",
+        tokens as f64 / seconds.max(1e-9),
+        peak.map_or_else(String::new, |peak| format!(", peak memory {}", bytes(peak))),
+        if evaluation.subject.reference_cached { ", reference from the cache" } else { "" },
+    ));
+    Ok(())
+}
+
+/// Tokenizes with the reference's tokenizer, as the text was made for it; without one with the model's.
+fn windows(args: &Eval, model: &Model, reference: Option<&Model>, printer: Printer) -> Result<Windows> {
+    let data = args.data.as_ref().map_or(DataSource::BuiltinHeldOut, |path| DataSource::Path(path.clone()));
+    let pick = Pick::EvenlySpaced { windows: args.windows };
+    let read = |model: &Model| -> Result<Windows> {
+        let tokenizer = model.tokenizer()?;
+        let vocabulary = model.vocabulary()?;
+        let windows = Windows::read(&data, &tokenizer, vocabulary, args.sequence_length, pick);
+        Ok(windows.map_err(mlx_quant::Error::from)?)
+    };
+    let Some(reference) = reference else { return read(model) };
+    let windows = read(reference)?;
+    match read(model) {
+        Ok(own) if own.data_hash != windows.data_hash => {
+            printer.warn("model and reference tokenize the text differently; the reference's tokens are used");
+        }
+        _ => {}
+    }
+    Ok(windows)
+}
+
+fn dry_run(windows: &Windows, needed: Memory, printer: Printer) -> Result<()> {
+    if printer.is_json() {
+        printer.data(&report::json(&json!({"data": windows.report(), "memory": needed}))?);
+        return Ok(());
+    }
+    let line = |name: &str, value: String| printer.data(&format!("{name:<16} {value}"));
+    for source in &windows.sources {
+        let (picked, total) = (source.windows_picked, source.windows_total);
+        line("data", format!("{}: {} tokens, {picked} of {total} windows", source.name, source.tokens));
+    }
+    line("blocks", bytes(needed.blocks));
+    line("activations", bytes(needed.states));
+    line("in a block", bytes(needed.scratch));
+    line("head", bytes(needed.head));
+    line("peak memory", format!("about {}", bytes(needed.peak)));
+    Ok(())
+}
+
+/// A result file, opened before the long work.
+struct Report {
+    path: PathBuf,
+    file: File,
+    markdown: bool,
+}
+
+impl Report {
+    fn create(path: &Path) -> Result<Self> {
+        let markdown = match path.extension().and_then(|ending| ending.to_str()) {
+            Some("md") => true,
+            Some("json") => false,
+            _ => {
+                let path = path.display();
+                return Err(Refusal(format!("--report {path}: hint: end the name in .md or .json")).into());
+            }
+        };
+        let file = File::options().create(true).append(true).open(path);
+        let file = file.map_err(|error| Refusal(format!("{}: {error}; hint: choose another --report", path.display())))?;
+        Ok(Self { path: path.to_owned(), file, markdown })
+    }
+
+    fn write(mut self, evaluation: &Evaluation) -> Result<()> {
+        let text = if self.markdown { report::markdown(evaluation) } else { report::json(evaluation)? + "\n" };
+        let write = |file: &mut File| file.set_len(0).and_then(|()| file.write_all(text.as_bytes()));
+        write(&mut self.file).with_context(|| self.path.display().to_string())
+    }
+}
+
+/// Memory that programs may still take, where the system tells.
+fn free_memory() -> Option<u64> {
+    let text = fs_err::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kilobytes| kilobytes * 1024)
+}

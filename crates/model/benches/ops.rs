@@ -1,0 +1,89 @@
+//! Time of the operations of one 512-token window of SmolLM2-135M on one thread:
+//! `cargo bench -p mlx-quant-model --bench ops`. Prints the fastest of many runs, fused and plain.
+#![allow(clippy::unwrap_used, clippy::print_stdout, missing_docs, reason = "a benchmark")]
+
+use std::time::Instant;
+
+use candle_core::{Device, Result, Tensor};
+use mlx_quant_model::ops::{Activation, AttentionSettings, Kernels, Pairing, tokens};
+
+fn tensor(shape: &[usize]) -> Tensor {
+    Tensor::randn(0f32, 1f32, shape, &Device::Cpu).unwrap()
+}
+
+/// Milliseconds of the fastest of many runs.
+fn fastest(mut run: impl FnMut()) -> f64 {
+    let started = Instant::now();
+    let mut best = f64::INFINITY;
+    while started.elapsed().as_secs_f64() < 0.7 {
+        let start = Instant::now();
+        run();
+        best = best.min(start.elapsed().as_secs_f64() * 1e3);
+    }
+    best
+}
+
+/// `gigas` is what the figure beside the time counts: floating-point operations or bytes, in units of 1e9.
+fn report(name: &str, gigas: f64, unit: &str, run: impl Fn(Kernels) -> Result<Tensor>) {
+    let [fused, plain] =
+        [Kernels::Fused, Kernels::Plain].map(|kernels| fastest(|| drop(run(kernels).unwrap())));
+    println!("{name:44} fused {fused:8.3} ms {:7.1} {unit}   plain {plain:8.3} ms", gigas / fused * 1e3);
+}
+
+fn main() {
+    let (tokens, hidden, heads, kv_heads, d, wide) = (512, 576, 9, 3, 64, 1536);
+    for (rows, k, n) in [
+        (tokens, hidden, wide),
+        (tokens, wide, hidden),
+        (tokens, hidden, hidden),
+        (tokens, hidden, 192),
+        (1, hidden, wide),
+    ] {
+        let (x, weight) = (tensor(&[rows, k]), tensor(&[n, k]));
+        let name = format!("linear [{rows}, {k}] x [{n}, {k}]^T");
+        report(&name, (2 * rows * k * n) as f64 / 1e9, "GFLOP/s", |kernels| {
+            kernels.linear(&x, &weight, None)
+        });
+    }
+    let x = tensor(&[1, tokens, hidden]);
+    let weight = tensor(&[hidden]);
+    let bytes = (2 * 4 * tokens * hidden) as f64 / 1e9;
+    report("rms_norm [512, 576]", bytes, "GB/s", |kernels| kernels.rms_norm(&x, Some(&weight), 1e-5));
+    report("layer_norm [512, 576]", bytes, "GB/s", |kernels| {
+        kernels.layer_norm(&x, Some(&weight), Some(&weight), 1e-5)
+    });
+    let q = tensor(&[1, tokens, heads, d]);
+    let (cos, sin) = (tensor(&[tokens, d / 2]), tensor(&[tokens, d / 2]));
+    report("rotary [512, 9, 64]", bytes, "GB/s", |kernels| kernels.rotary(&q, &cos, &sin, Pairing::Halves));
+    report("rotary [512, 9, 64] interleaved", bytes, "GB/s", |kernels| {
+        kernels.rotary(&q, &cos, &sin, Pairing::Interleaved)
+    });
+    let (gate, up) = (tensor(&[1, tokens, wide]), tensor(&[1, tokens, wide]));
+    let bytes = (3 * 4 * tokens * wide) as f64 / 1e9;
+    for activation in [Activation::Silu, Activation::Gelu, Activation::GeluTanh, Activation::Relu] {
+        let name = format!("glu {activation:?} [512, 1536]");
+        report(&name, bytes, "GB/s", |kernels| kernels.glu(&gate, &up, activation));
+    }
+    for (heads, kv_heads) in [(heads, kv_heads), (9, 9), (8, 1)] {
+        let q = tensor(&[1, tokens, heads, d]);
+        let (k, v) = (tensor(&[1, tokens, kv_heads, d]), tensor(&[1, tokens, kv_heads, d]));
+        for (window, softcap) in [(None, None), (Some(128), None), (None, Some(50.0))] {
+            let settings = AttentionSettings { scale: 0.125, window, softcap, sinks: None };
+            let name = format!("attention {heads}/{kv_heads} window {window:?} cap {softcap:?}");
+            let causal = (2 * heads * tokens * tokens * d) as f64 / 1e9;
+            report(&name, causal, "GFLOP/s", |kernels| kernels.attention(&q, &k, &v, &settings));
+        }
+    }
+    let vocabulary = 49152;
+    let (reference, logits) = (tensor(&[64, vocabulary]), tensor(&[64, vocabulary]));
+    let bytes = (2 * 4 * 64 * vocabulary) as f64 / 1e9;
+    report("kl_divergence [64, 49152]", bytes, "GB/s", |kernels| {
+        kernels.kl_divergence(&reference, &logits, 1.0)
+    });
+    let (p, q) =
+        (tensor(&[vocabulary]).to_vec1::<f32>().unwrap(), tensor(&[vocabulary]).to_vec1::<f32>().unwrap());
+    let scoring = fastest(|| assert!(tokens::score(&p, 7).nll > 0.0));
+    let [p_lse, q_lse] = [&p, &q].map(|row| tokens::score(row, 0).log_sum_exp);
+    let divergence = fastest(|| assert!(tokens::kl_of_rows(&p, p_lse, &q, q_lse) > 0.0));
+    println!("tokens::score of {vocabulary}: {scoring:.4} ms; tokens::kl_of_rows: {divergence:.4} ms");
+}

@@ -1,0 +1,111 @@
+//! The reference's final hidden states on disk, so that the same reference serves many models.
+//!
+//! A file holds a header line of JSON with the key, then float32 numbers. The key says what the reference was (size and
+//! time of its files, its tensors and config), which tokens it read, and how they were computed; a file with another key or length is no hit.
+
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+
+use candle_core::{Device, Tensor};
+use mlx_quant_model::WeightsError;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use crate::data::Windows;
+use crate::{Error, Model};
+
+/// Raised when the arithmetic of the forward pass changes.
+const FORMAT: u32 = 1;
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct Header {
+    format: u32,
+    key: String,
+    shape: [usize; 3],
+    sha256: String,
+}
+
+/// One entry of a cache directory.
+#[derive(Debug)]
+pub(super) struct Cache {
+    path: PathBuf,
+    key: String,
+    windows: usize,
+    tokens: usize,
+}
+
+impl Cache {
+    /// Creates the directory if it is missing.
+    pub(super) fn open(directory: &Path, reference: &Model, windows: &Windows) -> Result<Self, Error> {
+        std::fs::create_dir_all(directory).map_err(|error| Error::cache(directory, &error))?;
+        let mut hash = Sha256::new();
+        hash.update(reference.hash()?);
+        hash.update(&windows.data_hash);
+        hash.update(mlx_format::simd_name());
+        for window in &windows.picked {
+            for number in [window.source, window.index, window.tokens.len()] {
+                hash.update((number as u64).to_le_bytes());
+            }
+        }
+        let key = hexadecimal(&hash.finalize());
+        Ok(Self {
+            path: directory.join(format!("reference-{}.hidden", &key[..16])),
+            key,
+            windows: windows.picked.len(),
+            tokens: windows.sequence_length,
+        })
+    }
+
+    /// The states `[tokens, hidden]` of every window, if they are there, whole and of this key.
+    pub(super) fn load(&self, hidden: usize) -> Result<Option<Vec<Tensor>>, Error> {
+        let Ok(bytes) = std::fs::read(&self.path) else { return Ok(None) };
+        let Some(end) = bytes.iter().take(4096).position(|byte| *byte == b'\n') else { return Ok(None) };
+        let (line, data) = (&bytes[..end], &bytes[end + 1..]);
+        let shape = [self.windows, self.tokens, hidden];
+        let expected = Header { format: FORMAT, key: self.key.clone(), shape, sha256: hexadecimal(&Sha256::digest(data)) };
+        let whole = data.len() == shape.iter().product::<usize>() * 4;
+        if !whole || serde_json::from_slice::<Header>(line).ok() != Some(expected) {
+            return Ok(None);
+        }
+        let window = |data: &[u8]| {
+            let values = data.chunks_exact(4).map(|bytes| f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]));
+            Tensor::from_vec(values.collect(), (self.tokens, hidden), &Device::Cpu)
+        };
+        let windows = data.chunks_exact(self.tokens * hidden * 4).map(window).collect::<candle_core::Result<_>>();
+        Ok(Some(windows.map_err(WeightsError::from)?))
+    }
+
+    /// Writes the states beside their final name, then renames.
+    pub(super) fn store(&self, states: &[Tensor]) -> Result<(), Error> {
+        let mut data = Vec::new();
+        for state in states {
+            let values = state.flatten_all().and_then(|flat| flat.to_vec1::<f32>()).map_err(WeightsError::from)?;
+            data.extend(values.into_iter().flat_map(f32::to_le_bytes));
+        }
+        let hidden = data.len() / 4 / (self.windows * self.tokens).max(1);
+        let shape = [self.windows, self.tokens, hidden];
+        let header = Header { format: FORMAT, key: self.key.clone(), shape, sha256: hexadecimal(&Sha256::digest(&data)) };
+        let failed = |error: &std::io::Error| Error::cache(&self.path, error);
+        let partial = self.path.with_extension(format!("{}.partial", std::process::id()));
+        let write = || -> std::io::Result<()> {
+            let mut file = std::fs::File::create(&partial)?;
+            serde_json::to_writer(&mut file, &header)?;
+            file.write_all(b"\n")?;
+            file.write_all(&data)?;
+            file.sync_all()?;
+            std::fs::rename(&partial, &self.path)
+        };
+        write().map_err(|error| {
+            let _ = std::fs::remove_file(&partial);
+            failed(&error)
+        })
+    }
+}
+
+fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}

@@ -1,0 +1,142 @@
+//! Quality of a model on held-out text: perplexity, and against a reference KL divergence and top-1 agreement.
+//!
+//! Definitions are those of `mlx_lm/perplexity.py` and llama.cpp's `--kl-divergence`: per predicted token, in nats,
+//! over windows that do not overlap. Standard errors are taken over windows, because tokens of one window are not
+//! independent. Everything is measured on the files as written, decoded in float32.
+//!
+//! The heads of both models run side by side over tiles of the vocabulary ([`head`]), so neither a row of logits nor a
+//! head's matrix is ever whole in memory.
+
+mod cache;
+mod head;
+mod memory;
+mod result;
+mod statistics;
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use candle_core::Tensor;
+
+pub use self::memory::{Memory, memory};
+pub use self::head::{States, measure};
+pub use self::result::{Against, Divergence, Evaluation, Measures, SourceEvaluation, Subject, TokenMeasure};
+use crate::data::Windows;
+use crate::observer::{Event, Observer};
+use crate::walk::Walk;
+use crate::{Error, Model, threads_or_all};
+
+/// How a model is evaluated; nothing here changes a result.
+#[derive(Clone, Debug, Default)]
+pub struct EvaluationSettings {
+    /// Threads, 0 for one per core.
+    pub threads: usize,
+    /// Blocks are never kept in memory. (They are where more windows than one wave of activations would read them again.)
+    pub low_memory: bool,
+    /// Directory in which the reference's final hidden states are kept for later runs. Logits are these times the
+    /// reference's head, so that nothing is lost and little is stored: `hidden / vocabulary` of what the logits would take.
+    pub cache: Option<PathBuf>,
+}
+
+/// A reference or a model has another vocabulary than the other.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "the reference {reference} has a vocabulary of {reference_rows}, the model {model} of {rows}; hint: a reference is the model that was quantized, give that one"
+)]
+pub struct VocabularyMismatch {
+    reference: String,
+    reference_rows: usize,
+    model: String,
+    rows: usize,
+}
+
+/// Evaluates `model` on `windows`, against `reference` if there is one.
+///
+/// Reports [`Event::Phase`] for each part of the work with its number of steps, then [`Event::Progress`].
+///
+/// # Errors
+/// What is wrong with either model, a reference with another vocabulary, NaN among the logits, an unusable cache directory, or
+/// [`Error::Interrupted`].
+pub fn evaluate(
+    model: &Model,
+    reference: Option<&Model>,
+    windows: &Windows,
+    settings: &EvaluationSettings,
+    observer: &dyn Observer,
+) -> Result<Evaluation, Error> {
+    let start = Instant::now();
+    let threads = threads_or_all(settings.threads);
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .build()
+        .map_err(|error| Error::Threads { threads, reason: error.to_string() })?;
+    let open = |model| -> Result<_, Error> {
+        let walk = Walk::open(model)?;
+        let residency = walk.residency(settings.low_memory, windows);
+        Ok(walk.with(residency))
+    };
+    let own = open(model)?;
+    let other = reference.map(open).transpose()?;
+    if let (Some(reference), Some(other)) = (reference, &other)
+        && other.decoder.vocabulary != own.decoder.vocabulary
+    {
+        return Err(Error::Vocabulary(VocabularyMismatch {
+            reference: reference.checkpoint.directory().display().into_owned(),
+            reference_rows: other.decoder.vocabulary,
+            model: model.checkpoint.directory().display().into_owned(),
+            rows: own.decoder.vocabulary,
+        }));
+    }
+    let cache = match (&settings.cache, reference) {
+        (Some(directory), Some(reference)) => Some(cache::Cache::open(directory, reference, windows)?),
+        _ => None,
+    };
+    let tokens: Vec<&[u32]> = windows.picked.iter().map(|window| window.tokens.as_slice()).collect();
+
+    let mut reference_cached = false;
+    let theirs = match &other {
+        None => None,
+        Some(walk) => {
+            let known = cache.as_ref().map(|cache| cache.load(walk.decoder.hidden_size)).transpose()?.flatten();
+            reference_cached = known.is_some();
+            let hidden = match known {
+                Some(hidden) => hidden,
+                None => {
+                    let hidden = states(walk, "reference", &tokens, &pool, observer)?;
+                    if let Some(cache) = &cache {
+                        cache.store(&hidden)?;
+                    }
+                    hidden
+                }
+            };
+            Some((walk, hidden))
+        }
+    };
+    let hidden = states(&own, "model", &tokens, &pool, observer)?;
+    let measures = head::measure((&own, hidden), theirs, &tokens, &pool, observer)?;
+
+    let inspection = crate::inspect::inspect(model)?;
+    let label = |model: &Model| model.checkpoint.directory().display().into_owned();
+    let subject = Subject {
+        model: label(model),
+        reference: reference.map(label),
+        model_type: model.config.model_type().unwrap_or_default().to_owned(),
+        bits_per_weight: inspection.bits_per_weight,
+        parameters: inspection.parameters,
+        reference_cached,
+        kernels: mlx_format::simd_name().to_owned(),
+        seconds: start.elapsed().as_secs_f64(),
+    };
+    Evaluation::of(subject, windows, &measures)
+}
+
+fn states(
+    walk: &Walk<'_>,
+    name: &'static str,
+    tokens: &[&[u32]],
+    pool: &rayon::ThreadPool,
+    observer: &dyn Observer,
+) -> Result<Vec<Tensor>, Error> {
+    observer.event(Event::Phase { name, total: (tokens.len() * walk.decoder.blocks.len()) as u64 });
+    walk.hidden(tokens, pool, observer, &mut 0)
+}

@@ -1,0 +1,114 @@
+//! Tensors as layers: a packed weight with its scales and biases is one thing, everything else is itself.
+
+use std::collections::BTreeMap;
+
+use mlx_format::{Dtype, Mode, Scheme};
+use mlx_quant_model::{Existing, Named, View};
+use serde_json::{Map, Value};
+
+/// A packed layer.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Packed<'n> {
+    pub(super) path: &'n str,
+    pub(super) weight: &'n View,
+    pub(super) scales: &'n View,
+    pub(super) biases: Option<&'n View>,
+}
+
+/// A tensor or a packed layer.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Stored<'n> {
+    Plain { name: &'n str, view: &'n View },
+    Packed(Packed<'n>),
+}
+
+/// Everything that a model holds, in natural order.
+pub(super) fn stored(named: &Named) -> Vec<Stored<'_>> {
+    let by_name: BTreeMap<&str, &View> =
+        named.tensors.iter().map(|(name, view)| (name.as_str(), view)).collect();
+    let packed = |path: &'_ str| {
+        let of = |leaf: &str| by_name.get(format!("{path}.{leaf}").as_str()).copied();
+        let weight = of("weight").filter(|weight| weight.dtype == Dtype::U32)?;
+        Some((weight, of("scales")?, of("biases")))
+    };
+    let each = named.tensors.iter().filter_map(|(name, view)| {
+        let parts = name.rsplit_once('.').and_then(|(path, leaf)| Some((path, leaf, packed(path)?)));
+        match parts {
+            Some((_, "scales" | "biases", _)) => None,
+            Some((path, "weight", (weight, scales, biases))) => {
+                Some(Stored::Packed(Packed { path, weight, scales, biases }))
+            }
+            _ => Some(Stored::Plain { name, view }),
+        }
+    });
+    each.collect()
+}
+
+/// Bytes of a view as MLX holds it.
+pub(super) fn bytes(view: &View) -> u64 {
+    (view.rows() * view.row_bytes()) as u64
+}
+
+impl<'n> Packed<'n> {
+    /// Weight, scales and biases, with their names.
+    pub(super) fn parts(&self) -> impl Iterator<Item = (String, &'n View)> + use<'n> {
+        let Self { path, weight, scales, biases } = *self;
+        let parts = [("weight", Some(weight)), ("scales", Some(scales)), ("biases", biases)];
+        parts.into_iter().filter_map(move |(leaf, view)| Some((format!("{path}.{leaf}"), view?)))
+    }
+
+    /// Bytes of all its tensors.
+    pub(super) fn bytes(&self) -> u64 {
+        self.parts().map(|(_, view)| bytes(view)).sum()
+    }
+
+    /// Words and groups of a row.
+    fn row(&self) -> (usize, usize) {
+        (self.weight.columns(), self.scales.columns())
+    }
+
+    /// Whether its rows can be of this scheme.
+    pub(super) fn fits(&self, scheme: Scheme) -> bool {
+        let (words, groups) = self.row();
+        let columns = groups.checked_mul(scheme.group_size());
+        let fits = |columns| scheme.divides(columns) && scheme.words(columns) == words;
+        columns.is_some_and(fits) && (scheme.mode() == Mode::Affine) != (self.scales.dtype == Dtype::U8)
+    }
+
+    /// Shape of the weight after decoding, `[.., out, in]`.
+    pub(super) fn shape(&self, scheme: Scheme) -> Vec<usize> {
+        let mut shape = self.weight.shape();
+        if let Some(columns) = shape.last_mut() {
+            *columns = self.scales.columns() * scheme.group_size();
+        }
+        shape
+    }
+
+    /// The scheme that the shapes have where the layer has `columns` inputs
+    /// (`mlx_lm/utils.py`, `infer_quant_config`).
+    pub(super) fn inferred(&self, columns: usize) -> Option<Scheme> {
+        let (words, groups) = self.row();
+        let group_size = columns.checked_div(groups)?;
+        let bits = u32::try_from((words * 32).checked_div(columns)?).ok()?;
+        let of_mode = |mode: Mode| Scheme::new(mode, Some(bits), Some(group_size)).ok();
+        Mode::ALL.into_iter().filter_map(of_mode).find(|scheme| self.fits(*scheme))
+    }
+
+    /// The scheme by config.json where it fits, else by the shapes where only one does.
+    pub(super) fn scheme(&self, existing: &Existing) -> Option<Scheme> {
+        let (words, groups) = self.row();
+        let unlisted = Existing::Mlx(Map::new());
+        let existing = if existing.packed().is_some() { existing } else { &unlisted };
+        existing.scheme(self.path, words, groups, self.scales.dtype).ok()
+    }
+}
+
+/// The scheme that an object of config.json names, with MLX's defaults for what it leaves out.
+pub(super) fn listed(entry: &Map<String, Value>) -> Option<Scheme> {
+    let number = |key: &str| match entry.get(key) {
+        None | Some(Value::Null) => Some(None),
+        Some(value) => value.as_u64().and_then(|n| u32::try_from(n).ok()).map(Some),
+    };
+    let mode = entry.get("mode").and_then(Value::as_str).map_or(Some(Mode::Affine), Mode::from_name)?;
+    Scheme::new(mode, number("bits")?, number("group_size")?.map(|n| n as usize)).ok()
+}

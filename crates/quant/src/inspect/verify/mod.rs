@@ -1,0 +1,150 @@
+//! Whether mlx_lm loads a model: every file, name, shape and value is looked at, and everything that is wrong is told.
+//!
+//! What mlx_lm does is that of version 0.32.2 (`mlx_lm/utils.py`, `load_model`): it reads every `model*.safetensors`, never
+//! the index; takes a layer's packing from its entry in config.json, else from the shapes; and then wants
+//! exactly the tensors of its model, each of its shape. What it does not look at (values, the index, token ids) makes a
+//! warning.
+
+mod config;
+mod files;
+mod finite;
+mod layers;
+mod tokenizer;
+
+use std::fmt;
+use std::time::Instant;
+
+use mlx_quant_model::SourceError;
+use serde::Serialize;
+
+use crate::plan::PlanError;
+use crate::{Error, Model, Observer};
+
+/// Something that is wrong with a model.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Problem {
+    /// Whether mlx_lm stops at it.
+    pub fatal: bool,
+    /// The tensor, layer, file or key.
+    pub subject: String,
+    /// What is wrong, and what comes of it.
+    pub message: String,
+}
+
+/// Whether mlx_lm loads a model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// It will, and nothing is wrong.
+    Loads,
+    /// It will, but something is wrong.
+    LoadsBut,
+    /// It will not.
+    Fails,
+}
+
+/// What [`verify`] found.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Verification {
+    /// Whether mlx_lm loads the model.
+    pub verdict: Verdict,
+    /// Everything that is wrong; what mlx_lm stops at comes first.
+    pub problems: Vec<Problem>,
+    /// What a person should know, though nothing is wrong.
+    pub notes: Vec<String>,
+    /// Tensors whose values were read.
+    pub tensors: usize,
+    /// Bytes that were read.
+    pub bytes: u64,
+    /// Wall time.
+    pub seconds: f64,
+}
+
+/// What the checks have found so far.
+#[derive(Debug, Default)]
+struct Findings {
+    problems: Vec<Problem>,
+    notes: Vec<String>,
+}
+
+impl Findings {
+    /// Something that mlx_lm stops at.
+    fn fatal(&mut self, subject: impl Into<String>, message: impl Into<String>) {
+        self.problems.push(Problem { fatal: true, subject: subject.into(), message: message.into() });
+    }
+
+    /// Something that mlx_lm does not notice.
+    fn warning(&mut self, subject: impl Into<String>, message: impl Into<String>) {
+        self.problems.push(Problem { fatal: false, subject: subject.into(), message: message.into() });
+    }
+}
+
+/// Reads the whole model on `threads` threads (0: one per core) and tells everything that is wrong with it. Open it with
+/// [`crate::open_files`]: [`crate::open`] refuses part of what is told here. Memory does not grow with the model.
+///
+/// # Errors
+/// [`Error::Interrupted`]; [`Error::Directory`] if a file cannot be read; [`Error::Plan`] if the model is quantized by a
+/// method that is not known here, so that nothing can be said about it.
+pub fn verify(model: &Model, observer: &dyn Observer, threads: usize) -> Result<Verification, Error> {
+    let start = Instant::now();
+    let mut findings = Findings::default();
+    files::check(model, &mut findings)?;
+    let named = match super::read(model) {
+        Ok(named) => Some(named),
+        Err(Error::Plan(PlanError::Source(error @ SourceError::Foreign { .. }))) => {
+            return Err(PlanError::from(error).into());
+        }
+        Err(error) => {
+            findings.fatal("model", what(&error));
+            None
+        }
+    };
+    config::check(model, &mut findings);
+    let (mut tensors, mut bytes, mut vocabulary) = (0, 0, None);
+    if let Some(named) = &named {
+        let decoder = super::decoder(model, named);
+        vocabulary = layers::check(model, named, decoder.as_ref(), &mut findings);
+        (tensors, bytes) = finite::check(model, named, observer, threads, &mut findings)?;
+    }
+    tokenizer::check(model, vocabulary, &mut findings)?;
+    let Findings { mut problems, notes } = findings;
+    problems.sort_by_key(|problem| !problem.fatal);
+    let verdict = match problems.first() {
+        None => Verdict::Loads,
+        Some(problem) if problem.fatal => Verdict::Fails,
+        Some(_) => Verdict::LoadsBut,
+    };
+    Ok(Verification { verdict, problems, notes, tensors, bytes, seconds: start.elapsed().as_secs_f64() })
+}
+
+/// An error without its hint.
+fn what(error: &dyn std::error::Error) -> String {
+    let text = error.to_string();
+    text.split_once("; hint: ").map_or(text.clone(), |(what, _)| what.to_owned())
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.subject, self.message)
+    }
+}
+
+/// The verdict in one line, with the first reasons.
+impl fmt::Display for Verification {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const SHOWN: usize = 3;
+        f.write_str(match self.verdict {
+            Verdict::Loads => "mlx_lm will load it",
+            Verdict::LoadsBut => "mlx_lm loads it, but: ",
+            Verdict::Fails => "mlx_lm will not load it: ",
+        })?;
+        let fatal = self.verdict == Verdict::Fails;
+        let reasons: Vec<String> =
+            self.problems.iter().filter(|problem| problem.fatal == fatal).map(Problem::to_string).collect();
+        f.write_str(&reasons[..reasons.len().min(SHOWN)].join("; "))?;
+        match reasons.len().checked_sub(SHOWN) {
+            Some(more @ 1..) => write!(f, "; and {more} more"),
+            _ => Ok(()),
+        }
+    }
+}
