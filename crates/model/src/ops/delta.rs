@@ -140,11 +140,19 @@ impl Source<'_> {
     /// Columns `first..first + COLUMNS` of one head of one window, through all tokens. Those beyond the last
     /// column are zeros, which stay zeros.
     #[inline(always)]
-    fn columns(&self, window: usize, head: usize, first: usize, state: &mut [[f32; COLUMNS]], out: &mut [f32]) {
+    fn columns(
+        &self,
+        window: usize,
+        head: usize,
+        first: usize,
+        state: &mut [[f32; COLUMNS]],
+        out: &mut [f32],
+    ) {
         let count = COLUMNS.min(self.value_dim - first);
         for token in 0..self.tokens {
             let at = (window * self.tokens + token) * self.heads + head;
-            let (q, k) = self.queries_and_keys[at * 2 * self.key_dim..][..2 * self.key_dim].split_at(self.key_dim);
+            let (q, k) =
+                self.queries_and_keys[at * 2 * self.key_dim..][..2 * self.key_dim].split_at(self.key_dim);
             let (decay, beta) = (self.gates[at * 2], self.gates[at * 2 + 1]);
             let place = at * self.value_dim + first;
             let mut change = [0f32; COLUMNS];
@@ -182,7 +190,7 @@ mod tests {
         let mut seed = 7u64;
         let mut tensor = |shape: &[usize], low: f32, high: f32| {
             let mut next = || {
-                seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+                seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
                 low + (high - low) * ((seed >> 40) as f32 / (1u64 << 24) as f32)
             };
             let values: Vec<f32> = (0..shape.iter().product()).map(|_| next()).collect();
@@ -205,7 +213,8 @@ mod tests {
 
     /// Largest difference over the largest element of `a`.
     fn difference(a: &Tensor, b: &Tensor) -> f32 {
-        let largest = |x: Tensor| x.abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar::<f32>().unwrap();
+        let largest =
+            |x: Tensor| x.abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar::<f32>().unwrap();
         largest((a - b).unwrap()) / largest(a.clone())
     }
 
@@ -268,6 +277,10 @@ mod tests {
         let weight = Tensor::ones((8192, 4, 1), DType::F32, &Device::Cpu).unwrap();
         let start = std::time::Instant::now();
         let _ = crate::mixers::causal_convolution(x, &weight, None).unwrap();
-        println!("causal_convolution of {:?}, 4 taps: {:.1} ms", x.dims(), start.elapsed().as_secs_f64() * 1e3);
+        println!(
+            "causal_convolution of {:?}, 4 taps: {:.1} ms",
+            x.dims(),
+            start.elapsed().as_secs_f64() * 1e3
+        );
     }
 }

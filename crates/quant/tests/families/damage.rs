@@ -70,7 +70,8 @@ pub(crate) fn weights(directory: &Path) -> Verdict {
             || leaf == "layer_scalar"
     };
     wrong.extend(optional.iter().filter(|name| !may_miss(name)).map(|name| format!("{name} is not missed")));
-    let beside = named.tensors.iter().find(|(name, _)| name.contains(".0.")).map(|(_, view)| view.source_of(0));
+    let beside =
+        named.tensors.iter().find(|(name, _)| name.contains(".0.")).map(|(_, view)| view.source_of(0));
     let stray = format!("{}.stray", beside.and_then(|name| name.rsplit_once('.')).unwrap().0);
     let mut more = all.clone();
     more.push((&stray, Dtype::F32, vec![1], vec![0; 4]));
@@ -79,14 +80,26 @@ pub(crate) fn weights(directory: &Path) -> Verdict {
         Err(message) => wrong.push(format!("a stray tensor: {message}")),
         Ok(_) => wrong.push("a stray tensor is passed over".to_owned()),
     }
-    if wrong.is_empty() { Ok(format!("{:>4}{:>4}", all.len(), optional.len())) } else { Err(wrong.join("\n  ")) }
+    if wrong.is_empty() {
+        Ok(format!("{:>4}{:>4}", all.len(), optional.len()))
+    } else {
+        Err(wrong.join("\n  "))
+    }
 }
 
 /// Wrong sizes in config.json are errors that name the key or a tensor.
 pub(crate) fn config(directory: &Path) -> Verdict {
     let model = model::open(directory);
     let (mut tried, mut wrong) = (Vec::new(), Vec::new());
-    for key in ["hidden_size", "n_embd", "num_attention_heads", "n_head", "num_hidden_layers", "n_layer", "vocab_size"] {
+    for key in [
+        "hidden_size",
+        "n_embd",
+        "num_attention_heads",
+        "n_head",
+        "num_hidden_layers",
+        "n_layer",
+        "vocab_size",
+    ] {
         let mut config = model.config.clone();
         let map = match config.0.get_mut("text_config") {
             Some(Value::Object(nested)) if nested.contains_key(key) => nested,

@@ -18,7 +18,9 @@ const LIMIT: Duration = Duration::from_secs(2);
 fn places(value: &Value, path: &mut Vec<String>, found: &mut Vec<(Vec<String>, Value)>) {
     let children: Vec<(String, &Value)> = match value {
         Value::Object(map) => map.iter().map(|(key, value)| (key.clone(), value)).collect(),
-        Value::Array(list) => list.iter().enumerate().map(|(index, value)| (index.to_string(), value)).collect(),
+        Value::Array(list) => {
+            list.iter().enumerate().map(|(index, value)| (index.to_string(), value)).collect()
+        }
         _ => Vec::new(),
     };
     for (key, value) in children {
@@ -32,10 +34,20 @@ fn places(value: &Value, path: &mut Vec<String>, found: &mut Vec<(Vec<String>, V
 /// What a value is replaced with; `None` removes the key.
 fn replacements(value: &Value) -> Vec<Option<Value>> {
     let mut all = vec![None, Some(Value::Null)];
-    let numbers = [json!(0), json!(1), json!(2), json!((1u64 << 31) - 1), json!(1u64 << 31), json!(u64::MAX), json!(-1)];
+    let numbers = [
+        json!(0),
+        json!(1),
+        json!(2),
+        json!((1u64 << 31) - 1),
+        json!(1u64 << 31),
+        json!(u64::MAX),
+        json!(-1),
+    ];
     match value {
         Value::Number(_) => {
-            all.extend(numbers.into_iter().chain([json!(0.5), json!(-0.5), json!(1e300), json!(1e-300)]).map(Some));
+            all.extend(
+                numbers.into_iter().chain([json!(0.5), json!(-0.5), json!(1e300), json!(1e-300)]).map(Some),
+            );
         }
         Value::Bool(flag) => all.push(Some(json!(!flag))),
         Value::String(_) => all.extend([json!(""), json!("unknown"), json!(0)].map(Some)),
@@ -103,10 +115,13 @@ pub(crate) fn no_config_panics(directory: &Path) -> Verdict {
             replace(&mut config.0, &path, replacement.clone());
             let start = Instant::now();
             let end = catch_unwind(AssertUnwindSafe(|| try_config(&model, &config)));
-            let change = || format!("{} = {}", path.join("."), replacement.clone().unwrap_or("(removed)".into()));
+            let change =
+                || format!("{} = {}", path.join("."), replacement.clone().unwrap_or("(removed)".into()));
             match end {
                 Err(_) => wrong.push(format!("{}: panicked", change())),
-                Ok(_) if start.elapsed() > LIMIT => wrong.push(format!("{}: took {:?}", change(), start.elapsed())),
+                Ok(_) if start.elapsed() > LIMIT => {
+                    wrong.push(format!("{}: took {:?}", change(), start.elapsed()))
+                }
                 Ok(end) => ends[end as usize] += 1,
             }
         }

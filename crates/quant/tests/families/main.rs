@@ -71,8 +71,16 @@ macro_rules! property {
 }
 
 property!(names_there_and_back, "HF -> MLX -> HF: bytes restored, tensors dropped", crate::names::round_trip);
-property!(quantized_equals_decoded, "packed layers: logits equal those of -d", crate::numbers::quantized_equals_decoded);
-property!(batches_do_not_matter, "a batch of windows against each alone", crate::numbers::batches_do_not_matter);
+property!(
+    quantized_equals_decoded,
+    "packed layers: logits equal those of -d",
+    crate::numbers::quantized_equals_decoded
+);
+property!(
+    batches_do_not_matter,
+    "a batch of windows against each alone",
+    crate::numbers::batches_do_not_matter
+);
 property!(threads_do_not_matter, "windows on 1, 2 and 5 threads", crate::numbers::threads_do_not_matter);
 property!(a_tap_sees_every_site, "sites seen, of them experts", crate::sites::a_tap_sees_every_site);
 property!(windows_are_applied, "sliding layers", crate::windows::windows_are_applied);

@@ -12,7 +12,8 @@ use crate::{Verdict, model};
 
 /// Ways to quantize; 3 bits of 64 and nvfp4 do not divide every layer, those stay as they are.
 fn cases() -> Vec<(&'static str, Settings)> {
-    let quantize = |scheme: Result<Scheme, _>| Settings { quantize: Some(scheme.unwrap()), ..Settings::default() };
+    let quantize =
+        |scheme: Result<Scheme, _>| Settings { quantize: Some(scheme.unwrap()), ..Settings::default() };
     let fp = |mode| quantize(Scheme::new(mode, None, None));
     let mixed = Settings { mixed: Some(MixedRecipe::Mixed4_6), ..fp(Mode::Affine) };
     vec![
@@ -44,8 +45,10 @@ pub(crate) fn quantized_equals_decoded(directory: &Path) -> Verdict {
             converted => converted.map_err(|error| format!("{case}: {error}"))?,
         };
         let packed = model::open(&packed);
-        let weights = Weights::open(&packed.checkpoint, &packed.config).map_err(|error| format!("{case}: {error}"))?;
-        let modules = weights.shapes().filter_map(|(name, _)| weights.scheme(name.strip_suffix(".weight")?)).count();
+        let weights =
+            Weights::open(&packed.checkpoint, &packed.config).map_err(|error| format!("{case}: {error}"))?;
+        let modules =
+            weights.shapes().filter_map(|(name, _)| weights.scheme(name.strip_suffix(".weight")?)).count();
         if modules == 0 {
             return Err(format!("{case} packs nothing"));
         }

@@ -30,6 +30,7 @@ fn every_type_has_a_checkpoint_or_an_alias_that_has() {
     println!("{} types, untested: {untested:?}", arch::described().len());
     assert_eq!(untested, UNTESTED);
     let known: BTreeSet<&str> = arch::described().into_iter().map(|(model_type, _)| model_type).collect();
-    let strange: Vec<&String> = tested.iter().filter(|model_type| !known.contains(model_type.as_str())).collect();
+    let strange: Vec<&String> =
+        tested.iter().filter(|model_type| !known.contains(model_type.as_str())).collect();
     assert!(strange.is_empty(), "in the zoo, but not described: {strange:?}");
 }
