@@ -4,7 +4,10 @@
 //! the state never meet: the fused form takes [`COLUMNS`] of them through all tokens, so that what it works
 //! on stays in the first-level cache.
 
-use candle_core::{CpuStorage, CustomOp3, D, Layout, Result, Shape, Tensor, Var, bail};
+use candle_core::{CpuStorage, CustomOp3, D, Layout, Result, Shape, Tensor, bail};
+
+use super::exp::vectorised;
+use super::slices::{through_plain, values};
 
 /// Columns of the state that go through the tokens together.
 const COLUMNS: usize = 32;
@@ -82,7 +85,7 @@ impl CustomOp3 for GatedDelta {
         };
         let mut out = vec![0f32; batch * tokens * heads * value_dim];
         let mut state = vec![[0f32; COLUMNS]; both / 2];
-        pulp::Arch::new().dispatch(
+        vectorised(
             #[inline(always)]
             || {
                 for window in 0..batch {
@@ -107,21 +110,16 @@ impl CustomOp3 for GatedDelta {
         _: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let variable = |tensor: &Tensor| Var::from_tensor(&tensor.detach());
-        let (both, v, gates) = (variable(queries_and_keys)?, variable(v)?, variable(gates)?);
-        let key_dim = both.dim(D::Minus1)? / 2;
-        let gate = |index| gates.narrow(3, index, 1)?.squeeze(3);
-        let (q, k) = (both.narrow(3, 0, key_dim)?, both.narrow(3, key_dim, key_dim)?);
-        let output = plain(&q, &k, &v, &gate(0)?, &gate(1)?)?;
-        let grads = (output * grad)?.sum_all()?.backward()?;
-        Ok((grads.get(&both).cloned(), grads.get(&v).cloned(), grads.get(&gates).cloned()))
-    }
-}
-
-fn values<'s>(storage: &'s CpuStorage, layout: &Layout) -> Result<&'s [f32]> {
-    match layout.contiguous_offsets() {
-        Some((start, end)) => Ok(&storage.as_slice::<f32>()?[start..end]),
-        None => bail!("gated_delta: a tensor of shape {:?} is not contiguous", layout.dims()),
+        let plain = |inputs: &[Tensor]| {
+            let [both, v, gates] = inputs else { bail!("gated_delta has three inputs") };
+            let key_dim = both.dim(D::Minus1)? / 2;
+            let (q, k) = (both.narrow(3, 0, key_dim)?, both.narrow(3, key_dim, key_dim)?);
+            let gate = |index| gates.narrow(3, index, 1)?.squeeze(3);
+            plain(&q, &k, v, &gate(0)?, &gate(1)?)
+        };
+        let mut grads = through_plain(&[queries_and_keys, v, gates], grad, plain)?.into_iter();
+        let mut next = || grads.next().flatten();
+        Ok((next(), next(), next()))
     }
 }
 

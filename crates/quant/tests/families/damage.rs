@@ -23,8 +23,8 @@ fn tensors(checkpoint: &Checkpoint) -> Vec<OwnedTensor<'_>> {
 
 /// Opens and describes a model; what it says if it cannot.
 fn describe(model: &Model, config: &Config) -> Result<Decoder, String> {
-    let weights = Weights::open(&model.checkpoint, config).map_err(|error| error.to_string())?;
-    weights.decoder(config).map_err(|error| error.to_string())
+    let weights = Weights::open(&model.checkpoint, config).map_err(model::text)?;
+    weights.decoder(config).map_err(model::text)
 }
 
 /// The answer to a checkpoint of these tensors.
@@ -38,7 +38,7 @@ fn answer(model: &Model, tensors: &[OwnedTensor<'_>]) -> Result<Decoder, String>
 /// Biases, heads and strays may be missing. A tensor too many is an error that names it.
 pub(crate) fn weights(directory: &Path) -> Verdict {
     let model = model::open(directory);
-    let named = Named::read(&model.checkpoint, &model.config).map_err(|error| error.to_string())?;
+    let named = Named::read(&model.checkpoint, &model.config).map_err(model::text)?;
     let all = tensors(&model.checkpoint);
     let (mut optional, mut wrong) = (Vec::new(), Vec::new());
     for missing in 0..all.len() {

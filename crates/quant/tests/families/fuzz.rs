@@ -120,7 +120,7 @@ pub(crate) fn no_config_panics(directory: &Path) -> Verdict {
             match end {
                 Err(_) => wrong.push(format!("{}: panicked", change())),
                 Ok(_) if start.elapsed() > LIMIT => {
-                    wrong.push(format!("{}: took {:?}", change(), start.elapsed()))
+                    wrong.push(format!("{}: took {:?}", change(), start.elapsed()));
                 }
                 Ok(end) => ends[end as usize] += 1,
             }

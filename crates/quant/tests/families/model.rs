@@ -4,7 +4,7 @@ use std::path::Path;
 
 use candle_core::Device;
 use mlx_quant::Model;
-use mlx_quant::model::{Decoder, Forward, Tap, Weights, WeightsError};
+use mlx_quant::model::{Decoder, Forward, Tap, Weights};
 use safetensors::SafeTensors;
 
 use crate::common::open_path;
@@ -27,29 +27,35 @@ pub(crate) fn slices(windows: &[Vec<u32>]) -> Vec<&[u32]> {
     windows.iter().map(Vec::as_slice).collect()
 }
 
+/// What an error says.
+pub(crate) fn text(error: impl std::fmt::Display) -> String {
+    error.to_string()
+}
+
 /// Logits of windows of one length, row-major, as the fused kernels make them.
 pub(crate) fn run(
     weights: &Weights<'_>,
     decoder: &Decoder,
     windows: &[&[u32]],
     tap: &mut dyn Tap,
-) -> Result<Vec<f32>, WeightsError> {
+) -> Result<Vec<f32>, String> {
     let device = Device::Cpu;
-    let forward = Forward::new(decoder, windows[0].len(), &device)?;
-    let mut state = forward.embed(weights, windows)?;
+    let forward = Forward::new(decoder, windows[0].len(), &device).map_err(text)?;
+    let mut state = forward.embed(weights, windows).map_err(text)?;
     for (index, block) in decoder.blocks.iter().enumerate() {
-        let parameters = weights.load(&block.prefix, &device)?;
-        state = forward.block(index, &parameters, state, tap)?;
+        let parameters = weights.load(&block.prefix, &device).map_err(text)?;
+        state = forward.block(index, &parameters, state, tap).map_err(text)?;
     }
-    let last = weights.load_last(decoder, &device)?;
-    let logits = forward.logits(&last, &forward.finish(&last, &state)?)?;
-    Ok(logits.flatten_all()?.to_vec1()?)
+    let last = weights.load_last(decoder, &device).map_err(text)?;
+    let hidden = forward.finish(&last, &state).map_err(text)?;
+    let logits = forward.logits(&last, &hidden).map_err(text)?;
+    logits.flatten_all().and_then(|logits| logits.to_vec1()).map_err(text)
 }
 
 /// Opens, describes and runs a model.
-pub(crate) fn logits(model: &Model, windows: &[&[u32]]) -> Result<Vec<f32>, WeightsError> {
-    let weights = Weights::open(&model.checkpoint, &model.config)?;
-    let decoder = weights.decoder(&model.config)?;
+pub(crate) fn logits(model: &Model, windows: &[&[u32]]) -> Result<Vec<f32>, String> {
+    let weights = Weights::open(&model.checkpoint, &model.config).map_err(text)?;
+    let decoder = weights.decoder(&model.config).map_err(text)?;
     run(&weights, &decoder, windows, &mut ())
 }
 

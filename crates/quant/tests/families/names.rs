@@ -17,7 +17,7 @@ struct Restored {
 pub(crate) fn round_trip(directory: &Path) -> Verdict {
     let model = model::open(directory);
     let checkpoint = &model.checkpoint;
-    let named = Named::read(checkpoint, &model.config).map_err(|error| error.to_string())?;
+    let named = Named::read(checkpoint, &model.config).map_err(model::text)?;
     let mut restored: BTreeMap<String, Restored> = BTreeMap::new();
     for (name, view) in &named.tensors {
         let bytes = view.rows_of(checkpoint, 0..view.rows());
@@ -31,7 +31,7 @@ pub(crate) fn round_trip(directory: &Path) -> Verdict {
             tensor.times[at..][..bytes.len()].iter_mut().for_each(|times| *times += 1);
             sources.insert(source.to_owned());
         };
-        view.scatter(0..view.rows(), &bytes, write).map_err(|error| error.to_string())?;
+        view.scatter(0..view.rows(), &bytes, write).map_err(model::text)?;
         let claimed: BTreeSet<String> = (0..view.rows()).map(|row| view.source_of(row).to_owned()).collect();
         if sources != claimed {
             return Err(format!("{name} was read from {sources:?} and says {claimed:?}"));

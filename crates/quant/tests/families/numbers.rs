@@ -69,7 +69,7 @@ pub(crate) fn batches_do_not_matter(directory: &Path) -> Verdict {
     let model = model::open(directory);
     let windows = model::windows(directory);
     let windows = model::slices(&windows);
-    let run = |windows: &[&[u32]]| model::logits(&model, windows).map_err(|error| error.to_string());
+    let run = |windows: &[&[u32]]| model::logits(&model, windows);
     let together = run(&windows)?;
     let alone = windows.iter().map(|window| run(&[window])).collect::<Result<Vec<_>, _>>()?.concat();
     match model::first_difference(&together, &alone) {
@@ -81,8 +81,8 @@ pub(crate) fn batches_do_not_matter(directory: &Path) -> Verdict {
 /// Windows spread over the threads of a pool give the same logits for every number of threads.
 pub(crate) fn threads_do_not_matter(directory: &Path) -> Verdict {
     let model = model::open(directory);
-    let weights = Weights::open(&model.checkpoint, &model.config).map_err(|error| error.to_string())?;
-    let decoder = weights.decoder(&model.config).map_err(|error| error.to_string())?;
+    let weights = Weights::open(&model.checkpoint, &model.config).map_err(model::text)?;
+    let decoder = weights.decoder(&model.config).map_err(model::text)?;
     let mut windows = model::windows(directory);
     // More windows than threads: the same tokens from other places on.
     for shift in 1..4 {
@@ -94,7 +94,7 @@ pub(crate) fn threads_do_not_matter(directory: &Path) -> Verdict {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         let each = |window: &Vec<u32>| model::run(&weights, &decoder, &[window], &mut ());
         let logits: Result<Vec<_>, _> = pool.install(|| windows.par_iter().map(each).collect());
-        logits.map(|logits| logits.concat()).map_err(|error| error.to_string())
+        logits.map(|logits| logits.concat())
     };
     let one = on(1)?;
     for threads in [2, 5] {

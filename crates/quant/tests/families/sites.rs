@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use candle_core::{D, Result, Tensor};
-use mlx_quant::model::decoder::Linear;
+use mlx_quant::model::decoder::{Block, Linear};
 use mlx_quant::model::{Tap, Weights};
 
 use crate::{Verdict, model};
@@ -30,13 +30,13 @@ impl Tap for Seen {
 /// sees has as many columns as the weights that read it.
 pub(crate) fn a_tap_sees_every_site(directory: &Path) -> Verdict {
     let model = model::open(directory);
-    let weights = Weights::open(&model.checkpoint, &model.config).map_err(|error| error.to_string())?;
-    let decoder = weights.decoder(&model.config).map_err(|error| error.to_string())?;
+    let weights = Weights::open(&model.checkpoint, &model.config).map_err(model::text)?;
+    let decoder = weights.decoder(&model.config).map_err(model::text)?;
     let windows = model::windows(directory);
     let mut seen = Seen::default();
-    model::run(&weights, &decoder, &model::slices(&windows), &mut seen).map_err(|error| error.to_string())?;
+    model::run(&weights, &decoder, &model::slices(&windows), &mut seen)?;
 
-    let sites = decoder.blocks.iter().flat_map(|block| block.sites());
+    let sites = decoder.blocks.iter().flat_map(Block::sites);
     let sites: Vec<Readers> = sites.map(|site| (paths(&site.readers), site.expert)).collect();
     let used = |site: &Readers| site.1.is_none() || seen.0.iter().any(|(readers, _)| readers == site);
     let expected: Vec<&Readers> = sites.iter().filter(|site| used(site)).collect();

@@ -22,14 +22,12 @@ fn attentions(decoder: &mut Decoder) -> impl Iterator<Item = &mut Attention> {
 /// same before it. Windows that the tokens do not reach are shortened first.
 pub(crate) fn windows_are_applied(directory: &Path) -> Verdict {
     let model = model::open(directory);
-    let weights = Weights::open(&model.checkpoint, &model.config).map_err(|error| error.to_string())?;
-    let mut decoder = weights.decoder(&model.config).map_err(|error| error.to_string())?;
+    let weights = Weights::open(&model.checkpoint, &model.config).map_err(model::text)?;
+    let mut decoder = weights.decoder(&model.config).map_err(model::text)?;
     let tokens = model::windows(directory).remove(0);
     let sliding: Vec<usize> = attentions(&mut decoder).filter_map(|attention| attention.window).collect();
     let Some(&window) = sliding.first() else { return Ok("none".to_owned()) };
-    let run = |decoder: &Decoder| {
-        model::run(&weights, decoder, &[&tokens], &mut ()).map_err(|error| error.to_string())
-    };
+    let run = |decoder: &Decoder| model::run(&weights, decoder, &[&tokens], &mut ());
     let mut open = decoder.clone();
     attentions(&mut open).for_each(|attention| attention.window = None);
     let without = run(&open)?;
