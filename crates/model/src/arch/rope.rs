@@ -136,7 +136,7 @@ impl Sketch<'_> {
     ) -> Result<(impl Fn(usize, f64) -> f64 + use<>, f64), ConfigError> {
         let original = match scaling.float("original_max_position_embeddings") {
             Some(original) => original,
-            None => self.count("max_position_embeddings")? as f64,
+            None => self.config.count("max_position_embeddings")? as f64,
         };
         let correction = |rotations: f64| {
             dims as f64 * (original / (rotations * std::f64::consts::TAU)).ln() / (2.0 * theta.ln())
@@ -166,7 +166,7 @@ impl Sketch<'_> {
 
     /// Phi-3: a factor for every frequency, another set beyond the original length.
     fn longrope(&self, scaling: Scaling<'_>, theta: f64, dims: usize) -> Result<Rope, ConfigError> {
-        let maximum = self.count("max_position_embeddings")? as f64;
+        let maximum = self.config.count("max_position_embeddings")? as f64;
         let original = scaling
             .float("original_max_position_embeddings")
             .or_else(|| self.config.get("original_max_position_embeddings").and_then(Value::as_f64))
@@ -183,6 +183,9 @@ impl Sketch<'_> {
                 })
                 .ok_or_else(|| wrong(&format!("rope_scaling.{key}"), &format!("does not hold {} factors", dims / 2)))
         };
+        if !(maximum > 0.0 && original > 0.0) {
+            return Err(wrong("original_max_position_embeddings", "is not positive"));
+        }
         let factor = maximum / original;
         let magnitude = if factor <= 1.0 { 1.0 } else { (1.0 + factor.ln() / original.ln()).sqrt() };
         Ok(Rope {

@@ -19,19 +19,30 @@ pub struct Sketch<'a> {
     pub names: &'a BTreeSet<&'a str>,
 }
 
+/// No dimension of a matrix is larger. It keeps products of two of them, and tables made before the weights' shapes
+/// are compared, within bounds.
+const MOST: usize = 1 << 24;
+
+/// No model has more heads.
+const MOST_HEADS: usize = 1 << 16;
+
 /// A key of config.json that cannot be used.
 pub(super) fn wrong(key: &str, reason: &str) -> ConfigError {
     ConfigError::Key { key: key.to_owned(), reason: reason.to_owned() }
 }
 
+fn at_most(most: usize, key: &str, count: usize) -> Result<usize, ConfigError> {
+    if count > most { Err(wrong(key, &format!("is {count}, more than any model has"))) } else { Ok(count) }
+}
+
 impl Sketch<'_> {
     pub(super) fn count(&self, key: &str) -> Result<usize, ConfigError> {
         let count = self.config.count(key)?;
-        if count == 0 { Err(wrong(key, "is 0")) } else { Ok(count) }
+        if count == 0 { Err(wrong(key, "is 0")) } else { at_most(MOST, key, count) }
     }
 
     pub(super) fn count_or(&self, key: &str, default: usize) -> Result<usize, ConfigError> {
-        if self.config.get(key).is_none() { Ok(default) } else { self.config.count(key) }
+        if self.config.get(key).is_none() { Ok(default) } else { at_most(MOST, key, self.config.count(key)?) }
     }
 
     pub(super) fn float_or(&self, key: &str, default: f64) -> f64 {
@@ -56,7 +67,7 @@ impl Sketch<'_> {
     }
 
     pub(super) fn heads(&self) -> Result<usize, ConfigError> {
-        self.count("num_attention_heads")
+        at_most(MOST_HEADS, "num_attention_heads", self.count("num_attention_heads")?)
     }
 
     pub(super) fn kv_heads(&self) -> Result<usize, ConfigError> {
@@ -68,7 +79,8 @@ impl Sketch<'_> {
     }
 
     pub(super) fn head_dim(&self) -> Result<usize, ConfigError> {
-        self.count_or("head_dim", self.count("hidden_size")? / self.heads()?)
+        let head_dim = self.count_or("head_dim", self.count("hidden_size")? / self.heads()?)?;
+        if head_dim == 0 { Err(wrong("head_dim", "is 0, or there are more heads than features")) } else { Ok(head_dim) }
     }
 
     pub(super) fn layers(&self) -> Result<usize, ConfigError> {
@@ -113,7 +125,8 @@ impl Sketch<'_> {
 
     /// What stands before `model.`: vision-language checkpoints keep the language model's own prefix.
     fn outer(&self) -> &'static str {
-        if self.has("language_model.model.norm.weight") { "language_model." } else { "" }
+        let inner = self.names.range("language_model.model."..).next();
+        if inner.is_some_and(|name| name.starts_with("language_model.model.")) { "language_model." } else { "" }
     }
 
     pub(super) fn rms(&self, path: impl Into<String>) -> Norm {

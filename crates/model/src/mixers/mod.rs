@@ -17,6 +17,9 @@ pub(crate) fn causal_convolution(x: &Tensor, weight: &Tensor, bias: Option<&Tens
     let (_, tokens, channels) = x.dims3()?;
     let weight = weight.reshape((channels, ()))?;
     let kernel = weight.dim(D::Minus1)?;
+    if kernel == 0 {
+        return Err(candle_core::Error::msg("a convolution without a kernel"));
+    }
     let padded = x.pad_with_zeros(1, kernel - 1, 0)?;
     let mut sum: Option<Tensor> = None;
     for tap in 0..kernel {

@@ -4,7 +4,10 @@
 //! the state never meet: the fused form takes [`COLUMNS`] of them through all tokens, so that what it works
 //! on stays in the first-level cache.
 
-use candle_core::{CpuStorage, CustomOp3, D, Layout, Result, Shape, Tensor, Var, bail};
+use candle_core::{CpuStorage, CustomOp3, D, Layout, Result, Shape, Tensor, bail};
+
+use super::exp::vectorised;
+use super::slices::{through_plain, values};
 
 /// Columns of the state that go through the tokens together.
 const COLUMNS: usize = 32;
@@ -82,7 +85,7 @@ impl CustomOp3 for GatedDelta {
         };
         let mut out = vec![0f32; batch * tokens * heads * value_dim];
         let mut state = vec![[0f32; COLUMNS]; both / 2];
-        pulp::Arch::new().dispatch(
+        vectorised(
             #[inline(always)]
             || {
                 for window in 0..batch {
@@ -107,21 +110,16 @@ impl CustomOp3 for GatedDelta {
         _: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let variable = |tensor: &Tensor| Var::from_tensor(&tensor.detach());
-        let (both, v, gates) = (variable(queries_and_keys)?, variable(v)?, variable(gates)?);
-        let key_dim = both.dim(D::Minus1)? / 2;
-        let gate = |index| gates.narrow(3, index, 1)?.squeeze(3);
-        let (q, k) = (both.narrow(3, 0, key_dim)?, both.narrow(3, key_dim, key_dim)?);
-        let output = plain(&q, &k, &v, &gate(0)?, &gate(1)?)?;
-        let grads = (output * grad)?.sum_all()?.backward()?;
-        Ok((grads.get(&both).cloned(), grads.get(&v).cloned(), grads.get(&gates).cloned()))
-    }
-}
-
-fn values<'s>(storage: &'s CpuStorage, layout: &Layout) -> Result<&'s [f32]> {
-    match layout.contiguous_offsets() {
-        Some((start, end)) => Ok(&storage.as_slice::<f32>()?[start..end]),
-        None => bail!("gated_delta: a tensor of shape {:?} is not contiguous", layout.dims()),
+        let plain = |inputs: &[Tensor]| {
+            let [both, v, gates] = inputs else { bail!("gated_delta has three inputs") };
+            let key_dim = both.dim(D::Minus1)? / 2;
+            let (q, k) = (both.narrow(3, 0, key_dim)?, both.narrow(3, key_dim, key_dim)?);
+            let gate = |index| gates.narrow(3, index, 1)?.squeeze(3);
+            plain(&q, &k, v, &gate(0)?, &gate(1)?)
+        };
+        let mut grads = through_plain(&[queries_and_keys, v, gates], grad, plain)?.into_iter();
+        let mut next = || grads.next().flatten();
+        Ok((next(), next(), next()))
     }
 }
 
@@ -140,11 +138,19 @@ impl Source<'_> {
     /// Columns `first..first + COLUMNS` of one head of one window, through all tokens. Those beyond the last
     /// column are zeros, which stay zeros.
     #[inline(always)]
-    fn columns(&self, window: usize, head: usize, first: usize, state: &mut [[f32; COLUMNS]], out: &mut [f32]) {
+    fn columns(
+        &self,
+        window: usize,
+        head: usize,
+        first: usize,
+        state: &mut [[f32; COLUMNS]],
+        out: &mut [f32],
+    ) {
         let count = COLUMNS.min(self.value_dim - first);
         for token in 0..self.tokens {
             let at = (window * self.tokens + token) * self.heads + head;
-            let (q, k) = self.queries_and_keys[at * 2 * self.key_dim..][..2 * self.key_dim].split_at(self.key_dim);
+            let (q, k) =
+                self.queries_and_keys[at * 2 * self.key_dim..][..2 * self.key_dim].split_at(self.key_dim);
             let (decay, beta) = (self.gates[at * 2], self.gates[at * 2 + 1]);
             let place = at * self.value_dim + first;
             let mut change = [0f32; COLUMNS];
@@ -182,7 +188,7 @@ mod tests {
         let mut seed = 7u64;
         let mut tensor = |shape: &[usize], low: f32, high: f32| {
             let mut next = || {
-                seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+                seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
                 low + (high - low) * ((seed >> 40) as f32 / (1u64 << 24) as f32)
             };
             let values: Vec<f32> = (0..shape.iter().product()).map(|_| next()).collect();
@@ -205,7 +211,8 @@ mod tests {
 
     /// Largest difference over the largest element of `a`.
     fn difference(a: &Tensor, b: &Tensor) -> f32 {
-        let largest = |x: Tensor| x.abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar::<f32>().unwrap();
+        let largest =
+            |x: Tensor| x.abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar::<f32>().unwrap();
         largest((a - b).unwrap()) / largest(a.clone())
     }
 
@@ -259,15 +266,23 @@ mod tests {
     #[allow(clippy::print_stdout, reason = "it prints what it measured")]
     fn speed() {
         let arguments = arguments(1, 512, 16, 128, 128);
-        for kernels in [Kernels::Plain, Kernels::Fused, Kernels::Plain, Kernels::Fused] {
-            let start = std::time::Instant::now();
-            let _ = run(kernels, &arguments);
-            println!("{kernels:?}: {:.1} ms", start.elapsed().as_secs_f64() * 1e3);
+        // The best of several: other work on the machine only ever adds.
+        for (kernels, times) in [(Kernels::Plain, 2), (Kernels::Fused, 10)] {
+            let time = |_| {
+                let start = std::time::Instant::now();
+                let _ = run(kernels, &arguments);
+                start.elapsed().as_secs_f64() * 1e3
+            };
+            println!("{kernels:?}: {:.1} ms", (0..times).map(time).fold(f64::INFINITY, f64::min));
         }
         let x = &arguments[2].reshape((1, 128, 8192)).unwrap();
         let weight = Tensor::ones((8192, 4, 1), DType::F32, &Device::Cpu).unwrap();
         let start = std::time::Instant::now();
         let _ = crate::mixers::causal_convolution(x, &weight, None).unwrap();
-        println!("causal_convolution of {:?}, 4 taps: {:.1} ms", x.dims(), start.elapsed().as_secs_f64() * 1e3);
+        println!(
+            "causal_convolution of {:?}, 4 taps: {:.1} ms",
+            x.dims(),
+            start.elapsed().as_secs_f64() * 1e3
+        );
     }
 }

@@ -16,10 +16,11 @@ pub(crate) fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
 }
 
-/// The project's shared data, where it is present.
+/// The project's shared data, where it is present: beside the repository, or where `MLX_QUANT_SHARED` says.
 #[allow(dead_code, reason = "not every test binary uses it")]
 pub(crate) fn shared() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared")
+    let beside = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared");
+    std::env::var_os("MLX_QUANT_SHARED").map_or_else(beside, PathBuf::from)
 }
 
 pub(crate) fn open_path(path: &Path) -> Result<Model, Error> {
@@ -27,6 +28,7 @@ pub(crate) fn open_path(path: &Path) -> Result<Model, Error> {
 }
 
 /// Converts into `target` and opens the result.
+#[allow(dead_code, reason = "not every test binary uses it")]
 pub(crate) fn convert_to(model: &Model, settings: Settings, target: &Path) -> Result<Checkpoint, Error> {
     let plan = Plan::new(&model.checkpoint, &model.config, settings)?;
     convert(model, &plan, target, 2, &Silent)?;

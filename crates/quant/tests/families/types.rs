@@ -1,0 +1,36 @@
+//! Model types against the zoo.
+
+use std::collections::BTreeSet;
+
+use mlx_quant::model::arch;
+
+use crate::{checkpoints, common, model};
+
+/// Described types that no checkpoint of the zoo tests, under their own name or an alias's. One that gets a
+/// checkpoint leaves this list; a new type without one has to enter it.
+const UNTESTED: [&str; 3] = ["cohere", "gemma", "phimoe"];
+
+#[test]
+#[cfg_attr(not(shared), ignore = "needs ../shared/zoo")]
+fn every_type_has_a_checkpoint_or_an_alias_that_has() {
+    let tested: BTreeSet<String> = checkpoints(&common::shared().join("zoo"))
+        .iter()
+        .map(|directory| model::open(directory).config.model_type().unwrap().to_owned())
+        .collect();
+    let mut untested = Vec::new();
+    println!("{:<20} tested by", "model type");
+    for (model_type, runs) in arch::described() {
+        let by = arch::aliases(model_type).iter().find(|alias| tested.contains(**alias));
+        let note = if runs { "" } else { " (no decoder description)" };
+        println!("{model_type:<20} {}{note}", by.unwrap_or(&"nothing"));
+        if by.is_none() {
+            untested.push(model_type);
+        }
+    }
+    println!("{} types, untested: {untested:?}", arch::described().len());
+    assert_eq!(untested, UNTESTED);
+    let known: BTreeSet<&str> = arch::described().into_iter().map(|(model_type, _)| model_type).collect();
+    let strange: Vec<&String> =
+        tested.iter().filter(|model_type| !known.contains(model_type.as_str())).collect();
+    assert!(strange.is_empty(), "in the zoo, but not described: {strange:?}");
+}
