@@ -43,6 +43,8 @@ pub enum WeightsError {
         "model type {model_type:?} has no decoder description, so that it cannot be run; hint: convert works without one; `mlx-quant eval --help` lists the types"
     )]
     Undescribed { model_type: String },
+    #[error("windows of {tokens} tokens, but the model knows {known} positions; hint: give a shorter --sequence-length")]
+    Positions { tokens: usize, known: usize },
     #[error("token {token} lies outside the {rows} rows of {tensor}; hint: tokenizer and model do not belong together")]
     Token { token: u32, rows: usize, tensor: String },
     #[error("{0}; hint: config.json does not describe these weights")]

@@ -18,6 +18,7 @@ pub(super) fn cohere(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
             k: Some(norm("k_norm")),
             v: None,
             flat: false,
+            per_head: true,
             after_rope: false,
         });
         Attention { norms, ..attention }

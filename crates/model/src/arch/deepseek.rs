@@ -36,19 +36,18 @@ pub(super) fn v3(source: Source<'_>) -> Result<Architecture, ConfigError> {
     let rows = |start, count| Step::Rows { start, count, of: nope + value };
     let architecture = Architecture::plain(source, "deepseek_v3", &linears())?;
     let layers = architecture.layers;
+    let split = make(
+        r"^(?<x>.*\.self_attn)\.kv_b_proj\.weight$",
+        [
+            ("$x.embed_q.weight", vec![Step::SplitRows(heads), rows(0, nope), Step::Transpose]),
+            ("$x.unembed_out.weight", vec![Step::SplitRows(heads), rows(nope, value)]),
+        ],
+    );
+    // Packed words cannot be turned: older MLX models keep the joint form, which mlx-lm splits as it loads.
+    let joint = source.any_name_ends_with(".kv_b_proj.scales");
     Ok(architecture
-        .rules([
-            drop_layers_from(layers),
-            drop_inv_freq(),
-            stack_mlp_experts(),
-            make(
-                r"^(?<x>.*\.self_attn)\.kv_b_proj\.weight$",
-                [
-                    ("$x.embed_q.weight", vec![Step::SplitRows(heads), rows(0, nope), Step::Transpose]),
-                    ("$x.unembed_out.weight", vec![Step::SplitRows(heads), rows(nope, value)]),
-                ],
-            ),
-        ])
+        .rules([drop_layers_from(layers), drop_inv_freq(), stack_mlp_experts()])
+        .rules((!joint).then_some(split))
         .keep_dtype(&["e_score_correction_bias"]))
 }
 

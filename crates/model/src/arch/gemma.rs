@@ -22,10 +22,14 @@ fn common(
     ropes: Vec<Rope>,
     stages: impl FnMut(&str, usize, Attention) -> Result<Vec<Stage>, ConfigError>,
 ) -> Result<Decoder, ConfigError> {
+    sketch.causal()?;
     let mut decoder = sketch.llama_with(ropes, stages)?;
     decoder.embedding.multiplier = (decoder.hidden_size as f64).sqrt();
     decoder.norm.plus_one = true;
-    decoder.head.softcap = sketch.float("final_logit_softcapping");
+    decoder.head.softcap = match sketch.config.model_type() {
+        Ok("gemma2") => sketch.float_or_null("final_logit_softcapping", 30.0),
+        _ => sketch.float("final_logit_softcapping"),
+    };
     Ok(decoder)
 }
 
@@ -74,7 +78,7 @@ pub(super) fn gemma2(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
     common(sketch, vec![sketch.rope()?], |layer, index, attention| {
         let attention = Attention {
             scale: score_scale(sketch),
-            softcap: sketch.float("attn_logit_softcapping"),
+            softcap: sketch.float_or_null("attn_logit_softcapping", 50.0),
             window: window.filter(|_| sketch.is_sliding(index, index % 2 == 0)),
             ..attention
         };
@@ -96,7 +100,7 @@ pub(super) fn gemma3(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
         let sliding = sketch.is_sliding(index, (index + 1) % pattern != 0);
         let norm = |name: &str| sketch.rms(format!("{layer}self_attn.{name}")).plus_one();
         let norms =
-            HeadNorms { q: norm("q_norm"), k: Some(norm("k_norm")), v: None, flat: false, after_rope: false };
+            HeadNorms { q: norm("q_norm"), k: Some(norm("k_norm")), v: None, flat: false, per_head: false, after_rope: false };
         let attention = Attention {
             scale: score_scale(sketch),
             norms: Some(norms),

@@ -10,6 +10,9 @@ use crate::decoder::{
 };
 use crate::ops::Activation;
 
+/// Upper layers without keys of their own where the config says nothing; mlx-lm's default.
+const SHARED_LAYERS: usize = 20;
+
 pub(super) fn gemma4_text(source: Source<'_>) -> Result<Architecture, ConfigError> {
     let linears = [
         llama::LINEARS.as_slice(),
@@ -26,8 +29,7 @@ pub(super) fn gemma4_text(source: Source<'_>) -> Result<Architecture, ConfigErro
     ]
     .concat();
     let architecture = Architecture::plain(source, "gemma4", &linears)?;
-    // mlx-lm's default.
-    let shared = source.config.count("num_kv_shared_layers").unwrap_or(20);
+    let shared = source.config.count("num_kv_shared_layers").unwrap_or(SHARED_LAYERS);
     let layers = architecture.layers;
     let drop_shared = drop_in_layers(
         r"layers\.(?<l>\d+)\.self_attn\.(k_proj|v_proj|k_norm)\b",
@@ -57,11 +59,17 @@ pub(super) fn decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
         }
     }
     let (layers, hidden_size) = (sketch.layers()?, sketch.count("hidden_size")?);
-    let own = layers.saturating_sub(sketch.count_or("num_kv_shared_layers", 0)?);
+    let own = layers.saturating_sub(sketch.count_or("num_kv_shared_layers", SHARED_LAYERS)?);
     let slides = |index: usize| sketch.is_sliding(index, (index + 1) % 6 != 0 && index + 1 != layers);
-    let head_dim = |sliding: bool| {
-        if sliding { sketch.head_dim() } else { sketch.count_or("global_head_dim", sketch.head_dim()?) }
+    sketch.causal()?;
+    // transformers 5 saves it as the difference of one layer, under a number with zeros in front.
+    let by_layer = sketch.config.get("per_layer_config").and_then(serde_json::Value::as_object);
+    let differing = by_layer.into_iter().flatten().find_map(|(_, layer)| layer.get("head_dim")?.as_u64());
+    let global_head_dim = match differing {
+        Some(head_dim) => head_dim as usize,
+        None => sketch.count_or("global_head_dim", 512)?,
     };
+    let head_dim = |sliding: bool| if sliding { sketch.head_dim() } else { Ok(global_head_dim) };
     let rope = |kind, sliding, theta| sketch.rope_for(Some(kind), head_dim(sliding)?, 1.0, theta);
     let ropes = vec![rope("full_attention", false, 1e6)?, rope("sliding_attention", true, 10000.0)?];
     let activation = sketch.activation("hidden_activation", Activation::GeluTanh)?;
@@ -72,11 +80,7 @@ pub(super) fn decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
         let norm = |name: &str| sketch.rms(format!("{layer}{name}"));
         let sliding = slides(index);
         let head_dim = head_dim(sliding)?;
-        let kv_heads = if sliding {
-            sketch.kv_heads()?
-        } else {
-            sketch.count_or("num_global_key_value_heads", sketch.kv_heads()?)?
-        };
+        let kv_heads = sketch.kv_heads()?;
         let source = (0..own).rev().find(|&earlier| slides(earlier) == sliding);
         let projections = match source {
             Some(block) if index >= own => Projections::Shared { q: linear("self_attn.q_proj"), block },
@@ -91,6 +95,7 @@ pub(super) fn decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
             k: Some(norm("self_attn.k_norm")),
             v: Some(Norm { path: None, ..norm("") }),
             flat: false,
+            per_head: false,
             after_rope: false,
         };
         let attention = Attention {

@@ -54,6 +54,7 @@ pub(super) fn moe_decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
             k: Some(norm("k_norm")),
             v: None,
             flat: false,
+            per_head: false,
             after_rope: false,
         });
         let feed_forward = deepseek::feed_forward(sketch, layer, index)?;

@@ -40,12 +40,20 @@ pub(super) fn decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
     let norm = |path: String| Norm::layer(path, sketch.float_or("layer_norm_epsilon", 1e-5));
     let activation = sketch.activation("activation_function", Activation::GeluTanh)?;
     let (hidden_size, heads) = (sketch.count("n_embd")?, sketch.count("n_head")?);
+    // Flags of some models of the family, which mlx-lm does not know.
+    let scaled = sketch.config.bool("scale_attn_weights", true);
+    let by_layer = sketch.config.bool("scale_attn_by_inverse_layer_idx", false);
+    let score_scale = |index: usize| {
+        let scale = if scaled { ((hidden_size / heads) as f64).powf(-0.5) } else { 1.0 };
+        if by_layer { scale / (index + 1) as f64 } else { scale }
+    };
     let block = |index| {
         let layer = format!("model.h.{index}.");
         let linear = |name: &str| Linear::new(format!("{layer}{name}"));
         let projections = Projections::Concatenated(linear("attn.c_attn"));
         let attention = Attention {
             rope: None,
+            scale: score_scale(index),
             ..Attention::new(heads, heads, hidden_size / heads, projections, linear("attn.c_proj"))
         };
         let mlp = Mlp { gate: Gate::None(linear("mlp.c_fc")), activation, down: linear("mlp.c_proj") };

@@ -47,6 +47,15 @@ pub(super) fn gpt_oss(source: Source<'_>) -> Result<Architecture, ConfigError> {
                 ("$x.up_proj.bias", vec![every_other(0, true)]),
             ],
         ),
+        // Decoded models store both turned, `[experts, in, out]`.
+        make(
+            r"^(?<x>.*\.experts)\.gate_up_proj$",
+            [
+                ("$x.gate_proj.weight", vec![Step::Transpose, every_other(1, false)]),
+                ("$x.up_proj.weight", vec![Step::Transpose, every_other(1, true)]),
+            ],
+        ),
+        make(r"^(?<x>.*\.experts\.down_proj)$", [("$x.weight", vec![Step::Transpose])]),
         make(r"^(?<x>.*\.experts\.down_proj)_blocks$", [("$x.weight", vec![Step::Words])]),
         make(r"^(?<x>.*\.experts\.down_proj)_scales$", [("$x.scales", vec![])]),
         make(r"^(?<x>.*\.experts\.down_proj)_bias$", [("$x.bias", vec![])]),

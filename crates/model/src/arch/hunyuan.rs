@@ -13,6 +13,7 @@ pub(super) fn decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
             k: Some(norm("key_layernorm")),
             v: None,
             flat: false,
+            per_head: false,
             after_rope: true,
         });
         let attention = Attention { norms, ..attention };

@@ -47,6 +47,7 @@ pub(super) fn decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
                 k: Some(norm(format!("{layer}self_attn.k_layernorm"))),
                 v: None,
                 flat: false,
+                per_head: false,
                 after_rope: false,
             };
             Layer::Attention(Attention { norms: Some(norms), output: linear("self_attn.out_proj"), ..attention })

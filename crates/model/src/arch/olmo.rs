@@ -17,7 +17,7 @@ fn post_norm(sketch: Sketch<'_>, layer: &str, attention: Attention) -> Result<Ve
 
 fn norms(sketch: Sketch<'_>, layer: &str, flat: bool) -> Option<HeadNorms> {
     let norm = |name: &str| sketch.rms(format!("{layer}self_attn.{name}"));
-    Some(HeadNorms { q: norm("q_norm"), k: Some(norm("k_norm")), v: None, flat, after_rope: false })
+    Some(HeadNorms { q: norm("q_norm"), k: Some(norm("k_norm")), v: None, flat, per_head: false, after_rope: false })
 }
 
 pub(super) fn olmo2(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
@@ -28,7 +28,13 @@ pub(super) fn olmo2(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
 
 pub(super) fn olmo3(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
     let window = sketch.window_or(Some(4096));
-    let ropes = vec![sketch.rope()?, sketch.plain_rope(sketch.rope_theta(10000.0))?];
+    let (head_dim, theta) = (sketch.head_dim()?, sketch.rope_theta(sketch.default_theta()));
+    let global = sketch.rope_for(Some("full_attention"), head_dim, 1.0, theta)?;
+    let local = match sketch.config.get("rope_parameters").and_then(|map| map.get("sliding_attention")) {
+        Some(_) => sketch.rope_for(Some("sliding_attention"), head_dim, 1.0, theta)?,
+        None => sketch.plain_rope(theta)?,
+    };
+    let ropes = vec![global, local];
     sketch.llama_with(ropes, |layer, index, attention| {
         let sliding = sketch.is_sliding(index, (index + 1) % 4 != 0);
         let attention = Attention {

@@ -63,6 +63,7 @@ pub(super) fn phi_decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
             k: Some(head_norm("k_layernorm")),
             v: None,
             flat: false,
+            per_head: false,
             after_rope: false,
         });
         let attention = Attention { norms, output: linear("self_attn.dense"), ..attention };

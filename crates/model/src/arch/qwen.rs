@@ -37,7 +37,7 @@ fn window(sketch: Sketch<'_>, index: usize) -> Result<Option<usize>, ConfigError
 /// Norms of queries and keys by head, since Qwen 3.
 pub(super) fn head_norms(sketch: Sketch<'_>, layer: &str) -> Option<HeadNorms> {
     let norm = |name: &str| sketch.rms(format!("{layer}self_attn.{name}"));
-    Some(HeadNorms { q: norm("q_norm"), k: Some(norm("k_norm")), v: None, flat: false, after_rope: false })
+    Some(HeadNorms { q: norm("q_norm"), k: Some(norm("k_norm")), v: None, flat: false, per_head: false, after_rope: false })
 }
 
 pub(super) fn qwen2(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
@@ -57,7 +57,14 @@ pub(super) fn qwen3(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
 
 /// Experts behind a softmax router, some layers dense; with a gated shared expert where the checkpoint has one.
 pub(super) fn feed_forward(sketch: Sketch<'_>, layer: &str, index: usize) -> Result<Layer, ConfigError> {
-    let count = sketch.count_or("num_experts", 0)?;
+    // transformers 5 saves it under the second name.
+    let count = match sketch.config.get("num_experts") {
+        Some(_) => sketch.count_or("num_experts", 0)?,
+        None => sketch.count_or("num_local_experts", 0)?,
+    };
+    if count == 0 && matches!(sketch.config.model_type()?, "qwen2_moe" | "qwen3_moe") {
+        return Err(super::sketch::wrong("num_experts", "is missing"));
+    }
     let dense = sketch.config.get("mlp_only_layers").and_then(serde_json::Value::as_array);
     let dense = dense.is_some_and(|list| list.iter().any(|layer| layer.as_u64() == Some(index as u64)));
     if dense || count == 0 || (index + 1) % sketch.count_or("decoder_sparse_step", 1)?.max(1) != 0 {

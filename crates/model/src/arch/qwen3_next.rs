@@ -68,6 +68,8 @@ pub(super) fn qwen3_5(source: Source<'_>) -> Result<Architecture, ConfigError> {
                 ],
             ),
             make(r"^(?<x>.*\.mlp)\.experts\.down_proj$", [("$x.switch_mlp.down_proj.weight", vec![])]),
+            // The fp8 releases store experts one by one.
+            stack_mlp_experts(),
         ])
         .keep_dtype(&["A_log"]);
     if untouched {

@@ -38,7 +38,7 @@ impl Sketch<'_> {
     /// The rotary embedding of the first `partial_rotary_factor` of `head_dim` features; `default` where the config
     /// does not say which part.
     pub(super) fn rope_of(&self, head_dim: usize, default: f64) -> Result<Rope, ConfigError> {
-        self.rope_for(None, head_dim, default, self.rope_theta(10000.0))
+        self.rope_for(None, head_dim, default, self.rope_theta(self.default_theta()))
     }
 
     /// All features of a head, unless the config says otherwise.
@@ -46,10 +46,16 @@ impl Sketch<'_> {
         self.rope_of(self.head_dim()?, 1.0)
     }
 
+    /// `rope_scaling`, which people add to a config, before `rope_parameters`, as transformers has it.
+    fn rope_map(&self) -> Option<&Map<String, Value>> {
+        let object = |key| self.config.get(key).and_then(Value::as_object).filter(|map| !map.is_empty());
+        object("rope_scaling").or_else(|| object("rope_parameters"))
+    }
+
     /// `rope_theta`, wherever it stands.
     pub(super) fn rope_theta(&self, default: f64) -> f64 {
-        let nested = self.config.get("rope_parameters").and_then(|map| map.get("rope_theta")).and_then(Value::as_f64);
-        nested.or_else(|| self.config.get("rope_theta").and_then(Value::as_f64)).unwrap_or(default)
+        let nested = self.rope_map().and_then(|map| map.get("rope_theta")).and_then(Value::as_f64);
+        nested.or_else(|| self.float("rope_theta")).unwrap_or(default)
     }
 
     /// For one kind of layer (`sliding_attention`, `full_attention`) of configs that set them apart.
@@ -60,9 +66,13 @@ impl Sketch<'_> {
         partial: f64,
         theta: f64,
     ) -> Result<Rope, ConfigError> {
-        let whole = self.config.get("rope_parameters").or_else(|| self.config.get("rope_scaling"));
-        let nested = layer_type.and_then(|layer_type| whole?.get(layer_type));
-        let scaling = Scaling(nested.or(whole).and_then(Value::as_object));
+        let whole = self.rope_map();
+        let nested = layer_type.and_then(|layer_type| whole?.get(layer_type)).and_then(Value::as_object);
+        let by_layer = |map: &Map<String, Value>| map.contains_key("full_attention");
+        if nested.is_none() && whole.is_some_and(by_layer) {
+            return Err(wrong("rope_parameters", "sets kinds of layers apart, which this model type does not have"));
+        }
+        let scaling = Scaling(nested.or(whole));
         let theta = scaling.float_or("rope_theta", theta);
         let partial = scaling.float_or("partial_rotary_factor", self.float_or("partial_rotary_factor", partial));
         if !(theta > 0.0) || !(0.0..=1.0).contains(&partial) {
@@ -70,6 +80,17 @@ impl Sketch<'_> {
         }
         let dims = (head_dim as f64 * partial) as usize;
         self.scaled_rope(scaling, theta, head_dim, dims)
+    }
+
+    /// What transformers takes where the config has no `rope_theta`.
+    pub(super) fn default_theta(&self) -> f64 {
+        match self.config.model_type() {
+            Ok("cohere" | "olmo3" | "ernie4_5") => 500_000.0,
+            Ok("lfm2" | "mixtral") => 1_000_000.0,
+            Ok("gpt_oss") => 150_000.0,
+            Ok("smollm3") => 2_000_000.0,
+            _ => 10_000.0,
+        }
     }
 
     /// Without scaling, whatever the config says of other layers.
@@ -201,8 +222,7 @@ impl Sketch<'_> {
 
     /// DeepSeek's factor on the scores where yarn stretches positions.
     pub(super) fn yarn_score_factor(&self) -> f64 {
-        let whole = self.config.get("rope_parameters").or_else(|| self.config.get("rope_scaling"));
-        let scaling = Scaling(whole.and_then(Value::as_object));
+        let scaling = Scaling(self.rope_map());
         match (scaling.float("mscale_all_dim"), scaling.float("factor")) {
             (Some(all), Some(factor)) if all != 0.0 => yarn_magnitude(factor, all).powi(2),
             _ => 1.0,

@@ -109,6 +109,22 @@ impl Sketch<'_> {
         }
     }
 
+    /// A number that may be null: `default` only where the config says nothing.
+    pub(super) fn float_or_null(&self, key: &str, default: f64) -> Option<f64> {
+        if self.config.0.contains_key(key) { self.float(key) } else { Some(default) }
+    }
+
+    /// Refuses models that see what follows.
+    pub(super) fn causal(&self) -> Result<(), ConfigError> {
+        let both_ways = self.config.get("use_bidirectional_attention").is_some_and(|value| {
+            value.as_bool() == Some(true) || value.as_str() == Some("all")
+        });
+        if both_ways {
+            return Err(wrong("use_bidirectional_attention", "is set: this is no causal language model"));
+        }
+        Ok(())
+    }
+
     /// Whether layer `index` is a sliding one: `layer_types` where the config has it, else `default`.
     pub(super) fn is_sliding(&self, index: usize, default: bool) -> bool {
         self.layer_type(index).map_or(default, |kind| kind.contains("sliding"))
@@ -130,7 +146,16 @@ impl Sketch<'_> {
     }
 
     pub(super) fn rms(&self, path: impl Into<String>) -> Norm {
-        Norm::rms(path, self.float_or("rms_norm_eps", 1e-6))
+        // transformers' defaults, where the config says nothing.
+        let default = match self.config.model_type() {
+            Ok(
+                "mixtral" | "ministral3" | "phi3" | "olmo2" | "olmo3" | "gpt_oss" | "ernie4_5" | "hunyuan_v1_dense"
+                | "exaone4" | "glm4_moe",
+            ) => 1e-5,
+            Ok("glm4") => 1.5625e-7,
+            _ => 1e-6,
+        };
+        Norm::rms(path, self.float_or("rms_norm_eps", default))
     }
 
     /// Attention with separate projections and rotary embedding 0.

@@ -16,6 +16,7 @@ pub(super) fn decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
             k: Some(head_norm("k_layernorm")),
             v: None,
             flat: false,
+            per_head: false,
             after_rope: false,
         });
         let attention = Layer::Attention(Attention { norms, ..attention });

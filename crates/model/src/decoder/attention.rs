@@ -50,6 +50,8 @@ pub struct HeadNorms {
     pub v: Option<Norm>,
     /// Over all heads at once (`heads * head_dim` features) instead of over each head.
     pub flat: bool,
+    /// With a weight for each head, `[heads, head_dim]` in one tensor (Command R+).
+    pub per_head: bool,
     /// After the rotation instead of before.
     pub after_rope: bool,
 }

@@ -72,6 +72,10 @@ impl Reads {
         if let Some(norms) = &attention.norms {
             let keys = norms.k.as_ref().filter(|_| !matches!(attention.projections, Projections::Shared { .. }));
             for (norm, heads) in std::iter::once((&norms.q, heads)).chain(keys.map(|norm| (norm, kv_heads))) {
+                if let (true, Some(path)) = (norms.per_head, &norm.path) {
+                    self.tensor(format!("{path}.weight"), &[Some(heads), Some(head_dim)]);
+                    continue;
+                }
                 let features = if norms.flat { heads * head_dim } else { head_dim };
                 self.norm(norm, features, if norms.flat { 1 } else { heads });
             }

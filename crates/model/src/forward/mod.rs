@@ -112,6 +112,10 @@ impl<'d> Forward<'d> {
         let rows = weights.rows(&embedding.path, &ids, &self.device)?;
         let mut hidden = rows.reshape(shape(self.decoder.hidden_size))?;
         if let Some(path) = &embedding.positions {
+            let known = weights.shape(&format!("{path}.weight")).and_then(|shape| shape.first().copied()).unwrap_or(0);
+            if self.tokens > known {
+                return Err(WeightsError::Positions { tokens: self.tokens, known });
+            }
             let positions: Vec<u32> = (0..self.tokens as u32).collect();
             hidden = hidden.broadcast_add(&weights.rows(path, &positions, &self.device)?)?;
         }
