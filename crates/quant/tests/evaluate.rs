@@ -11,8 +11,8 @@ use mlx_format::checkpoint::Directory;
 use mlx_format::{Dtype, Mode, Scheme};
 use mlx_quant::model::{SourceError, WeightsError};
 use mlx_quant::{
-    Against, DataError, DataSource, Error, Evaluation, EvaluationSettings, Event, Measures, Model, Observer, Pick,
-    Residency, Settings, Silent, TokenMeasure, Walk, Windows, evaluate, measure, memory,
+    Against, DataError, DataSource, Error, Evaluation, EvaluationSettings, Event, Measures, Model, Observer,
+    Pick, Residency, Settings, Silent, TokenMeasure, Walk, Windows, evaluate, measure, memory,
 };
 use serde_json::Value;
 use tempfile::TempDir;
@@ -37,6 +37,14 @@ struct Converted {
     model: Model,
     path: PathBuf,
     directory: TempDir,
+}
+
+impl std::ops::Deref for Converted {
+    type Target = Model;
+
+    fn deref(&self) -> &Model {
+        &self.model
+    }
 }
 
 fn converted(model: &Model, settings: Settings) -> Converted {
@@ -76,7 +84,12 @@ fn timeless(mut evaluation: Evaluation) -> Evaluation {
     evaluation
 }
 
-fn evaluated(model: &Model, reference: Option<&Model>, windows: &Windows, settings: &EvaluationSettings) -> Evaluation {
+fn evaluated(
+    model: &Model,
+    reference: Option<&Model>,
+    windows: &Windows,
+    settings: &EvaluationSettings,
+) -> Evaluation {
     timeless(evaluate(model, reference, windows, settings, &Silent).unwrap())
 }
 
@@ -110,11 +123,16 @@ fn numbers(tensors: &[Tensor]) -> Vec<f32> {
 fn a_model_does_not_diverge_from_itself() {
     for name in ZOO {
         let model = zoo(name);
-        let evaluation = evaluated(&model, Some(&model), &windows(&model, 24, 3), &EvaluationSettings::default());
+        let evaluation =
+            evaluated(&model, Some(&model), &windows(&model, 24, 3), &EvaluationSettings::default());
         let against = against(&evaluation.total);
         let divergences = [against.kl_mean, against.kl_p50, against.kl_p99, against.kl_p999, against.kl_max];
         assert_eq!(divergences, [0.0; 5], "{name}");
-        assert_eq!((against.kl_stderr, against.top1, against.top1_stderr), (Some(0.0), 1.0, Some(0.0)), "{name}");
+        assert_eq!(
+            (against.kl_stderr, against.top1, against.top1_stderr),
+            (Some(0.0), 1.0, Some(0.0)),
+            "{name}"
+        );
         assert_eq!(against.reference_perplexity, evaluation.total.perplexity, "{name}");
         assert_eq!((evaluation.total.windows, evaluation.total.tokens), (3, 3 * 23), "{name}");
     }
@@ -123,7 +141,7 @@ fn a_model_does_not_diverge_from_itself() {
 #[test]
 fn a_reference_does_not_change_perplexity() {
     let reference = zoo("qwen3_moe");
-    let model = four_bits(&reference).model;
+    let model = four_bits(&reference);
     let (windows, settings) = (windows(&model, 32, 3), EvaluationSettings::default());
     let alone = evaluated(&model, None, &windows, &settings);
     let beside = evaluated(&model, Some(&reference), &windows, &settings);
@@ -150,10 +168,15 @@ fn resident_blocks_give_what_streamed_ones_give() {
 #[test]
 fn low_memory_changes_nothing() {
     let reference = demo_moe();
-    let model = four_bits(&reference).model;
+    let model = four_bits(&reference);
     let windows = windows(&model, 32, 3);
     let result = |low_memory| {
-        evaluated(&model, Some(&reference), &windows, &EvaluationSettings { low_memory, ..Default::default() })
+        evaluated(
+            &model,
+            Some(&reference),
+            &windows,
+            &EvaluationSettings { low_memory, ..Default::default() },
+        )
     };
     assert_eq!(result(false), result(true));
 }
@@ -162,7 +185,7 @@ fn low_memory_changes_nothing() {
 fn threads_change_nothing() {
     for name in ZOO {
         let reference = zoo(name);
-        let model = four_bits(&reference).model;
+        let model = four_bits(&reference);
         let windows = windows(&model, 24, 4);
         let [one, two, five] = [1, 2, 5].map(|threads| {
             let settings = EvaluationSettings { threads, ..EvaluationSettings::default() };
@@ -183,11 +206,12 @@ fn measured(model: &Walk<'_>, reference: &Walk<'_>, windows: &[&[u32]]) -> Vec<V
 fn a_window_does_not_depend_on_the_windows_beside_it() {
     for name in ZOO {
         let reference = zoo(name);
-        let model = four_bits(&reference).model;
+        let model = four_bits(&reference);
         let windows = windows(&model, 24, 4);
         let (model, reference) = (Walk::open(&model).unwrap(), Walk::open(&reference).unwrap());
         let all = measured(&model, &reference, &tokens(&windows));
-        let one_by_one = tokens(&windows).into_iter().flat_map(|window| measured(&model, &reference, &[window]));
+        let one_by_one =
+            tokens(&windows).into_iter().flat_map(|window| measured(&model, &reference, &[window]));
         assert_eq!(all, one_by_one.collect::<Vec<_>>(), "{name}");
     }
 }
@@ -210,7 +234,8 @@ fn logits(walk: &Walk<'_>, window: &[u32]) -> Vec<Vec<f64>> {
         let logit = (product(state, row) + f64::from(bias)) * head.multiplier;
         head.softcap.map_or(logit, |cap| cap * (logit / cap).tanh())
     };
-    let row = |state: &Vec<f32>| weight.iter().zip(&bias).map(|(row, bias)| logit(state, row, *bias)).collect();
+    let row =
+        |state: &Vec<f32>| weight.iter().zip(&bias).map(|(row, bias)| logit(state, row, *bias)).collect();
     hidden[..window.len() - 1].iter().map(row).collect()
 }
 
@@ -239,14 +264,16 @@ fn naive(model: &Walk<'_>, reference: &Walk<'_>, windows: &[&[u32]]) -> Vec<Vec<
     windows.iter().map(window).collect()
 }
 
-fn close(ours: f64, expected: f64) -> bool {
-    // A divergence is a small difference of large sums of float32 logits.
-    (ours - expected).abs() <= 1e-5 * expected.abs() + 1e-7
-}
+/// Means: 1e-5 of their value.
+const OF_MANY: f64 = 1e-7;
 
-fn assert_close(name: &str, ours: &[f64], expected: &[f64]) {
+/// What is measured of one token: float32 logits of more than 20 are right to a few 1e-6.
+const OF_ONE: f64 = 2e-5;
+
+fn assert_close(name: &str, absolute: f64, ours: &[f64], expected: &[f64]) {
     for (index, (ours, expected)) in ours.iter().zip(expected).enumerate() {
-        assert!(close(*ours, *expected), "{name}, value {index}: {ours}, not {expected}");
+        let close = (ours - expected).abs() <= 1e-5 * expected.abs() + absolute;
+        assert!(close, "{name}, value {index}: {ours}, not {expected}");
     }
 }
 
@@ -277,40 +304,25 @@ fn check_against_naive(name: &str, model: &Model, reference: &Model, windows: &W
     let measures = naive(&model, &reference, &tokens(windows));
     let all = |value: usize| measures.iter().flatten().map(|measure| measure[value]).collect::<Vec<_>>();
     let of_windows = |value: usize| {
-        let of_window = |window: &Vec<[f64; 4]>| mean(&window.iter().map(|token| token[value]).collect::<Vec<_>>());
+        let of_window =
+            |window: &Vec<[f64; 4]>| mean(&window.iter().map(|token| token[value]).collect::<Vec<_>>());
         measures.iter().map(of_window).collect::<Vec<_>>()
     };
     let perplexity = mean(&all(0)).exp();
     let divergences = all(2);
     assert!(mean(&divergences) > 1e-4, "{name}: the models differ");
+    let ours = [total.perplexity, against.reference_perplexity, against.kl_mean, against.top1];
+    let expected = [perplexity, mean(&all(1)).exp(), mean(&divergences), mean(&all(3))];
+    assert_close(name, OF_MANY, &ours, &expected);
+    let ours = [total.perplexity_stderr, against.kl_stderr, against.top1_stderr].map(Option::unwrap);
+    let expected = [0, 2, 3].map(|value| standard_error(&of_windows(value)));
+    assert_close(name, OF_MANY, &ours, &[perplexity * expected[0], expected[1], expected[2]]);
+    let ours = [against.kl_p50, against.kl_p99, against.kl_p999, against.kl_max];
     assert_close(
         name,
-        &[
-            total.perplexity,
-            total.perplexity_stderr.unwrap(),
-            against.reference_perplexity,
-            against.kl_mean,
-            against.kl_stderr.unwrap(),
-            against.kl_p50,
-            against.kl_p99,
-            against.kl_p999,
-            against.kl_max,
-            against.top1,
-            against.top1_stderr.unwrap(),
-        ],
-        &[
-            perplexity,
-            perplexity * standard_error(&of_windows(0)),
-            mean(&all(1)).exp(),
-            mean(&divergences),
-            standard_error(&of_windows(2)),
-            percentile(&divergences, 50.0),
-            percentile(&divergences, 99.0),
-            percentile(&divergences, 99.9),
-            percentile(&divergences, 100.0),
-            mean(&all(3)),
-            standard_error(&of_windows(3)),
-        ],
+        OF_ONE,
+        &ours,
+        &[50.0, 99.0, 99.9, 100.0].map(|percent| percentile(&divergences, percent)),
     );
 }
 
@@ -318,11 +330,11 @@ fn check_against_naive(name: &str, model: &Model, reference: &Model, windows: &W
 fn tiles_give_what_whole_rows_of_logits_give() {
     // Three tiles of the vocabulary, and one that is not full.
     let reference = demo();
-    let model = four_bits(&reference).model;
+    let model = four_bits(&reference);
     check_against_naive("demo", &model, &reference, &windows(&model, 32, 3));
     for name in ZOO {
         let reference = zoo(name);
-        let model = four_bits(&reference).model;
+        let model = four_bits(&reference);
         check_against_naive(name, &model, &reference, &windows(&model, 48, 3));
     }
 }
@@ -333,7 +345,7 @@ fn tiles_give_what_whole_rows_of_logits_give() {
 fn heads_of_other_families() {
     for name in ["phi", "cohere2", "granite", "gemma2", "gemma4_text", "nemotron"] {
         let reference = open_path(&common::shared().join("zoo").join(name)).unwrap();
-        let model = four_bits(&reference).model;
+        let model = four_bits(&reference);
         check_against_naive(name, &model, &reference, &windows(&model, 48, 3));
     }
 }
@@ -352,7 +364,11 @@ fn two_tiles_and_a_rest(directory: &Path, step: f32) -> Model {
         ("lm_head.weight", vec![5003, 16], wave(5003 * 16, 5.0, step)),
         ("lm_head.bias", vec![5003], wave(5003, 3.0, 2.0 + step)),
     ];
-    write_checkpoint(directory, config, &tensors.map(|(name, shape, bytes)| (name, Dtype::F32, shape, bytes)));
+    write_checkpoint(
+        directory,
+        config,
+        &tensors.map(|(name, shape, bytes)| (name, Dtype::F32, shape, bytes)),
+    );
     open_path(directory).unwrap()
 }
 
@@ -397,7 +413,12 @@ fn heads_with_a_cap() {
     for (measure, expected) in measures.iter().flatten().zip(expected.iter().flatten()) {
         let divergence = measure.divergence.unwrap();
         let agrees = f64::from(u8::from(divergence.agrees));
-        assert_close("softcap", &[measure.nll, divergence.reference_nll, divergence.kl, agrees], expected);
+        assert_close(
+            "softcap",
+            OF_ONE,
+            &[measure.nll, divergence.reference_nll, divergence.kl, agrees],
+            expected,
+        );
     }
 }
 
@@ -443,7 +464,7 @@ const MOE_4_BITS: Judged = Judged {
 };
 
 fn judge(reference: &Model, settings: Settings, judged: &Judged) {
-    let model = converted(reference, settings).model;
+    let model = converted(reference, settings);
     let pick = Pick::EvenlySpaced { windows: judged.windows };
     let tokenizer = reference.tokenizer().unwrap();
     let vocabulary = reference.vocabulary().unwrap();
@@ -451,7 +472,8 @@ fn judge(reference: &Model, settings: Settings, judged: &Judged) {
     let evaluation = evaluated(&model, Some(reference), &windows, &EvaluationSettings::default());
     let against = against(&evaluation.total);
     let kl = [against.kl_mean, against.kl_stderr.unwrap(), against.kl_p50, against.kl_p99, against.kl_max];
-    let within = |ours: f64, theirs: f64| assert!((ours / theirs - 1.0).abs() < 0.005, "{ours}, not {theirs}");
+    let within =
+        |ours: f64, theirs: f64| assert!((ours / theirs - 1.0).abs() < 0.005, "{ours}, not {theirs}");
     within(evaluation.total.perplexity, judged.perplexity);
     within(against.reference_perplexity, judged.reference_perplexity);
     kl.into_iter().zip(judged.kl).for_each(|(ours, theirs)| within(ours, theirs));
@@ -476,7 +498,7 @@ fn mlx_lm_measures_the_same_of_more() {
     judge(&demo_moe(), quantize(4, 64), &MOE_4_BITS);
 }
 
-/// Counts how often the reference was computed.
+/// Remembers which parts of the work were done.
 #[derive(Default)]
 struct Phases(std::sync::Mutex<Vec<&'static str>>);
 
@@ -520,7 +542,8 @@ impl Cached {
     fn run(&self, windows: &Windows) -> (Evaluation, bool) {
         let settings = EvaluationSettings { cache: Some(self.directory()), ..EvaluationSettings::default() };
         let (reference, phases) = (open_path(&self.reference).unwrap(), Phases::default());
-        let mut evaluation = timeless(evaluate(&self.model.model, Some(&reference), windows, &settings, &phases).unwrap());
+        let mut evaluation =
+            timeless(evaluate(&self.model, Some(&reference), windows, &settings, &phases).unwrap());
         let hit = std::mem::take(&mut evaluation.subject.reference_cached);
         assert_eq!(!hit, phases.0.lock().unwrap().contains(&"reference"), "what is cached is not computed");
         (evaluation, hit)
@@ -538,12 +561,12 @@ fn copy(source: &Path, target: &Path) {
 #[test]
 fn the_second_run_takes_the_reference_from_the_cache() {
     let cached = Cached::new();
-    let windows = windows(&cached.model.model, 24, 3);
+    let windows = windows(&cached.model, 24, 3);
     let (first, hit) = cached.run(&windows);
     assert!(!hit);
     let without = {
         let reference = open_path(&cached.reference).unwrap();
-        evaluated(&cached.model.model, Some(&reference), &windows, &EvaluationSettings::default())
+        evaluated(&cached.model, Some(&reference), &windows, &EvaluationSettings::default())
     };
     assert_eq!(first, without);
     assert_eq!(cached.run(&windows), (first.clone(), true));
@@ -554,7 +577,7 @@ fn the_second_run_takes_the_reference_from_the_cache() {
 #[test]
 fn other_windows_are_computed_anew() {
     let cached = Cached::new();
-    let model = &cached.model.model;
+    let model = &cached.model;
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("text.txt");
     std::fs::write(&file, text(1)).unwrap();
@@ -576,7 +599,7 @@ fn other_windows_are_computed_anew() {
 #[test]
 fn a_changed_reference_is_computed_anew() {
     let cached = Cached::new();
-    let windows = windows(&cached.model.model, 24, 3);
+    let windows = windows(&cached.model, 24, 3);
     let (first, _) = cached.run(&windows);
     // The same size, one weight of the embedding another.
     edit(&cached.reference.join("model-00001-of-00002.safetensors"), |bytes| *bytes.last_mut().unwrap() ^= 1);
@@ -594,7 +617,7 @@ fn a_changed_reference_is_computed_anew() {
 #[test]
 fn damaged_entries_are_written_anew() {
     let cached = Cached::new();
-    let windows = windows(&cached.model.model, 24, 3);
+    let windows = windows(&cached.model, 24, 3);
     let (first, _) = cached.run(&windows);
     let entry = cached.entry();
     let whole = std::fs::read(&entry).unwrap();
@@ -618,14 +641,14 @@ fn damaged_entries_are_written_anew() {
 #[test]
 fn a_cache_that_cannot_be_written() {
     let cached = Cached::new();
-    let windows = windows(&cached.model.model, 24, 3);
+    let windows = windows(&cached.model, 24, 3);
     // Permissions do not stop root, a file in the place of a directory does.
     let file = cached.model.directory.path().join("file");
     std::fs::write(&file, "").unwrap();
     let reference = open_path(&cached.reference).unwrap();
     let settings = EvaluationSettings { cache: Some(file.join("cache")), ..EvaluationSettings::default() };
     let phases = Phases::default();
-    let error = evaluate(&cached.model.model, Some(&reference), &windows, &settings, &phases).unwrap_err();
+    let error = evaluate(&cached.model, Some(&reference), &windows, &settings, &phases).unwrap_err();
     let Error::Cache { path, .. } = &error else { panic!("{error}") };
     assert_eq!(Path::new(path), file.join("cache"));
     assert!(error.to_string().contains("hint: give another directory to --cache"), "{error}");
@@ -635,15 +658,24 @@ fn a_cache_that_cannot_be_written() {
 #[test]
 fn files_are_measured_apart() {
     let reference = zoo("llama_tied");
-    let model = four_bits(&reference).model;
+    let model = four_bits(&reference);
     let directory = tempfile::tempdir().unwrap();
     let names = ["a.txt", "b.txt", "c.jsonl"];
     let path = |name: &str| directory.path().join(name);
     std::fs::write(path("a.txt"), text(0)).unwrap();
     std::fs::write(path("b.txt"), text(1)).unwrap();
-    std::fs::write(path("c.jsonl"), serde_json::json!({"text": String::from_utf8_lossy(text(2))}).to_string()).unwrap();
+    std::fs::write(
+        path("c.jsonl"),
+        serde_json::json!({"text": String::from_utf8_lossy(text(2))}).to_string(),
+    )
+    .unwrap();
     let evaluation = |data: &Path| {
-        evaluated(&model, Some(&reference), &read(&model, data, 24, 3).unwrap(), &EvaluationSettings::default())
+        evaluated(
+            &model,
+            Some(&reference),
+            &read(&model, data, 24, 3).unwrap(),
+            &EvaluationSettings::default(),
+        )
     };
     let together = evaluation(directory.path());
     let apart = names.map(|name| evaluation(&path(name)));
@@ -654,14 +686,16 @@ fn files_are_measured_apart() {
     }
     // As many tokens of each file, so that means are means of the files' means.
     assert_eq!((together.total.windows, together.total.tokens), (9, 9 * 23));
-    let mean_of = |value: fn(&Measures) -> f64| mean(&apart.each_ref().map(|evaluation| value(&evaluation.total)));
-    let ours = [together.total.perplexity.ln(), against(&together.total).kl_mean, against(&together.total).top1];
+    let mean_of =
+        |value: fn(&Measures) -> f64| mean(&apart.each_ref().map(|evaluation| value(&evaluation.total)));
+    let ours =
+        [together.total.perplexity.ln(), against(&together.total).kl_mean, against(&together.total).top1];
     let expected = [
         mean_of(|measures| measures.perplexity.ln()),
         mean_of(|measures| against(measures).kl_mean),
         mean_of(|measures| against(measures).top1),
     ];
-    assert_close("total", &ours, &expected);
+    assert_close("total", OF_MANY, &ours, &expected);
     let maxima = apart.each_ref().map(|evaluation| against(&evaluation.total).kl_max);
     assert_eq!(against(&together.total).kl_max, maxima.into_iter().fold(0.0, f64::max));
 }
@@ -722,7 +756,9 @@ fn scales_that_are_no_numbers() {
         });
         let model = open_path(&converted.path).unwrap();
         let error = refused(&model, None, &windows(&model, 24, 3));
-        let Error::Weights(WeightsError::NonFinite { tensor, element: 0, file, .. }) = &error else { panic!("{error}") };
+        let Error::Weights(WeightsError::NonFinite { tensor, element: 0, file, .. }) = &error else {
+            panic!("{error}")
+        };
         assert_eq!(*tensor, format!("{layer}.weight"));
         assert!(file.contains("model.safetensors"), "{file}");
     }
@@ -732,20 +768,22 @@ fn scales_that_are_no_numbers() {
 fn packed_tensors_that_do_not_belong_together() {
     let layer = "model.layers.1.mlp.down_proj";
     let converted = four_bits(&zoo("llama_tied"));
-    let windows = windows(&converted.model, 24, 3);
+    let windows = windows(&converted, 24, 3);
     edit_weights(&converted.path, |header, _| {
         let shape = &mut header[format!("{layer}.scales")]["shape"];
         *shape = serde_json::json!([shape[1], shape[0]]);
     });
     let error = refused(&open_path(&converted.path).unwrap(), None, &windows);
-    let Error::Weights(WeightsError::Source(SourceError::Packed { path, .. })) = &error else { panic!("{error}") };
+    let Error::Weights(WeightsError::Source(SourceError::Packed { path, .. })) = &error else {
+        panic!("{error}")
+    };
     assert_eq!(path, layer);
 }
 
 #[test]
 fn weights_that_the_config_does_not_describe() {
     let converted = four_bits(&zoo("llama_tied"));
-    let windows = windows(&converted.model, 24, 3);
+    let windows = windows(&converted, 24, 3);
     edit_config(&converted.path, |config| config["intermediate_size"] = 256.into());
     edit_config(&converted.path, |config| config["hidden_size"] = 32.into());
     let error = refused(&open_path(&converted.path).unwrap(), None, &windows);
@@ -755,7 +793,7 @@ fn weights_that_the_config_does_not_describe() {
 #[test]
 fn model_types_that_are_not_described() {
     let converted = four_bits(&zoo("llama_tied"));
-    let windows = windows(&converted.model, 24, 3);
+    let windows = windows(&converted, 24, 3);
     for name in ["new_one", "phimoe"] {
         edit_config(&converted.path, |config| config["model_type"] = name.into());
         let error = refused(&open_path(&converted.path).unwrap(), None, &windows);
@@ -812,7 +850,8 @@ impl Observer for Stop {
 #[test]
 fn an_observer_may_stop_it() {
     let model = zoo("llama_tied");
-    let error = evaluate(&model, None, &windows(&model, 24, 3), &EvaluationSettings::default(), &Stop).unwrap_err();
+    let error =
+        evaluate(&model, None, &windows(&model, 24, 3), &EvaluationSettings::default(), &Stop).unwrap_err();
     assert!(matches!(error, Error::Interrupted) && !error.is_refusal(), "{error}");
 }
 
@@ -841,7 +880,9 @@ fn low_memory_pays_where_windows_are_many() {
     assert_eq!(walk.residency(false, &windows), Residency::Resident);
     assert_eq!(walk.residency(true, &windows), Residency::Streaming);
     let blocks = |low_memory| {
-        memory(&model, None, &windows, &EvaluationSettings { low_memory, ..EvaluationSettings::default() }).unwrap().blocks
+        memory(&model, None, &windows, &EvaluationSettings { low_memory, ..EvaluationSettings::default() })
+            .unwrap()
+            .blocks
     };
     assert_eq!(blocks(false), walk.block_bytes().iter().sum::<u64>());
     assert_eq!(blocks(true), *walk.block_bytes().iter().max().unwrap());
