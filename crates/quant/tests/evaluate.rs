@@ -639,20 +639,27 @@ fn damaged_entries_are_written_anew() {
 }
 
 #[test]
-fn a_cache_that_cannot_be_written() {
+fn caches_that_cannot_be_written_are_found_before_any_work() {
     let cached = Cached::new();
     let windows = windows(&cached.model, 24, 3);
-    // Permissions do not stop root, a file in the place of a directory does.
     let file = cached.model.directory.path().join("file");
     std::fs::write(&file, "").unwrap();
+    // Permissions do not stop root: a file in the place of a directory does, and the system's own directory.
+    let mut directories = vec![file.clone(), file.join("cache")];
+    if cfg!(target_os = "linux") {
+        directories.push("/proc".into());
+    }
     let reference = open_path(&cached.reference).unwrap();
-    let settings = EvaluationSettings { cache: Some(file.join("cache")), ..EvaluationSettings::default() };
-    let phases = Phases::default();
-    let error = evaluate(&cached.model, Some(&reference), &windows, &settings, &phases).unwrap_err();
-    let Error::Cache { path, .. } = &error else { panic!("{error}") };
-    assert_eq!(Path::new(path), file.join("cache"));
-    assert!(error.to_string().contains("hint: give another directory to --cache"), "{error}");
-    assert!(phases.0.lock().unwrap().is_empty(), "found before any work");
+    for directory in directories {
+        let settings = EvaluationSettings { cache: Some(directory.clone()), ..EvaluationSettings::default() };
+        let phases = Phases::default();
+        let error = evaluate(&cached.model, Some(&reference), &windows, &settings, &phases).unwrap_err();
+        let Error::Cache { path, working: false, .. } = &error else { panic!("{error}") };
+        assert_eq!(Path::new(path), directory);
+        assert!(error.is_refusal());
+        assert!(error.to_string().contains("hint: give another directory to --cache"), "{error}");
+        assert!(phases.0.lock().unwrap().is_empty(), "{error}");
+    }
 }
 
 #[test]
