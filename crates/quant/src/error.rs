@@ -84,6 +84,8 @@ pub enum Error {
         path: String,
         /// What the system says.
         reason: String,
+        /// Whether the reference was already computed.
+        working: bool,
     },
     /// Threads could not be started.
     #[error("cannot start {threads} threads: {reason}; hint: use fewer --threads")]
@@ -100,8 +102,8 @@ pub enum Error {
 
 impl Error {
     /// A file or directory of a cache that cannot be used.
-    pub(crate) fn cache(path: &std::path::Path, error: &std::io::Error) -> Self {
-        Self::Cache { path: path.display().to_string(), reason: error.to_string() }
+    pub(crate) fn cache(path: &std::path::Path, error: &std::io::Error, working: bool) -> Self {
+        Self::Cache { path: path.display().to_string(), reason: error.to_string(), working }
     }
 
     /// Whether input or settings are to blame (nothing was written then), rather than something that happened
@@ -120,7 +122,8 @@ impl Error {
             | Self::NonFinite { .. }
             | Self::Overflow { .. } => true,
             Self::Write(error) => !matches!(error, WriteError::Io(_) | WriteError::DiskFull { .. }),
-            Self::Cache { .. } | Self::Threads { .. } | Self::Interrupted => false,
+            Self::Cache { working, .. } => !working,
+            Self::Threads { .. } | Self::Interrupted => false,
         }
     }
 }

@@ -108,11 +108,12 @@ fn dry_run(windows: &Windows, memory: Memory, printer: Printer) -> Result<()> {
     Ok(())
 }
 
-/// A result file, opened before the long work.
+/// A result file, opened before the long work; if it ends without a result, a new file is removed again.
 struct Report {
     path: PathBuf,
     file: File,
     markdown: bool,
+    unwritten: bool,
 }
 
 impl Report {
@@ -125,15 +126,26 @@ impl Report {
                 return Err(Refusal(format!("--report {path}: hint: end the name in .md or .json")).into());
             }
         };
+        let unwritten = !path.exists();
         let file = File::options().create(true).append(true).open(path);
         let file = file.map_err(|error| Refusal(format!("{}: {error}; hint: choose another --report", path.display())))?;
-        Ok(Self { path: path.to_owned(), file, markdown })
+        Ok(Self { path: path.to_owned(), file, markdown, unwritten })
     }
 
     fn write(mut self, evaluation: &Evaluation) -> Result<()> {
         let text = if self.markdown { report::markdown(evaluation) } else { report::json(evaluation)? + "\n" };
         let write = |file: &mut File| file.set_len(0).and_then(|()| file.write_all(text.as_bytes()));
-        write(&mut self.file).with_context(|| self.path.display().to_string())
+        write(&mut self.file).with_context(|| self.path.display().to_string())?;
+        self.unwritten = false;
+        Ok(())
+    }
+}
+
+impl Drop for Report {
+    fn drop(&mut self) {
+        if self.unwritten {
+            let _ = fs_err::remove_file(&self.path);
+        }
     }
 }
 

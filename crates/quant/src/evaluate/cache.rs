@@ -36,9 +36,13 @@ pub(super) struct Cache {
 }
 
 impl Cache {
-    /// Creates the directory if it is missing.
+    /// Creates the directory if it is missing, and tries to write there, before the long work.
     pub(super) fn open(directory: &Path, reference: &Model, windows: &Windows) -> Result<Self, Error> {
-        std::fs::create_dir_all(directory).map_err(|error| Error::cache(directory, &error))?;
+        let probe = directory.join(format!(".{}.probe", std::process::id()));
+        std::fs::create_dir_all(directory)
+            .and_then(|()| std::fs::File::create(&probe))
+            .and_then(|_| std::fs::remove_file(&probe))
+            .map_err(|error| Error::cache(directory, &error, false))?;
         let mut hash = Sha256::new();
         hash.update(reference.hash()?);
         hash.update(&windows.data_hash);
@@ -86,7 +90,7 @@ impl Cache {
         let hidden = data.len() / 4 / (self.windows * self.tokens).max(1);
         let shape = [self.windows, self.tokens, hidden];
         let header = Header { format: FORMAT, key: self.key.clone(), shape, sha256: hexadecimal(&Sha256::digest(&data)) };
-        let failed = |error: &std::io::Error| Error::cache(&self.path, error);
+        let failed = |error: &std::io::Error| Error::cache(&self.path, error, true);
         let partial = self.path.with_extension(format!("{}.partial", std::process::id()));
         let write = || -> std::io::Result<()> {
             let mut file = std::fs::File::create(&partial)?;
