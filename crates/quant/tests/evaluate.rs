@@ -436,31 +436,31 @@ struct Judged {
 // the built-in held-out text, and demo/moe is fixtures/demo-moe.
 const DEMO_4_BITS_FEW: Judged = Judged {
     windows: 4,
-    perplexity: 15.607582,
-    reference_perplexity: 14.929715,
-    kl: [0.087812, 0.010185, 0.060953, 0.477751, 0.777597],
-    top1: 0.837573,
+    perplexity: 15.60758,
+    reference_perplexity: 14.92971,
+    kl: [0.08781, 0.01018, 0.06095, 0.47775, 0.7776],
+    top1: 0.83757,
 };
 const DEMO_4_BITS: Judged = Judged {
     windows: 16,
-    perplexity: 19.582244,
-    reference_perplexity: 18.422065,
-    kl: [0.09392, 0.003658, 0.064532, 0.508084, 1.401204],
-    top1: 0.821795,
+    perplexity: 19.58224,
+    reference_perplexity: 18.42206,
+    kl: [0.09392, 0.00366, 0.06453, 0.50808, 1.4012],
+    top1: 0.8218,
 };
 const DEMO_MXFP4: Judged = Judged {
     windows: 16,
-    perplexity: 20.636234,
-    reference_perplexity: 18.422065,
-    kl: [0.154014, 0.004969, 0.106015, 0.899339, 2.443105],
-    top1: 0.780088,
+    perplexity: 20.63623,
+    reference_perplexity: 18.42206,
+    kl: [0.15401, 0.00497, 0.10601, 0.89934, 2.44311],
+    top1: 0.78009,
 };
 const MOE_4_BITS: Judged = Judged {
     windows: 16,
-    perplexity: 20.898742,
-    reference_perplexity: 19.550493,
-    kl: [0.093024, 0.003555, 0.062267, 0.604389, 2.136662],
-    top1: 0.826199,
+    perplexity: 20.89874,
+    reference_perplexity: 19.55049,
+    kl: [0.09302, 0.00356, 0.06227, 0.60439, 2.13666],
+    top1: 0.8262,
 };
 
 fn judge(reference: &Model, settings: Settings, judged: &Judged) {
