@@ -35,7 +35,9 @@ pub enum WeightsError {
         "tensor {tensor} (shape {shape:?}) of {model} is read by no part of a {family} model; hint: the config does not describe these weights, get the model as its makers published it"
     )]
     Unread { tensor: String, shape: Vec<usize>, model: String, family: &'static str },
-    #[error("tensor {tensor} in {file}: element {element} is {value}; hint: the model is damaged, quantize or download it again")]
+    #[error(
+        "tensor {tensor} in {file}: element {element} is {value}; hint: the model is damaged, quantize or download it again"
+    )]
     NonFinite { tensor: String, file: String, element: usize, value: f32 },
     #[error("tensor {tensor} is {dtype}, which is no floating-point weight; hint: the checkpoint is damaged")]
     Dtype { tensor: String, dtype: Dtype },
@@ -43,9 +45,13 @@ pub enum WeightsError {
         "model type {model_type:?} has no decoder description, so that it cannot be run; hint: convert works without one; `mlx-quant eval --help` lists the types"
     )]
     Undescribed { model_type: String },
-    #[error("windows of {tokens} tokens, but the model knows {known} positions; hint: give a shorter --sequence-length")]
+    #[error(
+        "windows of {tokens} tokens, but the model knows {known} positions; hint: give a shorter --sequence-length"
+    )]
     Positions { tokens: usize, known: usize },
-    #[error("token {token} lies outside the {rows} rows of {tensor}; hint: tokenizer and model do not belong together")]
+    #[error(
+        "token {token} lies outside the {rows} rows of {tensor}; hint: tokenizer and model do not belong together"
+    )]
     Token { token: u32, rows: usize, tensor: String },
     #[error("{0}; hint: config.json does not describe these weights")]
     Tensor(#[from] candle_core::Error),
@@ -129,12 +135,19 @@ impl<'c> Weights<'c> {
             let packed = beside("scales").is_some() && beside("weight").is_some();
             let stored = match leaf {
                 ".scales" | ".biases" if packed => continue,
-                ".weight" if packed => {
-                    Self::packed(&named.existing, path, view, beside("scales").unwrap_or(view), beside("biases"))?
-                }
+                ".weight" if packed => Self::packed(
+                    &named.existing,
+                    path,
+                    view,
+                    beside("scales").unwrap_or(view),
+                    beside("biases"),
+                )?,
                 _ => {
                     let float = FloatType::from_dtype(view.dtype);
-                    let float = float.ok_or_else(|| WeightsError::Dtype { tensor: (*name).to_owned(), dtype: view.dtype })?;
+                    let float = float.ok_or_else(|| WeightsError::Dtype {
+                        tensor: (*name).to_owned(),
+                        dtype: view.dtype,
+                    })?;
                     Stored::Dense { view: (*view).clone(), float }
                 }
             };
@@ -191,7 +204,8 @@ impl<'c> Weights<'c> {
     pub fn decoder(&self, config: &Config) -> Result<Decoder, WeightsError> {
         let names = self.entries.keys().map(String::as_str).collect();
         let decoder = arch::decoder(Sketch { config, names: &names }).map_err(SourceError::from)?;
-        let undescribed = || WeightsError::Undescribed { model_type: config.model_type().unwrap_or("?").to_owned() };
+        let undescribed =
+            || WeightsError::Undescribed { model_type: config.model_type().unwrap_or("?").to_owned() };
         let decoder = decoder.ok_or_else(undescribed)?;
         let reads = decoder.reads().0;
         for (name, expected) in &reads {
@@ -199,7 +213,9 @@ impl<'c> Weights<'c> {
                 None if expected.optional => {}
                 None => return Err(self.missing(name.clone())),
                 Some(found) => {
-                    let fits = |(found, expected): (&usize, &Option<usize>)| expected.is_none_or(|axis| axis == *found);
+                    let fits = |(found, expected): (&usize, &Option<usize>)| {
+                        expected.is_none_or(|axis| axis == *found)
+                    };
                     if found.len() != expected.shape.len() || !found.iter().zip(&expected.shape).all(fits) {
                         return Err(self.misshapen(name, found, &expected.shape));
                     }
@@ -319,7 +335,12 @@ impl<'c> Weights<'c> {
     ///
     /// # Errors
     /// If the matrix is missing, the range lies outside it, or a value is NaN or infinite.
-    pub fn load_tile(&self, path: &str, rows: Range<usize>, device: &Device) -> Result<Parameters, WeightsError> {
+    pub fn load_tile(
+        &self,
+        path: &str,
+        rows: Range<usize>,
+        device: &Device,
+    ) -> Result<Parameters, WeightsError> {
         let mut parameters = Parameters::default();
         for leaf in ["weight", "bias"] {
             let name = format!("{path}.{leaf}");
@@ -409,7 +430,13 @@ impl<'c> Weights<'c> {
         Ok(Tensor::from_vec(values, shape, device)?)
     }
 
-    fn decode_rows(&self, name: &str, entry: &Entry, rows: Range<usize>, out: &mut [f32]) -> Result<(), WeightsError> {
+    fn decode_rows(
+        &self,
+        name: &str,
+        entry: &Entry,
+        rows: Range<usize>,
+        out: &mut [f32],
+    ) -> Result<(), WeightsError> {
         let first = rows.start;
         let source = match &entry.stored {
             Stored::Dense { view, float } => {

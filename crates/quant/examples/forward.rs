@@ -56,15 +56,18 @@ fn main() {
         pool.install(|| {
             windows.par_iter().for_each(|_| {
                 for weight in &linears {
-                    let x = Tensor::ones((length, weight.dim(1).unwrap()), candle_core::DType::F32, &Device::Cpu);
+                    let x =
+                        Tensor::ones((length, weight.dim(1).unwrap()), candle_core::DType::F32, &Device::Cpu);
                     Kernels::Fused.linear(&x.unwrap(), weight, None).unwrap();
                 }
             });
         });
     });
     let nll = measures[0].iter().map(|measure| measure.nll).sum::<f64>() / measures[0].len() as f64;
-    let peak: serde_json::Map<String, serde_json::Value> =
-        [(4096, 576, 1536), (2048, 2048, 2048)].map(|shape| peak(shape, threads, &pool)).into_iter().collect();
+    let peak: serde_json::Map<String, serde_json::Value> = [(4096, 576, 1536), (2048, 2048, 2048)]
+        .map(|shape| peak(shape, threads, &pool))
+        .into_iter()
+        .collect();
     let report = json!({
         "tokens_per_second": tokens as f64 / seconds,
         "seconds": seconds,
@@ -94,7 +97,8 @@ fn linears(walk: &Walk<'_>) -> Vec<Tensor> {
     let head = walk.weights.module(path, &walk.device).unwrap();
     let head = head.tensor(&format!("{path}.weight")).unwrap();
     let rows = head.dim(0).unwrap();
-    linears.extend((0..rows).step_by(2048).map(|start| head.narrow(0, start, 2048.min(rows - start)).unwrap()));
+    linears
+        .extend((0..rows).step_by(2048).map(|start| head.narrow(0, start, 2048.min(rows - start)).unwrap()));
     linears
 }
 
@@ -111,13 +115,24 @@ fn attention_flops(walk: &Walk<'_>, windows: &[&[u32]]) -> usize {
 }
 
 /// faer's best rate for `[m, k] @ [n, k]^T`, in GFLOP/s: its own parallel product, or a product for each thread.
-fn peak((m, k, n): (usize, usize, usize), threads: usize, pool: &rayon::ThreadPool) -> (String, serde_json::Value) {
+fn peak(
+    (m, k, n): (usize, usize, usize),
+    threads: usize,
+    pool: &rayon::ThreadPool,
+) -> (String, serde_json::Value) {
     let fill = |length: usize| (0..length).map(|i| (i as f32 * 0.37).sin()).collect::<Vec<f32>>();
     let (x, w) = (fill(threads * m * k), fill(n * k));
     let mut y = vec![0f32; threads * m * n];
     let product = |x: &[f32], y: &mut [f32], par: Par| {
         let weight = MatRef::from_row_major_slice(&w, n, k).transpose();
-        matmul(MatMut::from_row_major_slice_mut(y, m, n), Accum::Replace, MatRef::from_row_major_slice(x, m, k), weight, 1.0, par);
+        matmul(
+            MatMut::from_row_major_slice_mut(y, m, n),
+            Accum::Replace,
+            MatRef::from_row_major_slice(x, m, k),
+            weight,
+            1.0,
+            par,
+        );
     };
     let operations = (2 * m * k * n) as f64 / 1e9;
     let mut best = 0f64;
@@ -126,7 +141,9 @@ fn peak((m, k, n): (usize, usize, usize), threads: usize, pool: &rayon::ThreadPo
         pool.install(|| product(&x[..m * k], &mut y[..m * n], Par::rayon(threads)));
         best = best.max(operations / start.elapsed().as_secs_f64());
         let start = Instant::now();
-        pool.install(|| x.par_chunks(m * k).zip(y.par_chunks_mut(m * n)).for_each(|(x, y)| product(x, y, Par::Seq)));
+        pool.install(|| {
+            x.par_chunks(m * k).zip(y.par_chunks_mut(m * n)).for_each(|(x, y)| product(x, y, Par::Seq))
+        });
         best = best.max(operations * threads as f64 / start.elapsed().as_secs_f64());
     }
     (format!("{m}x{k}x{n}"), json!(best))

@@ -45,8 +45,8 @@ pub use convert::{Converted, convert, peak_memory, threads_or_all};
 pub use data::{Corpus, DataError, DataReport, DataSource, Pick, SourceInfo, Window, Windows};
 pub use error::Error;
 pub use evaluate::{
-    Against, Divergence, Evaluation, EvaluationSettings, Measures, Memory, SourceEvaluation, States, Subject, TokenMeasure,
-    VocabularyMismatch, evaluate, measure, memory,
+    Against, Divergence, Evaluation, EvaluationSettings, Measures, Memory, SourceEvaluation, States, Subject,
+    TokenMeasure, VocabularyMismatch, evaluate, measure, memory,
 };
 pub use mlx_quant_model as model;
 pub use observer::{Event, Observer, Silent};

@@ -85,10 +85,12 @@ impl<'m> Walk<'m> {
         }
         match self.blocks[index].get() {
             Some(parameters) => Ok(parameters.clone()),
-            None => Ok(self.blocks[index].get_or_init({
-                let loaded = load()?;
-                || loaded
-            }).clone()),
+            None => Ok(self.blocks[index]
+                .get_or_init({
+                    let loaded = load()?;
+                    || loaded
+                })
+                .clone()),
         }
     }
 
@@ -148,20 +150,24 @@ impl<'m> Walk<'m> {
         done: &mut u64,
     ) -> Result<Vec<Tensor>, Error> {
         let tokens = windows.first().map_or(0, |window| window.len());
-        let forward = Forward::new(&self.decoder, tokens, &self.device).map_err(mlx_quant_model::WeightsError::from)?;
+        let forward =
+            Forward::new(&self.decoder, tokens, &self.device).map_err(mlx_quant_model::WeightsError::from)?;
         let mut hidden = Vec::with_capacity(windows.len());
         for wave in windows.chunks(self.wave(tokens)) {
-            let embed = |window: &&[u32]| -> Result<State, Error> { Ok(forward.embed(&self.weights, &[window])?) };
+            let embed =
+                |window: &&[u32]| -> Result<State, Error> { Ok(forward.embed(&self.weights, &[window])?) };
             let mut states = wave.iter().map(embed).collect::<Result<Vec<_>, _>>()?;
             self.weights.release();
             for index in 0..self.decoder.blocks.len() {
                 if observer.cancelled() {
                     return Err(Error::Interrupted);
                 }
-                observer.event(Event::Working { name: self.decoder.blocks[index].prefix.trim_end_matches('.') });
+                observer
+                    .event(Event::Working { name: self.decoder.blocks[index].prefix.trim_end_matches('.') });
                 let parameters = pool.install(|| self.block(index))?;
                 let step = |state: State| forward.block(index, &parameters, state, &mut ());
-                let stepped = pool.install(|| states.into_par_iter().map(step).collect::<candle_core::Result<Vec<_>>>());
+                let stepped = pool
+                    .install(|| states.into_par_iter().map(step).collect::<candle_core::Result<Vec<_>>>());
                 states = stepped.map_err(mlx_quant_model::WeightsError::from)?;
                 *done += wave.len() as u64;
                 observer.event(Event::Progress { done: *done });

@@ -29,7 +29,8 @@ pub(crate) fn run(args: &Eval, printer: Printer) -> Result<()> {
         cache: args.cache.clone(),
     };
     let resident = resident_now().unwrap_or(USUAL_RESIDENT);
-    let needed = |settings: &EvaluationSettings| memory(&model, reference.as_ref(), &windows, settings, resident);
+    let needed =
+        |settings: &EvaluationSettings| memory(&model, reference.as_ref(), &windows, settings, resident);
     let mut memory = needed(&settings)?;
     if !settings.low_memory && free_memory().is_some_and(|free| memory.peak > free + resident) {
         settings.low_memory = true;
@@ -82,7 +83,8 @@ fn windows(args: &Eval, model: &Model, reference: Option<&Model>, printer: Print
     let windows = read(reference)?;
     match read(model) {
         Ok(own) if own.data_hash != windows.data_hash => {
-            printer.warn("model and reference tokenize the text differently; the reference's tokens are used");
+            printer
+                .warn("model and reference tokenize the text differently; the reference's tokens are used");
         }
         _ => {}
     }
@@ -128,12 +130,15 @@ impl Report {
         };
         let unwritten = !path.exists();
         let file = File::options().create(true).append(true).open(path);
-        let file = file.map_err(|error| Refusal(format!("{}: {error}; hint: choose another --report", path.display())))?;
+        let file = file.map_err(|error| {
+            Refusal(format!("{}: {error}; hint: choose another --report", path.display()))
+        })?;
         Ok(Self { path: path.to_owned(), file, markdown, unwritten })
     }
 
     fn write(mut self, evaluation: &Evaluation) -> Result<()> {
-        let text = if self.markdown { report::markdown(evaluation) } else { report::json(evaluation)? + "\n" };
+        let text =
+            if self.markdown { report::markdown(evaluation) } else { report::json(evaluation)? + "\n" };
         let write = |file: &mut File| file.set_len(0).and_then(|()| file.write_all(text.as_bytes()));
         write(&mut self.file).with_context(|| self.path.display().to_string())?;
         self.unwritten = false;

@@ -4,10 +4,12 @@
 use mlx_format::checkpoint::ConfigError;
 
 use super::{
-    Architecture, EXPERTS, SHARED_EXPERTS, Sketch, Source, Step, drop_inv_freq, drop_layers_from, llama::LINEARS,
-    make, stack_mlp_experts,
+    Architecture, EXPERTS, SHARED_EXPERTS, Sketch, Source, Step, drop_inv_freq, drop_layers_from,
+    llama::LINEARS, make, stack_mlp_experts,
 };
-use crate::decoder::{Block, Decoder, Experts, Groups, Layer, Linear, Moe, Norm, Router, Scores, SharedExpert};
+use crate::decoder::{
+    Block, Decoder, Experts, Groups, Layer, Linear, Moe, Norm, Router, Scores, SharedExpert,
+};
 use crate::mixers::{LatentAttention, LatentKeys, LatentQueries};
 use crate::ops::Activation;
 
@@ -74,7 +76,11 @@ fn latent(sketch: Sketch<'_>, layer: &str) -> Result<LatentAttention, ConfigErro
     let norm = |name: &str| Norm::rms(path(name), 1e-6);
     let (nope, rope) = (sketch.count("qk_nope_head_dim")?, sketch.count("qk_rope_head_dim")?);
     let queries = if sketch.config.get("q_lora_rank").is_some() {
-        LatentQueries::LowRank { down: linear("q_a_proj"), norm: norm("q_a_layernorm"), up: linear("q_b_proj") }
+        LatentQueries::LowRank {
+            down: linear("q_a_proj"),
+            norm: norm("q_a_layernorm"),
+            up: linear("q_b_proj"),
+        }
     } else {
         LatentQueries::Direct(linear("q_proj"))
     };
@@ -118,7 +124,10 @@ pub(super) fn feed_forward(sketch: Sketch<'_>, layer: &str, index: usize) -> Res
         best_two: sigmoid,
     };
     if groups.count == 0 || count % groups.count != 0 {
-        return Err(super::sketch::wrong("n_group", &format!("is {}, which does not divide {count} experts", groups.count)));
+        return Err(super::sketch::wrong(
+            "n_group",
+            &format!("is {}, which does not divide {count} experts", groups.count),
+        ));
     }
     let grouped = groups.count > 1 && sketch.config.str("topk_method") != Some("greedy");
     Ok(Layer::Moe(Moe {

@@ -99,8 +99,14 @@ pub(super) fn gemma3(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
     common(sketch, vec![global, local], |layer, index, attention| {
         let sliding = sketch.is_sliding(index, (index + 1) % pattern != 0);
         let norm = |name: &str| sketch.rms(format!("{layer}self_attn.{name}")).plus_one();
-        let norms =
-            HeadNorms { q: norm("q_norm"), k: Some(norm("k_norm")), v: None, flat: false, per_head: false, after_rope: false };
+        let norms = HeadNorms {
+            q: norm("q_norm"),
+            k: Some(norm("k_norm")),
+            v: None,
+            flat: false,
+            per_head: false,
+            after_rope: false,
+        };
         let attention = Attention {
             scale: score_scale(sketch),
             norms: Some(norms),

@@ -3,7 +3,8 @@
 use mlx_format::checkpoint::ConfigError;
 
 use super::{
-    Architecture, EXPERTS, SHARED_EXPERTS, Sketch, Source, deepseek, drop_layers_from, llama::LINEARS, stack_mlp_experts,
+    Architecture, EXPERTS, SHARED_EXPERTS, Sketch, Source, deepseek, drop_layers_from, llama::LINEARS,
+    stack_mlp_experts,
 };
 use crate::decoder::{Attention, Branch, Decoder, Gate, HeadNorms, Layer, Linear, Mlp, Stage};
 use crate::ops::Activation;

@@ -3,9 +3,7 @@
 use mlx_format::checkpoint::ConfigError;
 
 use super::{Architecture, Sketch, Source, drop};
-use crate::decoder::{
-    Attention, Block, Branch, Decoder, Gate, Layer, Linear, Mlp, Norm, Projections, Stage,
-};
+use crate::decoder::{Attention, Block, Branch, Decoder, Gate, Layer, Linear, Mlp, Norm, Projections, Stage};
 use crate::ops::Activation;
 
 pub(super) fn gpt_neox(source: Source<'_>) -> Result<Architecture, ConfigError> {
@@ -37,7 +35,11 @@ pub(super) fn decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
         let linear = |name: &str| Linear::new(format!("{layer}{name}"));
         let projections = Projections::Interleaved(linear("attention.query_key_value"));
         let attention = Attention::new(heads, heads, head_dim, projections, linear("attention.dense"));
-        let mlp = Mlp { gate: Gate::None(linear("mlp.dense_h_to_4h")), activation, down: linear("mlp.dense_4h_to_h") };
+        let mlp = Mlp {
+            gate: Gate::None(linear("mlp.dense_h_to_4h")),
+            activation,
+            down: linear("mlp.dense_4h_to_h"),
+        };
         let branches = [
             Branch::pre(norm(format!("{layer}input_layernorm")), Layer::Attention(attention)),
             Branch::pre(norm(format!("{layer}post_attention_layernorm")), Layer::Mlp(mlp)),

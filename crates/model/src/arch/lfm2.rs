@@ -50,7 +50,11 @@ pub(super) fn decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
                 per_head: false,
                 after_rope: false,
             };
-            Layer::Attention(Attention { norms: Some(norms), output: linear("self_attn.out_proj"), ..attention })
+            Layer::Attention(Attention {
+                norms: Some(norms),
+                output: linear("self_attn.out_proj"),
+                ..attention
+            })
         } else {
             Layer::ShortConvolution(ShortConvolution {
                 input: linear("conv.in_proj"),

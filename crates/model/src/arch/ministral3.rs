@@ -7,7 +7,8 @@ use super::Sketch;
 use crate::decoder::{Attention, Decoder, Layer, QueryScaling};
 
 pub(super) fn decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
-    let parameter = |key: &str| sketch.config.get("rope_parameters").and_then(|map| map.get(key)).and_then(Value::as_f64);
+    let parameter =
+        |key: &str| sketch.config.get("rope_parameters").and_then(|map| map.get(key)).and_then(Value::as_f64);
     let query_scaling = parameter("llama_4_scaling_beta")
         .zip(parameter("original_max_position_embeddings"))
         .map(|(beta, original)| QueryScaling { beta, original });

@@ -43,7 +43,10 @@ pub(super) fn decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
                 renormalize: None,
                 multiplier: 1.0,
             },
-            experts: Experts { count, mlp: sketch.gated(&format!("{layer}block_sparse_moe.switch_mlp"), activation) },
+            experts: Experts {
+                count,
+                mlp: sketch.gated(&format!("{layer}block_sparse_moe.switch_mlp"), activation),
+            },
             shared: None,
         };
         Ok(sketch.pre_norm(layer, Layer::Attention(Attention { window, ..attention }), Layer::Moe(moe)))

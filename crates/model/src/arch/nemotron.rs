@@ -16,7 +16,8 @@ pub(super) fn decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
             activation,
             down: Linear::new(format!("{layer}mlp.down_proj")),
         };
-        let (first, second) = (norm(format!("{layer}input_layernorm")), norm(format!("{layer}post_attention_layernorm")));
+        let (first, second) =
+            (norm(format!("{layer}input_layernorm")), norm(format!("{layer}post_attention_layernorm")));
         Ok(vec![
             Stage::new(Branch::pre(first, Layer::Attention(attention))),
             Stage::new(Branch::pre(second, Layer::Mlp(mlp))),

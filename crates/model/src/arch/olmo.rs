@@ -17,7 +17,14 @@ fn post_norm(sketch: Sketch<'_>, layer: &str, attention: Attention) -> Result<Ve
 
 fn norms(sketch: Sketch<'_>, layer: &str, flat: bool) -> Option<HeadNorms> {
     let norm = |name: &str| sketch.rms(format!("{layer}self_attn.{name}"));
-    Some(HeadNorms { q: norm("q_norm"), k: Some(norm("k_norm")), v: None, flat, per_head: false, after_rope: false })
+    Some(HeadNorms {
+        q: norm("q_norm"),
+        k: Some(norm("k_norm")),
+        v: None,
+        flat,
+        per_head: false,
+        after_rope: false,
+    })
 }
 
 pub(super) fn olmo2(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {

@@ -69,8 +69,10 @@ pub(super) fn phi_decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
         let attention = Attention { norms, output: linear("self_attn.dense"), ..attention };
         let mlp = Mlp { gate: Gate::None(linear("mlp.fc1")), activation, down: linear("mlp.fc2") };
         let first = norm(format!("{layer}input_layernorm"));
-        let branches =
-            vec![Branch::pre(first.clone(), Layer::Attention(attention)), Branch::pre(first, Layer::Mlp(mlp))];
+        let branches = vec![
+            Branch::pre(first.clone(), Layer::Attention(attention)),
+            Branch::pre(first, Layer::Mlp(mlp)),
+        ];
         Ok(vec![Stage::parallel(branches)])
     })?;
     decoder.norm = norm("model.final_layernorm".to_owned());

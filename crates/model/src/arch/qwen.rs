@@ -37,7 +37,14 @@ fn window(sketch: Sketch<'_>, index: usize) -> Result<Option<usize>, ConfigError
 /// Norms of queries and keys by head, since Qwen 3.
 pub(super) fn head_norms(sketch: Sketch<'_>, layer: &str) -> Option<HeadNorms> {
     let norm = |name: &str| sketch.rms(format!("{layer}self_attn.{name}"));
-    Some(HeadNorms { q: norm("q_norm"), k: Some(norm("k_norm")), v: None, flat: false, per_head: false, after_rope: false })
+    Some(HeadNorms {
+        q: norm("q_norm"),
+        k: Some(norm("k_norm")),
+        v: None,
+        flat: false,
+        per_head: false,
+        after_rope: false,
+    })
 }
 
 pub(super) fn qwen2(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {

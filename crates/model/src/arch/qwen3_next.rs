@@ -5,7 +5,8 @@ use mlx_format::checkpoint::ConfigError;
 
 use super::qwen::{self, SHARED_EXPERT};
 use super::{
-    Architecture, EXPERTS, Rule, Sketch, Source, Step, drop, drop_tied_head, llama::LINEARS, make, stack_mlp_experts,
+    Architecture, EXPERTS, Rule, Sketch, Source, Step, drop, drop_tied_head, llama::LINEARS, make,
+    stack_mlp_experts,
 };
 use crate::decoder::{Attention, Decoder, Layer, Linear};
 use crate::mixers::{DeltaNet, DeltaProjections};
@@ -121,7 +122,8 @@ fn delta_net(sketch: Sketch<'_>, layer: &str) -> Result<DeltaNet, ConfigError> {
             a: linear("in_proj_a"),
         }
     };
-    let (key_heads, value_heads) = (sketch.count("linear_num_key_heads")?, sketch.count("linear_num_value_heads")?);
+    let (key_heads, value_heads) =
+        (sketch.count("linear_num_key_heads")?, sketch.count("linear_num_value_heads")?);
     if value_heads % key_heads != 0 {
         return Err(super::sketch::wrong(
             "linear_num_key_heads",

@@ -70,11 +70,15 @@ impl Sketch<'_> {
         let nested = layer_type.and_then(|layer_type| whole?.get(layer_type)).and_then(Value::as_object);
         let by_layer = |map: &Map<String, Value>| map.contains_key("full_attention");
         if nested.is_none() && whole.is_some_and(by_layer) {
-            return Err(wrong("rope_parameters", "sets kinds of layers apart, which this model type does not have"));
+            return Err(wrong(
+                "rope_parameters",
+                "sets kinds of layers apart, which this model type does not have",
+            ));
         }
         let scaling = Scaling(nested.or(whole));
         let theta = scaling.float_or("rope_theta", theta);
-        let partial = scaling.float_or("partial_rotary_factor", self.float_or("partial_rotary_factor", partial));
+        let partial =
+            scaling.float_or("partial_rotary_factor", self.float_or("partial_rotary_factor", partial));
         if !(theta > 0.0) || !(0.0..=1.0).contains(&partial) {
             return Err(wrong("rope_theta", "or partial_rotary_factor is out of range"));
         }
@@ -98,7 +102,13 @@ impl Sketch<'_> {
         Ok(Rope::plain(theta, self.head_dim()?))
     }
 
-    fn scaled_rope(&self, scaling: Scaling<'_>, theta: f64, head_dim: usize, dims: usize) -> Result<Rope, ConfigError> {
+    fn scaled_rope(
+        &self,
+        scaling: Scaling<'_>,
+        theta: f64,
+        head_dim: usize,
+        dims: usize,
+    ) -> Result<Rope, ConfigError> {
         let plain = Rope::plain(theta, dims);
         let map = |change: &dyn Fn(usize, f64) -> f64| {
             let changed = plain.frequencies(0).iter().enumerate();
@@ -112,7 +122,8 @@ impl Sketch<'_> {
             }
             "llama3" => {
                 let factor = scaling.required("factor")?;
-                let (low, high) = (scaling.float_or("low_freq_factor", 1.0), scaling.float_or("high_freq_factor", 4.0));
+                let (low, high) =
+                    (scaling.float_or("low_freq_factor", 1.0), scaling.float_or("high_freq_factor", 4.0));
                 let original = scaling.float_or("original_max_position_embeddings", 8192.0);
                 let change = |_, f: f64| {
                     let wavelength = std::f64::consts::TAU / f;
@@ -202,7 +213,9 @@ impl Sketch<'_> {
                     let pairs = plain.frequencies(0).iter().zip(factors);
                     pairs.map(|(f, factor)| (f64::from(*f) / factor) as f32).collect()
                 })
-                .ok_or_else(|| wrong(&format!("rope_scaling.{key}"), &format!("does not hold {} factors", dims / 2)))
+                .ok_or_else(|| {
+                    wrong(&format!("rope_scaling.{key}"), &format!("does not hold {} factors", dims / 2))
+                })
         };
         if !(maximum > 0.0 && original > 0.0) {
             return Err(wrong("original_max_position_embeddings", "is not positive"));

@@ -6,7 +6,8 @@ use mlx_format::checkpoint::{Config, ConfigError};
 use serde_json::Value;
 
 use crate::decoder::{
-    Attention, Block, Branch, Decoder, Embedding, Gate, Head, Layer, Linear, Mlp, Norm, Projections, Rope, Stage,
+    Attention, Block, Branch, Decoder, Embedding, Gate, Head, Layer, Linear, Mlp, Norm, Projections, Rope,
+    Stage,
 };
 use crate::ops::Activation;
 
@@ -73,14 +74,21 @@ impl Sketch<'_> {
     pub(super) fn kv_heads(&self) -> Result<usize, ConfigError> {
         let (heads, kv_heads) = (self.heads()?, self.count_or("num_key_value_heads", self.heads()?)?);
         if kv_heads == 0 || heads % kv_heads != 0 {
-            return Err(wrong("num_key_value_heads", &format!("is {kv_heads}, which does not divide {heads} heads")));
+            return Err(wrong(
+                "num_key_value_heads",
+                &format!("is {kv_heads}, which does not divide {heads} heads"),
+            ));
         }
         Ok(kv_heads)
     }
 
     pub(super) fn head_dim(&self) -> Result<usize, ConfigError> {
         let head_dim = self.count_or("head_dim", self.count("hidden_size")? / self.heads()?)?;
-        if head_dim == 0 { Err(wrong("head_dim", "is 0, or there are more heads than features")) } else { Ok(head_dim) }
+        if head_dim == 0 {
+            Err(wrong("head_dim", "is 0, or there are more heads than features"))
+        } else {
+            Ok(head_dim)
+        }
     }
 
     pub(super) fn layers(&self) -> Result<usize, ConfigError> {
@@ -116,9 +124,10 @@ impl Sketch<'_> {
 
     /// Refuses models that see what follows.
     pub(super) fn causal(&self) -> Result<(), ConfigError> {
-        let both_ways = self.config.get("use_bidirectional_attention").is_some_and(|value| {
-            value.as_bool() == Some(true) || value.as_str() == Some("all")
-        });
+        let both_ways = self
+            .config
+            .get("use_bidirectional_attention")
+            .is_some_and(|value| value.as_bool() == Some(true) || value.as_str() == Some("all"));
         if both_ways {
             return Err(wrong("use_bidirectional_attention", "is set: this is no causal language model"));
         }
@@ -142,15 +151,19 @@ impl Sketch<'_> {
     /// What stands before `model.`: vision-language checkpoints keep the language model's own prefix.
     fn outer(&self) -> &'static str {
         let inner = self.names.range("language_model.model."..).next();
-        if inner.is_some_and(|name| name.starts_with("language_model.model.")) { "language_model." } else { "" }
+        if inner.is_some_and(|name| name.starts_with("language_model.model.")) {
+            "language_model."
+        } else {
+            ""
+        }
     }
 
     pub(super) fn rms(&self, path: impl Into<String>) -> Norm {
         // transformers' defaults, where the config says nothing.
         let default = match self.config.model_type() {
             Ok(
-                "mixtral" | "ministral3" | "phi3" | "olmo2" | "olmo3" | "gpt_oss" | "ernie4_5" | "hunyuan_v1_dense"
-                | "exaone4" | "glm4_moe",
+                "mixtral" | "ministral3" | "phi3" | "olmo2" | "olmo3" | "gpt_oss" | "ernie4_5"
+                | "hunyuan_v1_dense" | "exaone4" | "glm4_moe",
             ) => 1e-5,
             Ok("glm4") => 1.5625e-7,
             _ => 1e-6,
@@ -161,14 +174,21 @@ impl Sketch<'_> {
     /// Attention with separate projections and rotary embedding 0.
     pub(super) fn attention(&self, layer: &str) -> Result<Attention, ConfigError> {
         let linear = |name: &str| Linear::new(format!("{layer}self_attn.{name}"));
-        let projections = Projections::Separate { q: linear("q_proj"), k: linear("k_proj"), v: linear("v_proj") };
+        let projections =
+            Projections::Separate { q: linear("q_proj"), k: linear("k_proj"), v: linear("v_proj") };
         Ok(Attention::new(self.heads()?, self.kv_heads()?, self.head_dim()?, projections, linear("o_proj")))
     }
 
     /// Attention with q, k and v in one matrix.
     pub(super) fn fused_attention(&self, qkv: String, output: String) -> Result<Attention, ConfigError> {
         let projections = Projections::Concatenated(Linear::new(qkv));
-        Ok(Attention::new(self.heads()?, self.kv_heads()?, self.head_dim()?, projections, Linear::new(output)))
+        Ok(Attention::new(
+            self.heads()?,
+            self.kv_heads()?,
+            self.head_dim()?,
+            projections,
+            Linear::new(output),
+        ))
     }
 
     /// Gated network at a path such as `model.layers.0.mlp`.

@@ -21,7 +21,8 @@ pub(super) fn decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
     let mut decoder = sketch.llama_with(vec![sketch.rope()?], |layer, _, attention| {
         let linear = |name: &str| Linear::new(format!("{layer}mlp.{name}"));
         let mlp = Mlp { gate: Gate::None(linear("c_fc")), activation, down: linear("c_proj") };
-        let (first, second) = (norm(format!("{layer}input_layernorm")), norm(format!("{layer}post_attention_layernorm")));
+        let (first, second) =
+            (norm(format!("{layer}input_layernorm")), norm(format!("{layer}post_attention_layernorm")));
         Ok(vec![
             Stage::new(Branch::pre(first, Layer::Attention(Attention { window, ..attention }))),
             Stage::new(Branch::pre(second, Layer::Mlp(mlp))),

@@ -102,7 +102,13 @@ pub struct Attention {
 
 impl Attention {
     /// Plain attention: no norms, no window, scores divided by the root of `head_dim`, rotary embedding 0.
-    pub fn new(heads: usize, kv_heads: usize, head_dim: usize, projections: Projections, output: Linear) -> Self {
+    pub fn new(
+        heads: usize,
+        kv_heads: usize,
+        head_dim: usize,
+        projections: Projections,
+        output: Linear,
+    ) -> Self {
         Self {
             heads,
             kv_heads,

@@ -2,9 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{
-    Attention, Block, Decoder, Gate, Layer, Linear, Mlp, Norm, NormKind, Projections,
-};
+use super::{Attention, Block, Decoder, Gate, Layer, Linear, Mlp, Norm, NormKind, Projections};
 use crate::mixers::{DeltaNet, DeltaProjections, LatentAttention, LatentKeys, LatentQueries};
 
 /// Length of an axis; `None`: any.
@@ -34,7 +32,8 @@ impl Reads {
 
     /// A matrix and its bias, stacked if `experts` says of how many.
     fn linear(&mut self, linear: &Linear, out: Axis, columns: Axis, experts: Option<usize>) {
-        let stacked = |rest: &[Axis]| experts.into_iter().map(Some).chain(rest.iter().copied()).collect::<Vec<_>>();
+        let stacked =
+            |rest: &[Axis]| experts.into_iter().map(Some).chain(rest.iter().copied()).collect::<Vec<_>>();
         self.tensor(format!("{}.weight", linear.path), &stacked(&[out, columns]));
         self.optional(format!("{}.bias", linear.path), &stacked(&[out]));
     }
@@ -70,7 +69,8 @@ impl Reads {
         }
         self.linear(&attention.output, hidden, Some(heads * value_dim), None);
         if let Some(norms) = &attention.norms {
-            let keys = norms.k.as_ref().filter(|_| !matches!(attention.projections, Projections::Shared { .. }));
+            let keys =
+                norms.k.as_ref().filter(|_| !matches!(attention.projections, Projections::Shared { .. }));
             for (norm, heads) in std::iter::once((&norms.q, heads)).chain(keys.map(|norm| (norm, kv_heads))) {
                 if let (true, Some(path)) = (norms.per_head, &norm.path) {
                     self.tensor(format!("{path}.weight"), &[Some(heads), Some(head_dim)]);

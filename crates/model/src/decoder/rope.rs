@@ -56,7 +56,11 @@ impl Rope {
         match &self.frequencies {
             Frequencies::Fixed(frequencies) => frequencies,
             Frequencies::ByLength { short, long, original } => {
-                if tokens > *original { long } else { short }
+                if tokens > *original {
+                    long
+                } else {
+                    short
+                }
             }
         }
     }

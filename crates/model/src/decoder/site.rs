@@ -100,7 +100,8 @@ impl Mlp {
         add: &mut impl FnMut(Producer<'d>, Vec<&'d Linear>, Option<usize>),
     ) {
         add(input, self.gate.linears(), expert);
-        let product = if matches!(self.gate, Gate::None(_)) { Producer::Other } else { Producer::Product(self) };
+        let product =
+            if matches!(self.gate, Gate::None(_)) { Producer::Other } else { Producer::Product(self) };
         add(product, vec![&self.down], expert);
     }
 }

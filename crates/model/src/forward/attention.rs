@@ -15,7 +15,13 @@ struct Heads {
 }
 
 impl Pass<'_> {
-    pub(super) fn attention(&mut self, layer: &Attention, index: usize, x: &Tensor, keys: &mut Keys) -> Result<Tensor> {
+    pub(super) fn attention(
+        &mut self,
+        layer: &Attention,
+        index: usize,
+        x: &Tensor,
+        keys: &mut Keys,
+    ) -> Result<Tensor> {
         let (batch, tokens, _) = x.dims3()?; // [b, t, hidden]
         let mut heads = self.heads(layer, x, keys)?;
         if let Some(norms) = layer.norms.as_ref().filter(|norms| !norms.after_rope) {
@@ -110,7 +116,8 @@ impl Pass<'_> {
 
     /// Rotary embedding `rope` of `[batch, tokens, heads, features]`.
     pub(crate) fn rotate(&self, x: &Tensor, rope: usize) -> Result<Tensor> {
-        let table = self.tables.get(rope).ok_or_else(|| candle_core::Error::msg("no such rotary embedding"))?;
+        let table =
+            self.tables.get(rope).ok_or_else(|| candle_core::Error::msg("no such rotary embedding"))?;
         self.kernels.rotary(x, &table.cos, &table.sin, table.pairing)
     }
 }
@@ -118,8 +125,9 @@ impl Pass<'_> {
 impl QueryScaling {
     /// `[tokens, 1, 1]`.
     fn factors(&self, tokens: usize, like: &Tensor) -> Result<Tensor> {
-        let factor =
-            |position: usize| (1.0 + self.beta * (1.0 + (position as f64 / self.original).floor()).ln()) as f32;
+        let factor = |position: usize| {
+            (1.0 + self.beta * (1.0 + (position as f64 / self.original).floor()).ln()) as f32
+        };
         scaled(Tensor::from_vec((0..tokens).map(factor).collect(), (tokens, 1, 1), like.device())?, 1.0)
     }
 }

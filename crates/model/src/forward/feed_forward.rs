@@ -39,7 +39,8 @@ impl Pass<'_> {
         let (batch, tokens, hidden) = x.dims3()?;
         let flat = x.reshape((batch * tokens, hidden))?; // [n, hidden]
         let gate = moe.shared.as_ref().and_then(|shared| shared.gate.as_ref());
-        let mut read = self.read(&std::iter::once(&moe.router.linear).chain(gate).collect::<Vec<_>>(), &flat)?;
+        let mut read =
+            self.read(&std::iter::once(&moe.router.linear).chain(gate).collect::<Vec<_>>(), &flat)?;
         let routing = self.route(&moe.router, &read.remove(0))?;
         let mut output = self.experts(&moe.experts, &routing, &flat)?;
         if let Some(shared) = &moe.shared {
@@ -63,7 +64,8 @@ impl Pass<'_> {
             None => scores.clone(),
             Some(name) => scores.broadcast_add(self.parameters.tensor(name)?)?,
         };
-        let chosen: Vec<Vec<u32>> = judged.detach().to_vec2::<f32>()?.iter().map(|row| router.choose(row)).collect();
+        let chosen: Vec<Vec<u32>> =
+            judged.detach().to_vec2::<f32>()?.iter().map(|row| router.choose(row)).collect();
         let shape = (chosen.len(), router.top_k);
         let index = Tensor::from_vec(chosen.concat(), shape, logits.device())?;
         let mut weights = scores.gather(&index, 1)?; // [n, k]
@@ -119,7 +121,8 @@ impl Pass<'_> {
     /// x @ weight[expert]^T + bias[expert]
     fn stacked(&self, linear: &Linear, expert: usize, x: &Tensor) -> Result<Tensor> {
         let weight = self.parameters.tensor(&format!("{}.weight", linear.path))?.get(expert)?;
-        let bias = self.parameters.get(&format!("{}.bias", linear.path)).map(|bias| bias.get(expert)).transpose()?;
+        let bias =
+            self.parameters.get(&format!("{}.bias", linear.path)).map(|bias| bias.get(expert)).transpose()?;
         self.kernels.linear(x, &weight, bias.as_ref())
     }
 }
@@ -142,8 +145,11 @@ impl Router {
                 *allowed = kept.contains(&((index / size.max(1)) as u32));
             }
         }
-        let masked: Vec<f32> =
-            scores.iter().zip(allowed).map(|(&score, allowed)| if allowed { score } else { f32::NEG_INFINITY }).collect();
+        let masked: Vec<f32> = scores
+            .iter()
+            .zip(allowed)
+            .map(|(&score, allowed)| if allowed { score } else { f32::NEG_INFINITY })
+            .collect();
         best(&masked, self.top_k)
     }
 }

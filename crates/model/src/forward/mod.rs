@@ -13,9 +13,11 @@ use std::collections::BTreeMap;
 
 use candle_core::{D, Device, Result, Tensor};
 
-use crate::decoder::{Block, Decoder, Layer, Linear, Norm, NormKind, PerLayerInputs, Projections, Rope, Stage};
+use crate::decoder::{
+    Block, Decoder, Layer, Linear, Norm, NormKind, PerLayerInputs, Projections, Rope, Stage,
+};
 use crate::ops::{Kernels, Pairing};
-use crate::weights::{Parameters, WeightsError, Weights};
+use crate::weights::{Parameters, Weights, WeightsError};
 
 /// Sees what linears read.
 pub trait Tap {
@@ -90,7 +92,12 @@ impl<'d> Forward<'d> {
     ///
     /// # Errors
     /// As [`Forward::new`].
-    pub fn with_kernels(decoder: &'d Decoder, tokens: usize, device: &Device, kernels: Kernels) -> Result<Self> {
+    pub fn with_kernels(
+        decoder: &'d Decoder,
+        tokens: usize,
+        device: &Device,
+        kernels: Kernels,
+    ) -> Result<Self> {
         let table = |rope: &Rope| {
             let (cos, sin) = rope.tables(tokens);
             let shape = (tokens, rope.frequencies(tokens).len());
@@ -105,14 +112,21 @@ impl<'d> Forward<'d> {
     ///
     /// # Errors
     /// If a token lies outside the vocabulary or a weight is missing or damaged.
-    pub fn embed(&self, weights: &Weights<'_>, windows: &[&[u32]]) -> std::result::Result<State, WeightsError> {
+    pub fn embed(
+        &self,
+        weights: &Weights<'_>,
+        windows: &[&[u32]],
+    ) -> std::result::Result<State, WeightsError> {
         let embedding = &self.decoder.embedding;
         let shape = |last: usize| (windows.len(), self.tokens, last);
         let ids = windows.concat();
         let rows = weights.rows(&embedding.path, &ids, &self.device)?;
         let mut hidden = rows.reshape(shape(self.decoder.hidden_size))?;
         if let Some(path) = &embedding.positions {
-            let known = weights.shape(&format!("{path}.weight")).and_then(|shape| shape.first().copied()).unwrap_or(0);
+            let known = weights
+                .shape(&format!("{path}.weight"))
+                .and_then(|shape| shape.first().copied())
+                .unwrap_or(0);
             if self.tokens > known {
                 return Err(WeightsError::Positions { tokens: self.tokens, known });
             }
@@ -153,7 +167,13 @@ impl<'d> Forward<'d> {
     ///
     /// # Errors
     /// If a weight is missing or has another shape than the description says; the message names it.
-    pub fn block(&self, index: usize, parameters: &Parameters, state: State, tap: &mut dyn Tap) -> Result<State> {
+    pub fn block(
+        &self,
+        index: usize,
+        parameters: &Parameters,
+        state: State,
+        tap: &mut dyn Tap,
+    ) -> Result<State> {
         let State { mut hidden, per_layer, mut keys } = state;
         let block = &self.decoder.blocks[index];
         let own = per_layer.as_ref().map(|all| all.narrow(2, index, 1)?.squeeze(2)).transpose()?;
@@ -263,7 +283,9 @@ impl Pass<'_> {
     pub(crate) fn norm(&self, norm: &Norm, x: &Tensor) -> Result<Tensor> {
         let (weight, bias) = match &norm.path {
             None => (None, None),
-            Some(path) => (Some(self.norm_weight(path, norm.plus_one)?), self.parameters.get(&format!("{path}.bias"))),
+            Some(path) => {
+                (Some(self.norm_weight(path, norm.plus_one)?), self.parameters.get(&format!("{path}.bias")))
+            }
         };
         match norm.kind {
             NormKind::Rms => self.kernels.rms_norm(x, weight.as_ref(), norm.epsilon),

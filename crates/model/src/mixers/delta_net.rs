@@ -85,9 +85,11 @@ impl DeltaNet {
         let Projected { qkv, z, b, a } = self.project(pass, x)?;
         let kernel = pass.parameters.tensor(&format!("{}.weight", self.convolution))?;
         let qkv = pass.kernels.activate(&causal_convolution(&qkv, kernel, None)?, Activation::Silu)?;
-        let by_head =
-            |start, heads: usize, dim: usize| qkv.narrow(2, start, heads * dim)?.reshape((batch, tokens, heads, dim));
-        let q = self.for_value_heads(&(unit(&by_head(0, key_heads, key_dim)?)? / (key_dim as f64).sqrt())?)?;
+        let by_head = |start, heads: usize, dim: usize| {
+            qkv.narrow(2, start, heads * dim)?.reshape((batch, tokens, heads, dim))
+        };
+        let q =
+            self.for_value_heads(&(unit(&by_head(0, key_heads, key_dim)?)? / (key_dim as f64).sqrt())?)?;
         let k = self.for_value_heads(&unit(&by_head(keys, key_heads, key_dim)?)?)?;
         let v = by_head(2 * keys, value_heads, value_dim)?;
 
@@ -107,7 +109,12 @@ impl DeltaNet {
     fn for_value_heads(&self, x: &Tensor) -> Result<Tensor> {
         let (batch, tokens, heads, dim) = x.dims4()?;
         let times = self.value_heads / self.key_heads;
-        x.unsqueeze(3)?.broadcast_as((batch, tokens, heads, times, dim))?.reshape((batch, tokens, heads * times, dim))
+        x.unsqueeze(3)?.broadcast_as((batch, tokens, heads, times, dim))?.reshape((
+            batch,
+            tokens,
+            heads * times,
+            dim,
+        ))
     }
 
     fn project(&self, pass: &mut Pass<'_>, x: &Tensor) -> Result<Projected> {

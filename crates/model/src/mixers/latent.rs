@@ -106,11 +106,13 @@ impl LatentAttention {
 
         let latent = pass.norm(&self.norm, &down.narrow(2, 0, self.rank)?)?; // [b, t, rank]
         let shared = down.narrow(2, self.rank, self.rope)?.reshape((batch, tokens, 1, self.rope))?;
-        let shared = pass.rotate(&shared, self.table)?.broadcast_as((batch, tokens, self.heads, self.rope))?;
+        let shared =
+            pass.rotate(&shared, self.table)?.broadcast_as((batch, tokens, self.heads, self.rope))?;
         let (k, v) = self.expand(pass, &latent)?;
         let k = Tensor::cat(&[&k, &shared.contiguous()?], 3)?;
 
-        let settings = AttentionSettings { scale: self.scale as f32, window: None, softcap: None, sinks: None };
+        let settings =
+            AttentionSettings { scale: self.scale as f32, window: None, softcap: None, sinks: None };
         let output = pass.kernels.attention(&q, &k, &v, &settings)?;
         let output = output.reshape((batch, tokens, self.heads * self.value))?;
         Ok(pass.read(&[&self.output], &output)?.remove(0))
@@ -128,7 +130,8 @@ impl LatentAttention {
             LatentKeys::Split { embed_q, unembed_out } => {
                 let embed_q = pass.parameters.tensor(embed_q)?.transpose(1, 2)?.contiguous()?;
                 let keys = embed_q.reshape((self.heads * self.nope, self.rank))?;
-                let values = pass.parameters.tensor(unembed_out)?.reshape((self.heads * self.value, self.rank))?;
+                let values =
+                    pass.parameters.tensor(unembed_out)?.reshape((self.heads * self.value, self.rank))?;
                 let expand = |weight| by_head(pass.kernels.linear(latent, weight, None)?);
                 Ok((expand(&keys)?, expand(&values)?))
             }

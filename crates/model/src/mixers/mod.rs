@@ -23,7 +23,8 @@ pub(crate) fn causal_convolution(x: &Tensor, weight: &Tensor, bias: Option<&Tens
     let padded = x.pad_with_zeros(1, kernel - 1, 0)?;
     let mut sum: Option<Tensor> = None;
     for tap in 0..kernel {
-        let part = padded.narrow(1, tap, tokens)?.broadcast_mul(&weight.narrow(1, tap, 1)?.reshape(channels)?)?;
+        let part =
+            padded.narrow(1, tap, tokens)?.broadcast_mul(&weight.narrow(1, tap, 1)?.reshape(channels)?)?;
         sum = Some(match sum {
             None => part,
             Some(sum) => (sum + part)?,

@@ -151,7 +151,14 @@ impl Kernels {
     ///
     /// # Errors
     /// Shapes that do not fit together.
-    pub fn gated_delta(self, q: &Tensor, k: &Tensor, v: &Tensor, decay: &Tensor, beta: &Tensor) -> Result<Tensor> {
+    pub fn gated_delta(
+        self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        decay: &Tensor,
+        beta: &Tensor,
+    ) -> Result<Tensor> {
         delta::check(q, k, v, decay, beta)?;
         match self {
             Self::Fused => delta::fused(q, k, v, decay, beta),

@@ -133,7 +133,9 @@ mod tests {
 
     #[test]
     fn tiles_give_what_the_whole_row_gives() {
-        for (seed, length, tile) in [(1, 1000, 64), (2, 49_152, 2048), (3, 777, 100), (4, 5, 2), (5, 300, 300)] {
+        for (seed, length, tile) in
+            [(1, 1000, 64), (2, 49_152, 2048), (3, 777, 100), (4, 5, 2), (5, 300, 300)]
+        {
             let (reference, noise) = (rows(seed, length), rows(seed + 100, length));
             let model: Vec<f32> = reference.iter().zip(&noise).map(|(a, b)| a + 0.02 * b).collect();
             let target = length / 3;

@@ -67,16 +67,24 @@ impl Cache {
         let Some(end) = bytes.iter().take(4096).position(|byte| *byte == b'\n') else { return Ok(None) };
         let (line, data) = (&bytes[..end], &bytes[end + 1..]);
         let shape = [self.windows, self.tokens, hidden];
-        let expected = Header { format: FORMAT, key: self.key.clone(), shape, sha256: hexadecimal(&Sha256::digest(data)) };
+        let expected = Header {
+            format: FORMAT,
+            key: self.key.clone(),
+            shape,
+            sha256: hexadecimal(&Sha256::digest(data)),
+        };
         let whole = data.len() == shape.iter().product::<usize>() * 4;
         if !whole || serde_json::from_slice::<Header>(line).ok() != Some(expected) {
             return Ok(None);
         }
         let window = |data: &[u8]| {
-            let values = data.chunks_exact(4).map(|bytes| f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]));
+            let values = data
+                .chunks_exact(4)
+                .map(|bytes| f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]));
             Tensor::from_vec(values.collect(), (self.tokens, hidden), &Device::Cpu)
         };
-        let windows = data.chunks_exact(self.tokens * hidden * 4).map(window).collect::<candle_core::Result<_>>();
+        let windows =
+            data.chunks_exact(self.tokens * hidden * 4).map(window).collect::<candle_core::Result<_>>();
         Ok(Some(windows.map_err(WeightsError::from)?))
     }
 
@@ -84,12 +92,18 @@ impl Cache {
     pub(super) fn store(&self, states: &[Tensor]) -> Result<(), Error> {
         let mut data = Vec::new();
         for state in states {
-            let values = state.flatten_all().and_then(|flat| flat.to_vec1::<f32>()).map_err(WeightsError::from)?;
+            let values =
+                state.flatten_all().and_then(|flat| flat.to_vec1::<f32>()).map_err(WeightsError::from)?;
             data.extend(values.into_iter().flat_map(f32::to_le_bytes));
         }
         let hidden = data.len() / 4 / (self.windows * self.tokens).max(1);
         let shape = [self.windows, self.tokens, hidden];
-        let header = Header { format: FORMAT, key: self.key.clone(), shape, sha256: hexadecimal(&Sha256::digest(&data)) };
+        let header = Header {
+            format: FORMAT,
+            key: self.key.clone(),
+            shape,
+            sha256: hexadecimal(&Sha256::digest(&data)),
+        };
         let failed = |error: &std::io::Error| Error::cache(&self.path, error, true);
         let partial = self.path.with_extension(format!("{}.partial", std::process::id()));
         let write = || -> std::io::Result<()> {

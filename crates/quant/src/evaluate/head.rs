@@ -54,11 +54,12 @@ pub fn measure(
             loaded.push(pool.install(|| load(states.0, rows.clone()))?);
             states.0.weights.release();
         }
-        let logits = |forward: &Forward<'_>, parameters: &Parameters, states: &States<'_, '_>, window: usize| {
-            let hidden = &states.1[window];
-            let predicting = hidden.narrow(0, 0, hidden.dim(0)? - 1)?;
-            forward.logits(parameters, &predicting)
-        };
+        let logits =
+            |forward: &Forward<'_>, parameters: &Parameters, states: &States<'_, '_>, window: usize| {
+                let hidden = &states.1[window];
+                let predicting = hidden.narrow(0, 0, hidden.dim(0)? - 1)?;
+                forward.logits(parameters, &predicting)
+            };
         let step = |(window, running): (usize, &mut Vec<Running>)| -> candle_core::Result<()> {
             let own = logits(&own, &loaded[0], &model, window)?;
             let other = match (&other, &reference) {

@@ -60,7 +60,9 @@ pub fn memory(
     }
     let embedded = |model: &Model| match model.checkpoint.directory() {
         // Part of the program: its pages cannot be given back.
-        Directory::Embedded { .. } => model.checkpoint.tensors().values().map(|tensor| tensor.bytes() as u64).sum(),
+        Directory::Embedded { .. } => {
+            model.checkpoint.tensors().values().map(|tensor| tensor.bytes() as u64).sum()
+        }
         Directory::Path(_) => 0,
     };
     sum.fixed = resident + reference.into_iter().chain([model]).map(embedded).sum::<u64>();

@@ -18,8 +18,8 @@ use std::time::Instant;
 
 use candle_core::Tensor;
 
-pub use self::memory::{Memory, memory};
 pub use self::head::{States, measure};
+pub use self::memory::{Memory, memory};
 pub use self::result::{Against, Divergence, Evaluation, Measures, SourceEvaluation, Subject, TokenMeasure};
 use crate::data::Windows;
 use crate::observer::{Event, Observer};
@@ -97,7 +97,8 @@ pub fn evaluate(
     let theirs = match &other {
         None => None,
         Some(walk) => {
-            let known = cache.as_ref().map(|cache| cache.load(walk.decoder.hidden_size)).transpose()?.flatten();
+            let known =
+                cache.as_ref().map(|cache| cache.load(walk.decoder.hidden_size)).transpose()?.flatten();
             reference_cached = known.is_some();
             let hidden = match known {
                 Some(hidden) => hidden,

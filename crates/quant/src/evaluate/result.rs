@@ -123,13 +123,22 @@ impl Evaluation {
     ///
     /// # Errors
     /// If a measure is not a number.
-    pub(super) fn of(subject: Subject, windows: &Windows, measures: &[Vec<TokenMeasure>]) -> Result<Self, Error> {
+    pub(super) fn of(
+        subject: Subject,
+        windows: &Windows,
+        measures: &[Vec<TokenMeasure>],
+    ) -> Result<Self, Error> {
         for (window, measures) in windows.picked.iter().zip(measures) {
             let finite = |measure: &TokenMeasure| {
-                measure.nll.is_finite() && measure.divergence.is_none_or(|divergence| divergence.kl.is_finite())
+                measure.nll.is_finite()
+                    && measure.divergence.is_none_or(|divergence| divergence.kl.is_finite())
             };
             if let Some(token) = measures.iter().position(|measure| !finite(measure)) {
-                return Err(Error::NotANumber { source_name: windows.sources[window.source].name.clone(), window: window.index, token });
+                return Err(Error::NotANumber {
+                    source_name: windows.sources[window.source].name.clone(),
+                    window: window.index,
+                    token,
+                });
             }
         }
         let of_source = |source: usize| {
@@ -169,7 +178,8 @@ impl Measures {
             let mut sorted: Vec<f64> = divergences.iter().map(|divergence| divergence.kl).collect();
             sorted.sort_by(f64::total_cmp);
             Against {
-                reference_perplexity: mean(divergences.iter().map(|divergence| divergence.reference_nll)).exp(),
+                reference_perplexity: mean(divergences.iter().map(|divergence| divergence.reference_nll))
+                    .exp(),
                 kl_mean: mean(all().map(kl)),
                 kl_stderr: standard_error(&window_means(&kl)),
                 kl_p50: percentile(&sorted, 50.0),

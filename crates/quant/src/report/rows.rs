@@ -40,7 +40,9 @@ fn row(name: &str, measures: &Measures) -> Vec<String> {
     if let Some(against) = &measures.against {
         cells.push(format!("{:.3}", against.reference_perplexity));
         cells.push(with_error(against.kl_mean, against.kl_stderr, 5));
-        cells.extend([against.kl_p50, against.kl_p99, against.kl_p999, against.kl_max].map(|kl| format!("{kl:.4}")));
+        cells.extend(
+            [against.kl_p50, against.kl_p99, against.kl_p999, against.kl_max].map(|kl| format!("{kl:.4}")),
+        );
         let percent = |share: f64| share * 100.0;
         cells.push(format!("{} %", with_error(percent(against.top1), against.top1_stderr.map(percent), 2)));
     }
