@@ -443,7 +443,9 @@ impl<'c> Weights<'c> {
                 float.widen(&view.rows_of(self.checkpoint, rows), out);
                 // In float32: 1 + w of a bfloat16 w would lose half of its bits.
                 if view.add_one {
-                    out.iter_mut().for_each(|value| *value += 1.0);
+                    for value in out.iter_mut() {
+                        *value += 1.0;
+                    }
                 }
                 view
             }

@@ -50,7 +50,7 @@ fn main() {
 
     let tokens: usize = windows.iter().map(|window| window.len()).sum();
     let linears = linears(&walk);
-    let weights: usize = linears.iter().map(|weight| weight.elem_count()).sum();
+    let weights: usize = linears.iter().map(Tensor::elem_count).sum();
     let length = windows[0].len();
     let matmul_seconds = best(&|| {
         pool.install(|| {
@@ -142,7 +142,7 @@ fn peak(
         best = best.max(operations / start.elapsed().as_secs_f64());
         let start = Instant::now();
         pool.install(|| {
-            x.par_chunks(m * k).zip(y.par_chunks_mut(m * n)).for_each(|(x, y)| product(x, y, Par::Seq))
+            x.par_chunks(m * k).zip(y.par_chunks_mut(m * n)).for_each(|(x, y)| product(x, y, Par::Seq));
         });
         best = best.max(operations * threads as f64 / start.elapsed().as_secs_f64());
     }

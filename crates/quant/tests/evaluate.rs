@@ -868,7 +868,7 @@ fn memory_is_predicted() {
         let windows = windows(&model, 32, 3);
         let needed = |low_memory, reference| {
             let settings = EvaluationSettings { threads: 2, low_memory, ..EvaluationSettings::default() };
-            memory(&model, reference, &windows, &settings).unwrap()
+            memory(&model, reference, &windows, &settings, 0).unwrap()
         };
         let (normal, low) = (needed(false, None), needed(true, None));
         assert!(low.peak > 0 && low.peak <= normal.peak, "{low:?} {normal:?}");
@@ -887,7 +887,7 @@ fn low_memory_pays_where_windows_are_many() {
     assert_eq!(walk.residency(false, &windows), Residency::Resident);
     assert_eq!(walk.residency(true, &windows), Residency::Streaming);
     let blocks = |low_memory| {
-        memory(&model, None, &windows, &EvaluationSettings { low_memory, ..EvaluationSettings::default() })
+        memory(&model, None, &windows, &EvaluationSettings { low_memory, ..EvaluationSettings::default() }, 0)
             .unwrap()
             .blocks
     };

@@ -40,7 +40,7 @@ fn deviation(directory: &Path, kernels: Kernels) -> f64 {
     let found = logits.flatten_all().unwrap().to_vec1::<f32>().unwrap();
     let scale = expected.iter().fold(0f32, |max, value| max.max(value.abs()));
     // transformers' logits are those of the first row alone.
-    assert!(found.len() >= expected.len() && found.len() % expected.len() == 0);
+    assert!(found.len() >= expected.len() && found.len().is_multiple_of(expected.len()));
     let worst = found.iter().zip(&expected).fold(0f32, |max, (a, b)| {
         assert!(a.is_finite());
         max.max((a - b).abs())

@@ -108,12 +108,12 @@ fn latent(sketch: Sketch<'_>, layer: &str) -> Result<LatentAttention, ConfigErro
 /// A dense network in the first layers, then experts; what GLM-4 MoE has, too.
 pub(super) fn feed_forward(sketch: Sketch<'_>, layer: &str, index: usize) -> Result<Layer, ConfigError> {
     let dense = index < sketch.count_or("first_k_dense_replace", 0)?
-        || index % sketch.count_or("moe_layer_freq", 1)?.max(1) != 0;
+        || !index.is_multiple_of(sketch.count_or("moe_layer_freq", 1)?.max(1));
     if dense || sketch.config.get("n_routed_experts").is_none() {
         return Ok(Layer::Mlp(sketch.mlp(layer)?));
     }
     let activation = sketch.activation("hidden_act", Activation::Silu)?;
-    let network = |name: &str| sketch.gated(&format!("{layer}mlp.{name}"), activation);
+    let network = |name: &str| Sketch::gated(&format!("{layer}mlp.{name}"), activation);
     let correction = format!("{layer}mlp.gate.e_score_correction_bias");
     let correction = sketch.has(&correction).then_some(correction);
     let sigmoid = correction.is_some() || sketch.config.str("scoring_func") == Some("sigmoid");

@@ -42,7 +42,7 @@ pub(super) fn gemma(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
     let activation = activation(sketch)?;
     common(sketch, vec![sketch.rope_of(sketch.count_or("head_dim", 256)?, 1.0)?], |layer, _, attention| {
         let norm = |name: &str| sketch.rms(format!("{layer}{name}")).plus_one();
-        let mlp = sketch.gated(&format!("{layer}mlp"), activation);
+        let mlp = Sketch::gated(&format!("{layer}mlp"), activation);
         Ok(vec![
             Stage::new(Branch::pre(norm("input_layernorm"), Layer::Attention(attention))),
             Stage::new(Branch::pre(norm("post_attention_layernorm"), Layer::Mlp(mlp))),
@@ -53,7 +53,7 @@ pub(super) fn gemma(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
 /// Norms before and after attention and MLP.
 fn sandwich(sketch: Sketch<'_>, layer: &str, attention: Attention) -> Result<Vec<Stage>, ConfigError> {
     let norm = |name: &str| sketch.rms(format!("{layer}{name}")).plus_one();
-    let mlp = sketch.gated(&format!("{layer}mlp"), activation(sketch)?);
+    let mlp = Sketch::gated(&format!("{layer}mlp"), activation(sketch)?);
     Ok(vec![
         Stage::new(Branch::sandwich(
             norm("input_layernorm"),

@@ -60,7 +60,8 @@ pub(super) fn decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
     }
     let (layers, hidden_size) = (sketch.layers()?, sketch.count("hidden_size")?);
     let own = layers.saturating_sub(sketch.count_or("num_kv_shared_layers", SHARED_LAYERS)?);
-    let slides = |index: usize| sketch.is_sliding(index, (index + 1) % 6 != 0 && index + 1 != layers);
+    let slides =
+        |index: usize| sketch.is_sliding(index, !(index + 1).is_multiple_of(6) && index + 1 != layers);
     sketch.causal()?;
     // transformers 5 saves it as the difference of one layer, under a number with zeros in front.
     let by_layer = sketch.config.get("per_layer_config").and_then(serde_json::Value::as_object);
@@ -106,7 +107,7 @@ pub(super) fn decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
             keep_keys: own < layers && source == Some(index),
             ..Attention::new(sketch.heads()?, kv_heads, head_dim, projections, linear("self_attn.o_proj"))
         };
-        let mlp = sketch.gated(&format!("{layer}mlp"), activation);
+        let mlp = Sketch::gated(&format!("{layer}mlp"), activation);
         let mut stages = vec![
             Stage::new(Branch::sandwich(
                 norm("input_layernorm"),

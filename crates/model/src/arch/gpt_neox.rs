@@ -53,7 +53,7 @@ pub(super) fn decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
     };
     let blocks = (0..sketch.layers()?).map(block).collect();
     let mut decoder = sketch.decoder(vec![rope], blocks)?;
-    decoder.embedding.path = "model.embed_in".to_owned();
+    "model.embed_in".clone_into(&mut decoder.embedding.path);
     decoder.norm = norm("model.final_layer_norm".to_owned());
     decoder.head.linear = sketch.has("model.embed_out.weight").then(|| Linear::new("model.embed_out"));
     Ok(decoder)

@@ -87,7 +87,7 @@ pub(super) fn decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
                 renormalize: None,
                 multiplier: 1.0,
             },
-            experts: Experts { count, mlp: sketch.gated(&format!("{layer}mlp.experts"), activation) },
+            experts: Experts { count, mlp: Sketch::gated(&format!("{layer}mlp.experts"), activation) },
             shared: None,
         };
         Ok(sketch.pre_norm(layer, Layer::Attention(attention), Layer::Moe(moe)))

@@ -45,7 +45,7 @@ pub(super) fn decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
             },
             experts: Experts {
                 count,
-                mlp: sketch.gated(&format!("{layer}block_sparse_moe.switch_mlp"), activation),
+                mlp: Sketch::gated(&format!("{layer}block_sparse_moe.switch_mlp"), activation),
             },
             shared: None,
         };

@@ -15,21 +15,21 @@ fn post_norm(sketch: Sketch<'_>, layer: &str, attention: Attention) -> Result<Ve
     ])
 }
 
-fn norms(sketch: Sketch<'_>, layer: &str, flat: bool) -> Option<HeadNorms> {
+fn norms(sketch: Sketch<'_>, layer: &str, flat: bool) -> HeadNorms {
     let norm = |name: &str| sketch.rms(format!("{layer}self_attn.{name}"));
-    Some(HeadNorms {
+    HeadNorms {
         q: norm("q_norm"),
         k: Some(norm("k_norm")),
         v: None,
         flat,
         per_head: false,
         after_rope: false,
-    })
+    }
 }
 
 pub(super) fn olmo2(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
     sketch.llama_with(vec![sketch.rope()?], |layer, _, attention| {
-        post_norm(sketch, layer, Attention { norms: norms(sketch, layer, true), ..attention })
+        post_norm(sketch, layer, Attention { norms: Some(norms(sketch, layer, true)), ..attention })
     })
 }
 
@@ -45,7 +45,7 @@ pub(super) fn olmo3(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
     sketch.llama_with(ropes, |layer, index, attention| {
         let sliding = sketch.is_sliding(index, (index + 1) % 4 != 0);
         let attention = Attention {
-            norms: norms(sketch, layer, true),
+            norms: Some(norms(sketch, layer, true)),
             rope: Some(usize::from(sliding)),
             window: window.filter(|_| sliding),
             ..attention
@@ -64,7 +64,7 @@ pub(super) fn exaone4(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
     sketch.llama_with(vec![sketch.rope()?], |layer, index, attention| {
         let sliding = sketch.is_sliding(index, pattern > 0 && (index + 1) % pattern != 0);
         let attention = Attention {
-            norms: norms(sketch, layer, false),
+            norms: Some(norms(sketch, layer, false)),
             rope: (window.is_none() || sliding).then_some(0),
             window: window.filter(|_| sliding),
             ..attention

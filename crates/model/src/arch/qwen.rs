@@ -35,16 +35,16 @@ fn window(sketch: Sketch<'_>, index: usize) -> Result<Option<usize>, ConfigError
 }
 
 /// Norms of queries and keys by head, since Qwen 3.
-pub(super) fn head_norms(sketch: Sketch<'_>, layer: &str) -> Option<HeadNorms> {
+pub(super) fn head_norms(sketch: Sketch<'_>, layer: &str) -> HeadNorms {
     let norm = |name: &str| sketch.rms(format!("{layer}self_attn.{name}"));
-    Some(HeadNorms {
+    HeadNorms {
         q: norm("q_norm"),
         k: Some(norm("k_norm")),
         v: None,
         flat: false,
         per_head: false,
         after_rope: false,
-    })
+    }
 }
 
 pub(super) fn qwen2(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
@@ -57,7 +57,7 @@ pub(super) fn qwen2(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
 pub(super) fn qwen3(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
     sketch.llama_with(vec![sketch.rope()?], |layer, index, attention| {
         let attention =
-            Attention { window: window(sketch, index)?, norms: head_norms(sketch, layer), ..attention };
+            Attention { window: window(sketch, index)?, norms: Some(head_norms(sketch, layer)), ..attention };
         Ok(sketch.pre_norm(layer, Layer::Attention(attention), Layer::Mlp(sketch.mlp(layer)?)))
     })
 }
@@ -74,11 +74,11 @@ pub(super) fn feed_forward(sketch: Sketch<'_>, layer: &str, index: usize) -> Res
     }
     let dense = sketch.config.get("mlp_only_layers").and_then(serde_json::Value::as_array);
     let dense = dense.is_some_and(|list| list.iter().any(|layer| layer.as_u64() == Some(index as u64)));
-    if dense || count == 0 || (index + 1) % sketch.count_or("decoder_sparse_step", 1)?.max(1) != 0 {
+    if dense || count == 0 || !(index + 1).is_multiple_of(sketch.count_or("decoder_sparse_step", 1)?.max(1)) {
         return Ok(Layer::Mlp(sketch.mlp(layer)?));
     }
     let activation = sketch.activation("hidden_act", Activation::Silu)?;
-    let network = |name: &str| sketch.gated(&format!("{layer}mlp.{name}"), activation);
+    let network = |name: &str| Sketch::gated(&format!("{layer}mlp.{name}"), activation);
     let shared = sketch.has(&format!("{layer}mlp.shared_expert_gate.weight")).then(|| SharedExpert {
         mlp: network("shared_expert"),
         gate: Some(Linear::new(format!("{layer}mlp.shared_expert_gate"))),
@@ -114,7 +114,7 @@ pub(super) fn qwen2_moe_decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigErr
 pub(super) fn qwen3_moe_decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
     let window = sketch.window_or(Some(4096)).filter(|_| sketch.config.bool("use_sliding_window", false));
     sketch.llama_with(vec![sketch.rope()?], |layer, index, attention| {
-        let attention = Attention { window, norms: head_norms(sketch, layer), ..attention };
+        let attention = Attention { window, norms: Some(head_norms(sketch, layer)), ..attention };
         Ok(sketch.pre_norm(layer, Layer::Attention(attention), feed_forward(sketch, layer, index)?))
     })
 }

@@ -99,7 +99,7 @@ pub(super) fn decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
             None => (index + 1) % interval == 0,
         };
         let mixer = if attends {
-            let norms = qwen::head_norms(sketch, layer);
+            let norms = Some(qwen::head_norms(sketch, layer));
             let output_gate = sketch.config.bool("attn_output_gate", true);
             Layer::Attention(Attention { norms, output_gate, ..attention })
         } else {

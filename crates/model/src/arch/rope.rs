@@ -79,7 +79,7 @@ impl Sketch<'_> {
         let theta = scaling.float_or("rope_theta", theta);
         let partial =
             scaling.float_or("partial_rotary_factor", self.float_or("partial_rotary_factor", partial));
-        if !(theta > 0.0) || !(0.0..=1.0).contains(&partial) {
+        if theta.is_nan() || theta <= 0.0 || !(0.0..=1.0).contains(&partial) {
             return Err(wrong("rope_theta", "or partial_rotary_factor is out of range"));
         }
         let dims = (head_dim as f64 * partial) as usize;

@@ -192,14 +192,14 @@ impl Sketch<'_> {
     }
 
     /// Gated network at a path such as `model.layers.0.mlp`.
-    pub(super) fn gated(&self, path: &str, activation: Activation) -> Mlp {
+    pub(super) fn gated(path: &str, activation: Activation) -> Mlp {
         let linear = |name: &str| Linear::new(format!("{path}.{name}"));
         let gate = Gate::Separate { gate: linear("gate_proj"), up: linear("up_proj") };
         Mlp { gate, activation, down: linear("down_proj") }
     }
 
     pub(super) fn mlp(&self, layer: &str) -> Result<Mlp, ConfigError> {
-        Ok(self.gated(&format!("{layer}mlp"), self.activation("hidden_act", Activation::Silu)?))
+        Ok(Self::gated(&format!("{layer}mlp"), self.activation("hidden_act", Activation::Silu)?))
     }
 
     /// `x + attention(norm(x))`, then `x + feed_forward(norm(x))`, under the Llama names.

@@ -11,7 +11,7 @@ pub(super) fn decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
     let turns = |index: usize| {
         // 1 means that the layer has a rotary embedding.
         let listed = list.and_then(|list| list.get(index)).and_then(serde_json::Value::as_u64);
-        listed.map_or((index + 1) % interval != 0, |flag| flag != 0)
+        listed.map_or(!(index + 1).is_multiple_of(interval), |flag| flag != 0)
     };
     let window = sketch.window_or(None).filter(|_| sketch.config.bool("use_sliding_window", false));
     sketch.llama_with(vec![sketch.rope()?], |layer, index, attention| {

@@ -93,7 +93,6 @@ pub struct Head {
 
 /// What a branch of a block computes.
 #[derive(Clone, Debug, PartialEq)]
-#[expect(clippy::large_enum_variant, reason = "a model has a few hundred of them at most")]
 pub enum Layer {
     /// Softmax attention.
     Attention(Attention),

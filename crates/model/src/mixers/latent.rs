@@ -11,7 +11,6 @@ use crate::ops::AttentionSettings;
 
 /// How queries are made.
 #[derive(Clone, Debug, PartialEq)]
-#[expect(clippy::large_enum_variant, reason = "one a block")]
 pub enum LatentQueries {
     /// `hidden -> heads * (nope + rope)`.
     Direct(Linear),

@@ -68,7 +68,7 @@ fn product(x: &[f32], weight: &[f32], (m, k, n): (usize, usize, usize)) -> Vec<f
     let weight = MatRef::from_row_major_slice(weight, n, k).transpose();
     // SAFETY: the capacity is m rows of n; the product replaces every element and reads none.
     unsafe {
-        let to = MatMut::from_raw_parts_mut(out.as_mut_ptr(), m, n, n as isize, 1);
+        let to = MatMut::from_raw_parts_mut(out.as_mut_ptr(), m, n, n.cast_signed(), 1);
         matmul(to, Accum::Replace, MatRef::from_row_major_slice(x, m, k), weight, 1.0, Par::Seq);
         out.set_len(m * n);
     }

@@ -100,15 +100,14 @@ pub fn evaluate(
             let known =
                 cache.as_ref().map(|cache| cache.load(walk.decoder.hidden_size)).transpose()?.flatten();
             reference_cached = known.is_some();
-            let hidden = match known {
-                Some(hidden) => hidden,
-                None => {
-                    let hidden = states(walk, "reference", &tokens, &pool, observer)?;
-                    if let Some(cache) = &cache {
-                        cache.store(&hidden)?;
-                    }
-                    hidden
+            let hidden = if let Some(hidden) = known {
+                hidden
+            } else {
+                let hidden = states(walk, "reference", &tokens, &pool, observer)?;
+                if let Some(cache) = &cache {
+                    cache.store(&hidden)?;
                 }
+                hidden
             };
             Some((walk, hidden))
         }

@@ -1,5 +1,7 @@
 //! Markdown, for model cards and issues.
 
+use std::fmt::Write as _;
+
 use super::rows::{heads, rows, title};
 use crate::Evaluation;
 
@@ -15,11 +17,12 @@ pub fn markdown(evaluation: &Evaluation) -> String {
         text.push_str(&line(row.into_iter().map(escaped).collect()));
     }
     let hash = evaluation.data_hash.get(..16).unwrap_or(&evaluation.data_hash);
-    text.push_str(&format!(
+    let _ = write!(
+        text,
         "\nNon-overlapping windows of {} tokens; standard errors over windows; data {hash}; mlx-quant {}, {}.\n",
         evaluation.sequence_length,
         env!("CARGO_PKG_VERSION"),
         evaluation.subject.kernels,
-    ));
+    );
     text
 }
