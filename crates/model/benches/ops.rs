@@ -86,4 +86,12 @@ fn main() {
     let [p_lse, q_lse] = [&p, &q].map(|row| tokens::score(row, 0).log_sum_exp);
     let divergence = fastest(|| assert!(tokens::kl_of_rows(&p, p_lse, &q, q_lse) > 0.0));
     println!("tokens::score of {vocabulary}: {scoring:.4} ms; tokens::kl_of_rows: {divergence:.4} ms");
+    let state = |features: &[usize]| tensor(&[&[1, tokens, 16], features].concat());
+    let (q, k, v) = (state(&[128]), state(&[128]), state(&[128]));
+    let (decay, beta) = (tensor(&[1, tokens, 16]).abs().unwrap(), tensor(&[1, tokens, 16]).abs().unwrap());
+    let (decay, beta) = ((decay / 8.0).unwrap(), (beta / 8.0).unwrap());
+    let operations = (6 * tokens * 16 * 128 * 128) as f64 / 1e9;
+    report("gated_delta [512, 16, 128, 128]", operations, "GFLOP/s", |kernels| {
+        kernels.gated_delta(&q, &k, &v, &decay, &beta)
+    });
 }

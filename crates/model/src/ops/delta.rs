@@ -179,7 +179,7 @@ impl Source<'_> {
 
 #[cfg(test)]
 mod tests {
-    use candle_core::{DType, Device, Tensor, Var};
+    use candle_core::{Device, Tensor, Var};
 
     use crate::ops::Kernels;
 
@@ -258,31 +258,5 @@ mod tests {
             assert!(kernels.gated_delta(&v, &k, &v, &decay, &beta).is_err());
             assert!(kernels.gated_delta(&q, &k, &decay, &decay, &beta).is_err());
         }
-    }
-
-    /// `cargo test --profile quick -p mlx-quant-model delta::tests::speed -- --ignored --nocapture`
-    #[test]
-    #[ignore = "a measurement"]
-    #[allow(clippy::print_stdout, reason = "it prints what it measured")]
-    fn speed() {
-        let arguments = arguments(1, 512, 16, 128, 128);
-        // The best of several: other work on the machine only ever adds.
-        for (kernels, times) in [(Kernels::Plain, 2), (Kernels::Fused, 10)] {
-            let time = |_| {
-                let start = std::time::Instant::now();
-                let _ = run(kernels, &arguments);
-                start.elapsed().as_secs_f64() * 1e3
-            };
-            println!("{kernels:?}: {:.1} ms", (0..times).map(time).fold(f64::INFINITY, f64::min));
-        }
-        let x = &arguments[2].reshape((1, 128, 8192)).unwrap();
-        let weight = Tensor::ones((8192, 4, 1), DType::F32, &Device::Cpu).unwrap();
-        let start = std::time::Instant::now();
-        let _ = crate::mixers::causal_convolution(x, &weight, None).unwrap();
-        println!(
-            "causal_convolution of {:?}, 4 taps: {:.1} ms",
-            x.dims(),
-            start.elapsed().as_secs_f64() * 1e3
-        );
     }
 }
