@@ -5,7 +5,7 @@
 use std::time::Instant;
 
 use candle_core::{Device, Result, Tensor};
-use mlx_quant_model::ops::{Activation, AttentionSettings, Kernels, Pairing, tokens};
+use mlx_quant_model::ops::{Activation, AttentionSettings, Kernels, Pairing, running::RunningDivergence};
 
 fn tensor(shape: &[usize]) -> Tensor {
     Tensor::randn(0f32, 1f32, shape, &Device::Cpu).unwrap()
@@ -82,10 +82,14 @@ fn main() {
     });
     let (p, q) =
         (tensor(&[vocabulary]).to_vec1::<f32>().unwrap(), tensor(&[vocabulary]).to_vec1::<f32>().unwrap());
-    let scoring = fastest(|| assert!(tokens::score(&p, 7).nll > 0.0));
-    let [p_lse, q_lse] = [&p, &q].map(|row| tokens::score(row, 0).log_sum_exp);
-    let divergence = fastest(|| assert!(tokens::kl_of_rows(&p, p_lse, &q, q_lse) > 0.0));
-    println!("tokens::score of {vocabulary}: {scoring:.4} ms; tokens::kl_of_rows: {divergence:.4} ms");
+    let gathering = fastest(|| {
+        let mut running = RunningDivergence::default();
+        for (index, (p, q)) in p.chunks(2048).zip(q.chunks(2048)).enumerate() {
+            running.add(p, q, index as u32 * 2048, 7);
+        }
+        assert!(running.divergence() > 0.0);
+    });
+    println!("RunningDivergence of {vocabulary} in tiles of 2048: {gathering:.4} ms");
     let state = |features: &[usize]| tensor(&[&[1, tokens, 16], features].concat());
     let (q, k, v) = (state(&[128]), state(&[128]), state(&[128]));
     let (decay, beta) = (tensor(&[1, tokens, 16]).abs().unwrap(), tensor(&[1, tokens, 16]).abs().unwrap());

@@ -1,7 +1,7 @@
 //! The stated error bounds of the float32 functions, against float64.
 #![allow(clippy::unwrap_used, reason = "a test panics to fail")]
 
-use mlx_quant_model::ops::{exp, tokens};
+use mlx_quant_model::ops::exp;
 
 /// Every 257th float32 from `-range` to `range`.
 fn sweep(range: f32) -> impl Iterator<Item = f32> {
@@ -74,55 +74,4 @@ fn relatives_of_the_exponential() {
     for (i, (worst, bound)) in worst.iter().zip(bounds).enumerate() {
         assert!(worst <= &bound, "function {i}: {worst} where {bound} is stated");
     }
-}
-
-fn row(length: usize, seed: u32, spread: f32) -> Vec<f32> {
-    (0..length as u32).map(|i| ((i * 7919 + seed * 104_729) % 10_007) as f32 / 10_007.0 * spread).collect()
-}
-
-fn exact_lse(row: &[f32]) -> f64 {
-    let most = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    f64::from(most) + row.iter().map(|x| (f64::from(*x) - f64::from(most)).exp()).sum::<f64>().ln()
-}
-
-#[test]
-fn scores_of_rows() {
-    for length in [1, 5, 16, 1023, 1024, 1025, 50_000] {
-        let (p, q) = (row(length, 1, 20.0), row(length, 2, 15.0));
-        let target = length as u32 / 2;
-        let found = tokens::score(&p, target);
-        let lse = exact_lse(&p);
-        assert!((found.log_sum_exp - lse).abs() < 1e-6, "{length}: {} and {lse}", found.log_sum_exp);
-        assert!((found.nll - (lse - f64::from(p[target as usize]))).abs() < 1e-6);
-        let best = p.iter().enumerate().fold(0, |best, (i, x)| if *x > p[best] { i } else { best });
-        assert_eq!(found.best as usize, best);
-        let other = tokens::score(&q, 0).log_sum_exp;
-        let exact_other = exact_lse(&q);
-        let exact: f64 = p
-            .iter()
-            .zip(&q)
-            .map(|(p, q)| {
-                let log_p = f64::from(*p) - lse;
-                log_p.exp() * (log_p - (f64::from(*q) - exact_other))
-            })
-            .sum();
-        let divergence = tokens::kl_of_rows(&p, found.log_sum_exp, &q, other);
-        assert!((divergence - exact).abs() < 1e-6 * (1.0 + exact), "{length}: {divergence} and {exact}");
-        assert_eq!(tokens::kl_of_rows(&p, lse, &p, lse), 0.0);
-    }
-}
-
-#[test]
-fn first_of_equals_and_odd_rows() {
-    let mut flat = vec![0.0; 3000];
-    flat[1500] = 1.0;
-    flat[1501] = 1.0;
-    assert_eq!(tokens::score(&flat, 0).best, 1500);
-    assert_eq!(tokens::score(&[], 0).best, 0);
-    assert_eq!(tokens::score(&[1.0], 5).nll, f64::INFINITY);
-    assert!(tokens::score(&[f32::NAN, 2.0], 1).nll.is_nan());
-    assert_eq!(tokens::score(&[f32::NAN, 2.0], 1).best, 1);
-    let masked = [1.0, f32::NEG_INFINITY];
-    let lse = tokens::score(&masked, 0).log_sum_exp;
-    assert_eq!(tokens::kl_of_rows(&masked, lse, &masked, lse), 0.0);
 }

@@ -1,7 +1,7 @@
 //! The exponential and its relatives in float32, as plain loops that the compiler turns into vector code.
 //!
 //! The functions take one number and have no branches and no table, so that a loop over them vectorises when
-//! [`vectorised`] compiles it for AVX2, AVX-512 or NEON. They use no fused multiply-add: the same input gives
+//! `vectorised` compiles it for AVX2, AVX-512 or NEON. They use no fused multiply-add: the same input gives
 //! the same bits on every instruction set. The stated bounds are what the tests measure against float64.
 
 use std::f32::consts::{FRAC_1_SQRT_2, LOG2_E};

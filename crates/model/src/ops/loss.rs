@@ -3,8 +3,8 @@
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, D, Layout, Result, Shape, Tensor, bail};
 
 use super::exp::{exp, exponentials, largest, vectorised};
+use super::rows::{divergence, log_sum_exp};
 use super::slices::{Held, map_pairs, values};
-use super::tokens::{divergence, log_sum_exp};
 
 pub(super) fn check(reference: &Tensor, logits: &Tensor) -> Result<()> {
     if reference.dims() == logits.dims() && logits.rank() == 2 {

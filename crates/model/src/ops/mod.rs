@@ -23,9 +23,9 @@ mod loss;
 mod norm;
 mod residual;
 mod rotary;
+mod rows;
 pub mod running;
 mod slices;
-pub mod tokens;
 
 use candle_core::{Device, Result, Tensor};
 

@@ -89,7 +89,8 @@ impl RunningDivergence {
                 }
                 let term = |p: f32, q: f32| {
                     let weight = exp(p - largest);
-                    weight * (p - q)
+                    // What has no probability adds nothing, even where its logarithm is infinite.
+                    if weight == 0.0 { 0.0 } else { weight * (p - q) }
                 };
                 self.weighted += f64::from(sum_of_pairs(reference, model, term));
             },
@@ -150,6 +151,21 @@ mod tests {
             let best = (0..length).fold(0, |best, i| if model[i] > model[best] { i } else { best });
             assert_eq!(running.model.best() as usize, best);
         }
+    }
+
+    #[test]
+    fn first_of_equals_masked_tokens_and_nan() {
+        let mut running = RunningScore::default();
+        running.add(&[0.0, 1.0, 1.0], 0, 5);
+        running.add(&[1.0, f32::NEG_INFINITY], 3, 5);
+        assert_eq!(running.best(), 1);
+        assert_eq!(running.nll(), f64::INFINITY);
+        let mut both = RunningDivergence::default();
+        both.add(&[1.0, f32::NEG_INFINITY], &[1.0, f32::NEG_INFINITY], 0, 0);
+        assert_eq!(both.divergence(), 0.0);
+        let mut broken = RunningScore::default();
+        broken.add(&[f32::NAN, 2.0], 0, 1);
+        assert!(broken.nll().is_nan());
     }
 
     #[test]

@@ -31,9 +31,6 @@ impl<'a> Held<'a> {
     }
 }
 
-/// Elements that a search looks at together; they fit in the first-level cache.
-pub(super) const BLOCK: usize = 1024;
-
 /// One value for each element of `x` and the same element of `y`.
 #[inline(always)]
 pub(super) fn map_pairs(x: &[f32], y: &[f32], f: impl Fn(f32, f32) -> f32) -> Vec<f32> {

@@ -1,48 +1,9 @@
-//! What an evaluation needs of the logits of one token.
+//! Sums over rows of logits.
 //!
 //! The exponentials are float32, their sums and the logarithms float64: a vocabulary is long, and a divergence is
 //! a small difference of large terms.
 
 use super::exp::{LANES, exp, largest, tree, vectorised};
-use super::slices::BLOCK;
-
-/// The score of one row of logits.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct TokenScore {
-    /// Minus the log probability of the target, in nats.
-    pub nll: f64,
-    /// The most likely token; the first of equals.
-    pub best: u32,
-    /// Logarithm of the sum of the exponentials of the row.
-    pub log_sum_exp: f64,
-}
-
-/// Scores a row of logits, one for each token of the vocabulary, against the token that followed.
-///
-/// A target outside of the row has an infinite `nll`. NaN is never the best token, and makes the other two NaN.
-pub fn score(logits: &[f32], target: u32) -> TokenScore {
-    let log_sum_exp = log_sum_exp(logits, 1.0);
-    let nll = logits.get(target as usize).map_or(f64::INFINITY, |value| log_sum_exp - f64::from(*value));
-    TokenScore { nll, best: first_of_largest(logits) as u32, log_sum_exp }
-}
-
-/// `KL(reference || logits)` in nats of two rows, given the `log_sum_exp` of both.
-pub fn kl_of_rows(reference: &[f32], reference_lse: f64, logits: &[f32], lse: f64) -> f64 {
-    divergence(reference, reference_lse, logits, lse, 1.0)
-}
-
-fn first_of_largest(row: &[f32]) -> usize {
-    vectorised(
-        #[inline(always)]
-        || {
-            let most = largest(row);
-            let holds = |block: &[f32]| block.iter().filter(|value| **value == most).count() > 0;
-            let block = row.chunks(BLOCK).position(holds).unwrap_or(0);
-            let start = block * BLOCK;
-            start + row[start..].iter().position(|value| *value == most).unwrap_or(0)
-        },
-    )
-}
 
 /// `ln(sum(exp(x * factor)))`.
 pub(super) fn log_sum_exp(row: &[f32], factor: f64) -> f64 {
