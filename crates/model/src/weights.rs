@@ -42,7 +42,7 @@ pub enum WeightsError {
     #[error("tensor {tensor} is {dtype}, which is no floating-point weight; hint: the checkpoint is damaged")]
     Dtype { tensor: String, dtype: Dtype },
     #[error(
-        "model type {model_type:?} has no decoder description, so that it cannot be run; hint: convert works without one; `mlx-quant eval --help` lists the types"
+        "model type {model_type:?} has no decoder description, so that it cannot be run; hint: convert works without one; ARCHITECTURE.md says how a type is added"
     )]
     Undescribed { model_type: String },
     #[error(

@@ -1,22 +1,31 @@
 //! Turns Hugging Face language models into MLX quantized models.
 //!
-//! The path is always the same: [`open`] a checkpoint, make a [`Plan`], [`convert`] it. A plan knows every output
-//! tensor, scheme, byte and file before any work; converting streams the weights through, a few rows at a
-//! time, so memory does not grow with the model.
+//! The path is always the same: [`open`] a checkpoint, make a [`Plan`], [`convert`] it, [`evaluate`] what was written. A
+//! plan knows every output tensor, scheme, byte and file before any work; converting streams the weights through, a
+//! few rows at a time, and evaluating holds one block, so memory does not grow with the model.
 //!
 //! ```
-//! use mlx_quant::{Plan, Settings, convert};
-//! use mlx_format::Scheme;
+//! use mlx_format::{Scheme, checkpoint::Directory};
+//! use mlx_quant::{DataSource, EvaluationSettings, Pick, Plan, Settings, Silent, Windows};
+//! use mlx_quant::{convert, evaluate, open};
 //!
 //! # fn main() -> Result<(), mlx_quant::Error> {
 //! # let directory = tempfile::tempdir().unwrap();
 //! # let target = directory.path().join("out");
 //! # #[cfg(feature = "demo")] {
-//! let source = mlx_quant::open(&mlx_quant::demo())?;
+//! let source = open(&mlx_quant::demo())?;
 //! let settings = Settings { quantize: Some(Scheme::affine(4, 64).unwrap()), ..Settings::default() };
 //! let plan = Plan::new(&source.checkpoint, &source.config, settings)?;
 //! println!("{:.3} bits per weight", plan.bits_per_weight());
-//! convert(&source, &plan, &target, 2, &mlx_quant::Silent)?;
+//! convert(&source, &plan, &target, 2, &Silent)?;
+//!
+//! let written = open(&Directory::open(&target)?)?;
+//! let pick = Pick::EvenlySpaced { windows: 2 };
+//! let (tokenizer, vocabulary) = (source.tokenizer()?, source.vocabulary()?);
+//! let windows = Windows::read(&DataSource::BuiltinHeldOut, &tokenizer, vocabulary, 128, pick)?;
+//! let quality = evaluate(&written, Some(&source), &windows, &EvaluationSettings::default(), &Silent)?;
+//! println!("{}", mlx_quant::report::table(&quality));
+//! # assert!(quality.total.against.unwrap().kl_mean < 0.2);
 //! # }
 //! # Ok(())
 //! # }

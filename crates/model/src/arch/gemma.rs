@@ -55,16 +55,16 @@ fn sandwich(sketch: Sketch<'_>, layer: &str, attention: Attention) -> Result<Vec
     let norm = |name: &str| sketch.rms(format!("{layer}{name}")).plus_one();
     let mlp = Sketch::gated(&format!("{layer}mlp"), activation(sketch)?);
     Ok(vec![
-        Stage::new(Branch::sandwich(
+        Stage::sandwich(
             norm("input_layernorm"),
             Layer::Attention(attention),
             norm("post_attention_layernorm"),
-        )),
-        Stage::new(Branch::sandwich(
+        ),
+        Stage::sandwich(
             norm("pre_feedforward_layernorm"),
             Layer::Mlp(mlp),
             norm("post_feedforward_layernorm"),
-        )),
+        ),
     ])
 }
 

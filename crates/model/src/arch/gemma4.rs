@@ -109,16 +109,16 @@ pub(super) fn decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
         };
         let mlp = Sketch::gated(&format!("{layer}mlp"), activation);
         let mut stages = vec![
-            Stage::new(Branch::sandwich(
+            Stage::sandwich(
                 norm("input_layernorm"),
                 Layer::Attention(attention),
                 norm("post_attention_layernorm"),
-            )),
-            Stage::new(Branch::sandwich(
+            ),
+            Stage::sandwich(
                 norm("pre_feedforward_layernorm"),
                 Layer::Mlp(mlp),
                 norm("post_feedforward_layernorm"),
-            )),
+            ),
         ];
         if width > 0 {
             let own = Layer::PerLayerInput {

@@ -6,7 +6,7 @@ use super::{
     Architecture, EXPERTS, SHARED_EXPERTS, Sketch, Source, deepseek, drop_layers_from, llama::LINEARS,
     stack_mlp_experts,
 };
-use crate::decoder::{Attention, Branch, Decoder, Gate, HeadNorms, Layer, Linear, Mlp, Stage};
+use crate::decoder::{Attention, Decoder, Gate, HeadNorms, Layer, Linear, Mlp, Stage};
 use crate::ops::Activation;
 
 pub(super) fn dense(source: Source<'_>) -> Result<Architecture, ConfigError> {
@@ -31,16 +31,12 @@ pub(super) fn dense_decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> 
         let linear = |name: &str| Linear::new(format!("{layer}mlp.{name}"));
         let mlp = Mlp { gate: Gate::Fused(linear("gate_up_proj")), activation, down: linear("down_proj") };
         Ok(vec![
-            Stage::new(Branch::sandwich(
+            Stage::sandwich(
                 norm("input_layernorm"),
                 Layer::Attention(attention),
                 norm("post_self_attn_layernorm"),
-            )),
-            Stage::new(Branch::sandwich(
-                norm("post_attention_layernorm"),
-                Layer::Mlp(mlp),
-                norm("post_mlp_layernorm"),
-            )),
+            ),
+            Stage::sandwich(norm("post_attention_layernorm"), Layer::Mlp(mlp), norm("post_mlp_layernorm")),
         ])
     })
 }

@@ -216,6 +216,11 @@ impl Stage {
         Self::parallel(vec![branch])
     }
 
+    /// `x + post(layer(pre(x)))`.
+    pub fn sandwich(pre: Norm, layer: Layer, post: Norm) -> Self {
+        Self::new(Branch::sandwich(pre, layer, post))
+    }
+
     /// `x + sum of branches(x)`.
     pub fn parallel(branches: Vec<Branch>) -> Self {
         Self { branches, multiplier: 1.0 }
