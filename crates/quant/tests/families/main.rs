@@ -82,6 +82,11 @@ property!(
     crate::numbers::batches_do_not_matter
 );
 property!(threads_do_not_matter, "windows on 1, 2 and 5 threads", crate::numbers::threads_do_not_matter);
+property!(
+    streaming_equals_resident,
+    "blocks read again against blocks kept",
+    crate::numbers::streaming_equals_resident
+);
 property!(a_tap_sees_every_site, "sites seen, of them experts", crate::sites::a_tap_sees_every_site);
 property!(windows_are_applied, "sliding layers", crate::windows::windows_are_applied);
 property!(damaged_weights_are_found, "tensors removed, of them optional", crate::damage::weights);

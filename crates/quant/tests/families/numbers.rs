@@ -4,7 +4,7 @@ use std::path::Path;
 
 use mlx_format::{FloatType, Mode, Scheme};
 use mlx_quant::model::Weights;
-use mlx_quant::{Error, MixedRecipe, PlanError, Settings};
+use mlx_quant::{Error, MixedRecipe, PlanError, Residency, Settings, Silent, Walk};
 use rayon::prelude::*;
 
 use crate::common::convert_to;
@@ -103,4 +103,25 @@ pub(crate) fn threads_do_not_matter(directory: &Path) -> Verdict {
         }
     }
     Ok(format!("{} windows, {} logits equal", windows.len(), one.len()))
+}
+
+/// Blocks read again for every pass give what blocks that stay in memory give, on the first pass and later.
+pub(crate) fn streaming_equals_resident(directory: &Path) -> Verdict {
+    let source = model::open(directory);
+    let windows = model::windows(directory);
+    let windows = model::slices(&windows);
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
+    let states = |walk: &Walk<'_>| -> Result<Vec<f32>, String> {
+        let hidden = walk.hidden(&windows, &pool, &Silent, &mut 0).map_err(model::text)?;
+        let flat = hidden.iter().map(|state| state.flatten_all().and_then(|state| state.to_vec1::<f32>()));
+        Ok(flat.collect::<Result<Vec<_>, _>>().map_err(model::text)?.concat())
+    };
+    let streaming = states(&Walk::open(&source).map_err(model::text)?)?;
+    let walk = Walk::open(&source).map_err(model::text)?.with(Residency::Resident);
+    for pass in ["first", "second"] {
+        if let Some(at) = model::first_difference(&streaming, &states(&walk)?) {
+            return Err(format!("{pass} resident pass: state {at} differs"));
+        }
+    }
+    Ok(format!("{} states", streaming.len()))
 }
