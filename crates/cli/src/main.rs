@@ -43,6 +43,8 @@ fn arguments(mut given: impl Iterator<Item = OsString>) -> Vec<OsString> {
     let name = std::path::Path::new(&program).file_name().and_then(|name| name.to_str()).unwrap_or_default();
     let command = match name {
         "mlx_lm.convert" => Some("convert"),
+        "mlx_lm.awq" => Some("awq"),
+        "mlx_lm.gptq" => Some("gptq"),
         _ => None,
     };
     [program].into_iter().chain(command.map(Into::into)).chain(given).collect()
@@ -54,6 +56,9 @@ fn main() -> ExitCode {
     let printer = Printer::new(output.quiet, output.verbose, output.json);
     let done = match &cli.command {
         Command::Convert(args) => commands::convert::run(args, printer),
+        Command::Awq(args) => commands::quantize::run(&args.as_ref().into(), printer),
+        Command::Gptq(args) => commands::quantize::run(&args.as_ref().into(), printer),
+        Command::Quantize(args) => commands::quantize::run(&args.as_ref().into(), printer),
         Command::Inspect(args) => commands::inspect::run(args, printer),
         Command::Eval(args) => commands::eval::run(args, printer),
     };

@@ -112,6 +112,30 @@ pub fn quantize(
     Arch::new().dispatch(Quantize { scheme, float, weights, out, allow_nonfinite })
 }
 
+/// Packs codes of whole rows (every one below `2^bits`) into the words of an affine scheme.
+///
+/// # Panics
+/// If `out` does not hold as many bytes as the codes take.
+pub fn pack(scheme: Scheme, codes: &[u8], out: &mut [u8]) {
+    assert!(codes.len().is_multiple_of(32) && out.len() * 8 == codes.len() * scheme.bits() as usize);
+    Arch::new().dispatch(Pack { bits: scheme.bits(), codes, out });
+}
+
+struct Pack<'a> {
+    bits: u32,
+    codes: &'a [u8],
+    out: &'a mut [u8],
+}
+
+impl WithSimd for Pack<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: pulp::Simd>(self, _: S) {
+        with_bits!(self.bits, BITS => affine::pack::pack::<BITS>(self.codes, self.out));
+    }
+}
+
 /// [`quantize`] with the rows spread over the current rayon pool; the same bytes for every number of threads.
 ///
 /// # Errors

@@ -25,7 +25,7 @@ pub use decoder::{Decoder, Producer, Site};
 pub use error::SourceError;
 pub use existing::Existing;
 pub use expected::ExpectedTensor;
-pub use forward::{Forward, State, Tap};
+pub use forward::{Course, Forward, Progress, State, Stop, Tap};
 pub use names::Named;
 pub use tokenizer::{Tokenizer, TokenizerError};
 pub use view::{ScatterError, StepError, View};

@@ -116,6 +116,16 @@ pub struct Weights<'c> {
     /// Description of the names.
     pub named: Named,
     entries: BTreeMap<String, Entry>,
+    /// Rows that stand for those of a table, by module path.
+    replaced: BTreeMap<String, Rows>,
+}
+
+/// Some rows of a table.
+#[derive(Clone, Debug)]
+struct Rows {
+    ids: Vec<u32>,
+    /// One after the other, in the order of the ids.
+    values: Vec<f32>,
 }
 
 impl<'c> Weights<'c> {
@@ -157,7 +167,7 @@ impl<'c> Weights<'c> {
             }
             entries.insert((*name).to_owned(), Entry { shape, stored });
         }
-        Ok(Self { checkpoint, named, entries })
+        Ok(Self { checkpoint, named, entries, replaced: BTreeMap::new() })
     }
 
     fn packed(
@@ -380,6 +390,12 @@ impl<'c> Weights<'c> {
         self.load(&format!("{path}."), device)
     }
 
+    /// Lets [`Weights::rows`] give these rows of `path.weight` (`values`, one after the other) instead of the
+    /// checkpoint's: what a quantized table holds. `ids` ascend.
+    pub fn replace_rows(&mut self, path: &str, ids: Vec<u32>, values: Vec<f32>) {
+        self.replaced.insert(path.to_owned(), Rows { ids, values });
+    }
+
     /// Rows of the matrix `path.weight`, `[rows, in]`; each distinct row is read once.
     ///
     /// # Errors
@@ -395,6 +411,12 @@ impl<'c> Weights<'c> {
         let distinct: Vec<u32> = rows.iter().copied().collect::<BTreeSet<_>>().into_iter().collect();
         let mut table = vec![0f32; distinct.len() * columns];
         table.par_chunks_mut(columns.max(1)).zip(&distinct).try_for_each(|(out, &row)| {
+            if let Some(replaced) = self.replaced.get(path)
+                && let Ok(place) = replaced.ids.binary_search(&row)
+            {
+                out.copy_from_slice(&replaced.values[place * columns..][..columns]);
+                return Ok(());
+            }
             let row = row as usize;
             self.decode_rows(&name, entry, row..row + 1, out)
         })?;

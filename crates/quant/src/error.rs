@@ -87,6 +87,17 @@ pub enum Error {
         /// Whether the reference was already computed.
         working: bool,
     },
+    /// A file in which activations wait.
+    #[error("{path}: {reason}; hint: is the disk full? the same command goes on where this one stopped")]
+    State {
+        /// The file.
+        path: String,
+        /// What the system says.
+        reason: String,
+    },
+    /// A recipe that needs what a model does not offer.
+    #[error("{0}")]
+    Recipe(String),
     /// Threads could not be started.
     #[error("cannot start {threads} threads: {reason}; hint: use fewer --threads")]
     Threads {
@@ -120,10 +131,11 @@ impl Error {
             | Self::Vocabulary(_)
             | Self::Weights(_)
             | Self::NonFinite { .. }
+            | Self::Recipe(_)
             | Self::Overflow { .. } => true,
             Self::Write(error) => !matches!(error, WriteError::Io(_) | WriteError::DiskFull { .. }),
             Self::Cache { working, .. } => !working,
-            Self::Threads { .. } | Self::Interrupted => false,
+            Self::Threads { .. } | Self::State { .. } | Self::Interrupted => false,
         }
     }
 }

@@ -36,16 +36,20 @@
 //! The library never prints and never reads the environment; progress leaves it through [`Observer`].
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test panics to fail"))]
 
+mod calibrate;
 mod card;
+mod carry;
 mod convert;
 pub mod data;
 mod error;
 mod evaluate;
 pub mod inspect;
+pub mod methods;
 mod observer;
 mod parameters;
 mod plan;
 pub mod report;
+mod session;
 mod source;
 mod walk;
 
@@ -57,11 +61,13 @@ pub use evaluate::{
     Against, Divergence, Evaluation, EvaluationSettings, Measures, Memory, SourceEvaluation, States, Subject,
     TokenMeasure, VocabularyMismatch, evaluate, measure, memory,
 };
+pub use methods::{Method, MethodSettings, Recipe, RecipeError};
 pub use mlx_quant_model as model;
 pub use observer::{Event, Observer, Silent};
 pub use plan::{
     Item, Job, LayerReport, MixedRecipe, Overrides, OverridesError, Plan, PlanError, PlanReport, Settings,
 };
+pub use session::{ExpertTokens, QuantizeSettings, Quantized, quantize};
 #[cfg(feature = "demo")]
 pub use source::demo;
 pub use source::{Model, open, open_files};

@@ -50,3 +50,14 @@ pub struct Silent;
 impl Observer for Silent {
     fn event(&self, _: Event<'_>) {}
 }
+
+/// Passes on the wish to stop and nothing else.
+pub(crate) struct Quiet<'o>(pub(crate) &'o dyn Observer);
+
+impl Observer for Quiet<'_> {
+    fn event(&self, _: Event<'_>) {}
+
+    fn cancelled(&self) -> bool {
+        self.0.cancelled()
+    }
+}

@@ -45,6 +45,13 @@ pub fn demo() -> Directory {
 }
 
 impl Model {
+    /// The name of its directory.
+    pub fn name(&self) -> String {
+        let source = self.checkpoint.directory().display();
+        let name = std::path::Path::new(&*source).file_name();
+        name.map_or_else(|| source.to_string(), |name| name.to_string_lossy().into_owned())
+    }
+
     /// Its tokenizer.
     ///
     /// # Errors

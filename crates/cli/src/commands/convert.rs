@@ -1,11 +1,12 @@
 //! `mlx-quant convert`.
 
+use std::path::Path;
 use std::time::Instant;
 
 use anyhow::Result;
 use mlx_format::checkpoint::Writer;
 use mlx_format::{FloatType, PackedMut, Scheme, SchemeError};
-use mlx_quant::{Job, Overrides, Plan, PlanReport, Settings};
+use mlx_quant::{Job, Model, Plan, PlanReport, Settings};
 use serde_json::json;
 
 use crate::Refusal;
@@ -20,27 +21,36 @@ pub(crate) fn run(args: &Convert, printer: Printer) -> Result<()> {
     if !args.dry_run {
         Writer::check_target(&args.mlx_path).map_err(mlx_quant::Error::from)?;
     }
-    let model = mlx_quant::open(&source::directory(args.model.as_deref())?)?;
-    for file in model.checkpoint.ignored() {
-        printer.warn(&format!("{file} is not in the index and is not used"));
-    }
+    let model = source::open(args.model.as_deref(), printer)?;
     let plan = Plan::new(&model.checkpoint, &model.config, settings).map_err(mlx_quant::Error::from)?;
     for note in &plan.notes {
         printer.warn(note);
     }
     let threads = args.machine.threads.map_or(0, |threads| threads as usize);
-    if args.dry_run {
-        return dry_run(&plan, threads, printer);
+    carry_out(&model, &plan, &args.mlx_path, args.dry_run, threads, printer)
+}
+
+/// Converts, or shows what that would do.
+pub(super) fn carry_out(
+    model: &Model,
+    plan: &Plan,
+    target: &Path,
+    only_plan: bool,
+    threads: usize,
+    printer: Printer,
+) -> Result<()> {
+    if only_plan {
+        return dry_run(plan, threads, printer);
     }
     printer.detail(&format!("kernels: {}", mlx_format::simd_name()));
     let screen = Screen::new(printer);
-    let done = mlx_quant::convert(&model, &plan, &args.mlx_path, threads, &screen);
+    let done = mlx_quant::convert(model, plan, target, threads, &screen);
     screen.clear();
     let done = done?;
     let peak = resident_peak();
     if printer.is_json() {
         let mut document = json!({
-            "mlx_path": args.mlx_path,
+            "mlx_path": target,
             "seconds": done.seconds,
             "peak_memory_bytes": peak,
             "kernels": mlx_format::simd_name(),
@@ -50,7 +60,7 @@ pub(crate) fn run(args: &Convert, printer: Printer) -> Result<()> {
     }
     printer.say(&format!(
         "{}: {:.3} bits per weight, {} from {} in {:.2} s ({}/s){}",
-        args.mlx_path.display(),
+        target.display(),
         plan.bits_per_weight(),
         bytes(done.output_bytes),
         bytes(plan.input_bytes()),
@@ -62,16 +72,7 @@ pub(crate) fn run(args: &Convert, printer: Printer) -> Result<()> {
 }
 
 fn settings(args: &Convert, printer: Printer) -> Result<Settings> {
-    if args.hub.upload_repo.is_some() {
-        return Err(Refusal(
-            "this version does not upload; hint: leave out --upload-repo and run `hf upload ORG/NAME DIR` afterwards"
-                .to_owned(),
-        )
-        .into());
-    }
-    if args.hub.revision.is_some() {
-        printer.warn("--revision has no effect on a local model");
-    }
+    source::refuse_upload(&args.hub, printer)?;
     // MLX has one bit since 0.32.4; older versions do not load it.
     if args.q_bits == Some(1) {
         return Err(Refusal(SchemeError::Bits(1).to_string()).into());
@@ -83,19 +84,13 @@ fn settings(args: &Convert, printer: Printer) -> Result<Settings> {
     {
         printer.warn("bits, group size and recipe have no effect without -q");
     }
-    let overrides = match &args.recipe_file {
-        Some(path) => {
-            let text = fs_err::read_to_string(path)
-                .map_err(|error| Refusal(format!("{error}; hint: --recipe-file takes a TOML file")))?;
-            let overrides = Overrides::parse(&text, scheme);
-            Some(overrides.map_err(|error| Refusal(format!("{}: {error}", path.display())))?)
-        }
-        None => None,
-    };
+    let overrides = source::overrides(args.recipe_file.as_deref(), scheme)?;
     Ok(Settings {
         quantize: args.quantize.then_some(scheme),
         mixed: args.quant_predicate.filter(|_| args.quantize).map(Into::into),
         overrides,
+        search: args.search && args.quantize,
+        schemes: std::collections::BTreeMap::new(),
         dequantize: args.dequantize,
         dtype: args.dtype.map(Into::into),
         allow_nonfinite: args.allow_nonfinite,
@@ -141,7 +136,7 @@ fn dry_run(plan: &Plan, threads: usize, printer: Printer) -> Result<()> {
 }
 
 /// Adds the fields of a report to a JSON object.
-fn merge(document: &mut serde_json::Value, report: &PlanReport) {
+pub(super) fn merge(document: &mut serde_json::Value, report: &PlanReport) {
     if let (Some(object), Ok(serde_json::Value::Object(fields))) =
         (document.as_object_mut(), serde_json::to_value(report))
     {

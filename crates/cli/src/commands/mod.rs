@@ -3,4 +3,5 @@
 pub(crate) mod convert;
 pub(crate) mod eval;
 pub(crate) mod inspect;
+pub(crate) mod quantize;
 mod source;

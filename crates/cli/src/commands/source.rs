@@ -3,10 +3,12 @@
 use std::path::Path;
 
 use anyhow::Result;
+use mlx_format::Scheme;
 use mlx_format::checkpoint::Directory;
-use mlx_quant::Model;
+use mlx_quant::{Model, Overrides};
 
 use crate::Refusal;
+use crate::args::Hub;
 use crate::printer::Printer;
 
 /// The directory of `model`, or the built-in demo model.
@@ -40,6 +42,29 @@ pub(crate) fn open(model: Option<&Path>, printer: Printer) -> Result<Model> {
         printer.warn(&format!("{file} is not in the index and is not used"));
     }
     Ok(model)
+}
+
+/// Says what of the hub's flags this version does not do.
+pub(crate) fn refuse_upload(hub: &Hub, printer: Printer) -> Result<(), Refusal> {
+    if hub.upload_repo.is_some() {
+        return Err(Refusal(
+            "this version does not upload; hint: leave out --upload-repo and run `hf upload ORG/NAME DIR` afterwards"
+                .to_owned(),
+        ));
+    }
+    if hub.revision.is_some() {
+        printer.warn("--revision has no effect on a local model");
+    }
+    Ok(())
+}
+
+/// A recipe file, what it leaves out being taken from `base`.
+pub(crate) fn overrides(path: Option<&Path>, base: Scheme) -> Result<Option<Overrides>, Refusal> {
+    let Some(path) = path else { return Ok(None) };
+    let text = fs_err::read_to_string(path)
+        .map_err(|error| Refusal(format!("{error}; hint: --recipe-file takes a TOML file")))?;
+    let overrides = Overrides::parse(&text, base);
+    Ok(Some(overrides.map_err(|error| Refusal(format!("{}: {error}", path.display())))?))
 }
 
 fn looks_like_hub_id(path: &Path) -> bool {

@@ -18,6 +18,8 @@ use super::layout::Layout;
 use super::write_error::WriteError;
 
 const JOURNAL: &str = ".mlx-quant-run";
+/// Names of files that a run keeps for its own continuation begin so.
+const STATE: &str = ".state-";
 
 /// A model directory being written. Tensors are addressed by their index in the [`Layout`].
 #[derive(Debug)]
@@ -154,8 +156,9 @@ impl Writer {
         let shards: BTreeSet<&str> = self.layout.shards().map(|(file, _)| file).collect();
         for entry in fs::read_dir(&self.partial)? {
             let entry = entry?;
-            let kept =
-                entry.file_name().to_str().is_some_and(|name| name == JOURNAL || shards.contains(name));
+            let kept = entry.file_name().to_str().is_some_and(|name| {
+                name == JOURNAL || shards.contains(name) || self.resumed && name.starts_with(STATE)
+            });
             if !kept && entry.file_type()?.is_file() {
                 fs::remove_file(entry.path())?;
             }
@@ -193,6 +196,29 @@ impl Writer {
     /// The layout.
     pub fn layout(&self) -> &Layout {
         &self.layout
+    }
+
+    /// Where the directory is being built.
+    pub fn partial(&self) -> &Path {
+        &self.partial
+    }
+
+    /// A file for what a run needs to continue after an interruption. An earlier run's is found there; it is
+    /// removed when the directory gets its final name.
+    pub fn state_path(&self, name: &str) -> PathBuf {
+        self.partial.join(format!("{STATE}{name}"))
+    }
+
+    /// Forgets which tensors an earlier run finished: they will be written again.
+    ///
+    /// # Errors
+    /// [`WriteError`].
+    pub fn forget(&mut self, fingerprint: &str) -> Result<(), WriteError> {
+        self.done.clear();
+        self.journal.set_len(0)?;
+        self.journal.rewind()?;
+        self.journal.write_all(format!("{fingerprint}\n").as_bytes())?;
+        Ok(self.journal.sync_data()?)
     }
 
     /// Indices of the tensors that an earlier run finished.
@@ -281,6 +307,12 @@ impl Writer {
     pub fn finish(self) -> Result<(), WriteError> {
         for shard in &self.shards {
             shard.sync_data()?;
+        }
+        for entry in fs::read_dir(&self.partial)? {
+            let entry = entry?;
+            if entry.file_name().to_str().is_some_and(|name| name.starts_with(STATE)) {
+                fs::remove_file(entry.path())?;
+            }
         }
         sync_directory(&self.partial)?;
         Self::check_target(&self.target)?;

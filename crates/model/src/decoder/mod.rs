@@ -167,6 +167,17 @@ pub struct Decoder {
     pub head: Head,
 }
 
+impl Decoder {
+    /// Paths of the matrices that are as long as a vocabulary (or the positions): embeddings and head.
+    pub fn tables(&self) -> Vec<&str> {
+        let embedding = &self.embedding;
+        let per_layer = embedding.per_layer.as_ref().map(|inputs| inputs.path.as_str());
+        let head = self.head.linear.as_ref().map(|linear| linear.path.as_str());
+        let positions = embedding.positions.as_deref();
+        std::iter::once(embedding.path.as_str()).chain(positions).chain(per_layer).chain(head).collect()
+    }
+}
+
 impl Linear {
     /// The linear at a path.
     pub fn new(path: impl Into<String>) -> Self {

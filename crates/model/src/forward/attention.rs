@@ -15,7 +15,7 @@ struct Heads {
 }
 
 impl Pass<'_> {
-    pub(super) fn attention(
+    pub(super) async fn attention(
         &mut self,
         layer: &Attention,
         index: usize,
@@ -23,7 +23,7 @@ impl Pass<'_> {
         keys: &mut Keys,
     ) -> Result<Tensor> {
         let (batch, tokens, _) = x.dims3()?; // [b, t, hidden]
-        let mut heads = self.heads(layer, x, keys)?;
+        let mut heads = self.heads(layer, x, keys).await?;
         if let Some(norms) = layer.norms.as_ref().filter(|norms| !norms.after_rope) {
             self.norm_heads(layer, norms, &mut heads)?;
         }
@@ -53,15 +53,15 @@ impl Pass<'_> {
         if let Some(gate) = &heads.gate {
             output = self.kernels.glu(gate, &output, Activation::Sigmoid)?;
         }
-        Ok(self.read(&[&layer.output], &output)?.remove(0))
+        Ok(self.read(&[&layer.output], &output).await?.remove(0))
     }
 
     /// The projections of x, by head.
-    fn heads(&mut self, layer: &Attention, x: &Tensor, keys: &Keys) -> Result<Heads> {
+    async fn heads(&mut self, layer: &Attention, x: &Tensor, keys: &Keys) -> Result<Heads> {
         let (batch, tokens, _) = x.dims3()?;
         let &Attention { heads, kv_heads, head_dim, value_dim, .. } = layer;
         let by_head = |x: &Tensor, heads: usize| x.reshape((batch, tokens, heads, ()));
-        let mut projected = self.read(&layer.projections.linears(), x)?;
+        let mut projected = self.read(&layer.projections.linears(), x).await?;
         let first = projected.remove(0);
         let (q, k, v) = match &layer.projections {
             Projections::Separate { .. } => {

@@ -16,10 +16,11 @@ struct Routing {
 
 impl Pass<'_> {
     /// down(activation(gate(x)) * up(x))
-    pub(super) fn mlp(&mut self, mlp: &Mlp, x: &Tensor) -> Result<Tensor> {
-        let projected = self.read(&mlp.gate.linears(), x)?;
+    pub(super) async fn mlp(&mut self, mlp: &Mlp, x: &Tensor) -> Result<Tensor> {
+        let projected = self.read(&mlp.gate.linears(), x).await?;
         let product = self.product(mlp, &projected)?;
-        Ok(self.read(&[&mlp.down], &product)?.remove(0))
+        drop(projected);
+        Ok(self.read(&[&mlp.down], &product).await?.remove(0))
     }
 
     fn product(&self, mlp: &Mlp, projected: &[Tensor]) -> Result<Tensor> {
@@ -35,16 +36,16 @@ impl Pass<'_> {
     }
 
     /// sum over the chosen of weight * expert(x), + shared expert
-    pub(super) fn moe(&mut self, moe: &Moe, x: &Tensor) -> Result<Tensor> {
+    pub(super) async fn moe(&mut self, moe: &Moe, x: &Tensor) -> Result<Tensor> {
         let (batch, tokens, hidden) = x.dims3()?;
         let flat = x.reshape((batch * tokens, hidden))?; // [n, hidden]
         let gate = moe.shared.as_ref().and_then(|shared| shared.gate.as_ref());
-        let mut read =
-            self.read(&std::iter::once(&moe.router.linear).chain(gate).collect::<Vec<_>>(), &flat)?;
+        let readers: Vec<_> = std::iter::once(&moe.router.linear).chain(gate).collect();
+        let mut read = self.read(&readers, &flat).await?;
         let routing = self.route(&moe.router, &read.remove(0))?;
-        let mut output = self.experts(&moe.experts, &routing, &flat)?;
+        let mut output = self.experts(&moe.experts, &routing, &flat).await?;
         if let Some(shared) = &moe.shared {
-            let mut own = self.mlp(&shared.mlp, &flat)?;
+            let mut own = self.mlp(&shared.mlp, &flat).await?;
             if !read.is_empty() {
                 let gate = self.kernels.activate(&read.remove(0), Activation::Sigmoid)?; // [n, 1]
                 own = own.broadcast_mul(&gate)?;
@@ -79,7 +80,7 @@ impl Pass<'_> {
     }
 
     /// Tokens sorted by expert, each expert on its own, back in order of tokens, weighted sum.
-    fn experts(&mut self, experts: &Experts, routing: &Routing, x: &Tensor) -> Result<Tensor> {
+    async fn experts(&mut self, experts: &Experts, routing: &Routing, x: &Tensor) -> Result<Tensor> {
         let top_k = routing.weights.dim(1)?;
         let mut by_expert: Vec<Vec<u32>> = vec![Vec::new(); experts.count];
         for (token, chosen) in routing.chosen.iter().enumerate() {
@@ -100,7 +101,8 @@ impl Pass<'_> {
         let sorted = x.index_select(&rows, 0)?; // [n * k, hidden]
         let (mut outputs, mut start) = (Vec::new(), 0);
         for (expert, pairs) in by_expert.iter().enumerate().filter(|(_, pairs)| !pairs.is_empty()) {
-            outputs.push(self.expert(&experts.mlp, expert, &sorted.narrow(0, start, pairs.len())?)?);
+            let x = sorted.narrow(0, start, pairs.len())?;
+            outputs.push(self.expert(&experts.mlp, expert, &x).await?);
             start += pairs.len();
         }
         let outputs = Tensor::cat(&outputs, 0)?.index_select(&vector(position)?, 0)?; // [n * k, hidden]
@@ -108,22 +110,30 @@ impl Pass<'_> {
         outputs.broadcast_mul(&routing.weights.unsqueeze(2)?)?.sum(1)
     }
 
-    fn expert(&mut self, mlp: &Mlp, expert: usize, x: &Tensor) -> Result<Tensor> {
-        let linears = mlp.gate.linears();
-        self.tap.see(&linears, Some(expert), x)?;
-        let projected =
-            linears.iter().map(|linear| self.stacked(linear, expert, x)).collect::<Result<Vec<_>>>()?;
+    async fn expert(&mut self, mlp: &Mlp, expert: usize, x: &Tensor) -> Result<Tensor> {
+        let projected = self.read_stacked(&mlp.gate.linears(), expert, x).await?;
         let product = self.product(mlp, &projected)?;
-        self.tap.see(&[&mlp.down], Some(expert), &product)?;
-        self.stacked(&mlp.down, expert, &product)
+        drop(projected);
+        Ok(self.read_stacked(&[&mlp.down], expert, &product).await?.remove(0))
     }
 
-    /// x @ weight[expert]^T + bias[expert]
-    fn stacked(&self, linear: &Linear, expert: usize, x: &Tensor) -> Result<Tensor> {
-        let weight = self.parameters.tensor(&format!("{}.weight", linear.path))?.get(expert)?;
-        let bias =
-            self.parameters.get(&format!("{}.bias", linear.path)).map(|bias| bias.get(expert)).transpose()?;
-        self.kernels.linear(x, &weight, bias.as_ref())
+    /// x @ weight[expert]^T + bias[expert] of each linear
+    async fn read_stacked(&mut self, linears: &[&Linear], expert: usize, x: &Tensor) -> Result<Vec<Tensor>> {
+        let weights = match self.watcher.see(linears, Some(expert), x).await? {
+            Some(weights) => weights,
+            None => {
+                let weight = |linear: &&Linear| {
+                    self.parameters.tensor(&format!("{}.weight", linear.path))?.get(expert)
+                };
+                linears.iter().map(weight).collect::<Result<_>>()?
+            }
+        };
+        let multiply = |(linear, weight): (&&Linear, &Tensor)| {
+            let bias = self.parameters.get(&format!("{}.bias", linear.path));
+            let bias = bias.map(|bias| bias.get(expert)).transpose()?;
+            self.kernels.linear(x, weight, bias.as_ref())
+        };
+        linears.iter().zip(&weights).map(multiply).collect()
     }
 }
 

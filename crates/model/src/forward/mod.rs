@@ -7,6 +7,7 @@
 //! depends neither on the number of threads nor on the windows beside it.
 
 mod attention;
+mod course;
 mod feed_forward;
 
 use std::collections::BTreeMap;
@@ -19,8 +20,11 @@ use crate::decoder::{
 use crate::ops::{Kernels, Pairing};
 use crate::weights::{Parameters, Weights, WeightsError};
 
+pub use self::course::{Course, Progress, Stop};
+use self::course::{Watcher, at_once};
+
 /// Sees what linears read.
-pub trait Tap {
+pub trait Tap: Send {
     /// `input` `[.., in]` is about to be read by `readers`; of stacked readers by that expert, which sees only the
     /// tokens that were routed to it.
     ///
@@ -58,6 +62,38 @@ pub struct State {
     keys: Keys,
 }
 
+impl State {
+    /// All its tensors under names, from which [`State::from_tensors`] makes it again.
+    pub fn tensors(&self) -> Vec<(String, Tensor)> {
+        let mut tensors = vec![("hidden".to_owned(), self.hidden.clone())];
+        tensors.extend(self.per_layer.iter().map(|all| ("per_layer".to_owned(), all.clone())));
+        for (block, (k, v)) in &self.keys {
+            tensors.push((format!("keys.{block}"), k.clone()));
+            tensors.push((format!("values.{block}"), v.clone()));
+        }
+        tensors
+    }
+
+    /// The inverse of [`State::tensors`]; `None` if something is missing.
+    pub fn from_tensors(tensors: impl IntoIterator<Item = (String, Tensor)>) -> Option<Self> {
+        let mut all: BTreeMap<String, Tensor> = tensors.into_iter().collect();
+        let (hidden, per_layer) = (all.remove("hidden")?, all.remove("per_layer"));
+        let blocks: Vec<usize> =
+            all.keys().filter_map(|name| name.strip_prefix("keys.")?.parse().ok()).collect();
+        let mut keys = Keys::new();
+        for block in blocks {
+            let pair = (all.remove(&format!("keys.{block}"))?, all.remove(&format!("values.{block}"))?);
+            keys.insert(block, pair);
+        }
+        Some(Self { hidden, per_layer, keys })
+    }
+
+    /// Bytes of its tensors in float32.
+    pub fn bytes(&self) -> usize {
+        self.tensors().iter().map(|(_, tensor)| tensor.elem_count() * 4).sum()
+    }
+}
+
 /// Keys `[batch, tokens, kv_heads, head_dim]` and values, by block.
 type Keys = BTreeMap<usize, (Tensor, Tensor)>;
 
@@ -76,7 +112,7 @@ pub(crate) struct Pass<'p> {
     pub(crate) kernels: Kernels,
     pub(crate) parameters: &'p Parameters,
     pub(crate) tables: &'p [Table],
-    pub(crate) tap: &'p mut dyn Tap,
+    pub(crate) watcher: Watcher<'p>,
 }
 
 impl<'d> Forward<'d> {
@@ -156,7 +192,12 @@ impl<'d> Forward<'d> {
         if let Some(norm) = &inputs.norm.path {
             parameters.extend(weights.module(norm, &self.device)?);
         }
-        let pass = Pass { kernels: self.kernels, parameters: &parameters, tables: &[], tap: &mut () };
+        let pass = Pass {
+            kernels: self.kernels,
+            parameters: &parameters,
+            tables: &[],
+            watcher: Watcher::Tap(&mut ()),
+        };
         let projected = scaled(pass.linear(&inputs.projection, hidden)?, inputs.projection_multiplier)?;
         let projected = pass.norm(&inputs.norm, &projected.reshape(shape)?)?;
         let sum = (projected + scaled(rows, inputs.multiplier)?)?;
@@ -174,12 +215,23 @@ impl<'d> Forward<'d> {
         state: State,
         tap: &mut dyn Tap,
     ) -> Result<State> {
+        at_once(self.take(index, parameters, state, Watcher::Tap(tap)))
+    }
+
+    /// [`Forward::block`], stopping where the watcher stops it.
+    async fn take<'a>(
+        &'a self,
+        index: usize,
+        parameters: &'a Parameters,
+        state: State,
+        watcher: Watcher<'a>,
+    ) -> Result<State> {
         let State { mut hidden, per_layer, mut keys } = state;
         let block = &self.decoder.blocks[index];
         let own = per_layer.as_ref().map(|all| all.narrow(2, index, 1)?.squeeze(2)).transpose()?;
-        let mut pass = Pass { kernels: self.kernels, parameters, tables: &self.tables, tap };
+        let mut pass = Pass { kernels: self.kernels, parameters, tables: &self.tables, watcher };
         for stage in &block.stages {
-            hidden = pass.stage(stage, index, &hidden, own.as_ref(), &mut keys)?;
+            hidden = pass.stage(stage, index, &hidden, own.as_ref(), &mut keys).await?;
         }
         if let Some(scalar) = &block.scalar {
             hidden = hidden.broadcast_mul(pass.parameters.tensor(scalar)?)?;
@@ -192,7 +244,7 @@ impl<'d> Forward<'d> {
     /// # Errors
     /// As [`Forward::block`].
     pub fn finish(&self, parameters: &Parameters, state: &State) -> Result<Tensor> {
-        let pass = Pass { kernels: self.kernels, parameters, tables: &[], tap: &mut () };
+        let pass = Pass { kernels: self.kernels, parameters, tables: &[], watcher: Watcher::Tap(&mut ()) };
         pass.norm(&self.decoder.norm, &state.hidden)
     }
 
@@ -203,7 +255,7 @@ impl<'d> Forward<'d> {
     /// As [`Forward::block`].
     pub fn logits(&self, parameters: &Parameters, hidden: &Tensor) -> Result<Tensor> {
         let head = &self.decoder.head;
-        let pass = Pass { kernels: self.kernels, parameters, tables: &[], tap: &mut () };
+        let pass = Pass { kernels: self.kernels, parameters, tables: &[], watcher: Watcher::Tap(&mut ()) };
         let table = Linear::new(&*self.decoder.embedding.path);
         let logits = pass.linear(head.linear.as_ref().unwrap_or(&table), hidden)?;
         let logits = scaled(logits, head.multiplier)?;
@@ -234,7 +286,7 @@ pub(crate) fn scaled(tensor: Tensor, factor: f64) -> Result<Tensor> {
 
 impl Pass<'_> {
     /// x + multiplier * sum of post_norm(layer(norm(x)))
-    fn stage(
+    async fn stage(
         &mut self,
         stage: &Stage,
         index: usize,
@@ -251,20 +303,7 @@ impl Pass<'_> {
                 (Some(norm), _) => self.norm(norm, x)?,
             };
             normed = branch.norm.as_ref().map(|norm| (norm, input.clone()));
-            let mut output = match &branch.layer {
-                Layer::Attention(attention) => self.attention(attention, index, &input, keys)?,
-                Layer::Latent(latent) => latent.forward(self, &input)?,
-                Layer::DeltaNet(net) => net.forward(self, &input)?,
-                Layer::ShortConvolution(convolution) => convolution.forward(self, &input)?,
-                Layer::Mlp(mlp) => self.mlp(mlp, &input)?,
-                Layer::Moe(moe) => self.moe(moe, &input)?,
-                Layer::PerLayerInput { gate, activation, projection } => {
-                    let own = own.ok_or_else(|| candle_core::Error::msg("no per-layer inputs"))?;
-                    let gate = self.read(&[gate], &input)?.remove(0);
-                    let product = self.kernels.glu(&gate, own, *activation)?;
-                    self.read(&[projection], &product)?.remove(0)
-                }
-            };
+            let mut output = self.layer(&branch.layer, index, &input, own, keys).await?;
             if let Some(norm) = &branch.post_norm {
                 output = self.norm(norm, &output)?;
             }
@@ -276,6 +315,31 @@ impl Pass<'_> {
         match sum {
             None => Ok(x.clone()),
             Some(sum) => self.kernels.add(x, &sum, stage.multiplier),
+        }
+    }
+
+    /// layer(x)
+    async fn layer(
+        &mut self,
+        layer: &Layer,
+        index: usize,
+        x: &Tensor,
+        own: Option<&Tensor>,
+        keys: &mut Keys,
+    ) -> Result<Tensor> {
+        match layer {
+            Layer::Attention(attention) => self.attention(attention, index, x, keys).await,
+            Layer::Latent(latent) => latent.forward(self, x).await,
+            Layer::DeltaNet(net) => net.forward(self, x).await,
+            Layer::ShortConvolution(convolution) => convolution.forward(self, x).await,
+            Layer::Mlp(mlp) => self.mlp(mlp, x).await,
+            Layer::Moe(moe) => self.moe(moe, x).await,
+            Layer::PerLayerInput { gate, activation, projection } => {
+                let own = own.ok_or_else(|| candle_core::Error::msg("no per-layer inputs"))?;
+                let gate = self.read(&[gate], x).await?.remove(0);
+                let product = self.kernels.glu(&gate, own, *activation)?;
+                Ok(self.read(&[projection], &product).await?.remove(0))
+            }
         }
     }
 
@@ -305,10 +369,17 @@ impl Pass<'_> {
         if plus_one { weight + 1.0 } else { Ok(weight) }
     }
 
-    /// What several linears make of one site: shows it to the tap, then multiplies.
-    pub(crate) fn read(&mut self, linears: &[&Linear], x: &Tensor) -> Result<Vec<Tensor>> {
-        self.tap.see(linears, None, x)?;
-        linears.iter().map(|linear| self.linear(linear, x)).collect()
+    /// What several linears make of one site: shows it to the watcher, then multiplies.
+    pub(crate) async fn read(&mut self, linears: &[&Linear], x: &Tensor) -> Result<Vec<Tensor>> {
+        match self.watcher.see(linears, None, x).await? {
+            None => linears.iter().map(|linear| self.linear(linear, x)).collect(),
+            Some(weights) => {
+                let multiply = |(linear, weight): (&&Linear, &Tensor)| {
+                    self.kernels.linear(x, weight, self.parameters.get(&format!("{}.bias", linear.path)))
+                };
+                linears.iter().zip(&weights).map(multiply).collect()
+            }
+        }
     }
 
     /// x @ weight^T + bias

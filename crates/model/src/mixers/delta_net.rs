@@ -78,11 +78,11 @@ struct Projected {
 }
 
 impl DeltaNet {
-    pub(crate) fn forward(&self, pass: &mut Pass<'_>, x: &Tensor) -> Result<Tensor> {
+    pub(crate) async fn forward(&self, pass: &mut Pass<'_>, x: &Tensor) -> Result<Tensor> {
         let (batch, tokens, _) = x.dims3()?;
         let &Self { key_heads, value_heads, key_dim, value_dim, .. } = self;
         let keys = key_heads * key_dim;
-        let Projected { qkv, z, b, a } = self.project(pass, x)?;
+        let Projected { qkv, z, b, a } = self.project(pass, x).await?;
         let kernel = pass.parameters.tensor(&format!("{}.weight", self.convolution))?;
         let qkv = pass.kernels.activate(&causal_convolution(&qkv, kernel, None)?, Activation::Silu)?;
         let by_head = |start, heads: usize, dim: usize| {
@@ -102,7 +102,7 @@ impl DeltaNet {
         let normed = pass.norm(&self.norm, &output)?;
         let gated = pass.kernels.glu(&z, &normed, Activation::Silu)?;
         let gated = gated.reshape((batch, tokens, value_heads * value_dim))?;
-        Ok(pass.read(&[&self.output], &gated)?.remove(0))
+        Ok(pass.read(&[&self.output], &gated).await?.remove(0))
     }
 
     /// Each key head repeated for the value heads that it serves.
@@ -117,11 +117,11 @@ impl DeltaNet {
         ))
     }
 
-    fn project(&self, pass: &mut Pass<'_>, x: &Tensor) -> Result<Projected> {
+    async fn project(&self, pass: &mut Pass<'_>, x: &Tensor) -> Result<Projected> {
         let (batch, tokens, _) = x.dims3()?;
         let &Self { key_heads, value_heads, key_dim, value_dim, .. } = self;
         let heads = |x: &Tensor| x.reshape((batch, tokens, value_heads, value_dim));
-        let mut read = pass.read(&self.projections.linears(), x)?.into_iter();
+        let mut read = pass.read(&self.projections.linears(), x).await?.into_iter();
         let mut next = || read.next().ok_or_else(|| candle_core::Error::msg("a projection is missing"));
         if let DeltaProjections::Separate { .. } = self.projections {
             return Ok(Projected { qkv: next()?, z: heads(&next()?)?, b: next()?, a: next()? });

@@ -86,17 +86,17 @@ impl LatentAttention {
         sites
     }
 
-    pub(crate) fn forward(&self, pass: &mut Pass<'_>, x: &Tensor) -> Result<Tensor> {
+    pub(crate) async fn forward(&self, pass: &mut Pass<'_>, x: &Tensor) -> Result<Tensor> {
         let (batch, tokens, _) = x.dims3()?;
         let (q, down) = match &self.queries {
             LatentQueries::Direct(linear) => {
-                let mut read = pass.read(&[linear, &self.down], x)?;
+                let mut read = pass.read(&[linear, &self.down], x).await?;
                 (read.remove(0), read.remove(0))
             }
             LatentQueries::LowRank { down, norm, up } => {
-                let mut read = pass.read(&[down, &self.down], x)?;
+                let mut read = pass.read(&[down, &self.down], x).await?;
                 let latent = pass.norm(norm, &read.remove(0))?;
-                (pass.read(&[up], &latent)?.remove(0), read.remove(0))
+                (pass.read(&[up], &latent).await?.remove(0), read.remove(0))
             }
         };
         let q = q.reshape((batch, tokens, self.heads, self.nope + self.rope))?;
@@ -107,23 +107,23 @@ impl LatentAttention {
         let shared = down.narrow(2, self.rank, self.rope)?.reshape((batch, tokens, 1, self.rope))?;
         let shared =
             pass.rotate(&shared, self.table)?.broadcast_as((batch, tokens, self.heads, self.rope))?;
-        let (k, v) = self.expand(pass, &latent)?;
+        let (k, v) = self.expand(pass, &latent).await?;
         let k = Tensor::cat(&[&k, &shared.contiguous()?], 3)?;
 
         let settings =
             AttentionSettings { scale: self.scale as f32, window: None, softcap: None, sinks: None };
         let output = pass.kernels.attention(&q, &k, &v, &settings)?;
         let output = output.reshape((batch, tokens, self.heads * self.value))?;
-        Ok(pass.read(&[&self.output], &output)?.remove(0))
+        Ok(pass.read(&[&self.output], &output).await?.remove(0))
     }
 
     /// Keys without rotation `[batch, tokens, heads, nope]` and values `[batch, tokens, heads, value]`.
-    fn expand(&self, pass: &mut Pass<'_>, latent: &Tensor) -> Result<(Tensor, Tensor)> {
+    async fn expand(&self, pass: &mut Pass<'_>, latent: &Tensor) -> Result<(Tensor, Tensor)> {
         let (batch, tokens, _) = latent.dims3()?;
         let by_head = |x: Tensor| x.reshape((batch, tokens, self.heads, ()));
         match &self.keys {
             LatentKeys::Joint(linear) => {
-                let both = by_head(pass.read(&[linear], latent)?.remove(0))?;
+                let both = by_head(pass.read(&[linear], latent).await?.remove(0))?;
                 Ok((both.narrow(D::Minus1, 0, self.nope)?, both.narrow(D::Minus1, self.nope, self.value)?))
             }
             LatentKeys::Split { embed_q, unembed_out } => {

@@ -11,7 +11,7 @@ pub(super) const LANES: usize = 16;
 
 /// Runs `f`, compiled for the widest instruction set of this machine; what it calls has to be inlined.
 #[inline(always)]
-pub(super) fn vectorised<R>(f: impl FnOnce() -> R) -> R {
+pub fn vectorised<R>(f: impl FnOnce() -> R) -> R {
     pulp::Arch::new().dispatch(f)
 }
 

@@ -10,6 +10,8 @@ mod overrides;
 mod planner;
 mod report;
 
+use std::collections::BTreeMap;
+
 use mlx_format::checkpoint::{Checkpoint, Config, Layout};
 use mlx_format::{FloatType, Scheme};
 
@@ -31,6 +33,10 @@ pub struct Settings {
     pub mixed: Option<MixedRecipe>,
     /// Per-layer settings.
     pub overrides: Option<Overrides>,
+    /// Schemes of single modules by path, below those of `overrides`.
+    pub schemes: BTreeMap<String, Scheme>,
+    /// Search scales and biases instead of taking them from each group's extremes; same format, same size.
+    pub search: bool,
     /// Decode an MLX-quantized model.
     pub dequantize: bool,
     /// dtype of what is not quantized, and of scales and biases; default: config.json's `torch_dtype`.

@@ -202,6 +202,12 @@ impl Planner {
             }
             return Ok(Decision::Quantize { scheme, entry: Some(entry(scheme)) });
         }
+        if let Some(&scheme) = self.settings.schemes.get(path)
+            && scheme.divides(columns)
+        {
+            let entry = (scheme != base || self.existing.packed().is_some()).then(|| entry(scheme));
+            return Ok(Decision::Quantize { scheme, entry });
+        }
         if !base.divides(columns) {
             self.undivided.push((path.to_owned(), columns));
             return Ok(Decision::Keep { listed: false });

@@ -1,0 +1,133 @@
+//! Where windows wait between blocks: in memory, or in files alone.
+//!
+//! In both cases every window's state behind the last finished block lies in a file of its own, from which an interrupted run goes
+//! on: the files of a block are complete before the block counts as done, and those of the block before go only then.
+
+use std::path::{Path, PathBuf};
+
+use candle_core::Device;
+use fs_err as fs;
+use mlx_quant_model::{State, WeightsError};
+
+use crate::Error;
+
+/// States of all windows, in front of a block.
+#[derive(Debug)]
+pub(crate) struct States {
+    /// Blocks they have passed.
+    block: usize,
+    windows: usize,
+    /// Beginning of the names of the files.
+    files: PathBuf,
+    /// `None`: in files alone.
+    held: Option<Vec<Option<State>>>,
+}
+
+fn failed(path: &Path, error: &dyn std::fmt::Display) -> Error {
+    Error::State { path: path.display().to_string(), reason: error.to_string() }
+}
+
+fn missing() -> Error {
+    WeightsError::Tensor(candle_core::Error::msg("a window is under way")).into()
+}
+
+fn save(path: &Path, state: &State) -> Result<(), Error> {
+    let partial = path.with_extension("partial");
+    let all = state.tensors().into_iter().collect();
+    candle_core::safetensors::save(&all, &partial).map_err(|error| failed(path, &error))?;
+    fs::rename(&partial, path).map_err(|error| failed(path, &error))
+}
+
+fn load(path: &Path) -> Result<State, Error> {
+    let tensors = candle_core::safetensors::load(path, &Device::Cpu);
+    let state = State::from_tensors(tensors.map_err(|error| failed(path, &error))?);
+    state.ok_or_else(|| failed(path, &"tensors are missing"))
+}
+
+impl States {
+    /// The beginning; `spill` keeps them in files alone. Names of files begin with `files`.
+    pub(crate) fn new(
+        windows: usize,
+        files: PathBuf,
+        spill: bool,
+        state: impl Fn(usize) -> Result<State, Error>,
+    ) -> Result<Self, Error> {
+        let held = if spill { None } else { Some(vec![None; windows]) };
+        let mut own = Self { block: 0, windows, files, held };
+        for window in 0..windows {
+            let state = state(window)?;
+            save(&own.file(0, window), &state)?;
+            if let Some(held) = &mut own.held {
+                held[window] = Some(state);
+            }
+        }
+        Ok(own)
+    }
+
+    /// What an interrupted run left: the states behind as many blocks as possible, at most `most`.
+    pub(crate) fn resume(windows: usize, files: PathBuf, spill: bool, most: usize) -> Option<Self> {
+        let mut own = Self { block: 0, windows, files, held: None };
+        own.block =
+            (0..=most).rev().find(|block| (0..windows).all(|window| own.file(*block, window).is_file()))?;
+        if spill {
+            return Some(own);
+        }
+        let states = (0..windows).map(|window| load(&own.file(own.block, window)).ok().map(Some));
+        own.held = Some(states.collect::<Option<_>>()?);
+        Some(own)
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.windows
+    }
+
+    /// Blocks they have passed.
+    pub(crate) fn block(&self) -> usize {
+        self.block
+    }
+
+    fn file(&self, block: usize, window: usize) -> PathBuf {
+        let mut name = self.files.as_os_str().to_owned();
+        name.push(format!("{block}-{window}.safetensors"));
+        PathBuf::from(name)
+    }
+
+    /// A copy of one.
+    pub(crate) fn get(&self, window: usize) -> Result<State, Error> {
+        match &self.held {
+            None => load(&self.file(self.block, window)),
+            Some(held) => held[window].clone().ok_or_else(missing),
+        }
+    }
+
+    /// All, which then are not here any more.
+    pub(crate) fn take_all(&mut self) -> Result<Vec<State>, Error> {
+        match &mut self.held {
+            None => (0..self.windows).map(|window| self.get(window)).collect(),
+            Some(held) => held.iter_mut().map(|state| state.take().ok_or_else(missing)).collect(),
+        }
+    }
+
+    /// One behind the block. [`States::passed`] follows when all are.
+    pub(crate) fn put(&mut self, window: usize, state: State) -> Result<(), Error> {
+        save(&self.file(self.block + 1, window), &state)?;
+        if let Some(held) = &mut self.held {
+            held[window] = Some(state);
+        }
+        Ok(())
+    }
+
+    /// All are behind the block.
+    pub(crate) fn passed(&mut self) {
+        self.block += 1;
+    }
+
+    /// The block is on disk: the files in front of it are needed no more.
+    pub(crate) fn forget_before(&self) -> Result<(), Error> {
+        for window in 0..self.windows {
+            let path = self.file(self.block - 1, window);
+            fs::remove_file(&path).map_err(|error| failed(&path, &error))?;
+        }
+        Ok(())
+    }
+}

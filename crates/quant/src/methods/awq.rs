@@ -1,0 +1,191 @@
+//! AWQ: factors on a site's features that make what is loud there easier to round, folded into what stands before.
+//!
+//! `W x = (W s) (x / s)`: columns of a weight times `s`, what makes the activation divided by `s`. Lin et al. 2023, arXiv
+//! 2306.00978, section 3.2; factors are `magnitude^r`, normed by the root of their largest times their smallest, `r` on
+//! a grid, also divided by `weight magnitude^(1 - r)` as in the paper's code.
+//!
+//! Factors are rounded to powers of two. Then folding is exact in every dtype, and a producer whose rows are already
+//! rounded is folded by its scales and biases alone, its codes stay: so a site's factors may be chosen when the site is reached,
+//! on the inputs it really gets.
+
+use mlx_format::{FloatType, Scheme};
+
+use super::hessian::Gram;
+use super::rounding::{How, round};
+
+/// Rows of a weight on which candidates are judged.
+const SAMPLE: usize = 128;
+/// Factors stay within these powers of two.
+const REACH: f32 = 8.0;
+
+/// A weight that reads the site.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Reader<'w> {
+    /// `[rows, columns]`.
+    pub(crate) values: &'w [f32],
+    /// How it will be stored; affine.
+    pub(crate) scheme: Scheme,
+    /// dtype of scales and biases.
+    pub(crate) float: FloatType,
+}
+
+/// Features that need the same factor, as the query heads that share a value head; each alone otherwise.
+pub(crate) type Ties<'t> = Option<&'t (dyn Fn(usize) -> usize + Sync)>;
+
+/// The factors (powers of two) of least `tr(dW H dW^T)` over all readers, on a sample of their rows, when rounded with or
+/// without `search`; `None` if no candidate is better than none at all.
+pub(crate) fn choose(
+    gram: &Gram,
+    readers: &[Reader<'_>],
+    n_grid: usize,
+    search: bool,
+    ties: Ties<'_>,
+) -> Option<Vec<f32>> {
+    let columns = gram.size;
+    let samples: Vec<(Vec<f32>, Reader<'_>)> =
+        readers.iter().map(|reader| (sample(reader.values, columns), *reader)).collect();
+    let diagonal = gram.diagonal();
+    let loud = tied(&diagonal, ties);
+    let magnitude: Vec<f32> = loud.iter().map(|square| square.sqrt().max(1e-8)).collect();
+    let weight = tied(&weight_squares(&samples, columns), ties);
+    let weight: Vec<f32> = weight.iter().map(|square| square.sqrt().max(1e-8)).collect();
+    let mut tried: Vec<Vec<f32>> = Vec::new();
+    let mut best: Option<(f64, Vec<f32>)> = None;
+    let none = loss(gram, &diagonal, &samples, None, search);
+    for step in 1..=n_grid {
+        let r = step as f32 / n_grid as f32;
+        for duo in [false, true] {
+            let raw: Vec<f32> = magnitude
+                .iter()
+                .zip(&weight)
+                .map(|(x, w)| x.powf(r) / if duo { w.powf(1.0 - r) } else { 1.0 })
+                .collect();
+            let factors = powers_of_two(&raw);
+            if factors.iter().all(|factor| *factor == 1.0) || tried.contains(&factors) {
+                continue;
+            }
+            let found = loss(gram, &diagonal, &samples, Some(&factors), search);
+            if found < best.as_ref().map_or(none, |(least, _)| *least) {
+                best = Some((found, factors.clone()));
+            }
+            tried.push(factors);
+        }
+    }
+    best.map(|(_, factors)| factors)
+}
+
+/// Evenly spaced rows.
+fn sample(values: &[f32], columns: usize) -> Vec<f32> {
+    let rows = values.len() / columns;
+    let count = rows.min(SAMPLE);
+    let row = |index: usize| &values[index * rows / count * columns..][..columns];
+    (0..count).flat_map(row).copied().collect()
+}
+
+fn weight_squares(samples: &[(Vec<f32>, Reader<'_>)], columns: usize) -> Vec<f32> {
+    let mut sums = vec![0f32; columns];
+    for row in samples.iter().flat_map(|(values, _)| values.chunks_exact(columns)) {
+        sums.iter_mut().zip(row).for_each(|(sum, value)| *sum += value * value);
+    }
+    sums
+}
+
+/// Means over tied features.
+fn tied(squares: &[f32], ties: Ties<'_>) -> Vec<f32> {
+    let Some(tie) = ties else { return squares.to_vec() };
+    let mut sums = vec![(0f32, 0f32); squares.len()];
+    for (at, square) in squares.iter().enumerate() {
+        let (sum, count) = &mut sums[tie(at)];
+        *sum += square;
+        *count += 1.0;
+    }
+    (0..squares.len()).map(|at| sums[tie(at)]).map(|(sum, count)| sum / count).collect()
+}
+
+/// Normed by the root of largest times smallest, then the nearest powers of two.
+fn powers_of_two(raw: &[f32]) -> Vec<f32> {
+    let (low, high) =
+        raw.iter().fold((f32::INFINITY, 0f32), |(low, high), value| (low.min(*value), high.max(*value)));
+    let middle = (low * high).sqrt();
+    let power = |value: &f32| (value / middle).log2().round_ties_even().clamp(-REACH, REACH).exp2();
+    raw.iter().map(power).collect()
+}
+
+/// `tr(dW H dW^T)` over all samples if columns are multiplied by `factors` before rounding and divided afterwards.
+fn loss(
+    gram: &Gram,
+    diagonal: &[f32],
+    samples: &[(Vec<f32>, Reader<'_>)],
+    factors: Option<&[f32]>,
+    search: bool,
+) -> f64 {
+    use rayon::prelude::*;
+    let columns = gram.size;
+    let weights: Vec<f32> = match factors {
+        None => diagonal.to_vec(),
+        Some(factors) => {
+            diagonal.iter().zip(factors).map(|(square, factor)| square / (factor * factor)).collect()
+        }
+    };
+    let losses: Vec<f64> = samples
+        .par_iter()
+        .map(|(values, reader)| {
+            let mut scaled = values.clone();
+            if let Some(factors) = factors {
+                times(&mut scaled, factors);
+            }
+            let how = if search { How::Nearest { weights: &weights } } else { How::Plain };
+            let mut changes = round(&scaled, columns, reader.scheme, reader.float, how).decoded();
+            if let Some(factors) = factors {
+                over(&mut changes, factors);
+            }
+            changes.iter_mut().zip(values).for_each(|(change, value)| *change -= value);
+            gram.loss(&changes)
+        })
+        .collect();
+    losses.iter().sum()
+}
+
+/// Multiplies columns.
+pub(crate) fn times(values: &mut [f32], factors: &[f32]) {
+    for row in values.chunks_exact_mut(factors.len()) {
+        row.iter_mut().zip(factors).for_each(|(value, factor)| *value *= factor);
+    }
+}
+
+/// Divides columns.
+pub(crate) fn over(values: &mut [f32], factors: &[f32]) {
+    for row in values.chunks_exact_mut(factors.len()) {
+        row.iter_mut().zip(factors).for_each(|(value, factor)| *value /= factor);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn factors_are_powers_of_two_around_one() {
+        let factors = powers_of_two(&[1.0, 3.9, 16.0, 0.3]);
+        assert_eq!(factors, [0.5, 2.0, 8.0, 0.125]);
+        assert_eq!(powers_of_two(&[7.0; 3]), [1.0; 3]);
+    }
+
+    #[test]
+    fn a_loud_feature_gets_a_large_factor() {
+        let columns = 64;
+        let mut gram = Gram { size: columns, tokens: 1, values: vec![0.0; columns * columns] };
+        for at in 0..columns {
+            gram.values[at * columns + at] = if at == 5 { 1e4 } else { 1.0 };
+        }
+        let values: Vec<f32> =
+            (0..16 * columns).map(|at| ((at * 7919) % 1000) as f32 / 1000.0 - 0.5).collect();
+        let scheme = Scheme::affine(3, 64).unwrap();
+        let reader = Reader { values: &values, scheme, float: FloatType::Bf16 };
+        let factors = choose(&gram, &[reader], 20, false, None).unwrap();
+        assert!(factors[5] > factors[6] && factors[6] == factors[7], "{factors:?}");
+        let tie = |at: usize| at / 2;
+        let factors = choose(&gram, &[reader], 20, false, Some(&tie)).unwrap();
+        assert!(factors[4] == factors[5] && factors[5] > factors[6], "{factors:?}");
+    }
+}

@@ -1,0 +1,332 @@
+//! Second moments of a site's inputs, and what GPTQ makes of them.
+//!
+//! With inputs `X [tokens, in]` the error of a linear's output under a change `dW` of its weight is
+//! `tr(dW H dW^T)`, `H = X^T X / tokens`: whatever is judged by it needs no further pass over the tokens.
+
+use candle_core::{Device, Storage, Tensor};
+use faer::dyn_stack::{MemBuffer, MemStack};
+use faer::linalg::cholesky::llt::factor::{cholesky_in_place, cholesky_in_place_scratch};
+use faer::linalg::matmul::matmul;
+use faer::linalg::triangular_inverse::invert_lower_triangular;
+use faer::{Accum, MatMut, MatRef, Par};
+use rayon::prelude::*;
+
+/// Rows of the matrix that one task sums up, over all windows in order: the result is the same for any number of threads.
+const STRIP: usize = 192;
+
+/// `X^T X / tokens` of a site, float32, sums in the order of the windows.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Gram {
+    /// Input features.
+    pub size: usize,
+    /// Tokens summed over.
+    pub tokens: u64,
+    /// `[size, size]`, symmetric.
+    pub values: Vec<f32>,
+}
+
+/// A Gram matrix in the making: windows are added in order, so that the result does not depend on how many come at once.
+#[derive(Clone, Debug)]
+pub struct GramSum {
+    size: usize,
+    tokens: u64,
+    values: Vec<f32>,
+}
+
+impl GramSum {
+    /// Of inputs with `size` features.
+    pub fn new(size: usize) -> Self {
+        Self { size, tokens: 0, values: vec![0.0; size * size] }
+    }
+
+    /// Adds inputs `[.., size]`, one tensor a window.
+    ///
+    /// # Errors
+    /// What goes wrong on a device.
+    pub fn add(&mut self, inputs: &[&Tensor]) -> candle_core::Result<()> {
+        let size = self.size;
+        let held: Vec<Tensor> = inputs
+            .iter()
+            .map(|input| input.detach().to_device(&Device::Cpu)?.contiguous())
+            .collect::<candle_core::Result<_>>()?;
+        let storages: Vec<_> = held.iter().map(Tensor::storage_and_layout).collect();
+        let mut windows: Vec<&[f32]> = Vec::with_capacity(held.len());
+        for (storage, layout) in &storages {
+            let (Storage::Cpu(storage), Some((start, end))) = (&**storage, layout.contiguous_offsets())
+            else {
+                return Err(candle_core::Error::msg("a tensor that was brought to the CPU is not there"));
+            };
+            windows.push(&storage.as_slice::<f32>()?[start..end]);
+        }
+        self.tokens += windows.iter().map(|window| (window.len() / size.max(1)) as u64).sum::<u64>();
+        self.values.par_chunks_mut(STRIP * size).enumerate().for_each(|(strip, out)| {
+            let (first, rows) = (strip * STRIP, out.len() / size);
+            for window in &windows {
+                let x = MatRef::from_row_major_slice(window, window.len() / size, size);
+                let (left, right) = (x.subcols(first, rows), x.subcols(0, first + rows));
+                let to = MatMut::from_row_major_slice_mut(out, rows, size).subcols_mut(0, first + rows);
+                matmul(to, Accum::Add, left.transpose(), right, 1.0, Par::Seq);
+            }
+        });
+        Ok(())
+    }
+
+    /// The mean over all tokens; nothing but zeros if there were none.
+    pub fn finish(self) -> Gram {
+        let Self { size, tokens, mut values } = self;
+        let factor = 1.0 / tokens.max(1) as f32;
+        values.par_chunks_mut(size.max(1)).for_each(|row| row.iter_mut().for_each(|value| *value *= factor));
+        mirror(&mut values, size);
+        Gram { size, tokens, values }
+    }
+}
+
+impl Gram {
+    /// Mean square of each input feature.
+    pub fn diagonal(&self) -> Vec<f32> {
+        (0..self.size).map(|at| self.values[at * self.size + at]).collect()
+    }
+
+    /// That of the same inputs divided by `factors`, feature by feature.
+    #[must_use]
+    pub fn scaled(&self, factors: &[f32]) -> Self {
+        let mut values = self.values.clone();
+        for (row, &own) in values.chunks_exact_mut(self.size.max(1)).zip(factors) {
+            for (value, &other) in row.iter_mut().zip(factors) {
+                *value /= own * other;
+            }
+        }
+        Self { values, ..*self }
+    }
+
+    /// `tr(D H D^T)` of changes `D [rows, size]`, in float64 over rows.
+    pub fn loss(&self, changes: &[f32]) -> f64 {
+        let rows = changes.len() / self.size.max(1);
+        if rows == 0 {
+            return 0.0;
+        }
+        let mut product = vec![0f32; changes.len()];
+        let d = MatRef::from_row_major_slice(changes, rows, self.size);
+        let h = MatRef::from_row_major_slice(&self.values, self.size, self.size);
+        matmul(
+            MatMut::from_row_major_slice_mut(&mut product, rows, self.size),
+            Accum::Replace,
+            d,
+            h,
+            1.0,
+            Par::Seq,
+        );
+        let row = |(d, p): (&[f32], &[f32])| -> f64 { d.iter().zip(p).map(|(d, p)| (d * p) as f64).sum() };
+        changes.chunks_exact(self.size).zip(product.chunks_exact(self.size)).map(row).sum()
+    }
+}
+
+/// Copies the lower triangle to the upper one.
+fn mirror(values: &mut [f32], size: usize) {
+    for row in 1..size {
+        let (above, own) = values.split_at_mut(row * size);
+        for column in 0..row {
+            above[column * size + row] = own[column];
+        }
+    }
+}
+
+/// What GPTQ needs of a Hessian, in the order in which columns are rounded.
+#[derive(Clone, Debug)]
+pub struct Factor {
+    /// Input features.
+    pub size: usize,
+    /// Which column is rounded at each place. Columns of a group stay together.
+    pub order: Vec<usize>,
+    /// `U` with `H^-1 = U^T U`, upper triangular, row-major.
+    pub upper: Vec<f32>,
+    /// The damped Hessian, row-major.
+    pub hessian: Vec<f32>,
+    /// Part of the mean diagonal that was added to the diagonal.
+    pub damping: f32,
+}
+
+/// Tries of ever stronger damping.
+const TRIES: usize = 6;
+
+impl Factor {
+    /// Of a Gram matrix, with `damping` times the mean of its diagonal added to the diagonal; ten times as much
+    /// whenever that is not positive definite. `None` if it never is. A dead column (an input that is always zero) keeps the damping
+    /// alone, so that its weights are rounded to nearest and take part in nothing.
+    pub fn new(gram: &Gram, order: Vec<usize>, damping: f32) -> Option<Self> {
+        let size = gram.size;
+        let mean = gram.diagonal().iter().map(|value| *value as f64).sum::<f64>() / size.max(1) as f64;
+        if !(mean.is_finite() && mean > 0.0) {
+            return None;
+        }
+        let mut hessian = vec![0f32; size * size];
+        hessian.par_chunks_mut(size).zip(&order).for_each(|(row, &from)| {
+            for (value, &column) in row.iter_mut().zip(&order) {
+                *value = gram.values[from * size + column];
+            }
+        });
+        let mut damping = damping.max(1e-6);
+        for _ in 0..TRIES {
+            let added = (mean * damping as f64) as f32;
+            if let Some(upper) = inverse_factor(&hessian, size, added) {
+                for at in 0..size {
+                    hessian[at * size + at] += added;
+                }
+                return Some(Self { size, order, upper, hessian, damping });
+            }
+            damping *= 10.0;
+        }
+        None
+    }
+
+    /// What an error of one unit in each column costs if later columns make up for it as well as they can:
+    /// `1 / U_jj^2` (Frantar and Alistarh 2022, arXiv 2208.11580, equation 3).
+    pub fn weights(&self) -> Vec<f32> {
+        (0..self.size)
+            .map(|at| self.upper[at * self.size + at])
+            .map(|diagonal| 1.0 / (diagonal * diagonal))
+            .collect()
+    }
+}
+
+/// Upper triangular `U` with `(H + added)^-1 = U^T U`.
+///
+/// The Cholesky factor of H turned about both axes, turned back, is an upper triangular `R` with `H = R R^T`, so `U = R^-1`:
+/// one factorisation and one triangular inverse instead of GPTQ's two factorisations and a full inverse.
+fn inverse_factor(hessian: &[f32], size: usize, added: f32) -> Option<Vec<f32>> {
+    let turned = |at: usize| size - 1 - at;
+    // Column-major, which faer factors fastest; symmetric, so that rows may be read for columns.
+    let mut lower = vec![0f32; size * size];
+    for (column, out) in lower.chunks_exact_mut(size).enumerate() {
+        let from = &hessian[turned(column) * size..][..size];
+        for (row, value) in out.iter_mut().enumerate() {
+            *value = from[turned(row)];
+        }
+        out[column] += added;
+    }
+    let to = MatMut::from_column_major_slice_mut(&mut lower, size, size);
+    let mut memory =
+        MemBuffer::new(cholesky_in_place_scratch::<f32>(size, Par::Seq, faer::prelude::default()));
+    cholesky_in_place(
+        to,
+        faer::prelude::default(),
+        Par::Seq,
+        MemStack::new(&mut memory),
+        faer::prelude::default(),
+    )
+    .ok()?;
+    let mut inverse = vec![0f32; size * size];
+    invert_lower_triangular(
+        MatMut::from_column_major_slice_mut(&mut inverse, size, size),
+        MatRef::from_column_major_slice(&lower, size, size),
+        Par::Seq,
+    );
+    // lower^-1 turned about both axes; its columns become rows read backwards.
+    let upper = &mut lower;
+    upper.fill(0.0);
+    for row in 0..size {
+        for column in row..size {
+            upper[row * size + column] = inverse[turned(column) * size + turned(row)];
+        }
+    }
+    lower.iter().all(|value| value.is_finite()).then_some(lower)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn numbers(count: usize, seed: u32) -> Vec<f32> {
+        let mut state = seed;
+        let mut next = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+        };
+        (0..count).map(|_| next()).collect()
+    }
+
+    fn gram(size: usize, windows: usize, tokens: usize) -> (Gram, Vec<f32>) {
+        let values = numbers(windows * tokens * size, 7);
+        let tensors: Vec<Tensor> = values
+            .chunks_exact(tokens * size)
+            .map(|window| Tensor::from_slice(window, (1, tokens, size), &Device::Cpu).unwrap())
+            .collect();
+        let mut sum = GramSum::new(size);
+        tensors.iter().for_each(|tensor| sum.add(&[tensor]).unwrap());
+        let mut at_once = GramSum::new(size);
+        at_once.add(&tensors.iter().collect::<Vec<_>>()).unwrap();
+        let gram = sum.finish();
+        assert_eq!(gram, at_once.finish());
+        (gram, values)
+    }
+
+    #[test]
+    fn sums_products_of_all_tokens() {
+        let (size, windows, tokens) = (200, 3, 17);
+        let (gram, values) = gram(size, windows, tokens);
+        assert_eq!(gram.tokens, 51);
+        for (row, column) in [(0, 0), (5, 199), (199, 5), (193, 20), (100, 101)] {
+            let tokens = values.chunks_exact(size);
+            let expected: f64 = tokens.map(|x| (x[row] * x[column]) as f64).sum::<f64>() / 51.0;
+            let found = gram.values[row * size + column] as f64;
+            assert!((found - expected).abs() < 1e-5, "{row} {column}: {found} {expected}");
+        }
+    }
+
+    #[test]
+    fn the_sum_does_not_depend_on_threads() {
+        let of = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| gram(400, 4, 33).0)
+        };
+        assert_eq!(of(1), of(3));
+    }
+
+    #[test]
+    fn factors_the_inverse() {
+        let size = 96;
+        let (gram, _) = gram(size, 4, 100);
+        let order: Vec<usize> = (0..size).rev().collect();
+        let factor = Factor::new(&gram, order, 0.01).unwrap();
+        // U^T U H = 1
+        let at = |m: &[f32], r: usize, c: usize| m[r * size + c] as f64;
+        for row in [0, 1, 50, 95] {
+            let inverse: Vec<f64> = (0..size)
+                .map(|c| (0..size).map(|k| at(&factor.upper, k, row) * at(&factor.upper, k, c)).sum())
+                .collect();
+            for column in 0..size {
+                let one: f64 = (0..size).map(|k| inverse[k] * at(&factor.hessian, k, column)).sum();
+                let expected = f64::from(u8::from(row == column));
+                assert!((one - expected).abs() < 1e-3, "{row} {column} {one}");
+            }
+        }
+    }
+
+    #[test]
+    fn dead_columns_and_few_tokens_are_no_failure() {
+        let mut gram = gram(64, 1, 5).0;
+        for at in 0..64 {
+            gram.values[at * 64 + 3] = 0.0;
+            gram.values[3 * 64 + at] = 0.0;
+        }
+        let factor = Factor::new(&gram, (0..64).collect(), 0.01).unwrap();
+        assert!(factor.upper[3 * 64 + 4..4 * 64].iter().all(|value| *value == 0.0));
+        gram.values.fill(0.0);
+        assert!(Factor::new(&gram, (0..64).collect(), 0.01).is_none());
+    }
+
+    #[test]
+    fn loss_is_the_error_of_outputs() {
+        let (size, windows, tokens) = (70, 2, 30);
+        let (gram, values) = gram(size, windows, tokens);
+        let changes = numbers(3 * size, 9);
+        let mut expected = 0.0;
+        for x in values.chunks_exact(size) {
+            for row in changes.chunks_exact(size) {
+                expected += row.iter().zip(x).map(|(w, x)| (w * x) as f64).sum::<f64>().powi(2);
+            }
+        }
+        let expected = expected / 60.0;
+        assert!((gram.loss(&changes) - expected).abs() < 1e-4 * expected);
+    }
+}

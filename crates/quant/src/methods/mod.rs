@@ -1,0 +1,173 @@
+//! Methods of quantization as passes, and recipes that stack them.
+//!
+//! [`Method::Rtn`] and [`Method::Search`] need nothing but the weights. [`Method::Awq`] and [`Method::Gptq`] look at one site
+//! of one block at a time and at the [`Gram`] matrix of its inputs: AWQ chooses factors that are folded into what
+//! stands before the site, then a rounding method chooses codes, scales and biases.
+
+pub(crate) mod awq;
+mod grid;
+mod hessian;
+mod rounding;
+
+use std::fmt;
+use std::str::FromStr;
+
+pub use self::hessian::{Factor, Gram, GramSum};
+pub use self::rounding::{How, Rounded, round};
+
+/// One method.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Method {
+    /// Round to nearest, equal to `mx.quantize`.
+    Rtn,
+    /// Round to nearest with searched scales and biases.
+    Search,
+    /// Activation-aware scales (Lin et al. 2023, arXiv 2306.00978); rounds with [`Method::Search`] if nothing follows.
+    Awq,
+    /// Second-order rounding (Frantar et al. 2022, arXiv 2210.17323).
+    Gptq,
+}
+
+impl Method {
+    /// All, in the order in which they may be stacked.
+    pub const ALL: [Self; 4] = [Self::Awq, Self::Rtn, Self::Search, Self::Gptq];
+
+    /// As in recipes.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Rtn => "rtn",
+            Self::Search => "search",
+            Self::Awq => "awq",
+            Self::Gptq => "gptq",
+        }
+    }
+
+    const fn rounds(self) -> bool {
+        !matches!(self, Self::Awq)
+    }
+}
+
+/// A recipe that cannot be followed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RecipeError {
+    /// Not a method.
+    #[error(
+        "recipe {recipe:?}: there is no method {name:?}; hint: stack awq with one of rtn, search, gptq, as in awq+gptq"
+    )]
+    Unknown {
+        /// As given.
+        recipe: String,
+        /// The part.
+        name: String,
+    },
+    /// In an order that makes no sense.
+    #[error(
+        "recipe {recipe:?}: {name} cannot follow; hint: awq comes first, and one method rounds: awq+gptq"
+    )]
+    Order {
+        /// As given.
+        recipe: String,
+        /// The part.
+        name: &'static str,
+    },
+}
+
+/// Methods in the order in which they run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Recipe(Vec<Method>);
+
+impl Recipe {
+    /// One method alone.
+    pub fn of(method: Method) -> Self {
+        Self(vec![method])
+    }
+
+    /// Its methods.
+    pub fn methods(&self) -> &[Method] {
+        &self.0
+    }
+
+    /// Whether scales are folded.
+    pub fn folds(&self) -> bool {
+        self.0.contains(&Method::Awq)
+    }
+
+    /// What chooses codes.
+    pub fn rounding(&self) -> Method {
+        self.0.iter().copied().find(|method| method.rounds()).unwrap_or(Method::Search)
+    }
+
+    /// Whether it looks at calibration text.
+    pub fn needs_calibration(&self) -> bool {
+        self.folds() || self.rounding() == Method::Gptq
+    }
+}
+
+impl FromStr for Recipe {
+    type Err = RecipeError;
+
+    fn from_str(recipe: &str) -> Result<Self, RecipeError> {
+        let mut methods: Vec<Method> = Vec::new();
+        for name in recipe.split('+').map(str::trim) {
+            let method = Method::ALL.into_iter().find(|method| method.name() == name);
+            let Some(method) = method else {
+                return Err(RecipeError::Unknown { recipe: recipe.to_owned(), name: name.to_owned() });
+            };
+            if methods.iter().any(|before| before.rounds() || *before == method) {
+                return Err(RecipeError::Order { recipe: recipe.to_owned(), name: method.name() });
+            }
+            methods.push(method);
+        }
+        Ok(Self(methods))
+    }
+}
+
+impl fmt::Display for Recipe {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names: Vec<_> = self.0.iter().map(|method| method.name()).collect();
+        f.write_str(&names.join("+"))
+    }
+}
+
+/// Figures of the methods.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MethodSettings {
+    /// AWQ: exponents tried.
+    pub n_grid: usize,
+    /// GPTQ: columns between updates of all columns after them.
+    pub block_size: usize,
+    /// GPTQ: part of the Hessian's mean diagonal added to its diagonal.
+    pub damping: f32,
+    /// GPTQ: sweeps of coordinate descent after rounding.
+    pub sweeps: usize,
+    /// GPTQ: loud groups, and loud columns within them, first.
+    pub act_order: bool,
+}
+
+impl Default for MethodSettings {
+    fn default() -> Self {
+        Self { n_grid: 20, block_size: 128, damping: 0.01, sweeps: 2, act_order: false }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn recipes() {
+        for text in ["rtn", "search", "awq", "gptq", "awq+gptq", "awq+search", "awq+rtn"] {
+            assert_eq!(text.parse::<Recipe>().unwrap().to_string(), text);
+        }
+        let recipe: Recipe = "awq + gptq".parse().unwrap();
+        assert!(recipe.folds() && recipe.rounding() == Method::Gptq && recipe.needs_calibration());
+        assert_eq!(Recipe::of(Method::Awq).rounding(), Method::Search);
+        assert!(!Recipe::of(Method::Search).needs_calibration());
+        for text in ["", "awk", "awq+", "gptq,awq"] {
+            assert!(matches!(text.parse::<Recipe>(), Err(RecipeError::Unknown { .. })), "{text}");
+        }
+        for text in ["gptq+awq", "awq+awq", "gptq+gptq", "search+gptq", "awq+rtn+gptq"] {
+            assert!(matches!(text.parse::<Recipe>(), Err(RecipeError::Order { .. })), "{text}");
+        }
+    }
+}

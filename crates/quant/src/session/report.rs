@@ -1,0 +1,56 @@
+//! What a calibrated run did.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use super::block::BlockWork;
+use crate::evaluate::Evaluation;
+
+/// Tokens that the experts of one stacked layer saw.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct ExpertTokens {
+    /// By expert; of experts behind the last one that was chosen nothing is said.
+    pub tokens: Vec<u64>,
+    /// Experts whose codes were chosen without a Hessian, because too few tokens reached them.
+    pub fell_back: Vec<usize>,
+}
+
+impl ExpertTokens {
+    pub(super) fn set(&mut self, expert: usize, tokens: u64, fell_back: bool) {
+        if self.tokens.len() <= expert {
+            self.tokens.resize(expert + 1, 0);
+        }
+        self.tokens[expert] = tokens;
+        if fell_back {
+            self.fell_back.push(expert);
+        }
+    }
+}
+
+/// Result of [`crate::quantize`].
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Quantized {
+    /// Blocks that an earlier, interrupted run had finished.
+    pub resumed_blocks: usize,
+    /// Sites at which AWQ folded scales.
+    pub folded: usize,
+    /// Sites at which it could have.
+    pub foldable: usize,
+    /// By the path of a stacked layer.
+    pub experts: BTreeMap<String, ExpertTokens>,
+    /// Wall time of quantizing and writing.
+    pub quantize_seconds: f64,
+    /// Wall time, the evaluation included.
+    pub seconds: f64,
+    /// Quality of the written files on held-out text.
+    pub evaluation: Option<Evaluation>,
+}
+
+impl Quantized {
+    pub(super) fn add(&mut self, work: &mut BlockWork<'_>) {
+        self.folded += work.folded.0;
+        self.foldable += work.folded.1;
+        self.experts.append(&mut work.experts);
+    }
+}
