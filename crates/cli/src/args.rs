@@ -395,6 +395,11 @@ pub(crate) struct Calibrated {
     #[arg(long, value_name = "N", hide = true)]
     pub(crate) batch_size: Option<usize>,
 
+    /// Keep what calibration measures in this directory, or take it from there: any bits and methods on the same model and windows
+    /// then need no forward pass. Layers do not see what was quantized before them [default: measure anew, on quantized inputs]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) statistics: Option<PathBuf>,
+
     /// Held-out windows on which the result is measured against the source, for the model card; 0 for none
     #[arg(long, value_name = "N", default_value_t = 4)]
     pub(crate) eval_windows: usize,

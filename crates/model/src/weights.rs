@@ -322,7 +322,12 @@ impl<'c> Weights<'c> {
         for (name, entry) in self.with_prefix(prefix) {
             let columns = entry.shape.last().copied().unwrap_or(1).max(1);
             let rows = entry.shape.iter().product::<usize>() / columns;
-            parameters.insert(name.clone(), self.decode(name, entry, 0..rows, device)?);
+            let replaced = name.strip_suffix(".weight").and_then(|path| self.replaced.get(path));
+            let tensor = match replaced.filter(|replaced| replaced.ids.len() == rows) {
+                Some(replaced) => Tensor::from_slice(&replaced.values, entry.shape.as_slice(), device)?,
+                None => self.decode(name, entry, 0..rows, device)?,
+            };
+            parameters.insert(name.clone(), tensor);
             self.checkpoint.release();
         }
         Ok(parameters)
@@ -391,9 +396,14 @@ impl<'c> Weights<'c> {
     }
 
     /// Lets [`Weights::rows`] give these rows of `path.weight` (`values`, one after the other) instead of the
-    /// checkpoint's: what a quantized table holds. `ids` ascend.
+    /// checkpoint's: what a quantized table holds. `ids` ascend. With all of its rows, so does [`Weights::load`].
     pub fn replace_rows(&mut self, path: &str, ids: Vec<u32>, values: Vec<f32>) {
         self.replaced.insert(path.to_owned(), Rows { ids, values });
+    }
+
+    /// Gives the checkpoint's own rows again.
+    pub fn restore_rows(&mut self) {
+        self.replaced.clear();
     }
 
     /// Rows of the matrix `path.weight`, `[rows, in]`; each distinct row is read once.

@@ -95,9 +95,14 @@ pub enum Error {
         /// What the system says.
         reason: String,
     },
-    /// A recipe that needs what a model does not offer.
-    #[error("{0}")]
-    Recipe(String),
+    /// A directory of statistics that cannot be used.
+    #[error("{path}: {reason}; hint: give another directory to --statistics")]
+    Statistics {
+        /// The directory.
+        path: String,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// Threads could not be started.
     #[error("cannot start {threads} threads: {reason}; hint: use fewer --threads")]
     Threads {
@@ -131,7 +136,7 @@ impl Error {
             | Self::Vocabulary(_)
             | Self::Weights(_)
             | Self::NonFinite { .. }
-            | Self::Recipe(_)
+            | Self::Statistics { .. }
             | Self::Overflow { .. } => true,
             Self::Write(error) => !matches!(error, WriteError::Io(_) | WriteError::DiskFull { .. }),
             Self::Cache { working, .. } => !working,

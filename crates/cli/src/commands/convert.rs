@@ -111,6 +111,17 @@ fn dry_run(plan: &Plan, threads: usize, printer: Printer) -> Result<()> {
         printer.data(&serde_json::to_string_pretty(&document)?);
         return Ok(());
     }
+    layers(&report, printer);
+    printer.data(&format!("peak memory      about {} on {threads} thread(s)", bytes(memory)));
+    printer.data(&format!(
+        "time             about {seconds:.1} s, if the disk keeps up with {}/s",
+        bytes(rate as u64)
+    ));
+    Ok(())
+}
+
+/// Every layer, and sums.
+pub(super) fn layers(report: &PlanReport, printer: Printer) {
     let width = report.layers.iter().map(|layer| layer.name.len()).max().unwrap_or(0);
     for layer in &report.layers {
         let shape = format!("{:?}", layer.shape);
@@ -127,12 +138,6 @@ fn dry_run(plan: &Plan, threads: usize, printer: Printer) -> Result<()> {
         report.output_bytes,
         report.files.len()
     ));
-    printer.data(&format!("peak memory      about {} on {threads} thread(s)", bytes(memory)));
-    printer.data(&format!(
-        "time             about {seconds:.1} s, if the disk keeps up with {}/s",
-        bytes(rate as u64)
-    ));
-    Ok(())
 }
 
 /// Adds the fields of a report to a JSON object.

@@ -67,7 +67,7 @@ pub(crate) fn run(args: &Eval, printer: Printer) -> Result<()> {
 }
 
 /// What a process holds after it has tokenized a text, where the system does not tell.
-const USUAL_RESIDENT: u64 = 80 << 20;
+pub(super) const USUAL_RESIDENT: u64 = 80 << 20;
 
 /// Tokenizes with the reference's tokenizer, as the text was made for it; without one with the model's.
 fn windows(args: &Eval, model: &Model, reference: Option<&Model>, printer: Printer) -> Result<Windows> {
@@ -155,12 +155,12 @@ impl Drop for Report {
 }
 
 /// Resident set of this process, where the system tells.
-fn resident_now() -> Option<u64> {
+pub(super) fn resident_now() -> Option<u64> {
     super::convert::status_bytes("VmRSS:")
 }
 
 /// Memory that programs may still take, where the system tells.
-fn free_memory() -> Option<u64> {
+pub(super) fn free_memory() -> Option<u64> {
     let text = fs_err::read_to_string("/proc/meminfo").ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kilobytes| kilobytes * 1024)

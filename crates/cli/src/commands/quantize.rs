@@ -6,12 +6,13 @@ use anyhow::Result;
 use mlx_format::Scheme;
 use mlx_format::checkpoint::Writer;
 use mlx_quant::{
-    DataSource, Method, MethodSettings, Model, Pick, Plan, QuantizeSettings, Quantized, Recipe, Settings,
-    Windows,
+    DataSource, Method, MethodSettings, Model, Pick, Plan, QuantizeMemory, QuantizeSettings, Quantized,
+    Recipe, Settings, Windows, quantize_memory,
 };
 use serde_json::json;
 
 use super::convert::{merge, resident_peak};
+use super::eval::{USUAL_RESIDENT, free_memory, resident_now};
 use crate::Refusal;
 use crate::args::{Awq, AwqFlags, Calibrated, Gptq, GptqFlags, Quantize};
 use crate::commands::source;
@@ -146,17 +147,28 @@ pub(crate) fn run(request: &Request<'_>, printer: Printer) -> Result<()> {
             Pick::EvenlySpaced { windows: count },
         )?),
     };
-    let settings = QuantizeSettings {
+    let mut settings = QuantizeSettings {
         recipe: request.recipe.clone(),
         method: request.method(),
         threads,
         low_memory: args.machine.low_memory,
+        statistics: args.statistics.clone(),
         evaluate,
     };
+    let resident = resident_now().unwrap_or(USUAL_RESIDENT);
+    let mut memory = quantize_memory(&model, &windows, &settings, resident)?;
+    if !settings.low_memory && free_memory().is_some_and(|free| memory.peak > free + resident) {
+        settings.low_memory = true;
+        memory = quantize_memory(&model, &windows, &settings, resident)?;
+        printer.detail("--low-memory, because all windows' activations do not fit in free memory");
+    }
+    if args.dry_run {
+        return dry_run(request, &plan, &windows, memory, printer);
+    }
     let screen = Screen::new(printer);
     let made = mlx_quant::quantize(&model, &plan, &windows, &args.mlx_path, &settings, &screen);
     screen.clear();
-    show(request, &plan, &windows, &made?, printer)
+    show(request, &plan, &windows, &made?, memory, printer)
 }
 
 fn read(model: &Model, data: &DataSource, sequence_length: usize, pick: Pick) -> Result<Windows> {
@@ -170,11 +182,45 @@ fn tables(model: &Model, scheme: Scheme) -> Result<BTreeMap<String, Scheme>> {
     Ok(walk.decoder.tables().into_iter().map(|path| (path.to_owned(), scheme)).collect())
 }
 
+/// The plan, and nothing written.
+fn dry_run(
+    request: &Request<'_>,
+    plan: &Plan,
+    windows: &Windows,
+    memory: QuantizeMemory,
+    printer: Printer,
+) -> Result<()> {
+    if printer.is_json() {
+        let mut document =
+            json!({"recipe": request.recipe.to_string(), "calibration": windows.report(), "memory": memory});
+        merge(&mut document, &plan.report());
+        printer.data(&serde_json::to_string_pretty(&document)?);
+        return Ok(());
+    }
+    super::convert::layers(&plan.report(), printer);
+    let line = |name: &str, value: String| printer.data(&format!("{name:<16} {value}"));
+    line("recipe", request.recipe.to_string());
+    line("calibration", format!("{} windows of {} tokens", windows.picked.len(), windows.sequence_length));
+    for source in &windows.sources {
+        line("", format!("{}: {} of {} windows", source.name, source.windows_picked, source.windows_total));
+    }
+    line("process", bytes(memory.fixed));
+    line("block", bytes(memory.block));
+    line("activations", bytes(memory.activations));
+    line("hessians", bytes(memory.hessians));
+    line("weights", bytes(memory.weights));
+    line("threads", bytes(memory.scratch));
+    line("evaluation", bytes(memory.evaluation));
+    line("peak memory", format!("about {}", bytes(memory.peak)));
+    Ok(())
+}
+
 fn show(
     request: &Request<'_>,
     plan: &Plan,
     windows: &Windows,
     made: &Quantized,
+    memory: QuantizeMemory,
     printer: Printer,
 ) -> Result<()> {
     let peak = resident_peak();
@@ -193,6 +239,7 @@ fn show(
             "recipe": request.recipe.to_string(),
             "calibration": windows.report(),
             "peak_memory_bytes": peak,
+            "predicted_memory_bytes": memory.peak,
             "kernels": mlx_format::simd_name(),
             "made": made,
         });

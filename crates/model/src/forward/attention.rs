@@ -53,6 +53,7 @@ impl Pass<'_> {
         if let Some(gate) = &heads.gate {
             output = self.kernels.glu(gate, &output, Activation::Sigmoid)?;
         }
+        drop(heads);
         Ok(self.read(&[&layer.output], &output).await?.remove(0))
     }
 

@@ -6,12 +6,14 @@
 //! at each site all together; the sums are the same, window by window.
 
 mod states;
+mod statistics;
 
 use candle_core::Tensor;
 use mlx_quant_model::{Course, Forward, Parameters, Progress, Site, State, Stop, WeightsError};
 use rayon::prelude::*;
 
 pub(crate) use self::states::States;
+pub(crate) use self::statistics::{Collector, Statistics};
 use crate::Error;
 use crate::methods::{Gram, GramSum};
 
@@ -83,6 +85,11 @@ impl<'f> Traveller<'f> {
     }
 }
 
+/// Weights of sites that no window stands before any more.
+fn passed(answers: &mut [Option<Vec<Tensor>>], site: usize) {
+    answers[..site].iter_mut().for_each(|weights| *weights = None);
+}
+
 /// Takes `states` through block `index` and leaves them behind it.
 ///
 /// `wave` is how many windows are within the block at a time: all of them travel once; fewer travel once for each site.
@@ -135,6 +142,7 @@ pub(crate) fn through_block(
         if once {
             reach(&mut held)?;
             gather(&held, 0)?;
+            passed(&mut answers, site);
         } else {
             for from in (0..windows).step_by(wave) {
                 let mut travellers = (from..windows.min(from + wave))

@@ -13,6 +13,7 @@ use std::fmt;
 use std::str::FromStr;
 
 pub use self::hessian::{Factor, Gram, GramSum};
+pub(crate) use self::rounding::ROWS;
 pub use self::rounding::{How, Rounded, round};
 
 /// One method.

@@ -1,13 +1,13 @@
 //! One block: what is done at its sites, and what of it is written.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use candle_core::Tensor;
 use mlx_format::checkpoint::Writer;
 use mlx_format::{FloatType, Mode, PackedMut, PackedRef, Scheme};
 use mlx_quant_model::decoder::{Attention, Block, Gate, Layer, Linear, Mlp, Norm, Projections};
 use mlx_quant_model::ops::Activation;
-use mlx_quant_model::{Forward, Parameters, Producer, Site, WeightsError};
+use mlx_quant_model::{Forward, Parameters, Producer, Site, View, WeightsError};
 use rayon::prelude::*;
 
 use super::{ExpertTokens, Session};
@@ -36,11 +36,14 @@ enum Stored {
 
 /// The codes of a reader (of an expert).
 #[derive(Debug)]
-enum Codes {
+pub(super) enum Codes {
     Affine(Rounded),
     /// weight, scales, biases
     Float([Vec<u8>; 3]),
 }
+
+/// By path and expert.
+pub(super) type AllCodes = BTreeMap<(String, Option<usize>), Codes>;
 
 /// Where a branch of the block stands.
 type Place = (usize, usize);
@@ -53,7 +56,7 @@ pub(super) struct BlockWork<'b> {
     block: &'b Block,
     sites: &'b [Site<'b>],
     parameters: &'b Parameters,
-    codes: BTreeMap<(String, Option<usize>), Codes>,
+    codes: AllCodes,
     /// Tensors that are stored with other values than the source's.
     edited: BTreeMap<String, Vec<f32>>,
     /// Chosen for a norm's output, by the norm's path.
@@ -73,6 +76,7 @@ impl<'b> BlockWork<'b> {
         index: usize,
         sites: &'b [Site<'b>],
         parameters: &'b Parameters,
+        codes: AllCodes,
     ) -> Self {
         let block = &session.walk.decoder.blocks[index];
         Self {
@@ -82,7 +86,7 @@ impl<'b> BlockWork<'b> {
             block,
             sites,
             parameters,
-            codes: BTreeMap::new(),
+            codes,
             edited: BTreeMap::new(),
             norms: BTreeMap::new(),
             squares: BTreeMap::new(),
@@ -159,7 +163,7 @@ impl<'b> BlockWork<'b> {
         let stored: Vec<Stored> = readers.iter().map(|reader| self.stored(reader)).collect();
         if gram.tokens == 0
             || stored.contains(&Stored::Fixed)
-            || !stored.iter().any(|stored| matches!(stored, Stored::Affine(..)))
+            || !(stored.iter().any(|stored| matches!(stored, Stored::Affine(..))) || self.session.is_drawn())
             || !self.can_fold(site)
         {
             return Ok(None);
@@ -191,6 +195,17 @@ impl<'b> BlockWork<'b> {
         let ties: awq::Ties<'_> = attention.is_some().then_some(&tie);
         let search = self.session.recipe.rounding() != Method::Rtn;
         let n_grid = self.session.settings.method.n_grid;
+        #[cfg(test)]
+        if self.session.drawn {
+            let factors = super::tests::draw(gram.size, &tie);
+            let factors = match site.producer {
+                Producer::Norm(norm) => self.realised(norm, &factors)?,
+                _ => factors,
+            };
+            self.fold(index, &factors)?;
+            self.folded.0 += 1;
+            return Ok(Some(factors));
+        }
         let chosen = self.session.pool.install(|| awq::choose(gram, &judged, n_grid, search, ties));
         drop(judged);
         let Some(mut factors) = chosen else { return Ok(None) };
@@ -209,9 +224,22 @@ impl<'b> BlockWork<'b> {
     fn can_fold(&self, site: &Site<'_>) -> bool {
         let writable = |linear: &Linear| matches!(self.stored(linear), Stored::Affine(..) | Stored::Plain(_));
         match site.producer {
-            Producer::Norm(norm) => norm.path.as_ref().is_some_and(|path| {
-                !path.contains("{head}") && self.session.float_of(&format!("{path}.weight")).is_some()
-            }),
+            Producer::Norm(norm) => {
+                // A norm that stores w - 1 gives factors that bfloat16 weights cannot take exactly.
+                let exact = |linear: &&Linear| match self.stored(linear) {
+                    Stored::Plain(float) => !norm.plus_one || float == FloatType::F32,
+                    _ => true,
+                };
+                // Nor can a bias of it.
+                let biased = norm.path.as_ref().is_some_and(|path| {
+                    let float = self.session.float_of(&format!("{path}.bias"));
+                    norm.plus_one && float.is_some_and(|float| float != FloatType::F32)
+                });
+                let known = norm.path.as_ref().is_some_and(|path| {
+                    !path.contains("{head}") && self.session.float_of(&format!("{path}.weight")).is_some()
+                });
+                known && !biased && site.readers.iter().all(exact)
+            }
             // The clamp of gpt-oss' activation sees the rows of up.
             Producer::Product(mlp) => {
                 !matches!(mlp.activation, Activation::ClampedSwiglu { .. })
@@ -594,6 +622,65 @@ impl Visitor for BlockWork<'_> {
     fn cancelled(&self) -> bool {
         self.session.observer.cancelled()
     }
+}
+
+/// What of a block is no reader of a site, as it will be written: quantized matrices (parts of latent attention that lie between
+/// heads), and tensors that change their dtype. Gives the block with these as they decode, and the codes.
+pub(super) fn round_others(
+    session: &Session<'_>,
+    block: &Block,
+    sites: &[Site<'_>],
+    parameters: &Parameters,
+) -> Result<(Parameters, AllCodes), Error> {
+    let read: BTreeSet<&str> =
+        sites.iter().flat_map(|site| &site.readers).map(|reader| reader.path.as_str()).collect();
+    let (mut parameters, mut all) = (parameters.clone(), AllCodes::new());
+    for index in session.items_below(&block.prefix) {
+        let item = &session.plan.items[index];
+        if let Job::Copy { view, float: Some(float) } = &item.job {
+            as_written(&mut parameters, &item.name, view, *float)?;
+        }
+        let Job::Quantize { scheme, float, .. } = &item.job else { continue };
+        if read.contains(item.name.as_str()) {
+            continue;
+        }
+        let name = format!("{}.weight", item.name);
+        let weight = parameters.tensor(&name).map_err(WeightsError::from)?.clone();
+        let columns = weight.dims()[weight.rank() - 1];
+        let flat = weight.reshape(((), columns)).map_err(WeightsError::from)?;
+        let stored = match scheme.mode() {
+            Mode::Affine => Stored::Affine(*scheme, *float),
+            _ => Stored::Float(*scheme, *float),
+        };
+        let even = vec![1.0; columns];
+        let how = match session.recipe.rounding() {
+            Method::Rtn => How::Plain,
+            _ => How::Nearest { weights: &even },
+        };
+        let (codes, decoded) = session.pool.install(|| round_one(&flat, stored, None, how))?;
+        parameters.insert(name, decoded.reshape(weight.shape()).map_err(WeightsError::from)?);
+        all.extend(codes.map(|codes| ((item.name.clone(), None), codes)));
+    }
+    Ok((parameters, all))
+}
+
+/// A tensor that is not quantized, in the dtype in which it is written.
+fn as_written(
+    parameters: &mut Parameters,
+    name: &str,
+    view: &View,
+    float: FloatType,
+) -> Result<(), WeightsError> {
+    let Some(tensor) = parameters.get(name) else { return Ok(()) };
+    let from = FloatType::from_dtype(view.dtype).unwrap_or(float);
+    let mut values = tensor.flatten_all()?.to_vec1::<f32>()?;
+    // One is added in the dtype of the source.
+    values
+        .iter_mut()
+        .for_each(|value| *value = float.round(if view.add_one { from.round(*value) } else { *value }));
+    let tensor = Tensor::from_vec(values, tensor.shape(), tensor.device())?;
+    parameters.insert(name.to_owned(), tensor);
+    Ok(())
 }
 
 /// The feature of the first query head that shares a value head with feature `at`.

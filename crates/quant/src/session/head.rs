@@ -7,7 +7,7 @@ use mlx_quant_model::{Forward, Parameters, WeightsError};
 
 use super::Session;
 use crate::Error;
-use crate::calibrate::States;
+use crate::calibrate::{States, Statistics};
 use crate::carry::write_rounded;
 use crate::methods::{Factor, Gram, GramSum, How, Method, round};
 use crate::observer::Quiet;
@@ -28,12 +28,25 @@ impl Session<'_> {
         item: usize,
         forward: &Forward<'_>,
         states: &States,
+        statistics: Option<&Statistics>,
         writer: &mut Writer,
     ) -> Result<(), Error> {
         let first = self.plan.items[item].first_output;
         match &self.plan.items[item].job {
             Job::Quantize { scheme, float, view } if scheme.mode() == Mode::Affine => {
-                let gram = self.final_gram(forward, states, view.columns())?;
+                let blocks = self.walk.decoder.blocks.len();
+                let gram = match statistics.filter(|statistics| statistics.has(blocks)) {
+                    Some(statistics) => statistics.load(blocks, 0)?,
+                    None => None,
+                };
+                let gram = match gram {
+                    Some(gram) => gram,
+                    None => self.final_gram(forward, states, view.columns())?,
+                };
+                if let Some(statistics) = statistics.filter(|statistics| !statistics.has(blocks)) {
+                    statistics.store(blocks, 0, &gram)?;
+                    statistics.finish(blocks)?;
+                }
                 self.round_head(item, &gram, (*scheme, *float), writer)?;
                 writer.record([first])?;
                 Ok(())

@@ -7,11 +7,14 @@
 
 mod block;
 mod head;
+mod memory;
 mod report;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use mlx_format::checkpoint::Writer;
@@ -20,8 +23,9 @@ use mlx_quant_model::{Forward, WeightsError};
 use sha2::{Digest as _, Sha256};
 
 use self::block::BlockWork;
+pub use self::memory::{QuantizeMemory, quantize_memory};
 pub use self::report::{ExpertTokens, Quantized};
-use crate::calibrate::{States, through_block};
+use crate::calibrate::{Collector, States, Statistics, Visitor as _, through_block};
 use crate::carry::{Carrier, ColumnWeights};
 use crate::convert::{column_weights, fingerprint};
 use crate::data::Windows;
@@ -43,6 +47,9 @@ pub struct QuantizeSettings {
     pub threads: usize,
     /// Activations wait in files, and windows pass a block a few at a time.
     pub low_memory: bool,
+    /// Directory in which the Gram matrices of the full-precision model are kept, or from which they are taken. Sites then
+    /// do not see what was quantized before them.
+    pub statistics: Option<PathBuf>,
     /// Held-out windows on which the result is measured against the source, for the model card.
     pub evaluate: Option<Windows>,
 }
@@ -50,7 +57,14 @@ pub struct QuantizeSettings {
 impl QuantizeSettings {
     /// A recipe with the usual figures.
     pub fn new(recipe: Recipe) -> Self {
-        Self { recipe, method: MethodSettings::default(), threads: 0, low_memory: false, evaluate: None }
+        Self {
+            recipe,
+            method: MethodSettings::default(),
+            threads: 0,
+            low_memory: false,
+            statistics: None,
+            evaluate: None,
+        }
     }
 }
 
@@ -67,6 +81,9 @@ struct Session<'a> {
     items: HashMap<&'a str, usize>,
     /// Weights of columns that are known without data.
     weights: &'a ColumnWeights,
+    /// Factors are drawn instead of chosen, to try what folding does.
+    #[cfg(test)]
+    drawn: bool,
 }
 
 /// Quantizes `model` as `plan` says, with the methods of a recipe on calibration windows, into the directory `target`.
@@ -105,6 +122,8 @@ pub fn quantize(
         observer,
         items: plan.items.iter().enumerate().map(|(index, item)| (item.name.as_str(), index)).collect(),
         weights: &weights,
+        #[cfg(test)]
+        drawn: settings.method.n_grid == tests::DRAWN,
     };
     let run = run_line(model, plan, windows, settings)?;
     let mut writer = Writer::open(target, plan.layout.clone(), &run)?;
@@ -148,7 +167,7 @@ fn run_line(
     settings: &QuantizeSettings,
 ) -> Result<String, Error> {
     let mut line = fingerprint(model, plan)?;
-    let all = format!("{} {:?}", settings.recipe, settings.method);
+    let all = format!("{} {:?} {}", settings.recipe, settings.method, settings.statistics.is_some());
     let _ = write!(line, " {} ", all.replace('\n', " "));
     let mut hash = Sha256::new();
     for id in windows.picked.iter().flat_map(|window| &window.tokens) {
@@ -161,10 +180,22 @@ fn run_line(
     Ok(line)
 }
 
+/// Windows within a block at a time.
+fn wave(settings: &QuantizeSettings, threads: usize, windows: &Windows) -> usize {
+    if settings.low_memory { threads } else { windows.picked.len() }
+}
+
 impl Session<'_> {
     /// The item of a module or tensor.
     fn item(&self, name: &str) -> Option<usize> {
         self.items.get(name).copied()
+    }
+
+    fn is_drawn(&self) -> bool {
+        #[cfg(test)]
+        return self.drawn;
+        #[cfg(not(test))]
+        false
     }
 
     /// The dtype in which a tensor that is not quantized is written.
@@ -182,14 +213,11 @@ impl Session<'_> {
         items.filter(|(_, item)| item.name.starts_with(prefix)).map(|(index, _)| index).collect()
     }
 
-    /// Windows within a block at a time.
-    fn wave(&self, windows: &Windows) -> usize {
-        if self.settings.low_memory { self.pool.current_num_threads() } else { windows.picked.len() }
-    }
-
     fn run(mut self, writer: &mut Writer, windows: &Windows, run: &str) -> Result<Quantized, Error> {
         let observer = self.observer;
         let blocks = self.walk.decoder.blocks.len();
+        let statistics = self.settings.statistics.as_deref();
+        let statistics = statistics.map(|path| Statistics::open(path, self.model, windows)).transpose()?;
         let by_block: Vec<Vec<usize>> =
             self.walk.decoder.blocks.iter().map(|block| self.items_below(&block.prefix)).collect();
         let within: BTreeSet<usize> = by_block.iter().flatten().copied().collect();
@@ -205,27 +233,21 @@ impl Session<'_> {
         let (count, tokens) = (windows.picked.len(), windows.sequence_length);
         let spill = self.settings.low_memory;
         let files = writer.state_path("");
-        let resumed =
-            done(writer, &tables).then(|| States::resume(count, files.clone(), spill, finished)).flatten();
+        let resume = || States::resume(count, files.clone(), spill, finished);
+        let resumed = done(writer, &tables).then(resume).flatten();
         observer.event(Event::Phase { name: "quantize", total: blocks as u64 + 1 });
-        let known = resumed.is_some();
-        if !known && !writer.done().is_empty() {
+        if resumed.is_none() && !writer.done().is_empty() {
             writer.forget(run)?;
         }
         self.carrier(&Quiet(observer)).carry(writer, tables.iter().copied())?;
         writer.record(tables.iter().map(|item| self.plan.items[*item].first_output))?;
-        if !known {
-            self.replace_tables(windows)?;
-        }
-        let forward =
-            Forward::new(&self.walk.decoder, tokens, &self.walk.device).map_err(WeightsError::from)?;
         let mut states = match resumed {
             Some(states) => states,
-            None => States::new(count, files, spill, |window| {
-                Ok(forward.embed(&self.walk.weights, &[&windows.picked[window].tokens])?)
-            })?,
+            None => self.embed(windows, files, spill, statistics.is_none())?,
         };
         self.walk.weights.release();
+        let forward =
+            Forward::new(&self.walk.decoder, tokens, &self.walk.device).map_err(WeightsError::from)?;
         let mut made = Quantized { resumed_blocks: states.block(), ..Quantized::default() };
         observer.event(Event::Progress { done: states.block() as u64 });
         for index in states.block()..blocks {
@@ -233,25 +255,77 @@ impl Session<'_> {
             observer.event(Event::Working { name: block.prefix.trim_end_matches('.') });
             let parameters = self.pool.install(|| self.walk.block(index))?;
             let sites = block.sites();
-            let mut work = BlockWork::new(&self, &forward, index, &sites, &parameters);
-            let wave = self.wave(windows);
-            through_block(&forward, index, &sites, &parameters, &mut states, wave, self.pool, &mut work)?;
+            let (parameters, others) =
+                block::round_others(&self, &self.walk.decoder.blocks[index], &sites, &parameters)?;
+            let mut work = BlockWork::new(&self, &forward, index, &sites, &parameters, others);
+            let wave = wave(self.settings, self.pool.current_num_threads(), windows);
+            let pass = |states: &mut States, visitor: &mut dyn crate::calibrate::Visitor| {
+                through_block(&forward, index, &sites, &parameters, states, wave, self.pool, visitor)
+            };
+            match &statistics {
+                None => pass(&mut states, &mut work)?,
+                Some(statistics) => {
+                    // The final hidden states are kept as those of one block more.
+                    let last = if head.is_some() { blocks } else { blocks - 1 };
+                    if !(index..=last).all(|block| statistics.has(block)) {
+                        let mut collector = Collector {
+                            statistics,
+                            block: index,
+                            sites: &sites,
+                            parameters: &parameters,
+                            observer,
+                        };
+                        pass(&mut states, &mut collector)?;
+                        collector.finish()?;
+                    } else {
+                        states.keep()?;
+                    }
+                    for site in 0..sites.len() {
+                        if let Some(gram) = statistics.load(index, site)? {
+                            work.visit(site, gram, &[])?;
+                        }
+                    }
+                }
+            }
             made.add(&mut work);
             let (done, left) = work.write(writer)?;
             drop(parameters);
             self.carrier(&Quiet(observer)).carry(writer, left.iter().copied())?;
-            writer.record(
-                done.into_iter().chain(left.iter().map(|item| self.plan.items[*item].first_output)),
-            )?;
+            let left = left.iter().map(|item| self.plan.items[*item].first_output);
+            writer.record(done.into_iter().chain(left))?;
             states.passed();
             states.forget_before()?;
             observer.event(Event::Progress { done: index as u64 + 1 });
         }
         if let Some(head) = head {
-            self.head(head, &forward, &states, writer)?;
+            self.head(head, &forward, &states, statistics.as_ref(), writer)?;
         }
         observer.event(Event::Progress { done: blocks as u64 + 1 });
+        #[cfg(test)]
+        {
+            made.states = (0..states.len()).map(|window| states.get(window)).collect::<Result<_, _>>()?;
+        }
         Ok(made)
+    }
+
+    /// All windows before the first block.
+    fn embed(
+        &mut self,
+        windows: &Windows,
+        files: PathBuf,
+        spill: bool,
+        quantized: bool,
+    ) -> Result<States, Error> {
+        if quantized {
+            self.replace_tables(windows)?;
+        }
+        let (decoder, device) = (&self.walk.decoder, &self.walk.device);
+        let forward = Forward::new(decoder, windows.sequence_length, device).map_err(WeightsError::from)?;
+        let states = States::new(windows.picked.len(), files, spill, |window| {
+            Ok(forward.embed(&self.walk.weights, &[&windows.picked[window].tokens])?)
+        });
+        self.walk.weights.restore_rows();
+        states
     }
 
     fn carrier<'s>(&'s self, observer: &'s dyn Observer) -> Carrier<'s> {
@@ -269,6 +343,11 @@ impl Session<'_> {
         tables.insert(embedding.path.clone(), tokens.clone());
         tables.extend(embedding.positions.clone().map(|path| (path, positions)));
         tables.extend(embedding.per_layer.as_ref().map(|inputs| (inputs.path.clone(), tokens)));
+        if let Some(inputs) = &embedding.per_layer {
+            let path = &inputs.projection.path;
+            let rows = self.walk.weights.shape(&format!("{path}.weight")).map_or(0, |shape| shape[0]);
+            tables.insert(path.clone(), (0..rows as u32).collect());
+        }
         for (path, ids) in tables {
             let Some(item) = self.item(&path) else { continue };
             let Job::Quantize { view, float, scheme } = &self.plan.items[item].job else { continue };

@@ -39,6 +39,10 @@ pub struct Quantized {
     pub foldable: usize,
     /// By the path of a stacked layer.
     pub experts: BTreeMap<String, ExpertTokens>,
+    /// What left the last block.
+    #[cfg(test)]
+    #[serde(skip)]
+    pub(super) states: Vec<mlx_quant_model::State>,
     /// Wall time of quantizing and writing.
     pub quantize_seconds: f64,
     /// Wall time, the evaluation included.

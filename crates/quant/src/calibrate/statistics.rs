@@ -1,0 +1,157 @@
+//! Gram matrices kept for later runs, with other bits, groups or methods.
+//!
+//! They are those of the full-precision model (each site's inputs as if nothing were quantized), so that they serve any recipe on
+//! the same weights and windows, which a key in the directory makes sure of. A run that finds all of them
+//! passes no window through the model.
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+
+use candle_core::{Device, Tensor};
+use fs_err as fs;
+use mlx_quant_model::{Parameters, Site, WeightsError};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use super::Visitor;
+use crate::data::Windows;
+use crate::methods::Gram;
+use crate::{Error, Model};
+
+const KEY: &str = "statistics.json";
+
+/// What the matrices were made from.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Key {
+    version: u32,
+    /// [`Model::hash`].
+    model: String,
+    /// SHA-256 of the windows' tokens.
+    windows: String,
+    sequence_length: usize,
+}
+
+/// A directory of Gram matrices.
+#[derive(Debug)]
+pub(crate) struct Statistics {
+    directory: PathBuf,
+}
+
+impl Statistics {
+    /// Makes the directory, or checks that what is in it was made from the same model and windows.
+    pub(crate) fn open(directory: &Path, model: &Model, windows: &Windows) -> Result<Self, Error> {
+        let refused = |reason: String| Error::Statistics { path: directory.display().to_string(), reason };
+        let mut hash = Sha256::new();
+        windows.picked.iter().flat_map(|window| &window.tokens).for_each(|id| hash.update(id.to_le_bytes()));
+        let mut text = String::new();
+        for byte in hash.finalize() {
+            let _ = write!(text, "{byte:02x}");
+        }
+        let key =
+            Key { version: 1, model: model.hash()?, windows: text, sequence_length: windows.sequence_length };
+        fs::create_dir_all(directory).map_err(|error| refused(error.to_string()))?;
+        let path = directory.join(KEY);
+        if path.is_file() {
+            let text = fs::read_to_string(&path).map_err(|error| refused(error.to_string()))?;
+            let found: Key =
+                serde_json::from_str(&text).map_err(|error| refused(format!("{KEY}: {error}")))?;
+            if found != key {
+                let what =
+                    if found.model == key.model { "other calibration windows" } else { "another model" };
+                return Err(refused(format!("the statistics in it are of {what}")));
+            }
+        } else {
+            if fs::read_dir(directory).map_err(|error| refused(error.to_string()))?.next().is_some() {
+                return Err(refused(format!("it is not empty and has no {KEY}")));
+            }
+            let text = serde_json::to_string_pretty(&key).unwrap_or_default();
+            fs::write(&path, text + "\n").map_err(|error| refused(error.to_string()))?;
+        }
+        Ok(Self { directory: directory.to_owned() })
+    }
+
+    fn path(&self, block: usize, site: usize) -> PathBuf {
+        self.directory.join(format!("block-{block}-site-{site}.safetensors"))
+    }
+
+    /// Whether a block's matrices are all there.
+    pub(crate) fn has(&self, block: usize) -> bool {
+        self.directory.join(format!("block-{block}.done")).is_file()
+    }
+
+    pub(crate) fn finish(&self, block: usize) -> Result<(), Error> {
+        let path = self.directory.join(format!("block-{block}.done"));
+        fs::write(&path, "").map_err(|error| failed(&path, &error))
+    }
+
+    pub(crate) fn store(&self, block: usize, site: usize, gram: &Gram) -> Result<(), Error> {
+        let path = self.path(block, site);
+        let partial = path.with_extension("partial");
+        let tensors = || -> candle_core::Result<_> {
+            let values = Tensor::from_slice(&gram.values, (gram.size, gram.size), &Device::Cpu)?;
+            let tokens = Tensor::from_slice(&[gram.tokens as i64], 1, &Device::Cpu)?;
+            Ok([("gram".to_owned(), values), ("tokens".to_owned(), tokens)].into_iter().collect())
+        };
+        let all: std::collections::HashMap<String, Tensor> = tensors().map_err(WeightsError::from)?;
+        candle_core::safetensors::save(&all, &partial).map_err(|error| failed(&path, &error))?;
+        fs::rename(&partial, &path).map_err(|error| failed(&path, &error))
+    }
+
+    /// A site's matrix; `None` where no token came by.
+    pub(crate) fn load(&self, block: usize, site: usize) -> Result<Option<Gram>, Error> {
+        let path = self.path(block, site);
+        if !path.is_file() {
+            return Ok(None);
+        }
+        let read = || -> candle_core::Result<Gram> {
+            let all = candle_core::safetensors::load(&path, &Device::Cpu)?;
+            let missing = || candle_core::Error::msg("gram or tokens are missing");
+            let values = all.get("gram").ok_or_else(missing)?;
+            let tokens = all.get("tokens").ok_or_else(missing)?.to_vec1::<i64>()?;
+            let (size, _) = values.dims2()?;
+            let tokens = tokens.first().copied().unwrap_or(0).unsigned_abs();
+            Ok(Gram { size, tokens, values: values.flatten_all()?.to_vec1()? })
+        };
+        read().map(Some).map_err(|error| failed(&path, &error))
+    }
+}
+
+fn failed(path: &Path, error: &dyn std::fmt::Display) -> Error {
+    Error::State { path: path.display().to_string(), reason: error.to_string() }
+}
+
+/// Keeps matrices and lets windows pass as they are.
+pub(crate) struct Collector<'c> {
+    pub(crate) statistics: &'c Statistics,
+    pub(crate) block: usize,
+    pub(crate) sites: &'c [Site<'c>],
+    pub(crate) parameters: &'c Parameters,
+    pub(crate) observer: &'c dyn crate::Observer,
+}
+
+impl Collector<'_> {
+    pub(crate) fn finish(self) -> Result<(), Error> {
+        self.statistics.finish(self.block)
+    }
+}
+
+impl Visitor for Collector<'_> {
+    fn visit(&mut self, index: usize, gram: Gram, _: &[Tensor]) -> Result<Vec<Tensor>, Error> {
+        self.statistics.store(self.block, index, &gram)?;
+        let site = &self.sites[index];
+        let weight = |path: &str| -> candle_core::Result<Tensor> {
+            let weight = self.parameters.tensor(&format!("{path}.weight"))?;
+            match site.expert {
+                Some(expert) => weight.get(expert),
+                None => Ok(weight.clone()),
+            }
+        };
+        let weights =
+            site.readers.iter().map(|reader| weight(&reader.path)).collect::<candle_core::Result<_>>();
+        Ok(weights.map_err(WeightsError::from)?)
+    }
+
+    fn cancelled(&self) -> bool {
+        self.observer.cancelled()
+    }
+}

@@ -1,0 +1,99 @@
+//! How much memory a calibrated run will need, from headers alone.
+
+use mlx_quant_model::decoder::Layer;
+use mlx_quant_model::{Producer, Site};
+use serde::Serialize;
+
+use super::{QuantizeSettings, wave};
+use crate::data::Windows;
+use crate::evaluate::{EvaluationSettings, memory};
+use crate::methods::Method;
+use crate::walk::Walk;
+use crate::{Error, Model, threads_or_all};
+
+/// Rows of a task of rounding, and how many arrays of them it holds.
+const TASK: u64 = crate::methods::ROWS as u64 * 5 * 4;
+
+/// What the resident memory of a calibrated run is made of, bytes, at the site where it is largest.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct QuantizeMemory {
+    /// The block in float32, and its codes.
+    pub block: u64,
+    /// Activations of all windows within the block.
+    pub activations: u64,
+    /// Gram matrix, Hessian and factors.
+    pub hessians: u64,
+    /// The site's readers as they are rounded.
+    pub weights: u64,
+    /// What threads hold.
+    pub scratch: u64,
+    /// What the process holds already.
+    pub fixed: u64,
+    /// What measuring the result needs.
+    pub evaluation: u64,
+    /// The largest sum at any time.
+    pub peak: u64,
+}
+
+/// Predicts the peak resident memory of [`super::quantize`] in a process that holds `resident` bytes now.
+///
+/// # Errors
+/// As [`Walk::open`].
+pub fn quantize_memory(
+    model: &Model,
+    windows: &Windows,
+    settings: &QuantizeSettings,
+    resident: u64,
+) -> Result<QuantizeMemory, Error> {
+    let walk = Walk::open(model)?;
+    let threads = threads_or_all(settings.threads);
+    let tokens = windows.sequence_length as u64;
+    let within = wave(settings, threads, windows).min(windows.picked.len()) as u64;
+    let blocks = walk.block_bytes();
+    let hidden = walk.decoder.hidden_size as u64;
+    let elements = |path: &str| {
+        walk.weights.shape(&format!("{path}.weight")).unwrap_or(&[]).iter().rev().take(2).product::<usize>()
+            as u64
+    };
+    let gptq = settings.recipe.rounding() == Method::Gptq;
+    let folds = settings.recipe.folds();
+    let mut largest = QuantizeMemory::default();
+    for (block, bytes) in walk.decoder.blocks.iter().zip(&blocks) {
+        let routed = block.layers().map(|layer| match layer {
+            Layer::Moe(moe) => 2 * moe.router.top_k as u64,
+            _ => 0,
+        });
+        let routed = routed.max().unwrap_or(0) * hidden;
+        for site in
+            block.sites().iter().filter(|site: &&Site<'_>| site.expert.is_none_or(|expert| expert == 0))
+        {
+            let shape = walk.weights.shape(&format!("{}.weight", site.readers[0].path)).unwrap_or(&[]);
+            let size = shape.last().copied().unwrap_or(1) as u64;
+            let readers: u64 = site.readers.iter().map(|reader| elements(&reader.path) * 4).sum();
+            // The residual stream, the norm's output, and the input itself where it is another.
+            let own = if matches!(site.producer, Producer::Norm(_) | Producer::Residual) { 0 } else { size };
+            let state = walk.state_elements() as u64;
+            let matrices = 1 + u64::from(folds) + if gptq { 3 } else { 0 };
+            let trial = folds && matches!(site.producer, Producer::Norm(_));
+            let mut sum = QuantizeMemory {
+                block: bytes + bytes / 4,
+                activations: within * tokens * 4 * (state + hidden + own + routed),
+                hessians: matrices * size * size * 4,
+                weights: readers * if trial { 3 } else { 2 },
+                scratch: threads as u64 * (size * TASK).max(walk.scratch_bytes(windows.sequence_length)),
+                ..QuantizeMemory::default()
+            };
+            sum.peak = sum.block + sum.activations + sum.hessians + sum.weights + sum.scratch;
+            if sum.peak > largest.peak {
+                largest = sum;
+            }
+        }
+    }
+    largest.fixed = resident;
+    if let Some(held_out) = &settings.evaluate {
+        let quality = EvaluationSettings { threads, low_memory: settings.low_memory, cache: None };
+        largest.evaluation = memory(model, Some(model), held_out, &quality, 0)?.peak;
+    }
+    largest.peak = resident + largest.peak.max(largest.evaluation);
+    Ok(largest)
+}

@@ -1,0 +1,182 @@
+//! Properties of calibrated runs that hold for every family of models.
+
+use std::path::{Path, PathBuf};
+
+use candle_core::{Device, Tensor};
+use mlx_format::checkpoint::Directory;
+use mlx_format::{FloatType, Scheme};
+use mlx_quant_model::{Forward, State, Weights};
+
+use super::{QuantizeSettings, Quantized, quantize};
+use crate::data::{Pick, Window, Windows};
+use crate::methods::Recipe;
+use crate::plan::{Overrides, Plan, Settings};
+use crate::{Model, Silent, convert, open};
+
+/// As `n_grid`: factors are drawn.
+pub(super) const DRAWN: usize = usize::MAX;
+
+/// Powers of two that look random, tied features alike.
+pub(super) fn draw(size: usize, tie: &dyn Fn(usize) -> usize) -> Vec<f32> {
+    (0..size).map(|at| [0.25, 1.0, 4.0, 0.5, 2.0][(tie(at) * 2_654_435_761) / 7 % 5]).collect()
+}
+
+fn checkpoints(zoo: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(zoo).unwrap().map(|entry| entry.unwrap().path());
+    let mut all: Vec<PathBuf> = entries.filter(|path| path.join("config.json").is_file()).collect();
+    all.sort();
+    all
+}
+
+fn copied() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/zoo")
+}
+
+fn shared() -> PathBuf {
+    let beside = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared");
+    std::env::var_os("MLX_QUANT_SHARED").map_or_else(beside, PathBuf::from).join("zoo")
+}
+
+/// Windows of tokens that look random.
+fn windows(model: &Model, count: usize, tokens: usize) -> Windows {
+    let vocabulary = model.vocabulary().unwrap() as u64;
+    let mut state = 12345u64;
+    let mut token = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        ((state >> 33) % vocabulary) as u32
+    };
+    let picked = (0..count)
+        .map(|index| Window { source: 0, index, tokens: (0..tokens).map(|_| token()).collect() })
+        .collect();
+    Windows {
+        sequence_length: tokens,
+        pick: Pick::Sampled { windows: count, seed: 1 },
+        picked,
+        sources: Vec::new(),
+        data_hash: String::new(),
+    }
+}
+
+fn settings(bits: u32, group_size: usize) -> Settings {
+    Settings { quantize: Some(Scheme::affine(bits, group_size).unwrap()), ..Settings::default() }
+}
+
+fn run(model: &Model, plan: Settings, recipe: &str, drawn: bool, target: &Path) -> (Quantized, Model) {
+    let plan = Plan::new(&model.checkpoint, &model.config, plan).unwrap();
+    let mut settings = QuantizeSettings::new(recipe.parse::<Recipe>().unwrap());
+    settings.threads = 2;
+    if drawn {
+        settings.method.n_grid = DRAWN;
+    }
+    let windows = windows(model, 6, 48);
+    let made = quantize(model, &plan, &windows, target, &settings, &Silent).unwrap();
+    (made, open(&Directory::open(target).unwrap()).unwrap())
+}
+
+/// What leaves the last block of a model on disk.
+fn states(model: &Model, windows: &Windows) -> Vec<State> {
+    let device = Device::Cpu;
+    let weights = Weights::open(&model.checkpoint, &model.config).unwrap();
+    let decoder = weights.decoder(&model.config).unwrap();
+    let forward = Forward::new(&decoder, windows.sequence_length, &device).unwrap();
+    let start = windows.picked.iter().map(|window| forward.embed(&weights, &[&window.tokens]).unwrap());
+    let mut states: Vec<State> = start.collect();
+    for (index, block) in decoder.blocks.iter().enumerate() {
+        let parameters = weights.load(&block.prefix, &device).unwrap();
+        let step = |state: State| forward.block(index, &parameters, state, &mut ()).unwrap();
+        states = states.into_iter().map(step).collect();
+    }
+    states
+}
+
+/// Largest difference, and largest value.
+fn distance(a: &[State], b: &[State]) -> (f32, f32) {
+    let values = |tensor: &Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    let mut largest = (0f32, 0f32);
+    for (a, b) in a.iter().zip(b) {
+        for (a, b) in values(&a.hidden).into_iter().zip(values(&b.hidden)) {
+            largest = (largest.0.max((a - b).abs()), largest.1.max(a.abs()));
+        }
+    }
+    largest
+}
+
+/// Nothing is quantized, factors are folded wherever they can be: the model is the same, bit for bit where no norm stores
+/// `w - 1` (and there but for the rounding of its float32 weight).
+fn folding_changes_nothing(zoo: &Path) {
+    println!("{:<20} {:>7} {:>10}", "checkpoint", "folds", "difference");
+    for path in checkpoints(zoo) {
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        let model = open(&Directory::open(&path).unwrap()).unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let table = super::Walk::open(&model).unwrap().decoder.embedding.path;
+        let recipe = format!("[[layer]]\npath = \"*\"\nkeep = true\n[[layer]]\npath = \"{table}\"\nbits = 8");
+        let overrides = Overrides::parse(&recipe, Scheme::affine(4, 32).unwrap()).unwrap();
+        let plan = Settings { overrides: Some(overrides), dtype: Some(FloatType::F32), ..settings(4, 32) };
+        let plan = Plan::new(&model.checkpoint, &model.config, plan).unwrap();
+        let plain = directory.path().join("plain");
+        convert(&model, &plan, &plain, 2, &Silent).unwrap();
+        let plain = open(&Directory::open(&plain).unwrap()).unwrap();
+        let mut settings = QuantizeSettings::new("awq+rtn".parse().unwrap());
+        settings.method.n_grid = DRAWN;
+        let windows = windows(&model, 3, 24);
+        let target = directory.path().join("out");
+        let made = quantize(&model, &plan, &windows, &target, &settings, &Silent).unwrap();
+        let folded = open(&Directory::open(&target).unwrap()).unwrap();
+        let (difference, largest) = distance(&states(&plain, &windows), &states(&folded, &windows));
+        println!("{name:<20} {:>7} {difference:>10.1e}", made.folded);
+        assert!(difference <= 3e-5 * largest, "{name}: {difference} of {largest}");
+        let norms_store_less = super::Walk::open(&model).unwrap().decoder.blocks.iter().any(|block| {
+            block
+                .stages
+                .iter()
+                .flat_map(|stage| &stage.branches)
+                .any(|branch| branch.norm.as_ref().is_some_and(|norm| norm.plus_one))
+        });
+        assert!(norms_store_less || difference == 0.0, "{name}: {difference}");
+        assert_eq!(made.folded, made.foldable, "{name}");
+    }
+}
+
+/// What is written computes what the walk computed with, folds on rounded weights included.
+fn written_equals_walked(zoo: &Path) {
+    println!("{:<20} {:>7} {:>12} {:>12}", "checkpoint", "folds", "gptq", "awq+gptq");
+    for path in checkpoints(zoo) {
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        let model = open(&Directory::open(&path).unwrap()).unwrap();
+        let mut cells = Vec::new();
+        let mut folds = 0;
+        for (recipe, drawn) in [("gptq", false), ("awq+gptq", true)] {
+            let directory = tempfile::tempdir().unwrap();
+            let target = directory.path().join("out");
+            let (made, written) = run(&model, settings(4, 32), recipe, drawn, &target);
+            let (difference, largest) = distance(&made.states, &states(&written, &windows(&model, 6, 48)));
+            folds = made.folded;
+            assert!(difference <= 3e-4 * largest, "{name}, {recipe}: {difference} of {largest}");
+            cells.push(difference / largest);
+        }
+        println!("{name:<20} {folds:>7} {:>12.1e} {:>12.1e}", cells[0], cells[1]);
+    }
+}
+
+#[test]
+fn folding_changes_nothing_in_the_copied_checkpoints() {
+    folding_changes_nothing(&copied());
+}
+
+#[test]
+#[cfg_attr(not(shared), ignore = "needs ../shared/zoo")]
+fn folding_changes_nothing_in_any_family() {
+    folding_changes_nothing(&shared());
+}
+
+#[test]
+fn written_equals_walked_in_the_copied_checkpoints() {
+    written_equals_walked(&copied());
+}
+
+#[test]
+#[cfg_attr(not(shared), ignore = "needs ../shared/zoo")]
+fn written_equals_walked_in_any_family() {
+    written_equals_walked(&shared());
+}
