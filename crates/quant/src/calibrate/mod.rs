@@ -168,7 +168,7 @@ pub(crate) fn through_block(
         let done: Vec<State> =
             pool.install(|| held.par_iter_mut().map(finish).collect::<Result<_, Error>>())?;
         drop(held);
-        return done.into_iter().enumerate().try_for_each(|(window, state)| states.put(window, state));
+        return pool.install(|| states.put(0, done));
     }
     for from in (0..windows).step_by(wave) {
         let mut travellers = (from..windows.min(from + wave))
@@ -177,9 +177,7 @@ pub(crate) fn through_block(
         let done: Vec<State> =
             pool.install(|| travellers.par_iter_mut().map(finish).collect::<Result<_, Error>>())?;
         drop(travellers);
-        for (offset, state) in done.into_iter().enumerate() {
-            states.put(from + offset, state)?;
-        }
+        pool.install(|| states.put(from, done))?;
     }
     Ok(())
 }

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use candle_core::Device;
 use fs_err as fs;
 use mlx_quant_model::{State, WeightsError};
+use rayon::prelude::*;
 
 use crate::Error;
 
@@ -108,11 +109,15 @@ impl States {
         }
     }
 
-    /// One behind the block. [`States::passed`] follows when all are.
-    pub(crate) fn put(&mut self, window: usize, state: State) -> Result<(), Error> {
-        save(&self.file(self.block + 1, window), &state)?;
+    /// Some behind the block, from window `first` on. [`States::passed`] follows when all are.
+    pub(crate) fn put(&mut self, first: usize, states: Vec<State>) -> Result<(), Error> {
+        let next = self.block + 1;
+        states
+            .par_iter()
+            .enumerate()
+            .try_for_each(|(at, state)| save(&self.file(next, first + at), state))?;
         if let Some(held) = &mut self.held {
-            held[window] = Some(state);
+            held[first..].iter_mut().zip(states).for_each(|(place, state)| *place = Some(state));
         }
         Ok(())
     }

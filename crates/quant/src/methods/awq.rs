@@ -9,12 +9,13 @@
 //! on the inputs it really gets.
 
 use mlx_format::{FloatType, Scheme};
+use rayon::prelude::*;
 
 use super::hessian::Gram;
 use super::rounding::{How, round};
 
 /// Rows of a weight on which candidates are judged.
-const SAMPLE: usize = 128;
+const SAMPLE: usize = 64;
 /// Factors stay within these powers of two.
 const REACH: f32 = 8.0;
 
@@ -49,9 +50,7 @@ pub(crate) fn choose(
     let magnitude: Vec<f32> = loud.iter().map(|square| square.sqrt().max(1e-8)).collect();
     let weight = tied(&weight_squares(&samples, columns), ties);
     let weight: Vec<f32> = weight.iter().map(|square| square.sqrt().max(1e-8)).collect();
-    let mut tried: Vec<Vec<f32>> = Vec::new();
-    let mut best: Option<(f64, Vec<f32>)> = None;
-    let none = loss(gram, &diagonal, &samples, None, search);
+    let mut candidates: Vec<Vec<f32>> = Vec::new();
     for step in 1..=n_grid {
         let r = step as f32 / n_grid as f32;
         for duo in [false, true] {
@@ -61,17 +60,17 @@ pub(crate) fn choose(
                 .map(|(x, w)| x.powf(r) / if duo { w.powf(1.0 - r) } else { 1.0 })
                 .collect();
             let factors = powers_of_two(&raw);
-            if factors.iter().all(|factor| *factor == 1.0) || tried.contains(&factors) {
-                continue;
+            if factors.iter().any(|factor| *factor != 1.0) && !candidates.contains(&factors) {
+                candidates.push(factors);
             }
-            let found = loss(gram, &diagonal, &samples, Some(&factors), search);
-            if found < best.as_ref().map_or(none, |(least, _)| *least) {
-                best = Some((found, factors.clone()));
-            }
-            tried.push(factors);
         }
     }
-    best.map(|(_, factors)| factors)
+    let none = loss(gram, &diagonal, &samples, None, search);
+    let losses: Vec<f64> =
+        candidates.par_iter().map(|factors| loss(gram, &diagonal, &samples, Some(factors), search)).collect();
+    // The first of equals, whatever the timing.
+    let best = (0..losses.len()).min_by(|a, b| losses[*a].total_cmp(&losses[*b]))?;
+    (losses[best] < none).then(|| candidates.swap_remove(best))
 }
 
 /// Evenly spaced rows.
@@ -119,7 +118,6 @@ fn loss(
     factors: Option<&[f32]>,
     search: bool,
 ) -> f64 {
-    use rayon::prelude::*;
     let columns = gram.size;
     let weights: Vec<f32> = match factors {
         None => diagonal.to_vec(),

@@ -7,12 +7,13 @@ use candle_core::{Device, Storage, Tensor};
 use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::cholesky::llt::factor::{cholesky_in_place, cholesky_in_place_scratch};
 use faer::linalg::matmul::matmul;
+use faer::linalg::matmul::triangular::{self, BlockStructure};
 use faer::linalg::triangular_inverse::invert_lower_triangular;
 use faer::{Accum, MatMut, MatRef, Par};
 use rayon::prelude::*;
 
-/// Rows of the matrix that one task sums up, over all windows in order: the result is the same for any number of threads.
-const STRIP: usize = 192;
+/// Parts into which products and factorisations are split. Fixed, so that results do not depend on the number of threads.
+const PARTS: usize = 8;
 
 /// `X^T X / tokens` of a site, float32, sums in the order of the windows.
 #[derive(Clone, Debug, PartialEq)]
@@ -59,15 +60,20 @@ impl GramSum {
             windows.push(&storage.as_slice::<f32>()?[start..end]);
         }
         self.tokens += windows.iter().map(|window| (window.len() / size.max(1)) as u64).sum::<u64>();
-        self.values.par_chunks_mut(STRIP * size).enumerate().for_each(|(strip, out)| {
-            let (first, rows) = (strip * STRIP, out.len() / size);
-            for window in &windows {
-                let x = MatRef::from_row_major_slice(window, window.len() / size, size);
-                let (left, right) = (x.subcols(first, rows), x.subcols(0, first + rows));
-                let to = MatMut::from_row_major_slice_mut(out, rows, size).subcols_mut(0, first + rows);
-                matmul(to, Accum::Add, left.transpose(), right, 1.0, Par::Seq);
-            }
-        });
+        for window in &windows {
+            let x = MatRef::from_row_major_slice(window, window.len() / size.max(1), size);
+            triangular::matmul(
+                MatMut::from_row_major_slice_mut(&mut self.values, size, size),
+                BlockStructure::TriangularLower,
+                Accum::Add,
+                x.transpose(),
+                BlockStructure::Rectangular,
+                x,
+                BlockStructure::Rectangular,
+                1.0,
+                Par::rayon(PARTS),
+            );
+        }
         Ok(())
     }
 
@@ -121,12 +127,16 @@ impl Gram {
     }
 }
 
-/// Copies the lower triangle to the upper one.
+/// Copies the lower triangle to the upper one, a tile that fits in the cache at a time.
 fn mirror(values: &mut [f32], size: usize) {
-    for row in 1..size {
-        let (above, own) = values.split_at_mut(row * size);
-        for column in 0..row {
-            above[column * size + row] = own[column];
+    const TILE: usize = 32;
+    for top in (0..size).step_by(TILE) {
+        for left in (0..=top).step_by(TILE) {
+            for row in top..size.min(top + TILE) {
+                for column in left..row.min(left + TILE) {
+                    values[column * size + row] = values[row * size + column];
+                }
+            }
         }
     }
 }
@@ -197,20 +207,18 @@ fn inverse_factor(hessian: &[f32], size: usize, added: f32) -> Option<Vec<f32>> 
     let turned = |at: usize| size - 1 - at;
     // Column-major, which faer factors fastest; symmetric, so that rows may be read for columns.
     let mut lower = vec![0f32; size * size];
-    for (column, out) in lower.chunks_exact_mut(size).enumerate() {
+    lower.par_chunks_exact_mut(size).enumerate().for_each(|(column, out)| {
         let from = &hessian[turned(column) * size..][..size];
-        for (row, value) in out.iter_mut().enumerate() {
-            *value = from[turned(row)];
-        }
+        out.iter_mut().zip(from.iter().rev()).for_each(|(value, from)| *value = *from);
         out[column] += added;
-    }
+    });
+    let par = Par::rayon(PARTS);
     let to = MatMut::from_column_major_slice_mut(&mut lower, size, size);
-    let mut memory =
-        MemBuffer::new(cholesky_in_place_scratch::<f32>(size, Par::Seq, faer::prelude::default()));
+    let mut memory = MemBuffer::new(cholesky_in_place_scratch::<f32>(size, par, faer::prelude::default()));
     cholesky_in_place(
         to,
         faer::prelude::default(),
-        Par::Seq,
+        par,
         MemStack::new(&mut memory),
         faer::prelude::default(),
     )
@@ -219,16 +227,15 @@ fn inverse_factor(hessian: &[f32], size: usize, added: f32) -> Option<Vec<f32>> 
     invert_lower_triangular(
         MatMut::from_column_major_slice_mut(&mut inverse, size, size),
         MatRef::from_column_major_slice(&lower, size, size),
-        Par::Seq,
+        par,
     );
-    // lower^-1 turned about both axes; its columns become rows read backwards.
-    let upper = &mut lower;
-    upper.fill(0.0);
-    for row in 0..size {
-        for column in row..size {
-            upper[row * size + column] = inverse[turned(column) * size + turned(row)];
+    // lower^-1 turned about both axes: rows of U are its rows read backwards.
+    lower.par_chunks_exact_mut(size).enumerate().for_each(|(row, upper)| {
+        upper[..row].fill(0.0);
+        for (column, value) in upper.iter_mut().enumerate().skip(row) {
+            *value = inverse[turned(column) * size + turned(row)];
         }
-    }
+    });
     lower.iter().all(|value| value.is_finite()).then_some(lower)
 }
 
@@ -280,6 +287,16 @@ mod tests {
             pool.install(|| gram(400, 4, 33).0)
         };
         assert_eq!(of(1), of(3));
+    }
+
+    #[test]
+    fn the_factor_does_not_depend_on_threads() {
+        let of = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| Factor::new(&gram(600, 4, 300).0, (0..600).collect(), 0.01).unwrap().upper)
+        };
+        let first = of(1);
+        assert!(first == of(2) && first == of(5));
     }
 
     #[test]

@@ -286,20 +286,21 @@ impl<'b> BlockWork<'b> {
         let ones = vec![1.0; gram.size];
         let with = self.trial(norm, gram, factors)?;
         let without = self.trial(norm, gram, &ones)?;
-        let error = |parameters: &Parameters| -> Result<f64, WeightsError> {
-            let mut sum = 0.0;
-            for place in &places {
-                for input in &rows {
-                    let size = gram.size;
-                    let input = input.reshape((1, (), size))?;
-                    let truth = self.forward.branch(self.index, *place, self.parameters, &input)?;
-                    let found = self.forward.branch(self.index, *place, parameters, &input)?;
-                    sum += (truth - found)?.sqr()?.sum_all()?.to_scalar::<f32>()? as f64;
-                }
-            }
-            Ok(sum)
+        let pairs: Vec<(Place, &Tensor)> =
+            places.iter().flat_map(|place| rows.iter().map(|input| (*place, input))).collect();
+        let errors = |(place, input): &(Place, &Tensor)| -> Result<(f64, f64), WeightsError> {
+            let input = input.reshape((1, (), gram.size))?;
+            let run = |parameters| self.forward.branch(self.index, *place, parameters, &input);
+            let truth = run(self.parameters)?;
+            let error = |parameters| -> candle_core::Result<f64> {
+                Ok((&truth - run(parameters)?)?.sqr()?.sum_all()?.to_scalar::<f32>()? as f64)
+            };
+            Ok((error(&with)?, error(&without)?))
         };
-        Ok(Some(error(&with)? < error(&without)?))
+        let errors =
+            self.session.pool.install(|| pairs.par_iter().map(errors).collect::<Result<Vec<_>, _>>())?;
+        let sums = errors.iter().fold((0.0, 0.0), |sum, error| (sum.0 + error.0, sum.1 + error.1));
+        Ok(Some(sums.0 < sums.1))
     }
 
     /// Branches that read a norm and need nothing but its output.
