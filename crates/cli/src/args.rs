@@ -383,7 +383,7 @@ pub(crate) struct Calibrated {
     #[arg(long, visible_alias = "data-path", value_name = "PATH")]
     pub(crate) data: Option<PathBuf>,
 
-    /// Calibration windows
+    /// Calibration windows; 0 for all
     #[arg(long, visible_alias = "num-samples", value_name = "N", default_value_t = 128)]
     pub(crate) n_samples: usize,
 

@@ -93,6 +93,14 @@ impl Gram {
         (0..self.size).map(|at| self.values[at * self.size + at]).collect()
     }
 
+    /// Part of a product of two features that is taken for real: with few tokens for many features, chance makes much of it.
+    /// Shrinking off-diagonal elements is Ledoit and Wolf's remedy (2004); tokens of a text are not independent of each other, so
+    /// only one in [`TOKENS_FOR_ONE`] counts. Measured at 32 windows of 512 (KL, factor 0 / 1 / 3 / 8 / 20): SmolLM2-135M dithered
+    /// at 4 bits 0.122 / 0.107 / 0.099 / 0.094 / 0.097, the demo model at 3 bits 0.172 / 0.175 / 0.170 / 0.166 / 0.168.
+    fn reliability(&self) -> f32 {
+        (self.tokens as f64 / (self.size as f64 * TOKENS_FOR_ONE + self.tokens as f64)) as f32
+    }
+
     /// That of the same inputs divided by `factors`, feature by feature.
     #[must_use]
     pub fn scaled(&self, factors: &[f32]) -> Self {
@@ -156,6 +164,9 @@ pub struct Factor {
     pub damping: f32,
 }
 
+/// Tokens of a text that tell as much as an independent one.
+const TOKENS_FOR_ONE: f64 = 8.0;
+
 /// Tries of ever stronger damping.
 const TRIES: usize = 6;
 
@@ -169,10 +180,12 @@ impl Factor {
         if !(mean.is_finite() && mean > 0.0) {
             return None;
         }
+        let kept = gram.reliability();
         let mut hessian = vec![0f32; size * size];
         hessian.par_chunks_mut(size).zip(&order).for_each(|(row, &from)| {
             for (value, &column) in row.iter_mut().zip(&order) {
-                *value = gram.values[from * size + column];
+                let factor = if from == column { 1.0 } else { kept };
+                *value = factor * gram.values[from * size + column];
             }
         });
         let mut damping = damping.max(1e-6);

@@ -1,0 +1,211 @@
+//! `mlx-quant quantize`, `awq` and `gptq` as people run them.
+#![allow(clippy::unwrap_used, reason = "a test panics to fail")]
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use assert_cmd::Command;
+use predicates::prelude::*;
+use predicates::str::contains;
+use serde_json::Value;
+
+fn mlx_quant() -> Command {
+    Command::cargo_bin("mlx-quant").unwrap()
+}
+
+/// A run on the built-in model that takes a few seconds at most.
+const SMALL: [&str; 4] = ["--n-samples", "6", "--sequence-length", "96"];
+
+fn small(command: &str, target: &Path) -> Command {
+    let mut run = mlx_quant();
+    run.arg(command).args(SMALL).args(["--eval-windows", "0", "--mlx-path"]).arg(target);
+    run
+}
+
+fn document(run: &mut Command) -> Value {
+    serde_json::from_slice(&run.args(["--json", "--quiet"]).assert().success().get_output().stdout).unwrap()
+}
+
+fn weights(directory: &Path) -> Vec<u8> {
+    std::fs::read(directory.join("model.safetensors")).unwrap()
+}
+
+#[test]
+fn writes_a_model_with_its_history() {
+    let directory = tempfile::tempdir().unwrap();
+    let target = directory.path().join("out");
+    let mut run = mlx_quant();
+    run.args(["quantize", "--recipe", "awq+gptq", "--bits", "3", "--seed", "7", "--eval-windows", "2", "--mlx-path"]);
+    let made = document(run.arg(&target).args(SMALL));
+    assert_eq!(made["recipe"], "awq+gptq");
+    assert_eq!(made["calibration"]["windows"], 6);
+    assert!(made["made"]["foldable"].as_u64().unwrap() > 0);
+    let kl = made["made"]["evaluation"]["kl_mean"].as_f64().unwrap();
+    assert!(kl > 0.0 && kl < 0.5, "{kl}");
+    let config: Value = serde_json::from_slice(&std::fs::read(target.join("config.json")).unwrap()).unwrap();
+    assert_eq!(config["quantization"]["bits"], 3);
+    // What is no linear layer falls back to six bits.
+    assert_eq!(config["quantization"]["model.embed_tokens"]["bits"], 6);
+    let card = std::fs::read_to_string(target.join("README.md")).unwrap();
+    let hash = made["calibration"]["data_hash"].as_str().unwrap();
+    for part in ["| recipe | awq+gptq |", hash, "| seed | 7 |", "KL(source, this)", "6 windows of 96 tokens"] {
+        assert!(card.contains(part), "{part} is missing from\n{card}");
+    }
+    mlx_quant().args(["inspect", "--verify", "--quiet"]).arg(&target).assert().success();
+}
+
+#[test]
+fn methods_lose_less_than_rounding() {
+    let directory = tempfile::tempdir().unwrap();
+    let at = |name: &str| directory.path().join(name);
+    let embedding = "[[layer]]\npath = \"model.embed_tokens\"\nbits = 6";
+    std::fs::write(at("recipe.toml"), embedding).unwrap();
+    let convert = |name: &str, more: &[&str]| {
+        let mut run = mlx_quant();
+        run.args(["convert", "-q", "--bits", "3", "--quiet", "--recipe-file"]).arg(at("recipe.toml"));
+        run.args(more).arg("--mlx-path").arg(at(name)).assert().success();
+    };
+    convert("rtn", &[]);
+    convert("search", &["--search"]);
+    let mut same = mlx_quant();
+    same.args(["quantize", "--recipe", "search", "--bits", "3", "--quiet", "--recipe-file"]).arg(at("recipe.toml"));
+    same.arg("--mlx-path").arg(at("same")).assert().success();
+    assert!(weights(&at("search")) == weights(&at("same")));
+    small("awq", &at("awq")).args(["--bits", "3", "--embed-bits", "6", "--quiet"]).assert().success();
+    small("gptq", &at("gptq")).args(["--bits", "3", "--quiet"]).assert().success();
+    std::fs::create_dir(at("reference")).unwrap();
+    let cache = tempfile::tempdir().unwrap();
+    let reference = reference(&at("reference"));
+    let divergence = |name: &str| {
+        let mut run = mlx_quant();
+        run.args(["eval", "--windows", "4", "--sequence-length", "256", "--reference"]).arg(&reference);
+        run.arg("--cache").arg(cache.path()).arg("--model").arg(at(name));
+        document(&mut run)["kl_mean"].as_f64().unwrap()
+    };
+    let losses = ["rtn", "search", "awq", "gptq"].map(divergence);
+    assert!(losses.is_sorted_by(|a, b| a > b), "{losses:?}");
+}
+
+/// The built-in model as a directory.
+fn reference(directory: &Path) -> PathBuf {
+    let target = directory.join("model");
+    mlx_quant().args(["convert", "--quiet", "--mlx-path"]).arg(&target).assert().success();
+    target
+}
+
+#[test]
+fn seeds_choose_windows_and_threads_decide_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let of = |name: &str, more: &[&str]| {
+        let target = directory.path().join(name);
+        small("gptq", &target).args(more).arg("--quiet").assert().success();
+        weights(&target)
+    };
+    let first = of("first", &["--threads", "1"]);
+    assert!(first == of("again", &["--threads", "2"]));
+    assert!(first == of("low", &["--threads", "2", "--low-memory"]));
+    assert!(first != of("seed", &["--seed", "124"]));
+}
+
+#[test]
+fn killed_it_goes_on_behind_the_last_block() {
+    let directory = tempfile::tempdir().unwrap();
+    let at = |name: &str| directory.path().join(name);
+    small("gptq", &at("whole")).arg("--quiet").assert().success();
+    let whole = weights(&at("whole"));
+    for block in [1, 3, 5] {
+        let target = at(&format!("out-{block}"));
+        let partial = at(&format!(".out-{block}.partial"));
+        let mut child = std::process::Command::new(assert_cmd::cargo::cargo_bin!("mlx-quant"));
+        child.arg("gptq").args(SMALL).args(["--quiet", "--eval-windows", "0", "--mlx-path"]).arg(&target);
+        let mut child = child.spawn().unwrap();
+        let reached = partial.join(format!(".state-{block}-0.safetensors"));
+        let start = Instant::now();
+        while !reached.exists() {
+            assert!(start.elapsed() < Duration::from_secs(120), "block {block} was never reached");
+            assert!(child.try_wait().unwrap().is_none(), "it was done before block {block}");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(!target.exists() && partial.exists());
+        let made = document(&mut small("gptq", &target));
+        // The block whose windows were just being stored may count or not.
+        assert!(made["made"]["resumed_blocks"].as_u64().unwrap() + 1 >= block, "{}", made["made"]);
+        assert!(weights(&target) == whole, "killed at block {block}");
+        assert!(!partial.exists());
+    }
+}
+
+#[test]
+fn a_plan_writes_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let target = directory.path().join("out");
+    let planned = document(small("awq", &target).arg("--dry-run"));
+    assert!(planned["memory"]["peak"].as_u64().unwrap() > 1 << 20);
+    assert!(planned["bits_per_weight"].as_f64().unwrap() > 4.0);
+    small("gptq", &target).arg("--dry-run").assert().success().stdout(contains("peak memory").and(contains("hessians")));
+    assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn statistics_serve_other_bits() {
+    let directory = tempfile::tempdir().unwrap();
+    let statistics = directory.path().join("statistics");
+    let run = |name: &str, more: &[&str]| {
+        let mut run = small("gptq", &directory.path().join(name));
+        run.arg("--statistics").arg(&statistics).args(more).arg("--quiet");
+        run
+    };
+    run("four", &[]).assert().success();
+    run("three", &["--bits", "3"]).assert().success();
+    run("seed", &["--seed", "5"]).assert().code(2).stderr(contains("other calibration windows").and(contains("hint:")));
+    assert!(!directory.path().join("seed").exists() && !directory.path().join(".seed.partial").exists());
+}
+
+/// Exit code 2, a hint, and nothing written.
+#[test]
+fn refuses_what_it_cannot_do() {
+    let directory = tempfile::tempdir().unwrap();
+    let target = directory.path().join("out");
+    let short = directory.path().join("short.txt");
+    std::fs::write(&short, "too short").unwrap();
+    let short = short.to_str().unwrap();
+    let cases: &[(&[&str], &str)] = &[
+        (&["quantize", "--recipe", "gptq+awq"], "awq cannot follow"),
+        (&["quantize", "--recipe", "magic"], "no method"),
+        (&["gptq", "--bits", "7"], "7 bits"),
+        (&["gptq", "--bits", "1"], "1 bits"),
+        (&["gptq", "--group-size", "48"], "group size 48"),
+        (&["gptq", "--fallback-bits", "9"], "9 bits"),
+        (&["gptq", "--damping", "0"], "--damping"),
+        (&["gptq", "--damping", "NaN"], "--damping"),
+        (&["gptq", "--block-size", "0"], "block-size"),
+        (&["awq", "--n-grid", "0"], "n-grid"),
+        (&["awq", "--sequence-length", "1"], "sequence"),
+        (&["awq", "--data", short], "short.txt"),
+        (&["awq", "--data", "/nonexistent"], "/nonexistent"),
+        (&["awq", "--upload-repo", "a/b"], "upload"),
+        (&["awq", "--model", "nobody/nothing"], "nobody/nothing"),
+        (&["awq", "--recipe-file", "/nonexistent"], "/nonexistent"),
+    ];
+    for (arguments, text) in cases {
+        let mut run = mlx_quant();
+        run.args(*arguments).arg("--mlx-path").arg(&target).assert().code(2).stderr(contains(*text));
+        assert!(!target.exists() && !directory.path().join(".out.partial").exists(), "{arguments:?}");
+    }
+    std::fs::create_dir(&target).unwrap();
+    mlx_quant().args(["gptq", "--mlx-path"]).arg(&target).assert().code(2).stderr(contains("hint:"));
+}
+
+#[test]
+fn answers_to_mlx_lm_names() {
+    let directory = tempfile::tempdir().unwrap();
+    for name in ["mlx_lm.awq", "mlx_lm.gptq"] {
+        let link = directory.path().join(name);
+        std::os::unix::fs::symlink(assert_cmd::cargo::cargo_bin!("mlx-quant"), &link).unwrap();
+        let mut run = Command::new(&link);
+        run.args(["--bits", "4", "--num-samples", "2", "--max-seq-length", "64", "--dry-run"]);
+        run.assert().success().stdout(contains("calibration      2 windows of 64 tokens"));
+    }
+}

@@ -1,0 +1,255 @@
+//! Calibrated methods end to end: better than round to nearest in every family, and the same bytes whatever happens on the way.
+//!
+//! That folds are exact and that what is written is what was walked are unit tests of `session`.
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test panics to fail, and shows its table")]
+
+mod common;
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use candle_core::Device;
+use mlx_format::Scheme;
+use mlx_quant::model::{Forward, State, Weights};
+use mlx_quant::{
+    Error, Event, Model, Observer, Pick, Plan, QuantizeSettings, Quantized, Settings, Silent, Window, Windows, convert,
+    quantize,
+};
+
+use crate::common::{fixtures, open_path, shared};
+
+/// Windows of tokens that look random; a seed's windows are the same everywhere.
+fn windows(model: &Model, seed: u64, count: usize, tokens: usize) -> Windows {
+    let vocabulary = model.vocabulary().unwrap() as u64;
+    let mut state = seed;
+    let mut token = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        ((state >> 33) % vocabulary) as u32
+    };
+    let window = |index| Window { source: 0, index, tokens: (0..tokens).map(|_| token()).collect() };
+    let picked = (0..count).map(window).collect();
+    let pick = Pick::Sampled { windows: count, seed };
+    Windows { sequence_length: tokens, pick, picked, sources: Vec::new(), data_hash: seed.to_string() }
+}
+
+fn plan(model: &Model, bits: u32) -> Plan {
+    let quantize = Some(Scheme::affine(bits, 32).unwrap());
+    Plan::new(&model.checkpoint, &model.config, Settings { quantize, ..Settings::default() }).unwrap()
+}
+
+fn settings(recipe: &str) -> QuantizeSettings {
+    QuantizeSettings { threads: 2, ..QuantizeSettings::new(recipe.parse().unwrap()) }
+}
+
+fn run(model: &Model, target: &Path, settings: &QuantizeSettings) -> Quantized {
+    quantize(model, &plan(model, 4), &windows(model, 1, 6, 48), target, settings, &Silent).unwrap()
+}
+
+fn bytes(directory: &Path) -> Vec<u8> {
+    let mut names: Vec<PathBuf> = std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path()).collect();
+    names.sort();
+    let weights = names.iter().filter(|path| path.extension().is_some_and(|ending| ending == "safetensors"));
+    weights.flat_map(|path| std::fs::read(path).unwrap()).collect()
+}
+
+/// A model's blocks on the inputs that the full-precision model gives them.
+struct Blocks {
+    windows: Windows,
+    /// In front of each block, and behind the last.
+    states: Vec<Vec<State>>,
+}
+
+impl Blocks {
+    fn of(model: &Model) -> Self {
+        let windows = windows(model, 99, 4, 48);
+        let weights = Weights::open(&model.checkpoint, &model.config).unwrap();
+        let decoder = weights.decoder(&model.config).unwrap();
+        let forward = Forward::new(&decoder, windows.sequence_length, &Device::Cpu).unwrap();
+        let embed = |window: &Window| forward.embed(&weights, &[&window.tokens]).unwrap();
+        let mut states = vec![windows.picked.iter().map(embed).collect::<Vec<_>>()];
+        for (index, block) in decoder.blocks.iter().enumerate() {
+            let parameters = weights.load(&block.prefix, &Device::Cpu).unwrap();
+            let step = |state: &State| forward.block(index, &parameters, state.clone(), &mut ()).unwrap();
+            states.push(states[index].iter().map(step).collect());
+        }
+        Self { windows, states }
+    }
+
+    /// Squared error of each block's output over the square of what the block adds, summed over blocks.
+    fn error(&self, model: &Model) -> f64 {
+        let weights = Weights::open(&model.checkpoint, &model.config).unwrap();
+        let decoder = weights.decoder(&model.config).unwrap();
+        let forward = Forward::new(&decoder, self.windows.sequence_length, &Device::Cpu).unwrap();
+        let square = |a: &State, b: &State| {
+            let difference = (&a.hidden - &b.hidden).unwrap().sqr().unwrap().sum_all().unwrap();
+            difference.to_scalar::<f32>().unwrap() as f64
+        };
+        let mut sum = 0.0;
+        for (index, block) in decoder.blocks.iter().enumerate() {
+            let parameters = weights.load(&block.prefix, &Device::Cpu).unwrap();
+            let (mut error, mut added) = (0.0, 0.0);
+            for (before, after) in self.states[index].iter().zip(&self.states[index + 1]) {
+                let found = forward.block(index, &parameters, before.clone(), &mut ()).unwrap();
+                error += square(&found, after);
+                added += square(before, after);
+            }
+            sum += error / added;
+        }
+        sum
+    }
+}
+
+/// Errors of all blocks against those of round to nearest, on windows that were not calibrated on.
+fn beats_round_to_nearest(zoo: &Path) {
+    const RECIPES: [&str; 3] = ["awq", "gptq", "awq+gptq"];
+    println!("{:<18} {:>9} {:>9} {:>9} {:>9}", "4 bits, groups of 32", "rtn", RECIPES[0], RECIPES[1], RECIPES[2]);
+    let mut failed = Vec::new();
+    let mut directories: Vec<PathBuf> =
+        std::fs::read_dir(zoo).unwrap().map(|entry| entry.unwrap().path()).collect();
+    directories.retain(|path| path.join("config.json").is_file());
+    directories.sort();
+    for directory in &directories {
+        let name = directory.file_name().unwrap().to_string_lossy().into_owned();
+        let model = open_path(directory).unwrap();
+        let blocks = Blocks::of(&model);
+        let out = tempfile::tempdir().unwrap();
+        let plan = plan(&model, 4);
+        convert(&model, &plan, &out.path().join("rtn"), 2, &Silent).unwrap();
+        let plain = blocks.error(&open_path(&out.path().join("rtn")).unwrap());
+        let ratios = RECIPES.map(|recipe| {
+            let target = out.path().join(recipe);
+            let windows = windows(&model, 1, 40, 48);
+            quantize(&model, &plan, &windows, &target, &settings(recipe), &Silent).unwrap();
+            blocks.error(&open_path(&target).unwrap()) / plain
+        });
+        println!("{name:<18} {plain:>11.3e} {:>9.3} {:>9.3} {:>9.3}", ratios[0], ratios[1], ratios[2]);
+        if ratios.iter().any(|ratio| *ratio >= 1.0) {
+            failed.push(format!("{name}: {ratios:.3?}"));
+        }
+    }
+    println!("{} checkpoints", directories.len());
+    assert!(failed.is_empty(), "no better than round to nearest: {failed:?}");
+}
+
+#[test]
+fn the_copied_checkpoints_beat_round_to_nearest() {
+    beats_round_to_nearest(&fixtures().join("zoo"));
+}
+
+#[test]
+#[cfg_attr(not(shared), ignore = "needs ../shared/zoo")]
+fn every_family_beats_round_to_nearest() {
+    beats_round_to_nearest(&shared().join("zoo"));
+}
+
+/// Stops after some events of progress.
+struct Stop(AtomicU64);
+
+impl Observer for Stop {
+    fn event(&self, event: Event<'_>) {
+        if let Event::Progress { .. } = event {
+            let _ = self.0.try_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
+        }
+    }
+
+    fn cancelled(&self) -> bool {
+        self.0.load(Ordering::SeqCst) == 0
+    }
+}
+
+/// Attention, dense layers and experts; and keys of other blocks, where there is such a model.
+fn several() -> Vec<Model> {
+    ["llama_tied", "qwen3_moe", "deepseek_v3", "qwen3_5"]
+        .map(|name| open_path(&fixtures().join("zoo").join(name)).unwrap())
+        .into()
+}
+
+#[test]
+fn threads_runs_and_memory_decide_nothing() {
+    for model in several() {
+        for recipe in ["awq", "awq+gptq"] {
+            let out = tempfile::tempdir().unwrap();
+            let of = |name: &str, threads, low_memory| {
+                let target = out.path().join(name);
+                run(&model, &target, &QuantizeSettings { threads, low_memory, ..settings(recipe) });
+                bytes(&target)
+            };
+            let first = of("first", 1, false);
+            assert!(first == of("again", 1, false), "another run");
+            assert!(first == of("two", 2, false), "two threads");
+            assert!(first == of("low", 2, true), "low memory");
+            assert!(first == of("lowest", 1, true), "low memory, one thread");
+            let other = windows(&model, 2, 6, 48);
+            let target = out.path().join("other");
+            quantize(&model, &plan(&model, 4), &other, &target, &settings(recipe), &Silent).unwrap();
+            assert!(first != bytes(&target), "other windows change nothing");
+        }
+    }
+}
+
+#[test]
+fn an_interrupted_run_goes_on_where_it_stopped() {
+    for model in several() {
+        let blocks = mlx_quant::Walk::open(&model).unwrap().decoder.blocks.len();
+        let out = tempfile::tempdir().unwrap();
+        run(&model, &out.path().join("whole"), &settings("awq+gptq"));
+        let whole = bytes(&out.path().join("whole"));
+        for low_memory in [false, true] {
+            for stop in 1..=blocks as u64 {
+                let target = out.path().join(format!("{stop}-{low_memory}"));
+                let settings = QuantizeSettings { low_memory, ..settings("awq+gptq") };
+                let windows = windows(&model, 1, 6, 48);
+                let stopped = quantize(&model, &plan(&model, 4), &windows, &target, &settings, &Stop(stop.into()));
+                assert!(matches!(stopped, Err(Error::Interrupted)), "{stop}: {stopped:?}");
+                assert!(!target.exists());
+                // Where the activations wait may change in between.
+                let again = QuantizeSettings { low_memory: !low_memory, ..settings };
+                let made = run(&model, &target, &again);
+                assert_eq!(made.resumed_blocks as u64, stop - 1);
+                assert!(bytes(&target) == whole, "{stop}");
+                let left: Vec<_> = std::fs::read_dir(&target).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+                assert!(left.iter().all(|name| !name.to_string_lossy().starts_with('.')), "{left:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn statistics_are_kept_and_checked() {
+    for model in several() {
+        let out = tempfile::tempdir().unwrap();
+        let kept = QuantizeSettings { statistics: Some(out.path().join("statistics")), ..settings("awq+gptq") };
+        run(&model, &out.path().join("first"), &kept);
+        run(&model, &out.path().join("second"), &kept);
+        assert!(bytes(&out.path().join("first")) == bytes(&out.path().join("second")));
+        run(&model, &out.path().join("propagated"), &settings("awq+gptq"));
+        assert!(bytes(&out.path().join("first")) != bytes(&out.path().join("propagated")));
+        // Other bits take the same statistics; a matrix that is missing is noticed.
+        let three = plan(&model, 3);
+        let windows_of = |seed| windows(&model, seed, 6, 48);
+        quantize(&model, &three, &windows_of(1), &out.path().join("three"), &kept, &Silent).unwrap();
+        let refused = quantize(&model, &three, &windows_of(2), &out.path().join("other"), &kept, &Silent);
+        let refused = refused.unwrap_err();
+        assert!(refused.is_refusal() && refused.to_string().contains("other calibration windows"), "{refused}");
+        assert!(!out.path().join(".other.partial").exists());
+    }
+}
+
+/// With one window of two tokens experts see too few tokens, and some none.
+#[test]
+fn experts_without_tokens_fall_back() {
+    let model = open_path(&fixtures().join("zoo/qwen3_moe")).unwrap();
+    let out = tempfile::tempdir().unwrap();
+    let target = out.path().join("out");
+    let few = windows(&model, 1, 1, 2);
+    let made = quantize(&model, &plan(&model, 4), &few, &target, &settings("gptq"), &Silent).unwrap();
+    assert!(!made.experts.is_empty());
+    for (path, experts) in &made.experts {
+        assert!(experts.tokens.iter().sum::<u64>() > 0 && !experts.fell_back.is_empty(), "{path}: {experts:?}");
+    }
+    assert!(made.experts.values().any(|experts| experts.tokens.contains(&0)), "{:?}", made.experts);
+    let many = windows(&model, 1, 60, 48);
+    let target = out.path().join("many");
+    let made = quantize(&model, &plan(&model, 4), &many, &target, &settings("gptq"), &Silent).unwrap();
+    assert!(made.experts.values().all(|experts| experts.fell_back.is_empty()), "{:?}", made.experts);
+}
