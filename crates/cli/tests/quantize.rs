@@ -35,7 +35,18 @@ fn writes_a_model_with_its_history() {
     let directory = tempfile::tempdir().unwrap();
     let target = directory.path().join("out");
     let mut run = mlx_quant();
-    run.args(["quantize", "--recipe", "awq+gptq", "--bits", "3", "--seed", "7", "--eval-windows", "2", "--mlx-path"]);
+    run.args([
+        "quantize",
+        "--recipe",
+        "awq+gptq",
+        "--bits",
+        "3",
+        "--seed",
+        "7",
+        "--eval-windows",
+        "2",
+        "--mlx-path",
+    ]);
     let made = document(run.arg(&target).args(SMALL));
     assert_eq!(made["recipe"], "awq+gptq");
     assert_eq!(made["calibration"]["windows"], 6);
@@ -48,7 +59,8 @@ fn writes_a_model_with_its_history() {
     assert_eq!(config["quantization"]["model.embed_tokens"]["bits"], 6);
     let card = std::fs::read_to_string(target.join("README.md")).unwrap();
     let hash = made["calibration"]["data_hash"].as_str().unwrap();
-    for part in ["| recipe | awq+gptq |", hash, "| seed | 7 |", "KL(source, this)", "6 windows of 96 tokens"] {
+    for part in ["| recipe | awq+gptq |", hash, "| seed | 7 |", "KL(source, this)", "6 windows of 96 tokens"]
+    {
         assert!(card.contains(part), "{part} is missing from\n{card}");
     }
     mlx_quant().args(["inspect", "--verify", "--quiet"]).arg(&target).assert().success();
@@ -68,7 +80,8 @@ fn methods_lose_less_than_rounding() {
     convert("rtn", &[]);
     convert("search", &["--search"]);
     let mut same = mlx_quant();
-    same.args(["quantize", "--recipe", "search", "--bits", "3", "--quiet", "--recipe-file"]).arg(at("recipe.toml"));
+    same.args(["quantize", "--recipe", "search", "--bits", "3", "--quiet", "--recipe-file"])
+        .arg(at("recipe.toml"));
     same.arg("--mlx-path").arg(at("same")).assert().success();
     assert!(weights(&at("search")) == weights(&at("same")));
     small("awq", &at("awq")).args(["--bits", "3", "--embed-bits", "6", "--quiet"]).assert().success();
@@ -144,7 +157,11 @@ fn a_plan_writes_nothing() {
     let planned = document(small("awq", &target).arg("--dry-run"));
     assert!(planned["memory"]["peak"].as_u64().unwrap() > 1 << 20);
     assert!(planned["bits_per_weight"].as_f64().unwrap() > 4.0);
-    small("gptq", &target).arg("--dry-run").assert().success().stdout(contains("peak memory").and(contains("hessians")));
+    small("gptq", &target)
+        .arg("--dry-run")
+        .assert()
+        .success()
+        .stdout(contains("peak memory").and(contains("hessians")));
     assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
 }
 
@@ -159,7 +176,10 @@ fn statistics_serve_other_bits() {
     };
     run("four", &[]).assert().success();
     run("three", &["--bits", "3"]).assert().success();
-    run("seed", &["--seed", "5"]).assert().code(2).stderr(contains("other calibration windows").and(contains("hint:")));
+    run("seed", &["--seed", "5"])
+        .assert()
+        .code(2)
+        .stderr(contains("other calibration windows").and(contains("hint:")));
     assert!(!directory.path().join("seed").exists() && !directory.path().join(".seed.partial").exists());
 }
 

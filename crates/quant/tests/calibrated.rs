@@ -12,8 +12,8 @@ use candle_core::Device;
 use mlx_format::Scheme;
 use mlx_quant::model::{Forward, State, Weights};
 use mlx_quant::{
-    Error, Event, Model, Observer, Pick, Plan, QuantizeSettings, Quantized, Settings, Silent, Window, Windows, convert,
-    quantize,
+    Error, Event, Model, Observer, Pick, Plan, QuantizeSettings, Quantized, Settings, Silent, Window,
+    Windows, convert, quantize,
 };
 
 use crate::common::{fixtures, open_path, shared};
@@ -46,7 +46,8 @@ fn run(model: &Model, target: &Path, settings: &QuantizeSettings) -> Quantized {
 }
 
 fn bytes(directory: &Path) -> Vec<u8> {
-    let mut names: Vec<PathBuf> = std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let mut names: Vec<PathBuf> =
+        std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path()).collect();
     names.sort();
     let weights = names.iter().filter(|path| path.extension().is_some_and(|ending| ending == "safetensors"));
     weights.flat_map(|path| std::fs::read(path).unwrap()).collect()
@@ -102,7 +103,10 @@ impl Blocks {
 /// Errors of all blocks against those of round to nearest, on windows that were not calibrated on.
 fn beats_round_to_nearest(zoo: &Path) {
     const RECIPES: [&str; 3] = ["awq", "gptq", "awq+gptq"];
-    println!("{:<18} {:>9} {:>9} {:>9} {:>9}", "4 bits, groups of 32", "rtn", RECIPES[0], RECIPES[1], RECIPES[2]);
+    println!(
+        "{:<18} {:>9} {:>9} {:>9} {:>9}",
+        "4 bits, groups of 32", "rtn", RECIPES[0], RECIPES[1], RECIPES[2]
+    );
     let mut failed = Vec::new();
     let mut directories: Vec<PathBuf> =
         std::fs::read_dir(zoo).unwrap().map(|entry| entry.unwrap().path()).collect();
@@ -199,7 +203,8 @@ fn an_interrupted_run_goes_on_where_it_stopped() {
                 let target = out.path().join(format!("{stop}-{low_memory}"));
                 let settings = QuantizeSettings { low_memory, ..settings("awq+gptq") };
                 let windows = windows(&model, 1, 6, 48);
-                let stopped = quantize(&model, &plan(&model, 4), &windows, &target, &settings, &Stop(stop.into()));
+                let stopped =
+                    quantize(&model, &plan(&model, 4), &windows, &target, &settings, &Stop(stop.into()));
                 assert!(matches!(stopped, Err(Error::Interrupted)), "{stop}: {stopped:?}");
                 assert!(!target.exists());
                 // Where the activations wait may change in between.
@@ -207,7 +212,8 @@ fn an_interrupted_run_goes_on_where_it_stopped() {
                 let made = run(&model, &target, &again);
                 assert_eq!(made.resumed_blocks as u64, stop - 1);
                 assert!(bytes(&target) == whole, "{stop}");
-                let left: Vec<_> = std::fs::read_dir(&target).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+                let left: Vec<_> =
+                    std::fs::read_dir(&target).unwrap().map(|entry| entry.unwrap().file_name()).collect();
                 assert!(left.iter().all(|name| !name.to_string_lossy().starts_with('.')), "{left:?}");
             }
         }
@@ -218,7 +224,8 @@ fn an_interrupted_run_goes_on_where_it_stopped() {
 fn statistics_are_kept_and_checked() {
     for model in several() {
         let out = tempfile::tempdir().unwrap();
-        let kept = QuantizeSettings { statistics: Some(out.path().join("statistics")), ..settings("awq+gptq") };
+        let kept =
+            QuantizeSettings { statistics: Some(out.path().join("statistics")), ..settings("awq+gptq") };
         run(&model, &out.path().join("first"), &kept);
         run(&model, &out.path().join("second"), &kept);
         assert!(bytes(&out.path().join("first")) == bytes(&out.path().join("second")));
@@ -230,7 +237,10 @@ fn statistics_are_kept_and_checked() {
         quantize(&model, &three, &windows_of(1), &out.path().join("three"), &kept, &Silent).unwrap();
         let refused = quantize(&model, &three, &windows_of(2), &out.path().join("other"), &kept, &Silent);
         let refused = refused.unwrap_err();
-        assert!(refused.is_refusal() && refused.to_string().contains("other calibration windows"), "{refused}");
+        assert!(
+            refused.is_refusal() && refused.to_string().contains("other calibration windows"),
+            "{refused}"
+        );
         assert!(!out.path().join(".other.partial").exists());
     }
 }
@@ -245,7 +255,10 @@ fn experts_without_tokens_fall_back() {
     let made = quantize(&model, &plan(&model, 4), &few, &target, &settings("gptq"), &Silent).unwrap();
     assert!(!made.experts.is_empty());
     for (path, experts) in &made.experts {
-        assert!(experts.tokens.iter().sum::<u64>() > 0 && !experts.fell_back.is_empty(), "{path}: {experts:?}");
+        assert!(
+            experts.tokens.iter().sum::<u64>() > 0 && !experts.fell_back.is_empty(),
+            "{path}: {experts:?}"
+        );
     }
     assert!(made.experts.values().any(|experts| experts.tokens.contains(&0)), "{:?}", made.experts);
     let many = windows(&model, 1, 60, 48);

@@ -79,12 +79,12 @@ impl Statistics {
         self.directory.join(format!("block-{block}.done")).is_file()
     }
 
-    pub(crate) fn finish(&self, block: usize) -> Result<(), Error> {
+    fn finish(&self, block: usize) -> Result<(), Error> {
         let path = self.directory.join(format!("block-{block}.done"));
         fs::write(&path, "").map_err(|error| failed(&path, &error))
     }
 
-    pub(crate) fn store(&self, block: usize, site: usize, gram: &Gram) -> Result<(), Error> {
+    fn store(&self, block: usize, site: usize, gram: &Gram) -> Result<(), Error> {
         let path = self.path(block, site);
         let partial = path.with_extension("partial");
         let tensors = || -> candle_core::Result<_> {
@@ -95,6 +95,23 @@ impl Statistics {
         let all: std::collections::HashMap<String, Tensor> = tensors().map_err(WeightsError::from)?;
         candle_core::safetensors::save(&all, &partial).map_err(|error| failed(&path, &error))?;
         fs::rename(&partial, &path).map_err(|error| failed(&path, &error))
+    }
+
+    /// The one matrix of what is no block (`block` lies behind the last), made and kept if it is not there.
+    pub(crate) fn or_make(
+        &self,
+        block: usize,
+        make: impl FnOnce() -> Result<Gram, Error>,
+    ) -> Result<Gram, Error> {
+        if self.has(block)
+            && let Some(gram) = self.load(block, 0)?
+        {
+            return Ok(gram);
+        }
+        let gram = make()?;
+        self.store(block, 0, &gram)?;
+        self.finish(block)?;
+        Ok(gram)
     }
 
     /// A site's matrix; `None` where no token came by.

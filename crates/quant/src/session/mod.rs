@@ -239,11 +239,27 @@ impl Session<'_> {
         if resumed.is_none() && !writer.done().is_empty() {
             writer.forget(run)?;
         }
-        self.carrier(&Quiet(observer)).carry(writer, tables.iter().copied())?;
+        let tied = self.tied_item();
+        let table = match tied.filter(|_| resumed.is_none()) {
+            Some(item) => {
+                let gram = match &statistics {
+                    None => self.pilot(windows)?,
+                    Some(statistics) => statistics.or_make(blocks + 1, || self.pilot(windows))?,
+                };
+                let table = head::Head::new(&self, &gram, head::EVEN);
+                if let Job::Quantize { scheme, float, .. } = &self.plan.items[item].job {
+                    self.round_head(item, table.how(&self), (*scheme, *float), writer)?;
+                }
+                Some(table)
+            }
+            None => None,
+        };
+        let others = tables.iter().copied().filter(|item| Some(*item) != tied);
+        self.carrier(&Quiet(observer)).carry(writer, others)?;
         writer.record(tables.iter().map(|item| self.plan.items[*item].first_output))?;
         let mut states = match resumed {
             Some(states) => states,
-            None => self.embed(windows, files, spill, statistics.is_none())?,
+            None => self.embed(windows, files, spill, statistics.is_none(), table.as_ref())?,
         };
         self.walk.weights.release();
         let forward =
@@ -315,9 +331,10 @@ impl Session<'_> {
         files: PathBuf,
         spill: bool,
         quantized: bool,
+        table: Option<&head::Head>,
     ) -> Result<States, Error> {
         if quantized {
-            self.replace_tables(windows)?;
+            self.replace_tables(windows, table)?;
         }
         let (decoder, device) = (&self.walk.decoder, &self.walk.device);
         let forward = Forward::new(decoder, windows.sequence_length, device).map_err(WeightsError::from)?;
@@ -328,13 +345,22 @@ impl Session<'_> {
         states
     }
 
+    /// The item of an embedding that is the head too, where it is quantized.
+    fn tied_item(&self) -> Option<usize> {
+        let decoder = &self.walk.decoder;
+        let tied = decoder.head.linear.is_none() && self.recipe.rounding() != Method::Rtn;
+        let item = self.item(&decoder.embedding.path).filter(|_| tied)?;
+        matches!(&self.plan.items[item].job, Job::Quantize { scheme, .. } if scheme.mode() == Mode::Affine)
+            .then_some(item)
+    }
+
     fn carrier<'s>(&'s self, observer: &'s dyn Observer) -> Carrier<'s> {
         let search = (self.recipe.rounding() != Method::Rtn).then_some(self.weights);
         Carrier { model: self.model, plan: self.plan, pool: self.pool, observer, search }
     }
 
     /// Lets the embedding give what its quantized rows decode to.
-    fn replace_tables(&mut self, windows: &Windows) -> Result<(), Error> {
+    fn replace_tables(&mut self, windows: &Windows, table: Option<&head::Head>) -> Result<(), Error> {
         let embedding = &self.walk.decoder.embedding;
         let tokens: BTreeSet<u32> =
             windows.picked.iter().flat_map(|window| window.tokens.iter().copied()).collect();
@@ -361,10 +387,12 @@ impl Session<'_> {
             values.iter_mut().for_each(|value| *value = float.round(*value));
             let even = vec![1.0; columns];
             let weights = self.weights.get(&path).unwrap_or(&even);
-            let how = match self.recipe.rounding() {
-                Method::Rtn => How::Plain,
-                _ => How::Nearest { weights },
-            };
+            let how =
+                match (self.recipe.rounding(), table.filter(|_| path == self.walk.decoder.embedding.path)) {
+                    (_, Some(table)) => table.how(self),
+                    (Method::Rtn, _) => How::Plain,
+                    _ => How::Nearest { weights },
+                };
             let decoded = self.pool.install(|| round(&values, columns, *scheme, *float, how).decoded());
             self.walk.weights.replace_rows(&path, ids, decoded);
         }
