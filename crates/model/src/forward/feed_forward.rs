@@ -119,14 +119,12 @@ impl Pass<'_> {
 
     /// x @ weight[expert]^T + bias[expert] of each linear
     async fn read_stacked(&mut self, linears: &[&Linear], expert: usize, x: &Tensor) -> Result<Vec<Tensor>> {
-        let weights = match self.watcher.see(linears, Some(expert), x).await? {
-            Some(weights) => weights,
-            None => {
-                let weight = |linear: &&Linear| {
-                    self.parameters.tensor(&format!("{}.weight", linear.path))?.get(expert)
-                };
-                linears.iter().map(weight).collect::<Result<_>>()?
-            }
+        let weights = if let Some(weights) = self.watcher.see(linears, Some(expert), x).await? {
+            weights
+        } else {
+            let weight =
+                |linear: &&Linear| self.parameters.tensor(&format!("{}.weight", linear.path))?.get(expert);
+            linears.iter().map(weight).collect::<Result<_>>()?
         };
         let multiply = |(linear, weight): (&&Linear, &Tensor)| {
             let bias = self.parameters.get(&format!("{}.bias", linear.path));
