@@ -66,7 +66,7 @@ fn item_rows(item: &Item) -> usize {
 }
 
 /// All chunks of those items, in order.
-fn chunks<'p>(plan: &'p Plan, items: Vec<usize>) -> impl Iterator<Item = Chunk> + use<'p> {
+fn chunks(plan: &Plan, items: Vec<usize>) -> impl Iterator<Item = Chunk> + use<'_> {
     items.into_iter().flat_map(|index| {
         let item = &plan.items[index];
         let (rows, bytes) = (item_rows(item), item_bytes(item));

@@ -1,5 +1,6 @@
 //! Carrying out a plan that needs no calibration.
 
+use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::path::Path;
 use std::time::Instant;
@@ -149,14 +150,13 @@ pub(crate) fn column_weights(model: &Model, plan: &Plan) -> ColumnWeights {
     }
     let head = walk.decoder.head.linear.as_ref().map_or(&walk.decoder.embedding.path, |head| &head.path);
     weights.extend(of(&walk.decoder.norm).map(|squares| (head.clone(), squares)));
-    let fits = |(path, weights): &(&String, &mut Vec<f32>)| {
-        plan.items.iter().find(|item| item.name == **path).is_none_or(|item| {
-            item.views().all(|view| view.columns() == weights.len())
-                && weights.iter().any(|weight| *weight > 0.0)
-        })
-    };
-    let strange: Vec<String> =
-        weights.iter_mut().filter(|pair| !fits(pair)).map(|(path, _)| path.clone()).collect();
-    strange.iter().for_each(|path| drop(weights.remove(path)));
+    let columns: HashMap<&str, usize> = plan
+        .items
+        .iter()
+        .filter_map(|item| Some((item.name.as_str(), item.views().next()?.columns())))
+        .collect();
+    weights.retain(|path, weights| {
+        columns.get(path.as_str()) == Some(&weights.len()) && weights.iter().any(|weight| *weight > 0.0)
+    });
     weights
 }

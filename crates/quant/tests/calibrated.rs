@@ -152,7 +152,8 @@ struct Stop(AtomicU64);
 impl Observer for Stop {
     fn event(&self, event: Event<'_>) {
         if let Event::Progress { .. } = event {
-            let _ = self.0.try_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
+            let left = self.0.load(Ordering::SeqCst);
+            self.0.store(left.saturating_sub(1), Ordering::SeqCst);
         }
     }
 

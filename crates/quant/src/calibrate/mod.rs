@@ -90,94 +90,119 @@ fn passed(answers: &mut [Option<Vec<Tensor>>], site: usize) {
     answers[..site].iter_mut().for_each(|weights| *weights = None);
 }
 
-/// Takes `states` through block `index` and leaves them behind it.
-///
-/// `wave` is how many windows are within the block at a time: all of them travel once; fewer travel once for each site.
-pub(crate) fn through_block(
-    forward: &Forward<'_>,
-    index: usize,
-    sites: &[Site<'_>],
-    parameters: &Parameters,
-    states: &mut States,
-    wave: usize,
-    pool: &rayon::ThreadPool,
-    visitor: &mut dyn Visitor,
-) -> Result<(), Error> {
-    let windows = states.len();
-    let once = wave >= windows;
-    let mut answers: Vec<Option<Vec<Tensor>>> = vec![None; sites.len()];
-    let mut held: Vec<Traveller<'_>> = Vec::new();
-    if once {
-        held = states
-            .take_all()?
-            .into_iter()
-            .map(|state| Traveller::new(forward.course(index, parameters, state)))
-            .collect();
-    }
-    let mut last = 0;
-    for site in 0..sites.len() {
-        if visitor.cancelled() {
-            return Err(Error::Interrupted);
-        }
-        let mut sum: Option<GramSum> = None;
-        let mut sample = Vec::new();
-        let mut gather = |travellers: &[Traveller<'_>], from: usize| -> Result<(), Error> {
-            let inputs: Vec<&Tensor> =
-                travellers.iter().filter_map(|traveller| traveller.input(site)).collect();
-            let Some(first) = inputs.first() else { return Ok(()) };
-            let size = first.dims().last().copied().unwrap_or(1);
-            let sum = sum.get_or_insert_with(|| GramSum::new(size));
-            pool.install(|| sum.add(&inputs)).map_err(WeightsError::from)?;
-            if from < SAMPLE {
-                let own = travellers.iter().take(SAMPLE - from).filter_map(|traveller| traveller.input(site));
-                sample.extend(own.cloned());
-            }
-            Ok(())
-        };
-        let reach = |travellers: &mut [Traveller<'_>]| -> Result<(), Error> {
-            pool.install(|| {
-                travellers.par_iter_mut().try_for_each(|traveller| traveller.reach(sites, site, &answers))
-            })
-        };
+/// A block that windows are taken through.
+#[derive(Clone, Copy)]
+pub(crate) struct Passage<'p> {
+    pub(crate) forward: &'p Forward<'p>,
+    pub(crate) index: usize,
+    pub(crate) sites: &'p [Site<'p>],
+    pub(crate) parameters: &'p Parameters,
+    /// How many windows are within the block at a time: all of them travel once; fewer travel once for each site.
+    pub(crate) wave: usize,
+    pub(crate) pool: &'p rayon::ThreadPool,
+}
+
+/// What came by at a site.
+#[derive(Default)]
+struct Gathered {
+    sum: Option<GramSum>,
+    sample: Vec<Tensor>,
+}
+
+impl<'p> Passage<'p> {
+    /// Takes all windows through the block and leaves them behind it.
+    pub(crate) fn take(&self, states: &mut States, visitor: &mut dyn Visitor) -> Result<(), Error> {
+        let windows = states.len();
+        let once = self.wave >= windows;
+        let mut answers: Vec<Option<Vec<Tensor>>> = vec![None; self.sites.len()];
+        let mut held = Vec::new();
         if once {
-            reach(&mut held)?;
-            gather(&held, 0)?;
-            passed(&mut answers, site);
-        } else {
-            for from in (0..windows).step_by(wave) {
-                let mut travellers = (from..windows.min(from + wave))
-                    .map(|window| Ok(Traveller::new(forward.course(index, parameters, states.get(window)?))))
-                    .collect::<Result<Vec<_>, Error>>()?;
-                reach(&mut travellers)?;
-                gather(&travellers, from)?;
+            held = states.take_all()?.into_iter().map(|state| self.traveller(state)).collect();
+        }
+        let mut beyond = 0;
+        for site in 0..self.sites.len() {
+            if visitor.cancelled() {
+                return Err(Error::Interrupted);
+            }
+            let mut gathered = Gathered::default();
+            if once {
+                self.reach(&mut held, site, &answers)?;
+                self.gather(&held, site, 0, &mut gathered)?;
+                passed(&mut answers, site);
+            } else {
+                for from in (0..windows).step_by(self.wave) {
+                    let mut travellers = self.depart(states, from)?;
+                    self.reach(&mut travellers, site, &answers)?;
+                    self.gather(&travellers, site, from, &mut gathered)?;
+                }
+            }
+            if let Gathered { sum: Some(sum), sample } = gathered {
+                let gram = self.pool.install(|| sum.finish());
+                answers[site] = Some(visitor.visit(site, gram, &sample)?);
+                beyond = site + 1;
             }
         }
-        if let Some(sum) = sum {
-            let gram = pool.install(|| sum.finish());
-            answers[site] = Some(visitor.visit(site, gram, &sample)?);
-            last = site;
+        if once {
+            return self.arrive(held, beyond, &answers, states, 0);
         }
+        for from in (0..windows).step_by(self.wave) {
+            let travellers = self.depart(states, from)?;
+            self.arrive(travellers, beyond, &answers, states, from)?;
+        }
+        Ok(())
     }
-    let beyond = last + 1;
-    let finish = |traveller: &mut Traveller<'_>| -> Result<State, Error> {
-        traveller.reach(sites, beyond, &answers)?;
+
+    fn traveller(&self, state: State) -> Traveller<'p> {
+        Traveller::new(self.forward.course(self.index, self.parameters, state))
+    }
+
+    /// A wave of windows in front of the block.
+    fn depart(&self, states: &States, from: usize) -> Result<Vec<Traveller<'p>>, Error> {
+        let wave = from..states.len().min(from + self.wave);
+        wave.map(|window| Ok(self.traveller(states.get(window)?))).collect()
+    }
+
+    fn reach(
+        &self,
+        travellers: &mut [Traveller<'p>],
+        site: usize,
+        answers: &[Option<Vec<Tensor>>],
+    ) -> Result<(), Error> {
+        self.pool.install(|| {
+            travellers.par_iter_mut().try_for_each(|traveller| traveller.reach(self.sites, site, answers))
+        })
+    }
+
+    fn gather(
+        &self,
+        travellers: &[Traveller<'p>],
+        site: usize,
+        from: usize,
+        gathered: &mut Gathered,
+    ) -> Result<(), Error> {
+        let inputs: Vec<&Tensor> = travellers.iter().filter_map(|traveller| traveller.input(site)).collect();
+        let Some(first) = inputs.first() else { return Ok(()) };
+        let size = first.dims().last().copied().unwrap_or(1);
+        let sum = gathered.sum.get_or_insert_with(|| GramSum::new(size));
+        self.pool.install(|| sum.add(&inputs)).map_err(WeightsError::from)?;
+        let shown = travellers.iter().take(SAMPLE.saturating_sub(from));
+        gathered.sample.extend(shown.filter_map(|traveller| traveller.input(site)).cloned());
+        Ok(())
+    }
+
+    /// Behind the block.
+    fn arrive(
+        &self,
+        mut travellers: Vec<Traveller<'p>>,
+        beyond: usize,
+        answers: &[Option<Vec<Tensor>>],
+        states: &mut States,
+        from: usize,
+    ) -> Result<(), Error> {
+        self.reach(&mut travellers, beyond, answers)?;
         let unfinished = || WeightsError::Tensor(candle_core::Error::msg("a window did not leave its block"));
-        Ok(traveller.done.take().ok_or_else(unfinished)?)
-    };
-    if once {
-        let done: Vec<State> =
-            pool.install(|| held.par_iter_mut().map(finish).collect::<Result<_, Error>>())?;
-        drop(held);
-        return pool.install(|| states.put(0, done));
+        let done = travellers.into_iter().map(|traveller| Ok(traveller.done.ok_or_else(unfinished)?));
+        let done = done.collect::<Result<Vec<State>, Error>>()?;
+        self.pool.install(|| states.put(from, done))
     }
-    for from in (0..windows).step_by(wave) {
-        let mut travellers = (from..windows.min(from + wave))
-            .map(|window| Ok(Traveller::new(forward.course(index, parameters, states.get(window)?))))
-            .collect::<Result<Vec<_>, Error>>()?;
-        let done: Vec<State> =
-            pool.install(|| travellers.par_iter_mut().map(finish).collect::<Result<_, Error>>())?;
-        drop(travellers);
-        pool.install(|| states.put(from, done))?;
-    }
-    Ok(())
 }

@@ -89,7 +89,8 @@ impl Statistics {
         let partial = path.with_extension("partial");
         let tensors = || -> candle_core::Result<_> {
             let values = Tensor::from_slice(&gram.values, (gram.size, gram.size), &Device::Cpu)?;
-            let tokens = Tensor::from_slice(&[gram.tokens as i64], 1, &Device::Cpu)?;
+            let tokens =
+                Tensor::from_slice(&[i64::try_from(gram.tokens).unwrap_or(i64::MAX)], 1, &Device::Cpu)?;
             Ok([("gram".to_owned(), values), ("tokens".to_owned(), tokens)].into_iter().collect())
         };
         let all: std::collections::HashMap<String, Tensor> = tensors().map_err(WeightsError::from)?;

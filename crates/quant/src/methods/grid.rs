@@ -9,6 +9,11 @@
 //! Sixteen rows are searched side by side, one in each lane, so that no sum crosses lanes and the same bits come out on
 //! every instruction set.
 
+#![allow(
+    clippy::inline_always,
+    reason = "a loop gets the instruction set of its caller only where it is inlined"
+)]
+
 use mlx_format::FloatType;
 
 /// Rows searched side by side.
@@ -175,7 +180,7 @@ impl Grid {
 }
 
 /// The grid of least weighted loss among those tried. `columns` holds one group, `weights` one weight (not negative) a column.
-
+///
 /// Inlined, so that it runs in its caller's instruction set.
 #[inline(always)]
 pub(crate) fn search_in(

@@ -272,7 +272,9 @@ mod tests {
             .map(|window| Tensor::from_slice(window, (1, tokens, size), &Device::Cpu).unwrap())
             .collect();
         let mut sum = GramSum::new(size);
-        tensors.iter().for_each(|tensor| sum.add(&[tensor]).unwrap());
+        for tensor in &tensors {
+            sum.add(&[tensor]).unwrap();
+        }
         let mut at_once = GramSum::new(size);
         at_once.add(&tensors.iter().collect::<Vec<_>>()).unwrap();
         let gram = sum.finish();

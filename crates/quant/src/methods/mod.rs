@@ -8,6 +8,7 @@ pub(crate) mod awq;
 mod grid;
 mod hessian;
 mod rounding;
+mod task;
 
 use std::fmt;
 use std::str::FromStr;

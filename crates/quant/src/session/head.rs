@@ -20,7 +20,7 @@ const TILE: usize = 8192;
 /// A table that is embedding and head: as an embedding its errors weigh alike in all features, so this part of the mean is
 /// added to each feature's weight as a head. Measured on the demo model, 4 bits (KL, part 0 / 0.3 / 1 / 3 / 10): 0.0561 / 0.0556 /
 /// 0.0566 / 0.0567 / 0.0575; without a pilot, weighted by the norm alone 0.0594.
-pub(super) const EVEN: f32 = 0.3;
+const EVEN: f32 = 0.3;
 
 /// Windows of a pilot.
 const PILOT: usize = 4;
@@ -32,14 +32,16 @@ pub(super) struct Head {
 }
 
 impl Head {
-    pub(super) fn new(session: &Session<'_>, gram: &Gram, even: f32) -> Self {
+    fn new(session: &Session<'_>, gram: &Gram, even: f32) -> Self {
         let gptq = session.recipe.rounding() == Method::Gptq;
         let damping = session.settings.method.damping + even;
         let factor =
             gptq.then(|| session.pool.install(|| Factor::new(gram, (0..gram.size).collect(), damping)));
         let mut diagonal = gram.diagonal();
         let mean = diagonal.iter().sum::<f32>() / diagonal.len().max(1) as f32;
-        diagonal.iter_mut().for_each(|value| *value += even * mean);
+        for value in &mut diagonal {
+            *value += even * mean;
+        }
         Self { diagonal, factor: factor.flatten() }
     }
 
@@ -99,9 +101,30 @@ impl Session<'_> {
         Ok(self.pool.install(|| sum.finish()))
     }
 
+    /// Rounds a table that is embedding and head at once. Gives what it was rounded with.
+    pub(super) fn round_tied(
+        &self,
+        item: usize,
+        windows: &Windows,
+        statistics: Option<&Statistics>,
+        writer: &Writer,
+    ) -> Result<Head, Error> {
+        let gram = match statistics {
+            None => self.pilot(windows)?,
+            Some(statistics) => {
+                statistics.or_make(self.walk.decoder.blocks.len() + 1, || self.pilot(windows))?
+            }
+        };
+        let table = Head::new(self, &gram, EVEN);
+        if let Job::Quantize { scheme, float, .. } = &self.plan.items[item].job {
+            self.round_head(item, table.how(self), (*scheme, *float), writer)?;
+        }
+        Ok(table)
+    }
+
     /// Final hidden states of a few windows in the full-precision model, for a table that is embedding and head at once and has
     /// to be rounded before anything else.
-    pub(super) fn pilot(&self, windows: &Windows) -> Result<Gram, Error> {
+    fn pilot(&self, windows: &Windows) -> Result<Gram, Error> {
         let few: Vec<&[u32]> =
             windows.picked.iter().take(PILOT).map(|window| window.tokens.as_slice()).collect();
         let hidden = self.walk.hidden(&few, self.pool, &Quiet(self.observer), &mut 0)?;
@@ -113,7 +136,7 @@ impl Session<'_> {
     }
 
     /// Rounds a head, a tile of its rows at a time.
-    pub(super) fn round_head(
+    fn round_head(
         &self,
         item: usize,
         how: How<'_>,

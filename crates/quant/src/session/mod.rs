@@ -6,6 +6,7 @@
 //! behind the last of them.
 
 mod block;
+mod fold;
 mod head;
 mod memory;
 mod report;
@@ -25,7 +26,7 @@ use sha2::{Digest as _, Sha256};
 use self::block::BlockWork;
 pub use self::memory::{QuantizeMemory, quantize_memory};
 pub use self::report::{ExpertTokens, Quantized};
-use crate::calibrate::{Collector, States, Statistics, Visitor as _, through_block};
+use crate::calibrate::{Collector, Passage, States, Statistics, Visitor as _};
 use crate::carry::{Carrier, ColumnWeights};
 use crate::convert::{column_weights, fingerprint};
 use crate::data::Windows;
@@ -68,6 +69,9 @@ impl QuantizeSettings {
     }
 }
 
+/// As the number of exponents, in tests: factors are drawn.
+const DRAWN: usize = usize::MAX;
+
 /// What a run works with.
 struct Session<'a> {
     model: &'a Model,
@@ -82,7 +86,6 @@ struct Session<'a> {
     /// Weights of columns that are known without data.
     weights: &'a ColumnWeights,
     /// Factors are drawn instead of chosen, to try what folding does.
-    #[cfg(test)]
     drawn: bool,
 }
 
@@ -122,8 +125,7 @@ pub fn quantize(
         observer,
         items: plan.items.iter().enumerate().map(|(index, item)| (item.name.as_str(), index)).collect(),
         weights: &weights,
-        #[cfg(test)]
-        drawn: settings.method.n_grid == tests::DRAWN,
+        drawn: cfg!(test) && settings.method.n_grid == DRAWN,
     };
     let run = run_line(model, plan, windows, settings)?;
     let mut writer = Writer::open(target, plan.layout.clone(), &run)?;
@@ -191,11 +193,9 @@ impl Session<'_> {
         self.items.get(name).copied()
     }
 
-    fn is_drawn(&self) -> bool {
-        #[cfg(test)]
-        return self.drawn;
-        #[cfg(not(test))]
-        false
+    /// Whether factors are drawn.
+    const fn is_drawn(&self) -> bool {
+        self.drawn
     }
 
     /// The dtype in which a tensor that is not quantized is written.
@@ -218,52 +218,13 @@ impl Session<'_> {
         let blocks = self.walk.decoder.blocks.len();
         let statistics = self.settings.statistics.as_deref();
         let statistics = statistics.map(|path| Statistics::open(path, self.model, windows)).transpose()?;
-        let by_block: Vec<Vec<usize>> =
-            self.walk.decoder.blocks.iter().map(|block| self.items_below(&block.prefix)).collect();
-        let within: BTreeSet<usize> = by_block.iter().flatten().copied().collect();
-        let head = self.head_item();
-        let tables: Vec<usize> = (0..self.plan.items.len())
-            .filter(|index| !within.contains(index) && Some(*index) != head)
-            .collect();
-
-        let done = |writer: &Writer, items: &[usize]| {
-            items.iter().all(|item| writer.done().contains(&self.plan.items[*item].first_output))
-        };
-        let finished = by_block.iter().take_while(|items| done(writer, items)).count();
-        let (count, tokens) = (windows.picked.len(), windows.sequence_length);
-        let spill = self.settings.low_memory;
-        let files = writer.state_path("");
-        let resume = || States::resume(count, files.clone(), spill, finished);
-        let resumed = done(writer, &tables).then(resume).flatten();
+        let statistics = statistics.as_ref();
         observer.event(Event::Phase { name: "quantize", total: blocks as u64 + 1 });
-        if resumed.is_none() && !writer.done().is_empty() {
-            writer.forget(run)?;
-        }
-        let tied = self.tied_item();
-        let table = match tied.filter(|_| resumed.is_none()) {
-            Some(item) => {
-                let gram = match &statistics {
-                    None => self.pilot(windows)?,
-                    Some(statistics) => statistics.or_make(blocks + 1, || self.pilot(windows))?,
-                };
-                let table = head::Head::new(&self, &gram, head::EVEN);
-                if let Job::Quantize { scheme, float, .. } = &self.plan.items[item].job {
-                    self.round_head(item, table.how(&self), (*scheme, *float), writer)?;
-                }
-                Some(table)
-            }
-            None => None,
-        };
-        let others = tables.iter().copied().filter(|item| Some(*item) != tied);
-        self.carrier(&Quiet(observer)).carry(writer, others)?;
-        writer.record(tables.iter().map(|item| self.plan.items[*item].first_output))?;
-        let mut states = match resumed {
-            Some(states) => states,
-            None => self.embed(windows, files, spill, statistics.is_none(), table.as_ref())?,
-        };
-        self.walk.weights.release();
+        let mut states = self.begin(writer, windows, run, statistics)?;
+        let tokens = windows.sequence_length;
         let forward =
             Forward::new(&self.walk.decoder, tokens, &self.walk.device).map_err(WeightsError::from)?;
+        let wave = wave(self.settings, self.pool.current_num_threads(), windows);
         let mut made = Quantized { resumed_blocks: states.block(), ..Quantized::default() };
         observer.event(Event::Progress { done: states.block() as u64 });
         for index in states.block()..blocks {
@@ -271,37 +232,14 @@ impl Session<'_> {
             observer.event(Event::Working { name: block.prefix.trim_end_matches('.') });
             let parameters = self.pool.install(|| self.walk.block(index))?;
             let sites = block.sites();
-            let (parameters, others) =
-                block::round_others(&self, &self.walk.decoder.blocks[index], &sites, &parameters)?;
+            let (parameters, others) = block::round_others(&self, block, &sites, &parameters)?;
             let mut work = BlockWork::new(&self, &forward, index, &sites, &parameters, others);
-            let wave = wave(self.settings, self.pool.current_num_threads(), windows);
-            let pass = |states: &mut States, visitor: &mut dyn crate::calibrate::Visitor| {
-                through_block(&forward, index, &sites, &parameters, states, wave, self.pool, visitor)
-            };
-            match &statistics {
-                None => pass(&mut states, &mut work)?,
-                Some(statistics) => {
-                    // The final hidden states are kept as those of one block more.
-                    let last = if head.is_some() { blocks } else { blocks - 1 };
-                    if !(index..=last).all(|block| statistics.has(block)) {
-                        let mut collector = Collector {
-                            statistics,
-                            block: index,
-                            sites: &sites,
-                            parameters: &parameters,
-                            observer,
-                        };
-                        pass(&mut states, &mut collector)?;
-                        collector.finish()?;
-                    } else {
-                        states.keep()?;
-                    }
-                    for site in 0..sites.len() {
-                        if let Some(gram) = statistics.load(index, site)? {
-                            work.visit(site, gram, &[])?;
-                        }
-                    }
-                }
+            let pool = self.pool;
+            let passage =
+                Passage { forward: &forward, index, sites: &sites, parameters: &parameters, wave, pool };
+            match statistics {
+                None => passage.take(&mut states, &mut work)?,
+                Some(statistics) => self.with_statistics(passage, statistics, &mut states, &mut work)?,
             }
             made.add(&mut work);
             let (done, left) = work.write(writer)?;
@@ -313,8 +251,8 @@ impl Session<'_> {
             states.forget_before()?;
             observer.event(Event::Progress { done: index as u64 + 1 });
         }
-        if let Some(head) = head {
-            self.head(head, &forward, &states, statistics.as_ref(), writer)?;
+        if let Some(head) = self.head_item() {
+            self.head(head, &forward, &states, statistics, writer)?;
         }
         observer.event(Event::Progress { done: blocks as u64 + 1 });
         #[cfg(test)]
@@ -324,17 +262,42 @@ impl Session<'_> {
         Ok(made)
     }
 
-    /// All windows before the first block.
-    fn embed(
+    /// Tables, then all windows in front of the first block; or where an interrupted run left them.
+    fn begin(
         &mut self,
+        writer: &mut Writer,
         windows: &Windows,
-        files: PathBuf,
-        spill: bool,
-        quantized: bool,
-        table: Option<&head::Head>,
+        run: &str,
+        statistics: Option<&Statistics>,
     ) -> Result<States, Error> {
-        if quantized {
-            self.replace_tables(windows, table)?;
+        let by_block: Vec<Vec<usize>> =
+            self.walk.decoder.blocks.iter().map(|block| self.items_below(&block.prefix)).collect();
+        let within: BTreeSet<usize> = by_block.iter().flatten().copied().collect();
+        let head = self.head_item();
+        let outside = |index: &usize| !within.contains(index) && Some(*index) != head;
+        let tables: Vec<usize> = (0..self.plan.items.len()).filter(outside).collect();
+        let done = |writer: &Writer, items: &[usize]| {
+            items.iter().all(|item| writer.done().contains(&self.plan.items[*item].first_output))
+        };
+        let finished = by_block.iter().take_while(|items| done(writer, items)).count();
+        let spill = self.settings.low_memory;
+        let files = writer.state_path("");
+        if done(writer, &tables)
+            && let Some(states) = States::resume(windows.picked.len(), files.clone(), spill, finished)
+        {
+            return Ok(states);
+        }
+        if !writer.done().is_empty() {
+            writer.forget(run)?;
+        }
+        let tied = self.tied_item();
+        let table = tied.map(|item| self.round_tied(item, windows, statistics, writer)).transpose()?;
+        let others = tables.iter().copied().filter(|item| Some(*item) != tied);
+        self.carrier(&Quiet(self.observer)).carry(writer, others)?;
+        writer.record(tables.iter().map(|item| self.plan.items[*item].first_output))?;
+        // Statistics are those of the full-precision model.
+        if statistics.is_none() {
+            self.replace_tables(windows, table.as_ref())?;
         }
         let (decoder, device) = (&self.walk.decoder, &self.walk.device);
         let forward = Forward::new(decoder, windows.sequence_length, device).map_err(WeightsError::from)?;
@@ -342,7 +305,36 @@ impl Session<'_> {
             Ok(forward.embed(&self.walk.weights, &[&windows.picked[window].tokens])?)
         });
         self.walk.weights.restore_rows();
+        self.walk.weights.release();
         states
+    }
+
+    /// A block from kept statistics; windows pass it only where those are not complete.
+    fn with_statistics(
+        &self,
+        passage: Passage<'_>,
+        statistics: &Statistics,
+        states: &mut States,
+        work: &mut BlockWork<'_>,
+    ) -> Result<(), Error> {
+        let Passage { index, sites, parameters, .. } = passage;
+        let blocks = self.walk.decoder.blocks.len();
+        // The final hidden states are kept as those of one block more.
+        let last = if self.head_item().is_some() { blocks } else { blocks - 1 };
+        if (index..=last).all(|block| statistics.has(block)) {
+            states.keep()?;
+        } else {
+            let mut collector =
+                Collector { statistics, block: index, sites, parameters, observer: self.observer };
+            passage.take(states, &mut collector)?;
+            collector.finish()?;
+        }
+        for site in 0..sites.len() {
+            if let Some(gram) = statistics.load(index, site)? {
+                work.visit(site, gram, &[])?;
+            }
+        }
+        Ok(())
     }
 
     /// The item of an embedding that is the head too, where it is quantized.
@@ -384,7 +376,9 @@ impl Session<'_> {
             let rows = self.pool.install(|| self.walk.weights.rows(&path, &ids, &self.walk.device))?;
             let mut values =
                 rows.flatten_all().and_then(|rows| rows.to_vec1::<f32>()).map_err(WeightsError::from)?;
-            values.iter_mut().for_each(|value| *value = float.round(*value));
+            for value in &mut values {
+                *value = float.round(*value);
+            }
             let even = vec![1.0; columns];
             let weights = self.weights.get(&path).unwrap_or(&even);
             let how =

@@ -1,5 +1,7 @@
 //! Properties of calibrated runs that hold for every family of models.
 
+#![allow(clippy::print_stdout, reason = "a test shows its table")]
+
 use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
@@ -7,14 +9,11 @@ use mlx_format::checkpoint::Directory;
 use mlx_format::{FloatType, Scheme};
 use mlx_quant_model::{Forward, State, Weights};
 
-use super::{QuantizeSettings, Quantized, quantize};
+use super::{DRAWN, QuantizeSettings, Quantized, quantize};
 use crate::data::{Pick, Window, Windows};
 use crate::methods::Recipe;
 use crate::plan::{Overrides, Plan, Settings};
 use crate::{Model, Silent, convert, open};
-
-/// As `n_grid`: factors are drawn.
-pub(super) const DRAWN: usize = usize::MAX;
 
 /// Powers of two that look random, tied features alike.
 pub(super) fn draw(size: usize, tie: &dyn Fn(usize) -> usize) -> Vec<f32> {

@@ -1,0 +1,188 @@
+//! Arguments of the commands that look at calibration text.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::{DtypeArg, Hub, Machine, Output};
+
+const AWQ_EXAMPLES: &str = "\
+Examples:
+  mlx-quant awq
+      the built-in demo model at 4 bits with the built-in calibration text
+  mlx-quant awq --model ./Qwen3-8B --bits 3 --mlx-path ./Qwen3-8B-awq-3bit
+  mlx-quant awq --model ./Qwen3-8B --data chats.jsonl --n-samples 64 --embed-bits 6
+  mlx-quant awq --model ./Qwen3-8B --dry-run
+      layers, exact bytes and memory, without writing anything";
+
+/// Arguments of `awq`.
+#[derive(Debug, Args)]
+#[command(after_help = AWQ_EXAMPLES)]
+pub(crate) struct Awq {
+    #[command(flatten)]
+    pub(crate) common: Calibrated,
+
+    #[command(flatten)]
+    pub(crate) awq: AwqFlags,
+}
+
+const GPTQ_EXAMPLES: &str = "\
+Examples:
+  mlx-quant gptq
+      the built-in demo model at 4 bits with the built-in calibration text
+  mlx-quant gptq --model ./Qwen3-8B --bits 3 --mlx-path ./Qwen3-8B-gptq-3bit
+  mlx-quant gptq --model ./Qwen3-8B --fallback-bits 4
+      the embedding at 4 bits too
+  mlx-quant gptq --model ./Qwen3-30B-A3B --low-memory --verbose
+      activations wait on disk; says which experts saw too few tokens";
+
+/// Arguments of `gptq`.
+#[derive(Debug, Args)]
+#[command(after_help = GPTQ_EXAMPLES)]
+pub(crate) struct Gptq {
+    #[command(flatten)]
+    pub(crate) common: Calibrated,
+
+    #[command(flatten)]
+    pub(crate) gptq: GptqFlags,
+}
+
+const QUANTIZE_EXAMPLES: &str = "\
+Examples:
+  mlx-quant quantize --recipe awq+gptq
+      the built-in demo model: fold scales, then second-order rounding
+  mlx-quant quantize --recipe awq+gptq --model ./Qwen3-8B --bits 3 --mlx-path ./Qwen3-8B-3bit
+  mlx-quant quantize --recipe search --model ./Qwen3-8B
+      no calibration text: the same as `convert -q --search`
+
+Methods: rtn, search (round to nearest, plain or with searched scales), gptq; awq before one of them.";
+
+/// Arguments of `quantize`.
+#[derive(Debug, Args)]
+#[command(after_help = QUANTIZE_EXAMPLES)]
+pub(crate) struct Quantize {
+    /// Methods, in their order, joined by +
+    #[arg(long, value_name = "RECIPE")]
+    pub(crate) recipe: mlx_quant::Recipe,
+
+    #[command(flatten)]
+    pub(crate) common: Calibrated,
+
+    #[command(flatten)]
+    pub(crate) awq: AwqFlags,
+
+    #[command(flatten)]
+    pub(crate) gptq: GptqFlags,
+}
+
+/// Flags of AWQ.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "AWQ")]
+pub(crate) struct AwqFlags {
+    /// Exponents tried for the scales
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub(crate) n_grid: u32,
+
+    /// Bits of embeddings and head [default: as the rest]
+    #[arg(long, value_name = "BITS")]
+    pub(crate) embed_bits: Option<u32>,
+
+    /// Group size of embeddings and head [default: as the rest]
+    #[arg(long, value_name = "N")]
+    pub(crate) embed_group_size: Option<usize>,
+}
+
+/// Flags of GPTQ.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "GPTQ")]
+pub(crate) struct GptqFlags {
+    /// Columns processed together
+    #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) block_size: u32,
+
+    /// Part of the Hessian's mean diagonal added to its diagonal
+    #[arg(long, value_name = "X", default_value_t = 0.01)]
+    pub(crate) damping: f32,
+
+    /// Sweeps of coordinate descent over scales, biases and codes after rounding
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    pub(crate) sweeps: usize,
+
+    /// Round loud groups, and loud columns within them, first
+    #[arg(long)]
+    pub(crate) act_order: bool,
+
+    /// Bits of embeddings and head [default: 6]
+    #[arg(long, value_name = "BITS")]
+    pub(crate) fallback_bits: Option<u32>,
+
+    /// Group size of embeddings and head [default: 64]
+    #[arg(long, value_name = "N")]
+    pub(crate) fallback_group_size: Option<usize>,
+}
+
+/// What all calibrated commands take.
+#[derive(Debug, Args)]
+pub(crate) struct Calibrated {
+    /// Model directory (config.json and safetensors) [default: the built-in demo model]
+    #[arg(long, short = 'm', visible_alias = "hf-path", value_name = "DIR")]
+    pub(crate) model: Option<PathBuf>,
+
+    /// Output directory; must not exist
+    #[arg(long, value_name = "DIR", default_value = "mlx_model")]
+    pub(crate) mlx_path: PathBuf,
+
+    /// Bits per weight: 2, 3, 4, 5, 6 or 8
+    #[arg(long, visible_alias = "bits", value_name = "BITS", default_value_t = 4)]
+    pub(crate) q_bits: u32,
+
+    /// Weights that share a scale: 32, 64 or 128
+    #[arg(long, visible_alias = "group-size", value_name = "N", default_value_t = 64)]
+    pub(crate) q_group_size: usize,
+
+    /// Calibration text: .txt, .jsonl, .parquet or a directory of these [default: the built-in calibration text]
+    #[arg(long, visible_alias = "data-path", value_name = "PATH")]
+    pub(crate) data: Option<PathBuf>,
+
+    /// Calibration windows; 0 for all
+    #[arg(long, visible_alias = "num-samples", value_name = "N", default_value_t = 128)]
+    pub(crate) n_samples: usize,
+
+    /// Tokens a window
+    #[arg(long, visible_alias = "max-seq-length", value_name = "N", default_value_t = 512)]
+    pub(crate) sequence_length: usize,
+
+    /// Accepted; windows are independent of each other, whatever their number in memory
+    #[arg(long, value_name = "N", hide = true)]
+    pub(crate) batch_size: Option<usize>,
+
+    /// Keep what calibration measures in this directory, or take it from there: any bits and methods on the same model and windows
+    /// then need no forward pass. Layers do not see what was quantized before them [default: measure anew, on quantized inputs]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) statistics: Option<PathBuf>,
+
+    /// Held-out windows on which the result is measured against the source, for the model card; 0 for none
+    #[arg(long, value_name = "N", default_value_t = 4)]
+    pub(crate) eval_windows: usize,
+
+    /// TOML file with bits, group size, mode or keep for layers by path pattern
+    #[arg(long, value_name = "FILE")]
+    pub(crate) recipe_file: Option<PathBuf>,
+
+    /// dtype of what is not quantized, and of scales and biases [default: config.json's torch_dtype]
+    #[arg(long, value_enum)]
+    pub(crate) dtype: Option<DtypeArg>,
+
+    /// Print the plan (schemes, bits per weight, exact bytes, memory) and write nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+
+    #[command(flatten)]
+    pub(crate) machine: Machine,
+
+    #[command(flatten)]
+    pub(crate) output: Output,
+
+    #[command(flatten)]
+    pub(crate) hub: Hub,
+}
