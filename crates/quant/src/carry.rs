@@ -10,7 +10,7 @@ use std::ops::Range;
 use std::sync::Mutex;
 
 use mlx_format::checkpoint::{Layout, Writer};
-use mlx_format::{FloatType, Mode, PackedMut, PackedRef};
+use mlx_format::{FloatType, Mode, PackedMut, PackedRef, Scheme};
 use mlx_quant_model::View;
 use rayon::prelude::*;
 
@@ -270,7 +270,7 @@ impl Task<'_> {
         &self,
         view: &View,
         float: FloatType,
-        scheme: mlx_format::Scheme,
+        scheme: Scheme,
         rows: Range<usize>,
         scratch: &mut Scratch,
     ) -> Result<(), Error> {
@@ -367,6 +367,46 @@ impl Task<'_> {
     }
 }
 
+/// What rows of a weight decode to after plain quantization.
+pub(crate) fn plain_decoded(values: &[f32], columns: usize, scheme: Scheme, float: FloatType) -> Vec<f32> {
+    let mut bytes = vec![0u8; values.len() * float.size()];
+    float.narrow(values, &mut bytes);
+    let (weight, scales, biases) = plain_packed(&bytes, columns, scheme, float);
+    let widened = |bytes: &[u8]| {
+        let mut wide = vec![0f32; bytes.len() / float.size()];
+        float.widen(bytes, &mut wide);
+        wide.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>()
+    };
+    let (scales, biases) = match scheme.mode() {
+        Mode::Affine => (widened(&scales), widened(&biases)),
+        _ => (scales, biases),
+    };
+    let packed = PackedRef { weight: &weight, scales: &scales, biases: &biases };
+    let mut bytes = vec![0u8; values.len() * 4];
+    mlx_format::dequantize(scheme, FloatType::F32, columns, packed, &mut bytes);
+    let mut decoded = vec![0f32; values.len()];
+    FloatType::F32.widen(&bytes, &mut decoded);
+    decoded
+}
+
+/// Weight, scales and biases of plain quantization of elements of dtype `float`. They are finite: weights were checked when
+/// they were read.
+pub(crate) fn plain_packed(
+    bytes: &[u8],
+    columns: usize,
+    scheme: Scheme,
+    float: FloatType,
+) -> (Vec<u8>, Vec<u8>, Vec<u8>) {
+    let rows = bytes.len() / float.size() / columns;
+    let scale_bytes = rows * scheme.scale_bytes(columns, float);
+    let mut weight = vec![0; rows * scheme.words(columns) * 4];
+    let mut scales = vec![0; scale_bytes];
+    let mut biases = vec![0; if scheme.has_biases() { scale_bytes } else { 0 }];
+    let out = PackedMut { weight: &mut weight, scales: &mut scales, biases: &mut biases };
+    let _ = mlx_format::quantize(scheme, float, columns, bytes, out, true);
+    (weight, scales, biases)
+}
+
 /// Writes rows from `first` on of a layer whose tensors begin at `output`.
 pub(crate) fn write_rounded(
     writer: &Writer,
@@ -376,6 +416,18 @@ pub(crate) fn write_rounded(
     rounded: &Rounded,
 ) -> Result<(), Error> {
     let (scheme, columns) = (rounded.scheme, rounded.columns);
+    for numbers in [&rounded.scales, &rounded.biases] {
+        if let Some(at) = numbers.iter().position(|number| !float.round(*number).is_finite()) {
+            let tensor = writer.layout().specs()[output].name.clone();
+            let element = (first * columns) + at * scheme.group_size();
+            return Err(Error::Overflow {
+                tensor,
+                file: "the source".to_owned(),
+                element,
+                dtype: float.name(),
+            });
+        }
+    }
     let mut weight = vec![0u8; rounded.rows() * scheme.words(columns) * 4];
     mlx_format::pack(scheme, &rounded.codes, &mut weight);
     writer.write_at(output, (first * scheme.words(columns) * 4) as u64, &weight)?;

@@ -246,6 +246,29 @@ fn statistics_are_kept_and_checked() {
     }
 }
 
+/// Readers of one site with groups of different sizes, loud columns first: each group's codes stay with its scale.
+#[test]
+fn activation_order_keeps_groups_together() {
+    let model = open_path(&fixtures().join("zoo/llama_tied")).unwrap();
+    let out = tempfile::tempdir().unwrap();
+    let base = Scheme::affine(4, 32).unwrap();
+    let mixed =
+        "[[layer]]\npath = \"*.q_proj\"\ngroup_size = 64\n[[layer]]\npath = \"*.up_proj\"\ngroup_size = 64";
+    let settings_of = |overrides| Settings { quantize: Some(base), overrides, ..Settings::default() };
+    let overrides = mlx_quant::Overrides::parse(mixed, base).unwrap();
+    let plan = Plan::new(&model.checkpoint, &model.config, settings_of(Some(overrides))).unwrap();
+    let blocks = Blocks::of(&model);
+    let error = |name: &str, act_order: bool| {
+        let mut settings = settings("gptq");
+        settings.method.act_order = act_order;
+        let target = out.path().join(name);
+        quantize(&model, &plan, &windows(&model, 1, 40, 48), &target, &settings, &Silent).unwrap();
+        blocks.error(&open_path(&target).unwrap())
+    };
+    let (natural, ordered) = (error("natural", false), error("ordered", true));
+    assert!(ordered < 1.1 * natural, "{ordered} {natural}");
+}
+
 /// With one window of two tokens experts see too few tokens, and some none.
 #[test]
 fn experts_without_tokens_fall_back() {

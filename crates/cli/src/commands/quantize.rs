@@ -95,10 +95,10 @@ pub(crate) fn run(request: &Request<'_>, printer: Printer) -> Result<()> {
     let embedding = request.embedding(base)?;
     source::refuse_upload(&args.hub, printer)?;
     if let Some(gptq) = request.gptq
-        && !(gptq.damping > 0.0 && gptq.damping.is_finite())
+        && !(gptq.damping > 0.0 && gptq.damping <= 1.0)
     {
         return Err(Refusal(format!(
-            "--damping {}: hint: give a positive number such as 0.01",
+            "--damping {}: hint: give a number above 0 and at most 1, such as 0.01",
             gptq.damping
         ))
         .into());
@@ -140,12 +140,16 @@ pub(crate) fn run(request: &Request<'_>, printer: Printer) -> Result<()> {
     }
     let evaluate = match args.eval_windows {
         0 => None,
-        count => Some(read(
-            &model,
-            &DataSource::BuiltinHeldOut,
-            args.sequence_length,
-            Pick::EvenlySpaced { windows: count },
-        )?),
+        count => {
+            let pick = Pick::EvenlySpaced { windows: count };
+            match read(&model, &DataSource::BuiltinHeldOut, args.sequence_length, pick) {
+                Ok(windows) => Some(windows),
+                Err(error) => {
+                    printer.warn(&format!("the result will not be measured: {error:#}"));
+                    None
+                }
+            }
+        }
     };
     let mut settings = QuantizeSettings {
         recipe: request.recipe.clone(),

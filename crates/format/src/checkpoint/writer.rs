@@ -308,15 +308,15 @@ impl Writer {
         for shard in &self.shards {
             shard.sync_data()?;
         }
-        for entry in fs::read_dir(&self.partial)? {
+        sync_directory(&self.partial)?;
+        Self::check_target(&self.target)?;
+        rename_to_new(&self.partial, &self.target)?;
+        for entry in fs::read_dir(&self.target)? {
             let entry = entry?;
             if entry.file_name().to_str().is_some_and(|name| name.starts_with(STATE)) {
                 fs::remove_file(entry.path())?;
             }
         }
-        sync_directory(&self.partial)?;
-        Self::check_target(&self.target)?;
-        rename_to_new(&self.partial, &self.target)?;
         fs::remove_file(self.target.join(JOURNAL))?;
         sync_directory(&self.target)?;
         self.partial.parent().map_or(Ok(()), sync_directory)

@@ -22,6 +22,8 @@ pub(crate) struct States {
     files: PathBuf,
     /// `None`: in files alone.
     held: Option<Vec<Option<State>>>,
+    /// No window travels: what is known of the blocks is known from elsewhere.
+    still: bool,
 }
 
 fn failed(path: &Path, error: &dyn std::fmt::Display) -> Error {
@@ -36,6 +38,8 @@ fn save(path: &Path, state: &State) -> Result<(), Error> {
     let partial = path.with_extension("partial");
     let all = state.tensors().into_iter().collect();
     candle_core::safetensors::save(&all, &partial).map_err(|error| failed(path, &error))?;
+    let synced = fs::File::open(&partial).and_then(|file| file.sync_data());
+    synced.map_err(|error| failed(path, &error))?;
     fs::rename(&partial, path).map_err(|error| failed(path, &error))
 }
 
@@ -54,7 +58,7 @@ impl States {
         state: impl Fn(usize) -> Result<State, Error>,
     ) -> Result<Self, Error> {
         let held = if spill { None } else { Some(vec![None; windows]) };
-        let mut own = Self { block: 0, windows, files, held };
+        let mut own = Self { block: 0, windows, files, held, still: false };
         for window in 0..windows {
             let state = state(window)?;
             save(&own.file(0, window), &state)?;
@@ -67,15 +71,27 @@ impl States {
 
     /// What an interrupted run left: the states behind as many blocks as possible, at most `most`.
     pub(crate) fn resume(windows: usize, files: PathBuf, spill: bool, most: usize) -> Option<Self> {
-        let mut own = Self { block: 0, windows, files, held: None };
+        let mut own = Self { block: 0, windows, files, held: None, still: false };
         own.block =
             (0..=most).rev().find(|block| (0..windows).all(|window| own.file(*block, window).is_file()))?;
+        let states = (0..windows).map(|window| load(&own.file(own.block, window)).ok());
         if spill {
-            return Some(own);
+            // A file that a power failure cut off is noticed now.
+            let mut states = states;
+            return states.all(|state| state.is_some()).then_some(own);
         }
-        let states = (0..windows).map(|window| load(&own.file(own.block, window)).ok().map(Some));
-        own.held = Some(states.collect::<Option<_>>()?);
+        own.held = Some(states.map(|state| state.map(Some)).collect::<Option<_>>()?);
         Some(own)
+    }
+
+    /// No windows, in front of a block: where all statistics are there. Nothing is kept in files.
+    pub(crate) fn still(files: PathBuf, block: usize) -> Self {
+        Self { block, windows: 0, files, held: None, still: true }
+    }
+
+    /// Whether no window travels.
+    pub(crate) fn is_still(&self) -> bool {
+        self.still
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -122,24 +138,9 @@ impl States {
         Ok(())
     }
 
-    /// None moved, and they are not looked at any more: what is known of the block is known from elsewhere.
-    pub(crate) fn keep(&self) -> Result<(), Error> {
-        for window in 0..self.windows {
-            let (from, to) = (self.file(self.block, window), self.file(self.block + 1, window));
-            fs::hard_link(&from, &to)
-                .or_else(|_| fs::copy(&from, &to).map(|_| ()))
-                .map_err(|error| failed(&to, &error))?;
-        }
-        Ok(())
-    }
-
-    /// All are behind the block.
-    pub(crate) fn passed(&mut self) {
+    /// All are behind the block, and it is on disk: the files in front of it are needed no more.
+    pub(crate) fn passed(&mut self) -> Result<(), Error> {
         self.block += 1;
-    }
-
-    /// The block is on disk: the files in front of it are needed no more.
-    pub(crate) fn forget_before(&self) -> Result<(), Error> {
         for window in 0..self.windows {
             let path = self.file(self.block - 1, window);
             fs::remove_file(&path).map_err(|error| failed(&path, &error))?;

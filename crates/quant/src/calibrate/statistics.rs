@@ -65,7 +65,9 @@ impl Statistics {
                 return Err(refused(format!("it is not empty and has no {KEY}")));
             }
             let text = serde_json::to_string_pretty(&key).unwrap_or_default();
-            fs::write(&path, text + "\n").map_err(|error| refused(error.to_string()))?;
+            let partial = directory.join("statistics.partial");
+            let written = fs::write(&partial, text + "\n").and_then(|()| fs::rename(&partial, &path));
+            written.map_err(|error| refused(error.to_string()))?;
         }
         Ok(Self { directory: directory.to_owned() })
     }

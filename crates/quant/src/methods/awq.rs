@@ -8,6 +8,7 @@
 //! rounded is folded by its scales and biases alone, its codes stay: so a site's factors may be chosen when the site is reached,
 //! on the inputs it really gets.
 
+use candle_core::Tensor;
 use mlx_format::{FloatType, Scheme};
 use rayon::prelude::*;
 
@@ -22,7 +23,7 @@ const REACH: f32 = 8.0;
 /// A weight that reads the site.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Reader<'w> {
-    /// `[rows, columns]`.
+    /// A sample of its rows, `[rows, columns]`.
     pub(crate) values: &'w [f32],
     /// How it will be stored; affine.
     pub(crate) scheme: Scheme,
@@ -43,12 +44,10 @@ pub(crate) fn choose(
     ties: Ties<'_>,
 ) -> Option<Vec<f32>> {
     let columns = gram.size;
-    let samples: Vec<(Vec<f32>, Reader<'_>)> =
-        readers.iter().map(|reader| (sample(reader.values, columns), *reader)).collect();
     let diagonal = gram.diagonal();
     let loud = tied(&diagonal, ties);
     let magnitude: Vec<f32> = loud.iter().map(|square| square.sqrt().max(1e-8)).collect();
-    let weight = tied(&weight_squares(&samples, columns), ties);
+    let weight = tied(&weight_squares(readers, columns), ties);
     let weight: Vec<f32> = weight.iter().map(|square| square.sqrt().max(1e-8)).collect();
     let mut candidates: Vec<Vec<f32>> = Vec::new();
     for step in 1..=n_grid {
@@ -65,25 +64,28 @@ pub(crate) fn choose(
             }
         }
     }
-    let none = loss(gram, &diagonal, &samples, None, search);
+    let none = loss(gram, &diagonal, readers, None, search);
     let losses: Vec<f64> =
-        candidates.par_iter().map(|factors| loss(gram, &diagonal, &samples, Some(factors), search)).collect();
+        candidates.par_iter().map(|factors| loss(gram, &diagonal, readers, Some(factors), search)).collect();
     // The first of equals, whatever the timing.
     let best = (0..losses.len()).min_by(|a, b| losses[*a].total_cmp(&losses[*b]))?;
     (losses[best] < none).then(|| candidates.swap_remove(best))
 }
 
-/// Evenly spaced rows.
-fn sample(values: &[f32], columns: usize) -> Vec<f32> {
-    let rows = values.len() / columns;
+/// Evenly spaced rows of a weight `[rows, columns]`, one after the other.
+pub(crate) fn sample(weight: &Tensor) -> candle_core::Result<Vec<f32>> {
+    let (rows, columns) = weight.dims2()?;
     let count = rows.min(SAMPLE);
-    let row = |index: usize| &values[index * rows / count * columns..][..columns];
-    (0..count).flat_map(row).copied().collect()
+    let mut values = Vec::with_capacity(count * columns);
+    for index in 0..count {
+        values.extend(weight.get(index * rows / count)?.to_vec1::<f32>()?);
+    }
+    Ok(values)
 }
 
-fn weight_squares(samples: &[(Vec<f32>, Reader<'_>)], columns: usize) -> Vec<f32> {
+fn weight_squares(readers: &[Reader<'_>], columns: usize) -> Vec<f32> {
     let mut sums = vec![0f32; columns];
-    for row in samples.iter().flat_map(|(values, _)| values.chunks_exact(columns)) {
+    for row in readers.iter().flat_map(|reader| reader.values.chunks_exact(columns)) {
         sums.iter_mut().zip(row).for_each(|(sum, value)| *sum += value * value);
     }
     sums
@@ -110,14 +112,8 @@ fn powers_of_two(raw: &[f32]) -> Vec<f32> {
     raw.iter().map(power).collect()
 }
 
-/// `tr(dW H dW^T)` over all samples if columns are multiplied by `factors` before rounding and divided afterwards.
-fn loss(
-    gram: &Gram,
-    diagonal: &[f32],
-    samples: &[(Vec<f32>, Reader<'_>)],
-    factors: Option<&[f32]>,
-    search: bool,
-) -> f64 {
+/// `tr(dW H dW^T)` over all readers' samples if columns are multiplied by `factors` before rounding and divided afterwards.
+fn loss(gram: &Gram, diagonal: &[f32], readers: &[Reader<'_>], factors: Option<&[f32]>, search: bool) -> f64 {
     let columns = gram.size;
     let weights: Vec<f32> = match factors {
         None => diagonal.to_vec(),
@@ -125,10 +121,11 @@ fn loss(
             diagonal.iter().zip(factors).map(|(square, factor)| square / (factor * factor)).collect()
         }
     };
-    let losses: Vec<f64> = samples
+    let losses: Vec<f64> = readers
         .par_iter()
-        .map(|(values, reader)| {
-            let mut scaled = values.clone();
+        .map(|reader| {
+            let values = reader.values;
+            let mut scaled = values.to_vec();
             if let Some(factors) = factors {
                 times(&mut scaled, factors);
             }

@@ -332,6 +332,10 @@ impl Task {
             }
         }
         for group in 0..groups {
+            debug_assert!(
+                (0..self.group).all(|at| place(group * self.group + at) / self.group
+                    == place(group * self.group) / self.group)
+            );
             let place = place(group * self.group) / self.group;
             for (lane, (scales, biases)) in
                 scales.chunks_exact_mut(groups).zip(biases.chunks_exact_mut(groups)).enumerate()

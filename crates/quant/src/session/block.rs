@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use candle_core::Tensor;
 use mlx_format::checkpoint::Writer;
-use mlx_format::{FloatType, Mode, PackedMut, PackedRef, Scheme};
+use mlx_format::{FloatType, Mode, Scheme};
 use mlx_quant_model::decoder::{Block, Linear, Norm};
 use mlx_quant_model::{Forward, Parameters, Producer, Site, View, WeightsError};
 use rayon::prelude::*;
@@ -12,7 +12,7 @@ use rayon::prelude::*;
 use super::{ExpertTokens, Session};
 use crate::Error;
 use crate::calibrate::Visitor;
-use crate::carry::write_rounded;
+use crate::carry::{plain_decoded, plain_packed, write_rounded};
 use crate::methods::awq;
 use crate::methods::{Factor, Gram, How, Method, Rounded, round};
 use crate::plan::Job;
@@ -127,18 +127,23 @@ impl<'b> BlockWork<'b> {
         Ok(self.edited.entry(name.to_owned()).or_default())
     }
 
-    /// Order in which columns are rounded: groups stay together.
-    fn order(&self, diagonal: &[f32], group: usize) -> Vec<usize> {
-        let mut groups: Vec<Vec<usize>> =
-            (0..diagonal.len() / group).map(|at| (at * group..(at + 1) * group).collect()).collect();
+    /// Order in which columns are rounded: groups of every size that a reader has stay together.
+    fn order(&self, diagonal: &[f32], sizes: &BTreeSet<usize>) -> Vec<usize> {
+        let mut order: Vec<usize> = (0..diagonal.len()).collect();
         if self.session.settings.method.act_order {
-            let loud = |group: &Vec<usize>| group.iter().map(|at| diagonal[*at]).sum::<f32>();
-            groups.sort_by(|a, b| loud(b).total_cmp(&loud(a)));
-            for group in &mut groups {
-                group.sort_by(|a, b| diagonal[*b].total_cmp(&diagonal[*a]));
+            order.sort_by(|a, b| diagonal[*b].total_cmp(&diagonal[*a]));
+            // From the smallest to the largest: a stable sort keeps what was sorted within.
+            for &size in sizes {
+                let mut loud = vec![0f32; diagonal.len().div_ceil(size)];
+                diagonal.iter().enumerate().for_each(|(at, square)| loud[at / size] += square);
+                let key = |at: usize| (loud[at / size], at / size);
+                order.sort_by(|a, b| {
+                    let (a, b) = (key(*a), key(*b));
+                    b.0.total_cmp(&a.0).then(a.1.cmp(&b.1))
+                });
             }
         }
-        groups.concat()
+        order
     }
 
     /// Rounds one site's readers; gives what their stored form computes with.
@@ -154,22 +159,17 @@ impl<'b> BlockWork<'b> {
         let diagonal = own.diagonal();
         let few = site.expert.is_some() && (gram.tokens as f64) < FEW_TOKENS * gram.size as f64;
         let stored: Vec<Stored> = site.readers.iter().map(|reader| self.stored(reader)).collect();
-        let group = stored.iter().find_map(|stored| match stored {
-            Stored::Affine(scheme, _) => Some(scheme.group_size()),
-            _ => None,
-        });
-        let compensate = session.recipe.rounding() == Method::Gptq && !few;
+        let sizes: BTreeSet<usize> = stored
+            .iter()
+            .filter_map(|stored| match stored {
+                Stored::Affine(scheme, _) => Some(scheme.group_size()),
+                _ => None,
+            })
+            .collect();
         let method = &session.settings.method;
-        let factor = match group.filter(|_| compensate) {
-            None => None,
-            Some(_) => session.pool.install(|| {
-                let largest = stored.iter().filter_map(|stored| match stored {
-                    Stored::Affine(scheme, _) => Some(scheme.group_size()),
-                    _ => None,
-                });
-                Factor::new(own, self.order(&diagonal, largest.max().unwrap_or(1)), method.damping)
-            }),
-        };
+        let compensate = session.recipe.rounding() == Method::Gptq && !few && !sizes.is_empty();
+        let factor = || Factor::new(own, self.order(&diagonal, &sizes), method.damping);
+        let factor = if compensate { session.pool.install(factor) } else { None };
         if let Some(expert) = site.expert {
             let fell_back = session.recipe.rounding() == Method::Gptq && factor.is_none();
             for reader in &site.readers {
@@ -391,17 +391,8 @@ fn round_one(
             let values = scaled()?;
             let mut bytes = vec![0u8; values.len() * float.size()];
             float.narrow(&values, &mut bytes);
-            let scale_bytes = rows * scheme.scale_bytes(columns, float);
-            let (mut weight, mut scales) = (vec![0; rows * scheme.words(columns) * 4], vec![0; scale_bytes]);
-            let out = PackedMut { weight: &mut weight, scales: &mut scales, biases: &mut [] };
-            // Weights were checked when they were read; folding keeps them finite.
-            let _ = mlx_format::quantize(scheme, float, columns, &bytes, out, true);
-            let packed = PackedRef { weight: &weight, scales: &scales, biases: &[] };
-            let mut bytes = vec![0u8; rows * columns * 4];
-            mlx_format::dequantize(scheme, FloatType::F32, columns, packed, &mut bytes);
-            let mut values = values;
-            FloatType::F32.widen(&bytes, &mut values);
-            (Codes::Float([weight, scales, Vec::new()]), values)
+            let (weight, scales, biases) = plain_packed(&bytes, columns, scheme, float);
+            (Codes::Float([weight, scales, biases]), plain_decoded(&values, columns, scheme, float))
         }
     };
     if let Some(factors) = factors {

@@ -56,22 +56,16 @@ impl BlockWork<'_> {
         if gram.tokens == 0
             || stored.contains(&Stored::Fixed)
             || !(stored.iter().any(|stored| matches!(stored, Stored::Affine(..))) || self.session.is_drawn())
-            || !self.can_fold(site)
+            || !self.can_fold(site, &stored)
         {
             return Ok(None);
         }
         self.folded.1 += 1;
-        let weights = readers
-            .iter()
-            .map(|reader| {
-                Ok(self
-                    .weight(reader, expert)?
-                    .flatten_all()
-                    .and_then(|w| w.to_vec1::<f32>())
-                    .map_err(WeightsError::from)?)
-            })
-            .collect::<Result<Vec<Vec<f32>>, Error>>()?;
-        let judged: Vec<Reader<'_>> = weights
+        let sample_of = |reader: &&Linear| -> Result<Vec<f32>, Error> {
+            Ok(awq::sample(&self.weight(reader, expert)?).map_err(WeightsError::from)?)
+        };
+        let samples = readers.iter().map(sample_of).collect::<Result<Vec<_>, Error>>()?;
+        let judged: Vec<Reader<'_>> = samples
             .iter()
             .zip(&stored)
             .filter_map(|(values, stored)| match *stored {
@@ -113,13 +107,16 @@ impl BlockWork<'_> {
     }
 
     /// Whether what produces the site can take factors at all.
-    fn can_fold(&self, site: &Site<'_>) -> bool {
-        let writable = |linear: &Linear| matches!(self.stored(linear), Stored::Affine(..) | Stored::Plain(_));
+    fn can_fold(&self, site: &Site<'_>, readers: &[Stored]) -> bool {
+        // float16 has no room for a factor: small scales would lose their last bits.
+        let writable = |linear: &Linear| matches!(self.stored(linear), Stored::Affine(_, float) | Stored::Plain(float) if float != FloatType::F16);
         match site.producer {
             Producer::Norm(norm) => {
                 // A norm that stores w - 1 gives factors that bfloat16 weights cannot take exactly.
-                let exact = |linear: &&Linear| match self.stored(linear) {
-                    Stored::Plain(float) => !norm.plus_one || float == FloatType::F32,
+                let exact = |stored: &Stored| match stored {
+                    Stored::Plain(float) => {
+                        *float == FloatType::F32 || *float == FloatType::Bf16 && !norm.plus_one
+                    }
                     _ => true,
                 };
                 // Nor can a bias of it.
@@ -130,7 +127,7 @@ impl BlockWork<'_> {
                 let known = norm.path.as_ref().is_some_and(|path| {
                     !path.contains("{head}") && self.session.float_of(&format!("{path}.weight")).is_some()
                 });
-                known && !biased && site.readers.iter().all(exact)
+                known && !biased && readers.iter().all(exact)
             }
             // The clamp of gpt-oss' activation sees the rows of up.
             Producer::Product(mlp) => {
@@ -153,12 +150,19 @@ impl BlockWork<'_> {
         let weight = self.parameters.tensor(&format!("{path}.weight")).and_then(Tensor::to_vec1::<f32>);
         let weight = weight.map_err(WeightsError::from)?;
         let one = if norm.plus_one { 1.0 } else { 0.0 };
-        let realise = |(weight, factor): (&f32, &f32)| {
+        let bias = self.parameters.get(&format!("{path}.bias")).map(Tensor::to_vec1::<f32>).transpose();
+        let bias = bias.map_err(WeightsError::from)?;
+        let realise = |(at, (weight, factor)): (usize, (&f32, &f32))| {
             let stored = float.round((weight + one) / factor - one);
-            let factor = (weight + one) / (stored + one);
-            if factor.is_finite() && factor > 0.0 { factor } else { 1.0 }
+            let bias = bias.as_ref().map_or(0.0, |bias| bias[at]);
+            if norm.plus_one {
+                let factor = (weight + one) / (stored + one);
+                return if factor.is_finite() && factor > 0.0 { factor } else { 1.0 };
+            }
+            let exact = stored * factor == *weight && float.round(bias / factor) * factor == bias;
+            if exact { *factor } else { 1.0 }
         };
-        Ok(weight.iter().zip(factors).map(realise).collect())
+        Ok(weight.iter().zip(factors).enumerate().map(realise).collect())
     }
 
     /// Whether the layers that read the norm are nearer to the true ones with the factors than without, on the first windows;
@@ -175,23 +179,26 @@ impl BlockWork<'_> {
         if places.is_empty() || rows.is_empty() {
             return Ok(None);
         }
-        let ones = vec![1.0; gram.size];
-        let with = self.trial(norm, gram, factors)?;
-        let without = self.trial(norm, gram, &ones)?;
         let pairs: Vec<(Place, &Tensor)> =
             places.iter().flat_map(|place| rows.iter().map(|input| (*place, input))).collect();
-        let errors = |(place, input): &(Place, &Tensor)| -> Result<(f64, f64), WeightsError> {
-            let input = input.reshape((1, (), gram.size))?;
-            let run = |parameters| self.forward.branch(self.index, *place, parameters, &input);
-            let truth = run(self.parameters)?;
-            let error = |parameters| -> candle_core::Result<f64> {
-                Ok((&truth - run(parameters)?)?.sqr()?.sum_all()?.to_scalar::<f32>()? as f64)
+        let outputs = |parameters: &Parameters| -> Result<Vec<Tensor>, WeightsError> {
+            let run = |(place, input): &(Place, &Tensor)| {
+                let input = input.reshape((1, (), gram.size))?;
+                Ok(self.forward.branch(self.index, *place, parameters, &input)?)
             };
-            Ok((error(&with)?, error(&without)?))
+            self.session.pool.install(|| pairs.par_iter().map(run).collect())
         };
-        let errors =
-            self.session.pool.install(|| pairs.par_iter().map(errors).collect::<Result<Vec<_>, _>>())?;
-        let sums = errors.iter().fold((0.0, 0.0), |sum, error| (sum.0 + error.0, sum.1 + error.1));
+        let truths = outputs(self.parameters)?;
+        // One trial at a time: each holds the norm's readers once more.
+        let error = |factors: &[f32]| -> Result<f64, Error> {
+            let mut sum = 0.0;
+            for (truth, found) in truths.iter().zip(outputs(&self.trial(norm, gram, factors)?)?) {
+                let error = (truth - found).and_then(|error| error.sqr()?.sum_all()?.to_scalar::<f32>());
+                sum += error.map_err(WeightsError::from)? as f64;
+            }
+            Ok(sum)
+        };
+        let sums = (error(factors)?, error(&vec![1.0; gram.size])?);
         Ok(Some(sums.0 < sums.1))
     }
 

@@ -62,6 +62,12 @@ impl Session<'_> {
         matches!(self.plan.items[item].job, Job::Quantize { .. }).then_some(item)
     }
 
+    /// Whether the head's codes are chosen here, on final hidden states.
+    pub(super) fn head_is_affine(&self) -> bool {
+        let job = self.head_item().map(|item| &self.plan.items[item].job);
+        matches!(job, Some(Job::Quantize { scheme, .. }) if scheme.mode() == Mode::Affine)
+    }
+
     pub(super) fn head(
         &self,
         item: usize,

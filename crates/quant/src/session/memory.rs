@@ -1,6 +1,6 @@
 //! How much memory a calibrated run will need, from headers alone.
 
-use mlx_quant_model::decoder::Layer;
+use mlx_quant_model::decoder::{Layer, Norm};
 use mlx_quant_model::{Producer, Site};
 use serde::Serialize;
 
@@ -74,12 +74,18 @@ pub fn quantize_memory(
             let own = if matches!(site.producer, Producer::Norm(_) | Producer::Residual) { 0 } else { size };
             let state = walk.state_elements() as u64;
             let matrices = 1 + u64::from(folds) + if gptq { 3 } else { 0 };
-            let trial = folds && matches!(site.producer, Producer::Norm(_));
+            // A trial of a fold rounds all readers of the norm, experts included.
+            let trial = match site.producer {
+                Producer::Norm(norm) if folds => whole(&walk, &block.sites(), norm) * 2,
+                _ => 0,
+            };
+            // Where windows pass once for each site, the weights of those they passed are kept too.
+            let passed = if within < windows.picked.len() as u64 { *bytes } else { 0 };
             let mut sum = QuantizeMemory {
-                block: bytes + bytes / 4,
+                block: bytes + bytes * 5 / 16 + passed,
                 activations: within * tokens * 4 * (state + hidden + own + routed),
                 hessians: matrices * size * size * 4,
-                weights: readers * if trial { 3 } else { 2 },
+                weights: trial.max(readers * 2),
                 scratch: threads as u64 * (size * TASK).max(walk.scratch_bytes(windows.sequence_length)),
                 ..QuantizeMemory::default()
             };
@@ -96,4 +102,15 @@ pub fn quantize_memory(
     }
     largest.peak = resident + largest.peak.max(largest.evaluation);
     Ok(largest)
+}
+
+/// Bytes in float32 of all that read a norm.
+fn whole(walk: &Walk<'_>, sites: &[Site<'_>], norm: &Norm) -> u64 {
+    let same = |site: &&Site<'_>| {
+        let own = matches!(site.producer, Producer::Norm(own) if own.path == norm.path);
+        own && site.expert.is_none_or(|expert| expert == 0)
+    };
+    let shape = |path: &str| walk.weights.shape(&format!("{path}.weight")).unwrap_or(&[]);
+    let readers = sites.iter().filter(same).flat_map(|site| &site.readers);
+    readers.map(|reader| shape(&reader.path).iter().product::<usize>() as u64 * 4).sum()
 }

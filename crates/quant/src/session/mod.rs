@@ -27,7 +27,7 @@ use self::block::BlockWork;
 pub use self::memory::{QuantizeMemory, quantize_memory};
 pub use self::report::{ExpertTokens, Quantized};
 use crate::calibrate::{Collector, Passage, States, Statistics, Visitor as _};
-use crate::carry::{Carrier, ColumnWeights};
+use crate::carry::{Carrier, ColumnWeights, plain_decoded};
 use crate::convert::{column_weights, fingerprint};
 use crate::data::Windows;
 use crate::evaluate::{EvaluationSettings, evaluate};
@@ -127,12 +127,14 @@ pub fn quantize(
         weights: &weights,
         drawn: cfg!(test) && settings.method.n_grid == DRAWN,
     };
+    session.check(windows, target)?;
     let run = run_line(model, plan, windows, settings)?;
     let mut writer = Writer::open(target, plan.layout.clone(), &run)?;
     let mut made = match session.run(&mut writer, windows, &run) {
         Ok(made) => made,
         Err(error) => {
-            if error.is_refusal() {
+            // What went wrong in the middle of the work leaves it resumable.
+            if error.is_refusal() && !matches!(error, Error::Weights(WeightsError::Tensor(_))) {
                 writer.discard_if_fresh()?;
             }
             return Err(error);
@@ -188,6 +190,26 @@ fn wave(settings: &QuantizeSettings, threads: usize, windows: &Windows) -> usize
 }
 
 impl Session<'_> {
+    /// Refuses before any work what would fail later.
+    fn check(&self, windows: &Windows, target: &Path) -> Result<(), Error> {
+        if let Some(statistics) = &self.settings.statistics {
+            let partial = Writer::partial_path(target)?;
+            let whole = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+            let inside = [target, partial.as_path()].map(|path| whole(statistics).starts_with(whole(path)));
+            if inside.contains(&true) {
+                let reason = "it lies in the output directory".to_owned();
+                return Err(Error::Statistics { path: statistics.display().to_string(), reason });
+            }
+        }
+        // Tokens and positions that the model does not have.
+        let (decoder, device) = (&self.walk.decoder, &self.walk.device);
+        let forward = Forward::new(decoder, windows.sequence_length, device).map_err(WeightsError::from)?;
+        if let Some(window) = windows.picked.first() {
+            forward.embed(&self.walk.weights, &[&window.tokens])?;
+        }
+        Ok(())
+    }
+
     /// The item of a module or tensor.
     fn item(&self, name: &str) -> Option<usize> {
         self.items.get(name).copied()
@@ -232,23 +254,25 @@ impl Session<'_> {
             observer.event(Event::Working { name: block.prefix.trim_end_matches('.') });
             let parameters = self.pool.install(|| self.walk.block(index))?;
             let sites = block.sites();
-            let (parameters, others) = block::round_others(&self, block, &sites, &parameters)?;
-            let mut work = BlockWork::new(&self, &forward, index, &sites, &parameters, others);
+            let (rounded, others) = block::round_others(&self, block, &sites, &parameters)?;
+            let mut work = BlockWork::new(&self, &forward, index, &sites, &rounded, others);
             let pool = self.pool;
             let passage =
-                Passage { forward: &forward, index, sites: &sites, parameters: &parameters, wave, pool };
+                Passage { forward: &forward, index, sites: &sites, parameters: &rounded, wave, pool };
             match statistics {
                 None => passage.take(&mut states, &mut work)?,
-                Some(statistics) => self.with_statistics(passage, statistics, &mut states, &mut work)?,
+                Some(statistics) => {
+                    let passage = Passage { parameters: &parameters, ..passage };
+                    self.with_statistics(passage, statistics, &mut states, &mut work)?;
+                }
             }
             made.add(&mut work);
             let (done, left) = work.write(writer)?;
-            drop(parameters);
+            drop((parameters, rounded));
             self.carrier(&Quiet(observer)).carry(writer, left.iter().copied())?;
             let left = left.iter().map(|item| self.plan.items[*item].first_output);
             writer.record(done.into_iter().chain(left))?;
-            states.passed();
-            states.forget_before()?;
+            states.passed()?;
             observer.event(Event::Progress { done: index as u64 + 1 });
         }
         if let Some(head) = self.head_item() {
@@ -282,10 +306,15 @@ impl Session<'_> {
         let finished = by_block.iter().take_while(|items| done(writer, items)).count();
         let spill = self.settings.low_memory;
         let files = writer.state_path("");
-        if done(writer, &tables)
-            && let Some(states) = States::resume(windows.picked.len(), files.clone(), spill, finished)
-        {
-            return Ok(states);
+        // With all statistics no window has to travel, and finished blocks are all that there is to know.
+        let known = statistics.is_some_and(|statistics| self.has_all(statistics));
+        if done(writer, &tables) {
+            if known {
+                return Ok(States::still(files, finished));
+            }
+            if let Some(states) = States::resume(windows.picked.len(), files.clone(), spill, finished) {
+                return Ok(states);
+            }
         }
         if !writer.done().is_empty() {
             writer.forget(run)?;
@@ -295,6 +324,9 @@ impl Session<'_> {
         let others = tables.iter().copied().filter(|item| Some(*item) != tied);
         self.carrier(&Quiet(self.observer)).carry(writer, others)?;
         writer.record(tables.iter().map(|item| self.plan.items[*item].first_output))?;
+        if known {
+            return Ok(States::still(files, 0));
+        }
         // Statistics are those of the full-precision model.
         if statistics.is_none() {
             self.replace_tables(windows, table.as_ref())?;
@@ -309,7 +341,13 @@ impl Session<'_> {
         states
     }
 
-    /// A block from kept statistics; windows pass it only where those are not complete.
+    /// Whether statistics of all blocks, and of the final hidden states where they are needed, are there.
+    fn has_all(&self, statistics: &Statistics) -> bool {
+        let blocks = self.walk.decoder.blocks.len();
+        (0..blocks).all(|block| statistics.has(block)) && (!self.head_is_affine() || statistics.has(blocks))
+    }
+
+    /// A block from kept statistics; windows pass it, as it is in full precision, only where those are not complete.
     fn with_statistics(
         &self,
         passage: Passage<'_>,
@@ -318,12 +356,7 @@ impl Session<'_> {
         work: &mut BlockWork<'_>,
     ) -> Result<(), Error> {
         let Passage { index, sites, parameters, .. } = passage;
-        let blocks = self.walk.decoder.blocks.len();
-        // The final hidden states are kept as those of one block more.
-        let last = if self.head_item().is_some() { blocks } else { blocks - 1 };
-        if (index..=last).all(|block| statistics.has(block)) {
-            states.keep()?;
-        } else {
+        if !states.is_still() {
             let mut collector =
                 Collector { statistics, block: index, sites, parameters, observer: self.observer };
             passage.take(states, &mut collector)?;
@@ -369,25 +402,26 @@ impl Session<'_> {
         for (path, ids) in tables {
             let Some(item) = self.item(&path) else { continue };
             let Job::Quantize { view, float, scheme } = &self.plan.items[item].job else { continue };
-            if scheme.mode() != Mode::Affine {
-                continue;
-            }
             let (ids, columns): (Vec<u32>, usize) = (ids.into_iter().collect(), view.columns());
             let rows = self.pool.install(|| self.walk.weights.rows(&path, &ids, &self.walk.device))?;
             let mut values =
                 rows.flatten_all().and_then(|rows| rows.to_vec1::<f32>()).map_err(WeightsError::from)?;
-            for value in &mut values {
-                *value = float.round(*value);
-            }
-            let even = vec![1.0; columns];
-            let weights = self.weights.get(&path).unwrap_or(&even);
-            let how =
-                match (self.recipe.rounding(), table.filter(|_| path == self.walk.decoder.embedding.path)) {
-                    (_, Some(table)) => table.how(self),
-                    (Method::Rtn, _) => How::Plain,
-                    _ => How::Nearest { weights },
-                };
-            let decoded = self.pool.install(|| round(&values, columns, *scheme, *float, how).decoded());
+            let table = table.filter(|_| path == self.walk.decoder.embedding.path);
+            let decoded = self.pool.install(|| match table {
+                Some(table) => round(&values, columns, *scheme, *float, table.how(self)).decoded(),
+                None if scheme.mode() != Mode::Affine || self.recipe.rounding() == Method::Rtn => {
+                    plain_decoded(&values, columns, *scheme, *float)
+                }
+                None => {
+                    // As they are carried: in the output's dtype.
+                    for value in &mut values {
+                        *value = float.round(*value);
+                    }
+                    let even = vec![1.0; columns];
+                    let weights = self.weights.get(&path).unwrap_or(&even);
+                    round(&values, columns, *scheme, *float, How::Nearest { weights }).decoded()
+                }
+            });
             self.walk.weights.replace_rows(&path, ids, decoded);
         }
         Ok(())
