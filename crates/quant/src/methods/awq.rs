@@ -12,11 +12,14 @@ use candle_core::Tensor;
 use mlx_format::{FloatType, Scheme};
 use rayon::prelude::*;
 
-use super::hessian::Gram;
+use super::MethodSettings;
+use super::hessian::{Factor, Gram};
 use super::rounding::{How, round};
 
 /// Rows of a weight on which candidates are judged.
 const SAMPLE: usize = 64;
+/// A fold in front of GPTQ has to win by this much on the sample: smaller gains are not seen again in the model's outputs.
+const MARGIN: f64 = 0.97;
 /// Factors stay within these powers of two.
 const REACH: f32 = 8.0;
 
@@ -72,6 +75,34 @@ pub(crate) fn choose(
     (losses[best] < none).then(|| candidates.swap_remove(best))
 }
 
+/// Whether factors still help when GPTQ rounds: it makes up for much of what they are for. The same loss on the same rows, in the
+/// order and with the figures of `settings`.
+pub(crate) fn helps_gptq(
+    gram: &Gram,
+    readers: &[Reader<'_>],
+    factors: &[f32],
+    settings: &MethodSettings,
+) -> bool {
+    let ones = vec![1.0; gram.size];
+    let compensated = |factors: &[f32]| -> Option<f64> {
+        let factor = Factor::new(&gram.scaled(factors), (0..gram.size).collect(), settings.damping)?;
+        let how =
+            How::Compensated { factor: &factor, block_size: settings.block_size, sweeps: settings.sweeps };
+        Some(
+            readers
+                .par_iter()
+                .map(|reader| loss_of(gram, reader, factors, how))
+                .collect::<Vec<_>>()
+                .iter()
+                .sum(),
+        )
+    };
+    match (compensated(factors), compensated(&ones)) {
+        (Some(with), Some(without)) => with < MARGIN * without,
+        _ => true,
+    }
+}
+
 /// Evenly spaced rows of a weight `[rows, columns]`, one after the other.
 pub(crate) fn sample(weight: &Tensor) -> candle_core::Result<Vec<f32>> {
     let (rows, columns) = weight.dims2()?;
@@ -114,31 +145,28 @@ fn powers_of_two(raw: &[f32]) -> Vec<f32> {
 
 /// `tr(dW H dW^T)` over all readers' samples if columns are multiplied by `factors` before rounding and divided afterwards.
 fn loss(gram: &Gram, diagonal: &[f32], readers: &[Reader<'_>], factors: Option<&[f32]>, search: bool) -> f64 {
-    let columns = gram.size;
     let weights: Vec<f32> = match factors {
         None => diagonal.to_vec(),
         Some(factors) => {
             diagonal.iter().zip(factors).map(|(square, factor)| square / (factor * factor)).collect()
         }
     };
-    let losses: Vec<f64> = readers
-        .par_iter()
-        .map(|reader| {
-            let values = reader.values;
-            let mut scaled = values.to_vec();
-            if let Some(factors) = factors {
-                times(&mut scaled, factors);
-            }
-            let how = if search { How::Nearest { weights: &weights } } else { How::Plain };
-            let mut changes = round(&scaled, columns, reader.scheme, reader.float, how).decoded();
-            if let Some(factors) = factors {
-                over(&mut changes, factors);
-            }
-            changes.iter_mut().zip(values).for_each(|(change, value)| *change -= value);
-            gram.loss(&changes)
-        })
-        .collect();
+    let ones = vec![1.0; gram.size];
+    let how = if search { How::Nearest { weights: &weights } } else { How::Plain };
+    let of = |reader: &Reader<'_>| loss_of(gram, reader, factors.unwrap_or(&ones), how);
+    let losses: Vec<f64> = readers.par_iter().map(of).collect();
     losses.iter().sum()
+}
+
+fn loss_of(gram: &Gram, reader: &Reader<'_>, factors: &[f32], how: How<'_>) -> f64 {
+    let mut scaled = reader.values.to_vec();
+    times(&mut scaled, factors);
+    let mut changes = round(&scaled, gram.size, reader.scheme, reader.float, how).decoded();
+    over(&mut changes, factors);
+    for (change, value) in changes.iter_mut().zip(reader.values) {
+        *change -= value;
+    }
+    gram.loss(&changes)
 }
 
 /// Multiplies columns.

@@ -93,8 +93,13 @@ impl BlockWork<'_> {
             return Ok(Some(factors));
         }
         let chosen = self.session.pool.install(|| awq::choose(gram, &judged, n_grid, search, ties));
-        drop(judged);
         let Some(mut factors) = chosen else { return Ok(None) };
+        let settings = &self.session.settings.method;
+        if self.session.recipe.rounding() == Method::Gptq
+            && !self.session.pool.install(|| awq::helps_gptq(gram, &judged, &factors, settings))
+        {
+            return Ok(None);
+        }
         if let Producer::Norm(norm) = site.producer {
             factors = self.realised(norm, &factors)?;
             if self.helps(norm, gram, &factors, sample)? == Some(false) {
