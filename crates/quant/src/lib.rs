@@ -67,7 +67,9 @@ pub use observer::{Event, Observer, Silent};
 pub use plan::{
     Item, Job, LayerReport, MixedRecipe, Overrides, OverridesError, Plan, PlanError, PlanReport, Settings,
 };
-pub use session::{ExpertTokens, QuantizeMemory, QuantizeSettings, Quantized, quantize, quantize_memory};
+pub use session::{
+    ExpertTokens, QuantizeMemory, QuantizeSettings, Quantized, operations, quantize, quantize_memory, seconds,
+};
 #[cfg(feature = "demo")]
 pub use source::demo;
 pub use source::{Model, open, open_files};

@@ -230,6 +230,26 @@ fn statistics_are_kept_and_checked() {
         run(&model, &out.path().join("first"), &kept);
         run(&model, &out.path().join("second"), &kept);
         assert!(bytes(&out.path().join("first")) == bytes(&out.path().join("second")));
+        // Interrupted, it goes on behind the last block, and starts over if its statistics are gone.
+        let third = out.path().join("third");
+        for again in [true, false] {
+            let stopped = quantize(
+                &model,
+                &plan(&model, 4),
+                &windows(&model, 1, 6, 48),
+                &third,
+                &kept,
+                &Stop(2.into()),
+            );
+            assert!(matches!(stopped, Err(Error::Interrupted)), "{stopped:?}");
+            if !again {
+                std::fs::remove_dir_all(out.path().join("statistics")).unwrap();
+            }
+            let made = run(&model, &third, &kept);
+            assert_eq!(made.resumed_blocks, usize::from(again));
+            assert!(bytes(&third) == bytes(&out.path().join("first")), "{again}");
+            std::fs::remove_dir_all(&third).unwrap();
+        }
         run(&model, &out.path().join("propagated"), &settings("awq+gptq"));
         assert!(bytes(&out.path().join("first")) != bytes(&out.path().join("propagated")));
         // Other bits take the same statistics; a matrix that is missing is noticed.

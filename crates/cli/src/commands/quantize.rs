@@ -167,7 +167,9 @@ pub(crate) fn run(request: &Request<'_>, printer: Printer) -> Result<()> {
         printer.detail("--low-memory, because all windows' activations do not fit in free memory");
     }
     if args.dry_run {
-        return dry_run(request, &plan, &windows, memory, printer);
+        let operations = mlx_quant::operations(&model, &windows, &settings)?;
+        let seconds = mlx_quant::seconds(operations, threads)?;
+        return dry_run(request, &plan, &windows, (memory, operations, seconds), printer);
     }
     let screen = Screen::new(printer);
     let made = mlx_quant::quantize(&model, &plan, &windows, &args.mlx_path, &settings, &screen);
@@ -191,12 +193,11 @@ fn dry_run(
     request: &Request<'_>,
     plan: &Plan,
     windows: &Windows,
-    memory: QuantizeMemory,
+    (memory, operations, seconds): (QuantizeMemory, f64, f64),
     printer: Printer,
 ) -> Result<()> {
     if printer.is_json() {
-        let mut document =
-            json!({"recipe": request.recipe.to_string(), "calibration": windows.report(), "memory": memory});
+        let mut document = json!({"recipe": request.recipe.to_string(), "calibration": windows.report(), "memory": memory, "operations": operations, "seconds_estimate": seconds});
         merge(&mut document, &plan.report());
         printer.data(&serde_json::to_string_pretty(&document)?);
         return Ok(());
@@ -216,6 +217,7 @@ fn dry_run(
     line("threads", bytes(memory.scratch));
     line("evaluation", bytes(memory.evaluation));
     line("peak memory", format!("about {}", bytes(memory.peak)));
+    line("time", format!("about {seconds:.0} s ({:.1} TFLOP)", operations / 1e12));
     Ok(())
 }
 

@@ -6,6 +6,7 @@
 //! behind the last of them.
 
 mod block;
+mod effort;
 mod fold;
 mod head;
 mod memory;
@@ -24,6 +25,7 @@ use mlx_quant_model::{Forward, WeightsError};
 use sha2::{Digest as _, Sha256};
 
 use self::block::BlockWork;
+pub use self::effort::{operations, seconds};
 pub use self::memory::{QuantizeMemory, quantize_memory};
 pub use self::report::{ExpertTokens, Quantized};
 use crate::calibrate::{Collector, Passage, States, Statistics, Visitor as _};
