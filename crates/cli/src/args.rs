@@ -187,13 +187,8 @@ A recipe file sets layers apart (later entries win; * matches any characters):
 #[command(after_help = EXAMPLES)]
 #[expect(clippy::struct_excessive_bools, reason = "flags")]
 pub(crate) struct Convert {
-    /// Model directory (config.json and safetensors) [default: the built-in demo model]
-    #[arg(long, short = 'm', visible_alias = "hf-path", value_name = "DIR")]
-    pub(crate) model: Option<PathBuf>,
-
-    /// Output directory; must not exist
-    #[arg(long, value_name = "DIR", default_value = "mlx_model")]
-    pub(crate) mlx_path: PathBuf,
+    #[command(flatten)]
+    pub(crate) target: Target,
 
     /// Quantize
     #[arg(long, short = 'q')]
@@ -223,21 +218,9 @@ pub(crate) struct Convert {
     #[arg(long, value_enum, value_name = "RECIPE")]
     pub(crate) quant_predicate: Option<RecipeArg>,
 
-    /// TOML file with bits, group size, mode or keep for layers by path pattern
-    #[arg(long, value_name = "FILE")]
-    pub(crate) recipe_file: Option<PathBuf>,
-
-    /// dtype of what is not quantized, and of scales and biases [default: config.json's torch_dtype]
-    #[arg(long, value_enum)]
-    pub(crate) dtype: Option<DtypeArg>,
-
     /// Store NaN and infinite weights as MLX does instead of refusing them
     #[arg(long)]
     pub(crate) allow_nonfinite: bool,
-
-    /// Print the plan (schemes, bits per weight, exact bytes, memory, time) and write nothing
-    #[arg(long)]
-    pub(crate) dry_run: bool,
 
     #[command(flatten)]
     pub(crate) machine: Machine,
@@ -247,6 +230,30 @@ pub(crate) struct Convert {
 
     #[command(flatten)]
     pub(crate) hub: Hub,
+}
+
+/// What every command that writes a model takes.
+#[derive(Debug, Args)]
+pub(crate) struct Target {
+    /// Model directory (config.json and safetensors) [default: the built-in demo model]
+    #[arg(long, short = 'm', visible_alias = "hf-path", value_name = "DIR")]
+    pub(crate) model: Option<PathBuf>,
+
+    /// Output directory; must not exist
+    #[arg(long, value_name = "DIR", default_value = "mlx_model")]
+    pub(crate) mlx_path: PathBuf,
+
+    /// TOML file with bits, group size, mode or keep for layers by path pattern
+    #[arg(long, value_name = "FILE")]
+    pub(crate) recipe_file: Option<PathBuf>,
+
+    /// dtype of what is not quantized, and of scales and biases [default: config.json's torch_dtype]
+    #[arg(long, value_enum)]
+    pub(crate) dtype: Option<DtypeArg>,
+
+    /// Print the plan (schemes, bits per weight, exact bytes, memory, time) and write nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
 }
 
 #[derive(Debug, Args)]

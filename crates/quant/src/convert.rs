@@ -79,18 +79,28 @@ pub fn convert(
         }
     };
     observer.event(Event::Finishing);
+    write_companions(&writer, model, plan, companions)?;
+    writer.write_file("README.md", model_card(plan, &model.name()).as_bytes())?;
+    writer.finish()?;
+    let seconds = start.elapsed().as_secs_f64();
+    Ok(Converted { input_bytes: read, output_bytes: plan.layout.file_bytes(), seconds })
+}
+
+/// Everything beside the weights but the model card.
+pub(crate) fn write_companions(
+    writer: &Writer,
+    model: &Model,
+    plan: &Plan,
+    companions: Vec<String>,
+) -> Result<(), Error> {
     for file in companions {
         writer.copy_file(model.checkpoint.directory(), &file)?;
     }
     if let Some(overrides) = &plan.settings.overrides {
         writer.write_file("recipe.toml", overrides.text.as_bytes())?;
     }
-    writer.write_file("README.md", model_card(plan, &model.name()).as_bytes())?;
     writer.write_file("model.safetensors.index.json", plan.layout.index_json(plan.parameters).as_bytes())?;
-    writer.write_file("config.json", plan.config.to_mlx_json().as_bytes())?;
-    writer.finish()?;
-    let seconds = start.elapsed().as_secs_f64();
-    Ok(Converted { input_bytes: read, output_bytes: plan.layout.file_bytes(), seconds })
+    Ok(writer.write_file("config.json", plan.config.to_mlx_json().as_bytes())?)
 }
 
 /// A line that stands for the source files and everything in the plan that decides bytes.

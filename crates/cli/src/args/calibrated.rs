@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::{DtypeArg, Hub, Machine, Output};
+use super::{Hub, Machine, Output, Target};
 
 const AWQ_EXAMPLES: &str = "\
 Examples:
@@ -124,13 +124,8 @@ pub(crate) struct GptqFlags {
 /// What all calibrated commands take.
 #[derive(Debug, Args)]
 pub(crate) struct Calibrated {
-    /// Model directory (config.json and safetensors) [default: the built-in demo model]
-    #[arg(long, short = 'm', visible_alias = "hf-path", value_name = "DIR")]
-    pub(crate) model: Option<PathBuf>,
-
-    /// Output directory; must not exist
-    #[arg(long, value_name = "DIR", default_value = "mlx_model")]
-    pub(crate) mlx_path: PathBuf,
+    #[command(flatten)]
+    pub(crate) target: Target,
 
     /// Bits per weight: 2, 3, 4, 5, 6 or 8
     #[arg(long, visible_alias = "bits", value_name = "BITS", default_value_t = 4)]
@@ -164,18 +159,6 @@ pub(crate) struct Calibrated {
     /// Held-out windows on which the result is measured against the source, for the model card; 0 for none
     #[arg(long, value_name = "N", default_value_t = 4)]
     pub(crate) eval_windows: usize,
-
-    /// TOML file with bits, group size, mode or keep for layers by path pattern
-    #[arg(long, value_name = "FILE")]
-    pub(crate) recipe_file: Option<PathBuf>,
-
-    /// dtype of what is not quantized, and of scales and biases [default: config.json's torch_dtype]
-    #[arg(long, value_enum)]
-    pub(crate) dtype: Option<DtypeArg>,
-
-    /// Print the plan (schemes, bits per weight, exact bytes, memory) and write nothing
-    #[arg(long)]
-    pub(crate) dry_run: bool,
 
     #[command(flatten)]
     pub(crate) machine: Machine,

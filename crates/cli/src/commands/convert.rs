@@ -18,16 +18,16 @@ use crate::screen::Screen;
 /// Runs the command.
 pub(crate) fn run(args: &Convert, printer: Printer) -> Result<()> {
     let settings = settings(args, printer)?;
-    if !args.dry_run {
-        Writer::check_target(&args.mlx_path).map_err(mlx_quant::Error::from)?;
+    if !args.target.dry_run {
+        Writer::check_target(&args.target.mlx_path).map_err(mlx_quant::Error::from)?;
     }
-    let model = source::open(args.model.as_deref(), printer)?;
+    let model = source::open(args.target.model.as_deref(), printer)?;
     let plan = Plan::new(&model.checkpoint, &model.config, settings).map_err(mlx_quant::Error::from)?;
     for note in &plan.notes {
         printer.warn(note);
     }
     let threads = args.machine.threads.map_or(0, |threads| threads as usize);
-    carry_out(&model, &plan, &args.mlx_path, args.dry_run, threads, printer)
+    carry_out(&model, &plan, &args.target.mlx_path, args.target.dry_run, threads, printer)
 }
 
 /// Converts, or shows what that would do.
@@ -84,7 +84,7 @@ fn settings(args: &Convert, printer: Printer) -> Result<Settings> {
     {
         printer.warn("bits, group size and recipe have no effect without -q");
     }
-    let overrides = source::overrides(args.recipe_file.as_deref(), scheme)?;
+    let overrides = source::overrides(args.target.recipe_file.as_deref(), scheme)?;
     Ok(Settings {
         quantize: args.quantize.then_some(scheme),
         mixed: args.quant_predicate.filter(|_| args.quantize).map(Into::into),
@@ -92,7 +92,7 @@ fn settings(args: &Convert, printer: Printer) -> Result<Settings> {
         search: args.search && args.quantize,
         schemes: std::collections::BTreeMap::new(),
         dequantize: args.dequantize,
-        dtype: args.dtype.map(Into::into),
+        dtype: args.target.dtype.map(Into::into),
         allow_nonfinite: args.allow_nonfinite,
     })
 }

@@ -103,11 +103,11 @@ pub(crate) fn run(request: &Request<'_>, printer: Printer) -> Result<()> {
         ))
         .into());
     }
-    let overrides = source::overrides(args.recipe_file.as_deref(), base)?;
-    if !args.dry_run {
-        Writer::check_target(&args.mlx_path).map_err(mlx_quant::Error::from)?;
+    let overrides = source::overrides(args.target.recipe_file.as_deref(), base)?;
+    if !args.target.dry_run {
+        Writer::check_target(&args.target.mlx_path).map_err(mlx_quant::Error::from)?;
     }
-    let model = source::open(args.model.as_deref(), printer)?;
+    let model = source::open(args.target.model.as_deref(), printer)?;
     let calibrated = request.recipe.needs_calibration();
     let schemes = if embedding == base { BTreeMap::new() } else { tables(&model, embedding)? };
     let settings = Settings {
@@ -115,7 +115,7 @@ pub(crate) fn run(request: &Request<'_>, printer: Printer) -> Result<()> {
         overrides,
         schemes,
         search: request.recipe.rounding() == Method::Search && !calibrated,
-        dtype: args.dtype.map(Into::into),
+        dtype: args.target.dtype.map(Into::into),
         ..Settings::default()
     };
     let plan = Plan::new(&model.checkpoint, &model.config, settings).map_err(mlx_quant::Error::from)?;
@@ -124,7 +124,14 @@ pub(crate) fn run(request: &Request<'_>, printer: Printer) -> Result<()> {
     }
     let threads = args.machine.threads.map_or(0, |threads| threads as usize);
     if !calibrated {
-        return super::convert::carry_out(&model, &plan, &args.mlx_path, args.dry_run, threads, printer);
+        return super::convert::carry_out(
+            &model,
+            &plan,
+            &args.target.mlx_path,
+            args.target.dry_run,
+            threads,
+            printer,
+        );
     }
     let data =
         args.data.as_ref().map_or(DataSource::BuiltinCalibration, |path| DataSource::Path(path.clone()));
@@ -166,13 +173,13 @@ pub(crate) fn run(request: &Request<'_>, printer: Printer) -> Result<()> {
         memory = quantize_memory(&model, &windows, &settings, resident)?;
         printer.detail("--low-memory, because all windows' activations do not fit in free memory");
     }
-    if args.dry_run {
+    if args.target.dry_run {
         let operations = mlx_quant::operations(&model, &windows, &settings)?;
         let seconds = mlx_quant::seconds(operations, threads)?;
         return dry_run(request, &plan, &windows, (memory, operations, seconds), printer);
     }
     let screen = Screen::new(printer);
-    let made = mlx_quant::quantize(&model, &plan, &windows, &args.mlx_path, &settings, &screen);
+    let made = mlx_quant::quantize(&model, &plan, &windows, &args.target.mlx_path, &settings, &screen);
     screen.clear();
     show(request, &plan, &windows, &made?, memory, printer)
 }
@@ -241,7 +248,7 @@ fn show(
     }
     if printer.is_json() {
         let mut document = json!({
-            "mlx_path": request.common.mlx_path,
+            "mlx_path": request.common.target.mlx_path,
             "recipe": request.recipe.to_string(),
             "calibration": windows.report(),
             "peak_memory_bytes": peak,
@@ -258,7 +265,7 @@ fn show(
     let quality = made.evaluation.as_ref().and_then(|evaluation| evaluation.total.against.as_ref());
     printer.say(&format!(
         "{}: {}, {:.3} bits per weight, {} in {:.1} s{}{}",
-        request.common.mlx_path.display(),
+        request.common.target.mlx_path.display(),
         request.recipe,
         plan.bits_per_weight(),
         bytes(plan.layout.file_bytes()),

@@ -30,7 +30,7 @@ pub use self::memory::{QuantizeMemory, quantize_memory};
 pub use self::report::{ExpertTokens, Quantized};
 use crate::calibrate::{Collector, Passage, States, Statistics, Visitor as _};
 use crate::carry::{Carrier, ColumnWeights, plain_decoded};
-use crate::convert::{column_weights, fingerprint};
+use crate::convert::{column_weights, fingerprint, write_companions};
 use crate::data::Windows;
 use crate::evaluate::{EvaluationSettings, evaluate};
 use crate::methods::{How, Method, MethodSettings, Recipe, round};
@@ -143,14 +143,7 @@ pub fn quantize(
         }
     };
     observer.event(Event::Finishing);
-    for file in companions {
-        writer.copy_file(model.checkpoint.directory(), &file)?;
-    }
-    if let Some(overrides) = &plan.settings.overrides {
-        writer.write_file("recipe.toml", overrides.text.as_bytes())?;
-    }
-    writer.write_file("model.safetensors.index.json", plan.layout.index_json(plan.parameters).as_bytes())?;
-    writer.write_file("config.json", plan.config.to_mlx_json().as_bytes())?;
+    write_companions(&writer, model, plan, companions)?;
     made.quantize_seconds = start.elapsed().as_secs_f64();
     if let Some(held_out) = &settings.evaluate {
         let written = crate::open(&mlx_format::checkpoint::Directory::open(writer.partial())?)?;
