@@ -287,7 +287,7 @@ impl Task<'_> {
         float.widen(bytes, &mut values);
         let even = vec![1.0; columns];
         let weights = self.search.and_then(|weights| weights.get(&self.item.name)).unwrap_or(&even);
-        let rounded = round(&values, columns, scheme, float, How::Nearest { weights });
+        let rounded = round(&values, columns, scheme, float, How::Blind { weights });
         write_rounded(self.writer, self.item.first_output, rows.start, float, &rounded)
     }
 

@@ -78,6 +78,27 @@ pub(crate) fn stored(float: FloatType, values: &mut Lanes) {
     }
 }
 
+/// What one element weighs beside its column's weight: all alike, or large ones more.
+#[inline(always)]
+fn weighed(column: &Lanes, heavy: Option<&Lanes>, lane: usize) -> f32 {
+    heavy.map_or(1.0, |mean| mean[lane] + column[lane] * column[lane])
+}
+
+#[inline(always)]
+fn mean_square(columns: &[Lanes]) -> Lanes {
+    let mut sum = [0.0; LANES];
+    for column in columns {
+        for lane in 0..LANES {
+            sum[lane] += column[lane] * column[lane];
+        }
+    }
+    let part = 1.0 / columns.len().max(1) as f32;
+    for sum in &mut sum {
+        *sum *= part;
+    }
+    sum
+}
+
 impl Grid {
     #[inline(always)]
     fn of_range(low: &Lanes, high: &Lanes, most: f32, float: FloatType) -> Self {
@@ -121,14 +142,14 @@ impl Grid {
     }
 
     #[inline(always)]
-    fn loss(&self, columns: &[Lanes], weights: &[f32], most: f32) -> Lanes {
+    fn loss(&self, columns: &[Lanes], weights: &[f32], heavy: Option<&Lanes>, most: f32) -> Lanes {
         let inverse = self.inverse();
         let mut loss = [0.0; LANES];
-        for (column, weight) in columns.iter().zip(weights) {
+        for (column, &weight) in columns.iter().zip(weights) {
             for lane in 0..LANES {
                 let code = code(column[lane], inverse[lane], self.bias[lane], most);
                 let error = column[lane] - (code * self.scale[lane] + self.bias[lane]);
-                loss[lane] += weight * (error * error);
+                loss[lane] += weight * weighed(column, heavy, lane) * (error * error);
             }
         }
         loss
@@ -147,14 +168,22 @@ impl Grid {
 
     /// The best scale and bias for the codes that this grid gives.
     #[inline(always)]
-    fn refined(&self, columns: &[Lanes], weights: &[f32], most: f32, float: FloatType) -> Self {
+    fn refined(
+        &self,
+        columns: &[Lanes],
+        weights: &[f32],
+        heavy: Option<&Lanes>,
+        most: f32,
+        float: FloatType,
+    ) -> Self {
         let inverse = self.inverse();
         let middle = most / 2.0;
-        let mut total = 0.0;
+        let mut total = [0.0f32; LANES];
         let ([mut q, mut qq, mut w], mut qw) = ([[0.0f32; LANES]; 3], [0.0f32; LANES]);
         for (column, &weight) in columns.iter().zip(weights) {
-            total += weight;
             for lane in 0..LANES {
+                let weight = weight * weighed(column, heavy, lane);
+                total[lane] += weight;
                 // Codes around zero, so that 8 bits do not cancel.
                 let code = code(column[lane], inverse[lane], self.bias[lane], most) - middle;
                 let weighted = weight * code;
@@ -166,10 +195,10 @@ impl Grid {
         }
         let mut grid = *self;
         for lane in 0..LANES {
-            let determinant = total * qq[lane] - q[lane] * q[lane];
-            let sound = determinant > 1e-6 * total * qq[lane];
-            let scale = (total * qw[lane] - q[lane] * w[lane]) / determinant;
-            let center = (w[lane] - scale * q[lane]) / total;
+            let determinant = total[lane] * qq[lane] - q[lane] * q[lane];
+            let sound = determinant > 1e-6 * total[lane] * qq[lane];
+            let scale = (total[lane] * qw[lane] - q[lane] * w[lane]) / determinant;
+            let center = (w[lane] - scale * q[lane]) / total[lane];
             grid.scale[lane] = if sound { scale } else { self.scale[lane] };
             grid.bias[lane] = if sound { center - scale * middle } else { self.bias[lane] };
         }
@@ -189,6 +218,7 @@ pub(crate) fn search_in(
     bits: u32,
     float: FloatType,
     search: bool,
+    blind: bool,
 ) -> Grid {
     let most = ((1u32 << bits) - 1) as f32;
     let (mut low, mut high) = ([f32::INFINITY; LANES], [f32::NEG_INFINITY; LANES]);
@@ -202,7 +232,9 @@ pub(crate) fn search_in(
     if !search {
         return best;
     }
-    let mut least = best.loss(columns, weights, most);
+    let mean = mean_square(columns);
+    let heavy = blind.then_some(&mean);
+    let mut least = best.loss(columns, weights, heavy, most);
     let unit = reach(bits) / (STEPS - 1) as f32;
     for from_low in 0..STEPS {
         for from_high in 0..STEPS {
@@ -213,13 +245,13 @@ pub(crate) fn search_in(
                 upper[lane] = high[lane] - range * (unit * from_high as f32);
             }
             let grid = Grid::of_range(&lower, &upper, most, float);
-            let loss = grid.loss(columns, weights, most);
+            let loss = grid.loss(columns, weights, heavy, most);
             best.improve(&mut least, &grid, &loss);
         }
     }
     for _ in 0..REFINEMENTS {
-        let grid = best.refined(columns, weights, most, float);
-        let loss = grid.loss(columns, weights, most);
+        let grid = best.refined(columns, weights, heavy, most, float);
+        let loss = grid.loss(columns, weights, heavy, most);
         best.improve(&mut least, &grid, &loss);
     }
     best

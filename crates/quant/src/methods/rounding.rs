@@ -38,6 +38,12 @@ pub struct Rounded {
 pub enum How<'h> {
     /// Each group's extremes as in `mx.quantize`, nearest codes to the stored numbers.
     Plain,
+    /// Searched grid without data, nearest codes: large weights weigh more, `mean square + square`, because they tend to
+    /// meet loud inputs; clipping them is what hurts.
+    Blind {
+        /// `[columns]`, not negative.
+        weights: &'h [f32],
+    },
     /// Searched grid, nearest codes; a weight for each column.
     Nearest {
         /// `[columns]`, not negative.

@@ -46,7 +46,7 @@ impl Task {
         let mut transposed = vec![[0f32; ROWS]; columns];
         for (lane, row) in values.chunks_exact(columns).enumerate() {
             match how {
-                How::Plain | How::Nearest { .. } => {
+                How::Plain | How::Blind { .. } | How::Nearest { .. } => {
                     transposed.iter_mut().zip(row).for_each(|(column, value)| column[lane] = *value);
                 }
                 How::Compensated { factor, .. } => {
@@ -71,8 +71,9 @@ impl Task {
     /// Chooses codes, scales and biases.
     pub(super) fn run(&mut self, how: How<'_>) {
         match how {
-            How::Plain => self.nearest(&vec![0.0; self.columns], false),
-            How::Nearest { weights } => self.nearest(weights, true),
+            How::Plain => self.nearest(&vec![0.0; self.columns], false, false),
+            How::Blind { weights } => self.nearest(weights, true, true),
+            How::Nearest { weights } => self.nearest(weights, true, false),
             How::Compensated { factor, block_size, sweeps } => {
                 let block = block_size.clamp(1, self.columns).next_multiple_of(self.group);
                 let original = if sweeps > 0 { self.values.clone() } else { Vec::new() };
@@ -84,14 +85,15 @@ impl Task {
 
     /// Searches scale and bias of the group that begins at `start`.
     #[inline(always)]
-    fn search(&mut self, start: usize, weights: &[f32], search: bool) {
+    fn search(&mut self, start: usize, weights: &[f32], search: bool, blind: bool) {
         let mut tile = [[0f32; LANES]; MAX_GROUP];
         let tile = &mut tile[..self.group];
         for part in 0..ROWS / LANES {
             for (to, from) in tile.iter_mut().zip(&self.values[start..]) {
                 to.copy_from_slice(&from[part * LANES..][..LANES]);
             }
-            let grid = search_in(tile, &weights[start..start + self.group], self.bits, self.float, search);
+            let grid =
+                search_in(tile, &weights[start..start + self.group], self.bits, self.float, search, blind);
             self.scales[start / self.group][part * LANES..][..LANES].copy_from_slice(&grid.scale);
             self.biases[start / self.group][part * LANES..][..LANES].copy_from_slice(&grid.bias);
         }
@@ -125,12 +127,12 @@ impl Task {
         inverse
     }
 
-    fn nearest(&mut self, weights: &[f32], search: bool) {
+    fn nearest(&mut self, weights: &[f32], search: bool, blind: bool) {
         vectorised(
             #[inline(always)]
             || {
                 for start in (0..self.columns).step_by(self.group) {
-                    self.search(start, weights, search);
+                    self.search(start, weights, search, blind);
                     let inverse = self.inverse(start / self.group);
                     for at in start..start + self.group {
                         self.encode(at, &inverse);
@@ -152,7 +154,7 @@ impl Task {
                 || {
                     for at in first..end {
                         if at % self.group == 0 {
-                            self.search(at, &weights, true);
+                            self.search(at, &weights, true, false);
                         }
                         let inverse = self.inverse(at / self.group);
                         let mut error = self.encode(at, &inverse);
@@ -321,7 +323,7 @@ impl Task {
     /// Into the places of the weight's own order.
     pub(super) fn give(&self, how: How<'_>, codes: &mut [u8], scales: &mut [f32], biases: &mut [f32]) {
         let place = |at: usize| match how {
-            How::Plain | How::Nearest { .. } => at,
+            How::Plain | How::Blind { .. } | How::Nearest { .. } => at,
             How::Compensated { factor, .. } => factor.order[at],
         };
         let groups = self.columns / self.group;

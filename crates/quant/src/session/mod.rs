@@ -414,7 +414,7 @@ impl Session<'_> {
                     }
                     let even = vec![1.0; columns];
                     let weights = self.weights.get(&path).unwrap_or(&even);
-                    round(&values, columns, *scheme, *float, How::Nearest { weights }).decoded()
+                    round(&values, columns, *scheme, *float, How::Blind { weights }).decoded()
                 }
             });
             self.walk.weights.replace_rows(&path, ids, decoded);
