@@ -14,7 +14,7 @@ use rayon::prelude::*;
 
 use crate::arch::{self, Sketch};
 use crate::decoder::{Decoder, Linear};
-use crate::{Existing, Named, SourceError, View};
+use crate::{Existing, Named, Parameters, SourceError, View};
 
 /// Elements that one task decodes.
 const TASK_ELEMENTS: usize = 1 << 18;
@@ -55,45 +55,6 @@ pub enum WeightsError {
     Token { token: u32, rows: usize, tensor: String },
     #[error("{0}; hint: config.json does not describe these weights")]
     Tensor(#[from] candle_core::Error),
-}
-
-/// Float32 tensors by full name.
-#[derive(Clone, Debug, Default)]
-pub struct Parameters(BTreeMap<String, Tensor>);
-
-impl Parameters {
-    /// A tensor, if there is one of that name.
-    pub fn get(&self, name: &str) -> Option<&Tensor> {
-        self.0.get(name)
-    }
-
-    /// A tensor.
-    ///
-    /// # Errors
-    /// If there is none.
-    pub fn tensor(&self, name: &str) -> candle_core::Result<&Tensor> {
-        self.get(name).ok_or_else(|| candle_core::Error::msg(format!("tensor {name} is missing")))
-    }
-
-    /// Adds those of `other`.
-    pub fn extend(&mut self, other: Self) {
-        self.0.extend(other.0);
-    }
-
-    /// Sets or replaces a tensor.
-    pub fn insert(&mut self, name: String, tensor: Tensor) {
-        self.0.insert(name, tensor);
-    }
-
-    /// All, by name.
-    pub fn iter(&self) -> impl Iterator<Item = (&str, &Tensor)> {
-        self.0.iter().map(|(name, tensor)| (name.as_str(), tensor))
-    }
-
-    /// Bytes of all tensors in float32.
-    pub fn bytes(&self) -> usize {
-        self.0.values().map(|tensor| tensor.elem_count() * 4).sum()
-    }
 }
 
 /// Where one float32 tensor is read from.

@@ -367,44 +367,38 @@ impl Task<'_> {
     }
 }
 
-/// What rows of a weight decode to after plain quantization.
-pub(crate) fn plain_decoded(values: &[f32], columns: usize, scheme: Scheme, float: FloatType) -> Vec<f32> {
-    let mut bytes = vec![0u8; values.len() * float.size()];
-    float.narrow(values, &mut bytes);
-    let (weight, scales, biases) = plain_packed(&bytes, columns, scheme, float);
-    let widened = |bytes: &[u8]| {
-        let mut wide = vec![0f32; bytes.len() / float.size()];
-        float.widen(bytes, &mut wide);
-        wide.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>()
-    };
-    let (scales, biases) = match scheme.mode() {
-        Mode::Affine => (widened(&scales), widened(&biases)),
-        _ => (scales, biases),
-    };
-    let packed = PackedRef { weight: &weight, scales: &scales, biases: &biases };
-    let mut bytes = vec![0u8; values.len() * 4];
-    mlx_format::dequantize(scheme, FloatType::F32, columns, packed, &mut bytes);
-    let mut decoded = vec![0f32; values.len()];
-    FloatType::F32.widen(&bytes, &mut decoded);
-    decoded
-}
-
-/// Weight, scales and biases of plain quantization of elements of dtype `float`. They are finite: weights were checked when
-/// they were read.
-pub(crate) fn plain_packed(
-    bytes: &[u8],
+/// Weight, scales and biases of rows after plain quantization, and what they decode to in float32. The values are finite:
+/// weights were checked when they were read.
+pub(crate) fn plain(
+    values: &[f32],
     columns: usize,
     scheme: Scheme,
     float: FloatType,
-) -> (Vec<u8>, Vec<u8>, Vec<u8>) {
-    let rows = bytes.len() / float.size() / columns;
+) -> ([Vec<u8>; 3], Vec<f32>) {
+    let rows = values.len() / columns;
     let scale_bytes = rows * scheme.scale_bytes(columns, float);
+    let mut bytes = vec![0u8; values.len() * float.size()];
+    float.narrow(values, &mut bytes);
     let mut weight = vec![0; rows * scheme.words(columns) * 4];
     let mut scales = vec![0; scale_bytes];
     let mut biases = vec![0; if scheme.has_biases() { scale_bytes } else { 0 }];
     let out = PackedMut { weight: &mut weight, scales: &mut scales, biases: &mut biases };
-    let _ = mlx_format::quantize(scheme, float, columns, bytes, out, true);
-    (weight, scales, biases)
+    let _ = mlx_format::quantize(scheme, float, columns, &bytes, out, true);
+    let widened = |bytes: &[u8]| match scheme.mode() {
+        Mode::Affine => {
+            let mut wide = vec![0f32; bytes.len() / float.size()];
+            float.widen(bytes, &mut wide);
+            wide.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>()
+        }
+        _ => bytes.to_vec(),
+    };
+    let (wide_scales, wide_biases) = (widened(&scales), widened(&biases));
+    let packed = PackedRef { weight: &weight, scales: &wide_scales, biases: &wide_biases };
+    let mut bytes = vec![0u8; values.len() * 4];
+    mlx_format::dequantize(scheme, FloatType::F32, columns, packed, &mut bytes);
+    let mut decoded = vec![0f32; values.len()];
+    FloatType::F32.widen(&bytes, &mut decoded);
+    ([weight, scales, biases], decoded)
 }
 
 /// Writes rows from `first` on of a layer whose tensors begin at `output`.

@@ -135,7 +135,7 @@ pub(crate) fn fingerprint(model: &Model, plan: &Plan) -> Result<String, Error> {
 
 /// What is known without data of how loud the inputs of a layer's columns are: behind a norm, the squares of its
 /// weight, as what it normed has unit variance. Nothing for a model without a decoder description.
-pub(crate) fn column_weights(model: &Model, plan: &Plan) -> ColumnWeights {
+fn column_weights(model: &Model, plan: &Plan) -> ColumnWeights {
     let Ok(walk) = crate::Walk::open(model) else { return ColumnWeights::new() };
     let mut weights = ColumnWeights::new();
     let of = |norm: &Norm| -> Option<Vec<f32>> {

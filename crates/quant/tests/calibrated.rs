@@ -252,6 +252,15 @@ fn statistics_are_kept_and_checked() {
         }
         run(&model, &out.path().join("propagated"), &settings("awq+gptq"));
         assert!(bytes(&out.path().join("first")) != bytes(&out.path().join("propagated")));
+        // They are what is read, and nothing else: a damaged one is noticed.
+        let matrix = out.path().join("statistics/block-0-site-0.safetensors");
+        let sound = std::fs::read(&matrix).unwrap();
+        std::fs::write(&matrix, &sound[..sound.len() / 2]).unwrap();
+        let target = out.path().join("damaged");
+        let damaged = quantize(&model, &plan(&model, 4), &windows(&model, 1, 6, 48), &target, &kept, &Silent)
+            .unwrap_err();
+        assert!(damaged.to_string().contains("block-0-site-0"), "{damaged}");
+        std::fs::write(&matrix, sound).unwrap();
         // Other bits take the same statistics; a matrix that is missing is noticed.
         let three = plan(&model, 3);
         let windows_of = |seed| windows(&model, seed, 6, 48);

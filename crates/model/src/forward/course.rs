@@ -14,7 +14,7 @@ use candle_core::{Error, Result, Tensor};
 
 use super::{Forward, Pass, State, Tap};
 use crate::decoder::{Block, Linear};
-use crate::weights::Parameters;
+use crate::parameters::Parameters;
 
 /// What stands before a site.
 #[derive(Clone, Debug)]

@@ -18,7 +18,8 @@ use crate::decoder::{
     Block, Decoder, Layer, Linear, Norm, NormKind, PerLayerInputs, Projections, Rope, Stage,
 };
 use crate::ops::{Kernels, Pairing};
-use crate::weights::{Parameters, Weights, WeightsError};
+use crate::parameters::Parameters;
+use crate::weights::{Weights, WeightsError};
 
 pub use self::course::{Course, Progress, Stop};
 use self::course::{Watcher, at_once};

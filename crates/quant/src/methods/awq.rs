@@ -75,8 +75,8 @@ pub(crate) fn choose(
     (losses[best] < none).then(|| candidates.swap_remove(best))
 }
 
-/// Whether factors still help when GPTQ rounds: it makes up for much of what they are for. The same loss on the same rows, in the
-/// order and with the figures of `settings`.
+/// Whether factors still help when GPTQ rounds: it makes up for much of what they are for. The same loss on the same rows, with the
+/// figures of `settings` and columns in their own order.
 pub(crate) fn helps_gptq(
     gram: &Gram,
     readers: &[Reader<'_>],

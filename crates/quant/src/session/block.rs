@@ -12,7 +12,7 @@ use rayon::prelude::*;
 use super::{ExpertTokens, Session};
 use crate::Error;
 use crate::calibrate::Visitor;
-use crate::carry::{plain_decoded, plain_packed, write_rounded};
+use crate::carry::{plain, write_rounded};
 use crate::methods::awq;
 use crate::methods::{Factor, Gram, How, Method, Rounded, round};
 use crate::plan::Job;
@@ -388,11 +388,8 @@ fn round_one(
             (Codes::Affine(rounded), values)
         }
         Stored::Float(scheme, float) => {
-            let values = scaled()?;
-            let mut bytes = vec![0u8; values.len() * float.size()];
-            float.narrow(&values, &mut bytes);
-            let (weight, scales, biases) = plain_packed(&bytes, columns, scheme, float);
-            (Codes::Float([weight, scales, biases]), plain_decoded(&values, columns, scheme, float))
+            let (packed, values) = plain(&scaled()?, columns, scheme, float);
+            (Codes::Float(packed), values)
         }
     };
     if let Some(factors) = factors {

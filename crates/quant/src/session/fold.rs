@@ -55,7 +55,7 @@ impl BlockWork<'_> {
         let stored: Vec<Stored> = readers.iter().map(|reader| self.stored(reader)).collect();
         if gram.tokens == 0
             || stored.contains(&Stored::Fixed)
-            || !(stored.iter().any(|stored| matches!(stored, Stored::Affine(..))) || self.session.is_drawn())
+            || !(stored.iter().any(|stored| matches!(stored, Stored::Affine(..))) || self.session.drawn)
             || !self.can_fold(site, &stored)
         {
             return Ok(None);

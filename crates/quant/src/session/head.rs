@@ -99,9 +99,17 @@ impl Session<'_> {
             Some(path) => self.walk.weights.module(path, &self.walk.device)?,
             None => Parameters::default(),
         };
+        let hidden = |window| -> Result<Tensor, Error> {
+            Ok(forward.finish(&last, &states.get(window)?).map_err(WeightsError::from)?)
+        };
+        self.gram(size, (0..states.len()).map(hidden))
+    }
+
+    /// Of hidden states, one tensor a window.
+    fn gram(&self, size: usize, hidden: impl Iterator<Item = Result<Tensor, Error>>) -> Result<Gram, Error> {
         let mut sum = GramSum::new(size);
-        for window in 0..states.len() {
-            let hidden: Tensor = forward.finish(&last, &states.get(window)?).map_err(WeightsError::from)?;
+        for hidden in hidden {
+            let hidden = hidden?;
             self.pool.install(|| sum.add(&[&hidden])).map_err(WeightsError::from)?;
         }
         Ok(self.pool.install(|| sum.finish()))
@@ -134,11 +142,7 @@ impl Session<'_> {
         let few: Vec<&[u32]> =
             windows.picked.iter().take(PILOT).map(|window| window.tokens.as_slice()).collect();
         let hidden = self.walk.hidden(&few, self.pool, &Quiet(self.observer), &mut 0)?;
-        let mut sum = GramSum::new(self.walk.decoder.hidden_size);
-        for hidden in &hidden {
-            self.pool.install(|| sum.add(&[hidden])).map_err(WeightsError::from)?;
-        }
-        Ok(self.pool.install(|| sum.finish()))
+        self.gram(self.walk.decoder.hidden_size, hidden.into_iter().map(Ok))
     }
 
     /// Rounds a head, a tile of its rows at a time.

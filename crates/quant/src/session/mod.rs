@@ -29,8 +29,8 @@ pub use self::effort::{operations, seconds};
 pub use self::memory::{QuantizeMemory, quantize_memory};
 pub use self::report::{ExpertTokens, Quantized};
 use crate::calibrate::{Collector, Passage, States, Statistics, Visitor as _};
-use crate::carry::{Carrier, ColumnWeights, plain_decoded};
-use crate::convert::{column_weights, fingerprint, write_companions};
+use crate::carry::{Carrier, ColumnWeights, plain};
+use crate::convert::{fingerprint, write_companions};
 use crate::data::Windows;
 use crate::evaluate::{EvaluationSettings, evaluate};
 use crate::methods::{How, Method, MethodSettings, Recipe, round};
@@ -85,8 +85,8 @@ struct Session<'a> {
     observer: &'a dyn Observer,
     /// Items of the plan by name.
     items: HashMap<&'a str, usize>,
-    /// Weights of columns that are known without data.
-    weights: &'a ColumnWeights,
+    /// What is rounded without data here (tables of untied models, inputs beside the residual stream) stands behind no norm.
+    even: ColumnWeights,
     /// Factors are drawn instead of chosen, to try what folding does.
     drawn: bool,
 }
@@ -116,7 +116,6 @@ pub fn quantize(
         .num_threads(threads)
         .build()
         .map_err(|error| Error::Threads { threads, reason: error.to_string() })?;
-    let weights = column_weights(model, plan);
     let session = Session {
         model,
         plan,
@@ -126,7 +125,7 @@ pub fn quantize(
         pool: &pool,
         observer,
         items: plan.items.iter().enumerate().map(|(index, item)| (item.name.as_str(), index)).collect(),
-        weights: &weights,
+        even: ColumnWeights::new(),
         drawn: cfg!(test) && settings.method.n_grid == DRAWN,
     };
     session.check(windows, target)?;
@@ -208,11 +207,6 @@ impl Session<'_> {
     /// The item of a module or tensor.
     fn item(&self, name: &str) -> Option<usize> {
         self.items.get(name).copied()
-    }
-
-    /// Whether factors are drawn.
-    const fn is_drawn(&self) -> bool {
-        self.drawn
     }
 
     /// The dtype in which a tensor that is not quantized is written.
@@ -375,7 +369,7 @@ impl Session<'_> {
     }
 
     fn carrier<'s>(&'s self, observer: &'s dyn Observer) -> Carrier<'s> {
-        let search = (self.recipe.rounding() != Method::Rtn).then_some(self.weights);
+        let search = (self.recipe.rounding() != Method::Rtn).then_some(&self.even);
         Carrier { model: self.model, plan: self.plan, pool: self.pool, observer, search }
     }
 
@@ -405,16 +399,15 @@ impl Session<'_> {
             let decoded = self.pool.install(|| match table {
                 Some(table) => round(&values, columns, *scheme, *float, table.how(self)).decoded(),
                 None if scheme.mode() != Mode::Affine || self.recipe.rounding() == Method::Rtn => {
-                    plain_decoded(&values, columns, *scheme, *float)
+                    plain(&values, columns, *scheme, *float).1
                 }
                 None => {
                     // As they are carried: in the output's dtype.
                     for value in &mut values {
                         *value = float.round(*value);
                     }
-                    let even = vec![1.0; columns];
-                    let weights = self.weights.get(&path).unwrap_or(&even);
-                    round(&values, columns, *scheme, *float, How::Blind { weights }).decoded()
+                    let how = How::Blind { weights: &vec![1.0; columns] };
+                    round(&values, columns, *scheme, *float, how).decoded()
                 }
             });
             self.walk.weights.replace_rows(&path, ids, decoded);

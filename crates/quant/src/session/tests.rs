@@ -100,8 +100,14 @@ fn distance(a: &[State], b: &[State]) -> (f32, f32) {
     largest
 }
 
-/// Nothing is quantized, factors are folded wherever they can be: the model is the same, bit for bit where no norm stores
-/// `w - 1` (and there but for the rounding of its float32 weight).
+/// Whether a norm stores `w - 1`: its factors are no powers of two, so that products round differently.
+fn norms_store_less(model: &Model) -> bool {
+    let decoder = super::Walk::open(model).unwrap().decoder;
+    let branches = decoder.blocks.iter().flat_map(|block| &block.stages).flat_map(|stage| &stage.branches);
+    branches.filter_map(|branch| branch.norm.as_ref()).any(|norm| norm.plus_one)
+}
+
+/// Nothing but the table is quantized, factors are folded wherever they can be: the model is the same, bit for bit.
 fn folding_changes_nothing(zoo: &Path) {
     println!("{:<20} {:>7} {:>10}", "checkpoint", "folds", "difference");
     for path in checkpoints(zoo) {
@@ -126,20 +132,12 @@ fn folding_changes_nothing(zoo: &Path) {
         let windows = self::windows(&model, 8, 48);
         let (difference, largest) = distance(&states(&plain, &windows), &states(&folded, &windows));
         println!("{name:<20} {:>7} {difference:>10.1e}", made.folded);
-        assert!(difference <= 3e-5 * largest, "{name}: {difference} of {largest}");
-        let norms_store_less = super::Walk::open(&model).unwrap().decoder.blocks.iter().any(|block| {
-            block
-                .stages
-                .iter()
-                .flat_map(|stage| &stage.branches)
-                .any(|branch| branch.norm.as_ref().is_some_and(|norm| norm.plus_one))
-        });
-        assert!(norms_store_less || difference == 0.0, "{name}: {difference}");
+        assert!(difference == 0.0, "{name}: {difference} of {largest}");
         assert_eq!(made.folded, made.foldable, "{name}");
     }
 }
 
-/// What is written computes what the walk computed with, folds on rounded weights included.
+/// What is written computes what the walk computed with, bit for bit, folds on rounded weights included.
 fn written_equals_walked(zoo: &Path) {
     println!("{:<20} {:>7} {:>12} {:>12}", "checkpoint", "folds", "gptq", "awq+gptq");
     for path in checkpoints(zoo) {
@@ -153,7 +151,8 @@ fn written_equals_walked(zoo: &Path) {
             let (made, written) = run(&model, settings(4, 32), recipe, drawn, &target);
             let (difference, largest) = distance(&made.states, &states(&written, &windows(&model, 6, 48)));
             folds = made.folded;
-            assert!(difference <= 3e-4 * largest, "{name}, {recipe}: {difference} of {largest}");
+            let bound = if norms_store_less(&model) { 1e-5 } else { 0.0 };
+            assert!(difference <= bound * largest, "{name}, {recipe}: {difference} of {largest}");
             cells.push(difference / largest);
         }
         println!("{name:<20} {folds:>7} {:>12.1e} {:>12.1e}", cells[0], cells[1]);
