@@ -28,7 +28,7 @@ pub use existing::Existing;
 pub use expected::ExpectedTensor;
 pub use forward::{Course, Forward, Progress, State, Stop, Tap};
 pub use names::Named;
-pub use parameters::Parameters;
+pub use parameters::{Parameters, Reader};
 pub use tokenizer::{Tokenizer, TokenizerError};
 pub use view::{ScatterError, StepError, View};
 pub use weights::{Weights, WeightsError};

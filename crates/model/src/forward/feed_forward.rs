@@ -119,19 +119,20 @@ impl Pass<'_> {
 
     /// x @ weight[expert]^T + bias[expert] of each linear
     async fn read_stacked(&mut self, linears: &[&Linear], expert: usize, x: &Tensor) -> Result<Vec<Tensor>> {
-        let weights = if let Some(weights) = self.watcher.see(linears, Some(expert), x).await? {
-            weights
-        } else {
-            let weight =
-                |linear: &&Linear| self.parameters.tensor(&format!("{}.weight", linear.path))?.get(expert);
-            linears.iter().map(weight).collect::<Result<_>>()?
-        };
-        let multiply = |(linear, weight): (&&Linear, &Tensor)| {
+        let weights = self.watcher.see(linears, Some(expert), x).await?;
+        let multiply = |(at, linear): (usize, &&Linear)| {
             let bias = self.parameters.get(&format!("{}.bias", linear.path));
             let bias = bias.map(|bias| bias.get(expert)).transpose()?;
-            self.kernels.linear(x, weight, bias.as_ref())
+            if let Some(weights) = &weights {
+                return self.kernels.linear(x, &weights[at], bias.as_ref());
+            }
+            if let Some(reader) = self.parameters.reader(&linear.path) {
+                return reader.read(self.kernels, x, Some(expert), bias.as_ref());
+            }
+            let weight = self.parameters.tensor(&format!("{}.weight", linear.path))?.get(expert)?;
+            self.kernels.linear(x, &weight, bias.as_ref())
         };
-        linears.iter().zip(&weights).map(multiply).collect()
+        linears.iter().enumerate().map(multiply).collect()
     }
 }
 

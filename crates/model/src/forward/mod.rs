@@ -385,6 +385,10 @@ impl Pass<'_> {
 
     /// x @ weight^T + bias
     pub(crate) fn linear(&self, linear: &Linear, x: &Tensor) -> Result<Tensor> {
+        let bias = self.parameters.get(&format!("{}.bias", linear.path));
+        if let Some(reader) = self.parameters.reader(&linear.path) {
+            return reader.read(self.kernels, x, None, bias);
+        }
         let weight = self.parameters.tensor(&format!("{}.weight", linear.path))?;
         let input = x.dim(D::Minus1)?;
         if weight.rank() != 2 || weight.dim(1)? != input {
@@ -394,6 +398,6 @@ impl Pass<'_> {
                 weight.dims()
             )));
         }
-        self.kernels.linear(x, weight, self.parameters.get(&format!("{}.bias", linear.path)))
+        self.kernels.linear(x, weight, bias)
     }
 }

@@ -1,5 +1,7 @@
 //! Causal attention in tiles of queries: the scores of a tile with its keys are all that is ever in memory.
 
+mod backward;
+
 use std::ops::Range;
 
 use candle_core::{CpuStorage, CustomOp3, D, Layout, Result, Shape, Tensor, bail};
@@ -7,7 +9,8 @@ use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
 
 use super::exp::{exp, exponentials, largest, map_in_place, tanh, vectorised};
-use super::slices::{through_plain, values};
+use super::slices::{Held, values};
+use backward::Gradients;
 
 /// What an attention layer does besides the scaled dot product.
 #[derive(Clone, Debug)]
@@ -98,8 +101,7 @@ pub(super) fn fused(q: &Tensor, k: &Tensor, v: &Tensor, settings: &AttentionSett
     }
 }
 
-/// Of `q, k, v`, or of `q`, `k` and `v` side by side, and sinks. Its backward goes through the plain form, which
-/// holds all scores in memory.
+/// Of `q, k, v`, or of `q`, `k` and `v` side by side, and sinks.
 struct Attention {
     settings: AttentionSettings,
     key_features: usize,
@@ -263,16 +265,35 @@ impl CustomOp3 for Attention {
         _: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let mut grads = through_plain(&[q, k, v], grad, |inputs| {
-            let [q, k, v] = inputs else { bail!("attention has three inputs") };
-            if v.rank() == 1 {
-                let (d, width) = (self.key_features, k.dim(3)?);
-                let settings = AttentionSettings { sinks: Some(v.clone()), ..self.settings };
-                return plain(q, &k.narrow(3, 0, d)?, &k.narrow(3, d, width - d)?, &settings);
-            }
-            plain(q, k, v, &self.settings)
-        })?;
-        let (for_v, for_k) = (grads.swap_remove(2), grads.swap_remove(1));
-        Ok((grads.swap_remove(0), for_k, for_v))
+        let grad = grad.contiguous()?;
+        let (batch, tokens, heads, d) = q.dims4()?;
+        let (_, _, kv_heads, width) = k.dims4()?;
+        let shapes = Shapes { batch, tokens, heads, kv_heads };
+        let held = [q, k, v, &grad].map(Held::new);
+        let [q_values, k_values, v_values, grads] = [0, 1, 2, 3].map(|at| held[at].values());
+        let (q_values, k_values, v_values, grads) = (q_values?, k_values?, v_values?, grads?);
+        let keys = Strided { values: k_values, token: kv_heads * width, head: width, features: d };
+        let gradients = if v.rank() == 1 {
+            let dv = width - self.key_features;
+            let all_values = Strided { values: k_values.get(d..).unwrap_or(&[]), features: dv, ..keys };
+            self.backward(shapes, q_values, keys, all_values, Some(v_values), grads)
+        } else {
+            let dv = v.dim(3)?;
+            let all_values = Strided { values: v_values, token: kv_heads * dv, head: dv, features: dv };
+            self.backward(shapes, q_values, keys, all_values, None, grads)
+        };
+        let Gradients { q: for_q, k: for_k, v: for_v, sinks } = gradients;
+        let dv = grad.dim(3)?;
+        let like = |values: Vec<f32>, shape: (usize, usize, usize, usize)| {
+            Tensor::from_vec(values, shape, q.device())
+        };
+        let for_q = like(for_q, (batch, tokens, heads, d))?;
+        let for_k = like(for_k, (batch, tokens, kv_heads, d))?;
+        let for_v = like(for_v, (batch, tokens, kv_heads, dv))?;
+        if v.rank() == 1 {
+            let sinks = Tensor::from_vec(sinks, heads, q.device())?;
+            return Ok((Some(for_q), Some(Tensor::cat(&[for_k, for_v], 3)?), Some(sinks)));
+        }
+        Ok((Some(for_q), Some(for_k), Some(for_v)))
     }
 }

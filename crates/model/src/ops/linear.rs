@@ -97,10 +97,10 @@ fn multiply_rows(out: &mut [f32], x: &[f32], weight: MatRef<'_, f32>) {
     matmul(out, Accum::Add, x, weight, 1.0, Par::Seq);
 }
 
-struct Linear;
+pub(super) struct Linear;
 
 impl Linear {
-    fn forward(
+    pub(super) fn forward(
         x: (&[f32], &Layout),
         weight: (&[f32], &Layout),
         bias: Option<&[f32]>,
@@ -131,7 +131,8 @@ impl Linear {
         Ok((CpuStorage::F32(out), shape.into()))
     }
 
-    fn backward(x: &Tensor, weight: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+    pub(super) fn backward(
+        x: &Tensor, weight: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let (n, k) = weight.dims2()?;
         let grad = grad.contiguous()?;
         let (x_values, weight_values, grad_values) = (Held::new(x), Held::new(weight), Held::new(&grad));

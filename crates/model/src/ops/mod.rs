@@ -26,12 +26,14 @@ mod rotary;
 mod rows;
 pub mod running;
 mod slices;
+mod trained;
 
 use candle_core::{Device, Result, Tensor};
 
 pub use activation::Activation;
 pub use attention::AttentionSettings;
 pub use rotary::Pairing;
+pub use trained::{Codes, Notebook, Observed, by_group, observed_linear, packed_linear, seeded};
 
 /// Which form of the operations runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

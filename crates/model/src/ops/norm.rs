@@ -3,7 +3,7 @@
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, D, Layout, Result, Shape, Tensor, bail};
 
 use super::exp::{sum_of, sum_of_pairs, vectorised};
-use super::slices::{Held, through_plain, values};
+use super::slices::{Held, values};
 
 pub(super) fn check(x: &Tensor, weight: Option<&Tensor>, what: &str) -> Result<()> {
     let Some(weight) = weight else {
@@ -202,14 +202,63 @@ impl CustomOp2 for RmsNorm {
     }
 }
 
-/// Its backward goes through the plain form.
 struct LayerNorm {
     eps: f64,
 }
 
 impl LayerNorm {
+    /// With `y = (x - mean) * f` and `v = g * w`: `f * (v - mean(v) - y * mean(v * y))`, `g * y` for the weight, `g` for the bias.
     fn backward(&self, inputs: &[&Tensor], grad: &Tensor) -> Result<Vec<Option<Tensor>>> {
-        through_plain(inputs, grad, |inputs| layer_plain(&inputs[0], inputs.get(1), inputs.get(2), self.eps))
+        let grad = grad.contiguous()?;
+        let (x, parameters) = (inputs[0], &inputs[1..]);
+        let d = last_axis(x.layout())?;
+        let held = (Held::new(x), parameters.first().map(|weight| Held::new(weight)), Held::new(&grad));
+        let (x_values, grads) = (held.0.values()?, held.2.values()?);
+        let ones;
+        let weights = if let Some(weight) = &held.1 {
+            weight.values()?
+        } else {
+            ones = vec![1.0; d];
+            &ones[..]
+        };
+        let rows = (weights.len() / d).max(1);
+        let mut for_x = Vec::with_capacity(x_values.len());
+        let [mut for_weight, mut for_bias] = [0, 1].map(|_| vec![0.0; weights.len()]);
+        let [mut normed, mut weighted] = [0, 1].map(|_| vec![0.0; d]);
+        vectorised(
+            #[inline(always)]
+            || {
+                for (i, (row, grad)) in x_values.chunks_exact(d).zip(grads.chunks_exact(d)).enumerate() {
+                    let own = (i % rows) * d..(i % rows + 1) * d;
+                    let mean = sum_of(row, |x| x) / d as f32;
+                    let square = sum_of(row, |x| (x - mean) * (x - mean)) / d as f32;
+                    let factor = 1.0 / (square + self.eps as f32).sqrt();
+                    for (to, x) in normed.iter_mut().zip(row) {
+                        *to = (x - mean) * factor;
+                    }
+                    for ((to, grad), weight) in weighted.iter_mut().zip(grad).zip(&weights[own.clone()]) {
+                        *to = grad * weight;
+                    }
+                    let middle = sum_of(&weighted, |v| v) / d as f32;
+                    let along = sum_of_pairs(&weighted, &normed, |v, y| v * y) / d as f32;
+                    for (to, y) in weighted.iter_mut().zip(&normed) {
+                        *to = factor * (*to - middle - y * along);
+                    }
+                    for_x.extend_from_slice(&weighted);
+                    for ((to, grad), y) in for_weight[own.clone()].iter_mut().zip(grad).zip(&normed) {
+                        *to += grad * y;
+                    }
+                    for (to, grad) in for_bias[own].iter_mut().zip(grad) {
+                        *to += grad;
+                    }
+                }
+            },
+        );
+        let mut gradients = vec![Some(Tensor::from_vec(for_x, x.shape(), x.device())?)];
+        for (parameter, values) in parameters.iter().zip([for_weight, for_bias]) {
+            gradients.push(Some(Tensor::from_vec(values, parameter.shape(), x.device())?));
+        }
+        Ok(gradients)
     }
 }
 
