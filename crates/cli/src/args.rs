@@ -8,7 +8,9 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use mlx_format::{FloatType, Mode};
 use mlx_quant::MixedRecipe;
 
-pub(crate) use self::calibrated::{Awq, AwqFlags, Calibrated, Gptq, GptqFlags, Quantize};
+pub(crate) use self::calibrated::{
+    Awq, AwqFlags, Calibrated, DynamicFlags, DynamicQuant, Gptq, GptqFlags, Quantize,
+};
 
 /// Turns Hugging Face language models into MLX quantized models.
 #[derive(Debug, Parser)]
@@ -38,7 +40,14 @@ pub(crate) enum Command {
     /// outputs of the blocks that are quantized already. Any bits, any group size.
     Gptq(Box<Gptq>),
 
-    /// Quantize with a recipe of stacked methods, such as awq+gptq
+    /// Quantize with bits where they matter: a width and group size for every layer, under a budget
+    ///
+    /// One backward pass over calibration text measures what a change of each layer costs in KL; a knapsack then spends the bytes.
+    /// Scales and biases are searched. The measurement can be kept: any other size is then planned in seconds.
+    #[command(alias = "dynamic_quant")]
+    DynamicQuant(Box<DynamicQuant>),
+
+    /// Quantize with a recipe of stacked methods, such as dynamic+awq+gptq
     Quantize(Box<Quantize>),
 
     /// Show what a model is: parameters, bits per weight, how each layer is stored; --verify checks everything
@@ -61,6 +70,7 @@ impl Command {
             Self::Convert(args) => &args.output,
             Self::Awq(args) => &args.common.output,
             Self::Gptq(args) => &args.common.output,
+            Self::DynamicQuant(args) => &args.common.output,
             Self::Quantize(args) => &args.common.output,
             Self::Inspect(args) => &args.output,
             Self::Eval(args) => &args.output,

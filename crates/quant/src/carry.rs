@@ -26,7 +26,8 @@ pub(crate) const CHUNKS_PER_THREAD: usize = 16;
 /// Output is synced and journalled whenever this much input has been done.
 const JOURNAL_BYTES: u64 = 1 << 30;
 
-/// Weights of a layer's columns for the searched grid, by module path; layers that are not named weigh all alike.
+/// Weights of a layer's columns for the searched grid, by module path, `[in]` or `[experts * in]`; layers that are not named weigh
+/// all alike, and large weights more.
 pub(crate) type ColumnWeights = BTreeMap<String, Vec<f32>>;
 
 /// What carries out items.
@@ -285,10 +286,26 @@ impl Task<'_> {
         }
         let mut values = vec![0f32; rows.len() * columns];
         float.widen(bytes, &mut values);
-        let even = vec![1.0; columns];
-        let weights = self.search.and_then(|weights| weights.get(&self.item.name)).unwrap_or(&even);
-        let rounded = round(&values, columns, scheme, float, How::Blind { weights });
-        write_rounded(self.writer, self.item.first_output, rows.start, float, &rounded)
+        let known = self.search.and_then(|weights| weights.get(&self.item.name));
+        let known = known.filter(|weights| !weights.is_empty() && weights.len().is_multiple_of(columns));
+        let Some(weights) = known else {
+            let rounded =
+                round(&values, columns, scheme, float, How::Blind { weights: &vec![1.0; columns] });
+            return write_rounded(self.writer, self.item.first_output, rows.start, float, &rounded);
+        };
+        // Rows of one expert after another.
+        let per_expert = (view.rows() / (weights.len() / columns)).max(1);
+        let mut start = rows.start;
+        while start < rows.end {
+            let expert = start / per_expert;
+            let end = rows.end.min((expert + 1) * per_expert);
+            let own = &values[(start - rows.start) * columns..(end - rows.start) * columns];
+            let how = How::Nearest { weights: &weights[expert * columns..][..columns] };
+            let rounded = round(own, columns, scheme, float, how);
+            write_rounded(self.writer, self.item.first_output, start, float, &rounded)?;
+            start = end;
+        }
+        Ok(())
     }
 
     fn layout(&self) -> &Layout {

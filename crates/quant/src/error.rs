@@ -103,6 +103,14 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
+    /// A file of sensitivities that cannot be used.
+    #[error("{path}: {reason}; hint: give another file to --sensitivities, or remove this one to measure anew")]
+    Sensitivities {
+        /// The file.
+        path: String,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// Threads could not be started.
     #[error("cannot start {threads} threads: {reason}; hint: use fewer --threads")]
     Threads {
@@ -137,6 +145,7 @@ impl Error {
             | Self::Weights(_)
             | Self::NonFinite { .. }
             | Self::Statistics { .. }
+            | Self::Sensitivities { .. }
             | Self::Overflow { .. } => true,
             Self::Write(error) => !matches!(error, WriteError::Io(_) | WriteError::DiskFull { .. }),
             Self::Cache { working, .. } => !working,

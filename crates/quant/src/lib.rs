@@ -41,8 +41,10 @@ mod card;
 mod carry;
 mod convert;
 pub mod data;
+mod dynamic;
 mod error;
 mod evaluate;
+mod gradient;
 pub mod inspect;
 pub mod methods;
 mod observer;
@@ -56,6 +58,10 @@ mod walk;
 pub use card::model_card;
 pub use convert::{Converted, convert, peak_memory, threads_or_all};
 pub use data::{Corpus, DataError, DataReport, DataSource, Pick, SourceInfo, Window, Windows};
+pub use dynamic::{
+    Allocation, Choice, Cost, DynamicPlan, DynamicSettings, Key, Layer, Seen, Sensitivities, SensitivitySettings, Table,
+    Target, allocate, sensitivities,
+};
 pub use error::Error;
 pub use evaluate::{
     Against, Divergence, Evaluation, EvaluationSettings, Measures, Memory, SourceEvaluation, States, Subject,

@@ -94,6 +94,32 @@ impl<'m> Walk<'m> {
         }
     }
 
+    /// The module whose rows are the head's: its own, or the table that it is tied to.
+    pub fn head_path(&self) -> &str {
+        self.decoder.head.linear.as_ref().map_or(&self.decoder.embedding.path, |linear| &linear.path)
+    }
+
+    /// Rows of the head, under the name of its module.
+    ///
+    /// # Errors
+    /// If a value is NaN or infinite.
+    pub fn head_tile(&self, rows: std::ops::Range<usize>) -> Result<Parameters, Error> {
+        let tile = self.weights.load_tile(self.head_path(), rows, &self.device)?;
+        self.weights.release();
+        Ok(tile)
+    }
+
+    /// The last norm's weights.
+    ///
+    /// # Errors
+    /// If a value is NaN or infinite.
+    pub fn last_norm(&self) -> Result<Parameters, Error> {
+        match &self.decoder.norm.path {
+            Some(path) => Ok(self.weights.module(path, &self.device)?),
+            None => Ok(Parameters::default()),
+        }
+    }
+
     /// Windows in one wave: as many as activations between blocks may take memory.
     pub fn wave(&self, tokens: usize) -> usize {
         (WAVE_BYTES / (self.state_elements() * tokens * 4).max(1)).max(1)
@@ -172,10 +198,7 @@ impl<'m> Walk<'m> {
                 *done += wave.len() as u64;
                 observer.event(Event::Progress { done: *done });
             }
-            let last = match &self.decoder.norm.path {
-                Some(path) => self.weights.module(path, &self.device)?,
-                None => Parameters::default(),
-            };
+            let last = self.last_norm()?;
             for state in &states {
                 let last = forward.finish(&last, state).and_then(|hidden| hidden.squeeze(0));
                 hidden.push(last.map_err(mlx_quant_model::WeightsError::from)?);

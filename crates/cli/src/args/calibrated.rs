@@ -47,6 +47,62 @@ pub(crate) struct Gptq {
     pub(crate) gptq: GptqFlags,
 }
 
+const DYNAMIC_EXAMPLES: &str = "\
+Examples:
+  mlx-quant dynamic-quant --target-bpw 4.5
+      the built-in demo model: more bits for sensitive layers, fewer for others, 4.5 on average
+  mlx-quant dynamic-quant --model ./Qwen3-8B --target-bpw 4 --sensitivities qwen3-8b.json
+      keeps the measurement; any other size from the same file takes seconds
+  mlx-quant dynamic-quant --model ./Qwen3-8B --target-size 4.2GB --min-bits 3
+  mlx-quant dynamic-quant --model ./Qwen3-8B --target-kl 0.02
+      the smallest model that stays that close to the original
+  mlx-quant quantize --recipe dynamic+awq+gptq --model ./Qwen3-8B --target-bpw 4
+      the same allocation, with better rounding";
+
+/// Arguments of `dynamic-quant`.
+#[derive(Debug, Args)]
+#[command(after_help = DYNAMIC_EXAMPLES)]
+pub(crate) struct DynamicQuant {
+    #[command(flatten)]
+    pub(crate) common: Calibrated,
+
+    #[command(flatten)]
+    pub(crate) dynamic: DynamicFlags,
+}
+
+/// Flags of dynamic mixed precision.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Dynamic mixed precision")]
+pub(crate) struct DynamicFlags {
+    /// Bits per weight of the whole model, scales included; the result is never above it [default: 4.0]
+    #[arg(long, value_name = "X", conflicts_with_all = ["target_size", "target_kl"])]
+    pub(crate) target_bpw: Option<f64>,
+
+    /// Bytes of all weights, as in 4.2GB or 500MiB
+    #[arg(long, value_name = "SIZE", conflicts_with = "target_kl")]
+    pub(crate) target_size: Option<String>,
+
+    /// The smallest model whose KL to the original, in nats a token, is at most this: predicted, then measured
+    #[arg(long, value_name = "X")]
+    pub(crate) target_kl: Option<f64>,
+
+    /// Fewest bits of a layer
+    #[arg(long, visible_alias = "low-bits", value_name = "BITS", default_value_t = 2)]
+    pub(crate) min_bits: u32,
+
+    /// Most bits of a layer
+    #[arg(long, visible_alias = "high-bits", value_name = "BITS", default_value_t = 8)]
+    pub(crate) max_bits: u32,
+
+    /// Keep the measured sensitivities in this file (JSON), or take them from there
+    #[arg(long, value_name = "FILE")]
+    pub(crate) sensitivities: Option<PathBuf>,
+
+    /// Also show the perplexity of the result
+    #[arg(long)]
+    pub(crate) report_ppl: bool,
+}
+
 const QUANTIZE_EXAMPLES: &str = "\
 Examples:
   mlx-quant quantize --recipe awq+gptq
@@ -54,8 +110,10 @@ Examples:
   mlx-quant quantize --recipe awq+gptq --model ./Qwen3-8B --bits 3 --mlx-path ./Qwen3-8B-3bit
   mlx-quant quantize --recipe search --model ./Qwen3-8B
       no calibration text: the same as `convert -q --search`
+  mlx-quant quantize --recipe dynamic+awq+gptq+dwq --model ./Qwen3-8B --target-bpw 4
+      everything there is
 
-Methods: rtn, search (round to nearest, plain or with searched scales), gptq; awq before one of them.";
+Methods, in this order: dynamic (bits for each layer), awq (scales), one of rtn, search, refine, gptq (codes), dwq (distillation).";
 
 /// Arguments of `quantize`.
 #[derive(Debug, Args)]
@@ -67,6 +125,9 @@ pub(crate) struct Quantize {
 
     #[command(flatten)]
     pub(crate) common: Calibrated,
+
+    #[command(flatten)]
+    pub(crate) dynamic: DynamicFlags,
 
     #[command(flatten)]
     pub(crate) awq: AwqFlags,

@@ -1,20 +1,22 @@
 //! `mlx-quant quantize`, and `awq` and `gptq`, which are two of its recipes.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use anyhow::Result;
 use mlx_format::Scheme;
 use mlx_format::checkpoint::Writer;
 use mlx_quant::{
-    DataSource, Method, MethodSettings, Model, Pick, Plan, QuantizeMemory, QuantizeSettings, Quantized,
-    Recipe, Settings, Windows, quantize_memory,
+    DataSource, DynamicPlan, Method, MethodSettings, Model, Pick, Plan, QuantizeMemory, QuantizeSettings, Quantized,
+    Recipe, SensitivitySettings, Settings, Windows, quantize_memory,
 };
 use serde_json::json;
 
 use super::convert::{merge, resident_peak};
+use super::dynamic::{self, Allocator};
 use super::eval::{USUAL_RESIDENT, free_memory, resident_now};
 use crate::Refusal;
-use crate::args::{Awq, AwqFlags, Calibrated, Gptq, GptqFlags, Quantize};
+use crate::args::{Awq, AwqFlags, Calibrated, DynamicFlags, DynamicQuant, Gptq, GptqFlags, Quantize};
 use crate::commands::source;
 use crate::printer::{Printer, bytes};
 use crate::screen::Screen;
@@ -23,19 +25,32 @@ use crate::screen::Screen;
 pub(crate) struct Request<'a> {
     recipe: Recipe,
     common: &'a Calibrated,
+    dynamic: Option<&'a DynamicFlags>,
     awq: Option<&'a AwqFlags>,
     gptq: Option<&'a GptqFlags>,
 }
 
+impl<'a> Request<'a> {
+    fn of(method: Method, common: &'a Calibrated) -> Self {
+        Self { recipe: Recipe::of(method), common, dynamic: None, awq: None, gptq: None }
+    }
+}
+
 impl<'a> From<&'a Awq> for Request<'a> {
     fn from(args: &'a Awq) -> Self {
-        Self { recipe: Recipe::of(Method::Awq), common: &args.common, awq: Some(&args.awq), gptq: None }
+        Self { awq: Some(&args.awq), ..Self::of(Method::Awq, &args.common) }
     }
 }
 
 impl<'a> From<&'a Gptq> for Request<'a> {
     fn from(args: &'a Gptq) -> Self {
-        Self { recipe: Recipe::of(Method::Gptq), common: &args.common, awq: None, gptq: Some(&args.gptq) }
+        Self { gptq: Some(&args.gptq), ..Self::of(Method::Gptq, &args.common) }
+    }
+}
+
+impl<'a> From<&'a DynamicQuant> for Request<'a> {
+    fn from(args: &'a DynamicQuant) -> Self {
+        Self { dynamic: Some(&args.dynamic), ..Self::of(Method::Dynamic, &args.common) }
     }
 }
 
@@ -44,6 +59,7 @@ impl<'a> From<&'a Quantize> for Request<'a> {
         Self {
             recipe: args.recipe.clone(),
             common: &args.common,
+            dynamic: Some(&args.dynamic),
             awq: Some(&args.awq),
             gptq: Some(&args.gptq),
         }
@@ -103,6 +119,10 @@ pub(crate) fn run(request: &Request<'_>, printer: Printer) -> Result<()> {
         ))
         .into());
     }
+    let dynamic = match request.dynamic.filter(|_| request.recipe.allocates()) {
+        Some(flags) => Some(dynamic::settings(flags)?),
+        None => None,
+    };
     let overrides = source::overrides(args.target.recipe_file.as_deref(), base)?;
     if !args.target.dry_run {
         Writer::check_target(&args.target.mlx_path).map_err(mlx_quant::Error::from)?;
@@ -159,12 +179,12 @@ pub(crate) fn run(request: &Request<'_>, printer: Printer) -> Result<()> {
         }
     };
     let mut settings = QuantizeSettings {
-        recipe: request.recipe.clone(),
         method: request.method(),
         threads,
         low_memory: args.machine.low_memory,
         statistics: args.statistics.clone(),
         evaluate,
+        ..QuantizeSettings::new(request.recipe.clone())
     };
     let resident = resident_now().unwrap_or(USUAL_RESIDENT);
     let mut memory = quantize_memory(&model, &windows, &settings, resident)?;
@@ -173,12 +193,38 @@ pub(crate) fn run(request: &Request<'_>, printer: Printer) -> Result<()> {
         memory = quantize_memory(&model, &windows, &settings, resident)?;
         printer.detail("--low-memory, because all windows' activations do not fit in free memory");
     }
+    let screen = Screen::new(printer);
+    let mut plan = plan;
+    if let Some(dynamic) = dynamic {
+        let measure = SensitivitySettings {
+            seed: args.machine.seed,
+            threads,
+            low_memory: settings.low_memory,
+            dtype: args.target.dtype.map(Into::into),
+        };
+        let file = request.dynamic.and_then(|flags| flags.sensitivities.as_deref());
+        let both = (plan.settings.clone(), dynamic);
+        let allocator = Allocator::new(&model, both, &windows, &measure, file, &screen)?;
+        settings.columns = allocator.columns();
+        if let Some(wanted) = allocator.target_kl().filter(|_| !args.target.dry_run) {
+            let make = |plan: &DynamicPlan, path: &Path| {
+                let made = mlx_quant::quantize(&model, &plan.plan, &windows, path, &settings, &screen);
+                screen.clear();
+                let made = made?;
+                let measured = made.evaluation.as_ref().and_then(|all| all.total.against.as_ref());
+                let kl = measured.map(|against| against.kl_mean);
+                Ok((made, kl.ok_or_else(|| anyhow::anyhow!("nothing was measured"))?))
+            };
+            let (plan, made) = allocator.settle(wanted, &args.target.mlx_path, printer, make)?;
+            return show(request, &plan.plan, &windows, &made, memory, printer);
+        }
+        plan = allocator.plan(printer)?.plan;
+    }
     if args.target.dry_run {
         let operations = mlx_quant::operations(&model, &windows, &settings)?;
         let seconds = mlx_quant::seconds(operations, threads)?;
         return dry_run(request, &plan, &windows, (memory, operations, seconds), printer);
     }
-    let screen = Screen::new(printer);
     let made = mlx_quant::quantize(&model, &plan, &windows, &args.target.mlx_path, &settings, &screen);
     screen.clear();
     show(request, &plan, &windows, &made?, memory, printer)

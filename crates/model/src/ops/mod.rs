@@ -26,6 +26,7 @@ mod rotary;
 mod rows;
 pub mod running;
 mod slices;
+pub mod slopes;
 mod trained;
 
 use candle_core::{Device, Result, Tensor};

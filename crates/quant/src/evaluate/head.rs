@@ -12,7 +12,7 @@ use crate::walk::Walk;
 
 /// Rows of the vocabulary in a tile: enough for the matrix product to run at its full rate, few enough for a tile of
 /// 512 tokens' logits (4 MB) to stay in a core's cache.
-pub(super) const TILE: usize = 2048;
+pub(crate) const TILE: usize = 2048;
 
 /// What is gathered of one token.
 #[derive(Clone, Copy)]

@@ -18,6 +18,7 @@ use std::time::Instant;
 
 use candle_core::Tensor;
 
+pub(crate) use self::head::TILE;
 pub use self::head::{States, measure};
 pub use self::memory::{Memory, memory};
 pub use self::result::{Against, Divergence, Evaluation, Measures, SourceEvaluation, Subject, TokenMeasure};

@@ -1,8 +1,9 @@
 //! Methods of quantization as passes, and recipes that stack them.
 //!
-//! [`Method::Rtn`] and [`Method::Search`] need nothing but the weights. [`Method::Awq`] and [`Method::Gptq`] look at one site
-//! of one block at a time and at the [`Gram`] matrix of its inputs: AWQ chooses factors that are folded into what
-//! stands before the site, then a rounding method chooses codes, scales and biases.
+//! [`Method::Dynamic`] rewrites the plan: it gives every layer its scheme. [`Method::Rtn`] and [`Method::Search`] need nothing but
+//! the weights. [`Method::Awq`], [`Method::Gptq`] and [`Method::Refine`] look at one site of one block at a time and at the [`Gram`]
+//! matrix of its inputs: AWQ chooses factors that are folded into what stands before the site, then a rounding method chooses codes,
+//! scales and biases. [`Method::Dwq`] trains scales and biases of the whole model.
 
 pub(crate) mod awq;
 mod grid;
@@ -20,32 +21,53 @@ pub use self::rounding::{How, Rounded, round};
 /// One method.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Method {
+    /// Bits where they matter: a scheme for every layer under a budget of bytes ([`crate::DynamicPlan`]).
+    Dynamic,
+    /// Activation-aware scales (Lin et al. 2023, arXiv 2306.00978); rounds with [`Method::Search`] if nothing follows.
+    Awq,
     /// Round to nearest, equal to `mx.quantize`.
     Rtn,
     /// Round to nearest with searched scales and biases.
     Search,
-    /// Activation-aware scales (Lin et al. 2023, arXiv 2306.00978); rounds with [`Method::Search`] if nothing follows.
-    Awq,
+    /// Round to nearest, then coordinate descent over scales, biases and codes on each block's own inputs; what [`Method::Dwq`]
+    /// alone begins with.
+    Refine,
     /// Second-order rounding (Frantar et al. 2022, arXiv 2210.17323).
     Gptq,
+    /// Scales and biases distilled from the full-precision model (`mlx_lm.dwq`).
+    Dwq,
 }
 
 impl Method {
     /// All, in the order in which they may be stacked.
-    pub const ALL: [Self; 4] = [Self::Awq, Self::Rtn, Self::Search, Self::Gptq];
+    pub const ALL: [Self; 7] =
+        [Self::Dynamic, Self::Awq, Self::Rtn, Self::Search, Self::Refine, Self::Gptq, Self::Dwq];
 
     /// As in recipes.
     pub const fn name(self) -> &'static str {
         match self {
+            Self::Dynamic => "dynamic",
+            Self::Awq => "awq",
             Self::Rtn => "rtn",
             Self::Search => "search",
-            Self::Awq => "awq",
+            Self::Refine => "refine",
             Self::Gptq => "gptq",
+            Self::Dwq => "dwq",
+        }
+    }
+
+    /// Its place in a recipe; methods of one place exclude each other.
+    const fn place(self) -> u8 {
+        match self {
+            Self::Dynamic => 0,
+            Self::Awq => 1,
+            Self::Rtn | Self::Search | Self::Refine | Self::Gptq => 2,
+            Self::Dwq => 3,
         }
     }
 
     const fn rounds(self) -> bool {
-        !matches!(self, Self::Awq)
+        self.place() == 2
     }
 }
 
@@ -54,7 +76,7 @@ impl Method {
 pub enum RecipeError {
     /// Not a method.
     #[error(
-        "recipe {recipe:?}: there is no method {name:?}; hint: stack awq with one of rtn, search, gptq, as in awq+gptq"
+        "recipe {recipe:?}: there is no method {name:?}; hint: stack dynamic, awq, one of rtn, search, refine, gptq, and dwq, as in dynamic+awq+gptq+dwq"
     )]
     Unknown {
         /// As given.
@@ -64,7 +86,7 @@ pub enum RecipeError {
     },
     /// In an order that makes no sense.
     #[error(
-        "recipe {recipe:?}: {name} cannot follow; hint: awq comes first, and one method rounds: awq+gptq"
+        "recipe {recipe:?}: {name} cannot follow; hint: dynamic comes first, then awq, then one method that rounds, then dwq: dynamic+awq+gptq+dwq"
     )]
     Order {
         /// As given.
@@ -94,14 +116,31 @@ impl Recipe {
         self.0.contains(&Method::Awq)
     }
 
+    /// Whether layers get schemes of their own.
+    pub fn allocates(&self) -> bool {
+        self.0.contains(&Method::Dynamic)
+    }
+
+    /// Whether scales and biases are trained.
+    pub fn trains(&self) -> bool {
+        self.0.contains(&Method::Dwq)
+    }
+
     /// What chooses codes.
     pub fn rounding(&self) -> Method {
-        self.0.iter().copied().find(|method| method.rounds()).unwrap_or(Method::Search)
+        let rounding = self.0.iter().copied().find(|method| method.rounds());
+        let alone = self.0 == [Method::Dwq];
+        rounding.unwrap_or(if alone { Method::Refine } else { Method::Search })
+    }
+
+    /// Whether windows of calibration text pass the blocks while these are rounded.
+    pub fn walks(&self) -> bool {
+        self.folds() || matches!(self.rounding(), Method::Gptq | Method::Refine)
     }
 
     /// Whether it looks at calibration text.
     pub fn needs_calibration(&self) -> bool {
-        self.folds() || self.rounding() == Method::Gptq
+        self.walks() || self.allocates() || self.trains()
     }
 }
 
@@ -115,7 +154,7 @@ impl FromStr for Recipe {
             let Some(method) = method else {
                 return Err(RecipeError::Unknown { recipe: recipe.to_owned(), name: name.to_owned() });
             };
-            if methods.iter().any(|before| before.rounds() || *before == method) {
+            if methods.last().is_some_and(|before| before.place() >= method.place()) {
                 return Err(RecipeError::Order { recipe: recipe.to_owned(), name: method.name() });
             }
             methods.push(method);
@@ -158,7 +197,19 @@ mod tests {
 
     #[test]
     fn recipes() {
-        for text in ["rtn", "search", "awq", "gptq", "awq+gptq", "awq+search", "awq+rtn"] {
+        for text in [
+            "rtn",
+            "search",
+            "awq",
+            "gptq",
+            "awq+gptq",
+            "awq+search",
+            "awq+rtn",
+            "dynamic",
+            "dwq",
+            "rtn+dwq",
+            "dynamic+awq+gptq+dwq",
+        ] {
             assert_eq!(text.parse::<Recipe>().unwrap().to_string(), text);
         }
         let recipe: Recipe = "awq + gptq".parse().unwrap();
@@ -168,7 +219,22 @@ mod tests {
         for text in ["", "awk", "awq+", "gptq,awq"] {
             assert!(matches!(text.parse::<Recipe>(), Err(RecipeError::Unknown { .. })), "{text}");
         }
-        for text in ["gptq+awq", "awq+awq", "gptq+gptq", "search+gptq", "awq+rtn+gptq"] {
+        let rounding = |text: &str| text.parse::<Recipe>().unwrap().rounding();
+        assert_eq!(["dynamic", "dwq", "dynamic+dwq", "rtn+dwq"].map(rounding), [
+            Method::Search,
+            Method::Refine,
+            Method::Search,
+            Method::Rtn
+        ]);
+        for text in [
+            "gptq+awq",
+            "awq+awq",
+            "gptq+gptq",
+            "search+gptq",
+            "awq+rtn+gptq",
+            "dwq+gptq",
+            "awq+dynamic",
+        ] {
             assert!(matches!(text.parse::<Recipe>(), Err(RecipeError::Order { .. })), "{text}");
         }
     }

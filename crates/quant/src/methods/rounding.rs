@@ -49,6 +49,15 @@ pub enum How<'h> {
         /// `[columns]`, not negative.
         weights: &'h [f32],
     },
+    /// As [`How::Plain`], then sweeps of coordinate descent over scales, biases and codes.
+    Refined {
+        /// Of the site's Hessian.
+        factor: &'h Factor,
+        /// Columns between updates of all columns after them.
+        block_size: usize,
+        /// Sweeps.
+        sweeps: usize,
+    },
     /// Searched grid, later columns make up for errors of earlier ones.
     Compensated {
         /// Of the site's Hessian.

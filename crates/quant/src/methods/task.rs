@@ -49,7 +49,7 @@ impl Task {
                 How::Plain | How::Blind { .. } | How::Nearest { .. } => {
                     transposed.iter_mut().zip(row).for_each(|(column, value)| column[lane] = *value);
                 }
-                How::Compensated { factor, .. } => {
+                How::Refined { factor, .. } | How::Compensated { factor, .. } => {
                     let order = factor.order.iter();
                     transposed.iter_mut().zip(order).for_each(|(column, &from)| column[lane] = row[from]);
                 }
@@ -74,6 +74,12 @@ impl Task {
             How::Plain => self.nearest(&vec![0.0; self.columns], false, false),
             How::Blind { weights } => self.nearest(weights, true, true),
             How::Nearest { weights } => self.nearest(weights, true, false),
+            How::Refined { factor, block_size, sweeps } => {
+                let block = block_size.clamp(1, self.columns).next_multiple_of(self.group);
+                let original = self.values.clone();
+                self.nearest(&vec![0.0; self.columns], false, false);
+                self.descend(factor, block, &original, sweeps);
+            }
             How::Compensated { factor, block_size, sweeps } => {
                 let block = block_size.clamp(1, self.columns).next_multiple_of(self.group);
                 let original = if sweeps > 0 { self.values.clone() } else { Vec::new() };
@@ -324,7 +330,7 @@ impl Task {
     pub(super) fn give(&self, how: How<'_>, codes: &mut [u8], scales: &mut [f32], biases: &mut [f32]) {
         let place = |at: usize| match how {
             How::Plain | How::Blind { .. } | How::Nearest { .. } => at,
-            How::Compensated { factor, .. } => factor.order[at],
+            How::Refined { factor, .. } | How::Compensated { factor, .. } => factor.order[at],
         };
         let groups = self.columns / self.group;
         for (at, column) in self.codes.iter().enumerate() {

@@ -167,17 +167,21 @@ impl<'b> BlockWork<'b> {
             })
             .collect();
         let method = &session.settings.method;
-        let compensate = session.recipe.rounding() == Method::Gptq && !few && !sizes.is_empty();
+        let second_order = matches!(session.recipe.rounding(), Method::Gptq | Method::Refine);
+        let compensate = second_order && !few && !sizes.is_empty();
         let factor = || Factor::new(own, self.order(&diagonal, &sizes), method.damping);
         let factor = if compensate { session.pool.install(factor) } else { None };
         if let Some(expert) = site.expert {
-            let fell_back = session.recipe.rounding() == Method::Gptq && factor.is_none();
+            let fell_back = second_order && factor.is_none();
             for reader in &site.readers {
                 let tokens = self.experts.entry(reader.path.clone()).or_default();
                 tokens.set(expert, gram.tokens, fell_back);
             }
         }
         let how = match (&factor, session.recipe.rounding()) {
+            (Some(factor), Method::Refine) => {
+                How::Refined { factor, block_size: method.block_size, sweeps: method.sweeps }
+            }
             (Some(factor), _) => {
                 How::Compensated { factor, block_size: method.block_size, sweeps: method.sweeps }
             }

@@ -46,7 +46,7 @@ fn of_block(walk: &Walk<'_>, block: &Block, tokens: f64, settings: &QuantizeSett
         let rows: f64 = site.readers.iter().map(|reader| rows(&reader.path)).sum();
         let (copies, seen) = if site.expert.is_some() { (experts, tokens * routed) } else { (1.0, tokens) };
         let mut sum = seen * (2.0 * rows * size + size * size);
-        if settings.recipe.rounding() == Method::Gptq {
+        if matches!(settings.recipe.rounding(), Method::Gptq | Method::Refine) {
             let passes = 3.0 + 2.0 * settings.method.sweeps as f64;
             sum += copies * (passes * rows * size * size + size.powi(3));
         }

@@ -33,7 +33,7 @@ pub(super) struct Head {
 
 impl Head {
     fn new(session: &Session<'_>, gram: &Gram, even: f32) -> Self {
-        let gptq = session.recipe.rounding() == Method::Gptq;
+        let gptq = matches!(session.recipe.rounding(), Method::Gptq | Method::Refine);
         let damping = session.settings.method.damping + even;
         let factor =
             gptq.then(|| session.pool.install(|| Factor::new(gram, (0..gram.size).collect(), damping)));
@@ -48,6 +48,9 @@ impl Head {
     pub(super) fn how(&self, session: &Session<'_>) -> How<'_> {
         let method = &session.settings.method;
         match &self.factor {
+            Some(factor) if session.recipe.rounding() == Method::Refine => {
+                How::Refined { factor, block_size: method.block_size, sweeps: method.sweeps }
+            }
             Some(factor) => How::Compensated { factor, block_size: method.block_size, sweeps: method.sweeps },
             None if session.recipe.rounding() == Method::Rtn => How::Plain,
             None => How::Nearest { weights: &self.diagonal },

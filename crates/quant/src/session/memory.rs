@@ -55,7 +55,7 @@ pub fn quantize_memory(
         walk.weights.shape(&format!("{path}.weight")).unwrap_or(&[]).iter().rev().take(2).product::<usize>()
             as u64
     };
-    let gptq = settings.recipe.rounding() == Method::Gptq;
+    let gptq = matches!(settings.recipe.rounding(), Method::Gptq | Method::Refine);
     let folds = settings.recipe.folds();
     let mut largest = QuantizeMemory::default();
     for (block, bytes) in walk.decoder.blocks.iter().zip(&blocks) {

@@ -53,6 +53,8 @@ pub struct QuantizeSettings {
     /// Directory in which the Gram matrices of the full-precision model are kept, or from which they are taken. Sites then
     /// do not see what was quantized before them.
     pub statistics: Option<PathBuf>,
+    /// Weights of layers' columns ([`crate::Layer::column_weights`]) by path, for recipes that search without a walk: `dynamic`.
+    pub columns: BTreeMap<String, Vec<f32>>,
     /// Held-out windows on which the result is measured against the source, for the model card.
     pub evaluate: Option<Windows>,
 }
@@ -66,6 +68,7 @@ impl QuantizeSettings {
             threads: 0,
             low_memory: false,
             statistics: None,
+            columns: BTreeMap::new(),
             evaluate: None,
         }
     }
@@ -131,7 +134,12 @@ pub fn quantize(
     session.check(windows, target)?;
     let run = run_line(model, plan, windows, settings)?;
     let mut writer = Writer::open(target, plan.layout.clone(), &run)?;
-    let mut made = match session.run(&mut writer, windows, &run) {
+    let worked = if settings.recipe.walks() {
+        session.run(&mut writer, windows, &run)
+    } else {
+        session.carry_all(&mut writer)
+    };
+    let mut made = match worked {
         Ok(made) => made,
         Err(error) => {
             // What went wrong in the middle of the work leaves it resumable.
@@ -168,6 +176,10 @@ fn run_line(
     let all = format!("{} {:?} {}", settings.recipe, settings.method, settings.statistics.is_some());
     let _ = write!(line, " {} ", all.replace('\n', " "));
     let mut hash = Sha256::new();
+    for (path, weights) in &settings.columns {
+        hash.update(path);
+        weights.iter().for_each(|weight| hash.update(weight.to_le_bytes()));
+    }
     for id in windows.picked.iter().flat_map(|window| &window.tokens) {
         hash.update(id.to_le_bytes());
     }
@@ -222,6 +234,16 @@ impl Session<'_> {
     fn items_below(&self, prefix: &str) -> Vec<usize> {
         let items = self.plan.items.iter().enumerate();
         items.filter(|(_, item)| item.name.starts_with(prefix)).map(|(index, _)| index).collect()
+    }
+
+    /// Without a walk: every item as it is met, those that are quantized on grids searched under known column weights.
+    fn carry_all(self, writer: &mut Writer) -> Result<Quantized, Error> {
+        let search = (self.recipe.rounding() != Method::Rtn).then_some(&self.settings.columns);
+        let carrier = Carrier { search, ..self.carrier(self.observer) };
+        carrier.carry(writer, 0..self.plan.items.len())?;
+        let all = self.plan.items.iter().map(|item| item.first_output);
+        writer.record(all.collect::<Vec<_>>())?;
+        Ok(Quantized::default())
     }
 
     fn run(mut self, writer: &mut Writer, windows: &Windows, run: &str) -> Result<Quantized, Error> {

@@ -1,0 +1,113 @@
+//! Sensitivities on disk: one JSON document, a line a layer's figure.
+
+use std::fmt::Write as _;
+use std::path::Path;
+
+use fs_err as fs;
+use sha2::{Digest as _, Sha256};
+
+use super::{Key, Sensitivities};
+use crate::data::Windows;
+use crate::{Error, Model};
+
+/// Raised when the meaning of a figure changes.
+const VERSION: u32 = 1;
+
+/// With four significant digits: what is written is what is computed with.
+pub(super) fn short(value: f64) -> f32 {
+    format!("{value:.3e}").parse().unwrap_or(0.0)
+}
+
+pub(super) fn key(model: &Model, windows: &Windows, seed: u64) -> Result<Key, Error> {
+    Ok(Key {
+        version: VERSION,
+        model: model.hash()?,
+        windows: windows.tokens_hash(),
+        sequence_length: windows.sequence_length,
+        seed,
+    })
+}
+
+fn refused(path: &Path, reason: impl Into<String>) -> Error {
+    Error::Sensitivities { path: path.display().to_string(), reason: reason.into() }
+}
+
+/// `None` if there is no such file.
+pub(super) fn load(path: &Path, key: &Key) -> Result<Option<Sensitivities>, Error> {
+    if !path.exists() {
+        return Ok(None);
+    }
+    let text = fs::read_to_string(path).map_err(|error| refused(path, error.to_string()))?;
+    let found: Sensitivities = serde_json::from_str(&text).map_err(|error| refused(path, error.to_string()))?;
+    if found.key != *key {
+        let what = if found.key.version != key.version {
+            "another version of this program"
+        } else if found.key.model != key.model {
+            "another model"
+        } else if found.key.seed != key.seed {
+            "another seed"
+        } else {
+            "other calibration windows"
+        };
+        return Err(refused(path, format!("its figures are of {what}")));
+    }
+    let sound = |value: &f32| value.is_finite() && *value >= 0.0;
+    for layer in &found.layers {
+        let [rows, columns] = [1, 0].map(|at| layer.shape.iter().rev().nth(at).copied().unwrap_or(0));
+        let seen = |seen: &super::Seen| {
+            seen.inputs.len() == columns
+                && seen.gradients.len() == rows
+                && seen.inputs.iter().chain(&seen.gradients).all(sound)
+        };
+        let table = layer.table.as_ref().is_none_or(|table| {
+            table.features.len() == columns
+                && table.features.iter().all(sound)
+                && table.rows.iter().all(|(row, value)| (*row as usize) < rows && sound(value))
+        });
+        let costs = layer.costs.iter().all(|cost| cost.kl.is_finite() && cost.kl >= 0.0);
+        if !(layer.seen.iter().all(seen) && table && costs) {
+            return Err(refused(path, format!("the figures of {} do not fit its shape", layer.path)));
+        }
+    }
+    Ok(Some(found))
+}
+
+/// Beside its name, then renamed.
+pub(super) fn store(path: &Path, all: &Sensitivities) -> Result<(), Error> {
+    let failed = |error: &dyn std::fmt::Display| Error::State {
+        path: path.display().to_string(),
+        reason: error.to_string(),
+    };
+    let mut text = format!(
+        "{{\n\"key\": {},\n\"tokens\": {},\n\"dtype\": {},\n\"layers\": [\n",
+        json(&all.key),
+        all.tokens,
+        json(&all.dtype)
+    );
+    for (at, layer) in all.layers.iter().enumerate() {
+        let end = if at + 1 == all.layers.len() { "" } else { "," };
+        let _ = writeln!(text, "{}{end}", json(layer));
+    }
+    text.push_str("]\n}\n");
+    let partial = path.with_extension("partial");
+    if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        fs::create_dir_all(parent).map_err(|error| failed(&error))?;
+    }
+    fs::write(&partial, text).and_then(|()| fs::rename(&partial, path)).map_err(|error| failed(&error))
+}
+
+fn json(value: &impl serde::Serialize) -> String {
+    serde_json::to_string(value).unwrap_or_default()
+}
+
+impl Windows {
+    /// SHA-256 over all tokens of the windows, lower-case hexadecimal.
+    pub fn tokens_hash(&self) -> String {
+        let mut hash = Sha256::new();
+        self.picked.iter().flat_map(|window| &window.tokens).for_each(|id| hash.update(id.to_le_bytes()));
+        hash.finalize().iter().fold(String::new(), |mut text, byte| {
+            let _ = write!(text, "{byte:02x}");
+            text
+        })
+    }
+}

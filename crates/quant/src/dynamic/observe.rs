@@ -1,0 +1,248 @@
+//! Measuring sensitivities: one backward pass a window.
+//!
+//! At the full-precision model a change's cost is second order: `KL = 1/2 E[(g . dz)^2]` over labels drawn from the model's own
+//! distribution, `g` being the gradient of a label's log probability at an output `z = W x` that changes by `dz = dW x`. With
+//! outputs and inputs taken as uncorrelated that is `1/2 sum over o, k of E[g_o^2] E[x_k^2] dW_ok^2`: two vectors a linear, whatever the
+//! candidates.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, PoisonError};
+
+use candle_core::Tensor;
+use mlx_quant_model::ops::{Kernels, Notebook, Observed, observed_linear};
+use mlx_quant_model::{Forward, Parameters, Reader, Site, State, WeightsError};
+use rayon::prelude::*;
+
+use super::{Layer, Seen, Table};
+use crate::Error;
+use crate::data::Windows;
+use crate::gradient::{Gradients, Sampled, Trail, sampled, through_block, through_norm};
+use crate::observer::{Event, Observer};
+use crate::walk::Walk;
+
+/// What windows may leave in front of blocks in memory, bytes.
+pub(super) const TRAIL_BYTES: usize = 512 << 20;
+
+/// A linear under observation; of stacked weights one notebook an expert.
+#[derive(Debug)]
+struct Probe {
+    weight: Tensor,
+    notebooks: Vec<Notebook>,
+}
+
+impl Reader for Probe {
+    fn read(
+        &self,
+        _: Kernels,
+        x: &Tensor,
+        expert: Option<usize>,
+        bias: Option<&Tensor>,
+    ) -> candle_core::Result<Tensor> {
+        let weight = match expert {
+            Some(expert) => self.weight.get(expert)?,
+            None => self.weight.clone(),
+        };
+        observed_linear(x, &weight, bias, &self.notebooks[expert.unwrap_or(0)])
+    }
+}
+
+/// Windows that are under way together.
+pub(super) fn wave(walk: &Walk<'_>, tokens: usize, threads: usize, low_memory: bool) -> usize {
+    let window = walk.state_elements() * tokens * 4 * (walk.decoder.blocks.len() + 1);
+    if low_memory { threads } else { (TRAIL_BYTES / window.max(1)).max(threads) }
+}
+
+/// Sums of everything, in the making.
+struct Sums {
+    /// By path; one an expert.
+    linears: BTreeMap<String, Vec<Observed>>,
+    head: Observed,
+    /// By path: of each row (token or position), and of each feature.
+    tables: BTreeMap<String, (BTreeMap<u32, f64>, Vec<f64>)>,
+    tokens: u64,
+}
+
+pub(super) struct Measurement<'m> {
+    pub(super) walk: &'m Walk<'m>,
+    pub(super) windows: &'m Windows,
+    pub(super) seed: u64,
+    pub(super) low_memory: bool,
+    pub(super) pool: &'m rayon::ThreadPool,
+    pub(super) observer: &'m dyn Observer,
+}
+
+impl Measurement<'_> {
+    /// Sensitivities of all linears, tables and the head, in the order of the model; costs are left empty.
+    pub(super) fn run(&self) -> Result<Vec<Layer>, Error> {
+        let Self { walk, windows, .. } = self;
+        let blocks = walk.decoder.blocks.len();
+        let total = (windows.picked.len() * blocks * 2) as u64;
+        self.observer.event(Event::Phase { name: "sensitivities", total });
+        let mut sums =
+            Sums { linears: BTreeMap::new(), head: Observed::default(), tables: BTreeMap::new(), tokens: 0 };
+        let threads = self.pool.current_num_threads();
+        let wave = wave(walk, windows.sequence_length, threads, self.low_memory);
+        for first in (0..windows.picked.len()).step_by(wave) {
+            self.wave(first..windows.picked.len().min(first + wave), &mut sums)?;
+        }
+        Ok(self.layers(sums))
+    }
+
+    fn wave(&self, range: std::ops::Range<usize>, sums: &mut Sums) -> Result<(), Error> {
+        let Self { walk, windows, pool, observer, .. } = self;
+        let decoder = &walk.decoder;
+        let blocks = decoder.blocks.len();
+        let first = range.start;
+        let forward = Forward::new(decoder, windows.sequence_length, &walk.device);
+        let forward = forward.map_err(WeightsError::from)?;
+        let embed =
+            |window: usize| Ok::<_, Error>(forward.embed(&walk.weights, &[&windows.picked[window].tokens])?);
+        let states = range.clone().map(embed).collect::<Result<Vec<_>, _>>()?;
+        walk.weights.release();
+        let load = |index| walk.block(index);
+        let mut trail = Trail::of(&forward, blocks, &load, states, pool, *observer)?;
+        let mut done = (2 * first * blocks + range.len() * blocks) as u64;
+        observer.event(Event::Progress { done });
+
+        let norm = walk.last_norm()?;
+        let hidden = |state: &State| forward.finish(&norm, state).and_then(|hidden| hidden.squeeze(0));
+        let hidden = pool.install(|| trail.last.par_iter().map(hidden).collect::<candle_core::Result<Vec<_>>>());
+        let hidden = hidden.map_err(WeightsError::from)?;
+        let tile = |rows| walk.head_tile(rows);
+        let head = (decoder.head.multiplier, decoder.head.softcap);
+        let Sampled { gradients, rows } =
+            sampled(&forward, &tile, decoder.vocabulary, head, &hidden, (self.seed, first), pool)?;
+        for hidden in &hidden {
+            let squares = hidden.sqr().and_then(|squares| squares.sum(0)).and_then(|sum| sum.to_vec1::<f32>());
+            let inputs = squares.map_err(WeightsError::from)?.into_iter().map(f64::from).collect();
+            let tokens = hidden.dim(0).map_err(WeightsError::from)? as u64;
+            sums.head.add(&Observed { tokens, inputs, gradients: Vec::new() });
+            sums.tokens += tokens;
+        }
+        sums.head.add(&Observed { tokens: 0, inputs: Vec::new(), gradients: rows });
+        drop(hidden);
+
+        let back = |(state, gradient): (&State, &Tensor)| through_norm(&forward, &norm, state, gradient);
+        let ends = trail.last.par_iter().zip(&gradients);
+        let mut gradients: Vec<Gradients> = pool
+            .install(|| ends.map(back).collect::<candle_core::Result<_>>())
+            .map_err(WeightsError::from)?;
+        trail.last.clear();
+        for index in (0..blocks).rev() {
+            if observer.cancelled() {
+                return Err(Error::Interrupted);
+            }
+            let block = &decoder.blocks[index];
+            observer.event(Event::Working { name: block.prefix.trim_end_matches('.') });
+            let parameters = pool.install(|| walk.block(index))?;
+            let sites = block.sites();
+            let inputs = trail.inputs.pop().unwrap_or_default();
+            let step = |(state, gradients): (&State, &Gradients)| {
+                let (observed, notebooks) = observed(&parameters, &sites)?;
+                let (gradients, _) = through_block(&forward, index, &observed, state, gradients)?;
+                candle_core::Result::Ok((gradients, notebooks))
+            };
+            let all = inputs.par_iter().zip(&gradients);
+            let stepped: Vec<_> = pool
+                .install(|| all.map(step).collect::<candle_core::Result<_>>())
+                .map_err(WeightsError::from)?;
+            gradients = Vec::with_capacity(stepped.len());
+            for (own, notebooks) in stepped {
+                gradients.push(own);
+                for (path, notebooks) in notebooks {
+                    let sums = sums.linears.entry(path).or_default();
+                    sums.resize(notebooks.len(), Observed::default());
+                    for (sum, notebook) in sums.iter_mut().zip(notebooks) {
+                        sum.add(&notebook.lock().unwrap_or_else(PoisonError::into_inner));
+                    }
+                }
+            }
+            done += range.len() as u64;
+            observer.event(Event::Progress { done });
+        }
+        for (window, gradients) in range.zip(&gradients) {
+            self.tables(&windows.picked[window].tokens, gradients, sums)?;
+        }
+        Ok(())
+    }
+
+    /// What the embedding's rows are worth: squared gradients by token (and position), and by feature.
+    fn tables(&self, tokens: &[u32], gradients: &Gradients, sums: &mut Sums) -> Result<(), Error> {
+        let embedding = &self.walk.decoder.embedding;
+        let missing = || candle_core::Error::msg("no gradient arrives at the embedding");
+        let gradient = gradients.get("hidden").ok_or_else(missing).map_err(WeightsError::from)?;
+        let rows = gradient.squeeze(0).and_then(|rows| rows.to_vec2::<f32>()).map_err(WeightsError::from)?;
+        let positions: Vec<u32> = (0..tokens.len() as u32).collect();
+        let tables = std::iter::once((&embedding.path, tokens, embedding.multiplier));
+        let tables = tables.chain(embedding.positions.iter().map(|path| (path, &*positions, embedding.multiplier)));
+        for (path, ids, multiplier) in tables {
+            let (by_row, by_feature) = sums.tables.entry(path.clone()).or_default();
+            for (id, row) in ids.iter().zip(&rows) {
+                by_feature.resize(row.len(), 0.0);
+                let own = by_row.entry(*id).or_default();
+                for (feature, value) in by_feature.iter_mut().zip(row) {
+                    let square = (f64::from(*value) * multiplier).powi(2);
+                    *own += square;
+                    *feature += square;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn layers(&self, sums: Sums) -> Vec<Layer> {
+        let decoder = &self.walk.decoder;
+        let tokens = sums.tokens.max(1) as f64;
+        let shape = |path: &str| self.walk.weights.shape(&format!("{path}.weight")).unwrap_or(&[]).to_vec();
+        let mut layers: Vec<Layer> = Vec::new();
+        for (path, (rows, features)) in sums.tables {
+            let whole: f64 = features.iter().sum::<f64>().max(f64::MIN_POSITIVE);
+            let table = Table {
+                rows: rows.into_iter().map(|(row, sum)| (row, (sum / tokens) as f32)).collect(),
+                features: features.iter().map(|sum| (sum / whole) as f32).collect(),
+            };
+            layers.push(Layer { shape: shape(&path), path, seen: Vec::new(), table: Some(table), costs: Vec::new() });
+        }
+        let mut linears = sums.linears;
+        let mut add = |path: &str, all: Vec<Observed>| {
+            let shape = shape(path);
+            let seen = all.iter().map(|observed| Seen::of(observed, tokens, &shape)).collect();
+            layers.push(Layer { path: path.to_owned(), shape, seen, table: None, costs: Vec::new() });
+        };
+        for block in &decoder.blocks {
+            for site in block.sites() {
+                for reader in site.readers {
+                    if let Some(all) = linears.remove(&reader.path) {
+                        add(&reader.path, all);
+                    }
+                }
+            }
+        }
+        if decoder.head.linear.is_some() {
+            add(self.walk.head_path(), vec![sums.head]);
+        } else if let Some(table) = layers.iter_mut().find(|layer| layer.path == decoder.embedding.path) {
+            table.seen.push(Seen::of(&sums.head, tokens, &table.shape));
+        }
+        layers
+    }
+}
+
+/// A block whose linears note what passes, and their notebooks by path.
+fn observed(
+    parameters: &Arc<Parameters>,
+    sites: &[Site<'_>],
+) -> candle_core::Result<(Parameters, Vec<(String, Vec<Notebook>)>)> {
+    let mut own = (**parameters).clone();
+    let mut all: Vec<(String, Vec<Notebook>)> = Vec::new();
+    for reader in sites.iter().flat_map(|site| &site.readers) {
+        if own.reader(&reader.path).is_some() {
+            continue;
+        }
+        let weight = parameters.tensor(&format!("{}.weight", reader.path))?.clone();
+        let experts = if weight.rank() == 3 { weight.dim(0)? } else { 1 };
+        let notebooks: Vec<Notebook> = (0..experts).map(|_| Notebook::default()).collect();
+        all.push((reader.path.clone(), notebooks.clone()));
+        own.set_reader(&reader.path, Arc::new(Probe { weight, notebooks }));
+    }
+    Ok((own, all))
+}

@@ -1,0 +1,392 @@
+//! The head and the loss behind it, a tile of the vocabulary at a time: logits of a tile are all that is ever in memory.
+//!
+//! Two passes over the tiles: the first finds each token's log-sum-exp, the second its probabilities, and from them gradients.
+
+use std::ops::Range;
+
+use candle_core::backprop::GradStore;
+use candle_core::{Device, Storage, Tensor, Var};
+use mlx_quant_model::ops::running::RunningScore;
+use mlx_quant_model::ops::seeded;
+use mlx_quant_model::ops::slopes::{self, probabilities, scaled_probabilities};
+use mlx_quant_model::{Forward, Parameters, WeightsError};
+use rand_chacha::ChaCha20Rng;
+use rand_chacha::rand_core::{Rng as _, SeedableRng as _};
+use rayon::prelude::*;
+
+use crate::Error;
+use crate::evaluate::TILE;
+
+/// Reads rows of a head.
+pub(crate) type Tiles<'t> = &'t (dyn Fn(Range<usize>) -> Result<Parameters, Error> + Sync);
+
+/// What came of sampled labels.
+pub(crate) struct Sampled {
+    /// Of the final hidden states of each window, `[tokens, hidden]`.
+    pub(crate) gradients: Vec<Tensor>,
+    /// `[vocabulary]`, over all tokens: expected squares of the gradient with respect to the head's output.
+    pub(crate) rows: Vec<f64>,
+}
+
+/// All tiles of a vocabulary.
+fn tiles(vocabulary: usize) -> impl Iterator<Item = Range<usize>> {
+    (0..vocabulary).step_by(TILE).map(move |start| start..vocabulary.min(start + TILE))
+}
+
+/// Lends out the numbers of a tensor.
+fn with_values<R>(tensor: &Tensor, f: impl FnOnce(&[f32]) -> R) -> candle_core::Result<R> {
+    let tensor = tensor.to_device(&Device::Cpu)?.contiguous()?;
+    let (storage, layout) = tensor.storage_and_layout();
+    match (&*storage, layout.contiguous_offsets()) {
+        (Storage::Cpu(storage), Some((start, end))) => Ok(f(&storage.as_slice::<f32>()?[start..end])),
+        _ => Err(candle_core::Error::msg("a tensor that was brought to the CPU is not there")),
+    }
+}
+
+/// The log-sum-exp of every token's logits times `factor`, by window.
+fn log_sum_exps(
+    forward: &Forward<'_>,
+    tile: Tiles<'_>,
+    vocabulary: usize,
+    hidden: &[Tensor],
+    factor: f64,
+    pool: &rayon::ThreadPool,
+) -> Result<Vec<Vec<f64>>, Error> {
+    let mut running: Vec<Vec<RunningScore>> = Vec::new();
+    for window in hidden {
+        running.push(vec![RunningScore::default(); window.dim(0).map_err(WeightsError::from)?]);
+    }
+    for rows in tiles(vocabulary) {
+        let parameters = pool.install(|| tile(rows.clone()))?;
+        let step = |(running, hidden): (&mut Vec<RunningScore>, &Tensor)| -> candle_core::Result<()> {
+            let logits = tempered(forward.logits(&parameters, hidden)?, factor)?;
+            with_values(&logits, |values| {
+                for (score, row) in running.iter_mut().zip(values.chunks_exact(rows.len())) {
+                    score.add(row, rows.start as u32, 0);
+                }
+            })
+        };
+        pool.install(|| running.par_iter_mut().zip(hidden).try_for_each(step)).map_err(WeightsError::from)?;
+    }
+    Ok(running.iter().map(|window| window.iter().map(RunningScore::log_sum_exp).collect()).collect())
+}
+
+fn tempered(logits: Tensor, factor: f64) -> candle_core::Result<Tensor> {
+    if factor == 1.0 { Ok(logits) } else { logits * factor }
+}
+
+/// A number in `[0, 1)` for each token of a window; `window` numbers it among all.
+fn draws(seed: u64, window: u64, tokens: usize) -> Vec<f64> {
+    let mut key = [0; 32];
+    key[..8].copy_from_slice(&seed.to_le_bytes());
+    key[8..16].copy_from_slice(&window.to_le_bytes());
+    let mut generator = ChaCha20Rng::from_seed(key);
+    (0..tokens).map(|_| (generator.next_u64() >> 11) as f64 / (1u64 << 53) as f64).collect()
+}
+
+/// Draws a next token for every token from the model's own distribution and gives the gradient of its negative log
+/// probability: what the Fisher matrix is the second moment of.
+///
+/// `hidden` are final hidden states `[tokens, hidden]` of windows that are numbered from `first` on. `softcap` and `multiplier` are
+/// those of the head.
+#[expect(clippy::too_many_arguments, reason = "a head, its input and a source of chance")]
+pub(crate) fn sampled(
+    forward: &Forward<'_>,
+    tile: Tiles<'_>,
+    vocabulary: usize,
+    (multiplier, softcap): (f64, Option<f64>),
+    hidden: &[Tensor],
+    (seed, first): (u64, usize),
+    pool: &rayon::ThreadPool,
+) -> Result<Sampled, Error> {
+    struct Window<'h> {
+        hidden: &'h Tensor,
+        lse: Vec<f64>,
+        draws: Vec<f64>,
+        /// Probability of all tokens of the vocabulary before this tile.
+        passed: Vec<f64>,
+        chosen: Vec<bool>,
+        gradient: Option<Tensor>,
+        squares: Vec<f64>,
+    }
+    let lse = log_sum_exps(forward, tile, vocabulary, hidden, 1.0, pool)?;
+    let mut windows: Vec<Window<'_>> = hidden
+        .iter()
+        .zip(lse)
+        .enumerate()
+        .map(|(at, (hidden, lse))| Window {
+            hidden,
+            draws: draws(seed, (first + at) as u64, lse.len()),
+            passed: vec![0.0; lse.len()],
+            chosen: vec![false; lse.len()],
+            lse,
+            gradient: None,
+            squares: Vec::new(),
+        })
+        .collect();
+    let mut squares = Vec::with_capacity(vocabulary);
+    for rows in tiles(vocabulary) {
+        let parameters = pool.install(|| tile(rows.clone()))?;
+        let last = rows.end == vocabulary;
+        let step = |window: &mut Window<'_>| -> candle_core::Result<()> {
+            let input = Var::from_tensor(window.hidden)?;
+            let logits = forward.logits(&parameters, input.as_tensor())?;
+            let mut slopes = logits.detach().flatten_all()?.to_vec1::<f32>()?;
+            window.squares = vec![0.0; rows.len()];
+            let caps: Option<Vec<f32>> = softcap.map(|cap| {
+                let slope = |logit: &f32| (1.0 - (f64::from(*logit) / cap).powi(2)) as f32;
+                slopes.iter().map(slope).collect()
+            });
+            for (token, row) in slopes.chunks_exact_mut(rows.len()).enumerate() {
+                let (before, draw) = (window.passed[token], window.draws[token]);
+                let mut own = vec![0.0; if caps.is_some() { rows.len() } else { 0 }];
+                let squares = if caps.is_some() { &mut own } else { &mut window.squares };
+                let (sum, label) = probabilities(row, window.lse[token], squares, before, draw);
+                if let Some(caps) = &caps {
+                    for ((sum, square), cap) in
+                        window.squares.iter_mut().zip(&own).zip(&caps[token * rows.len()..])
+                    {
+                        *sum += square * f64::from(*cap).powi(2);
+                    }
+                }
+                window.passed[token] += sum;
+                // Rounding may leave the sum of all a hair below the draw.
+                let label = if last { label.or(Some(row.len() - 1)) } else { label };
+                if let Some(at) = label.filter(|_| !window.chosen[token]) {
+                    window.chosen[token] = true;
+                    row[at] -= 1.0;
+                }
+            }
+            let slopes = Tensor::from_vec(slopes, logits.shape(), logits.device())?;
+            let store = seeded(&logits, &slopes)?.backward()?;
+            add(&mut window.gradient, store.get(input.as_tensor()))
+        };
+        pool.install(|| windows.par_iter_mut().try_for_each(step)).map_err(WeightsError::from)?;
+        let sum = |row| windows.iter().map(|window| window.squares[row]).sum::<f64>() * multiplier.powi(2);
+        squares.extend((0..rows.len()).map(sum));
+    }
+    let gradients = windows.into_iter().filter_map(|window| window.gradient).collect();
+    Ok(Sampled { gradients, rows: squares })
+}
+
+fn add(sum: &mut Option<Tensor>, part: Option<&Tensor>) -> candle_core::Result<()> {
+    let part = part.ok_or_else(|| candle_core::Error::msg("the head passes no gradient"))?;
+    *sum = Some(match sum.take() {
+        None => part.clone(),
+        Some(sum) => (sum + part)?,
+    });
+    Ok(())
+}
+
+/// What a student is to learn.
+pub(crate) enum Teacher<'t> {
+    /// Final hidden states of each window, and the head behind them: the whole distribution.
+    Whole { forward: &'t Forward<'t>, tile: Tiles<'t>, hidden: Vec<Tensor> },
+    /// The likeliest tokens, and one number for all others.
+    Top(Vec<Top>),
+}
+
+/// The likeliest tokens of each token of a window, at one temperature.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Top {
+    /// Tokens kept for each.
+    pub(crate) count: usize,
+    /// `[tokens, count]`, ascending.
+    pub(crate) ids: Vec<u32>,
+    /// `[tokens, count]`: log probabilities.
+    pub(crate) log_probabilities: Vec<f32>,
+}
+
+/// A head that learns: rows of it, and the variables (scales and centers) of these rows where they are trained.
+pub(crate) type TrainedHead<'h> =
+    &'h (dyn Fn(Range<usize>) -> Result<(Parameters, Option<[Var; 2]>), Error> + Sync);
+
+/// Mean divergence of student from teacher, and its gradients.
+pub(crate) struct Divergence {
+    /// Nats a token, at the temperature.
+    pub(crate) loss: f64,
+    /// Of the student's final hidden states.
+    pub(crate) gradients: Vec<Tensor>,
+    /// Of the head's scales and centers, `[vocabulary, groups]`, where they are trained.
+    pub(crate) head: Option<[Vec<f32>; 2]>,
+}
+
+/// One window between the passes.
+struct Pupil<'h> {
+    hidden: &'h Tensor,
+    lse: Vec<f64>,
+    reference_lse: Vec<f64>,
+    /// Of a [`Top`]: for each token the factor of what is not among its likeliest.
+    rest: Vec<f32>,
+    loss: f64,
+    gradient: Option<Tensor>,
+    store: Option<GradStore>,
+}
+
+/// `KL(teacher || student)` at a temperature, averaged over all tokens, and gradients of it.
+pub(crate) fn divergence(
+    forward: &Forward<'_>,
+    head: TrainedHead<'_>,
+    vocabulary: usize,
+    hidden: &[Tensor],
+    teacher: &Teacher<'_>,
+    temperature: f64,
+    pool: &rayon::ThreadPool,
+) -> Result<Divergence, Error> {
+    let factor = 1.0 / temperature;
+    let plain = |rows| Ok(head(rows)?.0);
+    let lse = log_sum_exps(forward, &plain, vocabulary, hidden, factor, pool)?;
+    let reference = match teacher {
+        Teacher::Whole { forward, tile, hidden } => {
+            log_sum_exps(forward, *tile, vocabulary, hidden, factor, pool)?
+        }
+        Teacher::Top(_) => vec![Vec::new(); hidden.len()],
+    };
+    let tokens: usize = lse.iter().map(Vec::len).sum();
+    let scale = (factor / tokens.max(1) as f64) as f32;
+    let fresh = |((hidden, lse), reference_lse)| Pupil {
+        hidden,
+        lse,
+        reference_lse,
+        rest: Vec::new(),
+        loss: 0.0,
+        gradient: None,
+        store: None,
+    };
+    let mut pupils: Vec<Pupil<'_>> = hidden.iter().zip(lse).zip(reference).map(fresh).collect();
+    if let Teacher::Top(tops) = teacher {
+        weigh_rest(forward, &plain, vocabulary, &mut pupils, tops, factor, pool)?;
+    }
+    let mut head_gradients: Option<[Vec<f32>; 2]> = None;
+    for rows in tiles(vocabulary) {
+        let (parameters, variables) = pool.install(|| head(rows.clone()))?;
+        let theirs = match teacher {
+            Teacher::Whole { tile, .. } => Some(pool.install(|| tile(rows.clone()))?),
+            Teacher::Top(_) => None,
+        };
+        let step = |(window, pupil): (usize, &mut Pupil<'_>)| -> candle_core::Result<()> {
+            let input = Var::from_tensor(pupil.hidden)?;
+            let logits = forward.logits(&parameters, input.as_tensor())?;
+            let mut values = logits.detach().flatten_all()?.to_vec1::<f32>()?;
+            let width = rows.len();
+            match (teacher, &theirs) {
+                (Teacher::Whole { forward, hidden, .. }, Some(theirs)) => {
+                    let reference = forward.logits(theirs, &hidden[window])?;
+                    with_values(&reference, |reference| {
+                        let both = values.chunks_exact_mut(width).zip(reference.chunks_exact(width));
+                        for (token, (row, reference)) in both.enumerate() {
+                            let lse = pupil.reference_lse[token];
+                            pupil.loss +=
+                                slopes::divergence(reference, lse, row, pupil.lse[token], factor, scale);
+                        }
+                    })?;
+                }
+                (Teacher::Top(tops), _) => {
+                    for (token, row) in values.chunks_exact_mut(width).enumerate() {
+                        let (ids, logs) = tops[window].within(token, &rows);
+                        let lse = pupil.lse[token];
+                        let own: Vec<f64> = ids
+                            .iter()
+                            .map(|id| f64::from(row[*id as usize - rows.start]) * factor - lse)
+                            .collect();
+                        scaled_probabilities(row, lse, factor, scale * pupil.rest[token]);
+                        for ((id, log), own) in ids.iter().zip(logs).zip(own) {
+                            let slope = own.exp() - f64::from(*log).exp();
+                            row[*id as usize - rows.start] = slope as f32 * scale;
+                            pupil.loss += f64::from(*log).exp() * (f64::from(*log) - own);
+                        }
+                    }
+                }
+                _ => {}
+            }
+            let values = Tensor::from_vec(values, logits.shape(), logits.device())?;
+            let store = seeded(&logits, &values)?.backward()?;
+            add(&mut pupil.gradient, store.get(input.as_tensor()))?;
+            pupil.store = Some(store);
+            Ok(())
+        };
+        pool.install(|| pupils.par_iter_mut().enumerate().try_for_each(step)).map_err(WeightsError::from)?;
+        let Some(variables) = variables else { continue };
+        let stores = pupils.iter().filter_map(|pupil| pupil.store.as_ref());
+        let sums = sum_of(&variables, stores)?;
+        let all = head_gradients.get_or_insert_with(|| [Vec::new(), Vec::new()]);
+        for (all, sum) in all.iter_mut().zip(sums) {
+            all.extend(sum);
+        }
+    }
+    let loss = pupils.iter().map(|pupil| pupil.loss).sum::<f64>() / tokens.max(1) as f64;
+    let gradients = pupils.into_iter().filter_map(|pupil| pupil.gradient).collect();
+    Ok(Divergence { loss, gradients, head: head_gradients })
+}
+
+/// Sums of variables' gradients over stores, in their order; every variable must have one in each.
+pub(crate) fn sum_of<'s>(
+    variables: &[Var],
+    stores: impl Iterator<Item = &'s GradStore> + Clone,
+) -> Result<Vec<Vec<f32>>, Error> {
+    let missing = || candle_core::Error::msg("a trained scale has no gradient");
+    let one = |variable: &Var| -> candle_core::Result<Vec<f32>> {
+        let mut sum = vec![0f32; variable.elem_count()];
+        for store in stores.clone() {
+            let gradient = store.get(variable.as_tensor()).ok_or_else(missing)?;
+            with_values(gradient, |values| {
+                sum.iter_mut().zip(values).for_each(|(sum, value)| *sum += value);
+            })?;
+        }
+        Ok(sum)
+    };
+    Ok(variables.iter().map(one).collect::<candle_core::Result<_>>().map_err(WeightsError::from)?)
+}
+
+impl Top {
+    /// Those of a token that lie among `rows`.
+    fn within(&self, token: usize, rows: &Range<usize>) -> (&[u32], &[f32]) {
+        let own = token * self.count..(token + 1) * self.count;
+        let ids = &self.ids[own.clone()];
+        let [start, end] = [rows.start, rows.end].map(|row| ids.partition_point(|id| (*id as usize) < row));
+        (&ids[start..end], &self.log_probabilities[own][start..end])
+    }
+}
+
+/// What the tokens that are not among the likeliest have together: a part of the loss, and the factor of their gradients,
+/// `1 - p / q` with `p` and `q` the whole rest's probability by teacher and student.
+fn weigh_rest(
+    forward: &Forward<'_>,
+    tile: Tiles<'_>,
+    vocabulary: usize,
+    pupils: &mut [Pupil<'_>],
+    tops: &[Top],
+    factor: f64,
+    pool: &rayon::ThreadPool,
+) -> Result<(), Error> {
+    let mut known: Vec<Vec<f64>> = pupils.iter().map(|pupil| vec![0.0; pupil.lse.len()]).collect();
+    for rows in tiles(vocabulary) {
+        let parameters = pool.install(|| tile(rows.clone()))?;
+        let step = |((pupil, top), known): ((&Pupil<'_>, &Top), &mut Vec<f64>)| {
+            let logits = forward.logits(&parameters, pupil.hidden)?;
+            with_values(&logits, |values| {
+                for (token, row) in values.chunks_exact(rows.len()).enumerate() {
+                    for id in top.within(token, &rows).0 {
+                        let logit = f64::from(row[*id as usize - rows.start]);
+                        known[token] += (logit * factor - pupil.lse[token]).exp();
+                    }
+                }
+            })
+        };
+        let shared: &[Pupil<'_>] = pupils;
+        let all = shared.par_iter().zip(tops).zip(&mut known);
+        pool.install(|| all.try_for_each(step)).map_err(WeightsError::from)?;
+    }
+    for ((pupil, top), known) in pupils.iter_mut().zip(tops).zip(known) {
+        for (token, known) in known.into_iter().enumerate() {
+            let logs = &top.log_probabilities[token * top.count..][..top.count];
+            let theirs: f64 = logs.iter().map(|log| f64::from(*log).exp()).sum();
+            let (p, q) = ((1.0 - theirs).max(0.0), (1.0 - known).max(1e-12));
+            // Nothing is left where all tokens are kept.
+            let whole = top.count == vocabulary || p < 1e-9;
+            pupil.rest.push(if whole { 1.0 } else { (1.0 - p / q) as f32 });
+            pupil.loss += if whole { 0.0 } else { p * (p / q).ln() };
+        }
+    }
+    Ok(())
+}

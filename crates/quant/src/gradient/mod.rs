@@ -1,0 +1,119 @@
+//! Gradients of a model, one block at a time.
+//!
+//! The forward pass keeps what stands in front of each block and nothing from within; backwards, a block is computed once more, now
+//! with gradients, and hands the gradient of its input to the block below (Chen et al. 2016, arXiv 1604.06174, with blocks as
+//! segments). Memory is one block's graph for each thread, whatever the depth. Windows are the unit of parallel work and
+//! whatever is summed over them is summed in their order, so that results depend neither on threads nor on how many windows
+//! are under way together.
+
+mod head;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use candle_core::backprop::GradStore;
+use candle_core::{Tensor, Var};
+use mlx_quant_model::ops::seeded;
+use mlx_quant_model::{Forward, Parameters, State, WeightsError};
+use rayon::prelude::*;
+
+pub(crate) use self::head::{Divergence, Sampled, Teacher, Tiles, Top, TrainedHead, divergence, sampled, sum_of};
+use crate::Error;
+use crate::observer::Observer;
+
+/// Of a window's state in front of a block, by the names of [`State::tensors`]; what nothing depends on is not there.
+pub(crate) type Gradients = BTreeMap<String, Tensor>;
+
+/// Gives a block's weights.
+pub(crate) type Load<'l> = &'l (dyn Fn(usize) -> Result<Arc<Parameters>, Error> + Sync);
+
+/// States of all windows in front of each block, and behind the last.
+pub(crate) struct Trail {
+    /// `[blocks][windows]`.
+    pub(crate) inputs: Vec<Vec<State>>,
+    /// `[windows]`.
+    pub(crate) last: Vec<State>,
+}
+
+impl Trail {
+    /// Takes windows through all blocks.
+    pub(crate) fn of(
+        forward: &Forward<'_>,
+        blocks: usize,
+        load: Load<'_>,
+        mut states: Vec<State>,
+        pool: &rayon::ThreadPool,
+        observer: &dyn Observer,
+    ) -> Result<Self, Error> {
+        let mut inputs = Vec::with_capacity(blocks);
+        for index in 0..blocks {
+            if observer.cancelled() {
+                return Err(Error::Interrupted);
+            }
+            let parameters = pool.install(|| load(index))?;
+            let step = |state: &State| forward.block(index, &parameters, state.clone(), &mut ());
+            let next: candle_core::Result<Vec<State>> =
+                pool.install(|| states.par_iter().map(step).collect());
+            inputs.push(std::mem::replace(&mut states, next.map_err(WeightsError::from)?));
+        }
+        Ok(Self { inputs, last: states })
+    }
+}
+
+/// One window backwards through a block: from gradients of what leaves it to those of what enters it, and of every variable that the
+/// block's readers hold.
+pub(crate) fn through_block(
+    forward: &Forward<'_>,
+    index: usize,
+    parameters: &Parameters,
+    input: &State,
+    gradients: &Gradients,
+) -> candle_core::Result<(Gradients, GradStore)> {
+    let mut variables = Vec::new();
+    let mut tensors = Vec::new();
+    for (name, tensor) in input.tensors() {
+        // Inputs beside the residual stream belong to tables that no method trains.
+        if name == "per_layer" {
+            tensors.push((name, tensor.detach()));
+            continue;
+        }
+        let variable = Var::from_tensor(&tensor.detach())?;
+        tensors.push((name.clone(), variable.as_tensor().clone()));
+        variables.push((name, variable));
+    }
+    let missing = || candle_core::Error::msg("a state is incomplete");
+    let state = State::from_tensors(tensors).ok_or_else(missing)?;
+    let output = forward.block(index, parameters, state, &mut ())?;
+    let mut sum: Option<Tensor> = None;
+    for (name, tensor) in output.tensors() {
+        let Some(gradient) = gradients.get(&name) else { continue };
+        let seed = seeded(&tensor, gradient)?;
+        sum = Some(match sum {
+            None => seed,
+            Some(sum) => (sum + seed)?,
+        });
+    }
+    drop(output);
+    let store = sum.ok_or_else(|| candle_core::Error::msg("no gradient arrives at a block"))?.backward()?;
+    let own = variables
+        .into_iter()
+        .filter_map(|(name, variable)| Some((name, store.get(variable.as_tensor())?.clone())));
+    Ok((own.collect(), store))
+}
+
+/// From the gradient of final hidden states (after the last norm) to that of the state behind the last block.
+pub(crate) fn through_norm(
+    forward: &Forward<'_>,
+    parameters: &Parameters,
+    state: &State,
+    gradient: &Tensor,
+) -> candle_core::Result<Gradients> {
+    let hidden = Var::from_tensor(&state.hidden.detach())?;
+    let mut input = state.clone();
+    input.hidden = hidden.as_tensor().clone();
+    let normed = forward.finish(parameters, &input)?;
+    let store = seeded(&normed, &gradient.reshape(normed.shape())?)?.backward()?;
+    let missing = || candle_core::Error::msg("the last norm passes no gradient");
+    let gradient = store.get(hidden.as_tensor()).ok_or_else(missing)?.clone();
+    Ok([("hidden".to_owned(), gradient)].into_iter().collect())
+}
