@@ -9,7 +9,7 @@ use mlx_format::{FloatType, Mode};
 use mlx_quant::MixedRecipe;
 
 pub(crate) use self::calibrated::{
-    Awq, AwqFlags, Calibrated, DynamicFlags, DynamicQuant, Gptq, GptqFlags, Quantize,
+    Awq, AwqFlags, Calibrated, Dwq, DwqFlags, DynamicFlags, DynamicQuant, Gptq, GptqFlags, Quantize,
 };
 
 /// Turns Hugging Face language models into MLX quantized models.
@@ -47,6 +47,12 @@ pub(crate) enum Command {
     #[command(alias = "dynamic_quant")]
     DynamicQuant(Box<DynamicQuant>),
 
+    /// Distill scales and biases of a quantized model from the original (DWQ)
+    ///
+    /// Trains scales and biases of all layers below 8 bits by KL to the original, block by block, and keeps the best step on held-out
+    /// windows: never worse than it began. Begins with rounding that is refined on each block's own inputs, or with any MLX model.
+    Dwq(Box<Dwq>),
+
     /// Quantize with a recipe of stacked methods, such as dynamic+awq+gptq
     Quantize(Box<Quantize>),
 
@@ -71,6 +77,7 @@ impl Command {
             Self::Awq(args) => &args.common.output,
             Self::Gptq(args) => &args.common.output,
             Self::DynamicQuant(args) => &args.common.output,
+            Self::Dwq(args) => &args.common.output,
             Self::Quantize(args) => &args.common.output,
             Self::Inspect(args) => &args.output,
             Self::Eval(args) => &args.output,

@@ -45,6 +45,7 @@ fn arguments(mut given: impl Iterator<Item = OsString>) -> Vec<OsString> {
         "mlx_lm.convert" => Some("convert"),
         "mlx_lm.awq" => Some("awq"),
         "mlx_lm.gptq" => Some("gptq"),
+        "mlx_lm.dwq" => Some("dwq"),
         "mlx_lm.dynamic_quant" => Some("dynamic-quant"),
         _ => None,
     };
@@ -60,6 +61,7 @@ fn main() -> ExitCode {
         Command::Awq(args) => commands::quantize::run(&args.as_ref().into(), printer),
         Command::Gptq(args) => commands::quantize::run(&args.as_ref().into(), printer),
         Command::DynamicQuant(args) => commands::quantize::run(&args.as_ref().into(), printer),
+        Command::Dwq(args) => commands::quantize::run(&args.as_ref().into(), printer),
         Command::Quantize(args) => commands::quantize::run(&args.as_ref().into(), printer),
         Command::Inspect(args) => commands::inspect::run(args, printer),
         Command::Eval(args) => commands::eval::run(args, printer),

@@ -50,6 +50,7 @@ impl Observer for Screen {
             }
             Event::Working { name } => self.bar.set_message(name.to_owned()),
             Event::Progress { done } => self.bar.set_position(done),
+            Event::Note { text } => self.bar.suspend(|| self.printer.detail(text)),
             Event::Finishing => self.bar.finish_and_clear(),
             _ => {}
         }

@@ -136,6 +136,30 @@ impl WithSimd for Pack<'_> {
     }
 }
 
+/// Inverse of [`pack`].
+///
+/// # Panics
+/// If `codes` does not hold as many codes as there are.
+pub fn unpack(scheme: Scheme, packed: &[u8], codes: &mut [u8]) {
+    assert!(codes.len().is_multiple_of(32) && packed.len() * 8 == codes.len() * scheme.bits() as usize);
+    Arch::new().dispatch(Unpack { bits: scheme.bits(), packed, codes });
+}
+
+struct Unpack<'a> {
+    bits: u32,
+    packed: &'a [u8],
+    codes: &'a mut [u8],
+}
+
+impl WithSimd for Unpack<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: pulp::Simd>(self, _: S) {
+        with_bits!(self.bits, BITS => affine::pack::unpack::<BITS>(self.packed, self.codes));
+    }
+}
+
 /// [`quantize`] with the rows spread over the current rayon pool; the same bytes for every number of threads.
 ///
 /// # Errors

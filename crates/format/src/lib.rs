@@ -20,7 +20,7 @@ mod element;
 pub mod fp;
 mod scheme;
 
-pub use dispatch::{dequantize, pack, par_quantize, quantize, simd_name};
+pub use dispatch::{dequantize, pack, par_quantize, quantize, simd_name, unpack};
 pub use element::FloatType;
 pub use safetensors::Dtype;
 pub use scheme::{Mode, Scheme, SchemeError};

@@ -31,4 +31,4 @@ pub use names::Named;
 pub use parameters::{Parameters, Reader};
 pub use tokenizer::{Tokenizer, TokenizerError};
 pub use view::{ScatterError, StepError, View};
-pub use weights::{Weights, WeightsError};
+pub use weights::{PackedRows, Weights, WeightsError};

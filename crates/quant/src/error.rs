@@ -111,6 +111,20 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
+    /// A directory of targets that cannot be used.
+    #[error("{path}: {reason}; hint: give another directory to --target-dir")]
+    Targets {
+        /// The directory.
+        path: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A student that is no quantized form of the teacher.
+    #[error("{0}; hint: --quantized-model is to be a quantized form of --model")]
+    Student(String),
+    /// A student in which nothing can be trained.
+    #[error("nothing in {0} can be trained: it has no affine layer below 8 bits; hint: quantize it to fewer bits first")]
+    NothingToTrain(String),
     /// Threads could not be started.
     #[error("cannot start {threads} threads: {reason}; hint: use fewer --threads")]
     Threads {
@@ -145,6 +159,9 @@ impl Error {
             | Self::Weights(_)
             | Self::NonFinite { .. }
             | Self::Statistics { .. }
+            | Self::Targets { .. }
+            | Self::Student(_)
+            | Self::NothingToTrain(_)
             | Self::Sensitivities { .. }
             | Self::Overflow { .. } => true,
             Self::Write(error) => !matches!(error, WriteError::Io(_) | WriteError::DiskFull { .. }),

@@ -41,6 +41,7 @@ mod card;
 mod carry;
 mod convert;
 pub mod data;
+mod dwq;
 mod dynamic;
 mod error;
 mod evaluate;
@@ -58,6 +59,7 @@ mod walk;
 pub use card::model_card;
 pub use convert::{Converted, convert, peak_memory, threads_or_all};
 pub use data::{Corpus, DataError, DataReport, DataSource, Pick, SourceInfo, Window, Windows};
+pub use dwq::{Distilled, DwqMemory, DwqSettings, dwq_memory, dwq_operations};
 pub use dynamic::{
     Allocation, Choice, Cost, DynamicPlan, DynamicSettings, Key, Layer, Seen, Sensitivities, SensitivitySettings, Table,
     Target, allocate, sensitivities,
@@ -74,7 +76,7 @@ pub use plan::{
     Item, Job, LayerReport, MixedRecipe, Overrides, OverridesError, Plan, PlanError, PlanReport, Settings,
 };
 pub use session::{
-    ExpertTokens, QuantizeMemory, QuantizeSettings, Quantized, operations, quantize, quantize_memory, seconds,
+    ExpertTokens, QuantizeMemory, QuantizeSettings, Quantized, distill, operations, quantize, quantize_memory, seconds, targets,
 };
 #[cfg(feature = "demo")]
 pub use source::demo;

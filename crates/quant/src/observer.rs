@@ -28,6 +28,11 @@ pub enum Event<'a> {
         /// MLX name.
         name: &'a str,
     },
+    /// A figure on the way, for those who want to know more.
+    Note {
+        /// What a person reads.
+        text: &'a str,
+    },
     /// Weights are written; the directory is being synced and renamed.
     Finishing,
 }

@@ -103,6 +103,67 @@ pub(crate) struct DynamicFlags {
     pub(crate) report_ppl: bool,
 }
 
+const DWQ_EXAMPLES: &str = "\
+Examples:
+  mlx-quant dwq
+      the built-in demo model at 4 bits, scales and biases distilled from the original
+  mlx-quant dwq --model ./Qwen3-8B --bits 3 --iters 400 --data chats.jsonl
+  mlx-quant dwq --model ./Qwen3-8B --quantized-model ./Qwen3-8B-gptq --mlx-path ./Qwen3-8B-gptq-dwq
+      starts from any MLX model, of mixed precision or by other tools
+  mlx-quant dwq --model ./Qwen3-8B --target-dir ./targets --targets-only
+  mlx-quant dwq --quantized-model ./Qwen3-8B-4bit --target-dir ./targets
+      the original is needed for the first command only
+  mlx-quant quantize --recipe rtn+dwq --model ./Qwen3-8B
+      trains round-to-nearest codes as they are, as mlx_lm.dwq does";
+
+/// Arguments of `dwq`.
+#[derive(Debug, Args)]
+#[command(after_help = DWQ_EXAMPLES)]
+pub(crate) struct Dwq {
+    #[command(flatten)]
+    pub(crate) common: Calibrated,
+
+    #[command(flatten)]
+    pub(crate) dwq: DwqFlags,
+
+    /// Start from this MLX quantized model, whose codes stay [default: quantize --model first]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) quantized_model: Option<PathBuf>,
+
+    /// Compute the teacher's targets into --target-dir, and stop
+    #[arg(long, requires = "target_dir")]
+    pub(crate) targets_only: bool,
+}
+
+/// Flags of DWQ.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "DWQ")]
+pub(crate) struct DwqFlags {
+    /// Steps of training
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    pub(crate) iters: usize,
+
+    /// Rate of Adam for scales and biases, as mlx_lm.dwq has it [default: found from the scales and the distance to the original]
+    #[arg(long, value_name = "X")]
+    pub(crate) learning_rate: Option<f64>,
+
+    /// Temperature of the distillation
+    #[arg(long, value_name = "X", default_value_t = 2.0)]
+    pub(crate) temperature: f64,
+
+    /// Held-out windows on which steps are judged; the best one is kept
+    #[arg(long, visible_alias = "num-valid-samples", value_name = "N", default_value_t = 16)]
+    pub(crate) valid_samples: usize,
+
+    /// Keep the original's targets (likeliest 1024 tokens of each token) in this directory, or take them from there
+    #[arg(long, value_name = "DIR")]
+    pub(crate) target_dir: Option<PathBuf>,
+
+    /// Accepted; gradients are always taken block by block
+    #[arg(long, hide = true)]
+    pub(crate) grad_checkpoint: bool,
+}
+
 const QUANTIZE_EXAMPLES: &str = "\
 Examples:
   mlx-quant quantize --recipe awq+gptq
@@ -134,6 +195,9 @@ pub(crate) struct Quantize {
 
     #[command(flatten)]
     pub(crate) gptq: GptqFlags,
+
+    #[command(flatten)]
+    pub(crate) dwq: DwqFlags,
 }
 
 /// Flags of AWQ.
@@ -200,17 +264,18 @@ pub(crate) struct Calibrated {
     #[arg(long, visible_alias = "data-path", value_name = "PATH")]
     pub(crate) data: Option<PathBuf>,
 
-    /// Calibration windows; 0 for all
-    #[arg(long, visible_alias = "num-samples", value_name = "N", default_value_t = 128)]
-    pub(crate) n_samples: usize,
+    /// Calibration windows, and with dwq the windows that are trained on; 0 for all [default: 128; dwq trains on as many as its steps
+    /// take]
+    #[arg(long, visible_alias = "num-samples", value_name = "N")]
+    pub(crate) n_samples: Option<usize>,
 
     /// Tokens a window
     #[arg(long, visible_alias = "max-seq-length", value_name = "N", default_value_t = 512)]
     pub(crate) sequence_length: usize,
 
-    /// Accepted; windows are independent of each other, whatever their number in memory
-    #[arg(long, value_name = "N", hide = true)]
-    pub(crate) batch_size: Option<usize>,
+    /// Windows a step of dwq [default: 4]; elsewhere windows are independent of each other, whatever their number in memory
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) batch_size: Option<u32>,
 
     /// Keep what calibration measures in this directory, or take it from there: any bits and methods on the same model and windows
     /// then need no forward pass. Layers do not see what was quantized before them [default: measure anew, on quantized inputs]

@@ -1,7 +1,6 @@
 //! One file per command: settings from arguments, then the library, then the printer.
 
 pub(crate) mod convert;
-mod dynamic;
 pub(crate) mod eval;
 pub(crate) mod inspect;
 pub(crate) mod quantize;

@@ -17,6 +17,7 @@ mod windows;
 
 pub use error::DataError;
 pub use pick::Pick;
+pub(crate) use pick::permutation;
 pub use source::DataSource;
 pub use windows::{Corpus, DataReport, SourceInfo, Window, Windows};
 

@@ -63,6 +63,11 @@ pub(super) fn sampled(total: usize, count: usize, seed: u64) -> Vec<usize> {
     places
 }
 
+/// All of `0..total` in an order of that seed.
+pub(crate) fn permutation(total: usize, seed: u64) -> Vec<usize> {
+    sampled(total, 0, seed)
+}
+
 fn limited(total: usize, count: usize) -> usize {
     if count == 0 { total } else { count.min(total) }
 }

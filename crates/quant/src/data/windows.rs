@@ -188,6 +188,20 @@ impl Corpus {
 }
 
 impl Windows {
+    /// Some of these windows, in their order: a share of the data for a purpose of its own.
+    ///
+    /// # Panics
+    /// If the range lies outside.
+    #[must_use]
+    pub fn part(&self, range: std::ops::Range<usize>) -> Self {
+        let picked = self.picked[range].to_vec();
+        let mut sources = self.sources.clone();
+        for (index, source) in sources.iter_mut().enumerate() {
+            source.windows_picked = picked.iter().filter(|window| window.source == index).count();
+        }
+        Self { picked, sources, ..self.clone() }
+    }
+
     /// Reads a data set and picks windows: [`Corpus::read`] and [`Corpus::windows`] in one.
     ///
     /// # Errors

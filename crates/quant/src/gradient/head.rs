@@ -223,14 +223,14 @@ struct Pupil<'h> {
     store: Option<GradStore>,
 }
 
-/// `KL(teacher || student)` at a temperature, averaged over all tokens, and gradients of it.
+/// `KL(teacher || student)` at a temperature, averaged over all tokens, and gradients of it if they are asked for.
 pub(crate) fn divergence(
     forward: &Forward<'_>,
     head: TrainedHead<'_>,
     vocabulary: usize,
     hidden: &[Tensor],
     teacher: &Teacher<'_>,
-    temperature: f64,
+    (temperature, gradients): (f64, bool),
     pool: &rayon::ThreadPool,
 ) -> Result<Divergence, Error> {
     let factor = 1.0 / temperature;
@@ -299,16 +299,18 @@ pub(crate) fn divergence(
                 }
                 _ => {}
             }
-            let values = Tensor::from_vec(values, logits.shape(), logits.device())?;
-            let store = seeded(&logits, &values)?.backward()?;
-            add(&mut pupil.gradient, store.get(input.as_tensor()))?;
-            pupil.store = Some(store);
+            if gradients {
+                let values = Tensor::from_vec(values, logits.shape(), logits.device())?;
+                let store = seeded(&logits, &values)?.backward()?;
+                add(&mut pupil.gradient, store.get(input.as_tensor()))?;
+                pupil.store = Some(store);
+            }
             Ok(())
         };
         pool.install(|| pupils.par_iter_mut().enumerate().try_for_each(step)).map_err(WeightsError::from)?;
-        let Some(variables) = variables else { continue };
+        let Some(variables) = variables.filter(|_| gradients) else { continue };
         let stores = pupils.iter().filter_map(|pupil| pupil.store.as_ref());
-        let sums = sum_of(&variables, stores)?;
+        let sums = sum_of(&variables, stores, false)?;
         let all = head_gradients.get_or_insert_with(|| [Vec::new(), Vec::new()]);
         for (all, sum) in all.iter_mut().zip(sums) {
             all.extend(sum);
@@ -319,16 +321,20 @@ pub(crate) fn divergence(
     Ok(Divergence { loss, gradients, head: head_gradients })
 }
 
-/// Sums of variables' gradients over stores, in their order; every variable must have one in each.
+/// Sums of variables' gradients over stores, in their order; every variable must have one in each, but for `some`.
 pub(crate) fn sum_of<'s>(
     variables: &[Var],
     stores: impl Iterator<Item = &'s GradStore> + Clone,
+    some: bool,
 ) -> Result<Vec<Vec<f32>>, Error> {
     let missing = || candle_core::Error::msg("a trained scale has no gradient");
     let one = |variable: &Var| -> candle_core::Result<Vec<f32>> {
         let mut sum = vec![0f32; variable.elem_count()];
         for store in stores.clone() {
-            let gradient = store.get(variable.as_tensor()).ok_or_else(missing)?;
+            let gradient = match store.get(variable.as_tensor()) {
+                None if some => continue,
+                found => found.ok_or_else(missing)?,
+            };
             with_values(gradient, |values| {
                 sum.iter_mut().zip(values).for_each(|(sum, value)| *sum += value);
             })?;

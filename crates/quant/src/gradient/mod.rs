@@ -17,7 +17,7 @@ use mlx_quant_model::ops::seeded;
 use mlx_quant_model::{Forward, Parameters, State, WeightsError};
 use rayon::prelude::*;
 
-pub(crate) use self::head::{Divergence, Sampled, Teacher, Tiles, Top, TrainedHead, divergence, sampled, sum_of};
+pub(crate) use self::head::{Divergence, Sampled, Teacher, Top, divergence, sampled, sum_of};
 use crate::Error;
 use crate::observer::Observer;
 

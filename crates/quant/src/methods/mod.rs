@@ -29,8 +29,8 @@ pub enum Method {
     Rtn,
     /// Round to nearest with searched scales and biases.
     Search,
-    /// Round to nearest, then coordinate descent over scales, biases and codes on each block's own inputs; what [`Method::Dwq`]
-    /// alone begins with.
+    /// Round to nearest on searched grids, then coordinate descent over scales, biases and codes on each block's own inputs; what
+    /// [`Method::Dynamic`] and [`Method::Dwq`] round with if nothing else is said.
     Refine,
     /// Second-order rounding (Frantar et al. 2022, arXiv 2210.17323).
     Gptq,
@@ -129,8 +129,7 @@ impl Recipe {
     /// What chooses codes.
     pub fn rounding(&self) -> Method {
         let rounding = self.0.iter().copied().find(|method| method.rounds());
-        let alone = self.0 == [Method::Dwq];
-        rounding.unwrap_or(if alone { Method::Refine } else { Method::Search })
+        rounding.unwrap_or(if self.folds() { Method::Search } else { Method::Refine })
     }
 
     /// Whether windows of calibration text pass the blocks while these are rounded.
@@ -221,9 +220,9 @@ mod tests {
         }
         let rounding = |text: &str| text.parse::<Recipe>().unwrap().rounding();
         assert_eq!(["dynamic", "dwq", "dynamic+dwq", "rtn+dwq"].map(rounding), [
-            Method::Search,
             Method::Refine,
-            Method::Search,
+            Method::Refine,
+            Method::Refine,
             Method::Rtn
         ]);
         for text in [

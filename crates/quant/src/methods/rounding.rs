@@ -49,7 +49,7 @@ pub enum How<'h> {
         /// `[columns]`, not negative.
         weights: &'h [f32],
     },
-    /// As [`How::Plain`], then sweeps of coordinate descent over scales, biases and codes.
+    /// Searched grid, nearest codes, then sweeps of coordinate descent over scales, biases and codes.
     Refined {
         /// Of the site's Hessian.
         factor: &'h Factor,

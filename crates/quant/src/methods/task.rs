@@ -77,7 +77,9 @@ impl Task {
             How::Refined { factor, block_size, sweeps } => {
                 let block = block_size.clamp(1, self.columns).next_multiple_of(self.group);
                 let original = self.values.clone();
-                self.nearest(&vec![0.0; self.columns], false, false);
+                let weights: Vec<f32> =
+                    (0..self.columns).map(|at| factor.hessian[at * self.columns + at]).collect();
+                self.nearest(&weights, true, false);
                 self.descend(factor, block, &original, sweeps);
             }
             How::Compensated { factor, block_size, sweeps } => {

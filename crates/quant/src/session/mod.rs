@@ -32,6 +32,7 @@ use crate::calibrate::{Collector, Passage, States, Statistics, Visitor as _};
 use crate::carry::{Carrier, ColumnWeights, plain};
 use crate::convert::{fingerprint, write_companions};
 use crate::data::Windows;
+use crate::dwq::{Distillation, Distilled, DwqSettings};
 use crate::evaluate::{EvaluationSettings, evaluate};
 use crate::methods::{How, Method, MethodSettings, Recipe, round};
 use crate::observer::{Event, Observer, Quiet};
@@ -55,6 +56,11 @@ pub struct QuantizeSettings {
     pub statistics: Option<PathBuf>,
     /// Weights of layers' columns ([`crate::Layer::column_weights`]) by path, for recipes that search without a walk: `dynamic`.
     pub columns: BTreeMap<String, Vec<f32>>,
+    /// How scales and biases are trained, for recipes with dwq.
+    pub dwq: DwqSettings,
+    /// Windows of the training and windows on which its steps are judged; without them the calibration windows, all but the last eighth
+    /// (at most 16) and those.
+    pub lessons: Option<(Windows, Windows)>,
     /// Held-out windows on which the result is measured against the source, for the model card.
     pub evaluate: Option<Windows>,
 }
@@ -69,6 +75,8 @@ impl QuantizeSettings {
             low_memory: false,
             statistics: None,
             columns: BTreeMap::new(),
+            dwq: DwqSettings::default(),
+            lessons: None,
             evaluate: None,
         }
     }
@@ -132,6 +140,10 @@ pub fn quantize(
         drawn: cfg!(test) && settings.method.n_grid == DRAWN,
     };
     session.check(windows, target)?;
+    if settings.recipe.trains() {
+        let (training, held_out) = lessons(windows, settings);
+        crate::dwq::preflight(Some(model), &session.walk, (&training, &held_out), &settings.dwq)?;
+    }
     let run = run_line(model, plan, windows, settings)?;
     let mut writer = Writer::open(target, plan.layout.clone(), &run)?;
     let worked = if settings.recipe.walks() {
@@ -149,16 +161,125 @@ pub fn quantize(
             return Err(error);
         }
     };
-    observer.event(Event::Finishing);
     write_companions(&writer, model, plan, companions)?;
+    if settings.recipe.trains() {
+        made.distilled = Some(train(Some(model), &writer, windows, settings, &pool, observer)?);
+    }
     made.quantize_seconds = start.elapsed().as_secs_f64();
-    if let Some(held_out) = &settings.evaluate {
+    conclude(Some(model), plan, windows, settings, (made, start), writer, observer)
+}
+
+/// Trains scales and biases of `student`, an MLX quantized model from wherever it came, and writes the result into the directory
+/// `target`. `plan` copies the student. Without a `teacher`, [`DwqSettings::target_dir`] has to hold its targets.
+///
+/// # Errors
+/// As [`quantize`]; a student that is no form of the teacher.
+pub fn distill(
+    teacher: Option<&Model>,
+    student: &Model,
+    plan: &Plan,
+    windows: &Windows,
+    target: &Path,
+    settings: &QuantizeSettings,
+    observer: &dyn Observer,
+) -> Result<Quantized, Error> {
+    let start = Instant::now();
+    let companions = student.companions()?;
+    let threads = threads_or_all(settings.threads);
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .build()
+        .map_err(|error| Error::Threads { threads, reason: error.to_string() })?;
+    let (training, held_out) = lessons(windows, settings);
+    crate::dwq::check(teacher, student, (&training, &held_out), &settings.dwq)?;
+    let run = run_line(student, plan, windows, settings)?;
+    let mut writer = Writer::open(target, plan.layout.clone(), &run)?;
+    let carrier = Carrier { model: student, plan, pool: &pool, observer, search: None };
+    let items = 0..plan.items.len();
+    let carried = carrier.carry(&mut writer, items.clone());
+    if let Err(error) = carried {
+        if error.is_refusal() {
+            writer.discard_if_fresh()?;
+        }
+        return Err(error);
+    }
+    writer.record(items.map(|item| plan.items[item].first_output))?;
+    write_companions(&writer, student, plan, companions)?;
+    let distilled = match train(teacher, &writer, windows, settings, &pool, observer) {
+        Err(error) if error.is_refusal() => {
+            writer.discard_if_fresh()?;
+            return Err(error);
+        }
+        done => done?,
+    };
+    let made = Quantized {
+        distilled: Some(distilled),
+        quantize_seconds: start.elapsed().as_secs_f64(),
+        ..Quantized::default()
+    };
+    conclude(teacher, plan, windows, settings, (made, start), writer, observer)
+}
+
+/// Computes the teacher's targets into [`DwqSettings::target_dir`], as far as they are not there.
+///
+/// # Errors
+/// No [`QuantizeSettings::lessons`] or no directory; one of other data or another model; otherwise as [`quantize`].
+pub fn targets(teacher: &Model, settings: &QuantizeSettings, observer: &dyn Observer) -> Result<(), Error> {
+    let threads = threads_or_all(settings.threads);
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .build()
+        .map_err(|error| Error::Threads { threads, reason: error.to_string() })?;
+    let missing = |what: &str| Error::Targets { path: "targets".to_owned(), reason: format!("no {what}") };
+    let (training, held_out) = settings.lessons.as_ref().ok_or_else(|| missing("windows"))?;
+    let distillation = Distillation { settings: &settings.dwq, training, held_out, pool: &pool, observer };
+    distillation.targets(teacher)
+}
+
+/// Windows of the training, and windows on which its steps are judged.
+fn lessons(windows: &Windows, settings: &QuantizeSettings) -> (Windows, Windows) {
+    settings.lessons.clone().unwrap_or_else(|| {
+        let all = windows.picked.len();
+        let kept = (all / 8).clamp(1, 16).min(all);
+        (windows.part(0..(all - kept).max(1)), windows.part(all - kept..all))
+    })
+}
+
+/// Trains what stands in the writer's directory.
+fn train(
+    teacher: Option<&Model>,
+    writer: &Writer,
+    windows: &Windows,
+    settings: &QuantizeSettings,
+    pool: &rayon::ThreadPool,
+    observer: &dyn Observer,
+) -> Result<Distilled, Error> {
+    let student = crate::open(&mlx_format::checkpoint::Directory::open(writer.partial())?)?;
+    let (training, held_out) = &lessons(windows, settings);
+    let distillation = Distillation { settings: &settings.dwq, training, held_out, pool, observer };
+    distillation.run(teacher, &student, writer)
+}
+
+/// Measures what was written, describes it and gives it its name.
+fn conclude(
+    source: Option<&Model>,
+    plan: &Plan,
+    windows: &Windows,
+    settings: &QuantizeSettings,
+    (mut made, start): (Quantized, Instant),
+    writer: Writer,
+    observer: &dyn Observer,
+) -> Result<Quantized, Error> {
+    observer.event(Event::Finishing);
+    if let (Some(held_out), Some(source)) = (&settings.evaluate, source) {
         let written = crate::open(&mlx_format::checkpoint::Directory::open(writer.partial())?)?;
+        let threads = threads_or_all(settings.threads);
         let quality = EvaluationSettings { threads, low_memory: settings.low_memory, cache: None };
-        made.evaluation = Some(evaluate(&written, Some(model), held_out, &quality, observer)?);
+        made.evaluation = Some(evaluate(&written, Some(source), held_out, &quality, observer)?);
         observer.event(Event::Finishing);
     }
-    let card = card::calibrated_card(plan, &model.name(), windows, settings, &made);
+    let name = source.map_or_else(|| "a quantized model".to_owned(), Model::name);
+    let card = card::calibrated_card(plan, &name, windows, settings, &made);
     writer.write_file("README.md", card.as_bytes())?;
     writer.finish()?;
     made.seconds = start.elapsed().as_secs_f64();
@@ -176,6 +297,13 @@ fn run_line(
     let all = format!("{} {:?} {}", settings.recipe, settings.method, settings.statistics.is_some());
     let _ = write!(line, " {} ", all.replace('\n', " "));
     let mut hash = Sha256::new();
+    if settings.recipe.trains() {
+        let own = DwqSettings { target_dir: None, save_every: 0, ..settings.dwq.clone() };
+        hash.update(format!("{own:?} {}", settings.dwq.target_dir.is_some()));
+        for windows in settings.lessons.iter().flat_map(|(training, held_out)| [training, held_out]) {
+            hash.update(windows.tokens_hash());
+        }
+    }
     for (path, weights) in &settings.columns {
         hash.update(path);
         weights.iter().for_each(|weight| hash.update(weight.to_le_bytes()));

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::block::BlockWork;
+use crate::dwq::Distilled;
 use crate::evaluate::Evaluation;
 
 /// Tokens that the experts of one stacked layer saw.
@@ -39,6 +40,8 @@ pub struct Quantized {
     pub foldable: usize,
     /// By the path of a stacked layer.
     pub experts: BTreeMap<String, ExpertTokens>,
+    /// What DWQ did.
+    pub distilled: Option<Distilled>,
     /// What left the last block.
     #[cfg(test)]
     #[serde(skip)]

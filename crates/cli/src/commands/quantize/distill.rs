@@ -1,0 +1,67 @@
+//! `dwq` from a model that is quantized already, and the teacher's targets alone.
+
+use std::path::Path;
+
+use anyhow::Result;
+use mlx_format::checkpoint::Directory;
+use mlx_quant::{Model, Plan, QuantizeSettings, Settings};
+
+use super::{Needs, Request, prepare, show};
+use crate::commands::eval::{USUAL_RESIDENT, resident_now};
+use crate::commands::source;
+use crate::printer::Printer;
+use crate::screen::Screen;
+
+/// Trains `student`, an MLX quantized model.
+pub(super) fn run(request: &Request<'_>, student: &Path, printer: Printer) -> Result<()> {
+    let args = request.common;
+    let directory = Directory::open(student).map_err(mlx_quant::Error::from)?;
+    let student = mlx_quant::open(&directory)?;
+    // With targets at hand the original is needed only where it is named.
+    let known = request.dwq.is_some_and(|dwq| dwq.target_dir.is_some());
+    let teacher = match &args.target.model {
+        None if known => None,
+        model => Some(source::open(model.as_deref(), printer)?),
+    };
+    let plan = Plan::new(&student.checkpoint, &student.config, Settings::default());
+    let plan = plan.map_err(mlx_quant::Error::from)?;
+    let (windows, settings) = prepare(request, &student, printer)?;
+    let needs = needs(&student, &plan, &settings)?;
+    if args.target.dry_run {
+        return super::dry_run(request, &plan, &windows, needs, printer);
+    }
+    let screen = Screen::new(printer);
+    let target = &args.target.mlx_path;
+    let made =
+        mlx_quant::distill(teacher.as_ref(), &student, &plan, &windows, target, &settings, &screen);
+    screen.clear();
+    show(request, &plan, &windows, &made?, needs, printer)
+}
+
+fn needs(student: &Model, plan: &Plan, settings: &QuantizeSettings) -> Result<Needs> {
+    let resident = resident_now().unwrap_or(USUAL_RESIDENT);
+    let (mut dwq, mut operations) = (None, 0.0);
+    if let Some((training, held_out)) = &settings.lessons {
+        let own = &settings.dwq;
+        dwq = Some(mlx_quant::dwq_memory(student, plan, training, own, settings.threads, resident)?);
+        operations = mlx_quant::dwq_operations(student, training, held_out, own)?;
+    }
+    let seconds = mlx_quant::seconds(operations, settings.threads)?;
+    Ok(Needs { quantize: mlx_quant::QuantizeMemory::default(), dwq, operations, seconds })
+}
+
+/// `--targets-only`.
+pub(super) fn targets(
+    request: &Request<'_>,
+    teacher: &Model,
+    settings: &QuantizeSettings,
+    printer: Printer,
+) -> Result<()> {
+    let screen = Screen::new(printer);
+    let made = mlx_quant::targets(teacher, settings, &screen);
+    screen.clear();
+    made?;
+    let directory = request.dwq.and_then(|dwq| dwq.target_dir.as_deref());
+    printer.say(&format!("{}: targets are complete", directory.unwrap_or(Path::new("")).display()));
+    Ok(())
+}

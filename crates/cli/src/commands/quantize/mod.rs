@@ -1,0 +1,203 @@
+//! `mlx-quant quantize`, and `awq`, `gptq`, `dynamic-quant` and `dwq`, which are four of its recipes.
+
+mod distill;
+mod dynamic;
+mod request;
+mod show;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use anyhow::Result;
+use mlx_format::Scheme;
+use mlx_format::checkpoint::Writer;
+use mlx_quant::{
+    DataSource, DynamicPlan, Method, Model, Pick, Plan, QuantizeSettings, SensitivitySettings, Settings, Windows,
+    quantize_memory,
+};
+
+use self::dynamic::Allocator;
+use self::request::affine;
+pub(crate) use self::request::Request;
+use self::show::{Needs, dry_run, show};
+use super::eval::{USUAL_RESIDENT, free_memory, resident_now};
+use crate::Refusal;
+use crate::commands::source;
+use crate::printer::Printer;
+use crate::screen::Screen;
+
+/// Runs the command.
+pub(crate) fn run(request: &Request<'_>, printer: Printer) -> Result<()> {
+    let args = request.common;
+    let base = affine(args.q_bits, args.q_group_size)?;
+    let embedding = request.embedding(base)?;
+    source::refuse_upload(&args.hub, printer)?;
+    request.check()?;
+    let dynamic = match request.dynamic.filter(|_| request.recipe.allocates()) {
+        Some(flags) => Some(dynamic::settings(flags)?),
+        None => None,
+    };
+    let overrides = source::overrides(args.target.recipe_file.as_deref(), base)?;
+    let targets_only = request.alone.is_some_and(|dwq| dwq.targets_only);
+    if !args.target.dry_run && !targets_only {
+        Writer::check_target(&args.target.mlx_path).map_err(mlx_quant::Error::from)?;
+    }
+    if let Some(student) = request.alone.and_then(|dwq| dwq.quantized_model.as_deref()) {
+        return distill::run(request, student, printer);
+    }
+    let model = source::open(args.target.model.as_deref(), printer)?;
+    let calibrated = request.recipe.needs_calibration();
+    let schemes = if embedding == base { BTreeMap::new() } else { tables(&model, embedding)? };
+    let settings = Settings {
+        quantize: Some(base),
+        overrides,
+        schemes,
+        search: request.recipe.rounding() == Method::Search && !calibrated,
+        dtype: args.target.dtype.map(Into::into),
+        ..Settings::default()
+    };
+    let mut plan = Plan::new(&model.checkpoint, &model.config, settings).map_err(mlx_quant::Error::from)?;
+    for note in &plan.notes {
+        printer.warn(note);
+    }
+    let threads = args.machine.threads.map_or(0, |threads| threads as usize);
+    if !calibrated {
+        return super::convert::carry_out(
+            &model,
+            &plan,
+            &args.target.mlx_path,
+            args.target.dry_run,
+            threads,
+            printer,
+        );
+    }
+    let (windows, mut settings) = prepare(request, &model, printer)?;
+    if targets_only {
+        return distill::targets(request, &model, &settings, printer);
+    }
+    let mut needs = needs(&model, &plan, &windows, &settings)?;
+    if !settings.low_memory && free_memory().is_some_and(|free| needs.peak() > free + needs.quantize.fixed) {
+        settings.low_memory = true;
+        needs = self::needs(&model, &plan, &windows, &settings)?;
+        printer.detail("--low-memory, because all windows' activations do not fit in free memory");
+    }
+    let screen = Screen::new(printer);
+    let target = &args.target.mlx_path;
+    let make = |plan: &Plan, path: &Path, settings: &QuantizeSettings| -> Result<_> {
+        let made = mlx_quant::quantize(&model, plan, &windows, path, settings, &screen);
+        screen.clear();
+        Ok(made?)
+    };
+    if let Some(dynamic) = dynamic {
+        let measure = SensitivitySettings {
+            seed: args.machine.seed,
+            threads,
+            low_memory: settings.low_memory,
+            dtype: args.target.dtype.map(Into::into),
+        };
+        let file = request.dynamic.and_then(|flags| flags.sensitivities.as_deref());
+        let both = (plan.settings.clone(), dynamic);
+        let allocator = Allocator::new(&model, both, &windows, &measure, file, &screen)?;
+        settings.columns = allocator.columns();
+        if let Some(wanted) = allocator.target_kl().filter(|_| !args.target.dry_run) {
+            let make = |plan: &DynamicPlan, path: &Path| {
+                let made = make(&plan.plan, path, &settings)?;
+                let measured = made.evaluation.as_ref().and_then(|all| all.total.against.as_ref());
+                let kl = measured.map(|against| against.kl_mean);
+                Ok((made, kl.ok_or_else(|| anyhow::anyhow!("nothing was measured"))?))
+            };
+            let (plan, made) = allocator.settle(wanted, target, printer, make)?;
+            return show(request, &plan.plan, &windows, &made, needs, printer);
+        }
+        plan = allocator.plan(printer)?.plan;
+    }
+    if args.target.dry_run {
+        return dry_run(request, &plan, &windows, needs, printer);
+    }
+    let made = make(&plan, target, &settings)?;
+    show(request, &plan, &windows, &made, needs, printer)
+}
+
+/// Windows for calibration, and everything that a run is told.
+fn prepare(request: &Request<'_>, model: &Model, printer: Printer) -> Result<(Windows, QuantizeSettings)> {
+    let args = request.common;
+    let data =
+        args.data.as_ref().map_or(DataSource::BuiltinCalibration, |path| DataSource::Path(path.clone()));
+    let (calibration, training, held_out) = request.windows();
+    // A larger number with the same seed begins with the same windows; the held-out ones come last.
+    let wanted = match (calibration, training) {
+        (0, _) | (_, 0) if request.recipe.trains() => 0,
+        (0, _) => 0,
+        _ => calibration.max(training) + held_out,
+    };
+    let all = read(model, &data, args.sequence_length, Pick::Sampled { windows: wanted, seed: args.machine.seed })?;
+    let found = all.picked.len();
+    if found < wanted {
+        printer.warn(&format!("the calibration text holds {found} windows only, not {wanted}; all of them are used"));
+    }
+    let held_out = held_out.min((found / 4).max(1));
+    let rest = if request.recipe.trains() { found - held_out } else { found };
+    if request.recipe.trains() && rest == 0 {
+        return Err(Refusal(
+            "the text holds a single window: nothing is left to judge steps on; hint: give more text or a shorter --sequence-length"
+                .to_owned(),
+        )
+        .into());
+    }
+    let share = |count: usize| all.part(0..if count == 0 { rest } else { count.min(rest) });
+    let windows = share(calibration);
+    let lessons =
+        request.recipe.trains().then(|| (share(training), all.part(found - held_out..found)));
+    // The size of a model that is to reach a divergence is settled by measuring.
+    let settled = request.dynamic.is_some_and(|flags| flags.target_kl.is_some());
+    let evaluate = match if settled { args.eval_windows.max(8) } else { args.eval_windows } {
+        0 => None,
+        count => {
+            let pick = Pick::EvenlySpaced { windows: count };
+            match read(model, &DataSource::BuiltinHeldOut, args.sequence_length, pick) {
+                Ok(windows) => Some(windows),
+                Err(error) => {
+                    printer.warn(&format!("the result will not be measured: {error:#}"));
+                    None
+                }
+            }
+        }
+    };
+    let settings = QuantizeSettings {
+        method: request.method(),
+        threads: args.machine.threads.map_or(0, |threads| threads as usize),
+        low_memory: args.machine.low_memory,
+        statistics: args.statistics.clone(),
+        dwq: request.training(),
+        lessons,
+        evaluate,
+        ..QuantizeSettings::new(request.recipe.clone())
+    };
+    Ok((windows, settings))
+}
+
+/// Memory, arithmetic and time of a run.
+fn needs(model: &Model, plan: &Plan, windows: &Windows, settings: &QuantizeSettings) -> Result<Needs> {
+    let resident = resident_now().unwrap_or(USUAL_RESIDENT);
+    let quantize = quantize_memory(model, windows, settings, resident)?;
+    let mut operations = mlx_quant::operations(model, windows, settings)?;
+    let mut dwq = None;
+    if let (true, Some((training, held_out))) = (settings.recipe.trains(), &settings.lessons) {
+        let own = &settings.dwq;
+        dwq = Some(mlx_quant::dwq_memory(model, plan, training, own, settings.threads, resident)?);
+        operations += mlx_quant::dwq_operations(model, training, held_out, own)?;
+    }
+    let seconds = mlx_quant::seconds(operations, settings.threads)?;
+    Ok(Needs { quantize, dwq, operations, seconds })
+}
+
+fn read(model: &Model, data: &DataSource, sequence_length: usize, pick: Pick) -> Result<Windows> {
+    let windows = Windows::read(data, &model.tokenizer()?, model.vocabulary()?, sequence_length, pick);
+    Ok(windows.map_err(mlx_quant::Error::from)?)
+}
+
+/// Embeddings and head at their own scheme.
+fn tables(model: &Model, scheme: Scheme) -> Result<BTreeMap<String, Scheme>> {
+    let walk = mlx_quant::Walk::open(model)?;
+    Ok(walk.decoder.tables().into_iter().map(|path| (path.to_owned(), scheme)).collect())
+}

@@ -1,0 +1,149 @@
+//! What the quantizing commands show: a plan, or what was made.
+
+use anyhow::Result;
+use mlx_quant::{Distilled, DwqMemory, Plan, QuantizeMemory, Quantized, Windows};
+use serde_json::json;
+
+use super::Request;
+use crate::commands::convert::{layers, merge, resident_peak};
+use crate::printer::{Printer, bytes};
+
+/// What a run will need.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Needs {
+    pub(super) quantize: QuantizeMemory,
+    pub(super) dwq: Option<DwqMemory>,
+    /// Floating-point operations.
+    pub(super) operations: f64,
+    pub(super) seconds: f64,
+}
+
+impl Needs {
+    pub(super) fn peak(&self) -> u64 {
+        self.quantize.peak.max(self.dwq.map_or(0, |dwq| dwq.peak))
+    }
+}
+
+/// The plan, and nothing written.
+pub(super) fn dry_run(
+    request: &Request<'_>,
+    plan: &Plan,
+    windows: &Windows,
+    needs: Needs,
+    printer: Printer,
+) -> Result<()> {
+    let Needs { quantize: memory, dwq, operations, seconds } = needs;
+    if printer.is_json() {
+        let mut document = json!({
+            "recipe": request.recipe.to_string(),
+            "calibration": windows.report(),
+            "memory": memory,
+            "dwq_memory": dwq,
+            "peak_memory": needs.peak(),
+            "operations": operations,
+            "seconds_estimate": seconds,
+        });
+        merge(&mut document, &plan.report());
+        printer.data(&serde_json::to_string_pretty(&document)?);
+        return Ok(());
+    }
+    layers(&plan.report(), printer);
+    let line = |name: &str, value: String| printer.data(&format!("{name:<16} {value}"));
+    line("recipe", request.recipe.to_string());
+    line("calibration", format!("{} windows of {} tokens", windows.picked.len(), windows.sequence_length));
+    for source in &windows.sources {
+        line("", format!("{}: {} of {} windows", source.name, source.windows_picked, source.windows_total));
+    }
+    line("process", bytes(memory.fixed));
+    line("block", bytes(memory.block));
+    line("activations", bytes(memory.activations));
+    line("hessians", bytes(memory.hessians));
+    line("weights", bytes(memory.weights));
+    line("threads", bytes(memory.scratch));
+    line("evaluation", bytes(memory.evaluation));
+    if let Some(dwq) = dwq {
+        line("dwq: grids", bytes(dwq.grids));
+        line("dwq: block", bytes(dwq.block));
+        line("dwq: trail", bytes(dwq.trail));
+        line("dwq: threads", bytes(dwq.graph));
+    }
+    line("peak memory", format!("about {}", bytes(needs.peak())));
+    line("time", format!("about {seconds:.0} s ({:.1} TFLOP)", operations / 1e12));
+    Ok(())
+}
+
+pub(super) fn show(
+    request: &Request<'_>,
+    plan: &Plan,
+    windows: &Windows,
+    made: &Quantized,
+    needs: Needs,
+    printer: Printer,
+) -> Result<()> {
+    let peak = resident_peak();
+    for (path, experts) in &made.experts {
+        printer.detail(&format!("{path}: tokens by expert {:?}", experts.tokens));
+        if !experts.fell_back.is_empty() {
+            printer.warn(&format!(
+                "{path}: experts {:?} saw too few tokens for a Hessian, their scales are searched instead; more --n-samples help",
+                experts.fell_back
+            ));
+        }
+    }
+    if printer.is_json() {
+        let mut document = json!({
+            "mlx_path": request.common.target.mlx_path,
+            "recipe": request.recipe.to_string(),
+            "calibration": windows.report(),
+            "peak_memory_bytes": peak,
+            "predicted_memory_bytes": needs.peak(),
+            "operations": needs.operations,
+            "kernels": mlx_format::simd_name(),
+            "made": made,
+        });
+        merge(&mut document, &plan.report());
+        printer.data(&serde_json::to_string_pretty(&document)?);
+    }
+    if made.foldable > 0 {
+        printer.detail(&format!("awq: scales folded at {} of {} sites", made.folded, made.foldable));
+    }
+    if let Some(distilled) = &made.distilled {
+        distillation(distilled, printer);
+    }
+    let evaluation = made.evaluation.as_ref().filter(|_| request.dynamic.is_some_and(|flags| flags.report_ppl));
+    if let Some(evaluation) = evaluation {
+        let total = &evaluation.total;
+        printer.say(&format!("perplexity on held-out text {:.4}", total.perplexity));
+    }
+    let quality = made.evaluation.as_ref().and_then(|evaluation| evaluation.total.against.as_ref());
+    printer.say(&format!(
+        "{}: {}, {:.3} bits per weight, {} in {:.1} s{}{}",
+        request.common.target.mlx_path.display(),
+        request.recipe,
+        plan.bits_per_weight(),
+        bytes(plan.layout.file_bytes()),
+        made.quantize_seconds,
+        peak.map_or_else(String::new, |peak| format!(", peak memory {}", bytes(peak))),
+        quality.map_or_else(String::new, |against| format!(
+            ", KL {:.4}{} on held-out text",
+            against.kl_mean,
+            against.kl_stderr.map_or_else(String::new, |error| format!(" ± {error:.4}"))
+        )),
+    ));
+    Ok(())
+}
+
+/// How training went.
+fn distillation(made: &Distilled, printer: Printer) {
+    if let Some(why) = &made.stopped {
+        printer.warn(&format!("dwq stopped early: {why}; the best step is kept"));
+    }
+    let kept = match made.best_step {
+        0 => "no step was better than the start, which is kept".to_owned(),
+        step => format!("step {step} is kept"),
+    };
+    printer.say(&format!(
+        "dwq: KL {:.5} -> {:.5} on held-out windows in {} steps, {kept}",
+        made.start_kl, made.best_kl, made.steps
+    ));
+}

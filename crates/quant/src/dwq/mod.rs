@@ -1,0 +1,468 @@
+//! DWQ: scales and biases distilled from the full-precision model (`mlx_lm/quant/dwq.py`).
+//!
+//! Codes stay; scales and biases of all layers below eight bits are trained with Adam on `KL(teacher || student)` at a temperature. Masters
+//! are float32 and the forward pass uses them as they will be stored. The best step on held-out windows is kept, the start
+//! among them, so that a run never ends worse than it began. Gradients are taken block by block ([`crate::gradient`]).
+
+mod grids;
+mod memory;
+mod optimizer;
+mod state;
+mod student;
+mod targets;
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
+use candle_core::Tensor;
+use mlx_format::checkpoint::Writer;
+use mlx_quant_model::{Forward, State, WeightsError};
+use rayon::prelude::*;
+use serde::Serialize;
+
+use self::grids::{Grid, Slopes};
+pub use self::memory::{DwqMemory, dwq_memory, dwq_operations};
+use self::optimizer::Rate;
+use self::state::{Best, Journey, StateFile};
+use self::student::Student;
+use self::targets::{Lessons, Part, Targets};
+use crate::data::{Windows, permutation};
+use crate::gradient::{Divergence, Gradients, Trail, divergence, sum_of, through_block, through_norm};
+use crate::observer::{Event, Observer};
+use crate::walk::Walk;
+use crate::{Error, Model};
+
+/// How it is trained.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DwqSettings {
+    /// Steps.
+    pub iterations: usize,
+    /// Windows a step.
+    pub batch_size: usize,
+    /// Adam's rate for scales and biases, as mlx-lm's; `None`: found from the layers' own steps and the distance to the teacher.
+    pub learning_rate: Option<f64>,
+    /// Of the distillation.
+    pub temperature: f64,
+    /// Steps between looks at the held-out windows, 0 for a tenth of all.
+    pub validate_every: usize,
+    /// Steps between states from which an interrupted run goes on.
+    pub save_every: usize,
+    /// Directory in which the teacher's targets are kept, or from which they are taken.
+    pub target_dir: Option<PathBuf>,
+    /// Of the order of windows.
+    pub seed: u64,
+}
+
+impl Default for DwqSettings {
+    fn default() -> Self {
+        Self {
+            iterations: 100,
+            batch_size: 4,
+            learning_rate: None,
+            temperature: 2.0,
+            validate_every: 0,
+            save_every: 20,
+            target_dir: None,
+            seed: 123,
+        }
+    }
+}
+
+/// What training did.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Distilled {
+    /// Steps taken, earlier runs included.
+    pub steps: usize,
+    /// Of them, in earlier runs.
+    pub resumed_steps: usize,
+    /// The rate that was used: part of a code a step, or absolute where one was given.
+    pub rate: f64,
+    /// KL on held-out windows before any step.
+    pub start_kl: f64,
+    /// At the step that was kept.
+    pub best_kl: f64,
+    /// Which that was; 0: the start.
+    pub best_step: usize,
+    /// Step and KL of every look.
+    pub held_out: Vec<(usize, f64)>,
+    /// Of every step, at the temperature of the distillation.
+    pub losses: Vec<f64>,
+    /// Why it ended before its time.
+    pub stopped: Option<String>,
+    /// Scales and biases that were trained.
+    pub trained: u64,
+}
+
+/// Part of a code by which a weight moves in a step, for a student one nat from its teacher; with the divergence falls the distance
+/// to go, as its root.
+const REACH: f64 = 0.012;
+/// The rate lies between these.
+const RATES: (f64, f64) = (5e-4, 2e-2);
+
+/// What a run works with.
+pub(crate) struct Distillation<'d> {
+    pub(crate) settings: &'d DwqSettings,
+    pub(crate) training: &'d Windows,
+    pub(crate) held_out: &'d Windows,
+    pub(crate) pool: &'d rayon::ThreadPool,
+    pub(crate) observer: &'d dyn Observer,
+}
+
+impl Distillation<'_> {
+    /// Trains the model that stands in a writer's directory, and writes the best scales and biases there. `student` is that directory,
+    /// opened.
+    pub(crate) fn run(
+        &self,
+        teacher: Option<&Model>,
+        student: &Model,
+        writer: &Writer,
+    ) -> Result<Distilled, Error> {
+        let mut own = Student::open(student)?;
+        if own.grids.is_empty() {
+            return Err(Error::NothingToTrain(student.name()));
+        }
+        let lessons = Lessons {
+            training: self.training,
+            held_out: self.held_out,
+            temperature: self.settings.temperature,
+        };
+        let files = writer.state_path("dwq-teacher-");
+        let directory = self.settings.target_dir.as_deref();
+        let targets =
+            Targets::prepare(teacher, &own.walk, &lessons, directory, files, self.pool, self.observer)?;
+        let file = StateFile(writer.state_path("dwq.safetensors"));
+        let (mut journey, mut best) = match file.load(&mut own.grids)? {
+            Some(found) => found,
+            None => {
+                let best = values(&own.grids);
+                (Journey { rate: f64::NAN, ..Journey::default() }, best)
+            }
+        };
+        let resumed_steps = journey.step;
+        let steps = self.settings.iterations;
+        self.observer.event(Event::Phase { name: "dwq", total: steps as u64 });
+        self.observer.event(Event::Progress { done: journey.step as u64 });
+        if journey.held_out.is_empty() {
+            let kl = self.held_out_kl(&mut own, &targets, &lessons)?;
+            if kl.is_finite() {
+                journey.held_out.push((0, kl));
+            } else {
+                journey.stopped = Some(format!("the held-out KL of the student as it is is {kl}"));
+            }
+            journey.rate = self.rate(kl);
+            // What is written over at the end is known from here on.
+            file.save(&journey, &own.grids, &best)?;
+        }
+        while journey.step < steps && journey.stopped.is_none() {
+            if self.observer.cancelled() {
+                file.save(&journey, &own.grids, &best)?;
+                return Err(Error::Interrupted);
+            }
+            self.step(&mut own, &targets, &lessons, &mut journey)?;
+            let every = match self.settings.validate_every {
+                0 => steps.div_ceil(10).max(1),
+                every => every,
+            };
+            let last = journey.step == steps || journey.stopped.is_some();
+            if journey.step % every == 0 || last {
+                self.look(&mut own, &targets, &lessons, &mut journey, &mut best)?;
+            }
+            if journey.step % self.settings.save_every.max(1) == 0 || last {
+                file.save(&journey, &own.grids, &best)?;
+            }
+            self.observer.event(Event::Progress { done: journey.step as u64 });
+        }
+        for (grid, [scales, centers]) in own.grids.iter_mut().zip(&best) {
+            grid.scales.clone_from(scales);
+            grid.centers.clone_from(centers);
+        }
+        for grid in &own.grids {
+            write(grid, writer)?;
+        }
+        let kl_of = |step: usize| {
+            let found = journey.held_out.iter().find(|look| look.0 == step);
+            found.map_or(f64::NAN, |look| look.1)
+        };
+        Ok(Distilled {
+            steps: journey.step,
+            resumed_steps,
+            rate: journey.rate,
+            start_kl: kl_of(0),
+            best_kl: kl_of(journey.best),
+            best_step: journey.best,
+            trained: own.grids.iter().map(|grid| 2 * grid.scales.len() as u64).sum(),
+            held_out: journey.held_out,
+            losses: journey.losses,
+            stopped: journey.stopped,
+        })
+    }
+
+    /// Targets into their directory.
+    pub(crate) fn targets(&self, teacher: &Model) -> Result<(), Error> {
+        let lessons = Lessons {
+            training: self.training,
+            held_out: self.held_out,
+            temperature: self.settings.temperature,
+        };
+        let walk = Walk::open(teacher)?;
+        let directory = self.settings.target_dir.as_deref();
+        let files = PathBuf::new();
+        Targets::prepare(Some(teacher), &walk, &lessons, directory, files, self.pool, self.observer)?;
+        Ok(())
+    }
+
+    /// By the distance to the teacher.
+    fn rate(&self, kl: f64) -> f64 {
+        self.settings.learning_rate.unwrap_or_else(|| (REACH * kl.max(0.0).sqrt()).max(RATES.0).min(RATES.1))
+    }
+
+    /// Windows of a step: all in a drawn order, then all in another.
+    fn batch(&self, step: usize) -> Vec<usize> {
+        let total = self.training.picked.len();
+        let size = self.settings.batch_size.clamp(1, total);
+        let mut orders: Option<(usize, Vec<usize>)> = None;
+        (step * size..(step + 1) * size)
+            .map(|at| {
+                let epoch = at / total;
+                if orders.as_ref().is_none_or(|(known, _)| *known != epoch) {
+                    orders = Some((epoch, permutation(total, self.settings.seed.wrapping_add(epoch as u64))));
+                }
+                orders.as_ref().map_or(0, |(_, order)| order[at % total])
+            })
+            .collect()
+    }
+
+    /// Takes windows up to their final hidden states.
+    fn forward<'f>(
+        &self,
+        student: &Student<'_>,
+        forward: &Forward<'f>,
+        windows: &[&[u32]],
+    ) -> Result<(Trail, Vec<Tensor>), Error> {
+        let embed = |window: &&[u32]| Ok::<_, Error>(forward.embed(&student.walk.weights, &[window])?);
+        let states = windows.iter().map(embed).collect::<Result<Vec<_>, _>>()?;
+        let blocks = student.walk.decoder.blocks.len();
+        let load = |index| student.block(index);
+        let trail = Trail::of(forward, blocks, &load, states, self.pool, self.observer)?;
+        let norm = student.walk.last_norm()?;
+        let finish = |state: &State| forward.finish(&norm, state).and_then(|hidden| hidden.squeeze(0));
+        let hidden = self
+            .pool
+            .install(|| trail.last.par_iter().map(finish).collect::<candle_core::Result<Vec<_>>>());
+        Ok((trail, hidden.map_err(WeightsError::from)?))
+    }
+
+    /// One step of training. What is not finite ends the run instead of spoiling it.
+    fn step(
+        &self,
+        student: &mut Student<'_>,
+        targets: &Targets<'_>,
+        lessons: &Lessons<'_>,
+        journey: &mut Journey,
+    ) -> Result<(), Error> {
+        let batch = self.batch(journey.step);
+        let windows: Vec<&[u32]> =
+            batch.iter().map(|window| &*self.training.picked[*window].tokens).collect();
+        let tokens: BTreeSet<u32> = windows.iter().flat_map(|window| window.iter().copied()).collect();
+        student.prepare(&tokens)?;
+        let own: &Student<'_> = student;
+        let (loss, slopes) = self.slopes(own, targets, lessons, &batch, &windows)?;
+        let length = optimizer::length(&own.grids, &slopes);
+        if !(loss.is_finite() && length.is_finite()) {
+            journey.stopped = Some(format!(
+                "the loss of step {} is {loss} and its gradient's length {length}",
+                journey.step + 1
+            ));
+            return Ok(());
+        }
+        let (clip, usual) = optimizer::clip(length, journey.usual);
+        journey.usual = Some(usual);
+        let rate = match self.settings.learning_rate {
+            Some(rate) => Rate::Absolute(rate),
+            None => Rate::Relative(journey.rate),
+        };
+        let part = optimizer::schedule(journey.step, self.settings.iterations);
+        let pool = self.pool;
+        pool.install(|| optimizer::advance(&mut student.grids, &slopes, rate, part, clip, journey.step));
+        journey.step += 1;
+        journey.losses.push(loss);
+        Ok(())
+    }
+
+    /// Loss of a batch and its gradient with respect to every grid.
+    fn slopes(
+        &self,
+        own: &Student<'_>,
+        targets: &Targets<'_>,
+        lessons: &Lessons<'_>,
+        batch: &[usize],
+        windows: &[&[u32]],
+    ) -> Result<(f64, Vec<Slopes>), Error> {
+        let decoder = &own.walk.decoder;
+        let forward = Forward::new(decoder, self.training.sequence_length, &own.walk.device);
+        let forward = forward.map_err(WeightsError::from)?;
+        let (mut trail, hidden) = self.forward(own, &forward, windows)?;
+        let head = |rows| own.head_tile(rows);
+        let temperature = lessons.temperature(Part::Training);
+        let of_head = targets.with(Part::Training, batch, decoder.vocabulary, |teacher| {
+            divergence(&forward, &head, decoder.vocabulary, &hidden, teacher, (temperature, true), self.pool)
+        })?;
+        let Divergence { loss, gradients, head } = of_head;
+        drop(hidden);
+        let mut slopes: Vec<Slopes> = own.grids.iter().map(Grid::flat).collect();
+        if let (Some(at), Some(head)) = (own.head_grid(), head) {
+            slopes[at] = head;
+        }
+        let norm = own.walk.last_norm()?;
+        let back = |(state, gradient): (&State, &Tensor)| through_norm(&forward, &norm, state, gradient);
+        let ends = trail.last.par_iter().zip(&gradients);
+        let mut gradients: Vec<Gradients> = self
+            .pool
+            .install(|| ends.map(back).collect::<candle_core::Result<_>>())
+            .map_err(WeightsError::from)?;
+        trail.last.clear();
+        for index in (0..decoder.blocks.len()).rev() {
+            let (parameters, variables) = self.pool.install(|| own.trained_block(index))?;
+            let inputs = trail.inputs.pop().unwrap_or_default();
+            let step = |(state, gradients): (&State, &Gradients)| {
+                through_block(&forward, index, &parameters, state, gradients)
+            };
+            let all = inputs.par_iter().zip(&gradients);
+            let stepped: Vec<_> = self
+                .pool
+                .install(|| all.map(step).collect::<candle_core::Result<_>>())
+                .map_err(WeightsError::from)?;
+            let (next, stores): (Vec<_>, Vec<_>) = stepped.into_iter().unzip();
+            gradients = next;
+            for (at, expert, variables) in variables {
+                let grid = &own.grids[at];
+                // Experts are passed by some tokens only; everything else must have its gradient.
+                let sums = sum_of(&variables, stores.iter(), grid.experts > 1)?;
+                let first = expert * grid.rows * grid.groups();
+                for (to, sum) in slopes[at].iter_mut().zip(sums) {
+                    to[first..first + sum.len()].copy_from_slice(&sum);
+                }
+            }
+        }
+        for (tokens, gradients) in windows.iter().zip(&gradients) {
+            let missing = || candle_core::Error::msg("no gradient arrives at the embedding");
+            let gradient = gradients.get("hidden").ok_or_else(missing).map_err(WeightsError::from)?;
+            own.add_embedding(tokens, gradient, &mut slopes)?;
+        }
+        Ok((loss, slopes))
+    }
+
+    /// Looks at the held-out windows and keeps what is best.
+    fn look(
+        &self,
+        student: &mut Student<'_>,
+        targets: &Targets<'_>,
+        lessons: &Lessons<'_>,
+        journey: &mut Journey,
+        best: &mut Best,
+    ) -> Result<(), Error> {
+        let kl = self.held_out_kl(student, targets, lessons)?;
+        if !kl.is_finite() {
+            journey.stopped = Some(format!("the held-out KL at step {} is {kl}", journey.step));
+            return Ok(());
+        }
+        let so_far = journey.held_out.iter().map(|look| look.1).fold(f64::INFINITY, f64::min);
+        journey.held_out.push((journey.step, kl));
+        if kl < so_far {
+            journey.best = journey.step;
+            *best = values(&student.grids);
+        }
+        let loss = journey.losses.last().copied().unwrap_or(f64::NAN);
+        let text = format!("step {}: loss {loss:.5}, held-out KL {kl:.5}", journey.step);
+        self.observer.event(Event::Note { text: &text });
+        Ok(())
+    }
+
+    /// KL on the held-out windows at temperature 1; not finite if the student's logits are not.
+    fn held_out_kl(
+        &self,
+        student: &mut Student<'_>,
+        targets: &Targets<'_>,
+        lessons: &Lessons<'_>,
+    ) -> Result<f64, Error> {
+        let all = &self.held_out.picked;
+        let mut sum = 0.0;
+        let wave = self.settings.batch_size.max(self.pool.current_num_threads());
+        let places: Vec<usize> = (0..all.len()).collect();
+        for some in places.chunks(wave) {
+            let windows: Vec<&[u32]> = some.iter().map(|window| &*all[*window].tokens).collect();
+            let tokens: BTreeSet<u32> = windows.iter().flat_map(|window| window.iter().copied()).collect();
+            student.prepare(&tokens)?;
+            let own: &Student<'_> = student;
+            let decoder = &own.walk.decoder;
+            let forward = Forward::new(decoder, self.held_out.sequence_length, &own.walk.device);
+            let forward = forward.map_err(WeightsError::from)?;
+            let (_, hidden) = self.forward(own, &forward, &windows)?;
+            let head = |rows| own.head_tile(rows);
+            let temperature = lessons.temperature(Part::HeldOut);
+            let part = targets.with(Part::HeldOut, some, decoder.vocabulary, |teacher| {
+                let how = (temperature, false);
+                divergence(&forward, &head, decoder.vocabulary, &hidden, teacher, how, self.pool)
+            })?;
+            sum += part.loss * some.len() as f64;
+        }
+        Ok(sum / all.len().max(1) as f64)
+    }
+}
+
+/// Refuses a student that cannot learn from that teacher, or not at all.
+pub(crate) fn check(
+    teacher: Option<&Model>,
+    student: &Model,
+    lessons: (&Windows, &Windows),
+    settings: &DwqSettings,
+) -> Result<(), Error> {
+    let own = Student::open(student)?;
+    if let Some(teacher) = teacher {
+        let walk = Walk::open(teacher)?;
+        if walk.decoder != own.walk.decoder {
+            return Err(Error::Student(targets::differing(&walk, &own.walk)));
+        }
+    }
+    if own.grids.is_empty() {
+        return Err(Error::NothingToTrain(student.name()));
+    }
+    preflight(teacher, &own.walk, lessons, settings)
+}
+
+/// Refuses a directory of targets that were made from something else; `shape` is a model with the student's architecture.
+pub(crate) fn preflight(
+    teacher: Option<&Model>,
+    shape: &Walk<'_>,
+    (training, held_out): (&Windows, &Windows),
+    settings: &DwqSettings,
+) -> Result<(), Error> {
+    let lessons = Lessons { training, held_out, temperature: settings.temperature };
+    match &settings.target_dir {
+        Some(directory) => targets::check(directory, teacher, shape, &lessons),
+        None => Ok(()),
+    }
+}
+
+fn values(grids: &[Grid]) -> Best {
+    grids.iter().map(|grid| [grid.scales.clone(), grid.centers.clone()]).collect()
+}
+
+/// Scales and biases in their place among the output.
+fn write(grid: &Grid, writer: &Writer) -> Result<(), Error> {
+    let (mut scales, mut biases) = (Vec::new(), Vec::new());
+    for at in 0..grid.scales.len() {
+        let (scale, bias) = grid.stored(at);
+        scales.push(scale);
+        biases.push(bias);
+    }
+    for (leaf, numbers) in [("scales", scales), ("biases", biases)] {
+        let name = format!("{}.{leaf}", grid.path);
+        let index = writer.layout().specs().iter().position(|spec| spec.name == name);
+        let missing = || WeightsError::Tensor(candle_core::Error::msg(format!("{name} has no place")));
+        let mut bytes = vec![0u8; numbers.len() * grid.float.size()];
+        grid.float.narrow(&numbers, &mut bytes);
+        writer.write_at(index.ok_or_else(missing)?, 0, &bytes)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,407 @@
+//! What the full-precision model says, computed once, window by window, and kept in files.
+//!
+//! Within a run that has the teacher at hand its final hidden states are kept, from which its whole distribution is had with its
+//! head; a directory of targets keeps the likeliest tokens and what the others have together, after which no teacher is needed.
+
+use std::path::{Path, PathBuf};
+
+use candle_core::{Device, Tensor};
+use fs_err as fs;
+use mlx_quant_model::{Forward, WeightsError};
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use crate::data::Windows;
+use crate::evaluate::TILE;
+use crate::gradient::{Teacher, Top};
+use crate::observer::{Event, Observer, Quiet};
+use crate::walk::Walk;
+use crate::{Error, Model};
+
+/// Tokens kept for each token.
+const KEPT: usize = 1024;
+const KEY: &str = "targets.json";
+
+/// What the targets of a directory were made from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct Key {
+    version: u32,
+    /// [`Model::hash`] of the teacher.
+    teacher: String,
+    /// Its architecture and sizes: any model with the same can learn from it.
+    decoder: String,
+    /// SHA-256 of the training windows' tokens.
+    training: String,
+    /// Of the held-out windows.
+    held_out: String,
+    sequence_length: usize,
+    temperature: f64,
+    kept: usize,
+}
+
+/// Which windows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Part {
+    Training,
+    HeldOut,
+}
+
+impl Part {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Training => "training",
+            Self::HeldOut => "held-out",
+        }
+    }
+}
+
+/// Where targets come from.
+pub(super) enum Targets<'t> {
+    /// Final hidden states in files whose names begin so, and the teacher with its head.
+    States { teacher: Walk<'t>, files: PathBuf },
+    /// A directory of the likeliest tokens.
+    Directory(PathBuf),
+}
+
+fn failed(path: &Path, error: &dyn std::fmt::Display) -> Error {
+    Error::State { path: path.display().to_string(), reason: error.to_string() }
+}
+
+fn refused(path: &Path, reason: impl Into<String>) -> Error {
+    Error::Targets { path: path.display().to_string(), reason: reason.into() }
+}
+
+/// In what two models differ.
+pub(super) fn differing(teacher: &Walk<'_>, student: &Walk<'_>) -> String {
+    let (own, other) = (&student.decoder, &teacher.decoder);
+    let sizes = |decoder: &mlx_quant_model::Decoder| {
+        format!("{} blocks, {} features, {} tokens", decoder.blocks.len(), decoder.hidden_size, decoder.vocabulary)
+    };
+    let family = |walk: &Walk<'_>| walk.weights.named.architecture.family;
+    format!(
+        "the student ({}: {}) is no form of the teacher ({}: {})",
+        family(student),
+        sizes(own),
+        family(teacher),
+        sizes(other)
+    )
+}
+
+/// Recognises an architecture with its sizes.
+pub(super) fn shape_of(walk: &Walk<'_>) -> String {
+    let hash = Sha256::digest(format!("{:?}", walk.decoder));
+    hash.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn save(path: &Path, tensors: Vec<(&str, Tensor)>) -> Result<(), Error> {
+    let partial = path.with_extension("partial");
+    let all: std::collections::HashMap<String, Tensor> =
+        tensors.into_iter().map(|(name, tensor)| (name.to_owned(), tensor)).collect();
+    candle_core::safetensors::save(&all, &partial).map_err(|error| failed(path, &error))?;
+    fs::rename(&partial, path).map_err(|error| failed(path, &error))
+}
+
+fn with_suffix(files: &Path, suffix: &str) -> PathBuf {
+    let mut name = files.as_os_str().to_owned();
+    name.push(suffix);
+    PathBuf::from(name)
+}
+
+/// What is to be learned, by windows.
+pub(super) struct Lessons<'w> {
+    pub(super) training: &'w Windows,
+    pub(super) held_out: &'w Windows,
+    pub(super) temperature: f64,
+}
+
+impl<'w> Lessons<'w> {
+    fn windows(&self, part: Part) -> &'w Windows {
+        match part {
+            Part::Training => self.training,
+            Part::HeldOut => self.held_out,
+        }
+    }
+
+    /// Held-out windows are judged as they will be used.
+    pub(super) fn temperature(&self, part: Part) -> f64 {
+        match part {
+            Part::Training => self.temperature,
+            Part::HeldOut => 1.0,
+        }
+    }
+}
+
+impl<'t> Targets<'t> {
+    /// Makes the targets that are not there yet. With `directory` they go there and its key is checked; otherwise
+    /// they are files that begin with `files`. Without a teacher the directory has to be complete.
+    pub(super) fn prepare(
+        teacher: Option<&'t Model>,
+        student: &Walk<'_>,
+        lessons: &Lessons<'_>,
+        directory: Option<&Path>,
+        files: PathBuf,
+        pool: &rayon::ThreadPool,
+        observer: &dyn Observer,
+    ) -> Result<Self, Error> {
+        let walk = teacher.map(Walk::open).transpose()?;
+        if let Some(walk) = &walk
+            && walk.decoder != student.decoder
+        {
+            return Err(Error::Student(differing(walk, student)));
+        }
+        let targets = match (directory, walk) {
+            (Some(directory), walk) => {
+                check(directory, teacher, student, lessons)?;
+                if let Some(walk) = walk {
+                    let own = Self::Directory(directory.to_owned());
+                    own.make(&walk, lessons, pool, observer)?;
+                    return Ok(own);
+                }
+                let own = Self::Directory(directory.to_owned());
+                if let Some(missing) = own.missing(lessons).first() {
+                    let reason = format!("{} is missing, and no teacher was given", own.path(*missing).display());
+                    return Err(refused(directory, reason));
+                }
+                return Ok(own);
+            }
+            (None, Some(teacher)) => Self::States { teacher, files },
+            (None, None) => return Err(refused(Path::new("--target-dir"), "neither teacher nor targets")),
+        };
+        if let Self::States { teacher, .. } = &targets {
+            targets.make(teacher, lessons, pool, observer)?;
+        }
+        Ok(targets)
+    }
+
+    fn path(&self, (part, window): (Part, usize)) -> PathBuf {
+        match self {
+            Self::States { files, .. } => with_suffix(files, &format!("{}-{window}.safetensors", part.name())),
+            Self::Directory(directory) => directory.join(format!("{}-{window}.safetensors", part.name())),
+        }
+    }
+
+    fn missing(&self, lessons: &Lessons<'_>) -> Vec<(Part, usize)> {
+        let all = [Part::Training, Part::HeldOut];
+        let all = all
+            .into_iter()
+            .flat_map(|part| (0..lessons.windows(part).picked.len()).map(move |window| (part, window)));
+        all.filter(|one| !self.path(*one).is_file()).collect()
+    }
+
+    /// Those that are missing.
+    fn make(
+        &self,
+        teacher: &Walk<'_>,
+        lessons: &Lessons<'_>,
+        pool: &rayon::ThreadPool,
+        observer: &dyn Observer,
+    ) -> Result<(), Error> {
+        let missing = self.missing(lessons);
+        observer.event(Event::Phase { name: "teacher", total: missing.len() as u64 });
+        // Of the likeliest, thousands a token are looked at together.
+        let most = if matches!(self, Self::Directory(_)) { 8 } else { 256 };
+        let wave = teacher.wave(lessons.training.sequence_length).min(most);
+        let mut done = 0;
+        for (part, all) in [Part::Training, Part::HeldOut]
+            .map(|part| (part, missing.iter().filter(|one| one.0 == part).collect::<Vec<_>>()))
+        {
+            for some in all.chunks(wave) {
+                if observer.cancelled() {
+                    return Err(Error::Interrupted);
+                }
+                let tokens: Vec<&[u32]> =
+                    some.iter().map(|one| &*lessons.windows(part).picked[one.1].tokens).collect();
+                let hidden = teacher.hidden(&tokens, pool, &Quiet(observer), &mut 0)?;
+                match self {
+                    Self::States { .. } => {
+                        for (one, hidden) in some.iter().zip(hidden) {
+                            save(&self.path(**one), vec![("hidden", hidden)])?;
+                        }
+                    }
+                    Self::Directory(_) => {
+                        let tops = tops(teacher, &hidden, lessons.temperature(part), pool)?;
+                        for (one, top) in some.iter().zip(tops) {
+                            self.save_top(**one, top)?;
+                        }
+                    }
+                }
+                done += some.len() as u64;
+                observer.event(Event::Progress { done });
+            }
+        }
+        Ok(())
+    }
+
+    fn save_top(&self, one: (Part, usize), top: Top) -> Result<(), Error> {
+        let tokens = top.ids.len() / top.count.max(1);
+        let shape = (tokens, top.count);
+        let make = || -> candle_core::Result<_> {
+            Ok(vec![
+                ("ids", Tensor::from_vec(top.ids, shape, &Device::Cpu)?),
+                ("log_probabilities", Tensor::from_vec(top.log_probabilities, shape, &Device::Cpu)?),
+            ])
+        };
+        save(&self.path(one), make().map_err(WeightsError::from)?)
+    }
+
+    /// Lends out the targets of some windows.
+    pub(super) fn with<R>(
+        &self,
+        part: Part,
+        windows: &[usize],
+        vocabulary: usize,
+        use_them: impl FnOnce(&Teacher<'_>) -> Result<R, Error>,
+    ) -> Result<R, Error> {
+        let load = |window: usize| {
+            let path = self.path((part, window));
+            let all = candle_core::safetensors::load(&path, &Device::Cpu);
+            all.map(|all| (path.clone(), all)).map_err(|error| failed(&path, &error))
+        };
+        match self {
+            Self::States { teacher, .. } => {
+                let mut hidden = Vec::with_capacity(windows.len());
+                for &window in windows {
+                    let (path, mut all) = load(window)?;
+                    hidden.push(all.remove("hidden").ok_or_else(|| failed(&path, &"no hidden states"))?);
+                }
+                let forward = Forward::new(&teacher.decoder, 0, &teacher.device).map_err(WeightsError::from)?;
+                let tile = |rows| teacher.head_tile(rows);
+                use_them(&Teacher::Whole { forward: &forward, tile: &tile, hidden })
+            }
+            Self::Directory(_) => {
+                let mut tops = Vec::with_capacity(windows.len());
+                for &window in windows {
+                    let (path, all) = load(window)?;
+                    let damaged = || refused(&path, "it is damaged");
+                    let read = || -> Option<Top> {
+                        let (ids, logs) = (all.get("ids")?, all.get("log_probabilities")?);
+                        let count = ids.dims2().ok()?.1;
+                        let ids = ids.flatten_all().ok()?.to_vec1::<u32>().ok()?;
+                        let log_probabilities = logs.flatten_all().ok()?.to_vec1::<f32>().ok()?;
+                        let sorted =
+                            ids.chunks_exact(count.max(1)).all(|row| row.is_sorted_by(|a, b| a < b));
+                        let known = ids.iter().all(|id| (*id as usize) < vocabulary);
+                        let sound = log_probabilities.iter().all(|log| *log <= 1e-3);
+                        (sorted && known && sound && ids.len() == log_probabilities.len())
+                            .then_some(Top { count, ids, log_probabilities })
+                    };
+                    tops.push(read().ok_or_else(damaged)?);
+                }
+                use_them(&Teacher::Top(tops))
+            }
+        }
+    }
+}
+
+/// Checks a directory's key, or writes it into an empty one.
+pub(super) fn check(
+    directory: &Path,
+    teacher: Option<&Model>,
+    student: &Walk<'_>,
+    lessons: &Lessons<'_>,
+) -> Result<(), Error> {
+    let mut key = Key {
+        version: 1,
+        teacher: teacher.map(Model::hash).transpose()?.unwrap_or_default(),
+        decoder: shape_of(student),
+        training: lessons.training.tokens_hash(),
+        held_out: lessons.held_out.tokens_hash(),
+        sequence_length: lessons.training.sequence_length,
+        temperature: lessons.temperature,
+        kept: KEPT.min(student.decoder.vocabulary),
+    };
+    let path = directory.join(KEY);
+    if path.is_file() {
+        let text = fs::read_to_string(&path).map_err(|error| refused(directory, error.to_string()))?;
+        let found: Key = serde_json::from_str(&text)
+            .map_err(|error| refused(directory, format!("{KEY}: {error}")))?;
+        if teacher.is_none() {
+            key.teacher.clone_from(&found.teacher);
+        }
+        let what = if found.teacher != key.teacher || found.decoder != key.decoder {
+            "another model"
+        } else if found.temperature != key.temperature {
+            "another temperature"
+        } else if found != key {
+            "other data"
+        } else {
+            return Ok(());
+        };
+        return Err(refused(directory, format!("the targets in it are of {what}")));
+    }
+    if teacher.is_none() {
+        return Err(refused(directory, format!("it has no {KEY}, and no teacher was given")));
+    }
+    fs::create_dir_all(directory).map_err(|error| refused(directory, error.to_string()))?;
+    if fs::read_dir(directory).map_err(|error| refused(directory, error.to_string()))?.next().is_some() {
+        return Err(refused(directory, format!("it is not empty and has no {KEY}")));
+    }
+    let text = serde_json::to_string_pretty(&key).unwrap_or_default();
+    let partial = directory.join("targets.partial");
+    fs::write(&partial, text + "\n")
+        .and_then(|()| fs::rename(&partial, &path))
+        .map_err(|error| refused(directory, error.to_string()))
+}
+
+/// The likeliest tokens of every token of every window, at a temperature.
+fn tops(
+    teacher: &Walk<'_>,
+    hidden: &[Tensor],
+    temperature: f64,
+    pool: &rayon::ThreadPool,
+) -> Result<Vec<Top>, Error> {
+    use mlx_quant_model::ops::running::RunningScore;
+    let vocabulary = teacher.decoder.vocabulary;
+    let kept = KEPT.min(vocabulary);
+    let forward = Forward::new(&teacher.decoder, 0, &teacher.device).map_err(WeightsError::from)?;
+    /// Of one token: candidates, and all logits' sum.
+    struct Best {
+        score: RunningScore,
+        candidates: Vec<(f32, u32)>,
+    }
+    let mut all: Vec<Vec<Best>> = Vec::new();
+    for window in hidden {
+        let tokens = window.dim(0).map_err(WeightsError::from)?;
+        all.push(
+            (0..tokens).map(|_| Best { score: RunningScore::default(), candidates: Vec::new() }).collect(),
+        );
+    }
+    let prune = |candidates: &mut Vec<(f32, u32)>| {
+        if candidates.len() > kept {
+            // Of equals the first.
+            candidates
+                .select_nth_unstable_by(kept - 1, |a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+            candidates.truncate(kept);
+        }
+    };
+    for start in (0..vocabulary).step_by(TILE) {
+        let rows = start..vocabulary.min(start + TILE);
+        let parameters = pool.install(|| teacher.head_tile(rows.clone()))?;
+        let step = |(best, hidden): (&mut Vec<Best>, &Tensor)| -> candle_core::Result<()> {
+            let logits = (forward.logits(&parameters, hidden)? / temperature)?;
+            let values = logits.flatten_all()?.to_vec1::<f32>()?;
+            for (best, row) in best.iter_mut().zip(values.chunks_exact(rows.len())) {
+                best.score.add(row, rows.start as u32, 0);
+                best.candidates
+                    .extend(row.iter().enumerate().map(|(at, value)| (*value, (rows.start + at) as u32)));
+                prune(&mut best.candidates);
+            }
+            Ok(())
+        };
+        pool.install(|| all.par_iter_mut().zip(hidden).try_for_each(step)).map_err(WeightsError::from)?;
+    }
+    let finish = |window: Vec<Best>| {
+        let mut top = Top { count: kept, ids: Vec::new(), log_probabilities: Vec::new() };
+        for best in window {
+            let mut candidates = best.candidates;
+            candidates.sort_unstable_by_key(|candidate| candidate.1);
+            let lse = best.score.log_sum_exp();
+            top.ids.extend(candidates.iter().map(|candidate| candidate.1));
+            let logs = candidates.iter().map(|candidate| (f64::from(candidate.0) - lse) as f32);
+            top.log_probabilities.extend(logs);
+        }
+        top
+    };
+    Ok(all.into_iter().map(finish).collect())
+}
