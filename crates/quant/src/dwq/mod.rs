@@ -10,6 +10,8 @@ mod optimizer;
 mod state;
 mod student;
 mod targets;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -43,7 +45,7 @@ pub struct DwqSettings {
     pub learning_rate: Option<f64>,
     /// Of the distillation.
     pub temperature: f64,
-    /// Steps between looks at the held-out windows, 0 for a tenth of all.
+    /// Steps between looks at the held-out windows, 0 for a tenth of all (fewer where looks would cost much).
     pub validate_every: usize,
     /// Steps between states from which an interrupted run goes on.
     pub save_every: usize,
@@ -95,9 +97,13 @@ pub struct Distilled {
 
 /// Part of a code by which a weight moves in a step, for a student one nat from its teacher; with the divergence falls the distance
 /// to go, as its root.
-const REACH: f64 = 0.012;
+const REACH: f64 = 0.006;
 /// The rate lies between these.
-const RATES: (f64, f64) = (5e-4, 2e-2);
+const RATES: (f64, f64) = (3e-3, 2e-2);
+
+/// What a window costs at a look and in a step, in forward passes, about.
+const LOOK: f64 = 1.3;
+const STEP: f64 = 4.5;
 
 /// What a run works with.
 pub(crate) struct Distillation<'d> {
@@ -159,10 +165,7 @@ impl Distillation<'_> {
                 return Err(Error::Interrupted);
             }
             self.step(&mut own, &targets, &lessons, &mut journey)?;
-            let every = match self.settings.validate_every {
-                0 => steps.div_ceil(10).max(1),
-                every => every,
-            };
+            let every = self.looks_every();
             let last = journey.step == steps || journey.stopped.is_some();
             if journey.step % every == 0 || last {
                 self.look(&mut own, &targets, &lessons, &mut journey, &mut best)?;
@@ -195,6 +198,17 @@ impl Distillation<'_> {
             losses: journey.losses,
             stopped: journey.stopped,
         })
+    }
+
+    /// Steps between looks: a tenth of all, but no more looks than cost a quarter of the training.
+    fn looks_every(&self) -> usize {
+        let settings = self.settings;
+        if settings.validate_every > 0 {
+            return settings.validate_every;
+        }
+        let look = self.held_out.picked.len() as f64 * LOOK;
+        let step = settings.batch_size as f64 * STEP;
+        settings.iterations.div_ceil(10).max((look / (0.25 * step)).ceil() as usize).max(1)
     }
 
     /// Targets into their directory.

@@ -1,0 +1,181 @@
+//! Gradients of whole models, and targets.
+
+#![allow(clippy::print_stdout, reason = "a test shows its table")]
+
+use std::path::{Path, PathBuf};
+
+use mlx_format::checkpoint::Directory;
+use mlx_format::{FloatType, Scheme};
+
+use super::*;
+use crate::data::{Pick, Window};
+use crate::plan::{Plan, Settings};
+use crate::{Silent, convert, open};
+
+/// Windows of tokens that look random.
+fn windows(model: &Model, seed: u64, count: usize, tokens: usize) -> Windows {
+    let vocabulary = model.vocabulary().unwrap() as u64;
+    let mut state = seed;
+    let mut token = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        ((state >> 33) % vocabulary) as u32
+    };
+    let window = |index| Window { source: 0, index, tokens: (0..tokens).map(|_| token()).collect() };
+    let picked = (0..count).map(window).collect();
+    let pick = Pick::Sampled { windows: count, seed };
+    Windows { sequence_length: tokens, pick, picked, sources: Vec::new(), data_hash: seed.to_string() }
+}
+
+/// Teacher and a student of it in float32, so that nothing rounds a small change away.
+fn pair(path: &Path, directory: &Path) -> (Model, Model) {
+    let teacher = open(&Directory::open(path).unwrap()).unwrap();
+    let settings = Settings {
+        quantize: Some(Scheme::affine(4, 32).unwrap()),
+        dtype: Some(FloatType::F32),
+        ..Settings::default()
+    };
+    let plan = Plan::new(&teacher.checkpoint, &teacher.config, settings).unwrap();
+    convert(&teacher, &plan, directory, 2, &Silent).unwrap();
+    (teacher, open(&Directory::open(directory).unwrap()).unwrap())
+}
+
+struct Bench<'b> {
+    distillation: Distillation<'b>,
+    targets: Targets<'b>,
+    lessons: Lessons<'b>,
+}
+
+impl Bench<'_> {
+    fn slopes(&self, student: &mut Student<'_>) -> (f64, Vec<Slopes>) {
+        let batch: Vec<usize> = (0..self.distillation.training.picked.len()).collect();
+        let windows: Vec<&[u32]> =
+            self.distillation.training.picked.iter().map(|window| &*window.tokens).collect();
+        let tokens = windows.iter().flat_map(|window| window.iter().copied()).collect();
+        student.prepare(&tokens).unwrap();
+        self.distillation.slopes(student, &self.targets, &self.lessons, &batch, &windows).unwrap()
+    }
+}
+
+fn with_bench<R>(
+    teacher: &Model,
+    student: &Model,
+    target_dir: Option<&Path>,
+    f: impl FnOnce(&Bench<'_>, Student<'_>) -> R,
+) -> R {
+    let files = tempfile::tempdir().unwrap();
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
+    let (training, held_out) = (windows(teacher, 3, 2, 24), windows(teacher, 4, 2, 24));
+    let settings = DwqSettings { target_dir: target_dir.map(Path::to_owned), ..DwqSettings::default() };
+    let own = Student::open(student).unwrap();
+    let lessons = Lessons { training: &training, held_out: &held_out, temperature: 2.0 };
+    let prefix = files.path().join("t-");
+    let targets =
+        Targets::prepare(Some(teacher), &own.walk, &lessons, target_dir, prefix, &pool, &Silent).unwrap();
+    let distillation = Distillation {
+        settings: &settings,
+        training: &training,
+        held_out: &held_out,
+        pool: &pool,
+        observer: &Silent,
+    };
+    let lessons = Lessons { training: &training, held_out: &held_out, temperature: 2.0 };
+    f(&Bench { distillation, targets, lessons }, own)
+}
+
+/// Moves a grid (or all) along its gradient, by at most `by` of its units; gives the change that the gradient promises.
+fn push(grids: &mut [Grid], slopes: &[Slopes], which: Option<usize>, by: f64) -> f64 {
+    let mut promised = 0.0;
+    for (at, (grid, slopes)) in grids.iter_mut().zip(slopes).enumerate() {
+        if which.is_some_and(|which| which != at) {
+            continue;
+        }
+        let units: Vec<f64> = grid.scales.iter().map(|scale| f64::from(scale.abs())).collect();
+        let steps = |leaf: usize| {
+            slopes[leaf].iter().zip(&units).map(|(slope, unit)| f64::from(*slope) * unit).collect::<Vec<f64>>()
+        };
+        let both = [steps(0), steps(1)];
+        let most = both.iter().flatten().fold(0f64, |most, step| most.max(step.abs())).max(1e-30);
+        for (leaf, steps) in both.into_iter().enumerate() {
+            for (at, step) in steps.into_iter().enumerate() {
+                let change = (step / most * by * units[at]) as f32;
+                let value = if leaf == 0 { &mut grid.scales[at] } else { &mut grid.centers[at] };
+                let before = *value;
+                *value += change;
+                promised += f64::from(slopes[leaf][at]) * f64::from(*value - before);
+            }
+        }
+    }
+    promised
+}
+
+/// The gradient of the loss with respect to every trained grid of every family, block by block, is what central differences say.
+fn gradients_are_differences(zoo: &Path) {
+    let mut all: Vec<PathBuf> = std::fs::read_dir(zoo).unwrap().map(|entry| entry.unwrap().path()).collect();
+    all.retain(|path| path.join("config.json").is_file());
+    all.sort();
+    let mut failed = Vec::new();
+    for path in &all {
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        let out = tempfile::tempdir().unwrap();
+        let (teacher, student) = pair(path, &out.path().join("student"));
+        with_bench(&teacher, &student, None, |bench, mut student| {
+            let (loss, slopes) = bench.slopes(&mut student);
+            let before = student.grids.clone();
+            let mut worst = 0f64;
+            let grids = (0..before.len()).map(Some).chain([None]);
+            for which in grids {
+                // Where a token stands between two experts the loss jumps on one side: that side says nothing.
+                let mut sides = [0.0; 2];
+                let mut promises = [0.0; 2];
+                for ((side, promise), by) in sides.iter_mut().zip(&mut promises).zip([0.002, -0.002]) {
+                    student.grids.clone_from(&before);
+                    *promise = push(&mut student.grids, &slopes, which, by);
+                    *side = bench.slopes(&mut student).0 - loss;
+                }
+                student.grids.clone_from(&before);
+                let (found, promised) = (sides[0] - sides[1], promises[0] - promises[1]);
+                let error = |found: f64, promised: f64| (found - promised).abs() / (promised.abs() + loss * 2e-4);
+                let wrong =
+                    error(found, promised).min(error(sides[0], promises[0])).min(error(sides[1], promises[1]));
+                if wrong > 0.05 {
+                    let path = which.map_or("all", |at| &before[at].path);
+                    failed.push(format!("{name} {path}: {promised:.3e} by gradient, {found:.3e} by difference"));
+                }
+                worst = worst.max(wrong);
+            }
+            println!("{name:<20} {:>3} grids, loss {loss:.5}, worst {worst:.4}", before.len());
+        });
+    }
+    assert!(failed.is_empty(), "{} wrong:\n{}", failed.len(), failed.join("\n"));
+}
+
+#[test]
+fn gradients_of_the_copied_checkpoints() {
+    gradients_are_differences(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/zoo"));
+}
+
+#[test]
+#[cfg_attr(not(shared), ignore = "needs ../shared")]
+fn gradients_of_every_family() {
+    let beside = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared");
+    gradients_are_differences(&std::env::var_os("MLX_QUANT_SHARED").map_or_else(beside, PathBuf::from).join("zoo"));
+}
+
+/// Where all tokens are kept, a directory of targets teaches what the teacher teaches.
+#[test]
+fn targets_say_what_the_teacher_says() {
+    let zoo = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/zoo");
+    let mut paths: Vec<PathBuf> = std::fs::read_dir(zoo).unwrap().map(|entry| entry.unwrap().path()).collect();
+    paths.sort();
+    let out = tempfile::tempdir().unwrap();
+    let (teacher, student) = pair(&paths[0], &out.path().join("student"));
+    let whole = with_bench(&teacher, &student, None, |bench, mut student| bench.slopes(&mut student));
+    let directory = out.path().join("targets");
+    let kept = with_bench(&teacher, &student, Some(&directory), |bench, mut student| bench.slopes(&mut student));
+    assert!((whole.0 - kept.0).abs() < 1e-5 * whole.0, "{} {}", whole.0, kept.0);
+    for (whole, kept) in whole.1.iter().zip(&kept.1) {
+        for (whole, kept) in whole.iter().flatten().zip(kept.iter().flatten()) {
+            assert!((whole - kept).abs() < 1e-4 * whole.abs() + 1e-6, "{whole} {kept}");
+        }
+    }
+}
