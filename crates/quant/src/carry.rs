@@ -289,8 +289,7 @@ impl Task<'_> {
         let known = self.search.and_then(|weights| weights.get(&self.item.name));
         let known = known.filter(|weights| !weights.is_empty() && weights.len().is_multiple_of(columns));
         let Some(weights) = known else {
-            let rounded =
-                round(&values, columns, scheme, float, How::Blind { weights: &vec![1.0; columns] });
+            let rounded = round(&values, columns, scheme, float, How::Blind { weights: &vec![1.0; columns] });
             return write_rounded(self.writer, self.item.first_output, rows.start, float, &rounded);
         };
         // Rows of one expert after another.

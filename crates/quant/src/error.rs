@@ -104,7 +104,9 @@ pub enum Error {
         reason: String,
     },
     /// A file of sensitivities that cannot be used.
-    #[error("{path}: {reason}; hint: give another file to --sensitivities, or remove this one to measure anew")]
+    #[error(
+        "{path}: {reason}; hint: give another file to --sensitivities, or remove this one to measure anew"
+    )]
     Sensitivities {
         /// The file.
         path: String,
@@ -123,7 +125,9 @@ pub enum Error {
     #[error("{0}; hint: --quantized-model is to be a quantized form of --model")]
     Student(String),
     /// A student in which nothing can be trained.
-    #[error("nothing in {0} can be trained: it has no affine layer below 8 bits; hint: quantize it to fewer bits first")]
+    #[error(
+        "nothing in {0} can be trained: it has no affine layer below 8 bits; hint: quantize it to fewer bits first"
+    )]
     NothingToTrain(String),
     /// Threads could not be started.
     #[error("cannot start {threads} threads: {reason}; hint: use fewer --threads")]

@@ -61,8 +61,8 @@ pub use convert::{Converted, convert, peak_memory, threads_or_all};
 pub use data::{Corpus, DataError, DataReport, DataSource, Pick, SourceInfo, Window, Windows};
 pub use dwq::{Distilled, DwqMemory, DwqSettings, dwq_memory, dwq_operations};
 pub use dynamic::{
-    Allocation, Choice, Cost, DynamicPlan, DynamicSettings, Key, Layer, Seen, Sensitivities, SensitivitySettings, Table,
-    Target, allocate, sensitivities,
+    Allocation, Choice, Cost, DynamicPlan, DynamicSettings, Key, Layer, Seen, Sensitivities,
+    SensitivitySettings, Table, Target, allocate, sensitivities,
 };
 pub use error::Error;
 pub use evaluate::{
@@ -76,7 +76,8 @@ pub use plan::{
     Item, Job, LayerReport, MixedRecipe, Overrides, OverridesError, Plan, PlanError, PlanReport, Settings,
 };
 pub use session::{
-    ExpertTokens, QuantizeMemory, QuantizeSettings, Quantized, distill, operations, quantize, quantize_memory, seconds, targets,
+    ExpertTokens, QuantizeMemory, QuantizeSettings, Quantized, distill, operations, quantize,
+    quantize_memory, seconds, targets,
 };
 #[cfg(feature = "demo")]
 pub use source::demo;

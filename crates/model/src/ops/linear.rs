@@ -132,7 +132,10 @@ impl Linear {
     }
 
     pub(super) fn backward(
-        x: &Tensor, weight: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        x: &Tensor,
+        weight: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let (n, k) = weight.dims2()?;
         let grad = grad.contiguous()?;
         let (x_values, weight_values, grad_values) = (Held::new(x), Held::new(weight), Held::new(&grad));

@@ -260,9 +260,8 @@ impl Distillation<'_> {
         let trail = Trail::of(forward, blocks, &load, states, self.pool, self.observer)?;
         let norm = student.walk.last_norm()?;
         let finish = |state: &State| forward.finish(&norm, state).and_then(|hidden| hidden.squeeze(0));
-        let hidden = self
-            .pool
-            .install(|| trail.last.par_iter().map(finish).collect::<candle_core::Result<Vec<_>>>());
+        let hidden =
+            self.pool.install(|| trail.last.par_iter().map(finish).collect::<candle_core::Result<Vec<_>>>());
         Ok((trail, hidden.map_err(WeightsError::from)?))
     }
 

@@ -79,7 +79,8 @@ impl StateFile {
         if !self.0.is_file() {
             return Ok(None);
         }
-        let all = candle_core::safetensors::load(&self.0, &Device::Cpu).map_err(|error| failed(&self.0, &error))?;
+        let all =
+            candle_core::safetensors::load(&self.0, &Device::Cpu).map_err(|error| failed(&self.0, &error))?;
         let get = |name: &str, length: usize| {
             let values = all.get(name)?.to_vec1::<f32>().ok()?;
             (values.len() == length).then_some(values)

@@ -78,7 +78,8 @@ impl<'m> Student<'m> {
 
     fn codes(&self, grid: &Grid, rows: Range<usize>) -> Result<Vec<u8>, Error> {
         let packed = self.walk.weights.packed_rows(&grid.path, rows);
-        let missing = || WeightsError::Tensor(candle_core::Error::msg(format!("{} is not packed", grid.path)));
+        let missing =
+            || WeightsError::Tensor(candle_core::Error::msg(format!("{} is not packed", grid.path)));
         Ok(packed.ok_or_else(missing)?.codes)
     }
 
@@ -159,8 +160,7 @@ impl<'m> Student<'m> {
             parameters = self.walk.head_tile(rows)?;
         }
         parameters.insert(format!("{}.weight", grid.path), codes.weight.clone());
-        parameters
-            .set_reader(&grid.path, Arc::new(Trained { experts: vec![(codes, variables.clone())] }));
+        parameters.set_reader(&grid.path, Arc::new(Trained { experts: vec![(codes, variables.clone())] }));
         self.walk.weights.release();
         Ok((parameters, Some(variables)))
     }

@@ -76,7 +76,12 @@ fn refused(path: &Path, reason: impl Into<String>) -> Error {
 pub(super) fn differing(teacher: &Walk<'_>, student: &Walk<'_>) -> String {
     let (own, other) = (&student.decoder, &teacher.decoder);
     let sizes = |decoder: &mlx_quant_model::Decoder| {
-        format!("{} blocks, {} features, {} tokens", decoder.blocks.len(), decoder.hidden_size, decoder.vocabulary)
+        format!(
+            "{} blocks, {} features, {} tokens",
+            decoder.blocks.len(),
+            decoder.hidden_size,
+            decoder.vocabulary
+        )
     };
     let family = |walk: &Walk<'_>| walk.weights.named.architecture.family;
     format!(
@@ -160,7 +165,8 @@ impl<'t> Targets<'t> {
                 }
                 let own = Self::Directory(directory.to_owned());
                 if let Some(missing) = own.missing(lessons).first() {
-                    let reason = format!("{} is missing, and no teacher was given", own.path(*missing).display());
+                    let reason =
+                        format!("{} is missing, and no teacher was given", own.path(*missing).display());
                     return Err(refused(directory, reason));
                 }
                 return Ok(own);
@@ -176,7 +182,9 @@ impl<'t> Targets<'t> {
 
     fn path(&self, (part, window): (Part, usize)) -> PathBuf {
         match self {
-            Self::States { files, .. } => with_suffix(files, &format!("{}-{window}.safetensors", part.name())),
+            Self::States { files, .. } => {
+                with_suffix(files, &format!("{}-{window}.safetensors", part.name()))
+            }
             Self::Directory(directory) => directory.join(format!("{}-{window}.safetensors", part.name())),
         }
     }
@@ -265,7 +273,8 @@ impl<'t> Targets<'t> {
                     let (path, mut all) = load(window)?;
                     hidden.push(all.remove("hidden").ok_or_else(|| failed(&path, &"no hidden states"))?);
                 }
-                let forward = Forward::new(&teacher.decoder, 0, &teacher.device).map_err(WeightsError::from)?;
+                let forward =
+                    Forward::new(&teacher.decoder, 0, &teacher.device).map_err(WeightsError::from)?;
                 let tile = |rows| teacher.head_tile(rows);
                 use_them(&Teacher::Whole { forward: &forward, tile: &tile, hidden })
             }
@@ -274,18 +283,19 @@ impl<'t> Targets<'t> {
                 for &window in windows {
                     let (path, all) = load(window)?;
                     let damaged = || refused(&path, "it is damaged");
-                    let read = || -> Option<Top> {
-                        let (ids, logs) = (all.get("ids")?, all.get("log_probabilities")?);
-                        let count = ids.dims2().ok()?.1;
-                        let ids = ids.flatten_all().ok()?.to_vec1::<u32>().ok()?;
-                        let log_probabilities = logs.flatten_all().ok()?.to_vec1::<f32>().ok()?;
-                        let sorted =
-                            ids.chunks_exact(count.max(1)).all(|row| row.is_sorted_by(|a, b| a < b));
-                        let known = ids.iter().all(|id| (*id as usize) < vocabulary);
-                        let sound = log_probabilities.iter().all(|log| *log <= 1e-3);
-                        (sorted && known && sound && ids.len() == log_probabilities.len())
-                            .then_some(Top { count, ids, log_probabilities })
-                    };
+                    let read =
+                        || -> Option<Top> {
+                            let (ids, logs) = (all.get("ids")?, all.get("log_probabilities")?);
+                            let count = ids.dims2().ok()?.1;
+                            let ids = ids.flatten_all().ok()?.to_vec1::<u32>().ok()?;
+                            let log_probabilities = logs.flatten_all().ok()?.to_vec1::<f32>().ok()?;
+                            let sorted =
+                                ids.chunks_exact(count.max(1)).all(|row| row.is_sorted_by(|a, b| a < b));
+                            let known = ids.iter().all(|id| (*id as usize) < vocabulary);
+                            let sound = log_probabilities.iter().all(|log| *log <= 1e-3);
+                            (sorted && known && sound && ids.len() == log_probabilities.len())
+                                .then_some(Top { count, ids, log_probabilities })
+                        };
                     tops.push(read().ok_or_else(damaged)?);
                 }
                 use_them(&Teacher::Top(tops))
@@ -314,8 +324,8 @@ pub(super) fn check(
     let path = directory.join(KEY);
     if path.is_file() {
         let text = fs::read_to_string(&path).map_err(|error| refused(directory, error.to_string()))?;
-        let found: Key = serde_json::from_str(&text)
-            .map_err(|error| refused(directory, format!("{KEY}: {error}")))?;
+        let found: Key =
+            serde_json::from_str(&text).map_err(|error| refused(directory, format!("{KEY}: {error}")))?;
         if teacher.is_none() {
             key.teacher.clone_from(&found.teacher);
         }
@@ -370,8 +380,7 @@ fn tops(
     let prune = |candidates: &mut Vec<(f32, u32)>| {
         if candidates.len() > kept {
             // Of equals the first.
-            candidates
-                .select_nth_unstable_by(kept - 1, |a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+            candidates.select_nth_unstable_by(kept - 1, |a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
             candidates.truncate(kept);
         }
     };

@@ -91,7 +91,11 @@ fn push(grids: &mut [Grid], slopes: &[Slopes], which: Option<usize>, by: f64) ->
         }
         let units: Vec<f64> = grid.scales.iter().map(|scale| f64::from(scale.abs())).collect();
         let steps = |leaf: usize| {
-            slopes[leaf].iter().zip(&units).map(|(slope, unit)| f64::from(*slope) * unit).collect::<Vec<f64>>()
+            slopes[leaf]
+                .iter()
+                .zip(&units)
+                .map(|(slope, unit)| f64::from(*slope) * unit)
+                .collect::<Vec<f64>>()
         };
         let both = [steps(0), steps(1)];
         let most = both.iter().flatten().fold(0f64, |most, step| most.max(step.abs())).max(1e-30);
@@ -134,12 +138,16 @@ fn gradients_are_differences(zoo: &Path) {
                 }
                 student.grids.clone_from(&before);
                 let (found, promised) = (sides[0] - sides[1], promises[0] - promises[1]);
-                let error = |found: f64, promised: f64| (found - promised).abs() / (promised.abs() + loss * 2e-4);
-                let wrong =
-                    error(found, promised).min(error(sides[0], promises[0])).min(error(sides[1], promises[1]));
+                let error =
+                    |found: f64, promised: f64| (found - promised).abs() / (promised.abs() + loss * 2e-4);
+                let wrong = error(found, promised)
+                    .min(error(sides[0], promises[0]))
+                    .min(error(sides[1], promises[1]));
                 if wrong > 0.05 {
                     let path = which.map_or("all", |at| &before[at].path);
-                    failed.push(format!("{name} {path}: {promised:.3e} by gradient, {found:.3e} by difference"));
+                    failed.push(format!(
+                        "{name} {path}: {promised:.3e} by gradient, {found:.3e} by difference"
+                    ));
                 }
                 worst = worst.max(wrong);
             }
@@ -158,20 +166,24 @@ fn gradients_of_the_copied_checkpoints() {
 #[cfg_attr(not(shared), ignore = "needs ../shared")]
 fn gradients_of_every_family() {
     let beside = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared");
-    gradients_are_differences(&std::env::var_os("MLX_QUANT_SHARED").map_or_else(beside, PathBuf::from).join("zoo"));
+    gradients_are_differences(
+        &std::env::var_os("MLX_QUANT_SHARED").map_or_else(beside, PathBuf::from).join("zoo"),
+    );
 }
 
 /// Where all tokens are kept, a directory of targets teaches what the teacher teaches.
 #[test]
 fn targets_say_what_the_teacher_says() {
     let zoo = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/zoo");
-    let mut paths: Vec<PathBuf> = std::fs::read_dir(zoo).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let mut paths: Vec<PathBuf> =
+        std::fs::read_dir(zoo).unwrap().map(|entry| entry.unwrap().path()).collect();
     paths.sort();
     let out = tempfile::tempdir().unwrap();
     let (teacher, student) = pair(&paths[0], &out.path().join("student"));
     let whole = with_bench(&teacher, &student, None, |bench, mut student| bench.slopes(&mut student));
     let directory = out.path().join("targets");
-    let kept = with_bench(&teacher, &student, Some(&directory), |bench, mut student| bench.slopes(&mut student));
+    let kept =
+        with_bench(&teacher, &student, Some(&directory), |bench, mut student| bench.slopes(&mut student));
     assert!((whole.0 - kept.0).abs() < 1e-5 * whole.0, "{} {}", whole.0, kept.0);
     for (whole, kept) in whole.1.iter().zip(&kept.1) {
         for (whole, kept) in whole.iter().flatten().zip(kept.iter().flatten()) {

@@ -74,12 +74,7 @@ pub fn allocate(items: &[Vec<Choice>], budget: u64) -> Option<Allocation> {
     for (item, hull) in hulls.iter().enumerate() {
         for pair in hull.windows(2) {
             let (from, to) = (items[item][pair[0]], items[item][pair[1]]);
-            steps.push(Step {
-                item,
-                to: pair[1],
-                bytes: to.bytes - from.bytes,
-                saved: from.cost - to.cost,
-            });
+            steps.push(Step { item, to: pair[1], bytes: to.bytes - from.bytes, saved: from.cost - to.cost });
         }
     }
     // Within an item slopes fall, so that a stable sort keeps its steps in order.

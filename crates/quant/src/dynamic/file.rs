@@ -38,7 +38,8 @@ pub(super) fn load(path: &Path, key: &Key) -> Result<Option<Sensitivities>, Erro
         return Ok(None);
     }
     let text = fs::read_to_string(path).map_err(|error| refused(path, error.to_string()))?;
-    let found: Sensitivities = serde_json::from_str(&text).map_err(|error| refused(path, error.to_string()))?;
+    let found: Sensitivities =
+        serde_json::from_str(&text).map_err(|error| refused(path, error.to_string()))?;
     if found.key != *key {
         let what = if found.key.version != key.version {
             "another version of this program"

@@ -117,7 +117,8 @@ impl Seen {
         let mut inputs: Vec<f32> = observed.inputs.iter().map(|sum| file::short(sum / own)).collect();
         // An expert that no token reached.
         inputs.resize(columns, 1.0);
-        let mut gradients: Vec<f32> = observed.gradients.iter().map(|sum| file::short(sum / tokens)).collect();
+        let mut gradients: Vec<f32> =
+            observed.gradients.iter().map(|sum| file::short(sum / tokens)).collect();
         gradients.resize(rows, 0.0);
         Self { tokens: observed.tokens, inputs, gradients }
     }

@@ -106,14 +106,16 @@ impl Measurement<'_> {
 
         let norm = walk.last_norm()?;
         let hidden = |state: &State| forward.finish(&norm, state).and_then(|hidden| hidden.squeeze(0));
-        let hidden = pool.install(|| trail.last.par_iter().map(hidden).collect::<candle_core::Result<Vec<_>>>());
+        let hidden =
+            pool.install(|| trail.last.par_iter().map(hidden).collect::<candle_core::Result<Vec<_>>>());
         let hidden = hidden.map_err(WeightsError::from)?;
         let tile = |rows| walk.head_tile(rows);
         let head = (decoder.head.multiplier, decoder.head.softcap);
         let Sampled { gradients, rows } =
             sampled(&forward, &tile, decoder.vocabulary, head, &hidden, (self.seed, first), pool)?;
         for hidden in &hidden {
-            let squares = hidden.sqr().and_then(|squares| squares.sum(0)).and_then(|sum| sum.to_vec1::<f32>());
+            let squares =
+                hidden.sqr().and_then(|squares| squares.sum(0)).and_then(|sum| sum.to_vec1::<f32>());
             let inputs = squares.map_err(WeightsError::from)?.into_iter().map(f64::from).collect();
             let tokens = hidden.dim(0).map_err(WeightsError::from)? as u64;
             sums.head.add(&Observed { tokens, inputs, gradients: Vec::new() });
@@ -174,7 +176,8 @@ impl Measurement<'_> {
         let rows = gradient.squeeze(0).and_then(|rows| rows.to_vec2::<f32>()).map_err(WeightsError::from)?;
         let positions: Vec<u32> = (0..tokens.len() as u32).collect();
         let tables = std::iter::once((&embedding.path, tokens, embedding.multiplier));
-        let tables = tables.chain(embedding.positions.iter().map(|path| (path, &*positions, embedding.multiplier)));
+        let tables =
+            tables.chain(embedding.positions.iter().map(|path| (path, &*positions, embedding.multiplier)));
         for (path, ids, multiplier) in tables {
             let (by_row, by_feature) = sums.tables.entry(path.clone()).or_default();
             for (id, row) in ids.iter().zip(&rows) {
@@ -201,7 +204,13 @@ impl Measurement<'_> {
                 rows: rows.into_iter().map(|(row, sum)| (row, (sum / tokens) as f32)).collect(),
                 features: features.iter().map(|sum| (sum / whole) as f32).collect(),
             };
-            layers.push(Layer { shape: shape(&path), path, seen: Vec::new(), table: Some(table), costs: Vec::new() });
+            layers.push(Layer {
+                shape: shape(&path),
+                path,
+                seen: Vec::new(),
+                table: Some(table),
+                costs: Vec::new(),
+            });
         }
         let mut linears = sums.linears;
         let mut add = |path: &str, all: Vec<Observed>| {

@@ -219,21 +219,13 @@ mod tests {
             assert!(matches!(text.parse::<Recipe>(), Err(RecipeError::Unknown { .. })), "{text}");
         }
         let rounding = |text: &str| text.parse::<Recipe>().unwrap().rounding();
-        assert_eq!(["dynamic", "dwq", "dynamic+dwq", "rtn+dwq"].map(rounding), [
-            Method::Refine,
-            Method::Refine,
-            Method::Refine,
-            Method::Rtn
-        ]);
-        for text in [
-            "gptq+awq",
-            "awq+awq",
-            "gptq+gptq",
-            "search+gptq",
-            "awq+rtn+gptq",
-            "dwq+gptq",
-            "awq+dynamic",
-        ] {
+        assert_eq!(
+            ["dynamic", "dwq", "dynamic+dwq", "rtn+dwq"].map(rounding),
+            [Method::Refine, Method::Refine, Method::Refine, Method::Rtn]
+        );
+        for text in
+            ["gptq+awq", "awq+awq", "gptq+gptq", "search+gptq", "awq+rtn+gptq", "dwq+gptq", "awq+dynamic"]
+        {
             assert!(matches!(text.parse::<Recipe>(), Err(RecipeError::Order { .. })), "{text}");
         }
     }

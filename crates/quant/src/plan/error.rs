@@ -48,7 +48,9 @@ pub enum PlanError {
     Unknown { tensor: String, shape: Vec<usize>, family: &'static str },
     #[error("nothing is left to quantize in this model; hint: leave out -q")]
     NothingToQuantize,
-    #[error("{asked} cannot be reached: {range}; hint: ask for something in between, or change --min-bits and --max-bits")]
+    #[error(
+        "{asked} cannot be reached: {range}; hint: ask for something in between, or change --min-bits and --max-bits"
+    )]
     Target { asked: String, range: String },
     #[error("tensor {tensor} is {dtype}; hint: language model weights are float32, float16 or bfloat16")]
     Dtype { tensor: String, dtype: Dtype },

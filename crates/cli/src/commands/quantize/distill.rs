@@ -32,8 +32,7 @@ pub(super) fn run(request: &Request<'_>, student: &Path, printer: Printer) -> Re
     }
     let screen = Screen::new(printer);
     let target = &args.target.mlx_path;
-    let made =
-        mlx_quant::distill(teacher.as_ref(), &student, &plan, &windows, target, &settings, &screen);
+    let made = mlx_quant::distill(teacher.as_ref(), &student, &plan, &windows, target, &settings, &screen);
     screen.clear();
     show(request, &plan, &windows, &made?, needs, printer)
 }

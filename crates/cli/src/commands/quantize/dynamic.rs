@@ -28,8 +28,9 @@ pub(crate) struct Allocator<'a> {
 
 /// Bytes as people write them.
 fn size(text: &str) -> Result<u64, Refusal> {
-    let refused =
-        || Refusal(format!("--target-size {text}: hint: give bytes, or a number with KB, MB, GB, KiB, MiB, GiB"));
+    let refused = || {
+        Refusal(format!("--target-size {text}: hint: give bytes, or a number with KB, MB, GB, KiB, MiB, GiB"))
+    };
     let trimmed = text.trim();
     let split = trimmed.find(|c: char| !(c.is_ascii_digit() || c == '.')).unwrap_or(trimmed.len());
     let number: f64 = trimmed[..split].parse().map_err(|_| refused())?;
@@ -131,9 +132,9 @@ impl<'a> Allocator<'a> {
             // A little more than was measured, so that the next one does not miss by a hair.
             let factor = self.dynamic.factor * kl / plan.predicted_kl;
             self.dynamic.factor = if kl > wanted { factor * 1.02 } else { factor };
-            let smaller = best.as_ref().is_none_or(|(other, ..)| {
-                plan.plan.layout.tensor_bytes() < other.plan.layout.tensor_bytes()
-            });
+            let smaller = best
+                .as_ref()
+                .is_none_or(|(other, ..)| plan.plan.layout.tensor_bytes() < other.plan.layout.tensor_bytes());
             if kl <= wanted && smaller {
                 if let Some((.., old)) = best.replace((plan, made, path)) {
                     remove(&old)?;

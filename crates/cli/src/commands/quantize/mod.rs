@@ -12,13 +12,13 @@ use anyhow::Result;
 use mlx_format::Scheme;
 use mlx_format::checkpoint::Writer;
 use mlx_quant::{
-    DataSource, DynamicPlan, Method, Model, Pick, Plan, QuantizeSettings, SensitivitySettings, Settings, Windows,
-    quantize_memory,
+    DataSource, DynamicPlan, Method, Model, Pick, Plan, QuantizeSettings, SensitivitySettings, Settings,
+    Windows, quantize_memory,
 };
 
 use self::dynamic::Allocator;
-use self::request::affine;
 pub(crate) use self::request::Request;
+use self::request::affine;
 use self::show::{Needs, dry_run, show};
 use super::eval::{USUAL_RESIDENT, free_memory, resident_now};
 use crate::Refusal;
@@ -130,10 +130,13 @@ fn prepare(request: &Request<'_>, model: &Model, printer: Printer) -> Result<(Wi
         (0, _) => 0,
         _ => calibration.max(training) + held_out,
     };
-    let all = read(model, &data, args.sequence_length, Pick::Sampled { windows: wanted, seed: args.machine.seed })?;
+    let all =
+        read(model, &data, args.sequence_length, Pick::Sampled { windows: wanted, seed: args.machine.seed })?;
     let found = all.picked.len();
     if found < wanted {
-        printer.warn(&format!("the calibration text holds {found} windows only, not {wanted}; all of them are used"));
+        printer.warn(&format!(
+            "the calibration text holds {found} windows only, not {wanted}; all of them are used"
+        ));
     }
     let held_out = held_out.min((found / 4).max(1));
     let rest = if request.recipe.trains() { found - held_out } else { found };
@@ -146,8 +149,7 @@ fn prepare(request: &Request<'_>, model: &Model, printer: Printer) -> Result<(Wi
     }
     let share = |count: usize| all.part(0..if count == 0 { rest } else { count.min(rest) });
     let windows = share(calibration);
-    let lessons =
-        request.recipe.trains().then(|| (share(training), all.part(found - held_out..found)));
+    let lessons = request.recipe.trains().then(|| (share(training), all.part(found - held_out..found)));
     // The size of a model that is to reach a divergence is settled by measuring.
     let settled = request.dynamic.is_some_and(|flags| flags.target_kl.is_some());
     let evaluate = match if settled { args.eval_windows.max(8) } else { args.eval_windows } {

@@ -110,7 +110,8 @@ pub(super) fn show(
     if let Some(distilled) = &made.distilled {
         distillation(distilled, printer);
     }
-    let evaluation = made.evaluation.as_ref().filter(|_| request.dynamic.is_some_and(|flags| flags.report_ppl));
+    let evaluation =
+        made.evaluation.as_ref().filter(|_| request.dynamic.is_some_and(|flags| flags.report_ppl));
     if let Some(evaluation) = evaluation {
         let total = &evaluation.total;
         printer.say(&format!("perplexity on held-out text {:.4}", total.perplexity));

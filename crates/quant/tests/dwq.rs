@@ -1,0 +1,257 @@
+//! DWQ end to end: never worse than its start, the same bytes whatever happens on the way, and what it refuses.
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test panics to fail, and shows its table")]
+
+mod common;
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use mlx_format::Scheme;
+use mlx_quant::{
+    Distilled, DwqSettings, Error, Event, Model, Observer, Pick, Plan, QuantizeSettings, Quantized, Settings,
+    Silent, Window, Windows, distill, quantize, targets,
+};
+
+use crate::common::{fixtures, open_path, shared};
+
+/// Windows of tokens that look random; a seed's windows are the same everywhere.
+fn windows(model: &Model, seed: u64, count: usize, tokens: usize) -> Windows {
+    let vocabulary = model.vocabulary().unwrap() as u64;
+    let mut state = seed;
+    let mut token = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        ((state >> 33) % vocabulary) as u32
+    };
+    let window = |index| Window { source: 0, index, tokens: (0..tokens).map(|_| token()).collect() };
+    let picked = (0..count).map(window).collect();
+    let pick = Pick::Sampled { windows: count, seed };
+    Windows { sequence_length: tokens, pick, picked, sources: Vec::new(), data_hash: seed.to_string() }
+}
+
+fn settings(model: &Model, recipe: &str, iterations: usize) -> QuantizeSettings {
+    let dwq =
+        DwqSettings { iterations, batch_size: 2, save_every: 1, validate_every: 2, ..DwqSettings::default() };
+    let lessons = Some((windows(model, 1, 6, 32), windows(model, 2, 3, 32)));
+    QuantizeSettings { threads: 2, dwq, lessons, ..QuantizeSettings::new(recipe.parse().unwrap()) }
+}
+
+fn plan(model: &Model, bits: u32) -> Plan {
+    let quantize = Some(Scheme::affine(bits, 32).unwrap());
+    Plan::new(&model.checkpoint, &model.config, Settings { quantize, ..Settings::default() }).unwrap()
+}
+
+fn run(
+    model: &Model,
+    target: &Path,
+    settings: &QuantizeSettings,
+    observer: &dyn Observer,
+) -> Result<Quantized, Error> {
+    quantize(model, &plan(model, 3), &windows(model, 1, 6, 32), target, settings, observer)
+}
+
+fn bytes(directory: &Path) -> Vec<u8> {
+    std::fs::read(directory.join("model.safetensors")).unwrap()
+}
+
+fn model(name: &str) -> Model {
+    open_path(&fixtures().join("zoo").join(name)).unwrap()
+}
+
+fn some_model() -> Model {
+    let mut all: Vec<PathBuf> =
+        std::fs::read_dir(fixtures().join("zoo")).unwrap().map(|entry| entry.unwrap().path()).collect();
+    all.sort();
+    model(
+        &all.into_iter()
+            .find(|path| path.to_string_lossy().contains("llama"))
+            .unwrap()
+            .file_name()
+            .unwrap()
+            .to_string_lossy(),
+    )
+}
+
+/// Trains every family a little, from rounding to nearest.
+fn every_family(zoo: &Path) {
+    let mut all: Vec<PathBuf> = std::fs::read_dir(zoo).unwrap().map(|entry| entry.unwrap().path()).collect();
+    all.retain(|path| path.join("config.json").is_file());
+    all.sort();
+    let out = tempfile::tempdir().unwrap();
+    let mut better = 0;
+    for path in &all {
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        let model = open_path(path).unwrap();
+        let made = run(&model, &out.path().join(&name), &settings(&model, "rtn+dwq", 8), &Silent).unwrap();
+        let Distilled { start_kl, best_kl, best_step, stopped, .. } = made.distilled.unwrap();
+        println!("{name:<20} {start_kl:.5} -> {best_kl:.5} at step {best_step}");
+        assert!(best_kl <= start_kl && stopped.is_none(), "{name}");
+        better += usize::from(best_kl < start_kl);
+    }
+    println!("{better} of {} became better", all.len());
+    assert!(better * 10 >= all.len() * 9, "{better} of {}", all.len());
+}
+
+#[test]
+fn the_copied_checkpoints_learn() {
+    every_family(&fixtures().join("zoo"));
+}
+
+#[test]
+#[cfg_attr(not(shared), ignore = "needs ../shared")]
+fn every_family_learns() {
+    every_family(&shared().join("zoo"));
+}
+
+/// Stops after so many progress events.
+struct Stopper(AtomicU64);
+
+impl Observer for Stopper {
+    fn event(&self, event: Event<'_>) {
+        if let Event::Progress { .. } = event {
+            let left = self.0.load(Ordering::Relaxed);
+            self.0.store(left.saturating_sub(1), Ordering::Relaxed);
+        }
+    }
+
+    fn cancelled(&self) -> bool {
+        self.0.load(Ordering::Relaxed) == 0
+    }
+}
+
+#[test]
+fn threads_and_interruptions_decide_nothing() {
+    let model = some_model();
+    let out = tempfile::tempdir().unwrap();
+    let at = |name: &str| out.path().join(name);
+    let own = settings(&model, "awq+gptq+dwq", 7);
+    run(&model, &at("whole"), &own, &Silent).unwrap();
+    let whole = bytes(&at("whole"));
+    run(&model, &at("one"), &QuantizeSettings { threads: 1, ..own.clone() }, &Silent).unwrap();
+    assert!(whole == bytes(&at("one")), "threads");
+    run(&model, &at("low"), &QuantizeSettings { low_memory: true, ..own.clone() }, &Silent).unwrap();
+    assert!(whole == bytes(&at("low")), "memory");
+    let mut interrupted = 0;
+    for stop in 1..40 {
+        let target = at(&format!("stop-{stop}"));
+        match run(&model, &target, &own, &Stopper(AtomicU64::new(stop))) {
+            Err(Error::Interrupted) => interrupted += 1,
+            Ok(_) => break,
+            Err(error) => panic!("{error}"),
+        }
+        assert!(!target.exists());
+        let made = run(&model, &target, &own, &Silent).unwrap();
+        assert!(
+            whole == bytes(&target),
+            "stopped at {stop}, resumed at {:?}",
+            made.distilled.map(|it| it.resumed_steps)
+        );
+    }
+    assert!(interrupted > 8, "{interrupted}");
+    let mut other = own;
+    other.dwq.seed = 5;
+    run(&model, &at("seed"), &other, &Silent).unwrap();
+    assert!(whole != bytes(&at("seed")), "the seed orders the windows");
+}
+
+/// A rate that ruins the model, and one that makes it infinite, leave what was there before.
+#[test]
+fn absurd_rates_do_no_harm() {
+    let model = some_model();
+    let out = tempfile::tempdir().unwrap();
+    let mut own = settings(&model, "rtn+dwq", 4);
+    own.dwq.iterations = 0;
+    run(&model, &out.path().join("start"), &own, &Silent).unwrap();
+    own.dwq.iterations = 4;
+    for (rate, stops) in [(0.5, false), (1e36, true)] {
+        own.dwq.learning_rate = Some(rate);
+        let target = out.path().join(rate.to_string());
+        let made = run(&model, &target, &own, &Silent).unwrap().distilled.unwrap();
+        println!("rate {rate}: {made:?}");
+        assert_eq!((made.best_step, made.best_kl), (0, made.start_kl));
+        assert_eq!(made.stopped.is_some(), stops, "{:?}", made.stopped);
+        assert!(bytes(&target) == bytes(&out.path().join("start")));
+    }
+}
+
+#[test]
+fn any_quantized_model_learns_and_targets_replace_the_teacher() {
+    let teacher = some_model();
+    let out = tempfile::tempdir().unwrap();
+    let at = |name: &str| out.path().join(name);
+    let mut own = settings(&teacher, "gptq", 6);
+    let mixed = "[[layer]]\npath = \"*.down_proj\"\nbits = 5\ngroup_size = 64\n[[layer]]\npath = \"*.v_proj\"\nbits = 8\n[[layer]]\npath = \"*.o_proj\"\nkeep = true";
+    let base = Scheme::affine(3, 32).unwrap();
+    let overrides = Some(mlx_quant::Overrides::parse(mixed, base).unwrap());
+    let mixed = Settings { quantize: Some(base), overrides, ..Settings::default() };
+    let plan = Plan::new(&teacher.checkpoint, &teacher.config, mixed).unwrap();
+    quantize(&teacher, &plan, &windows(&teacher, 1, 6, 32), &at("student"), &own, &Silent).unwrap();
+    let student = open_path(&at("student")).unwrap();
+    let copy = Plan::new(&student.checkpoint, &student.config, Settings::default()).unwrap();
+    own.recipe = "dwq".parse().unwrap();
+    let train = |teacher: Option<&Model>, name: &str, own: &QuantizeSettings| {
+        distill(teacher, &student, &copy, &windows(&student, 1, 6, 32), &at(name), own, &Silent)
+    };
+    let made = train(Some(&teacher), "trained", &own).unwrap().distilled.unwrap();
+    assert!(made.best_kl < made.start_kl, "{made:?}");
+    assert_eq!(bytes(&at("trained")).len(), bytes(&at("student")).len());
+    // Codes, and what is not below eight bits, are as they were.
+    let trained = open_path(&at("trained")).unwrap();
+    let mut changed = 0;
+    for ((name, own), (_, other)) in trained.checkpoint.tensors().iter().zip(student.checkpoint.tensors()) {
+        let same = trained.checkpoint.bytes(own) == student.checkpoint.bytes(other);
+        let learned = name.ends_with(".scales") || name.ends_with(".biases");
+        assert!(same || (learned && !name.contains("v_proj")), "{name}");
+        changed += usize::from(!same);
+    }
+    assert!(changed > 10);
+
+    let mut with = own.clone();
+    with.dwq.target_dir = Some(at("targets"));
+    let error = train(None, "none", &with).unwrap_err();
+    assert!(error.is_refusal() && error.to_string().contains("no teacher was given"), "{error}");
+    targets(&teacher, &with, &Silent).unwrap();
+    train(None, "without", &with).unwrap();
+    train(Some(&teacher), "with", &with).unwrap();
+    assert!(bytes(&at("without")) == bytes(&at("with")));
+
+    // Other data, another temperature, another model, another architecture.
+    let refused = |teacher: &Model, own: &QuantizeSettings, text: &str| {
+        let error = train(Some(teacher), "refused", own).unwrap_err();
+        assert!(error.is_refusal() && error.to_string().contains(text), "{error}");
+        assert!(!at("refused").exists() && !at(".refused.partial").exists());
+    };
+    let mut other = with.clone();
+    other.lessons = Some((windows(&teacher, 8, 6, 32), windows(&teacher, 2, 3, 32)));
+    refused(&teacher, &other, "of other data");
+    let mut other = with.clone();
+    other.dwq.temperature = 1.0;
+    refused(&teacher, &other, "another temperature");
+    let key = std::fs::read_to_string(at("targets/targets.json")).unwrap();
+    let hash = teacher.hash().unwrap();
+    std::fs::write(at("targets/targets.json"), key.replace(&hash, "0")).unwrap();
+    refused(&teacher, &with, "another model");
+    std::fs::write(at("targets/targets.json"), "{").unwrap();
+    refused(&teacher, &with, "targets.json");
+    for entry in std::fs::read_dir(fixtures().join("zoo")).unwrap() {
+        let path = entry.unwrap().path();
+        if !path.to_string_lossy().contains("llama") && path.join("config.json").is_file() {
+            refused(&open_path(&path).unwrap(), &own, "no form of the teacher");
+        }
+    }
+}
+
+/// What is in eight bits, or not quantized at all, is not trained.
+#[test]
+fn nothing_to_train_is_said() {
+    let teacher = some_model();
+    let out = tempfile::tempdir().unwrap();
+    let target = out.path().join("eight");
+    let own = settings(&teacher, "rtn", 1);
+    quantize(&teacher, &plan(&teacher, 8), &windows(&teacher, 1, 2, 32), &target, &own, &Silent).unwrap();
+    let student = open_path(&target).unwrap();
+    let copy = Plan::new(&student.checkpoint, &student.config, Settings::default()).unwrap();
+    let own = settings(&teacher, "dwq", 1);
+    let windows = windows(&teacher, 1, 2, 32);
+    let error = distill(Some(&teacher), &student, &copy, &windows, &out.path().join("x"), &own, &Silent);
+    assert!(matches!(error, Err(Error::NothingToTrain(_))));
+}
