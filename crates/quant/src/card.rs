@@ -59,6 +59,22 @@ pub(crate) fn calibrated_card(
             row("top-1 agreement with the source", format!("{:.4}", against.top1));
         }
     }
+    if let Some(distilled) = &made.distilled {
+        row(
+            "dwq",
+            format!(
+                "{} steps of {} windows, step {} kept, KL {:.5} before and {:.5} after on its held-out windows, rate {:.3e}, temperature {}, seed {}",
+                distilled.steps,
+                settings.dwq.batch_size,
+                distilled.best_step,
+                distilled.start_kl,
+                distilled.best_kl,
+                distilled.rate,
+                settings.dwq.temperature,
+                settings.dwq.seed
+            ),
+        );
+    }
     let settings = &settings.method;
     row(
         "settings",

@@ -59,21 +59,25 @@ fn own_dtype(walk: &Walk<'_>, path: &str) -> FloatType {
     view.and_then(|(_, view)| FloatType::from_dtype(view.dtype)).unwrap_or(FloatType::F32)
 }
 
+/// Every candidate that fits so many columns.
+pub(super) fn all(columns: usize) -> impl Iterator<Item = Scheme> {
+    let every = BITS.into_iter().flat_map(|bits| GROUP_SIZES.map(|group_size| (bits, group_size)));
+    let every = every.filter_map(|(bits, group_size)| Scheme::affine(bits, group_size).ok());
+    every.filter(move |scheme| scheme.divides(columns))
+}
+
 fn costs(walk: &Walk<'_>, layer: &Layer, float: FloatType) -> Result<Vec<Cost>, Error> {
     let samples = samples(walk, layer, float)?;
     let columns = layer.shape.last().copied().unwrap_or(0);
-    let mut costs = Vec::new();
-    for bits in BITS {
-        for group_size in GROUP_SIZES {
-            let Ok(scheme) = Scheme::affine(bits, group_size) else { continue };
-            if !scheme.divides(columns) {
-                continue;
-            }
-            let kl: f64 = samples.iter().map(|sample| sample.cost(columns, scheme, float)).sum();
-            costs.push(Cost { bits, group_size, kl: f64::from(super::file::short(kl)) });
+    let cost = |scheme: Scheme| {
+        let kl: f64 = samples.iter().map(|sample| sample.cost(columns, scheme, float)).sum();
+        Cost {
+            bits: scheme.bits(),
+            group_size: scheme.group_size(),
+            kl: f64::from(super::file::short(kl)),
         }
-    }
-    Ok(costs)
+    };
+    Ok(all(columns).map(cost).collect())
 }
 
 impl Sample {

@@ -70,7 +70,7 @@ pub struct Layer {
 }
 
 /// What decided the figures of a measurement.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Key {
     /// Of the file.
     pub version: u32,
@@ -85,7 +85,7 @@ pub struct Key {
 }
 
 /// A measurement.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Sensitivities {
     /// What it was made from.
     pub key: Key,

@@ -52,6 +52,21 @@ pub(super) fn wave(walk: &Walk<'_>, tokens: usize, threads: usize, low_memory: b
     if low_memory { threads } else { (TRAIL_BYTES / window.max(1)).max(threads) }
 }
 
+/// Modules that are measured, with the shapes of their weights.
+pub(super) fn observed_paths(walk: &Walk<'_>) -> Vec<(String, Vec<usize>)> {
+    let decoder = &walk.decoder;
+    let embedding = &decoder.embedding;
+    let sites = decoder.blocks.iter().flat_map(|block| block.sites());
+    let mut paths: Vec<String> =
+        sites.flat_map(|site| site.readers).map(|reader| reader.path.clone()).collect();
+    paths.extend([embedding.path.clone(), walk.head_path().to_owned()]);
+    paths.extend(embedding.positions.clone());
+    paths.sort();
+    paths.dedup();
+    let shape = |path: &str| walk.weights.shape(&format!("{path}.weight")).unwrap_or(&[]).to_vec();
+    paths.into_iter().map(|path| (path.clone(), shape(&path))).collect()
+}
+
 /// Sums of everything, in the making.
 struct Sums {
     /// By path; one an expert.

@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 
 use mlx_format::{FloatType, Mode, Scheme};
 
-use super::candidates::{BITS, GROUP_SIZES};
-use super::{Choice, Cost, Layer, Sensitivities, allocate};
+use super::candidates::{self, BITS, GROUP_SIZES};
+use super::{Choice, Cost, Layer, Sensitivities, allocate, observe};
 use crate::plan::{Job, Plan, PlanError, Settings};
+use crate::walk::Walk;
 use crate::{Error, Model};
 
 /// What is asked of the size.
@@ -76,6 +77,37 @@ impl DynamicPlan {
         1.2
     }
 
+    /// Refuses, from headers alone, a size that cannot be reached; gives the range of bits per weight.
+    ///
+    /// # Errors
+    /// As [`DynamicPlan::new`].
+    pub fn check(model: &Model, settings: &Settings, dynamic: &DynamicSettings) -> Result<(f64, f64), Error> {
+        let walk = Walk::open(model)?;
+        let mut nominal = Sensitivities::default();
+        for (path, shape) in observe::observed_paths(&walk) {
+            let columns = shape.last().copied().unwrap_or(0);
+            // In the order in which costs fall.
+            let cost = |scheme: Scheme| 0.25f64.powi(scheme.bits().cast_signed()) * scheme.group_size() as f64;
+            let costs = candidates::all(columns).map(|scheme| Cost {
+                bits: scheme.bits(),
+                group_size: scheme.group_size(),
+                kl: cost(scheme),
+            });
+            let costs = costs.collect();
+            nominal.layers.push(Layer { path, shape, seen: Vec::new(), table: None, costs });
+        }
+        let target = match dynamic.target {
+            Target::Divergence(target) if target.is_finite() && target > 0.0 => Target::Divergence(f64::MAX),
+            Target::Divergence(target) => {
+                let range = "it is a positive number of nats a token".to_owned();
+                return Err(PlanError::Target { asked: format!("a KL of {target}"), range }.into());
+            }
+            target => target,
+        };
+        let sized = DynamicSettings { target, ..dynamic.clone() };
+        Ok(Self::new(model, settings, &nominal, &sized)?.range)
+    }
+
     /// Allocates. Layers that a recipe file or the family's own protection decides keep that; `settings.quantize` is the scheme of
     /// quantizable tensors that have no sensitivity.
     ///
@@ -106,8 +138,15 @@ impl DynamicPlan {
         let unreachable = |asked: String| PlanError::Target {
             asked,
             range: format!(
-                "{:.3} to {:.3} bits per weight ({} to {} bytes), predicted KL {:.5} to {:.5}",
-                range.0, range.1, smallest.0, best.0, range_kl.0, range_kl.1
+                "{:.3} to {:.3} bits per weight ({} to {} bytes){}",
+                range.0,
+                range.1,
+                smallest.0,
+                best.0,
+                match dynamic.target {
+                    Target::Divergence(_) => format!(", predicted KL {:.5} to {:.5}", range_kl.0, range_kl.1),
+                    _ => String::new(),
+                }
             ),
         };
         let found = match dynamic.target {

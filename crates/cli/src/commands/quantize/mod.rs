@@ -71,6 +71,9 @@ pub(crate) fn run(request: &Request<'_>, printer: Printer) -> Result<()> {
             printer,
         );
     }
+    if let Some(dynamic) = &dynamic {
+        DynamicPlan::check(&model, &plan.settings, dynamic)?;
+    }
     let (windows, mut settings) = prepare(request, &model, printer)?;
     if targets_only {
         return distill::targets(request, &model, &settings, printer);
