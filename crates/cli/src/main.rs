@@ -53,6 +53,10 @@ fn arguments(mut given: impl Iterator<Item = OsString>) -> Vec<OsString> {
 }
 
 fn main() -> ExitCode {
+    if std::env::var_os("CANDLE_NUM_THREADS").is_none() {
+        // SAFETY: nothing else runs yet. Windows are the parallel unit here; candle's own threads would spin beside them.
+        unsafe { std::env::set_var("CANDLE_NUM_THREADS", "1") };
+    }
     let cli = Cli::parse_from(arguments(std::env::args_os()));
     let output = cli.command.output();
     let printer = Printer::new(output.quiet, output.verbose, output.json);

@@ -1,12 +1,11 @@
 //! How much memory and arithmetic a distillation needs, from headers alone.
 
-use mlx_quant_model::decoder::{Layer, Linear};
 use serde::Serialize;
 
 use super::DwqSettings;
 use super::grids::Grid;
 use crate::data::Windows;
-use crate::evaluate::TILE;
+use crate::gradient::{a_token, graph_bytes, largest_weight, tile_bytes};
 use crate::plan::{Job, Plan};
 use crate::walk::Walk;
 use crate::{Error, Model, threads_or_all};
@@ -26,26 +25,6 @@ pub struct DwqMemory {
     pub fixed: u64,
     /// Of all.
     pub peak: u64,
-}
-
-/// float32 numbers a token of a block's graph holds, about: activations and their gradients.
-fn graph_width(walk: &Walk<'_>) -> usize {
-    let rows = |linear: &Linear| {
-        let shape = walk.weights.shape(&format!("{}.weight", linear.path)).unwrap_or(&[]);
-        shape.iter().rev().nth(1).copied().unwrap_or(0)
-    };
-    let block = |block: &mlx_quant_model::decoder::Block| -> usize {
-        let routed = block.layers().find_map(|layer| match layer {
-            Layer::Moe(moe) => Some(moe.router.top_k),
-            _ => None,
-        });
-        let sites = block.sites();
-        let own = sites.iter().filter(|site| site.expert.is_none_or(|expert| expert < routed.unwrap_or(1)));
-        let outputs: usize = own.flat_map(|site| &site.readers).map(|linear| rows(linear)).sum();
-        // Outputs, what is made of them, and norms and residual sums.
-        2 * outputs + 8 * walk.decoder.hidden_size
-    };
-    walk.decoder.blocks.iter().map(block).max().unwrap_or(0)
 }
 
 /// Predicts the peak resident memory of a distillation of `plan`'s output in a process that holds `resident` bytes.
@@ -75,16 +54,10 @@ pub fn dwq_memory(
     let batch = (settings.batch_size as u64).max(threads);
     let state = walk.state_elements() as u64 * 4 * tokens;
     let running = threads.min(batch);
-    let tile = tokens * TILE as u64 * 4 * 4 + (TILE * walk.decoder.hidden_size * 4 * 3) as u64;
-    let graph = graph_width(&walk) as u64 * tokens * 4;
+    let tile = tile_bytes(&walk, tokens);
+    let graph = graph_bytes(&walk, tokens);
     // The gradient of one weight at a time.
-    let largest = walk
-        .weights
-        .shapes()
-        .filter(|(name, _)| walk.decoder.blocks.iter().any(|block| name.starts_with(&*block.prefix)))
-        .map(|(_, shape)| shape.iter().rev().take(2).product::<usize>() as u64 * 4)
-        .max()
-        .unwrap_or(0);
+    let largest = largest_weight(&walk);
     let mut memory = DwqMemory {
         grids: grids.sum::<u64>().max(packed),
         block: block + block / 4,
@@ -108,25 +81,6 @@ pub fn dwq_operations(
     settings: &DwqSettings,
 ) -> Result<f64, Error> {
     let walk = Walk::open(model)?;
-    let a_token = |walk: &Walk<'_>| -> (f64, f64) {
-        let matrix = |path: &str| {
-            let shape = walk.weights.shape(&format!("{path}.weight")).unwrap_or(&[]);
-            2.0 * shape.iter().rev().take(2).product::<usize>() as f64
-        };
-        let mut blocks = 0.0;
-        for block in &walk.decoder.blocks {
-            let routed = block.layers().find_map(|layer| match layer {
-                Layer::Moe(moe) => Some(moe.router.top_k),
-                _ => None,
-            });
-            for site in block.sites() {
-                if site.expert.is_none_or(|expert| expert < routed.unwrap_or(1)) {
-                    blocks += site.readers.iter().map(|reader| matrix(&reader.path)).sum::<f64>();
-                }
-            }
-        }
-        (blocks, matrix(walk.head_path()))
-    };
     let (blocks, head) = a_token(&walk);
     let trained = (settings.iterations * settings.batch_size * windows.sequence_length) as f64;
     let looks = 11.0 * (held_out.picked.len() * held_out.sequence_length) as f64;

@@ -15,7 +15,7 @@ pub(super) const BITS: [u32; 6] = [2, 3, 4, 5, 6, 8];
 /// Group sizes that are tried.
 pub(super) const GROUP_SIZES: [usize; 3] = [32, 64, 128];
 /// Elements of a layer (of an expert) on which a candidate is judged; of larger ones, rows are taken at equal distances.
-const ELEMENTS: usize = 1 << 18;
+pub(super) const ELEMENTS: usize = 1 << 18;
 
 /// Rows of a matrix that stand for all, with what they are worth.
 struct Sample {

@@ -7,6 +7,7 @@
 mod allocate;
 mod candidates;
 mod file;
+mod memory;
 mod observe;
 mod plan;
 
@@ -17,6 +18,7 @@ use mlx_quant_model::ops::Observed;
 use serde::{Deserialize, Serialize};
 
 pub use self::allocate::{Allocation, Choice, allocate};
+pub use self::memory::{SensitivityMemory, sensitivity_needs};
 pub use self::plan::{DynamicPlan, DynamicSettings, Target};
 use crate::data::Windows;
 use crate::observer::Observer;

@@ -7,6 +7,7 @@
 //! are under way together.
 
 mod head;
+mod memory;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -18,6 +19,7 @@ use mlx_quant_model::{Forward, Parameters, State, WeightsError};
 use rayon::prelude::*;
 
 pub(crate) use self::head::{Divergence, Sampled, Teacher, Top, divergence, sampled, sum_of};
+pub(crate) use self::memory::{a_token, graph_bytes, largest_weight, tile_bytes};
 use crate::Error;
 use crate::observer::Observer;
 

@@ -24,6 +24,9 @@ const SAMPLE: f64 = 64.0;
 /// # Errors
 /// As [`Walk::open`].
 pub fn operations(model: &Model, windows: &Windows, settings: &QuantizeSettings) -> Result<f64, Error> {
+    if !settings.recipe.walks() {
+        return Ok(0.0);
+    }
     let walk = Walk::open(model)?;
     let tokens = (windows.picked.len() * windows.sequence_length) as f64;
     let sum: f64 = walk.decoder.blocks.iter().map(|block| of_block(&walk, block, tokens, settings)).sum();

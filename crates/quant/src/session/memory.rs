@@ -5,6 +5,7 @@ use mlx_quant_model::{Producer, Site};
 use serde::Serialize;
 
 use super::{QuantizeSettings, wave};
+use crate::carry::{CHUNK_BYTES, CHUNKS_PER_THREAD};
 use crate::data::Windows;
 use crate::evaluate::{EvaluationSettings, memory};
 use crate::methods::Method;
@@ -58,7 +59,9 @@ pub fn quantize_memory(
     let gptq = matches!(settings.recipe.rounding(), Method::Gptq | Method::Refine);
     let folds = settings.recipe.folds();
     let mut largest = QuantizeMemory::default();
-    for (block, bytes) in walk.decoder.blocks.iter().zip(&blocks) {
+    // Without a walk, rows are carried a few megabytes at a time.
+    let walked = if settings.recipe.walks() { blocks.len() } else { 0 };
+    for (block, bytes) in walk.decoder.blocks.iter().zip(&blocks).take(walked) {
         let routed = block.layers().map(|layer| match layer {
             Layer::Moe(moe) => 2 * moe.router.top_k as u64,
             _ => 0,
@@ -94,6 +97,10 @@ pub fn quantize_memory(
                 largest = sum;
             }
         }
+    }
+    if walked == 0 {
+        largest.scratch = (threads * CHUNKS_PER_THREAD * CHUNK_BYTES) as u64 * 2;
+        largest.peak = largest.scratch;
     }
     largest.fixed = resident;
     if let Some(held_out) = &settings.evaluate {

@@ -46,7 +46,8 @@ fn needs(student: &Model, plan: &Plan, settings: &QuantizeSettings) -> Result<Ne
         operations = mlx_quant::dwq_operations(student, training, held_out, own)?;
     }
     let seconds = mlx_quant::seconds(operations, settings.threads)?;
-    Ok(Needs { quantize: mlx_quant::QuantizeMemory::default(), dwq, operations, seconds })
+    let quantize = mlx_quant::QuantizeMemory::default();
+    Ok(Needs { quantize, dwq, sensitivities: None, operations, seconds })
 }
 
 /// `--targets-only`.

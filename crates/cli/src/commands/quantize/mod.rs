@@ -78,10 +78,12 @@ pub(crate) fn run(request: &Request<'_>, printer: Printer) -> Result<()> {
     if targets_only {
         return distill::targets(request, &model, &settings, printer);
     }
-    let mut needs = needs(&model, &plan, &windows, &settings)?;
+    let file = request.dynamic.and_then(|flags| flags.sensitivities.as_deref());
+    let measured = file.is_some_and(Path::exists);
+    let mut needs = needs(&model, &plan, &windows, &settings, measured)?;
     if !settings.low_memory && free_memory().is_some_and(|free| needs.peak() > free + needs.quantize.fixed) {
         settings.low_memory = true;
-        needs = self::needs(&model, &plan, &windows, &settings)?;
+        needs = self::needs(&model, &plan, &windows, &settings, measured)?;
         printer.detail("--low-memory, because all windows' activations do not fit in free memory");
     }
     let screen = Screen::new(printer);
@@ -98,7 +100,6 @@ pub(crate) fn run(request: &Request<'_>, printer: Printer) -> Result<()> {
             low_memory: settings.low_memory,
             dtype: args.target.dtype.map(Into::into),
         };
-        let file = request.dynamic.and_then(|flags| flags.sensitivities.as_deref());
         let both = (plan.settings.clone(), dynamic);
         let allocator = Allocator::new(&model, both, &windows, &measure, file, &screen)?;
         settings.columns = allocator.columns();
@@ -182,7 +183,13 @@ fn prepare(request: &Request<'_>, model: &Model, printer: Printer) -> Result<(Wi
 }
 
 /// Memory, arithmetic and time of a run.
-fn needs(model: &Model, plan: &Plan, windows: &Windows, settings: &QuantizeSettings) -> Result<Needs> {
+fn needs(
+    model: &Model,
+    plan: &Plan,
+    windows: &Windows,
+    settings: &QuantizeSettings,
+    measured: bool,
+) -> Result<Needs> {
     let resident = resident_now().unwrap_or(USUAL_RESIDENT);
     let quantize = quantize_memory(model, windows, settings, resident)?;
     let mut operations = mlx_quant::operations(model, windows, settings)?;
@@ -192,8 +199,15 @@ fn needs(model: &Model, plan: &Plan, windows: &Windows, settings: &QuantizeSetti
         dwq = Some(mlx_quant::dwq_memory(model, plan, training, own, settings.threads, resident)?);
         operations += mlx_quant::dwq_operations(model, training, held_out, own)?;
     }
+    let mut sensitivities = None;
+    if settings.recipe.allocates() && !measured {
+        let (memory, more) =
+            mlx_quant::sensitivity_needs(model, windows, settings.threads, settings.low_memory, resident)?;
+        sensitivities = Some(memory);
+        operations += more;
+    }
     let seconds = mlx_quant::seconds(operations, settings.threads)?;
-    Ok(Needs { quantize, dwq, operations, seconds })
+    Ok(Needs { quantize, dwq, sensitivities, operations, seconds })
 }
 
 fn read(model: &Model, data: &DataSource, sequence_length: usize, pick: Pick) -> Result<Windows> {

@@ -1,7 +1,7 @@
 //! What the quantizing commands show: a plan, or what was made.
 
 use anyhow::Result;
-use mlx_quant::{Distilled, DwqMemory, Plan, QuantizeMemory, Quantized, Windows};
+use mlx_quant::{Distilled, DwqMemory, Plan, QuantizeMemory, Quantized, SensitivityMemory, Windows};
 use serde_json::json;
 
 use super::Request;
@@ -13,6 +13,7 @@ use crate::printer::{Printer, bytes};
 pub(super) struct Needs {
     pub(super) quantize: QuantizeMemory,
     pub(super) dwq: Option<DwqMemory>,
+    pub(super) sensitivities: Option<SensitivityMemory>,
     /// Floating-point operations.
     pub(super) operations: f64,
     pub(super) seconds: f64,
@@ -20,7 +21,8 @@ pub(super) struct Needs {
 
 impl Needs {
     pub(super) fn peak(&self) -> u64 {
-        self.quantize.peak.max(self.dwq.map_or(0, |dwq| dwq.peak))
+        let measure = self.sensitivities.map_or(0, |memory| memory.peak);
+        self.quantize.peak.max(self.dwq.map_or(0, |dwq| dwq.peak)).max(measure)
     }
 }
 
@@ -32,13 +34,14 @@ pub(super) fn dry_run(
     needs: Needs,
     printer: Printer,
 ) -> Result<()> {
-    let Needs { quantize: memory, dwq, operations, seconds } = needs;
+    let Needs { quantize: memory, dwq, sensitivities, operations, seconds } = needs;
     if printer.is_json() {
         let mut document = json!({
             "recipe": request.recipe.to_string(),
             "calibration": windows.report(),
             "memory": memory,
             "dwq_memory": dwq,
+            "sensitivities_memory": sensitivities,
             "peak_memory": needs.peak(),
             "operations": operations,
             "seconds_estimate": seconds,
@@ -61,6 +64,9 @@ pub(super) fn dry_run(
     line("weights", bytes(memory.weights));
     line("threads", bytes(memory.scratch));
     line("evaluation", bytes(memory.evaluation));
+    if let Some(memory) = sensitivities {
+        line("sensitivities", bytes(memory.peak));
+    }
     if let Some(dwq) = dwq {
         line("dwq: grids", bytes(dwq.grids));
         line("dwq: block", bytes(dwq.block));

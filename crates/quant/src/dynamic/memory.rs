@@ -1,0 +1,67 @@
+//! How much memory and arithmetic a measurement needs, from headers alone.
+
+use serde::Serialize;
+
+use super::candidates::{ELEMENTS, all};
+use super::observe::{observed_paths, wave};
+use crate::data::Windows;
+use crate::gradient::{a_token, graph_bytes, tile_bytes};
+use crate::walk::Walk;
+use crate::{Error, Model, threads_or_all};
+
+/// Candidates of the searched grid, operations for each weight.
+const SEARCH: f64 = 53.0 * 8.0;
+
+/// What the resident memory of a measurement is made of, bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct SensitivityMemory {
+    /// A block in float32, while it is read and used.
+    pub block: u64,
+    /// What windows leave in front of each block, and their gradients.
+    pub trail: u64,
+    /// What threads hold: a block's graph each, or a tile of logits.
+    pub graph: u64,
+    /// What the process holds already.
+    pub fixed: u64,
+    /// Of all.
+    pub peak: u64,
+}
+
+/// Predicts the peak resident memory of [`super::sensitivities`] in a process that holds `resident` bytes, and its floating-point
+/// operations.
+///
+/// # Errors
+/// As [`Walk::open`].
+pub fn sensitivity_needs(
+    model: &Model,
+    windows: &Windows,
+    threads: usize,
+    low_memory: bool,
+    resident: u64,
+) -> Result<(SensitivityMemory, f64), Error> {
+    let walk = Walk::open(model)?;
+    let threads = threads_or_all(threads);
+    let tokens = windows.sequence_length as u64;
+    let together = wave(&walk, windows.sequence_length, threads, low_memory).min(windows.picked.len());
+    let state = walk.state_elements() as u64 * 4 * tokens;
+    // In front of every block, behind the last, final hidden states, and gradients of before and after.
+    let copies = walk.decoder.blocks.len() as u64 + 5;
+    let mut memory = SensitivityMemory {
+        block: walk.block_bytes().into_iter().max().unwrap_or(0),
+        trail: together as u64 * state * copies,
+        graph: threads.min(together) as u64 * graph_bytes(&walk, tokens).max(tile_bytes(&walk, tokens)),
+        fixed: resident,
+        peak: 0,
+    };
+    memory.peak = memory.block + memory.trail + memory.graph + memory.fixed;
+    let (blocks, head) = a_token(&walk);
+    // Forward, once more, gradients of inputs; of the head twice forward.
+    let passed = (windows.picked.len() * windows.sequence_length) as f64;
+    let mut operations = passed * (3.0 * blocks + 3.0 * head);
+    for (_, shape) in observed_paths(&walk) {
+        let columns = shape.last().copied().unwrap_or(0);
+        let judged = shape.iter().product::<usize>().min(ELEMENTS * shape.iter().rev().skip(2).product::<usize>());
+        operations += judged as f64 * SEARCH * all(columns).count() as f64;
+    }
+    Ok((memory, operations))
+}

@@ -1,0 +1,62 @@
+//! What gradients need: memory and arithmetic, from headers alone.
+
+use mlx_quant_model::decoder::{Block, Layer, Linear};
+
+use crate::evaluate::TILE;
+use crate::walk::Walk;
+
+/// Experts that a token goes to; 1 where there are none.
+fn routed(block: &Block) -> usize {
+    let routed = block.layers().find_map(|layer| match layer {
+        Layer::Moe(moe) => Some(moe.router.top_k),
+        _ => None,
+    });
+    routed.unwrap_or(1)
+}
+
+/// Bytes of a block's graph for a window of `tokens`, about: activations and their gradients.
+pub(crate) fn graph_bytes(walk: &Walk<'_>, tokens: u64) -> u64 {
+    let rows = |linear: &Linear| {
+        let shape = walk.weights.shape(&format!("{}.weight", linear.path)).unwrap_or(&[]);
+        shape.iter().rev().nth(1).copied().unwrap_or(0)
+    };
+    let block = |block: &Block| -> usize {
+        let routed = routed(block);
+        let sites = block.sites();
+        let own = sites.iter().filter(|site| site.expert.is_none_or(|expert| expert < routed));
+        let outputs: usize = own.flat_map(|site| &site.readers).map(|linear| rows(linear)).sum();
+        // Outputs, what is made of them, and norms and residual sums.
+        2 * outputs + 8 * walk.decoder.hidden_size
+    };
+    walk.decoder.blocks.iter().map(block).max().unwrap_or(0) as u64 * tokens * 4
+}
+
+/// Bytes of a tile of logits with what is made of it.
+pub(crate) fn tile_bytes(walk: &Walk<'_>, tokens: u64) -> u64 {
+    tokens * TILE as u64 * 4 * 4 + (TILE * walk.decoder.hidden_size * 4 * 3) as u64
+}
+
+/// Bytes in float32 of the largest matrix of any block.
+pub(crate) fn largest_weight(walk: &Walk<'_>) -> u64 {
+    let within = |name: &str| walk.decoder.blocks.iter().any(|block| name.starts_with(&*block.prefix));
+    let shapes = walk.weights.shapes().filter(|(name, _)| within(name));
+    shapes.map(|(_, shape)| shape.iter().rev().take(2).product::<usize>() as u64 * 4).max().unwrap_or(0)
+}
+
+/// Floating-point operations of a token's way through all blocks, and through the head.
+pub(crate) fn a_token(walk: &Walk<'_>) -> (f64, f64) {
+    let matrix = |path: &str| {
+        let shape = walk.weights.shape(&format!("{path}.weight")).unwrap_or(&[]);
+        2.0 * shape.iter().rev().take(2).product::<usize>() as f64
+    };
+    let mut blocks = 0.0;
+    for block in &walk.decoder.blocks {
+        let routed = routed(block);
+        for site in block.sites() {
+            if site.expert.is_none_or(|expert| expert < routed) {
+                blocks += site.readers.iter().map(|reader| matrix(&reader.path)).sum::<f64>();
+            }
+        }
+    }
+    (blocks, matrix(walk.head_path()))
+}
