@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Quantizes checkpoints with every calibrated recipe and loads each result with the real mlx-lm.
 
-    scripts/mlx.sh scripts/calibrated.py --bin target/release/mlx-quant --zoo DIR [--zoo DIR ...] [--recipes awq,gptq,awq+gptq]
+    scripts/mlx.sh scripts/calibrated.py --bin target/release/mlx-quant --zoo DIR [--zoo DIR ...] [--recipes awq,gptq,awq+gptq,dynamic+search,dynamic+awq+gptq+dwq]
 
 A --zoo is a model directory or a directory of them. mlx-lm loads strictly (every tensor in its place and of its shape) and runs a
 few tokens; logits must be finite. Exit status 1 if anything fails.
@@ -22,7 +22,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bin", required=True)
     parser.add_argument("--zoo", action="append", required=True, type=Path)
-    parser.add_argument("--recipes", default="awq,gptq,awq+gptq")
+    parser.add_argument("--recipes", default="awq,gptq,awq+gptq,dynamic+search,dynamic+awq+gptq+dwq")
     args = parser.parse_args()
     mx.set_default_device(mx.cpu)
     env = {k: v for k, v in os.environ.items() if k not in ("LD_PRELOAD", "LD_LIBRARY_PATH")}
@@ -35,6 +35,7 @@ def main():
                 out = Path(work) / "out"
                 command = [args.bin, "quantize", "--recipe", recipe, "--model", model, "--mlx-path", out, "--group-size", "32"]
                 command += ["--n-samples", "8", "--sequence-length", "32", "--eval-windows", "0", "--quiet", "--fallback-group-size", "32"]
+                command += ["--target-bpw", "5.0", "--iters", "3", "--batch-size", "2", "--valid-samples", "2"]
                 made = subprocess.run([str(part) for part in command], env=env, capture_output=True, text=True)
                 if made.returncode:
                     cells.append(f"exit {made.returncode}: {made.stderr.strip()[-200:]}")

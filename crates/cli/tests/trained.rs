@@ -71,7 +71,14 @@ fn dynamic_spends_what_it_is_given() {
         .assert()
         .code(2)
         .stderr(contains("sensitivities.json").and(contains("hint:")));
-    assert!(!at("none").exists() && !at(".none.partial").exists());
+    let within = at("none").join("s.json");
+    let mut run = small("dynamic-quant", &at("none"));
+    run.arg("--sensitivities").arg(within).assert().code(2).stderr(contains("output directory"));
+    // A dry run measures nothing and writes nothing.
+    let planned =
+        document(small("dynamic-quant", &at("none")).args(["--dry-run", "--sensitivities"]).arg(at("new")));
+    assert!(planned["sensitivities_memory"]["peak"].as_u64().unwrap() > 1 << 20);
+    assert!(!at("none").exists() && !at(".none.partial").exists() && !at("new").exists());
 }
 
 /// The smallest model whose measured divergence is below what was asked, and nothing else, is left.
@@ -84,7 +91,8 @@ fn a_divergence_can_be_asked_for() {
     let made = document(run.args(["--target-kl", "0.08", "--mlx-path"]).arg(&target));
     let kl = made["made"]["evaluation"]["kl_mean"].as_f64().unwrap();
     assert!(kl <= 0.08 && kl > 0.06, "{kl}");
-    let names: Vec<_> = std::fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    let names: Vec<_> =
+        std::fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(names, ["out"]);
 }
 
@@ -103,7 +111,12 @@ fn dwq_learns_and_says_so() {
     // From an MLX model, with targets that were made before.
     small("gptq", &at("student")).args(["--bits", "3", "--quiet"]).assert().success();
     let targets = at("targets");
-    small("dwq", &at("none")).args(train).args(["--targets-only", "--target-dir"]).arg(&targets).assert().success();
+    small("dwq", &at("none"))
+        .args(train)
+        .args(["--targets-only", "--target-dir"])
+        .arg(&targets)
+        .assert()
+        .success();
     let mut run = small("dwq", &at("second"));
     run.args(train).arg("--target-dir").arg(&targets).arg("--quantized-model").arg(at("student"));
     let made = document(&mut run);
@@ -159,6 +172,10 @@ fn refuses_what_it_cannot_do() {
         (&["dynamic-quant", "--target-size", "3 apples"], "apples"),
         (&["dynamic-quant", "--target-size", "3GB", "--target-kl", "1"], "cannot be used with"),
         (&["dynamic-quant", "--target-kl=-1"], "KL of -1"),
+        (&["quantize", "--recipe", "gptq", "--target-bpw", "4"], "--target-bpw belongs to dynamic"),
+        (&["quantize", "--recipe", "gptq", "--target-dir", "x"], "--target-dir belongs to dwq"),
+        (&["dwq", "--quantized-model", "x", "--dtype", "float16"], "--dtype has no meaning"),
+        (&["dwq", "--bits", "8"], "nothing in this plan can be trained"),
         (&["dwq", "--learning-rate=-1"], "--learning-rate"),
         (&["dwq", "--learning-rate", "NaN"], "--learning-rate"),
         (&["dwq", "--temperature", "0"], "--temperature"),

@@ -354,6 +354,22 @@ impl<'c> Weights<'c> {
         Ok(parameters)
     }
 
+    /// Scales and biases of an affine packed matrix alone, [`PackedRows`] without codes; `None` if it is stored otherwise.
+    pub fn packed_grids(&self, path: &str) -> Option<PackedRows> {
+        let entry = self.entries.get(&format!("{path}.weight"))?;
+        let Stored::Packed { scales, biases: Some(biases), scheme, float, .. } = &entry.stored else {
+            return None;
+        };
+        let widened = |view: &View| {
+            let bytes = view.rows_of(self.checkpoint, 0..view.rows());
+            let mut values = vec![0f32; bytes.len() / float.size()];
+            float.widen(&bytes, &mut values);
+            values
+        };
+        let (scales, biases) = (widened(scales), widened(biases));
+        Some(PackedRows { scheme: *scheme, float: *float, codes: Vec::new(), scales, biases })
+    }
+
     /// Rows of an affine packed matrix `path.weight`, all axes but the last taken as one; `None` if it is stored otherwise.
     ///
     /// # Panics

@@ -61,8 +61,8 @@ pub use convert::{Converted, convert, peak_memory, threads_or_all};
 pub use data::{Corpus, DataError, DataReport, DataSource, Pick, SourceInfo, Window, Windows};
 pub use dwq::{Distilled, DwqMemory, DwqSettings, dwq_memory, dwq_operations};
 pub use dynamic::{
-    Allocation, Choice, Cost, DynamicPlan, DynamicSettings, Key, Layer, Seen, Sensitivities, SensitivityMemory,
-    SensitivitySettings, Table, Target, allocate, sensitivities, sensitivity_needs,
+    Allocation, Choice, Cost, DynamicPlan, DynamicSettings, Key, Layer, Seen, Sensitivities,
+    SensitivityMemory, SensitivitySettings, Table, Target, allocate, sensitivities, sensitivity_needs,
 };
 pub use error::Error;
 pub use evaluate::{

@@ -93,6 +93,7 @@ fn settings(args: &Convert, printer: Printer) -> Result<Settings> {
         schemes: std::collections::BTreeMap::new(),
         dequantize: args.dequantize,
         dtype: args.target.dtype.map(Into::into),
+        keep_dtypes: false,
         allow_nonfinite: args.allow_nonfinite,
     })
 }

@@ -8,6 +8,7 @@ use candle_core::{D, Result, Tensor};
 use crate::decoder::{Linear, Norm};
 use crate::forward::Pass;
 use crate::ops::AttentionSettings;
+use crate::parameters::Parameters;
 
 /// How queries are made.
 #[derive(Clone, Debug, PartialEq)]
@@ -117,6 +118,20 @@ impl LatentAttention {
         Ok(pass.read(&[&self.output], &output).await?.remove(0))
     }
 
+    /// Where keys and values are made by matrices that lie between heads: their modules, and the linears that they amount to,
+    /// `[heads * nope, rank]` and `[heads * value, rank]`. Readers of these modules stand in for the linears.
+    ///
+    /// # Errors
+    /// If a tensor is missing.
+    pub fn expansions(&self, parameters: &Parameters) -> Result<Vec<(String, Tensor)>> {
+        let LatentKeys::Split { embed_q, unembed_out } = &self.keys else { return Ok(Vec::new()) };
+        let module = |name: &str| name.strip_suffix(".weight").unwrap_or(name).to_owned();
+        let keys = parameters.tensor(embed_q)?.transpose(1, 2)?.contiguous()?;
+        let keys = keys.reshape((self.heads * self.nope, self.rank))?;
+        let values = parameters.tensor(unembed_out)?.reshape((self.heads * self.value, self.rank))?;
+        Ok(vec![(module(embed_q), keys), (module(unembed_out), values)])
+    }
+
     /// Keys without rotation `[batch, tokens, heads, nope]` and values `[batch, tokens, heads, value]`.
     async fn expand(&self, pass: &mut Pass<'_>, latent: &Tensor) -> Result<(Tensor, Tensor)> {
         let (batch, tokens, _) = latent.dims3()?;
@@ -126,13 +141,16 @@ impl LatentAttention {
                 let both = by_head(pass.read(&[linear], latent).await?.remove(0))?;
                 Ok((both.narrow(D::Minus1, 0, self.nope)?, both.narrow(D::Minus1, self.nope, self.value)?))
             }
-            LatentKeys::Split { embed_q, unembed_out } => {
-                let embed_q = pass.parameters.tensor(embed_q)?.transpose(1, 2)?.contiguous()?;
-                let keys = embed_q.reshape((self.heads * self.nope, self.rank))?;
-                let values =
-                    pass.parameters.tensor(unembed_out)?.reshape((self.heads * self.value, self.rank))?;
-                let expand = |weight| by_head(pass.kernels.linear(latent, weight, None)?);
-                Ok((expand(&keys)?, expand(&values)?))
+            LatentKeys::Split { .. } => {
+                let mut expanded = self.expansions(pass.parameters)?.into_iter().map(|(path, weight)| {
+                    by_head(match pass.parameters.reader(&path) {
+                        Some(reader) => reader.read(pass.kernels, latent, None, None)?,
+                        None => pass.kernels.linear(latent, &weight, None)?,
+                    })
+                });
+                let missing = || candle_core::Error::msg("latent attention has no expansions");
+                let mut next = || expanded.next().unwrap_or_else(|| Err(missing()));
+                Ok((next()?, next()?))
             }
         }
     }

@@ -73,6 +73,12 @@ impl Grid {
         (scale, self.float.round(self.centers[at] - scale * self.middle()))
     }
 
+    /// Whether both can be stored.
+    pub(super) fn is_finite(&self, at: usize) -> bool {
+        let (scale, bias) = self.stored(at);
+        scale.is_finite() && bias.is_finite()
+    }
+
     /// What rows decode to with the stored numbers; `codes` are those rows'.
     pub(super) fn decoded(&self, rows: Range<usize>, codes: &[u8]) -> Vec<f32> {
         let (groups, size) = (self.groups(), self.scheme.group_size());
@@ -91,9 +97,9 @@ impl Grid {
         out
     }
 
-    /// Bytes that it takes in memory, best values and slopes included.
+    /// Bytes that it takes in memory, best values and slopes included, and a copy of what is saved.
     pub(super) fn bytes(elements: u64, group_size: u64) -> u64 {
-        elements / group_size * 4 * 10
+        elements / group_size * 4 * 18
     }
 }
 

@@ -49,7 +49,7 @@ pub fn dwq_memory(
         _ => 0,
     });
     let packed = plan.layout.specs().iter().filter(|spec| spec.name.ends_with(".scales"));
-    let packed: u64 = packed.map(|spec| spec.shape.iter().product::<usize>() as u64 * 40).sum();
+    let packed: u64 = packed.map(|spec| spec.shape.iter().product::<usize>() as u64 * 72).sum();
     let block = walk.block_bytes().into_iter().max().unwrap_or(0);
     let batch = (settings.batch_size as u64).max(threads);
     let state = walk.state_elements() as u64 * 4 * tokens;
@@ -83,7 +83,9 @@ pub fn dwq_operations(
     let walk = Walk::open(model)?;
     let (blocks, head) = a_token(&walk);
     let trained = (settings.iterations * settings.batch_size * windows.sequence_length) as f64;
-    let looks = 11.0 * (held_out.picked.len() * held_out.sequence_length) as f64;
+    let every = super::looks_every(settings, held_out.picked.len());
+    let looks = (1 + settings.iterations.div_ceil(every)) as f64
+        * (held_out.picked.len() * held_out.sequence_length) as f64;
     let taught = ((windows.picked.len() + held_out.picked.len()) * windows.sequence_length) as f64;
     // Of the head twice forward for both, then gradients of both.
     Ok(trained * (4.0 * blocks + 6.0 * head) + looks * (blocks + 4.0 * head) + taught * blocks)

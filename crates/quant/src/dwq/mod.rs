@@ -14,7 +14,7 @@ mod targets;
 mod tests;
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use candle_core::Tensor;
 use mlx_format::checkpoint::Writer;
@@ -105,6 +105,16 @@ const RATES: (f64, f64) = (3e-3, 2e-2);
 const LOOK: f64 = 1.3;
 const STEP: f64 = 4.5;
 
+/// Steps between looks at so many windows: a tenth of all, but no more looks than cost a quarter of the training.
+fn looks_every(settings: &DwqSettings, held_out: usize) -> usize {
+    if settings.validate_every > 0 {
+        return settings.validate_every;
+    }
+    let look = held_out as f64 * LOOK;
+    let step = settings.batch_size as f64 * STEP;
+    settings.iterations.div_ceil(10).max((look / (0.25 * step)).ceil() as usize).max(1)
+}
+
 /// What a run works with.
 pub(crate) struct Distillation<'d> {
     pub(crate) settings: &'d DwqSettings,
@@ -165,7 +175,7 @@ impl Distillation<'_> {
                 return Err(Error::Interrupted);
             }
             self.step(&mut own, &targets, &lessons, &mut journey)?;
-            let every = self.looks_every();
+            let every = looks_every(self.settings, self.held_out.picked.len());
             let last = journey.step == steps || journey.stopped.is_some();
             if journey.step % every == 0 || last {
                 self.look(&mut own, &targets, &lessons, &mut journey, &mut best)?;
@@ -198,17 +208,6 @@ impl Distillation<'_> {
             losses: journey.losses,
             stopped: journey.stopped,
         })
-    }
-
-    /// Steps between looks: a tenth of all, but no more looks than cost a quarter of the training.
-    fn looks_every(&self) -> usize {
-        let settings = self.settings;
-        if settings.validate_every > 0 {
-            return settings.validate_every;
-        }
-        let look = self.held_out.picked.len() as f64 * LOOK;
-        let step = settings.batch_size as f64 * STEP;
-        settings.iterations.div_ceil(10).max((look / (0.25 * step)).ceil() as usize).max(1)
     }
 
     /// Targets into their directory.
@@ -252,12 +251,13 @@ impl Distillation<'_> {
         student: &Student<'_>,
         forward: &Forward<'f>,
         windows: &[&[u32]],
+        keep: bool,
     ) -> Result<(Trail, Vec<Tensor>), Error> {
         let embed = |window: &&[u32]| Ok::<_, Error>(forward.embed(&student.walk.weights, &[window])?);
-        let states = windows.iter().map(embed).collect::<Result<Vec<_>, _>>()?;
+        let states = self.pool.install(|| windows.iter().map(embed).collect::<Result<Vec<_>, _>>())?;
         let blocks = student.walk.decoder.blocks.len();
         let load = |index| student.block(index);
-        let trail = Trail::of(forward, blocks, &load, states, self.pool, self.observer)?;
+        let trail = Trail::of(forward, blocks, &load, states, keep, self.pool, self.observer)?;
         let norm = student.walk.last_norm()?;
         let finish = |state: &State| forward.finish(&norm, state).and_then(|hidden| hidden.squeeze(0));
         let hidden =
@@ -277,10 +277,10 @@ impl Distillation<'_> {
         let windows: Vec<&[u32]> =
             batch.iter().map(|window| &*self.training.picked[*window].tokens).collect();
         let tokens: BTreeSet<u32> = windows.iter().flat_map(|window| window.iter().copied()).collect();
-        student.prepare(&tokens)?;
+        self.pool.install(|| student.prepare(&tokens))?;
         let own: &Student<'_> = student;
         let (loss, slopes) = self.slopes(own, targets, lessons, &batch, &windows)?;
-        let length = optimizer::length(&own.grids, &slopes);
+        let length = self.pool.install(|| optimizer::length(&own.grids, &slopes));
         if !(loss.is_finite() && length.is_finite()) {
             journey.stopped = Some(format!(
                 "the loss of step {} is {loss} and its gradient's length {length}",
@@ -314,13 +314,15 @@ impl Distillation<'_> {
         let decoder = &own.walk.decoder;
         let forward = Forward::new(decoder, self.training.sequence_length, &own.walk.device);
         let forward = forward.map_err(WeightsError::from)?;
-        let (mut trail, hidden) = self.forward(own, &forward, windows)?;
+        let (mut trail, hidden) = self.forward(own, &forward, windows, true)?;
         let head = |rows| own.head_tile(rows);
         let temperature = lessons.temperature(Part::Training);
-        let of_head = targets.with(Part::Training, batch, decoder.vocabulary, |teacher| {
+        let sizes = (decoder.vocabulary, self.training.sequence_length);
+        let of_head = targets.with(Part::Training, batch, sizes, |teacher| {
             divergence(&forward, &head, decoder.vocabulary, &hidden, teacher, (temperature, true), self.pool)
         })?;
-        let Divergence { loss, gradients, head } = of_head;
+        let Divergence { losses, gradients, head } = of_head;
+        let loss = losses.iter().sum::<f64>() / losses.len().max(1) as f64;
         drop(hidden);
         let mut slopes: Vec<Slopes> = own.grids.iter().map(Grid::flat).collect();
         if let (Some(at), Some(head)) = (own.head_grid(), head) {
@@ -379,9 +381,11 @@ impl Distillation<'_> {
             journey.stopped = Some(format!("the held-out KL at step {} is {kl}", journey.step));
             return Ok(());
         }
+        let stored = |grid: &Grid| (0..grid.scales.len()).all(|at| grid.is_finite(at));
+        let storable = self.pool.install(|| student.grids.par_iter().all(stored));
         let so_far = journey.held_out.iter().map(|look| look.1).fold(f64::INFINITY, f64::min);
         journey.held_out.push((journey.step, kl));
-        if kl < so_far {
+        if kl < so_far && storable {
             journey.best = journey.step;
             *best = values(&student.grids);
         }
@@ -405,19 +409,22 @@ impl Distillation<'_> {
         for some in places.chunks(wave) {
             let windows: Vec<&[u32]> = some.iter().map(|window| &*all[*window].tokens).collect();
             let tokens: BTreeSet<u32> = windows.iter().flat_map(|window| window.iter().copied()).collect();
-            student.prepare(&tokens)?;
-            let own: &Student<'_> = student;
-            let decoder = &own.walk.decoder;
-            let forward = Forward::new(decoder, self.held_out.sequence_length, &own.walk.device);
+            self.pool.install(|| student.prepare(&tokens))?;
+            let looked: &Student<'_> = student;
+            let decoder = &looked.walk.decoder;
+            let forward = Forward::new(decoder, self.held_out.sequence_length, &looked.walk.device);
             let forward = forward.map_err(WeightsError::from)?;
-            let (_, hidden) = self.forward(own, &forward, &windows)?;
-            let head = |rows| own.head_tile(rows);
+            let (_, hidden) = self.forward(looked, &forward, &windows, false)?;
+            let head = |rows| looked.head_tile(rows);
             let temperature = lessons.temperature(Part::HeldOut);
-            let part = targets.with(Part::HeldOut, some, decoder.vocabulary, |teacher| {
+            let sizes = (decoder.vocabulary, self.held_out.sequence_length);
+            let own = targets.with(Part::HeldOut, some, sizes, |teacher| {
                 let how = (temperature, false);
                 divergence(&forward, &head, decoder.vocabulary, &hidden, teacher, how, self.pool)
             })?;
-            sum += part.loss * some.len() as f64;
+            for loss in own.losses {
+                sum += loss;
+            }
         }
         Ok(sum / all.len().max(1) as f64)
     }
@@ -428,6 +435,7 @@ pub(crate) fn check(
     teacher: Option<&Model>,
     student: &Model,
     lessons: (&Windows, &Windows),
+    target: &Path,
     settings: &DwqSettings,
 ) -> Result<(), Error> {
     let own = Student::open(student)?;
@@ -440,7 +448,7 @@ pub(crate) fn check(
     if own.grids.is_empty() {
         return Err(Error::NothingToTrain(student.name()));
     }
-    preflight(teacher, &own.walk, lessons, settings)
+    preflight(teacher, &own.walk, lessons, target, settings)
 }
 
 /// Refuses a directory of targets that were made from something else; `shape` is a model with the student's architecture.
@@ -448,12 +456,26 @@ pub(crate) fn preflight(
     teacher: Option<&Model>,
     shape: &Walk<'_>,
     (training, held_out): (&Windows, &Windows),
+    target: &Path,
     settings: &DwqSettings,
 ) -> Result<(), Error> {
     let lessons = Lessons { training, held_out, temperature: settings.temperature };
-    match &settings.target_dir {
-        Some(directory) => targets::check(directory, teacher, shape, &lessons),
-        None => Ok(()),
+    for windows in [training, held_out] {
+        let forward = Forward::new(&shape.decoder, windows.sequence_length, &shape.device);
+        let forward = forward.map_err(WeightsError::from)?;
+        if let Some(window) = windows.picked.first() {
+            forward.embed(&shape.weights, &[&window.tokens])?;
+        }
+    }
+    let Some(directory) = &settings.target_dir else { return Ok(()) };
+    if crate::session::is_within(directory, target)? {
+        let reason = "it lies in the output directory".to_owned();
+        return Err(Error::Targets { path: directory.display().to_string(), reason });
+    }
+    targets::check(directory, teacher, shape, &lessons)?;
+    match teacher {
+        Some(_) => Ok(()),
+        None => targets::check_complete(directory, &lessons),
     }
 }
 

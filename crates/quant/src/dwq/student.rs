@@ -63,8 +63,7 @@ impl<'m> Student<'m> {
                 continue;
             }
             let shape = walk.weights.shape(&format!("{path}.weight")).unwrap_or(&[]).to_vec();
-            let rows = shape.iter().rev().skip(1).product();
-            let stored = walk.weights.packed_rows(path, 0..rows);
+            let stored = walk.weights.packed_grids(path);
             walk.weights.release();
             grids.extend(stored.map(|stored| Grid::new(path, &shape, &stored)));
         }

@@ -104,7 +104,8 @@ fn save(path: &Path, tensors: Vec<(&str, Tensor)>) -> Result<(), Error> {
     let all: std::collections::HashMap<String, Tensor> =
         tensors.into_iter().map(|(name, tensor)| (name.to_owned(), tensor)).collect();
     candle_core::safetensors::save(&all, &partial).map_err(|error| failed(path, &error))?;
-    fs::rename(&partial, path).map_err(|error| failed(path, &error))
+    let synced = fs::File::open(&partial).and_then(|file| file.sync_data());
+    synced.and_then(|()| fs::rename(&partial, path)).map_err(|error| failed(path, &error))
 }
 
 fn with_suffix(files: &Path, suffix: &str) -> PathBuf {
@@ -158,16 +159,13 @@ impl<'t> Targets<'t> {
         let targets = match (directory, walk) {
             (Some(directory), walk) => {
                 check(directory, teacher, student, lessons)?;
-                if let Some(walk) = walk {
-                    let own = Self::Directory(directory.to_owned());
-                    own.make(&walk, lessons, pool, observer)?;
-                    return Ok(own);
-                }
                 let own = Self::Directory(directory.to_owned());
-                if let Some(missing) = own.missing(lessons).first() {
-                    let reason =
-                        format!("{} is missing, and no teacher was given", own.path(*missing).display());
-                    return Err(refused(directory, reason));
+                match walk {
+                    Some(walk) => {
+                        begin(directory, teacher, student, lessons)?;
+                        own.make(&walk, lessons, pool, observer)?;
+                    }
+                    None => check_complete(directory, lessons)?,
                 }
                 return Ok(own);
             }
@@ -258,7 +256,7 @@ impl<'t> Targets<'t> {
         &self,
         part: Part,
         windows: &[usize],
-        vocabulary: usize,
+        (vocabulary, tokens): (usize, usize),
         use_them: impl FnOnce(&Teacher<'_>) -> Result<R, Error>,
     ) -> Result<R, Error> {
         let load = |window: usize| {
@@ -286,7 +284,10 @@ impl<'t> Targets<'t> {
                     let read =
                         || -> Option<Top> {
                             let (ids, logs) = (all.get("ids")?, all.get("log_probabilities")?);
-                            let count = ids.dims2().ok()?.1;
+                            let (rows, count) = ids.dims2().ok()?;
+                            if (rows, count) != (tokens, KEPT.min(vocabulary)) {
+                                return None;
+                            }
                             let ids = ids.flatten_all().ok()?.to_vec1::<u32>().ok()?;
                             let log_probabilities = logs.flatten_all().ok()?.to_vec1::<f32>().ok()?;
                             let sorted =
@@ -304,14 +305,20 @@ impl<'t> Targets<'t> {
     }
 }
 
-/// Checks a directory's key, or writes it into an empty one.
-pub(super) fn check(
-    directory: &Path,
-    teacher: Option<&Model>,
-    student: &Walk<'_>,
-    lessons: &Lessons<'_>,
-) -> Result<(), Error> {
-    let mut key = Key {
+/// Refuses a directory that lacks targets.
+pub(super) fn check_complete(directory: &Path, lessons: &Lessons<'_>) -> Result<(), Error> {
+    let own = Targets::Directory(directory.to_owned());
+    match own.missing(lessons).first() {
+        None => Ok(()),
+        Some(missing) => {
+            let missing = own.path(*missing);
+            Err(refused(directory, format!("{} is missing, and no teacher was given", missing.display())))
+        }
+    }
+}
+
+fn key(teacher: Option<&Model>, student: &Walk<'_>, lessons: &Lessons<'_>) -> Result<Key, Error> {
+    Ok(Key {
         version: 1,
         teacher: teacher.map(Model::hash).transpose()?.unwrap_or_default(),
         decoder: shape_of(student),
@@ -320,7 +327,36 @@ pub(super) fn check(
         sequence_length: lessons.training.sequence_length,
         temperature: lessons.temperature,
         kept: KEPT.min(student.decoder.vocabulary),
-    };
+    })
+}
+
+/// Makes a directory with its key, if it is not there.
+fn begin(
+    directory: &Path,
+    teacher: Option<&Model>,
+    student: &Walk<'_>,
+    lessons: &Lessons<'_>,
+) -> Result<(), Error> {
+    let path = directory.join(KEY);
+    if path.is_file() {
+        return Ok(());
+    }
+    let text = serde_json::to_string_pretty(&key(teacher, student, lessons)?).unwrap_or_default();
+    let partial = directory.join("targets.partial");
+    fs::create_dir_all(directory)
+        .and_then(|()| fs::write(&partial, text + "\n"))
+        .and_then(|()| fs::rename(&partial, &path))
+        .map_err(|error| refused(directory, error.to_string()))
+}
+
+/// Checks a directory's key, if it has one.
+pub(super) fn check(
+    directory: &Path,
+    teacher: Option<&Model>,
+    student: &Walk<'_>,
+    lessons: &Lessons<'_>,
+) -> Result<(), Error> {
+    let mut key = key(teacher, student, lessons)?;
     let path = directory.join(KEY);
     if path.is_file() {
         let text = fs::read_to_string(&path).map_err(|error| refused(directory, error.to_string()))?;
@@ -334,7 +370,7 @@ pub(super) fn check(
         } else if found.temperature != key.temperature {
             "another temperature"
         } else if found != key {
-            "other data"
+            "other data (its windows follow from --data, --seed, --sequence-length, --n-samples, --iters and --batch-size)"
         } else {
             return Ok(());
         };
@@ -343,15 +379,12 @@ pub(super) fn check(
     if teacher.is_none() {
         return Err(refused(directory, format!("it has no {KEY}, and no teacher was given")));
     }
-    fs::create_dir_all(directory).map_err(|error| refused(directory, error.to_string()))?;
-    if fs::read_dir(directory).map_err(|error| refused(directory, error.to_string()))?.next().is_some() {
+    if directory.exists()
+        && fs::read_dir(directory).map_err(|error| refused(directory, error.to_string()))?.next().is_some()
+    {
         return Err(refused(directory, format!("it is not empty and has no {KEY}")));
     }
-    let text = serde_json::to_string_pretty(&key).unwrap_or_default();
-    let partial = directory.join("targets.partial");
-    fs::write(&partial, text + "\n")
-        .and_then(|()| fs::rename(&partial, &path))
-        .map_err(|error| refused(directory, error.to_string()))
+    Ok(())
 }
 
 /// The likeliest tokens of every token of every window, at a temperature.

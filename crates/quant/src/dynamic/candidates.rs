@@ -71,11 +71,7 @@ fn costs(walk: &Walk<'_>, layer: &Layer, float: FloatType) -> Result<Vec<Cost>, 
     let columns = layer.shape.last().copied().unwrap_or(0);
     let cost = |scheme: Scheme| {
         let kl: f64 = samples.iter().map(|sample| sample.cost(columns, scheme, float)).sum();
-        Cost {
-            bits: scheme.bits(),
-            group_size: scheme.group_size(),
-            kl: f64::from(super::file::short(kl)),
-        }
+        Cost { bits: scheme.bits(), group_size: scheme.group_size(), kl: f64::from(super::file::short(kl)) }
     };
     Ok(all(columns).map(cost).collect())
 }

@@ -1,13 +1,16 @@
 //! Sensitivities on disk: one JSON document, a line a layer's figure.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use fs_err as fs;
 use sha2::{Digest as _, Sha256};
 
-use super::{Key, Sensitivities};
+use super::observe::observed_paths;
+use super::{Cost, Key, Seen, Sensitivities, candidates};
 use crate::data::Windows;
+use crate::walk::Walk;
 use crate::{Error, Model};
 
 /// Raised when the meaning of a figure changes.
@@ -33,7 +36,7 @@ fn refused(path: &Path, reason: impl Into<String>) -> Error {
 }
 
 /// `None` if there is no such file.
-pub(super) fn load(path: &Path, key: &Key) -> Result<Option<Sensitivities>, Error> {
+pub(super) fn load(path: &Path, key: &Key, walk: &Walk<'_>) -> Result<Option<Sensitivities>, Error> {
     if !path.exists() {
         return Ok(None);
     }
@@ -52,10 +55,24 @@ pub(super) fn load(path: &Path, key: &Key) -> Result<Option<Sensitivities>, Erro
         };
         return Err(refused(path, format!("its figures are of {what}")));
     }
+    check(&found, walk).map_err(|path_of_layer| {
+        refused(path, format!("the figures of {path_of_layer} do not fit the model"))
+    })?;
+    Ok(Some(found))
+}
+
+/// Gives the path of a layer whose figures are missing, of another shape, or no figures.
+fn check(found: &Sensitivities, walk: &Walk<'_>) -> Result<(), String> {
+    let expected: BTreeMap<String, Vec<usize>> = observed_paths(walk).into_iter().collect();
+    let known: BTreeSet<&str> = found.layers.iter().map(|layer| layer.path.as_str()).collect();
+    if let Some(missing) = expected.keys().find(|path| !known.contains(path.as_str())) {
+        return Err(missing.clone());
+    }
     let sound = |value: &f32| value.is_finite() && *value >= 0.0;
     for layer in &found.layers {
         let [rows, columns] = [1, 0].map(|at| layer.shape.iter().rev().nth(at).copied().unwrap_or(0));
-        let seen = |seen: &super::Seen| {
+        let experts: usize = layer.shape.iter().rev().skip(2).product();
+        let seen = |seen: &Seen| {
             seen.inputs.len() == columns
                 && seen.gradients.len() == rows
                 && seen.inputs.iter().chain(&seen.gradients).all(sound)
@@ -65,12 +82,35 @@ pub(super) fn load(path: &Path, key: &Key) -> Result<Option<Sensitivities>, Erro
                 && table.features.iter().all(sound)
                 && table.rows.iter().all(|(row, value)| (*row as usize) < rows && sound(value))
         });
-        let costs = layer.costs.iter().all(|cost| cost.kl.is_finite() && cost.kl >= 0.0);
-        if !(layer.seen.iter().all(seen) && table && costs) {
-            return Err(refused(path, format!("the figures of {} do not fit its shape", layer.path)));
+        let count = layer.seen.len() == experts || (layer.table.is_some() && layer.seen.is_empty());
+        let all: Vec<(u32, usize)> =
+            candidates::all(columns).map(|scheme| (scheme.bits(), scheme.group_size())).collect();
+        let cost = |cost: &Cost| {
+            cost.kl.is_finite() && cost.kl >= 0.0 && all.contains(&(cost.bits, cost.group_size))
+        };
+        let fits = expected.get(&layer.path) == Some(&layer.shape);
+        if !(fits && count && table && layer.seen.iter().all(seen) && layer.costs.iter().all(cost)) {
+            return Err(layer.path.clone());
         }
     }
-    Ok(Some(found))
+    Ok(())
+}
+
+/// Tries to write beside a file that is to be made, before the long work.
+pub(super) fn check_writable(path: &Path) -> Result<(), Error> {
+    let partial = partial(path);
+    if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty() && !parent.exists()) {
+        return Err(refused(path, format!("{} is no directory", parent.display())));
+    }
+    fs::write(&partial, "")
+        .and_then(|()| fs::remove_file(&partial))
+        .map_err(|error| refused(path, error.to_string()))
+}
+
+fn partial(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".partial");
+    PathBuf::from(name)
 }
 
 /// Beside its name, then renamed.
@@ -90,10 +130,7 @@ pub(super) fn store(path: &Path, all: &Sensitivities) -> Result<(), Error> {
         let _ = writeln!(text, "{}{end}", json(layer));
     }
     text.push_str("]\n}\n");
-    let partial = path.with_extension("partial");
-    if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-        fs::create_dir_all(parent).map_err(|error| failed(&error))?;
-    }
+    let partial = partial(path);
     fs::write(&partial, text).and_then(|()| fs::rename(&partial, path)).map_err(|error| failed(&error))
 }
 

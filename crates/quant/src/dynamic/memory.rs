@@ -60,7 +60,8 @@ pub fn sensitivity_needs(
     let mut operations = passed * (3.0 * blocks + 3.0 * head);
     for (_, shape) in observed_paths(&walk) {
         let columns = shape.last().copied().unwrap_or(0);
-        let judged = shape.iter().product::<usize>().min(ELEMENTS * shape.iter().rev().skip(2).product::<usize>());
+        let judged =
+            shape.iter().product::<usize>().min(ELEMENTS * shape.iter().rev().skip(2).product::<usize>());
         operations += judged as f64 * SEARCH * all(columns).count() as f64;
     }
     Ok((memory, operations))

@@ -112,6 +112,13 @@ pub struct SensitivitySettings {
     pub dtype: Option<FloatType>,
 }
 
+impl Sensitivities {
+    /// Whether candidates have their costs.
+    fn is_judged(&self) -> bool {
+        self.layers.iter().any(|layer| !layer.costs.is_empty())
+    }
+}
+
 impl Seen {
     fn of(observed: &Observed, tokens: f64, shape: &[usize]) -> Self {
         let [rows, columns] = [1, 0].map(|at| shape.iter().rev().nth(at).copied().unwrap_or(0));
@@ -153,16 +160,19 @@ pub fn sensitivities(
     observer: &dyn Observer,
 ) -> Result<Sensitivities, Error> {
     let key = file::key(model, windows, settings.seed)?;
-    let known = file.map(|path| file::load(path, &key)).transpose()?.flatten();
+    let walk = Walk::open(model)?;
+    let known = file.map(|path| file::load(path, &key, &walk)).transpose()?.flatten();
+    if let (Some(path), None) = (file, &known) {
+        file::check_writable(path)?;
+    }
     let threads = threads_or_all(settings.threads);
     let pool = rayon::ThreadPoolBuilder::new()
         .num_threads(threads)
         .build()
         .map_err(|error| Error::Threads { threads, reason: error.to_string() })?;
-    let walk = Walk::open(model)?;
     let dtype = settings.dtype.map_or_else(|| "own".to_owned(), |float| float.name().to_owned());
     let mut all = match known {
-        Some(known) if known.dtype == dtype => return Ok(known),
+        Some(known) if known.dtype == dtype && known.is_judged() => return Ok(known),
         Some(known) => Sensitivities { dtype, ..known },
         None => {
             let measurement = observe::Measurement {
@@ -174,7 +184,12 @@ pub fn sensitivities(
                 observer,
             };
             let tokens = (windows.picked.len() * windows.sequence_length) as u64;
-            Sensitivities { key, tokens, dtype, layers: measurement.run()? }
+            let all = Sensitivities { key, tokens, dtype, layers: measurement.run()? };
+            // What took long is kept before the candidates are judged.
+            if let Some(path) = file {
+                file::store(path, &all)?;
+            }
+            all
         }
     };
     candidates::judge(&walk, &mut all.layers, settings.dtype, &pool, observer)?;

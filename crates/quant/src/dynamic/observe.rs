@@ -9,8 +9,10 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError};
 
 use candle_core::Tensor;
+use mlx_quant_model::decoder::{Block, Layer as DecoderLayer};
+use mlx_quant_model::mixers::{LatentAttention, LatentKeys};
 use mlx_quant_model::ops::{Kernels, Notebook, Observed, observed_linear};
-use mlx_quant_model::{Forward, Parameters, Reader, Site, State, WeightsError};
+use mlx_quant_model::{Forward, Parameters, Reader, State, WeightsError};
 use rayon::prelude::*;
 
 use super::{Layer, Seen, Table};
@@ -60,6 +62,16 @@ pub(super) fn observed_paths(walk: &Walk<'_>) -> Vec<(String, Vec<usize>)> {
     let mut paths: Vec<String> =
         sites.flat_map(|site| site.readers).map(|reader| reader.path.clone()).collect();
     paths.extend([embedding.path.clone(), walk.head_path().to_owned()]);
+    for layer in decoder.blocks.iter().flat_map(Block::layers) {
+        if let DecoderLayer::Latent(LatentAttention {
+            keys: LatentKeys::Split { embed_q, unembed_out },
+            ..
+        }) = layer
+        {
+            let modules = [embed_q, unembed_out].map(|name| name.trim_end_matches(".weight").to_owned());
+            paths.extend(modules);
+        }
+    }
     paths.extend(embedding.positions.clone());
     paths.sort();
     paths.dedup();
@@ -112,10 +124,10 @@ impl Measurement<'_> {
         let forward = forward.map_err(WeightsError::from)?;
         let embed =
             |window: usize| Ok::<_, Error>(forward.embed(&walk.weights, &[&windows.picked[window].tokens])?);
-        let states = range.clone().map(embed).collect::<Result<Vec<_>, _>>()?;
+        let states = pool.install(|| range.clone().map(embed).collect::<Result<Vec<_>, _>>())?;
         walk.weights.release();
         let load = |index| walk.block(index);
-        let mut trail = Trail::of(&forward, blocks, &load, states, pool, *observer)?;
+        let mut trail = Trail::of(&forward, blocks, &load, states, true, pool, *observer)?;
         let mut done = (2 * first * blocks + range.len() * blocks) as u64;
         observer.event(Event::Progress { done });
 
@@ -126,8 +138,9 @@ impl Measurement<'_> {
         let hidden = hidden.map_err(WeightsError::from)?;
         let tile = |rows| walk.head_tile(rows);
         let head = (decoder.head.multiplier, decoder.head.softcap);
-        let Sampled { gradients, rows } =
-            sampled(&forward, &tile, decoder.vocabulary, head, &hidden, (self.seed, first), pool)?;
+        let rows = &mut sums.head.gradients;
+        let Sampled { gradients } =
+            sampled(&forward, &tile, decoder.vocabulary, head, &hidden, (self.seed, first), rows, pool)?;
         for hidden in &hidden {
             let squares =
                 hidden.sqr().and_then(|squares| squares.sum(0)).and_then(|sum| sum.to_vec1::<f32>());
@@ -136,7 +149,6 @@ impl Measurement<'_> {
             sums.head.add(&Observed { tokens, inputs, gradients: Vec::new() });
             sums.tokens += tokens;
         }
-        sums.head.add(&Observed { tokens: 0, inputs: Vec::new(), gradients: rows });
         drop(hidden);
 
         let back = |(state, gradient): (&State, &Tensor)| through_norm(&forward, &norm, state, gradient);
@@ -152,10 +164,9 @@ impl Measurement<'_> {
             let block = &decoder.blocks[index];
             observer.event(Event::Working { name: block.prefix.trim_end_matches('.') });
             let parameters = pool.install(|| walk.block(index))?;
-            let sites = block.sites();
             let inputs = trail.inputs.pop().unwrap_or_default();
             let step = |(state, gradients): (&State, &Gradients)| {
-                let (observed, notebooks) = observed(&parameters, &sites)?;
+                let (observed, notebooks) = observed(&parameters, block)?;
                 let (gradients, _) = through_block(&forward, index, &observed, state, gradients)?;
                 candle_core::Result::Ok((gradients, notebooks))
             };
@@ -247,6 +258,12 @@ impl Measurement<'_> {
         } else if let Some(table) = layers.iter_mut().find(|layer| layer.path == decoder.embedding.path) {
             table.seen.push(Seen::of(&sums.head, tokens, &table.shape));
         }
+        for (path, all) in linears {
+            let shape = shape(&path);
+            let transposed = path.ends_with("embed_q");
+            let seen = all.iter().flat_map(|one| by_head(one, tokens, &shape, transposed)).collect();
+            layers.push(Layer { path, shape, seen, table: None, costs: Vec::new() });
+        }
         layers
     }
 }
@@ -254,19 +271,54 @@ impl Measurement<'_> {
 /// A block whose linears note what passes, and their notebooks by path.
 fn observed(
     parameters: &Arc<Parameters>,
-    sites: &[Site<'_>],
+    block: &Block,
 ) -> candle_core::Result<(Parameters, Vec<(String, Vec<Notebook>)>)> {
     let mut own = (**parameters).clone();
     let mut all: Vec<(String, Vec<Notebook>)> = Vec::new();
-    for reader in sites.iter().flat_map(|site| &site.readers) {
-        if own.reader(&reader.path).is_some() {
+    let mut linears: Vec<(String, Tensor)> = Vec::new();
+    for reader in block.sites().into_iter().flat_map(|site| site.readers) {
+        linears.push((reader.path.clone(), parameters.tensor(&format!("{}.weight", reader.path))?.clone()));
+    }
+    for layer in block.layers() {
+        if let DecoderLayer::Latent(latent) = layer {
+            linears.extend(latent.expansions(parameters)?);
+        }
+    }
+    for (path, weight) in linears {
+        if own.reader(&path).is_some() {
             continue;
         }
-        let weight = parameters.tensor(&format!("{}.weight", reader.path))?.clone();
         let experts = if weight.rank() == 3 { weight.dim(0)? } else { 1 };
         let notebooks: Vec<Notebook> = (0..experts).map(|_| Notebook::default()).collect();
-        all.push((reader.path.clone(), notebooks.clone()));
-        own.set_reader(&reader.path, Arc::new(Probe { weight, notebooks }));
+        all.push((path.clone(), notebooks.clone()));
+        own.set_reader(&path, Arc::new(Probe { weight, notebooks }));
     }
     Ok((own, all))
+}
+
+/// Of a matrix between heads what each head saw. What reads the latent vector in all heads alike is a column of one and a row of the
+/// other: stored rows of keys' matrices are its features.
+fn by_head(observed: &Observed, tokens: f64, shape: &[usize], transposed: bool) -> Vec<Seen> {
+    let (heads, features) = (shape[0], observed.gradients.len() / shape[0].max(1));
+    (0..heads)
+        .map(|head| {
+            let gradients = observed.gradients[head * features..][..features].to_vec();
+            let inputs = observed.inputs.clone();
+            let own = observed.tokens.max(1) as f64;
+            if !transposed {
+                return Seen::of(
+                    &Observed { tokens: observed.tokens, inputs, gradients },
+                    tokens,
+                    &shape[1..],
+                );
+            }
+            // The product of both is what counts: their parts are exchanged, and so are their divisors.
+            let turned = Observed {
+                tokens: observed.tokens,
+                inputs: gradients.iter().map(|sum| sum / tokens * own).collect(),
+                gradients: inputs.iter().map(|sum| sum / own * tokens).collect(),
+            };
+            Seen::of(&turned, tokens, &shape[1..])
+        })
+        .collect()
 }

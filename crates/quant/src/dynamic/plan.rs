@@ -1,6 +1,6 @@
 //! From sensitivities and a target to a scheme for every layer.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use mlx_format::{FloatType, Mode, Scheme};
 
@@ -87,7 +87,8 @@ impl DynamicPlan {
         for (path, shape) in observe::observed_paths(&walk) {
             let columns = shape.last().copied().unwrap_or(0);
             // In the order in which costs fall.
-            let cost = |scheme: Scheme| 0.25f64.powi(scheme.bits().cast_signed()) * scheme.group_size() as f64;
+            let cost =
+                |scheme: Scheme| 0.25f64.powi(scheme.bits().cast_signed()) * scheme.group_size() as f64;
             let costs = candidates::all(columns).map(|scheme| Cost {
                 bits: scheme.bits(),
                 group_size: scheme.group_size(),
@@ -180,7 +181,8 @@ impl DynamicPlan {
             items.iter().zip(&found.chosen).map(scheme).collect::<Result<BTreeMap<_, _>, Error>>()?;
         let mut settings = settings.clone();
         settings.schemes.extend(schemes);
-        let plan = Plan::new(&model.checkpoint, &model.config, settings)?;
+        let mut plan = Plan::new(&model.checkpoint, &model.config, settings)?;
+        plan.notes.extend(unmeasured(&plan, sensitivities));
         debug_assert_eq!(plan.layout.tensor_bytes(), fixed + found.bytes, "bytes as planned");
         Ok(Self {
             plan,
@@ -190,6 +192,22 @@ impl DynamicPlan {
             range_kl,
         })
     }
+}
+
+/// What keeps the scheme of the command line because nothing was measured of it.
+fn unmeasured(plan: &Plan, sensitivities: &Sensitivities) -> Option<String> {
+    let known: BTreeSet<&str> = sensitivities.layers.iter().map(|layer| layer.path.as_str()).collect();
+    let open = plan.items.iter().filter(|item| {
+        matches!(&item.job, Job::Quantize { .. })
+            && !known.contains(item.name.as_str())
+            && plan.architecture.protection(&item.name).is_none()
+    });
+    let names: Vec<&str> = open.map(|item| item.name.as_str()).collect();
+    let first = names.first()?;
+    Some(format!(
+        "{} layers are not measured and keep the bits of the command line ({first}, ...)",
+        names.len()
+    ))
 }
 
 /// Bits per weight by which a target may lie above everything at its best.
@@ -224,6 +242,7 @@ fn items(
     for item in &base.items {
         let Job::Quantize { view, float, scheme } = &item.job else { continue };
         let decided = base.architecture.protection(&item.name).is_some()
+            || base.settings.schemes.contains_key(&item.name)
             || base.settings.overrides.as_ref().is_some_and(|all| all.get(&item.name).is_some());
         let Some(layer) = known.get(item.name.as_str()) else { continue };
         if decided || scheme.mode() != Mode::Affine {

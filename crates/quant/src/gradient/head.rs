@@ -17,6 +17,9 @@ use rayon::prelude::*;
 use crate::Error;
 use crate::evaluate::TILE;
 
+/// Probability of all tokens that are not among the likeliest below which there are none: what float32 sums leave.
+const REST: f64 = 1e-6;
+
 /// Reads rows of a head.
 pub(crate) type Tiles<'t> = &'t (dyn Fn(Range<usize>) -> Result<Parameters, Error> + Sync);
 
@@ -24,8 +27,6 @@ pub(crate) type Tiles<'t> = &'t (dyn Fn(Range<usize>) -> Result<Parameters, Erro
 pub(crate) struct Sampled {
     /// Of the final hidden states of each window, `[tokens, hidden]`.
     pub(crate) gradients: Vec<Tensor>,
-    /// `[vocabulary]`, over all tokens: expected squares of the gradient with respect to the head's output.
-    pub(crate) rows: Vec<f64>,
 }
 
 /// All tiles of a vocabulary.
@@ -87,6 +88,7 @@ fn draws(seed: u64, window: u64, tokens: usize) -> Vec<f64> {
 /// Draws a next token for every token from the model's own distribution and gives the gradient of its negative log
 /// probability: what the Fisher matrix is the second moment of.
 ///
+/// Adds expected squares of the gradient with respect to the head's output to `rows_sum` `[vocabulary]`.
 /// `hidden` are final hidden states `[tokens, hidden]` of windows that are numbered from `first` on. `softcap` and `multiplier` are
 /// those of the head.
 #[expect(clippy::too_many_arguments, reason = "a head, its input and a source of chance")]
@@ -97,6 +99,7 @@ pub(crate) fn sampled(
     (multiplier, softcap): (f64, Option<f64>),
     hidden: &[Tensor],
     (seed, first): (u64, usize),
+    rows_sum: &mut Vec<f64>,
     pool: &rayon::ThreadPool,
 ) -> Result<Sampled, Error> {
     struct Window<'h> {
@@ -124,7 +127,7 @@ pub(crate) fn sampled(
             squares: Vec::new(),
         })
         .collect();
-    let mut squares = Vec::with_capacity(vocabulary);
+    rows_sum.resize(vocabulary, 0.0);
     for rows in tiles(vocabulary) {
         let parameters = pool.install(|| tile(rows.clone()))?;
         let last = rows.end == vocabulary;
@@ -162,11 +165,15 @@ pub(crate) fn sampled(
             add(&mut window.gradient, store.get(input.as_tensor()))
         };
         pool.install(|| windows.par_iter_mut().try_for_each(step)).map_err(WeightsError::from)?;
-        let sum = |row| windows.iter().map(|window| window.squares[row]).sum::<f64>() * multiplier.powi(2);
-        squares.extend((0..rows.len()).map(sum));
+        // Window by window, so that it does not matter how many are under way together.
+        for window in &windows {
+            for (sum, square) in rows_sum[rows.clone()].iter_mut().zip(&window.squares) {
+                *sum += square * multiplier.powi(2);
+            }
+        }
     }
     let gradients = windows.into_iter().filter_map(|window| window.gradient).collect();
-    Ok(Sampled { gradients, rows: squares })
+    Ok(Sampled { gradients })
 }
 
 fn add(sum: &mut Option<Tensor>, part: Option<&Tensor>) -> candle_core::Result<()> {
@@ -203,8 +210,8 @@ pub(crate) type TrainedHead<'h> =
 
 /// Mean divergence of student from teacher, and its gradients.
 pub(crate) struct Divergence {
-    /// Nats a token, at the temperature.
-    pub(crate) loss: f64,
+    /// Of each window, nats a token, at the temperature.
+    pub(crate) losses: Vec<f64>,
     /// Of the student's final hidden states.
     pub(crate) gradients: Vec<Tensor>,
     /// Of the head's scales and centers, `[vocabulary, groups]`, where they are trained.
@@ -316,9 +323,9 @@ pub(crate) fn divergence(
             all.extend(sum);
         }
     }
-    let loss = pupils.iter().map(|pupil| pupil.loss).sum::<f64>() / tokens.max(1) as f64;
+    let losses = pupils.iter().map(|pupil| pupil.loss / pupil.lse.len().max(1) as f64).collect();
     let gradients = pupils.into_iter().filter_map(|pupil| pupil.gradient).collect();
-    Ok(Divergence { loss, gradients, head: head_gradients })
+    Ok(Divergence { losses, gradients, head: head_gradients })
 }
 
 /// Sums of variables' gradients over stores, in their order; every variable must have one in each, but for `some`.
@@ -387,9 +394,9 @@ fn weigh_rest(
         for (token, known) in known.into_iter().enumerate() {
             let logs = &top.log_probabilities[token * top.count..][..top.count];
             let theirs: f64 = logs.iter().map(|log| f64::from(*log).exp()).sum();
-            let (p, q) = ((1.0 - theirs).max(0.0), (1.0 - known).max(1e-12));
-            // Nothing is left where all tokens are kept.
-            let whole = top.count == vocabulary || p < 1e-9;
+            let (p, q) = ((1.0 - theirs).max(0.0), (1.0 - known).max(REST));
+            // Nothing is left where all tokens are kept, or no more than rounding leaves.
+            let whole = top.count == vocabulary || p < REST;
             pupil.rest.push(if whole { 1.0 } else { (1.0 - p / q) as f32 });
             pupil.loss += if whole { 0.0 } else { p * (p / q).ln() };
         }

@@ -38,12 +38,13 @@ pub(crate) struct Trail {
 }
 
 impl Trail {
-    /// Takes windows through all blocks.
+    /// Takes windows through all blocks; with `keep`, what stands in front of each stays.
     pub(crate) fn of(
         forward: &Forward<'_>,
         blocks: usize,
         load: Load<'_>,
         mut states: Vec<State>,
+        keep: bool,
         pool: &rayon::ThreadPool,
         observer: &dyn Observer,
     ) -> Result<Self, Error> {
@@ -56,7 +57,10 @@ impl Trail {
             let step = |state: &State| forward.block(index, &parameters, state.clone(), &mut ());
             let next: candle_core::Result<Vec<State>> =
                 pool.install(|| states.par_iter().map(step).collect());
-            inputs.push(std::mem::replace(&mut states, next.map_err(WeightsError::from)?));
+            let passed = std::mem::replace(&mut states, next.map_err(WeightsError::from)?);
+            if keep {
+                inputs.push(passed);
+            }
         }
         Ok(Self { inputs, last: states })
     }

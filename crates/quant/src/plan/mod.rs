@@ -41,6 +41,8 @@ pub struct Settings {
     pub dequantize: bool,
     /// dtype of what is not quantized, and of scales and biases; default: config.json's `torch_dtype`.
     pub dtype: Option<FloatType>,
+    /// Every tensor in the dtype that it has, whatever config.json says.
+    pub keep_dtypes: bool,
     /// Store NaN and infinity as MLX does instead of refusing them.
     pub allow_nonfinite: bool,
 }

@@ -40,7 +40,7 @@ pub(super) struct Planner {
 impl Planner {
     pub(super) fn new(named: Named, settings: Settings, config: &Config) -> Result<Self, PlanError> {
         let Named { architecture, existing, tensors, dropped } = named;
-        let target = target_dtype(&settings, config);
+        let target = if settings.keep_dtypes { None } else { target_dtype(&settings, config) };
         let mut notes = Vec::new();
         if !architecture.described {
             notes.push(format!(

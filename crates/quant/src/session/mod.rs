@@ -142,7 +142,11 @@ pub fn quantize(
     session.check(windows, target)?;
     if settings.recipe.trains() {
         let (training, held_out) = lessons(windows, settings);
-        crate::dwq::preflight(Some(model), &session.walk, (&training, &held_out), &settings.dwq)?;
+        let trained = |item: &crate::Item| matches!(item.job, Job::Quantize { scheme, .. } if scheme.mode() == Mode::Affine && scheme.bits() < 8);
+        if !plan.items.iter().any(trained) {
+            return Err(Error::NothingToTrain("this plan".to_owned()));
+        }
+        crate::dwq::preflight(Some(model), &session.walk, (&training, &held_out), target, &settings.dwq)?;
     }
     let run = run_line(model, plan, windows, settings)?;
     let mut writer = Writer::open(target, plan.layout.clone(), &run)?;
@@ -191,8 +195,9 @@ pub fn distill(
         .build()
         .map_err(|error| Error::Threads { threads, reason: error.to_string() })?;
     let (training, held_out) = lessons(windows, settings);
-    crate::dwq::check(teacher, student, (&training, &held_out), &settings.dwq)?;
-    let run = run_line(student, plan, windows, settings)?;
+    crate::dwq::check(teacher, student, (&training, &held_out), target, &settings.dwq)?;
+    let teacher_hash = teacher.map(Model::hash).transpose()?.unwrap_or_default();
+    let run = format!("{} taught by {teacher_hash}", run_line(student, plan, windows, settings)?);
     let mut writer = Writer::open(target, plan.layout.clone(), &run)?;
     let carrier = Carrier { model: student, plan, pool: &pool, observer, search: None };
     let items = 0..plan.items.len();
@@ -205,13 +210,8 @@ pub fn distill(
     }
     writer.record(items.map(|item| plan.items[item].first_output))?;
     write_companions(&writer, student, plan, companions)?;
-    let distilled = match train(teacher, &writer, windows, settings, &pool, observer) {
-        Err(error) if error.is_refusal() => {
-            writer.discard_if_fresh()?;
-            return Err(error);
-        }
-        done => done?,
-    };
+    // What goes wrong from here on leaves the work resumable.
+    let distilled = train(teacher, &writer, windows, settings, &pool, observer)?;
     let made = Quantized {
         distilled: Some(distilled),
         quantize_seconds: start.elapsed().as_secs_f64(),
@@ -318,6 +318,13 @@ fn run_line(
     Ok(line)
 }
 
+/// Whether a path lies in an output directory, or where that is being built.
+pub(crate) fn is_within(path: &Path, target: &Path) -> Result<bool, Error> {
+    let partial = Writer::partial_path(target)?;
+    let whole = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    Ok([target, partial.as_path()].iter().any(|own| whole(path).starts_with(whole(own))))
+}
+
 /// Windows within a block at a time.
 fn wave(settings: &QuantizeSettings, threads: usize, windows: &Windows) -> usize {
     if settings.low_memory { threads } else { windows.picked.len() }
@@ -326,14 +333,11 @@ fn wave(settings: &QuantizeSettings, threads: usize, windows: &Windows) -> usize
 impl Session<'_> {
     /// Refuses before any work what would fail later.
     fn check(&self, windows: &Windows, target: &Path) -> Result<(), Error> {
-        if let Some(statistics) = &self.settings.statistics {
-            let partial = Writer::partial_path(target)?;
-            let whole = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
-            let inside = [target, partial.as_path()].map(|path| whole(statistics).starts_with(whole(path)));
-            if inside.contains(&true) {
-                let reason = "it lies in the output directory".to_owned();
-                return Err(Error::Statistics { path: statistics.display().to_string(), reason });
-            }
+        if let Some(statistics) = &self.settings.statistics
+            && is_within(statistics, target)?
+        {
+            let reason = "it lies in the output directory".to_owned();
+            return Err(Error::Statistics { path: statistics.display().to_string(), reason });
         }
         // Tokens and positions that the model does not have.
         let (decoder, device) = (&self.walk.decoder, &self.walk.device);

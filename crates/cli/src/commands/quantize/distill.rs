@@ -23,7 +23,8 @@ pub(super) fn run(request: &Request<'_>, student: &Path, printer: Printer) -> Re
         None if known => None,
         model => Some(source::open(model.as_deref(), printer)?),
     };
-    let plan = Plan::new(&student.checkpoint, &student.config, Settings::default());
+    let as_it_is = Settings { keep_dtypes: true, ..Settings::default() };
+    let plan = Plan::new(&student.checkpoint, &student.config, as_it_is);
     let plan = plan.map_err(mlx_quant::Error::from)?;
     let (windows, settings) = prepare(request, &student, printer)?;
     let needs = needs(&student, &plan, &settings)?;

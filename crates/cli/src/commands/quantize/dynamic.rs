@@ -120,11 +120,25 @@ impl<'a> Allocator<'a> {
         mut make: impl FnMut(&DynamicPlan, &Path) -> Result<(M, f64)>,
     ) -> Result<(DynamicPlan, M)> {
         let mut best: Option<(DynamicPlan, M, PathBuf)> = None;
+        let mut tried: Option<u64> = None;
         for attempt in 0..TRIES {
-            let plan = self.plan(printer)?;
+            // What cannot be predicted to suffice any more ends the search.
+            let Ok(plan) = self.plan(printer) else { break };
+            let size = plan.plan.layout.tensor_bytes();
+            if tried.replace(size) == Some(size) {
+                break;
+            }
             let path = beside(target, attempt);
             remove(&path)?;
-            let (made, kl) = make(&plan, &path)?;
+            let (made, kl) = match make(&plan, &path) {
+                Ok(made) => made,
+                Err(error) => {
+                    if let Some((.., old)) = &best {
+                        remove(old)?;
+                    }
+                    return Err(error);
+                }
+            };
             printer.say(&format!(
                 "measured KL {kl:.4} at {:.3} bits per weight, asked for {wanted}",
                 plan.plan.bits_per_weight()
@@ -132,9 +146,7 @@ impl<'a> Allocator<'a> {
             // A little more than was measured, so that the next one does not miss by a hair.
             let factor = self.dynamic.factor * kl / plan.predicted_kl;
             self.dynamic.factor = if kl > wanted { factor * 1.02 } else { factor };
-            let smaller = best
-                .as_ref()
-                .is_none_or(|(other, ..)| plan.plan.layout.tensor_bytes() < other.plan.layout.tensor_bytes());
+            let smaller = best.as_ref().is_none_or(|(other, ..)| size < other.plan.layout.tensor_bytes());
             if kl <= wanted && smaller {
                 if let Some((.., old)) = best.replace((plan, made, path)) {
                     remove(&old)?;
@@ -154,6 +166,18 @@ impl<'a> Allocator<'a> {
         std::fs::rename(&path, target)?;
         Ok((plan, made))
     }
+}
+
+/// Refuses a file of sensitivities that lies where the output will be.
+pub(crate) fn check_place(file: &Path, target: &Path) -> Result<(), Refusal> {
+    let whole = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    if whole(file).starts_with(whole(target)) {
+        let file = file.display();
+        return Err(Refusal(format!(
+            "--sensitivities {file} lies in the output directory; hint: give a place outside of it"
+        )));
+    }
+    Ok(())
 }
 
 /// A hidden directory for an attempt.

@@ -45,6 +45,7 @@ pub(crate) fn run(request: &Request<'_>, printer: Printer) -> Result<()> {
     if let Some(student) = request.alone.and_then(|dwq| dwq.quantized_model.as_deref()) {
         return distill::run(request, student, printer);
     }
+    let target = &args.target.mlx_path;
     let model = source::open(args.target.model.as_deref(), printer)?;
     let calibrated = request.recipe.needs_calibration();
     let schemes = if embedding == base { BTreeMap::new() } else { tables(&model, embedding)? };
@@ -71,14 +72,18 @@ pub(crate) fn run(request: &Request<'_>, printer: Printer) -> Result<()> {
             printer,
         );
     }
+    let file = request.dynamic.and_then(|flags| flags.sensitivities.as_deref());
+    if let Some(file) = file {
+        dynamic::check_place(file, target)?;
+    }
+    let mut range = None;
     if let Some(dynamic) = &dynamic {
-        DynamicPlan::check(&model, &plan.settings, dynamic)?;
+        range = Some(DynamicPlan::check(&model, &plan.settings, dynamic)?);
     }
     let (windows, mut settings) = prepare(request, &model, printer)?;
-    if targets_only {
+    if targets_only && !args.target.dry_run {
         return distill::targets(request, &model, &settings, printer);
     }
-    let file = request.dynamic.and_then(|flags| flags.sensitivities.as_deref());
     let measured = file.is_some_and(Path::exists);
     let mut needs = needs(&model, &plan, &windows, &settings, measured)?;
     if !settings.low_memory && free_memory().is_some_and(|free| needs.peak() > free + needs.quantize.fixed) {
@@ -87,12 +92,18 @@ pub(crate) fn run(request: &Request<'_>, printer: Printer) -> Result<()> {
         printer.detail("--low-memory, because all windows' activations do not fit in free memory");
     }
     let screen = Screen::new(printer);
-    let target = &args.target.mlx_path;
     let make = |plan: &Plan, path: &Path, settings: &QuantizeSettings| -> Result<_> {
         let made = mlx_quant::quantize(&model, plan, &windows, path, settings, &screen);
         screen.clear();
         Ok(made?)
     };
+    // A dry run reads what was measured, and measures nothing.
+    if let (Some((low, high)), true, false) = (range, args.target.dry_run, measured) {
+        printer.say(&format!(
+            "dynamic: layers get their bits once they are measured; the plan shows all alike; reachable: {low:.3} to {high:.3} bits per weight"
+        ));
+        return dry_run(request, &plan, &windows, needs, printer);
+    }
     if let Some(dynamic) = dynamic {
         let measure = SensitivitySettings {
             seed: args.machine.seed,
@@ -104,6 +115,10 @@ pub(crate) fn run(request: &Request<'_>, printer: Printer) -> Result<()> {
         let allocator = Allocator::new(&model, both, &windows, &measure, file, &screen)?;
         settings.columns = allocator.columns();
         if let Some(wanted) = allocator.target_kl().filter(|_| !args.target.dry_run) {
+            if settings.evaluate.is_none() {
+                let why = "--target-kl measures on held-out text, which cannot be read for this model";
+                return Err(Refusal(format!("{why}; hint: give --target-bpw")).into());
+            }
             let make = |plan: &DynamicPlan, path: &Path| {
                 let made = make(&plan.plan, path, &settings)?;
                 let measured = made.evaluation.as_ref().and_then(|all| all.total.against.as_ref());

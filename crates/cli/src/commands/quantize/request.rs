@@ -73,6 +73,7 @@ impl<'a> From<&'a Quantize> for Request<'a> {
 impl Request<'_> {
     /// What is wrong with the flags alone.
     pub(super) fn check(&self) -> Result<(), Refusal> {
+        self.check_methods()?;
         if let Some(gptq) = self.gptq
             && !(gptq.damping > 0.0 && gptq.damping <= 1.0)
         {
@@ -95,6 +96,46 @@ impl Request<'_> {
             return Err(Refusal(format!("--valid-samples 0: hint: {hint}")));
         }
         Ok(())
+    }
+
+    /// Refuses flags of methods that the recipe does not have.
+    fn check_methods(&self) -> Result<(), Refusal> {
+        let mut given: Vec<(&str, Method)> = Vec::new();
+        if let Some(dynamic) = self.dynamic.filter(|_| !self.recipe.allocates()) {
+            let flags = [
+                ("--target-bpw", dynamic.target_bpw.is_some()),
+                ("--target-size", dynamic.target_size.is_some()),
+                ("--target-kl", dynamic.target_kl.is_some()),
+                ("--sensitivities", dynamic.sensitivities.is_some()),
+            ];
+            given.extend(flags.into_iter().filter(|flag| flag.1).map(|flag| (flag.0, Method::Dynamic)));
+        }
+        if let Some(dwq) = self.dwq.filter(|_| !self.recipe.trains()) {
+            let flags = [
+                ("--target-dir", dwq.target_dir.is_some()),
+                ("--learning-rate", dwq.learning_rate.is_some()),
+            ];
+            given.extend(flags.into_iter().filter(|flag| flag.1).map(|flag| (flag.0, Method::Dwq)));
+        }
+        if let Some((flag, method)) = given.first() {
+            let (recipe, method) = (&self.recipe, method.name());
+            return Err(Refusal(format!(
+                "{flag} belongs to {method}, which is not in the recipe {recipe}; hint: add it to the recipe or leave the flag out"
+            )));
+        }
+        let Some(alone) = self.alone.filter(|alone| alone.quantized_model.is_some()) else { return Ok(()) };
+        let flags = [
+            ("--targets-only", alone.targets_only),
+            ("--dtype", self.common.target.dtype.is_some()),
+            ("--recipe-file", self.common.target.recipe_file.is_some()),
+            ("--statistics", self.common.statistics.is_some()),
+        ];
+        match flags.into_iter().find(|flag| flag.1) {
+            Some((flag, _)) => Err(Refusal(format!(
+                "{flag} has no meaning with --quantized-model, whose codes and schemes stay as they are; hint: leave one of them out"
+            ))),
+            None => Ok(()),
+        }
     }
 
     pub(super) fn method(&self) -> MethodSettings {
@@ -131,7 +172,7 @@ impl Request<'_> {
         let asked = self.common.n_samples;
         let calibration = asked.unwrap_or(WINDOWS);
         let Some(dwq) = self.dwq.filter(|_| self.recipe.trains()) else { return (calibration, 0, 0) };
-        let steps = dwq.iters * self.common.batch_size.unwrap_or(BATCH) as usize;
+        let steps = dwq.iters.saturating_mul(self.common.batch_size.unwrap_or(BATCH) as usize);
         (calibration, asked.unwrap_or(steps.max(1)), dwq.valid_samples)
     }
 
@@ -140,8 +181,10 @@ impl Request<'_> {
         let gptq = self.gptq.filter(|_| self.recipe.rounding() == Method::Gptq);
         let (awq_bits, awq_group) =
             self.awq.map_or((None, None), |awq| (awq.embed_bits, awq.embed_group_size));
+        // Dynamic decides of them too, if nothing is said.
+        let usual = if self.recipe.allocates() { (None, None) } else { (Some(6), Some(64)) };
         let (gptq_bits, gptq_group) = gptq.map_or((None, None), |gptq| {
-            (Some(gptq.fallback_bits.unwrap_or(6)), Some(gptq.fallback_group_size.unwrap_or(64)))
+            (gptq.fallback_bits.or(usual.0), gptq.fallback_group_size.or(usual.1))
         });
         let bits = awq_bits.or(gptq_bits).unwrap_or(base.bits());
         let group_size = awq_group.or(gptq_group).unwrap_or(base.group_size());
