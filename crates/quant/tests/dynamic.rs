@@ -229,7 +229,7 @@ fn every_family(zoo: &Path) {
         let ask = |target| DynamicPlan::new(&model, &settings(32), &measured, &DynamicSettings::new(target));
         assert!(matches!(ask(Target::BitsPerWeight(0.0)), Err(Error::Plan(_))), "{name}");
         let range = ask(Target::Divergence(1e9)).unwrap().range;
-        let target = (range.0 + range.1) / 2.0;
+        let target = f64::midpoint(range.0, range.1);
         let made = ask(Target::BitsPerWeight(target)).unwrap();
         let bits = made.plan.bits_per_weight();
         let close = bits <= target + 1e-9 && bits > target - 0.1 * (range.1 - range.0);

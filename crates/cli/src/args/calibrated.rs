@@ -124,7 +124,7 @@ pub(crate) struct Dwq {
     pub(crate) common: Calibrated,
 
     #[command(flatten)]
-    pub(crate) dwq: DwqFlags,
+    pub(crate) flags: DwqFlags,
 
     /// Start from this MLX quantized model, whose codes stay [default: quantize --model first]
     #[arg(long, value_name = "DIR")]

@@ -7,6 +7,7 @@
 mod grids;
 mod memory;
 mod optimizer;
+mod settings;
 mod state;
 mod student;
 mod targets;
@@ -20,11 +21,11 @@ use candle_core::Tensor;
 use mlx_format::checkpoint::Writer;
 use mlx_quant_model::{Forward, State, WeightsError};
 use rayon::prelude::*;
-use serde::Serialize;
 
 use self::grids::{Grid, Slopes};
 pub use self::memory::{DwqMemory, dwq_memory, dwq_operations};
 use self::optimizer::Rate;
+pub use self::settings::{Distilled, DwqSettings};
 use self::state::{Best, Journey, StateFile};
 use self::student::Student;
 use self::targets::{Lessons, Part, Targets};
@@ -33,67 +34,6 @@ use crate::gradient::{Divergence, Gradients, Trail, divergence, sum_of, through_
 use crate::observer::{Event, Observer};
 use crate::walk::Walk;
 use crate::{Error, Model};
-
-/// How it is trained.
-#[derive(Clone, Debug, PartialEq)]
-pub struct DwqSettings {
-    /// Steps.
-    pub iterations: usize,
-    /// Windows a step.
-    pub batch_size: usize,
-    /// Adam's rate for scales and biases, as mlx-lm's; `None`: found from the layers' own steps and the distance to the teacher.
-    pub learning_rate: Option<f64>,
-    /// Of the distillation.
-    pub temperature: f64,
-    /// Steps between looks at the held-out windows, 0 for a tenth of all (fewer where looks would cost much).
-    pub validate_every: usize,
-    /// Steps between states from which an interrupted run goes on.
-    pub save_every: usize,
-    /// Directory in which the teacher's targets are kept, or from which they are taken.
-    pub target_dir: Option<PathBuf>,
-    /// Of the order of windows.
-    pub seed: u64,
-}
-
-impl Default for DwqSettings {
-    fn default() -> Self {
-        Self {
-            iterations: 100,
-            batch_size: 4,
-            learning_rate: None,
-            temperature: 2.0,
-            validate_every: 0,
-            save_every: 20,
-            target_dir: None,
-            seed: 123,
-        }
-    }
-}
-
-/// What training did.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
-pub struct Distilled {
-    /// Steps taken, earlier runs included.
-    pub steps: usize,
-    /// Of them, in earlier runs.
-    pub resumed_steps: usize,
-    /// The rate that was used: part of a code a step, or absolute where one was given.
-    pub rate: f64,
-    /// KL on held-out windows before any step.
-    pub start_kl: f64,
-    /// At the step that was kept.
-    pub best_kl: f64,
-    /// Which that was; 0: the start.
-    pub best_step: usize,
-    /// Step and KL of every look.
-    pub held_out: Vec<(usize, f64)>,
-    /// Of every step, at the temperature of the distillation.
-    pub losses: Vec<f64>,
-    /// Why it ended before its time.
-    pub stopped: Option<String>,
-    /// Scales and biases that were trained.
-    pub trained: u64,
-}
 
 /// Part of a code by which a weight moves in a step, for a student one nat from its teacher; with the divergence falls the distance
 /// to go, as its root.
@@ -147,12 +87,10 @@ impl Distillation<'_> {
         let targets =
             Targets::prepare(teacher, &own.walk, &lessons, directory, files, self.pool, self.observer)?;
         let file = StateFile(writer.state_path("dwq.safetensors"));
-        let (mut journey, mut best) = match file.load(&mut own.grids)? {
-            Some(found) => found,
-            None => {
-                let best = values(&own.grids);
-                (Journey { rate: f64::NAN, ..Journey::default() }, best)
-            }
+        let (mut journey, mut best) = if let Some(found) = file.load(&mut own.grids)? {
+            found
+        } else {
+            (Journey { rate: f64::NAN, ..Journey::default() }, values(&own.grids))
         };
         let resumed_steps = journey.step;
         let steps = self.settings.iterations;
@@ -246,10 +184,10 @@ impl Distillation<'_> {
     }
 
     /// Takes windows up to their final hidden states.
-    fn forward<'f>(
+    fn forward(
         &self,
         student: &Student<'_>,
-        forward: &Forward<'f>,
+        forward: &Forward<'_>,
         windows: &[&[u32]],
         keep: bool,
     ) -> Result<(Trail, Vec<Tensor>), Error> {

@@ -67,6 +67,7 @@ pub(super) fn clip(length: f64, usual: Option<f64>) -> (f64, f64) {
 }
 
 /// One step of all grids; `step` counts from 0.
+#[expect(clippy::needless_range_loop, reason = "a place in six arrays")]
 pub(super) fn advance(grids: &mut [Grid], slopes: &[Slopes], rate: Rate, part: f64, clip: f64, step: usize) {
     let count = i32::try_from(step).unwrap_or(i32::MAX - 1) + 1;
     let (first, second) = (1.0 - BETAS.0.powi(count), 1.0 - BETAS.1.powi(count));

@@ -3,10 +3,12 @@
 //! Within a run that has the teacher at hand its final hidden states are kept, from which its whole distribution is had with its
 //! head; a directory of targets keeps the likeliest tokens and what the others have together, after which no teacher is needed.
 
+use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
 use fs_err as fs;
+use mlx_quant_model::ops::running::RunningScore;
 use mlx_quant_model::{Forward, WeightsError};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -59,7 +61,7 @@ impl Part {
 /// Where targets come from.
 pub(super) enum Targets<'t> {
     /// Final hidden states in files whose names begin so, and the teacher with its head.
-    States { teacher: Walk<'t>, files: PathBuf },
+    States { teacher: Box<Walk<'t>>, files: PathBuf },
     /// A directory of the likeliest tokens.
     Directory(PathBuf),
 }
@@ -96,7 +98,10 @@ pub(super) fn differing(teacher: &Walk<'_>, student: &Walk<'_>) -> String {
 /// Recognises an architecture with its sizes.
 pub(super) fn shape_of(walk: &Walk<'_>) -> String {
     let hash = Sha256::digest(format!("{:?}", walk.decoder));
-    hash.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+    hash.iter().take(8).fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
 }
 
 fn save(path: &Path, tensors: Vec<(&str, Tensor)>) -> Result<(), Error> {
@@ -169,7 +174,7 @@ impl<'t> Targets<'t> {
                 }
                 return Ok(own);
             }
-            (None, Some(teacher)) => Self::States { teacher, files },
+            (None, Some(teacher)) => Self::States { teacher: Box::new(teacher), files },
             (None, None) => return Err(refused(Path::new("--target-dir"), "neither teacher nor targets")),
         };
         if let Self::States { teacher, .. } = &targets {
@@ -387,6 +392,12 @@ pub(super) fn check(
     Ok(())
 }
 
+/// Of one token: candidates, and all logits' sum.
+struct Best {
+    score: RunningScore,
+    candidates: Vec<(f32, u32)>,
+}
+
 /// The likeliest tokens of every token of every window, at a temperature.
 fn tops(
     teacher: &Walk<'_>,
@@ -394,15 +405,9 @@ fn tops(
     temperature: f64,
     pool: &rayon::ThreadPool,
 ) -> Result<Vec<Top>, Error> {
-    use mlx_quant_model::ops::running::RunningScore;
     let vocabulary = teacher.decoder.vocabulary;
     let kept = KEPT.min(vocabulary);
     let forward = Forward::new(&teacher.decoder, 0, &teacher.device).map_err(WeightsError::from)?;
-    /// Of one token: candidates, and all logits' sum.
-    struct Best {
-        score: RunningScore,
-        candidates: Vec<(f32, u32)>,
-    }
     let mut all: Vec<Vec<Best>> = Vec::new();
     for window in hidden {
         let tokens = window.dim(0).map_err(WeightsError::from)?;

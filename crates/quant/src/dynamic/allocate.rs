@@ -133,6 +133,9 @@ fn best_single(items: &[Vec<Choice>], chosen: &[usize], left: u64) -> Option<(us
     best
 }
 
+/// Best and second best of another item: what is saved, and the exchange.
+type Two = [Option<(f64, (usize, usize))>; 2];
+
 /// An item that becomes smaller and one that becomes larger.
 fn best_pair(items: &[Vec<Choice>], chosen: &[usize], left: u64) -> Option<[(usize, usize); 2]> {
     // Upgrades by what they take; for each size, the best of all that take no more.
@@ -149,8 +152,6 @@ fn best_pair(items: &[Vec<Choice>], chosen: &[usize], left: u64) -> Option<[(usi
         }
     }
     upgrades.sort_by_key(|upgrade| upgrade.0);
-    // Best and best of another item, so far.
-    type Two = [Option<(f64, (usize, usize))>; 2];
     let mut prefix: Vec<Two> = Vec::with_capacity(upgrades.len());
     let mut two: Two = [None, None];
     for (_, saved, place) in &upgrades {
@@ -231,7 +232,7 @@ mod tests {
                 (2..9u32)
                     .map(|bits| Choice {
                         bytes: size * u64::from(bits) + 31,
-                        cost: worth * 0.25f64.powi(bits as i32),
+                        cost: worth * 0.25f64.powi(bits.cast_signed()),
                     })
                     .collect()
             })

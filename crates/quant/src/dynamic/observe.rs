@@ -58,7 +58,7 @@ pub(super) fn wave(walk: &Walk<'_>, tokens: usize, threads: usize, low_memory: b
 pub(super) fn observed_paths(walk: &Walk<'_>) -> Vec<(String, Vec<usize>)> {
     let decoder = &walk.decoder;
     let embedding = &decoder.embedding;
-    let sites = decoder.blocks.iter().flat_map(|block| block.sites());
+    let sites = decoder.blocks.iter().flat_map(Block::sites);
     let mut paths: Vec<String> =
         sites.flat_map(|site| site.readers).map(|reader| reader.path.clone()).collect();
     paths.extend([embedding.path.clone(), walk.head_path().to_owned()]);
@@ -268,13 +268,13 @@ impl Measurement<'_> {
     }
 }
 
+/// By path; one an expert.
+type Notebooks = Vec<(String, Vec<Notebook>)>;
+
 /// A block whose linears note what passes, and their notebooks by path.
-fn observed(
-    parameters: &Arc<Parameters>,
-    block: &Block,
-) -> candle_core::Result<(Parameters, Vec<(String, Vec<Notebook>)>)> {
+fn observed(parameters: &Arc<Parameters>, block: &Block) -> candle_core::Result<(Parameters, Notebooks)> {
     let mut own = (**parameters).clone();
-    let mut all: Vec<(String, Vec<Notebook>)> = Vec::new();
+    let mut all = Notebooks::new();
     let mut linears: Vec<(String, Tensor)> = Vec::new();
     for reader in block.sites().into_iter().flat_map(|site| site.readers) {
         linears.push((reader.path.clone(), parameters.tensor(&format!("{}.weight", reader.path))?.clone()));

@@ -26,6 +26,7 @@ use mlx_quant_model::{Architecture, Existing, Named, View};
 
 /// What is to be done with a model.
 #[derive(Clone, Debug, Default)]
+#[expect(clippy::struct_excessive_bools, reason = "independent choices")]
 pub struct Settings {
     /// Quantize with this scheme.
     pub quantize: Option<Scheme>,

@@ -12,8 +12,8 @@ use anyhow::Result;
 use mlx_format::Scheme;
 use mlx_format::checkpoint::Writer;
 use mlx_quant::{
-    DataSource, DynamicPlan, Method, Model, Pick, Plan, QuantizeSettings, SensitivitySettings, Settings,
-    Windows, quantize_memory,
+    DataSource, DynamicPlan, DynamicSettings, Method, Model, Pick, Plan, QuantizeSettings,
+    SensitivitySettings, Settings, Windows, quantize_memory,
 };
 
 use self::dynamic::Allocator;
@@ -45,7 +45,6 @@ pub(crate) fn run(request: &Request<'_>, printer: Printer) -> Result<()> {
     if let Some(student) = request.alone.and_then(|dwq| dwq.quantized_model.as_deref()) {
         return distill::run(request, student, printer);
     }
-    let target = &args.target.mlx_path;
     let model = source::open(args.target.model.as_deref(), printer)?;
     let calibrated = request.recipe.needs_calibration();
     let schemes = if embedding == base { BTreeMap::new() } else { tables(&model, embedding)? };
@@ -57,7 +56,7 @@ pub(crate) fn run(request: &Request<'_>, printer: Printer) -> Result<()> {
         dtype: args.target.dtype.map(Into::into),
         ..Settings::default()
     };
-    let mut plan = Plan::new(&model.checkpoint, &model.config, settings).map_err(mlx_quant::Error::from)?;
+    let plan = Plan::new(&model.checkpoint, &model.config, settings).map_err(mlx_quant::Error::from)?;
     for note in &plan.notes {
         printer.warn(note);
     }
@@ -72,28 +71,42 @@ pub(crate) fn run(request: &Request<'_>, printer: Printer) -> Result<()> {
             printer,
         );
     }
+    carry_out(request, &model, plan, dynamic, printer)
+}
+
+/// Carries out a recipe that looks at text.
+fn carry_out(
+    request: &Request<'_>,
+    model: &Model,
+    mut plan: Plan,
+    dynamic: Option<DynamicSettings>,
+    printer: Printer,
+) -> Result<()> {
+    let args = request.common;
+    let target = &args.target.mlx_path;
+    let targets_only = request.alone.is_some_and(|dwq| dwq.targets_only);
     let file = request.dynamic.and_then(|flags| flags.sensitivities.as_deref());
     if let Some(file) = file {
         dynamic::check_place(file, target)?;
     }
     let mut range = None;
     if let Some(dynamic) = &dynamic {
-        range = Some(DynamicPlan::check(&model, &plan.settings, dynamic)?);
+        range = Some(DynamicPlan::check(model, &plan.settings, dynamic)?);
     }
-    let (windows, mut settings) = prepare(request, &model, printer)?;
+    let (windows, mut settings) = prepare(request, model, printer)?;
     if targets_only && !args.target.dry_run {
-        return distill::targets(request, &model, &settings, printer);
+        return distill::targets(request, model, &settings, printer);
     }
     let measured = file.is_some_and(Path::exists);
-    let mut needs = needs(&model, &plan, &windows, &settings, measured)?;
+    let mut needs = needs(model, &plan, &windows, &settings, measured)?;
     if !settings.low_memory && free_memory().is_some_and(|free| needs.peak() > free + needs.quantize.fixed) {
         settings.low_memory = true;
-        needs = self::needs(&model, &plan, &windows, &settings, measured)?;
+        needs = self::needs(model, &plan, &windows, &settings, measured)?;
         printer.detail("--low-memory, because all windows' activations do not fit in free memory");
     }
     let screen = Screen::new(printer);
     let make = |plan: &Plan, path: &Path, settings: &QuantizeSettings| -> Result<_> {
-        let made = mlx_quant::quantize(&model, plan, &windows, path, settings, &screen);
+        let made = mlx_quant::quantize(model, plan, &windows, path, settings, &screen);
         screen.clear();
         Ok(made?)
     };
@@ -107,12 +120,12 @@ pub(crate) fn run(request: &Request<'_>, printer: Printer) -> Result<()> {
     if let Some(dynamic) = dynamic {
         let measure = SensitivitySettings {
             seed: args.machine.seed,
-            threads,
+            threads: settings.threads,
             low_memory: settings.low_memory,
             dtype: args.target.dtype.map(Into::into),
         };
         let both = (plan.settings.clone(), dynamic);
-        let allocator = Allocator::new(&model, both, &windows, &measure, file, &screen)?;
+        let allocator = Allocator::new(model, both, &windows, &measure, file, &screen)?;
         settings.columns = allocator.columns();
         if let Some(wanted) = allocator.target_kl().filter(|_| !args.target.dry_run) {
             if settings.evaluate.is_none() {

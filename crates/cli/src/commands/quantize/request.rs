@@ -52,7 +52,7 @@ impl<'a> From<&'a DynamicQuant> for Request<'a> {
 
 impl<'a> From<&'a Dwq> for Request<'a> {
     fn from(args: &'a Dwq) -> Self {
-        Self { dwq: Some(&args.dwq), alone: Some(args), ..Self::of(Method::Dwq, &args.common) }
+        Self { dwq: Some(&args.flags), alone: Some(args), ..Self::of(Method::Dwq, &args.common) }
     }
 }
 

@@ -4,6 +4,8 @@
 //! files. Names are MLX's. Decoding is done in float32 (code times scale plus bias, not rounded to the
 //! stored dtype), so that what is measured is the stored numbers and not some kernel's rounding.
 
+mod packed;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
@@ -15,6 +17,8 @@ use rayon::prelude::*;
 use crate::arch::{self, Sketch};
 use crate::decoder::{Decoder, Linear};
 use crate::{Existing, Named, Parameters, SourceError, View};
+
+pub use self::packed::PackedRows;
 
 /// Elements that one task decodes.
 const TASK_ELEMENTS: usize = 1 << 18;
@@ -68,21 +72,6 @@ struct Entry {
 enum Stored {
     Dense { view: View, float: FloatType },
     Packed { weight: View, scales: View, biases: Option<View>, scheme: Scheme, float: FloatType },
-}
-
-/// Rows of a packed module as they are stored: `code * scale + bias`.
-#[derive(Clone, Debug, PartialEq)]
-pub struct PackedRows {
-    /// Mode (affine), bits, group size.
-    pub scheme: Scheme,
-    /// dtype of scales and biases.
-    pub float: FloatType,
-    /// `[rows, columns]`.
-    pub codes: Vec<u8>,
-    /// `[rows, groups]`.
-    pub scales: Vec<f32>,
-    /// `[rows, groups]`.
-    pub biases: Vec<f32>,
 }
 
 /// The weights of a model, on disk.
@@ -351,71 +340,6 @@ impl<'c> Weights<'c> {
             };
             parameters.insert(name, tile);
         }
-        Ok(parameters)
-    }
-
-    /// Scales and biases of an affine packed matrix alone, [`PackedRows`] without codes; `None` if it is stored otherwise.
-    pub fn packed_grids(&self, path: &str) -> Option<PackedRows> {
-        let entry = self.entries.get(&format!("{path}.weight"))?;
-        let Stored::Packed { scales, biases: Some(biases), scheme, float, .. } = &entry.stored else {
-            return None;
-        };
-        let widened = |view: &View| {
-            let bytes = view.rows_of(self.checkpoint, 0..view.rows());
-            let mut values = vec![0f32; bytes.len() / float.size()];
-            float.widen(&bytes, &mut values);
-            values
-        };
-        let (scales, biases) = (widened(scales), widened(biases));
-        Some(PackedRows { scheme: *scheme, float: *float, codes: Vec::new(), scales, biases })
-    }
-
-    /// Rows of an affine packed matrix `path.weight`, all axes but the last taken as one; `None` if it is stored otherwise.
-    ///
-    /// # Panics
-    /// If the rows lie outside the matrix.
-    pub fn packed_rows(&self, path: &str, rows: Range<usize>) -> Option<PackedRows> {
-        let entry = self.entries.get(&format!("{path}.weight"))?;
-        let Stored::Packed { weight, scales, biases: Some(biases), scheme, float } = &entry.stored else {
-            return None;
-        };
-        let columns = entry.shape.last().copied().unwrap_or(1).max(1);
-        let row_bytes = scheme.words(columns) * 4;
-        let mut codes = vec![0u8; rows.len() * columns];
-        let per_task = (TASK_ELEMENTS / columns).max(1);
-        codes.par_chunks_mut(per_task * columns).enumerate().for_each(|(index, out)| {
-            let start = rows.start + index * per_task;
-            let words = weight.rows_of(self.checkpoint, start..start + out.len() / columns);
-            debug_assert_eq!(words.len(), out.len() / columns * row_bytes);
-            mlx_format::unpack(*scheme, &words, out);
-        });
-        let widened = |view: &View| {
-            let bytes = view.rows_of(self.checkpoint, rows.clone());
-            let mut values = vec![0f32; bytes.len() / float.size()];
-            float.widen(&bytes, &mut values);
-            values
-        };
-        let (scales, biases) = (widened(scales), widened(biases));
-        Some(PackedRows { scheme: *scheme, float: *float, codes, scales, biases })
-    }
-
-    /// [`Weights::load`] of those tensors alone whose names `wanted` likes.
-    ///
-    /// # Errors
-    /// If a value is NaN or infinite.
-    pub fn load_some(
-        &self,
-        prefix: &str,
-        device: &Device,
-        wanted: impl Fn(&str) -> bool,
-    ) -> Result<Parameters, WeightsError> {
-        let mut parameters = Parameters::default();
-        for (name, entry) in self.with_prefix(prefix).filter(|(name, _)| wanted(name)) {
-            let columns = entry.shape.last().copied().unwrap_or(1).max(1);
-            let rows = entry.shape.iter().product::<usize>() / columns;
-            parameters.insert(name.clone(), self.decode(name, entry, 0..rows, device)?);
-        }
-        self.checkpoint.release();
         Ok(parameters)
     }
 

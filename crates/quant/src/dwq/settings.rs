@@ -1,0 +1,66 @@
+//! What a distillation is told, and what it tells.
+
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+/// How it is trained.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DwqSettings {
+    /// Steps.
+    pub iterations: usize,
+    /// Windows a step.
+    pub batch_size: usize,
+    /// Adam's rate for scales and biases, as mlx-lm's; `None`: found from the layers' own steps and the distance to the teacher.
+    pub learning_rate: Option<f64>,
+    /// Of the distillation.
+    pub temperature: f64,
+    /// Steps between looks at the held-out windows, 0 for a tenth of all (fewer where looks would cost much).
+    pub validate_every: usize,
+    /// Steps between states from which an interrupted run goes on.
+    pub save_every: usize,
+    /// Directory in which the teacher's targets are kept, or from which they are taken.
+    pub target_dir: Option<PathBuf>,
+    /// Of the order of windows.
+    pub seed: u64,
+}
+
+impl Default for DwqSettings {
+    fn default() -> Self {
+        Self {
+            iterations: 100,
+            batch_size: 4,
+            learning_rate: None,
+            temperature: 2.0,
+            validate_every: 0,
+            save_every: 20,
+            target_dir: None,
+            seed: 123,
+        }
+    }
+}
+
+/// What training did.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Distilled {
+    /// Steps taken, earlier runs included.
+    pub steps: usize,
+    /// Of them, in earlier runs.
+    pub resumed_steps: usize,
+    /// The rate that was used: part of a code a step, or absolute where one was given.
+    pub rate: f64,
+    /// KL on held-out windows before any step.
+    pub start_kl: f64,
+    /// At the step that was kept.
+    pub best_kl: f64,
+    /// Which that was; 0: the start.
+    pub best_step: usize,
+    /// Step and KL of every look.
+    pub held_out: Vec<(usize, f64)>,
+    /// Of every step, at the temperature of the distillation.
+    pub losses: Vec<f64>,
+    /// Why it ended before its time.
+    pub stopped: Option<String>,
+    /// Scales and biases that were trained.
+    pub trained: u64,
+}

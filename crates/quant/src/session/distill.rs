@@ -1,0 +1,102 @@
+//! DWQ as a part of a run: on what a recipe has made, or on a model that is quantized already.
+
+use std::path::Path;
+use std::time::Instant;
+
+use mlx_format::checkpoint::Writer;
+
+use super::{QuantizeSettings, Quantized, conclude, run_line};
+use crate::carry::Carrier;
+use crate::convert::write_companions;
+use crate::data::Windows;
+use crate::dwq::{Distillation, Distilled};
+use crate::observer::Observer;
+use crate::plan::Plan;
+use crate::{Error, Model, threads_or_all};
+
+/// Trains scales and biases of `student`, an MLX quantized model from wherever it came, and writes the result into the directory
+/// `target`. `plan` copies the student. Without a `teacher`, [`DwqSettings::target_dir`] has to hold its targets.
+///
+/// # Errors
+/// As [`quantize`]; a student that is no form of the teacher.
+pub fn distill(
+    teacher: Option<&Model>,
+    student: &Model,
+    plan: &Plan,
+    windows: &Windows,
+    target: &Path,
+    settings: &QuantizeSettings,
+    observer: &dyn Observer,
+) -> Result<Quantized, Error> {
+    let start = Instant::now();
+    let companions = student.companions()?;
+    let threads = threads_or_all(settings.threads);
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .build()
+        .map_err(|error| Error::Threads { threads, reason: error.to_string() })?;
+    let (training, held_out) = lessons(windows, settings);
+    crate::dwq::check(teacher, student, (&training, &held_out), target, &settings.dwq)?;
+    let teacher_hash = teacher.map(Model::hash).transpose()?.unwrap_or_default();
+    let run = format!("{} taught by {teacher_hash}", run_line(student, plan, windows, settings)?);
+    let mut writer = Writer::open(target, plan.layout.clone(), &run)?;
+    let carrier = Carrier { model: student, plan, pool: &pool, observer, search: None };
+    let items = 0..plan.items.len();
+    let carried = carrier.carry(&mut writer, items.clone());
+    if let Err(error) = carried {
+        if error.is_refusal() {
+            writer.discard_if_fresh()?;
+        }
+        return Err(error);
+    }
+    writer.record(items.map(|item| plan.items[item].first_output))?;
+    write_companions(&writer, student, plan, companions)?;
+    // What goes wrong from here on leaves the work resumable.
+    let distilled = train(teacher, &writer, windows, settings, &pool, observer)?;
+    let made = Quantized {
+        distilled: Some(distilled),
+        quantize_seconds: start.elapsed().as_secs_f64(),
+        ..Quantized::default()
+    };
+    conclude(teacher, plan, windows, settings, (made, start), writer, observer)
+}
+
+/// Computes the teacher's targets into [`DwqSettings::target_dir`], as far as they are not there.
+///
+/// # Errors
+/// No [`QuantizeSettings::lessons`] or no directory; one of other data or another model; otherwise as [`quantize`].
+pub fn targets(teacher: &Model, settings: &QuantizeSettings, observer: &dyn Observer) -> Result<(), Error> {
+    let threads = threads_or_all(settings.threads);
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .build()
+        .map_err(|error| Error::Threads { threads, reason: error.to_string() })?;
+    let missing = |what: &str| Error::Targets { path: "targets".to_owned(), reason: format!("no {what}") };
+    let (training, held_out) = settings.lessons.as_ref().ok_or_else(|| missing("windows"))?;
+    let distillation = Distillation { settings: &settings.dwq, training, held_out, pool: &pool, observer };
+    distillation.targets(teacher)
+}
+
+/// Windows of the training, and windows on which its steps are judged.
+pub(super) fn lessons(windows: &Windows, settings: &QuantizeSettings) -> (Windows, Windows) {
+    settings.lessons.clone().unwrap_or_else(|| {
+        let all = windows.picked.len();
+        let kept = (all / 8).clamp(1, 16).min(all);
+        (windows.part(0..(all - kept).max(1)), windows.part(all - kept..all))
+    })
+}
+
+/// Trains what stands in the writer's directory.
+pub(super) fn train(
+    teacher: Option<&Model>,
+    writer: &Writer,
+    windows: &Windows,
+    settings: &QuantizeSettings,
+    pool: &rayon::ThreadPool,
+    observer: &dyn Observer,
+) -> Result<Distilled, Error> {
+    let student = crate::open(&mlx_format::checkpoint::Directory::open(writer.partial())?)?;
+    let (training, held_out) = &lessons(windows, settings);
+    let distillation = Distillation { settings: &settings.dwq, training, held_out, pool, observer };
+    distillation.run(teacher, &student, writer)
+}
