@@ -178,6 +178,21 @@ impl<'d> Forward<'d> {
         Ok(State { hidden, per_layer, keys: Keys::new() })
     }
 
+    /// What [`Forward::embed`] makes of the embedded windows beside them, `[batch, tokens, blocks, width]`, as a function of these
+    /// (`hidden`, `[batch, tokens, hidden]`); `None` where blocks have no inputs of their own.
+    ///
+    /// # Errors
+    /// As [`Forward::embed`].
+    pub fn beside(
+        &self,
+        weights: &Weights<'_>,
+        windows: &[&[u32]],
+        hidden: &Tensor,
+    ) -> std::result::Result<Option<Tensor>, WeightsError> {
+        let inputs = self.decoder.embedding.per_layer.as_ref();
+        inputs.map(|inputs| self.per_layer_inputs(inputs, weights, &windows.concat(), hidden)).transpose()
+    }
+
     /// `(norm(projection(hidden)) + embedding) * multiplier`, `[batch, tokens, blocks, width]`.
     fn per_layer_inputs(
         &self,

@@ -30,7 +30,9 @@ use self::state::{Best, Journey, StateFile};
 use self::student::Student;
 use self::targets::{Lessons, Part, Targets};
 use crate::data::{Windows, permutation};
-use crate::gradient::{Divergence, Gradients, Trail, divergence, sum_of, through_block, through_norm};
+use crate::gradient::{
+    Divergence, Gradients, Trail, divergence, sum_of, through_block, through_embedding, through_norm,
+};
 use crate::observer::{Event, Observer};
 use crate::walk::Walk;
 use crate::{Error, Model};
@@ -274,6 +276,7 @@ impl Distillation<'_> {
             .install(|| ends.map(back).collect::<candle_core::Result<_>>())
             .map_err(WeightsError::from)?;
         trail.last.clear();
+        let embedded = trail.inputs.first().cloned().unwrap_or_default();
         for index in (0..decoder.blocks.len()).rev() {
             let (parameters, variables) = self.pool.install(|| own.trained_block(index))?;
             let inputs = trail.inputs.pop().unwrap_or_default();
@@ -297,10 +300,9 @@ impl Distillation<'_> {
                 }
             }
         }
-        for (tokens, gradients) in windows.iter().zip(&gradients) {
-            let missing = || candle_core::Error::msg("no gradient arrives at the embedding");
-            let gradient = gradients.get("hidden").ok_or_else(missing).map_err(WeightsError::from)?;
-            own.add_embedding(tokens, gradient, &mut slopes)?;
+        for (tokens, (state, gradients)) in windows.iter().zip(embedded.iter().zip(&gradients)) {
+            let gradient = through_embedding(&forward, &own.walk.weights, tokens, state, gradients)?;
+            own.add_embedding(tokens, &gradient, &mut slopes)?;
         }
         Ok((loss, slopes))
     }

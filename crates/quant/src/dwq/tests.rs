@@ -112,6 +112,24 @@ fn push(grids: &mut [Grid], slopes: &[Slopes], which: Option<usize>, by: f64) ->
     promised
 }
 
+/// Moves a grid in a direction that has nothing to do with its gradient, so that what the gradient forgets is seen.
+fn push_anyhow(grids: &mut [Grid], slopes: &[Slopes], which: usize, by: f64) -> f64 {
+    let mut promised = 0.0;
+    let grid = &mut grids[which];
+    for at in 0..grid.scales.len() {
+        let unit = f64::from(grid.scales[at].abs());
+        for (leaf, turn) in [(0, 2_654_435_761usize), (1, 40_503)] {
+            // One way in all groups of a row and mostly, so that effects do not cancel.
+            let way = if (at.wrapping_mul(turn) >> 7).is_multiple_of(8) { -1.0 } else { 1.0 };
+            let value = if leaf == 0 { &mut grid.scales[at] } else { &mut grid.centers[at] };
+            let before = *value;
+            *value += (way * by * unit) as f32;
+            promised += f64::from(slopes[which][leaf][at]) * f64::from(*value - before);
+        }
+    }
+    promised
+}
+
 /// The gradient of the loss with respect to every trained grid of every family, block by block, is what central differences say.
 fn gradients_are_differences(zoo: &Path) {
     let mut all: Vec<PathBuf> = std::fs::read_dir(zoo).unwrap().map(|entry| entry.unwrap().path()).collect();
@@ -156,6 +174,22 @@ fn gradients_are_differences(zoo: &Path) {
                     ));
                 }
                 worst = worst.max(wrong);
+            }
+            let embedding = student.walk.decoder.embedding.path.clone();
+            if let Some(at) = student.grids.iter().position(|grid| grid.path == embedding) {
+                let (mut found, mut promised) = (0.0, 0.0);
+                for (by, sign) in [(0.002, 1.0), (-0.002, -1.0)] {
+                    promised += push_anyhow(&mut student.grids, &slopes, at, by) * sign;
+                    found += bench.slopes(&mut student).0 * sign;
+                    student.grids.clone_from(&before);
+                }
+                println!(
+                    "{name:<20} embedding anyhow: {promised:.3e} by gradient, {found:.3e} by difference"
+                );
+                let wrong = (found - promised).abs() / (promised.abs() + loss * 2e-4);
+                if wrong > 0.1 && !routed {
+                    failed.push(format!("{name} embedding anyhow: {promised:.3e} by gradient, {found:.3e}"));
+                }
             }
             println!("{name:<20} {:>3} grids, loss {loss:.5}, worst {worst:.4}", before.len());
         });

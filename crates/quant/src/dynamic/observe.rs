@@ -18,7 +18,7 @@ use rayon::prelude::*;
 use super::{Layer, Seen, Table};
 use crate::Error;
 use crate::data::Windows;
-use crate::gradient::{Gradients, Sampled, Trail, sampled, through_block, through_norm};
+use crate::gradient::{Gradients, Sampled, Trail, sampled, through_block, through_embedding, through_norm};
 use crate::observer::{Event, Observer};
 use crate::walk::Walk;
 
@@ -157,6 +157,7 @@ impl Measurement<'_> {
             .install(|| ends.map(back).collect::<candle_core::Result<_>>())
             .map_err(WeightsError::from)?;
         trail.last.clear();
+        let embedded = trail.inputs.first().cloned().unwrap_or_default();
         for index in (0..blocks).rev() {
             if observer.cancelled() {
                 return Err(Error::Interrupted);
@@ -188,17 +189,17 @@ impl Measurement<'_> {
             done += range.len() as u64;
             observer.event(Event::Progress { done });
         }
-        for (window, gradients) in range.zip(&gradients) {
-            self.tables(&windows.picked[window].tokens, gradients, sums)?;
+        for (window, (state, gradients)) in range.zip(embedded.iter().zip(&gradients)) {
+            let tokens = &windows.picked[window].tokens;
+            let gradient = through_embedding(&forward, &walk.weights, tokens, state, gradients)?;
+            self.tables(tokens, &gradient, sums)?;
         }
         Ok(())
     }
 
     /// What the embedding's rows are worth: squared gradients by token (and position), and by feature.
-    fn tables(&self, tokens: &[u32], gradients: &Gradients, sums: &mut Sums) -> Result<(), Error> {
+    fn tables(&self, tokens: &[u32], gradient: &Tensor, sums: &mut Sums) -> Result<(), Error> {
         let embedding = &self.walk.decoder.embedding;
-        let missing = || candle_core::Error::msg("no gradient arrives at the embedding");
-        let gradient = gradients.get("hidden").ok_or_else(missing).map_err(WeightsError::from)?;
         let rows = gradient.squeeze(0).and_then(|rows| rows.to_vec2::<f32>()).map_err(WeightsError::from)?;
         let positions: Vec<u32> = (0..tokens.len() as u32).collect();
         let tables = std::iter::once((&embedding.path, tokens, embedding.multiplier));

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use candle_core::backprop::GradStore;
 use candle_core::{Tensor, Var};
 use mlx_quant_model::ops::seeded;
-use mlx_quant_model::{Forward, Parameters, State, WeightsError};
+use mlx_quant_model::{Forward, Parameters, State, Weights, WeightsError};
 use rayon::prelude::*;
 
 pub(crate) use self::head::{Divergence, Sampled, Teacher, Top, divergence, sampled, sum_of};
@@ -78,11 +78,6 @@ pub(crate) fn through_block(
     let mut variables = Vec::new();
     let mut tensors = Vec::new();
     for (name, tensor) in input.tensors() {
-        // Inputs beside the residual stream belong to tables that no method trains.
-        if name == "per_layer" {
-            tensors.push((name, tensor.detach()));
-            continue;
-        }
         let variable = Var::from_tensor(&tensor.detach())?;
         tensors.push((name.clone(), variable.as_tensor().clone()));
         variables.push((name, variable));
@@ -105,6 +100,27 @@ pub(crate) fn through_block(
         .into_iter()
         .filter_map(|(name, variable)| Some((name, store.get(variable.as_tensor())?.clone())));
     Ok((own.collect(), store))
+}
+
+/// The gradient with respect to a window's embedded tokens, `[1, tokens, hidden]`: what arrives along the residual stream, and by way of
+/// the blocks' own inputs, which are made of them too.
+pub(crate) fn through_embedding(
+    forward: &Forward<'_>,
+    weights: &Weights<'_>,
+    window: &[u32],
+    embedded: &State,
+    gradients: &Gradients,
+) -> Result<Tensor, WeightsError> {
+    let missing = || candle_core::Error::msg("no gradient arrives at the embedding");
+    let gradient = gradients.get("hidden").ok_or_else(missing)?;
+    let Some(beside) = gradients.get("per_layer") else { return Ok(gradient.clone()) };
+    let hidden = Var::from_tensor(&embedded.hidden.detach())?;
+    let Some(inputs) = forward.beside(weights, &[window], hidden.as_tensor())? else {
+        return Ok(gradient.clone());
+    };
+    let store = seeded(&inputs, beside)?.backward()?;
+    let more = store.get(hidden.as_tensor()).ok_or_else(missing)?;
+    Ok((gradient + more)?)
 }
 
 /// From the gradient of final hidden states (after the last norm) to that of the state behind the last block.
