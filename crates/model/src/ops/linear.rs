@@ -75,6 +75,22 @@ fn product(x: &[f32], weight: &[f32], (m, k, n): (usize, usize, usize)) -> Vec<f
     out
 }
 
+/// `grad [m, n]^T @ x [m, k]`, into memory that nobody wrote before.
+pub(super) fn outer(grad: &[f32], x: &[f32], (m, n, k): (usize, usize, usize)) -> Vec<f32> {
+    if m == 0 {
+        return vec![0.0; n * k];
+    }
+    let mut out = Vec::with_capacity(n * k);
+    let grad = MatRef::from_row_major_slice(grad, m, n).transpose();
+    // SAFETY: the capacity is n rows of k; the product replaces every element and reads none.
+    unsafe {
+        let to = MatMut::from_raw_parts_mut(out.as_mut_ptr(), n, k, k.cast_signed(), 1);
+        matmul(to, Accum::Replace, grad, MatRef::from_row_major_slice(x, m, k), 1.0, Par::Seq);
+        out.set_len(n * k);
+    }
+    out
+}
+
 /// `out [m, n] += x [m, k] @ weight`, with `weight [k, n]` as a view; each row of `out` alone.
 fn multiply_rows(out: &mut [f32], x: &[f32], weight: MatRef<'_, f32>) {
     let (k, n) = (weight.nrows(), weight.ncols());
@@ -150,11 +166,7 @@ impl Linear {
             None
         };
         let for_weight = if weight.track_op() {
-            let x = MatRef::from_row_major_slice(x_values.values()?, m, k);
-            let grad = MatRef::from_row_major_slice(grad_values, m, n);
-            let mut out = vec![0.0; n * k];
-            let to = MatMut::from_row_major_slice_mut(&mut out, n, k);
-            matmul(to, Accum::Replace, grad.transpose(), x, 1.0, Par::Seq);
+            let out = outer(grad_values, x_values.values()?, (m, n, k));
             Some(Tensor::from_vec(out, (n, k), weight.device())?)
         } else {
             None

@@ -2,13 +2,10 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
-use faer::linalg::matmul::matmul;
-use faer::{Accum, MatMut, MatRef, Par};
-
 use super::exp::vectorised;
 use super::linear::{self, Linear};
 use super::slices::{Held, values};
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
 
 /// Sums over the tokens that passed an observed linear.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -187,11 +184,7 @@ impl CustomOp3 for Packed {
         let (for_x, _) = Linear::backward(x, weight, &grad)?;
         let held = (Held::new(x), Held::new(&grad));
         let m = grad.elem_count() / n.max(1);
-        let x_rows = MatRef::from_row_major_slice(held.0.values()?, m, k);
-        let grad_rows = MatRef::from_row_major_slice(held.1.values()?, m, n);
-        let mut for_weight = vec![0.0; n * k];
-        let to = MatMut::from_row_major_slice_mut(&mut for_weight, n, k);
-        matmul(to, Accum::Replace, grad_rows.transpose(), x_rows, 1.0, Par::Seq);
+        let for_weight = linear::outer(held.1.values()?, held.0.values()?, (m, n, k));
         let (for_scales, for_centers) = by_group(&for_weight, codes, *group_size, *middle);
         let like = |values| Tensor::from_vec(values, scales.shape(), scales.device());
         Ok((for_x, Some(like(for_scales)?), Some(like(for_centers)?)))

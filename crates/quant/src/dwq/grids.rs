@@ -97,9 +97,9 @@ impl Grid {
         out
     }
 
-    /// Bytes that it takes in memory, best values and slopes included, and a copy of what is saved.
+    /// Bytes that it takes in memory, best values and slopes included.
     pub(super) fn bytes(elements: u64, group_size: u64) -> u64 {
-        elements / group_size * 4 * 18
+        elements / group_size * 4 * 10
     }
 }
 

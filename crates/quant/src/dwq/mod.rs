@@ -46,15 +46,17 @@ const RATES: (f64, f64) = (3e-3, 2e-2);
 /// What a window costs at a look and in a step, in forward passes, about.
 const LOOK: f64 = 1.3;
 const STEP: f64 = 4.5;
+/// What looks may cost at most, as a part of the training.
+const LOOKS: f64 = 0.15;
 
-/// Steps between looks at so many windows: a tenth of all, but no more looks than cost a quarter of the training.
+/// Steps between looks at so many windows: a tenth of all, but no more looks than cost a small part of the training.
 fn looks_every(settings: &DwqSettings, held_out: usize) -> usize {
     if settings.validate_every > 0 {
         return settings.validate_every;
     }
     let look = held_out as f64 * LOOK;
     let step = settings.batch_size as f64 * STEP;
-    settings.iterations.div_ceil(10).max((look / (0.25 * step)).ceil() as usize).max(1)
+    settings.iterations.div_ceil(10).max((look / (LOOKS * step)).ceil() as usize).max(1)
 }
 
 /// What a run works with.
