@@ -6,31 +6,15 @@
 mod common;
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use candle_core::Device;
 use mlx_format::Scheme;
 use mlx_quant::model::{Forward, State, Weights};
 use mlx_quant::{
-    Error, Event, Model, Observer, Pick, Plan, QuantizeSettings, Quantized, Settings, Silent, Window,
-    Windows, convert, quantize,
+    Error, Model, Plan, QuantizeSettings, Quantized, Settings, Silent, Window, Windows, convert, quantize,
 };
 
-use crate::common::{fixtures, open_path, shared};
-
-/// Windows of tokens that look random; a seed's windows are the same everywhere.
-fn windows(model: &Model, seed: u64, count: usize, tokens: usize) -> Windows {
-    let vocabulary = model.vocabulary().unwrap() as u64;
-    let mut state = seed;
-    let mut token = || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        ((state >> 33) % vocabulary) as u32
-    };
-    let window = |index| Window { source: 0, index, tokens: (0..tokens).map(|_| token()).collect() };
-    let picked = (0..count).map(window).collect();
-    let pick = Pick::Sampled { windows: count, seed };
-    Windows { sequence_length: tokens, pick, picked, sources: Vec::new(), data_hash: seed.to_string() }
-}
+use crate::common::{Stopper, fixtures, open_path, random_windows as windows, shared};
 
 fn plan(model: &Model, bits: u32) -> Plan {
     let quantize = Some(Scheme::affine(bits, 32).unwrap());
@@ -146,22 +130,6 @@ fn every_family_beats_round_to_nearest() {
     beats_round_to_nearest(&shared().join("zoo"));
 }
 
-/// Stops after some events of progress.
-struct Stop(AtomicU64);
-
-impl Observer for Stop {
-    fn event(&self, event: Event<'_>) {
-        if let Event::Progress { .. } = event {
-            let left = self.0.load(Ordering::SeqCst);
-            self.0.store(left.saturating_sub(1), Ordering::SeqCst);
-        }
-    }
-
-    fn cancelled(&self) -> bool {
-        self.0.load(Ordering::SeqCst) == 0
-    }
-}
-
 /// Attention, dense layers and experts; and keys of other blocks, where there is such a model.
 fn several() -> Vec<Model> {
     ["llama_tied", "qwen3_moe", "deepseek_v3", "qwen3_5"]
@@ -205,7 +173,7 @@ fn an_interrupted_run_goes_on_where_it_stopped() {
                 let settings = QuantizeSettings { low_memory, ..settings("awq+gptq") };
                 let windows = windows(&model, 1, 6, 48);
                 let stopped =
-                    quantize(&model, &plan(&model, 4), &windows, &target, &settings, &Stop(stop.into()));
+                    quantize(&model, &plan(&model, 4), &windows, &target, &settings, &Stopper(stop.into()));
                 assert!(matches!(stopped, Err(Error::Interrupted)), "{stop}: {stopped:?}");
                 assert!(!target.exists());
                 // Where the activations wait may change in between.
@@ -239,7 +207,7 @@ fn statistics_are_kept_and_checked() {
                 &windows(&model, 1, 6, 48),
                 &third,
                 &kept,
-                &Stop(2.into()),
+                &Stopper(2.into()),
             );
             assert!(matches!(stopped, Err(Error::Interrupted)), "{stopped:?}");
             if !again {

@@ -4,29 +4,15 @@
 mod common;
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 
 use mlx_format::Scheme;
 use mlx_quant::{
-    Distilled, DwqSettings, Error, Event, Model, Observer, Pick, Plan, QuantizeSettings, Quantized, Settings,
-    Silent, Window, Windows, distill, quantize, targets,
+    Distilled, DwqSettings, Error, Model, Observer, Plan, QuantizeSettings, Quantized, Settings, Silent,
+    distill, quantize, targets,
 };
 
-use crate::common::{fixtures, open_path, shared};
-
-/// Windows of tokens that look random; a seed's windows are the same everywhere.
-fn windows(model: &Model, seed: u64, count: usize, tokens: usize) -> Windows {
-    let vocabulary = model.vocabulary().unwrap() as u64;
-    let mut state = seed;
-    let mut token = || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        ((state >> 33) % vocabulary) as u32
-    };
-    let window = |index| Window { source: 0, index, tokens: (0..tokens).map(|_| token()).collect() };
-    let picked = (0..count).map(window).collect();
-    let pick = Pick::Sampled { windows: count, seed };
-    Windows { sequence_length: tokens, pick, picked, sources: Vec::new(), data_hash: seed.to_string() }
-}
+use crate::common::{Stopper, fixtures, open_path, random_windows as windows, shared};
 
 fn settings(model: &Model, recipe: &str, iterations: usize) -> QuantizeSettings {
     let dwq =
@@ -100,22 +86,6 @@ fn the_copied_checkpoints_learn() {
 #[cfg_attr(not(shared), ignore = "needs ../shared")]
 fn every_family_learns() {
     every_family(&shared().join("zoo"));
-}
-
-/// Stops after so many progress events.
-struct Stopper(AtomicU64);
-
-impl Observer for Stopper {
-    fn event(&self, event: Event<'_>) {
-        if let Event::Progress { .. } = event {
-            let left = self.0.load(Ordering::Relaxed);
-            self.0.store(left.saturating_sub(1), Ordering::Relaxed);
-        }
-    }
-
-    fn cancelled(&self) -> bool {
-        self.0.load(Ordering::Relaxed) == 0
-    }
 }
 
 #[test]

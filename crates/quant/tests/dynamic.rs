@@ -10,11 +10,11 @@ use mlx_format::Scheme;
 use mlx_format::checkpoint::Directory;
 use mlx_quant::{
     DataSource, DynamicPlan, DynamicSettings, Error, EvaluationSettings, Event, Model, Observer, Overrides,
-    Pick, Plan, QuantizeSettings, Sensitivities, SensitivitySettings, Settings, Silent, Target, Window,
-    Windows, evaluate, open, quantize, sensitivities,
+    Pick, Plan, QuantizeSettings, Sensitivities, SensitivitySettings, Settings, Silent, Target, Windows,
+    evaluate, open, quantize, sensitivities,
 };
 
-use crate::common::{fixtures, open_path, shared};
+use crate::common::{fixtures, open_path, random_windows, shared};
 
 fn demo() -> Model {
     open(&Directory::Embedded { name: "demo model", files: mlx_quant_demo::FILES }).unwrap()
@@ -26,20 +26,6 @@ fn windows(model: &Model, data: &DataSource, pick: Pick, tokens: usize) -> Windo
 
 fn calibration(model: &Model) -> Windows {
     windows(model, &DataSource::BuiltinCalibration, Pick::Sampled { windows: 8, seed: 123 }, 256)
-}
-
-/// Windows of tokens that look random, for models whose text nobody wrote.
-fn random(model: &Model, count: usize, tokens: usize) -> Windows {
-    let vocabulary = model.vocabulary().unwrap() as u64;
-    let mut state = 5u64;
-    let mut token = || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        ((state >> 33) % vocabulary) as u32
-    };
-    let window = |index| Window { source: 0, index, tokens: (0..tokens).map(|_| token()).collect() };
-    let picked = (0..count).map(window).collect();
-    let pick = Pick::Sampled { windows: count, seed: 5 };
-    Windows { sequence_length: tokens, pick, picked, sources: Vec::new(), data_hash: "5".to_owned() }
 }
 
 fn settings(group_size: usize) -> Settings {
@@ -223,7 +209,7 @@ fn every_family(zoo: &Path) {
     for path in &all {
         let name = path.file_name().unwrap().to_string_lossy().into_owned();
         let model = open_path(path).unwrap();
-        let windows = random(&model, 4, 40);
+        let windows = random_windows(&model, 5, 4, 40);
         let measured = measure(&model, &windows);
         // In the middle of what can be had.
         let ask = |target| DynamicPlan::new(&model, &settings(32), &measured, &DynamicSettings::new(target));

@@ -97,9 +97,9 @@ impl Grid {
         out
     }
 
-    /// Bytes that it takes in memory, best values and slopes included.
+    /// Bytes that it takes in memory, best values and slopes included, and a fifth more for what is made of them on the way.
     pub(super) fn bytes(elements: u64, group_size: u64) -> u64 {
-        elements / group_size * 4 * 10
+        elements / group_size * 4 * 12
     }
 }
 

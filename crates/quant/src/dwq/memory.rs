@@ -49,7 +49,7 @@ pub fn dwq_memory(
         _ => 0,
     });
     let packed = plan.layout.specs().iter().filter(|spec| spec.name.ends_with(".scales"));
-    let packed: u64 = packed.map(|spec| spec.shape.iter().product::<usize>() as u64 * 40).sum();
+    let packed: u64 = packed.map(|spec| spec.shape.iter().product::<usize>() as u64 * 48).sum();
     let block = walk.block_bytes().into_iter().max().unwrap_or(0);
     let batch = (settings.batch_size as u64).max(threads);
     let state = walk.state_elements() as u64 * 4 * tokens;
@@ -68,7 +68,7 @@ pub fn dwq_memory(
     };
     // While a state is saved nothing else is held, but all of it twice but for the slopes.
     let step = memory.grids + memory.block + memory.trail + memory.graph;
-    memory.peak = memory.fixed + step.max(memory.grids / 10 * 16);
+    memory.peak = memory.fixed + step.max(memory.grids / 12 * 16);
     Ok(memory)
 }
 

@@ -15,10 +15,10 @@ use crate::plan::Plan;
 use crate::{Error, Model, threads_or_all};
 
 /// Trains scales and biases of `student`, an MLX quantized model from wherever it came, and writes the result into the directory
-/// `target`. `plan` copies the student. Without a `teacher`, [`DwqSettings::target_dir`] has to hold its targets.
+/// `target`. `plan` copies the student. Without a `teacher`, [`crate::DwqSettings::target_dir`] has to hold its targets.
 ///
 /// # Errors
-/// As [`quantize`]; a student that is no form of the teacher.
+/// As [`crate::quantize`]; a student that is no form of the teacher.
 pub fn distill(
     teacher: Option<&Model>,
     student: &Model,
@@ -61,10 +61,10 @@ pub fn distill(
     conclude(teacher, plan, windows, settings, (made, start), writer, observer)
 }
 
-/// Computes the teacher's targets into [`DwqSettings::target_dir`], as far as they are not there.
+/// Computes the teacher's targets into [`crate::DwqSettings::target_dir`], as far as they are not there.
 ///
 /// # Errors
-/// No [`QuantizeSettings::lessons`] or no directory; one of other data or another model; otherwise as [`quantize`].
+/// No [`QuantizeSettings::lessons`] or no directory; one of other data or another model; otherwise as [`crate::quantize`].
 pub fn targets(teacher: &Model, settings: &QuantizeSettings, observer: &dyn Observer) -> Result<(), Error> {
     let threads = threads_or_all(settings.threads);
     let pool = rayon::ThreadPoolBuilder::new()

@@ -2,11 +2,14 @@
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use half::bf16;
 use mlx_format::checkpoint::{Checkpoint, Directory};
 use mlx_format::{Dtype, Scheme};
-use mlx_quant::{Error, Model, Plan, Settings, Silent, convert, open};
+use mlx_quant::{
+    Error, Event, Model, Observer, Pick, Plan, Settings, Silent, Window, Windows, convert, open,
+};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
@@ -84,3 +87,35 @@ pub(crate) fn bf16_bytes(values: impl IntoIterator<Item = f32>) -> Vec<u8> {
 /// config.json of a llama without layers.
 #[allow(dead_code, reason = "not every test binary uses it")]
 pub(crate) const LLAMA: &str = r#"{"model_type": "llama", "num_hidden_layers": 0, "tie_word_embeddings": false, "torch_dtype": "bfloat16"}"#;
+
+/// Windows of tokens that look random; a seed's windows are the same everywhere.
+#[allow(dead_code, reason = "not every test binary uses it")]
+pub(crate) fn random_windows(model: &Model, seed: u64, count: usize, tokens: usize) -> Windows {
+    let vocabulary = model.vocabulary().unwrap() as u64;
+    let mut state = seed;
+    let mut token = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        ((state >> 33) % vocabulary) as u32
+    };
+    let window = |index| Window { source: 0, index, tokens: (0..tokens).map(|_| token()).collect() };
+    let picked = (0..count).map(window).collect();
+    let pick = Pick::Sampled { windows: count, seed };
+    Windows { sequence_length: tokens, pick, picked, sources: Vec::new(), data_hash: seed.to_string() }
+}
+
+/// Stops a run after so many progress events.
+#[allow(dead_code, reason = "not every test binary uses it")]
+pub(crate) struct Stopper(pub(crate) AtomicU64);
+
+impl Observer for Stopper {
+    fn event(&self, event: Event<'_>) {
+        if let Event::Progress { .. } = event {
+            let left = self.0.load(Ordering::Relaxed);
+            self.0.store(left.saturating_sub(1), Ordering::Relaxed);
+        }
+    }
+
+    fn cancelled(&self) -> bool {
+        self.0.load(Ordering::Relaxed) == 0
+    }
+}
