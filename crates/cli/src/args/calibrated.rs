@@ -143,7 +143,8 @@ pub(crate) struct DwqFlags {
     #[arg(long, value_name = "N", default_value_t = 100)]
     pub(crate) iters: usize,
 
-    /// Rate of Adam for scales and biases, as mlx_lm.dwq has it [default: found from the scales and the distance to the original]
+    /// Absolute rate of Adam for scales and for what the middle of the codes decodes to; mlx_lm.dwq has 1e-6 [default: found from the
+    /// scales and the distance to the original]
     #[arg(long, value_name = "X")]
     pub(crate) learning_rate: Option<f64>,
 

@@ -11,7 +11,7 @@ pub struct DwqSettings {
     pub iterations: usize,
     /// Windows a step.
     pub batch_size: usize,
-    /// Adam's rate for scales and biases, as mlx-lm's; `None`: found from the layers' own steps and the distance to the teacher.
+    /// Adam's rate for scales and centers, absolute; `None`: found from the layers' own steps and the distance to the teacher.
     pub learning_rate: Option<f64>,
     /// Of the distillation.
     pub temperature: f64,
