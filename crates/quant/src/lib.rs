@@ -54,6 +54,8 @@ mod plan;
 pub mod report;
 mod session;
 mod source;
+#[cfg(test)]
+mod testing;
 mod walk;
 
 pub use card::model_card;

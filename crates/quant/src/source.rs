@@ -1,7 +1,5 @@
 //! Opening a model: weights, config, and the small files that go along.
 
-use std::fmt::Write as _;
-
 use mlx_format::checkpoint::{Checkpoint, Config, Directory};
 use mlx_quant_model::Tokenizer;
 use sha2::{Digest as _, Sha256};
@@ -87,10 +85,7 @@ impl Model {
             }
         }
         hash.update(format!("{:?}", self.checkpoint.tensors()));
-        Ok(hash.finalize().iter().fold(String::new(), |mut text, byte| {
-            let _ = write!(text, "{byte:02x}");
-            text
-        }))
+        Ok(crate::data::hexadecimal(&hash.finalize()))
     }
 
     /// Files that are copied as they are: tokenizer, chat template, generation settings, and Python files, which

@@ -4,14 +4,12 @@
 //! the same weights and windows, which a key in the directory makes sure of. A run that finds all of them
 //! passes no window through the model.
 
-use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
 use fs_err as fs;
 use mlx_quant_model::{Parameters, Site, WeightsError};
 use serde::{Deserialize, Serialize};
-use sha2::{Digest as _, Sha256};
 
 use super::Visitor;
 use crate::data::Windows;
@@ -41,14 +39,12 @@ impl Statistics {
     /// Makes the directory, or checks that what is in it was made from the same model and windows.
     pub(crate) fn open(directory: &Path, model: &Model, windows: &Windows) -> Result<Self, Error> {
         let refused = |reason: String| Error::Statistics { path: directory.display().to_string(), reason };
-        let mut hash = Sha256::new();
-        windows.picked.iter().flat_map(|window| &window.tokens).for_each(|id| hash.update(id.to_le_bytes()));
-        let mut text = String::new();
-        for byte in hash.finalize() {
-            let _ = write!(text, "{byte:02x}");
-        }
-        let key =
-            Key { version: 1, model: model.hash()?, windows: text, sequence_length: windows.sequence_length };
+        let key = Key {
+            version: 1,
+            model: model.hash()?,
+            windows: windows.tokens_hash(),
+            sequence_length: windows.sequence_length,
+        };
         fs::create_dir_all(directory).map_err(|error| refused(error.to_string()))?;
         let path = directory.join(KEY);
         if path.is_file() {

@@ -144,7 +144,7 @@ fn table(file: &str, _: Vec<u8>) -> Result<Vec<(usize, Document)>, DataError> {
     Err(DataError::NoParquet { file: file.to_owned() })
 }
 
-pub(super) fn hexadecimal(bytes: &[u8]) -> String {
+pub(crate) fn hexadecimal(bytes: &[u8]) -> String {
     use std::fmt::Write as _;
     bytes.iter().fold(String::new(), |mut text, byte| {
         let _ = write!(text, "{byte:02x}");

@@ -188,6 +188,13 @@ impl Corpus {
 }
 
 impl Windows {
+    /// SHA-256 over all tokens of the windows, lower-case hexadecimal.
+    pub fn tokens_hash(&self) -> String {
+        let mut hash = Sha256::new();
+        self.picked.iter().for_each(|window| update(&mut hash, &window.tokens));
+        hexadecimal(&hash.finalize())
+    }
+
     /// Some of these windows, in their order: a share of the data for a purpose of its own.
     ///
     /// # Panics

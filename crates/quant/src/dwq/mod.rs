@@ -134,16 +134,12 @@ impl Distillation<'_> {
         for grid in &own.grids {
             write(grid, writer)?;
         }
-        let kl_of = |step: usize| {
-            let found = journey.held_out.iter().find(|look| look.0 == step);
-            found.map_or(f64::NAN, |look| look.1)
-        };
         Ok(Distilled {
             steps: journey.step,
             resumed_steps,
             rate: journey.rate,
-            start_kl: kl_of(0),
-            best_kl: kl_of(journey.best),
+            start_kl: journey.kl_at(0),
+            best_kl: journey.kl_at(journey.best),
             best_step: journey.best,
             trained: own.grids.iter().map(|grid| 2 * grid.scales.len() as u64).sum(),
             held_out: journey.held_out,
@@ -325,9 +321,10 @@ impl Distillation<'_> {
         }
         let stored = |grid: &Grid| (0..grid.scales.len()).all(|at| grid.is_finite(at));
         let storable = self.pool.install(|| student.grids.par_iter().all(stored));
-        let so_far = journey.held_out.iter().map(|look| look.1).fold(f64::INFINITY, f64::min);
+        // Not the lowest so far: what cannot be stored is never kept.
+        let kept = journey.kl_at(journey.best);
         journey.held_out.push((journey.step, kl));
-        if kl < so_far && storable {
+        if kl < kept && storable {
             journey.best = journey.step;
             *best = values(&student.grids);
         }

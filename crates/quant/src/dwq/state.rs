@@ -30,6 +30,13 @@ pub(super) struct Journey {
     pub(super) stopped: Option<String>,
 }
 
+impl Journey {
+    /// Divergence on held-out windows at a step that was looked at.
+    pub(super) fn kl_at(&self, step: usize) -> f64 {
+        self.held_out.iter().find(|look| look.0 == step).map_or(f64::NAN, |look| look.1)
+    }
+}
+
 /// Best values of every grid: scales, centers.
 pub(super) type Best = Vec<[Vec<f32>; 2]>;
 

@@ -3,7 +3,6 @@
 //! Within a run that has the teacher at hand its final hidden states are kept, from which its whole distribution is had with its
 //! head; a directory of targets keeps the likeliest tokens and what the others have together, after which no teacher is needed.
 
-use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
@@ -14,7 +13,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use crate::data::Windows;
+use crate::data::{Windows, hexadecimal};
 use crate::evaluate::TILE;
 use crate::gradient::{Teacher, Top};
 use crate::observer::{Event, Observer, Quiet};
@@ -97,11 +96,7 @@ pub(super) fn differing(teacher: &Walk<'_>, student: &Walk<'_>) -> String {
 
 /// Recognises an architecture with its sizes.
 pub(super) fn shape_of(walk: &Walk<'_>) -> String {
-    let hash = Sha256::digest(format!("{:?}", walk.decoder));
-    hash.iter().take(8).fold(String::new(), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
+    hexadecimal(&Sha256::digest(format!("{:?}", walk.decoder))[..8])
 }
 
 fn save(path: &Path, tensors: Vec<(&str, Tensor)>) -> Result<(), Error> {

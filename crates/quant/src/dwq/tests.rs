@@ -8,23 +8,9 @@ use mlx_format::checkpoint::Directory;
 use mlx_format::{FloatType, Scheme};
 
 use super::*;
-use crate::data::{Pick, Window};
 use crate::plan::{Plan, Settings};
+use crate::testing::random_windows as windows;
 use crate::{Silent, convert, open};
-
-/// Windows of tokens that look random.
-fn windows(model: &Model, seed: u64, count: usize, tokens: usize) -> Windows {
-    let vocabulary = model.vocabulary().unwrap() as u64;
-    let mut state = seed;
-    let mut token = || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        ((state >> 33) % vocabulary) as u32
-    };
-    let window = |index| Window { source: 0, index, tokens: (0..tokens).map(|_| token()).collect() };
-    let picked = (0..count).map(window).collect();
-    let pick = Pick::Sampled { windows: count, seed };
-    Windows { sequence_length: tokens, pick, picked, sources: Vec::new(), data_hash: seed.to_string() }
-}
 
 /// Teacher and a student of it in float32, so that nothing rounds a small change away.
 fn pair(path: &Path, directory: &Path) -> (Model, Model) {

@@ -5,7 +5,6 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use fs_err as fs;
-use sha2::{Digest as _, Sha256};
 
 use super::observe::observed_paths;
 use super::{Cost, Key, Seen, Sensitivities, candidates};
@@ -136,16 +135,4 @@ pub(super) fn store(path: &Path, all: &Sensitivities) -> Result<(), Error> {
 
 fn json(value: &impl serde::Serialize) -> String {
     serde_json::to_string(value).unwrap_or_default()
-}
-
-impl Windows {
-    /// SHA-256 over all tokens of the windows, lower-case hexadecimal.
-    pub fn tokens_hash(&self) -> String {
-        let mut hash = Sha256::new();
-        self.picked.iter().flat_map(|window| &window.tokens).for_each(|id| hash.update(id.to_le_bytes()));
-        hash.finalize().iter().fold(String::new(), |mut text, byte| {
-            let _ = write!(text, "{byte:02x}");
-            text
-        })
-    }
 }

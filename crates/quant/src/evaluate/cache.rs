@@ -3,7 +3,6 @@
 //! A file holds a header line of JSON with the key, then float32 numbers. The key says what the reference was (size and
 //! time of its files, its tensors and config), which tokens it read, and how they were computed; a file with another key or length is no hit.
 
-use std::fmt::Write as _;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
@@ -12,7 +11,7 @@ use mlx_quant_model::WeightsError;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use crate::data::Windows;
+use crate::data::{Windows, hexadecimal};
 use crate::{Error, Model};
 
 /// Raised when the arithmetic of the forward pass changes.
@@ -119,11 +118,4 @@ impl Cache {
             failed(&error)
         })
     }
-}
-
-fn hexadecimal(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }

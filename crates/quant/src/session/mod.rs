@@ -34,7 +34,7 @@ pub use self::report::{ExpertTokens, Quantized};
 use crate::calibrate::{Collector, Passage, States, Statistics, Visitor as _};
 use crate::carry::{Carrier, ColumnWeights, plain};
 use crate::convert::{fingerprint, write_companions};
-use crate::data::Windows;
+use crate::data::{Windows, hexadecimal};
 use crate::dwq::DwqSettings;
 use crate::evaluate::{EvaluationSettings, evaluate};
 use crate::methods::{How, Method, MethodSettings, Recipe, round};
@@ -226,13 +226,9 @@ fn run_line(
             hash.update(weight.to_le_bytes());
         }
     }
-    for id in windows.picked.iter().flat_map(|window| &window.tokens) {
-        hash.update(id.to_le_bytes());
-    }
+    hash.update(windows.tokens_hash());
     hash.update(windows.sequence_length.to_le_bytes());
-    for byte in hash.finalize() {
-        let _ = write!(line, "{byte:02x}");
-    }
+    line.push_str(&hexadecimal(&hash.finalize()));
     Ok(line)
 }
 

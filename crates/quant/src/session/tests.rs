@@ -10,9 +10,10 @@ use mlx_format::{FloatType, Scheme};
 use mlx_quant_model::{Forward, State, Weights};
 
 use super::{DRAWN, QuantizeSettings, Quantized, quantize};
-use crate::data::{Pick, Window, Windows};
+use crate::data::Windows;
 use crate::methods::Recipe;
 use crate::plan::{Overrides, Plan, Settings};
+use crate::testing::random_windows;
 use crate::{Model, Silent, convert, open};
 
 /// Powers of two that look random, tied features alike.
@@ -38,22 +39,7 @@ fn shared() -> PathBuf {
 
 /// Windows of tokens that look random.
 fn windows(model: &Model, count: usize, tokens: usize) -> Windows {
-    let vocabulary = model.vocabulary().unwrap() as u64;
-    let mut state = 12345u64;
-    let mut token = || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        ((state >> 33) % vocabulary) as u32
-    };
-    let picked = (0..count)
-        .map(|index| Window { source: 0, index, tokens: (0..tokens).map(|_| token()).collect() })
-        .collect();
-    Windows {
-        sequence_length: tokens,
-        pick: Pick::Sampled { windows: count, seed: 1 },
-        picked,
-        sources: Vec::new(),
-        data_hash: String::new(),
-    }
+    random_windows(model, 12345, count, tokens)
 }
 
 fn settings(bits: u32, group_size: usize) -> Settings {

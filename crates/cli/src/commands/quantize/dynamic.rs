@@ -154,7 +154,7 @@ impl<'a> Allocator<'a> {
             } else {
                 remove(&path)?;
             }
-            if best.is_some() && (kl >= wanted * CLOSE || kl > wanted) {
+            if best.is_some() && kl >= wanted * CLOSE {
                 break;
             }
         }

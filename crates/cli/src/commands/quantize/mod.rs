@@ -141,7 +141,11 @@ fn carry_out(
             let (plan, made) = allocator.settle(wanted, target, printer, make)?;
             return show(request, &plan.plan, &windows, &made, needs, printer);
         }
+        let noted = plan.notes.len();
         plan = allocator.plan(printer)?.plan;
+        for note in plan.notes.iter().skip(noted) {
+            printer.warn(note);
+        }
     }
     if args.target.dry_run {
         return dry_run(request, &plan, &windows, needs, printer);
