@@ -35,7 +35,9 @@ def main():
                 out = Path(work) / "out"
                 command = [args.bin, "quantize", "--recipe", recipe, "--model", model, "--mlx-path", out, "--group-size", "32"]
                 command += ["--n-samples", "8", "--sequence-length", "32", "--eval-windows", "0", "--quiet", "--fallback-group-size", "32"]
-                command += ["--target-bpw", "5.0", "--iters", "3", "--batch-size", "2", "--valid-samples", "2"]
+                passes = recipe.split("+")
+                command += ["--target-bpw", "5.0"] if "dynamic" in passes else []
+                command += ["--iters", "3", "--batch-size", "2", "--valid-samples", "2"] if "dwq" in passes else []
                 made = subprocess.run([str(part) for part in command], env=env, capture_output=True, text=True)
                 if made.returncode:
                     cells.append(f"exit {made.returncode}: {made.stderr.strip()[-200:]}")
