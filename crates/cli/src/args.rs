@@ -1,6 +1,7 @@
 //! The command line: parsed, not yet acted upon.
 
 mod calibrated;
+mod compare;
 
 use std::path::PathBuf;
 
@@ -11,6 +12,7 @@ use mlx_quant::MixedRecipe;
 pub(crate) use self::calibrated::{
     Awq, AwqFlags, Calibrated, Dwq, DwqFlags, DynamicFlags, DynamicQuant, Gptq, GptqFlags, Quantize,
 };
+pub(crate) use self::compare::{Compare, KeepArg};
 
 /// Turns Hugging Face language models into MLX quantized models.
 #[derive(Debug, Parser)]
@@ -67,6 +69,12 @@ pub(crate) enum Command {
     /// Takes Hugging Face models and MLX models, quantized or not, and measures the files as they are written, decoded
     /// in float32. Standard errors are over windows.
     Eval(Eval),
+
+    /// Compare methods on your model: quantize with each at the same size, measure each on held-out text, rank them
+    ///
+    /// Writes a table, and report.html, report.md, report.json and report.svg into the output directory. Work that methods share is done
+    /// once. An interrupted comparison goes on where it was when it is repeated; more methods can join later.
+    Compare(Box<Compare>),
 }
 
 impl Command {
@@ -81,6 +89,7 @@ impl Command {
             Self::Quantize(args) => &args.common.output,
             Self::Inspect(args) => &args.output,
             Self::Eval(args) => &args.output,
+            Self::Compare(args) => &args.shown,
         }
     }
 }

@@ -3,6 +3,7 @@
 mod args;
 mod commands;
 mod interrupt;
+mod memory;
 mod printer;
 mod screen;
 
@@ -61,6 +62,7 @@ fn main() -> ExitCode {
     let output = cli.command.output();
     let printer = Printer::new(output.quiet, output.verbose, output.json);
     let done = match &cli.command {
+        Command::Compare(args) => commands::compare::run(args, printer),
         Command::Convert(args) => commands::convert::run(args, printer),
         Command::Awq(args) => commands::quantize::run(&args.as_ref().into(), printer),
         Command::Gptq(args) => commands::quantize::run(&args.as_ref().into(), printer),

@@ -8,6 +8,7 @@
 use std::io::Write as _;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+pub(crate) use mlx_quant::report::bytes;
 
 /// What is shown, and how.
 #[derive(Clone, Copy, Debug)]
@@ -65,13 +66,6 @@ impl Printer {
         }
     }
 
-    /// The style of a bar over the steps of a phase.
-    pub(crate) fn steps(self) -> ProgressStyle {
-        let template = "{prefix:>9} [{bar:30}] {pos}/{len} {eta} left {wide_msg}";
-        let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
-        style.progress_chars("=> ")
-    }
-
     /// A bar over bytes with rate and remaining time; invisible where stderr is no terminal.
     pub(crate) fn progress(self) -> ProgressBar {
         let target = if self.quiet { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
@@ -91,19 +85,6 @@ fn printable(text: &str) -> String {
     out
 }
 
-/// `1.23 GB`, in powers of 1000.
-pub(crate) fn bytes(count: u64) -> String {
-    let mut value = count as f64;
-    for unit in ["B", "kB", "MB", "GB"] {
-        if value < 999.5 {
-            let digits = if unit == "B" || value >= 99.95 { 0 } else { 2 };
-            return format!("{value:.digits$} {unit}");
-        }
-        value /= 1000.0;
-    }
-    format!("{value:.2} TB")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -111,21 +92,5 @@ mod tests {
     #[test]
     fn names_cannot_steer_the_terminal() {
         assert_eq!(printable("a\u{1b}[31mb\nc"), "a\\u{1b}[31mb\nc");
-    }
-
-    #[test]
-    fn sizes() {
-        let cases = [
-            (0, "0 B"),
-            (999, "999 B"),
-            (1000, "1.00 kB"),
-            (123_456, "123 kB"),
-            (5_368_709_120, "5.37 GB"),
-            (700_000_000_000, "700 GB"),
-            (7_000_000_000_000, "7.00 TB"),
-        ];
-        for (count, text) in cases {
-            assert_eq!(bytes(count), text);
-        }
     }
 }

@@ -121,6 +121,14 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
+    /// A directory that a comparison cannot use.
+    #[error("{path}: {reason}; hint: give another directory to --output, or remove this one to begin anew")]
+    Comparison {
+        /// The directory.
+        path: String,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// A student that is no quantized form of the teacher.
     #[error("{0}; hint: --quantized-model is to be a quantized form of --model")]
     Student(String),
@@ -137,6 +145,9 @@ pub enum Error {
         /// Why not.
         reason: String,
     },
+    /// A page that could not be drawn.
+    #[error("the report cannot be drawn: {0}")]
+    Report(String),
     /// The observer asked to stop.
     #[error("interrupted; hint: repeat the command to go on where it stopped")]
     Interrupted,
@@ -164,13 +175,14 @@ impl Error {
             | Self::NonFinite { .. }
             | Self::Statistics { .. }
             | Self::Targets { .. }
+            | Self::Comparison { .. }
             | Self::Student(_)
             | Self::NothingToTrain(_)
             | Self::Sensitivities { .. }
             | Self::Overflow { .. } => true,
             Self::Write(error) => !matches!(error, WriteError::Io(_) | WriteError::DiskFull { .. }),
             Self::Cache { working, .. } => !working,
-            Self::Threads { .. } | Self::State { .. } | Self::Interrupted => false,
+            Self::Threads { .. } | Self::State { .. } | Self::Report(_) | Self::Interrupted => false,
         }
     }
 }

@@ -39,6 +39,7 @@
 mod calibrate;
 mod card;
 mod carry;
+pub mod compare;
 mod convert;
 pub mod data;
 mod dwq;
@@ -59,6 +60,7 @@ mod testing;
 mod walk;
 
 pub use card::model_card;
+pub use compare::{CompareSettings, Comparison, Contestant, compare};
 pub use convert::{Converted, convert, peak_memory, threads_or_all};
 pub use data::{Corpus, DataError, DataReport, DataSource, Pick, SourceInfo, Window, Windows};
 pub use dwq::{Distilled, DwqMemory, DwqSettings, dwq_memory, dwq_operations};

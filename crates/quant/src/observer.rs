@@ -17,6 +17,17 @@ pub enum Event<'a> {
         name: &'static str,
         /// Its steps; [`Event::Progress`] counts them.
         total: u64,
+        /// Tokens that pass the model (or train it) in all of its steps; 0 where none do.
+        tokens: u64,
+    },
+    /// A comparison turns to a method.
+    Contestant {
+        /// Its name.
+        name: &'a str,
+        /// Its place, from 0.
+        index: usize,
+        /// Of so many.
+        total: usize,
     },
     /// This many bytes of input (or steps of a phase) are done, earlier runs included.
     Progress {
@@ -45,6 +56,17 @@ pub trait Observer: Sync {
     /// Whether to stop at the next opportunity, resumably.
     fn cancelled(&self) -> bool {
         false
+    }
+
+    /// Whether somebody reads [`Event::Note`]s; what only they need is not computed otherwise.
+    fn wants_notes(&self) -> bool {
+        false
+    }
+
+    /// Largest resident memory of the process since this was last asked, bytes; `None` where nobody knows. The library itself
+    /// never asks the system.
+    fn peak_memory(&self) -> Option<u64> {
+        None
     }
 }
 

@@ -12,6 +12,7 @@ use serde_json::json;
 use crate::Refusal;
 use crate::args::Convert;
 use crate::commands::source;
+use crate::memory::resident_peak;
 use crate::printer::{Printer, bytes};
 use crate::screen::Screen;
 
@@ -179,16 +180,4 @@ fn kernel_rate(plan: &Plan) -> f64 {
         start.elapsed().as_secs_f64()
     });
     input.len() as f64 / best.fold(f64::INFINITY, f64::min).max(1e-9)
-}
-
-/// Highest resident set of this process so far, where the system tells.
-pub(super) fn resident_peak() -> Option<u64> {
-    status_bytes("VmHWM:")
-}
-
-/// A line of what Linux says of this process, in bytes.
-pub(super) fn status_bytes(key: &str) -> Option<u64> {
-    let status = fs_err::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix(key))?;
-    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kilobytes| kilobytes * 1024)
 }

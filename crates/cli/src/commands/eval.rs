@@ -10,10 +10,10 @@ use mlx_quant::{
 };
 use serde_json::json;
 
-use super::convert::resident_peak;
 use crate::Refusal;
 use crate::args::Eval;
-use crate::commands::source;
+use crate::commands::{source, windows};
+use crate::memory::{USUAL_RESIDENT, free_memory, resident_now, resident_peak};
 use crate::printer::{Printer, bytes};
 use crate::screen::Screen;
 
@@ -22,7 +22,7 @@ pub(crate) fn run(args: &Eval, printer: Printer) -> Result<()> {
     let report = args.report.as_deref().map(Report::create).transpose()?;
     let model = source::open(args.model.as_deref(), printer)?;
     let reference = args.reference.as_deref().map(|path| source::open(Some(path), printer)).transpose()?;
-    let windows = windows(args, &model, reference.as_ref(), printer)?;
+    let windows = windows_of(args, &model, reference.as_ref(), printer)?;
     let mut settings = EvaluationSettings {
         threads: args.threads.map_or(0, |threads| threads as usize),
         low_memory: args.low_memory,
@@ -66,19 +66,11 @@ pub(crate) fn run(args: &Eval, printer: Printer) -> Result<()> {
     Ok(())
 }
 
-/// What a process holds after it has tokenized a text, where the system does not tell.
-pub(super) const USUAL_RESIDENT: u64 = 80 << 20;
-
 /// Tokenizes with the reference's tokenizer, as the text was made for it; without one with the model's.
-fn windows(args: &Eval, model: &Model, reference: Option<&Model>, printer: Printer) -> Result<Windows> {
+fn windows_of(args: &Eval, model: &Model, reference: Option<&Model>, printer: Printer) -> Result<Windows> {
     let data = args.data.as_ref().map_or(DataSource::BuiltinHeldOut, |path| DataSource::Path(path.clone()));
     let pick = Pick::EvenlySpaced { windows: args.windows };
-    let read = |model: &Model| -> Result<Windows> {
-        let tokenizer = model.tokenizer()?;
-        let vocabulary = model.vocabulary()?;
-        let windows = Windows::read(&data, &tokenizer, vocabulary, args.sequence_length, pick);
-        Ok(windows.map_err(mlx_quant::Error::from)?)
-    };
+    let read = |model: &Model| windows::read(model, &data, args.sequence_length, pick);
     let Some(reference) = reference else { return read(model) };
     let windows = read(reference)?;
     match read(model) {
@@ -152,16 +144,4 @@ impl Drop for Report {
             let _ = fs_err::remove_file(&self.path);
         }
     }
-}
-
-/// Resident set of this process, where the system tells.
-pub(super) fn resident_now() -> Option<u64> {
-    super::convert::status_bytes("VmRSS:")
-}
-
-/// Memory that programs may still take, where the system tells.
-pub(super) fn free_memory() -> Option<u64> {
-    let text = fs_err::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kilobytes| kilobytes * 1024)
 }

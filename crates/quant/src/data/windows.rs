@@ -1,7 +1,7 @@
 //! Token windows: the unit of calibration and evaluation.
 
 use mlx_quant_model::Tokenizer;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use super::pick::{evenly_spaced, sampled};
@@ -39,7 +39,7 @@ pub struct Window {
 }
 
 /// Where windows came from.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SourceInfo {
     /// File name.
     pub name: String,

@@ -86,7 +86,10 @@ impl Distillation<'_> {
             held_out: self.held_out,
             temperature: self.settings.temperature,
         };
-        let files = writer.state_path("dwq-teacher-");
+        let files = match &self.settings.teacher_states {
+            Some(directory) => targets::shared_states(directory, teacher, &lessons)?,
+            None => writer.state_path("dwq-teacher-"),
+        };
         let directory = self.settings.target_dir.as_deref();
         let targets =
             Targets::prepare(teacher, &own.walk, &lessons, directory, files, self.pool, self.observer)?;
@@ -98,7 +101,9 @@ impl Distillation<'_> {
         };
         let resumed_steps = journey.step;
         let steps = self.settings.iterations;
-        self.observer.event(Event::Phase { name: "dwq", total: steps as u64 });
+        let a_step = self.settings.batch_size.min(self.training.picked.len()) * self.training.sequence_length;
+        let tokens = (steps * a_step) as u64;
+        self.observer.event(Event::Phase { name: "dwq", total: steps as u64, tokens });
         self.observer.event(Event::Progress { done: journey.step as u64 });
         if journey.held_out.is_empty() {
             let kl = self.held_out_kl(&mut own, &targets, &lessons)?;
@@ -157,7 +162,10 @@ impl Distillation<'_> {
         };
         let walk = Walk::open(teacher)?;
         let directory = self.settings.target_dir.as_deref();
-        let files = PathBuf::new();
+        let files = match &self.settings.teacher_states {
+            Some(shared) => targets::shared_states(shared, Some(teacher), &lessons)?,
+            None => PathBuf::new(),
+        };
         Targets::prepare(Some(teacher), &walk, &lessons, directory, files, self.pool, self.observer)?;
         Ok(())
     }

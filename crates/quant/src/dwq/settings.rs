@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// How it is trained.
 #[derive(Clone, Debug, PartialEq)]
@@ -21,6 +21,8 @@ pub struct DwqSettings {
     pub save_every: usize,
     /// Directory in which the teacher's targets are kept, or from which they are taken.
     pub target_dir: Option<PathBuf>,
+    /// Directory in which the teacher's final hidden states are kept for other runs with the same windows; `None`: they go with the run.
+    pub teacher_states: Option<PathBuf>,
     /// Of the order of windows.
     pub seed: u64,
 }
@@ -35,13 +37,14 @@ impl Default for DwqSettings {
             validate_every: 0,
             save_every: 20,
             target_dir: None,
+            teacher_states: None,
             seed: 123,
         }
     }
 }
 
 /// What training did.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Distilled {
     /// Steps taken, earlier runs included.
     pub steps: usize,

@@ -204,7 +204,8 @@ impl<'t> Targets<'t> {
         observer: &dyn Observer,
     ) -> Result<(), Error> {
         let missing = self.missing(lessons);
-        observer.event(Event::Phase { name: "teacher", total: missing.len() as u64 });
+        let tokens = (missing.len() * lessons.training.sequence_length) as u64;
+        observer.event(Event::Phase { name: "teacher", total: missing.len() as u64, tokens });
         // Of the likeliest, thousands a token are looked at together.
         let most = if matches!(self, Self::Directory(_)) { 8 } else { 256 };
         let wave = teacher.wave(lessons.training.sequence_length).min(most);
@@ -303,6 +304,21 @@ impl<'t> Targets<'t> {
             }
         }
     }
+}
+
+/// How files of final hidden states begin that other runs with the same teacher and windows share.
+pub(super) fn shared_states(
+    directory: &Path,
+    teacher: Option<&Model>,
+    lessons: &Lessons<'_>,
+) -> Result<PathBuf, Error> {
+    fs::create_dir_all(directory).map_err(|error| failed(directory, &error))?;
+    let mut hash = Sha256::new();
+    hash.update(teacher.map(Model::hash).transpose()?.unwrap_or_default());
+    for windows in [lessons.training, lessons.held_out] {
+        hash.update(windows.tokens_hash());
+    }
+    Ok(directory.join(format!("teacher-{}-", &hexadecimal(&hash.finalize())[..16])))
 }
 
 /// Refuses a directory that lacks targets.

@@ -39,7 +39,7 @@ pub(super) fn judge(
     pool: &rayon::ThreadPool,
     observer: &dyn Observer,
 ) -> Result<(), Error> {
-    observer.event(Event::Phase { name: "candidates", total: layers.len() as u64 });
+    observer.event(Event::Phase { name: "candidates", total: layers.len() as u64, tokens: 0 });
     for (at, layer) in layers.iter_mut().enumerate() {
         if observer.cancelled() {
             return Err(Error::Interrupted);

@@ -113,6 +113,11 @@ pub struct SensitivitySettings {
 }
 
 impl Sensitivities {
+    /// Weights of all layers' columns, for recipes that search without a walk: [`crate::QuantizeSettings::columns`].
+    pub fn columns(&self) -> std::collections::BTreeMap<String, Vec<f32>> {
+        self.layers.iter().map(|layer| (layer.path.clone(), layer.column_weights())).collect()
+    }
+
     /// Whether candidates have their costs.
     fn is_judged(&self) -> bool {
         self.layers.iter().any(|layer| !layer.costs.is_empty())

@@ -104,7 +104,8 @@ impl Measurement<'_> {
         let Self { walk, windows, .. } = self;
         let blocks = walk.decoder.blocks.len();
         let total = (windows.picked.len() * blocks * 2) as u64;
-        self.observer.event(Event::Phase { name: "sensitivities", total });
+        let tokens = (windows.picked.len() * windows.sequence_length) as u64;
+        self.observer.event(Event::Phase { name: "sensitivities", total, tokens });
         let mut sums =
             Sums { linears: BTreeMap::new(), head: Observed::default(), tables: BTreeMap::new(), tokens: 0 };
         let threads = self.pool.current_num_threads();

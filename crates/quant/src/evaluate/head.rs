@@ -34,7 +34,7 @@ pub fn measure(
 ) -> Result<Vec<Vec<TokenMeasure>>, Error> {
     let vocabulary = model.0.decoder.vocabulary;
     let tiles = vocabulary.div_ceil(TILE);
-    observer.event(Event::Phase { name: "head", total: (tiles * windows.len()) as u64 });
+    observer.event(Event::Phase { name: "head", total: (tiles * windows.len()) as u64, tokens: 0 });
     let fresh = if reference.is_some() {
         Running::Beside(RunningDivergence::default())
     } else {

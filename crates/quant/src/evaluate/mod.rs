@@ -22,6 +22,7 @@ pub(crate) use self::head::TILE;
 pub use self::head::{States, measure};
 pub use self::memory::{Memory, memory};
 pub use self::result::{Against, Divergence, Evaluation, Measures, SourceEvaluation, Subject, TokenMeasure};
+pub(crate) use self::statistics::{mean, standard_error};
 use crate::data::Windows;
 use crate::observer::{Event, Observer};
 use crate::walk::Walk;
@@ -138,6 +139,8 @@ fn states(
     pool: &rayon::ThreadPool,
     observer: &dyn Observer,
 ) -> Result<Vec<Tensor>, Error> {
-    observer.event(Event::Phase { name, total: (tokens.len() * walk.decoder.blocks.len()) as u64 });
+    let total = (tokens.len() * walk.decoder.blocks.len()) as u64;
+    let all = tokens.iter().map(|window| window.len() as u64).sum();
+    observer.event(Event::Phase { name, total, tokens: all });
     walk.hidden(tokens, pool, observer, &mut 0)
 }

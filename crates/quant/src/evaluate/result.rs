@@ -1,6 +1,6 @@
 //! Results as plain data.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::statistics::{mean, percentile, standard_error};
 use crate::Error;
@@ -27,7 +27,7 @@ pub struct Divergence {
 }
 
 /// What was evaluated, and how.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Subject {
     /// Directory.
     pub model: String,
@@ -48,7 +48,7 @@ pub struct Subject {
 }
 
 /// Quality of a model on some windows.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Evaluation {
     /// What was evaluated.
     #[serde(flatten)]
@@ -57,7 +57,7 @@ pub struct Evaluation {
     #[serde(flatten)]
     pub total: Measures,
     /// By file, where the data is several.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub by_source: Vec<SourceEvaluation>,
     /// Tokens a window.
     pub sequence_length: usize,
@@ -70,7 +70,7 @@ pub struct Evaluation {
 }
 
 /// Quality on the windows of one file.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SourceEvaluation {
     /// File name.
     pub name: String,
@@ -80,7 +80,7 @@ pub struct SourceEvaluation {
 }
 
 /// Quality on some windows. Standard errors are over windows, and missing where there is one window only.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Measures {
     /// Windows.
     pub windows: usize,
@@ -96,7 +96,7 @@ pub struct Measures {
 }
 
 /// A model against its reference.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Against {
     /// Of the reference.
     pub reference_perplexity: f64,
@@ -116,6 +116,8 @@ pub struct Against {
     pub top1: f64,
     /// Its standard error.
     pub top1_stderr: Option<f64>,
+    /// Mean KL of each window, so that models that saw the same windows can be compared window by window.
+    pub kl_by_window: Vec<f64>,
 }
 
 impl Evaluation {
@@ -188,6 +190,7 @@ impl Measures {
                 kl_max: percentile(&sorted, 100.0),
                 top1: mean(all().map(agrees)),
                 top1_stderr: standard_error(&window_means(&agrees)),
+                kl_by_window: window_means(&kl),
             }
         });
         Self {

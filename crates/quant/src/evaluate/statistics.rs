@@ -1,13 +1,13 @@
 //! Means, standard errors over windows, percentiles.
 
 /// The mean; 0 of nothing.
-pub(super) fn mean(values: impl IntoIterator<Item = f64>) -> f64 {
+pub(crate) fn mean(values: impl IntoIterator<Item = f64>) -> f64 {
     let (sum, count) = values.into_iter().fold((0.0, 0usize), |(sum, count), value| (sum + value, count + 1));
     if count == 0 { 0.0 } else { sum / count as f64 }
 }
 
 /// Standard error of the mean of `groups`' means (ddof 1); `None` of fewer than two.
-pub(super) fn standard_error(groups: &[f64]) -> Option<f64> {
+pub(crate) fn standard_error(groups: &[f64]) -> Option<f64> {
     if groups.len() < 2 {
         return None;
     }

@@ -1,14 +1,7 @@
 //! What tables of evaluations show: one row for all data and one for each file.
 
+use super::numbers::with_error;
 use crate::{Evaluation, Measures};
-
-/// A value and its standard error.
-fn with_error(value: f64, error: Option<f64>, digits: usize) -> String {
-    match error {
-        Some(error) => format!("{value:.digits$} ± {error:.digits$}"),
-        None => format!("{value:.digits$}"),
-    }
-}
 
 /// Heads of the columns.
 pub(super) fn heads(evaluation: &Evaluation) -> Vec<&'static str> {

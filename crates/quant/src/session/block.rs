@@ -64,6 +64,8 @@ pub(super) struct BlockWork<'b> {
     pub(super) experts: BTreeMap<String, ExpertTokens>,
     /// Sites at which a fold was applied, and at which one was possible.
     pub(super) folded: (usize, usize),
+    /// Error of the readers' outputs, summed over sites: as they are rounded, and as plain rounding would have left them. For notes.
+    pub(super) losses: (f64, f64),
 }
 
 impl<'b> BlockWork<'b> {
@@ -90,6 +92,7 @@ impl<'b> BlockWork<'b> {
             visited: BTreeSet::new(),
             experts: BTreeMap::new(),
             folded: (0, 0),
+            losses: (0.0, 0.0),
         }
     }
 
@@ -200,6 +203,9 @@ impl<'b> BlockWork<'b> {
                 .map(|(weight, stored)| round_one(weight, *stored, factors, how))
                 .collect::<Result<Vec<_>, WeightsError>>()
         })?;
+        if session.observer.wants_notes() {
+            self.losses(gram, &weights, &stored, &done)?;
+        }
         let mut passed = Vec::new();
         for (reader, (codes, weight)) in site.readers.iter().zip(done) {
             passed.push(weight);
@@ -213,6 +219,26 @@ impl<'b> BlockWork<'b> {
             }
         }
         Ok(passed)
+    }
+
+    /// Adds what a site's readers lose, beside what plain rounding would.
+    fn losses(
+        &mut self,
+        gram: &Gram,
+        weights: &[Tensor],
+        stored: &[Stored],
+        done: &[(Option<Codes>, Tensor)],
+    ) -> Result<(), WeightsError> {
+        for ((weight, stored), (_, passed)) in weights.iter().zip(stored).zip(done) {
+            let plain = self.session.pool.install(|| round_one(weight, *stored, None, How::Plain))?.1;
+            let lost = |other: &Tensor| -> Result<f64, WeightsError> {
+                let changes = (other - weight)?.flatten_all()?.to_vec1::<f32>()?;
+                Ok(self.session.pool.install(|| gram.loss(&changes)))
+            };
+            let (own, usual) = (lost(passed)?, lost(&plain)?);
+            self.losses = (self.losses.0 + own, self.losses.1 + usual);
+        }
+        Ok(())
     }
 
     /// Readers that no token reached: experts that were never chosen.

@@ -61,7 +61,8 @@ pub fn distill(
     conclude(teacher, plan, windows, settings, (made, start), writer, observer)
 }
 
-/// Computes the teacher's targets into [`crate::DwqSettings::target_dir`], as far as they are not there.
+/// Computes the teacher's targets into [`crate::DwqSettings::target_dir`], or its hidden states into
+/// [`crate::DwqSettings::teacher_states`], as far as they are not there.
 ///
 /// # Errors
 /// No [`QuantizeSettings::lessons`] or no directory; one of other data or another model; otherwise as [`crate::quantize`].

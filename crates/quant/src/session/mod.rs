@@ -66,6 +66,8 @@ pub struct QuantizeSettings {
     pub lessons: Option<(Windows, Windows)>,
     /// Held-out windows on which the result is measured against the source, for the model card.
     pub evaluate: Option<Windows>,
+    /// Directory in which the source's final hidden states on these are kept for other runs.
+    pub reference_cache: Option<PathBuf>,
 }
 
 impl QuantizeSettings {
@@ -81,6 +83,7 @@ impl QuantizeSettings {
             dwq: DwqSettings::default(),
             lessons: None,
             evaluate: None,
+            reference_cache: None,
         }
     }
 }
@@ -187,10 +190,12 @@ fn conclude(
     observer: &dyn Observer,
 ) -> Result<Quantized, Error> {
     observer.event(Event::Finishing);
+    made.peak_memory = observer.peak_memory();
     if let (Some(held_out), Some(source)) = (&settings.evaluate, source) {
         let written = crate::open(&mlx_format::checkpoint::Directory::open(writer.partial())?)?;
         let threads = threads_or_all(settings.threads);
-        let quality = EvaluationSettings { threads, low_memory: settings.low_memory, cache: None };
+        let (low_memory, cache) = (settings.low_memory, settings.reference_cache.clone());
+        let quality = EvaluationSettings { threads, low_memory, cache };
         made.evaluation = Some(evaluate(&written, Some(source), held_out, &quality, observer)?);
         observer.event(Event::Finishing);
     }
@@ -214,7 +219,8 @@ fn run_line(
     let _ = write!(line, " {} ", all.replace('\n', " "));
     let mut hash = Sha256::new();
     if settings.recipe.trains() {
-        let own = DwqSettings { target_dir: None, save_every: 0, ..settings.dwq.clone() };
+        let own =
+            DwqSettings { target_dir: None, teacher_states: None, save_every: 0, ..settings.dwq.clone() };
         hash.update(format!("{own:?} {}", settings.dwq.target_dir.is_some()));
         for windows in settings.lessons.iter().flat_map(|(training, held_out)| [training, held_out]) {
             hash.update(windows.tokens_hash());
@@ -298,7 +304,8 @@ impl Session<'_> {
         let statistics = self.settings.statistics.as_deref();
         let statistics = statistics.map(|path| Statistics::open(path, self.model, windows)).transpose()?;
         let statistics = statistics.as_ref();
-        observer.event(Event::Phase { name: "quantize", total: blocks as u64 + 1 });
+        let all = (windows.picked.len() * windows.sequence_length) as u64;
+        observer.event(Event::Phase { name: "quantize", total: blocks as u64 + 1, tokens: all });
         let mut states = self.begin(writer, windows, run, statistics)?;
         let tokens = windows.sequence_length;
         let forward =
@@ -324,6 +331,15 @@ impl Session<'_> {
                 }
             }
             made.add(&mut work);
+            if observer.wants_notes() {
+                let (own, plain) = work.losses;
+                let prefix = block.prefix.trim_end_matches('.');
+                let text = format!(
+                    "{prefix}: output error {own:.4e}, {:.3} of round-to-nearest's",
+                    own / plain.max(f64::MIN_POSITIVE)
+                );
+                observer.event(Event::Note { text: &text });
+            }
             let (done, left) = work.write(writer)?;
             drop((parameters, rounded));
             self.carrier(&Quiet(observer)).carry(writer, left.iter().copied())?;

@@ -46,6 +46,8 @@ pub struct Quantized {
     #[cfg(test)]
     #[serde(skip)]
     pub(super) states: Vec<mlx_quant_model::State>,
+    /// Largest resident memory until everything was written, bytes, where [`crate::Observer::peak_memory`] knows.
+    pub peak_memory: Option<u64>,
     /// Wall time of quantizing and writing.
     pub quantize_seconds: f64,
     /// Wall time, the evaluation included.

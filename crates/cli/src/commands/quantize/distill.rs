@@ -7,8 +7,8 @@ use mlx_format::checkpoint::Directory;
 use mlx_quant::{Model, Plan, QuantizeSettings, Settings};
 
 use super::{Needs, Request, prepare, show};
-use crate::commands::eval::{USUAL_RESIDENT, resident_now};
 use crate::commands::source;
+use crate::memory::{USUAL_RESIDENT, resident_now};
 use crate::printer::Printer;
 use crate::screen::Screen;
 

@@ -99,7 +99,7 @@ impl<'a> Allocator<'a> {
 
     /// Weights of columns for a search without a walk.
     pub(crate) fn columns(&self) -> std::collections::BTreeMap<String, Vec<f32>> {
-        self.sensitivities.layers.iter().map(|layer| (layer.path.clone(), layer.column_weights())).collect()
+        self.sensitivities.columns()
     }
 
     /// Whether the result has to be measured before its size is settled.

@@ -18,11 +18,12 @@ use mlx_quant::{
 
 use self::dynamic::Allocator;
 pub(crate) use self::request::Request;
-use self::request::affine;
+pub(crate) use self::request::affine;
 use self::show::{Needs, dry_run, show};
-use super::eval::{USUAL_RESIDENT, free_memory, resident_now};
+use super::windows::{self, Shares};
 use crate::Refusal;
 use crate::commands::source;
+use crate::memory::{USUAL_RESIDENT, free_memory, resident_now};
 use crate::printer::Printer;
 use crate::screen::Screen;
 
@@ -160,39 +161,16 @@ fn prepare(request: &Request<'_>, model: &Model, printer: Printer) -> Result<(Wi
     let data =
         args.data.as_ref().map_or(DataSource::BuiltinCalibration, |path| DataSource::Path(path.clone()));
     let (calibration, training, held_out) = request.windows();
-    // A larger number with the same seed begins with the same windows; the held-out ones come last.
-    let wanted = match (calibration, training) {
-        (0, _) | (_, 0) if request.recipe.trains() => 0,
-        (0, _) => 0,
-        _ => calibration.max(training) + held_out,
-    };
-    let all =
-        read(model, &data, args.sequence_length, Pick::Sampled { windows: wanted, seed: args.machine.seed })?;
-    let found = all.picked.len();
-    if found < wanted {
-        printer.warn(&format!(
-            "the calibration text holds {found} windows only, not {wanted}; all of them are used"
-        ));
-    }
-    let held_out = held_out.min((found / 4).max(1));
-    let rest = if request.recipe.trains() { found - held_out } else { found };
-    if request.recipe.trains() && rest == 0 {
-        return Err(Refusal(
-            "the text holds a single window: nothing is left to judge steps on; hint: give more text or a shorter --sequence-length"
-                .to_owned(),
-        )
-        .into());
-    }
-    let share = |count: usize| all.part(0..if count == 0 { rest } else { count.min(rest) });
-    let windows = share(calibration);
-    let lessons = request.recipe.trains().then(|| (share(training), all.part(found - held_out..found)));
+    let shares = Shares { calibration, training, held_out, trains: request.recipe.trains() };
+    let (windows, lessons) =
+        windows::calibration(model, &data, args.sequence_length, args.machine.seed, &shares, printer)?;
     // The size of a model that is to reach a divergence is settled by measuring.
     let settled = request.dynamic.is_some_and(|flags| flags.target_kl.is_some());
     let evaluate = match if settled { args.eval_windows.max(8) } else { args.eval_windows } {
         0 => None,
         count => {
             let pick = Pick::EvenlySpaced { windows: count };
-            match read(model, &DataSource::BuiltinHeldOut, args.sequence_length, pick) {
+            match windows::read(model, &DataSource::BuiltinHeldOut, args.sequence_length, pick) {
                 Ok(windows) => Some(windows),
                 Err(error) => {
                     printer.warn(&format!("the result will not be measured: {error:#}"));
@@ -240,11 +218,6 @@ fn needs(
     }
     let seconds = mlx_quant::seconds(operations, settings.threads)?;
     Ok(Needs { quantize, dwq, sensitivities, operations, seconds })
-}
-
-fn read(model: &Model, data: &DataSource, sequence_length: usize, pick: Pick) -> Result<Windows> {
-    let windows = Windows::read(data, &model.tokenizer()?, model.vocabulary()?, sequence_length, pick);
-    Ok(windows.map_err(mlx_quant::Error::from)?)
 }
 
 /// Embeddings and head at their own scheme.

@@ -192,7 +192,7 @@ impl Request<'_> {
     }
 }
 
-pub(super) fn affine(bits: u32, group_size: usize) -> Result<Scheme, Refusal> {
+pub(crate) fn affine(bits: u32, group_size: usize) -> Result<Scheme, Refusal> {
     // MLX has one bit since 0.32.4; older versions do not load it.
     let refused = |error: mlx_format::SchemeError| Refusal(error.to_string());
     if bits == 1 {

@@ -5,7 +5,8 @@ use mlx_quant::{Distilled, DwqMemory, Plan, QuantizeMemory, Quantized, Sensitivi
 use serde_json::json;
 
 use super::Request;
-use crate::commands::convert::{layers, merge, resident_peak};
+use crate::commands::convert::{layers, merge};
+use crate::memory::resident_peak;
 use crate::printer::{Printer, bytes};
 
 /// What a run will need.

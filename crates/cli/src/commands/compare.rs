@@ -1,0 +1,208 @@
+//! `mlx-quant compare`.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+use mlx_quant::compare::{Keep, budget};
+use mlx_quant::{
+    CompareSettings, Comparison, Contestant, DataSource, DwqSettings, MethodSettings, Model, Pick, compare,
+    report,
+};
+
+use super::quantize::affine;
+use super::windows::{self, Shares};
+use crate::Refusal;
+use crate::args::{Compare, KeepArg};
+use crate::commands::source;
+use crate::printer::Printer;
+use crate::screen::Screen;
+
+/// Calibration windows where nothing else is said, and windows on which dwq judges its steps.
+const WINDOWS: usize = 128;
+const JUDGED: usize = 16;
+
+/// Runs the command.
+pub(crate) fn run(args: &Compare, printer: Printer) -> Result<()> {
+    let contestants = contestants(args)?;
+    let model = source::open(args.model.as_deref(), printer)?;
+    let settings = settings(args, &model, contestants, printer)?;
+    let screen = Screen::comparing(printer);
+    let made = compare(&model, &settings, &args.output, &screen);
+    screen.clear();
+    let made = made?;
+    let commands = commands(args, &model, &settings)?;
+    write(&made, &commands, &args.output)?;
+    if printer.is_json() {
+        printer.data(&report::json(&made)?);
+    } else {
+        printer.data(&report::comparison_table(&made));
+    }
+    for entry in &made.entries {
+        if let Some(model) = &entry.model {
+            printer.say(&format!("kept     {model} ({})", entry.name));
+        }
+    }
+    let page = args.output.join("report.html");
+    printer.say(&format!(
+        "report   {} (and .md, .json, .svg), {}",
+        page.display(),
+        report::duration(made.seconds)
+    ));
+    Ok(())
+}
+
+/// What takes part, checked before anything is opened.
+fn contestants(args: &Compare) -> Result<Vec<Contestant>, Refusal> {
+    let refused = |error: &dyn std::fmt::Display| Refusal(format!("--methods: {error}"));
+    let mut all: Vec<Contestant> = Vec::new();
+    for &bits in &args.q_bits {
+        let scheme = affine(bits, args.q_group_size)?;
+        for name in args.methods.iter().filter(|name| !name.trim().is_empty()) {
+            let one = Contestant::new(name, scheme).map_err(|error| refused(&error))?;
+            all.push(if args.q_bits.len() > 1 { one.with_width() } else { one });
+        }
+    }
+    if all.is_empty() {
+        return Err(refused(&"no method is named; hint: basic,awq,gptq,dynamic,dwq"));
+    }
+    let mut seen = BTreeSet::new();
+    match all.iter().find(|one| !seen.insert((one.recipe.to_string(), one.scheme.bits()))) {
+        Some(twice) => Err(refused(&format!("{} is named twice; hint: name it once", twice.name))),
+        None => Ok(all),
+    }
+}
+
+fn settings(
+    args: &Compare,
+    model: &Model,
+    contestants: Vec<Contestant>,
+    printer: Printer,
+) -> Result<CompareSettings> {
+    let text = |path: &Option<std::path::PathBuf>, builtin| path.clone().map_or(builtin, DataSource::Path);
+    let trains = contestants.iter().any(|one| one.recipe.trains());
+    let steps = args.iters.saturating_mul(args.batch_size as usize).max(1);
+    let shares = Shares {
+        calibration: args.n_samples.unwrap_or(WINDOWS),
+        training: args.n_samples.unwrap_or(steps),
+        held_out: JUDGED,
+        trains,
+    };
+    let data = text(&args.data, DataSource::BuiltinCalibration);
+    let (calibration, lessons) =
+        windows::calibration(model, &data, args.sequence_length, args.machine.seed, &shares, printer)?;
+    let lessons = lessons.unwrap_or_else(|| (calibration.part(0..0), calibration.part(0..0)));
+    let data = text(&args.eval_data, DataSource::BuiltinHeldOut);
+    let pick = Pick::EvenlySpaced { windows: args.windows };
+    let held_out = windows::read(model, &data, args.sequence_length, pick)?;
+    Ok(CompareSettings {
+        contestants,
+        calibration,
+        lessons,
+        held_out,
+        method: MethodSettings::default(),
+        dwq: DwqSettings {
+            iterations: args.iters,
+            batch_size: args.batch_size as usize,
+            seed: args.machine.seed,
+            ..DwqSettings::default()
+        },
+        seed: args.machine.seed,
+        threads: args.machine.threads.map_or(0, |threads| threads as usize),
+        low_memory: args.machine.low_memory,
+        shared_statistics: args.share_statistics,
+        keep: match args.keep {
+            KeepArg::Best => Keep::Best,
+            KeepArg::All => Keep::All,
+            KeepArg::None => Keep::None,
+        },
+    })
+}
+
+/// For each method the command line that makes the same model.
+fn commands(args: &Compare, model: &Model, settings: &CompareSettings) -> Result<Vec<String>> {
+    let command = |contestant: &Contestant| -> Result<String> {
+        let (recipe, scheme) = (&contestant.recipe, contestant.scheme);
+        let (bits, group) = (scheme.bits(), scheme.group_size());
+        let mut words = match recipe.to_string().as_str() {
+            "rtn" => vec!["convert -q".to_owned()],
+            "search" => vec!["convert -q --search".to_owned()],
+            "dynamic" => vec!["dynamic-quant".to_owned()],
+            alone @ ("awq" | "gptq" | "dwq") => vec![alone.to_owned()],
+            stacked => vec![format!("quantize --recipe {stacked}")],
+        };
+        let mut word = |flag: &str, value: String| words.push(format!("{flag} {value}"));
+        if let Some(path) = &args.model {
+            word("--model", quoted(path));
+        }
+        if bits != 4 {
+            word("--bits", bits.to_string());
+        }
+        if group != 64 {
+            word("--group-size", group.to_string());
+        }
+        if recipe.allocates() {
+            word("--target-bpw", format!("{:.3}", budget(model, scheme)?));
+        } else if recipe.rounding() == mlx_quant::Method::Gptq {
+            word("--fallback-bits", bits.to_string());
+            if group != 64 {
+                word("--fallback-group-size", group.to_string());
+            }
+        }
+        if recipe.needs_calibration() {
+            let usual = mlx_quant::DwqSettings::default();
+            let flags = [
+                ("--data", args.data.as_deref().map(quoted)),
+                ("--n-samples", args.n_samples.map(|count| count.to_string())),
+                ("--sequence-length", other(args.sequence_length, 512)),
+                ("--seed", other(args.machine.seed, 123)),
+                ("--iters", other(args.iters, usual.iterations).filter(|_| recipe.trains())),
+                (
+                    "--batch-size",
+                    other(args.batch_size as usize, usual.batch_size).filter(|_| recipe.trains()),
+                ),
+            ];
+            for (flag, value) in flags {
+                if let Some(value) = value {
+                    word(flag, value);
+                }
+            }
+        }
+        Ok(format!("mlx-quant {}", words.join(" ")))
+    };
+    settings.contestants.iter().map(command).collect()
+}
+
+/// A value that is not the usual one.
+fn other<T: PartialEq + ToString>(value: T, usual: T) -> Option<String> {
+    (value != usual).then(|| value.to_string())
+}
+
+/// As a shell takes it.
+fn quoted(path: &Path) -> String {
+    let text = path.display().to_string();
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./+=:@%,".contains(c);
+    if !text.is_empty() && text.chars().all(plain) {
+        text
+    } else {
+        format!("'{}'", text.replace('\'', "'\\''"))
+    }
+}
+
+/// The reports, each beside its name and then renamed.
+fn write(made: &Comparison, commands: &[String], output: &Path) -> Result<()> {
+    let page = report::comparison_html(made, commands)?;
+    let files = [
+        ("report.html", page),
+        ("report.md", report::comparison_markdown(made)),
+        ("report.json", report::json(made)? + "\n"),
+        ("report.svg", report::size_plot(made)),
+    ];
+    for (name, text) in files {
+        let (path, partial) = (output.join(name), output.join(format!(".{name}.partial")));
+        fs_err::write(&partial, text)
+            .and_then(|()| fs_err::rename(&partial, &path))
+            .with_context(|| path.display().to_string())?;
+    }
+    Ok(())
+}

@@ -1,0 +1,54 @@
+//! One method at one size.
+
+use mlx_format::Scheme;
+
+use crate::methods::{Method, Recipe, RecipeError};
+use crate::plan::Settings;
+
+/// A recipe with the scheme that says how large its result is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Contestant {
+    /// Shown, and unique among all.
+    pub name: String,
+    /// What is done.
+    pub recipe: Recipe,
+    /// Of every layer; where the recipe allocates bits, the sum of all layers at this scheme is its budget.
+    pub scheme: Scheme,
+}
+
+impl Contestant {
+    /// By the name of mlx-lm's guide (`basic`, `awq`, `gptq`, `dynamic`, `dwq`), or by a recipe.
+    ///
+    /// # Errors
+    /// A name that is neither.
+    pub fn new(name: &str, scheme: Scheme) -> Result<Self, RecipeError> {
+        let recipe = match name.trim() {
+            "basic" | "convert" => Recipe::of(Method::Rtn),
+            "dynamic-quant" | "dynamic_quant" => Recipe::of(Method::Dynamic),
+            other => other.parse()?,
+        };
+        let name = match recipe.methods() {
+            [only] => only.common_name().to_owned(),
+            _ => recipe.to_string(),
+        };
+        Ok(Self { name, recipe, scheme })
+    }
+
+    /// All of the guide's methods and all of them stacked, at one scheme.
+    pub fn usual(scheme: Scheme) -> Vec<Self> {
+        let names = ["basic", "awq", "gptq", "dynamic", "dwq", "dynamic+awq+gptq+dwq"];
+        names.iter().filter_map(|name| Self::new(name, scheme).ok()).collect()
+    }
+
+    /// Says the width where several are compared.
+    pub fn with_width(mut self) -> Self {
+        self.name = format!("{}, {} bits", self.name, self.scheme.bits());
+        self
+    }
+
+    /// Of the plan, before bits are allocated.
+    pub(super) fn settings(&self) -> Settings {
+        let search = self.recipe.rounding() == Method::Search && !self.recipe.needs_calibration();
+        Settings { quantize: Some(self.scheme), search, ..Settings::default() }
+    }
+}

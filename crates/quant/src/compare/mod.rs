@@ -1,0 +1,318 @@
+//! Methods side by side on one model: each is carried out at the same size, what it wrote is measured on held-out text, and the
+//! results are ranked.
+//!
+//! A method's place depends on the model and on the size, so that no list of recommendations replaces this. What several methods
+//! need is made once and kept beside the results: the reference's final hidden states, the teacher's, sensitivities, and (where it
+//! is asked for) the Gram matrices of the full-precision model. A finished method is a file: an interrupted comparison goes on with
+//! the method that it was in, and that method with the block that it was in.
+
+mod contestant;
+mod ranking;
+mod result;
+mod store;
+
+use std::path::Path;
+use std::time::Instant;
+
+use mlx_format::Scheme;
+use mlx_format::checkpoint::{Directory, Writer};
+
+pub use self::contestant::Contestant;
+pub use self::ranking::{Ranked, Rankings};
+pub use self::result::{Comparison, Entry, LayerBits, LayerSensitivity};
+use self::store::{Part, Store};
+use crate::data::Windows;
+use crate::dwq::DwqSettings;
+use crate::dynamic::{
+    DynamicPlan, DynamicSettings, Sensitivities, SensitivitySettings, Target, sensitivities,
+};
+use crate::evaluate::{Evaluation, EvaluationSettings, evaluate};
+use crate::methods::{Method, MethodSettings};
+use crate::observer::{Event, Observer};
+use crate::plan::{Plan, Settings};
+use crate::session::{QuantizeSettings, quantize, targets};
+use crate::{Error, Model, convert};
+
+/// Which of the made models stay.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Keep {
+    /// Of each width the one with the lowest divergence.
+    #[default]
+    Best,
+    /// All.
+    All,
+    /// None.
+    None,
+}
+
+/// How methods are compared.
+#[derive(Clone, Debug)]
+pub struct CompareSettings {
+    /// The methods, in the order in which they run.
+    pub contestants: Vec<Contestant>,
+    /// Calibration windows of all of them.
+    pub calibration: Windows,
+    /// Windows that dwq trains on, and windows on which it judges its steps.
+    pub lessons: (Windows, Windows),
+    /// Held-out windows on which everything is measured; no method has seen them.
+    pub held_out: Windows,
+    /// Figures of the methods.
+    pub method: MethodSettings,
+    /// Of dwq.
+    pub dwq: DwqSettings,
+    /// Seed of sensitivities' labels.
+    pub seed: u64,
+    /// Threads, 0 for one per core; no result depends on it.
+    pub threads: usize,
+    /// As [`QuantizeSettings::low_memory`].
+    pub low_memory: bool,
+    /// All methods take one set of Gram matrices, of the full-precision model: less time, and sites do not see what was quantized
+    /// before them, so that results are a little worse than those of the single commands.
+    pub shared_statistics: bool,
+    /// Which models stay.
+    pub keep: Keep,
+}
+
+/// Points of the predicted curve of dynamic.
+const CURVE: usize = 24;
+
+/// A comparison under way.
+struct Run<'r> {
+    model: &'r Model,
+    settings: &'r CompareSettings,
+    store: Store,
+    observer: &'r dyn Observer,
+    sensitivities: Option<Sensitivities>,
+}
+
+/// Carries out all methods on `model`, below the directory `output`, and measures them.
+///
+/// An unfinished comparison of the same model and settings is resumed. Reports [`Event::Contestant`] for every method and within it what
+/// [`quantize`] and [`evaluate`] report.
+///
+/// # Errors
+/// A directory that holds something else ([`Error::Comparison`]); otherwise as [`quantize`] and [`evaluate`].
+pub fn compare(
+    model: &Model,
+    settings: &CompareSettings,
+    output: &Path,
+    observer: &dyn Observer,
+) -> Result<Comparison, Error> {
+    let start = Instant::now();
+    let plans = check(model, settings)?;
+    let store = Store::open(output, model, settings)?;
+    let mut run = Run { model, settings, store, observer, sensitivities: None };
+    let mut entries = Vec::new();
+    for (index, (contestant, plan)) in settings.contestants.iter().zip(plans).enumerate() {
+        let total = settings.contestants.len();
+        observer.event(Event::Contestant { name: &contestant.name, index, total });
+        let entry = match run.store.entry(contestant)? {
+            Some(entry) => entry,
+            None => run.contest(contestant, plan)?,
+        };
+        entries.push(entry);
+        run.tidy(&entries)?;
+    }
+    for (contestant, entry) in settings.contestants.iter().zip(&mut entries) {
+        let path = run.store.model_path(contestant);
+        entry.model = path.exists().then(|| path.display().to_string());
+    }
+    let sensitivities = run
+        .sensitivities
+        .take()
+        .map_or_else(|| run.store.known_sensitivities(model, settings), |all| Ok(Some(all)))?;
+    let mut comparison = Comparison::new(model, settings, entries)?;
+    if let Some(all) = &sensitivities {
+        comparison.sensitivities = all
+            .layers
+            .iter()
+            .map(|layer| LayerSensitivity::of(layer, settings.contestants[0].scheme))
+            .collect();
+        comparison.predicted = curve(model, settings, all)?;
+    }
+    comparison.seconds = start.elapsed().as_secs_f64();
+    run.store.conclude()?;
+    Ok(comparison)
+}
+
+/// The plan of every method before its bits are allocated; refuses what cannot be done before any work.
+fn check(model: &Model, settings: &CompareSettings) -> Result<Vec<Plan>, Error> {
+    if settings.contestants.is_empty() {
+        return Err(Error::Comparison {
+            path: "compare".to_owned(),
+            reason: "no method is named".to_owned(),
+        });
+    }
+    let plan = |contestant: &Contestant| -> Result<Plan, Error> {
+        let plan = Plan::new(&model.checkpoint, &model.config, contestant.settings())?;
+        if contestant.recipe.allocates() {
+            let dynamic = DynamicSettings::new(target(model, contestant.scheme)?);
+            DynamicPlan::check(model, &plan.settings, &dynamic)?;
+        }
+        Ok(plan)
+    };
+    settings.contestants.iter().map(plan).collect()
+}
+
+/// As many bits per weight as everything at one scheme takes, in thousandths, so that a command line can say it.
+pub fn budget(model: &Model, scheme: Scheme) -> Result<f64, Error> {
+    let settings = Settings { quantize: Some(scheme), ..Settings::default() };
+    let plan = Plan::new(&model.checkpoint, &model.config, settings)?;
+    Ok((plan.bits_per_weight() * 1000.0).floor() / 1000.0)
+}
+
+fn target(model: &Model, scheme: Scheme) -> Result<Target, Error> {
+    Ok(Target::BitsPerWeight(budget(model, scheme)?))
+}
+
+/// What dynamic is predicted to reach at sizes between those of the narrowest and the widest layers.
+fn curve(model: &Model, settings: &CompareSettings, all: &Sensitivities) -> Result<Vec<(f64, f64)>, Error> {
+    let base = settings.contestants[0].settings();
+    let usual = DynamicSettings::new(target(model, settings.contestants[0].scheme)?);
+    let (low, high) = DynamicPlan::check(model, &base, &usual)?;
+    let high = high.min(6.5).max(low);
+    let at = |step: usize| low + 0.001 + (high - low - 0.001) * step as f64 / (CURVE - 1) as f64;
+    let mut points = Vec::new();
+    for bits in (0..CURVE).map(at) {
+        let dynamic = DynamicSettings::new(Target::BitsPerWeight(bits));
+        if let Ok(plan) = DynamicPlan::new(model, &base, all, &dynamic) {
+            points.push((plan.plan.bits_per_weight(), plan.predicted_kl));
+        }
+    }
+    Ok(points)
+}
+
+impl Run<'_> {
+    /// Makes and measures one model.
+    fn contest(&mut self, contestant: &Contestant, plan: Plan) -> Result<Entry, Error> {
+        let observer = self.observer;
+        let path = self.store.model_path(contestant);
+        let resumed = Writer::partial_path(&path)?.exists();
+        // Made and measured, but the result was not written any more.
+        if path.exists() {
+            std::fs::remove_dir_all(&path).map_err(|error| store::failed(&path, &error))?;
+        }
+        let mut how = self.how(contestant);
+        let (plan, predicted_kl, mut parts) = self.allocated(contestant, plan, &mut how)?;
+        if contestant.recipe.trains() {
+            let teach = || targets(self.model, &how, observer);
+            parts.push(self.store.once("teacher", observer, teach)?.1);
+        }
+        observer.peak_memory();
+        let (mut own, evaluation, distilled);
+        if contestant.recipe.needs_calibration() {
+            let made = quantize(self.model, &plan, &self.settings.calibration, &path, &how, observer)?;
+            own = Part { seconds: made.quantize_seconds, peak_memory: made.peak_memory };
+            (evaluation, distilled) = (made.evaluation, made.distilled);
+        } else {
+            let made = convert(self.model, &plan, &path, self.settings.threads, observer)?;
+            own = Part { seconds: made.seconds, peak_memory: observer.peak_memory() };
+            (evaluation, distilled) = (None, None);
+        }
+        let evaluation = match evaluation {
+            Some(evaluation) => evaluation,
+            None => self.measure(&path, &how)?,
+        };
+        // What another method has needed already counts as if it had been made here.
+        for part in parts {
+            own.seconds += part.seconds;
+            own.peak_memory = own.peak_memory.max(part.peak_memory);
+        }
+        let entry = Entry {
+            name: contestant.name.clone(),
+            recipe: contestant.recipe.to_string(),
+            bits: contestant.scheme.bits(),
+            group_size: contestant.scheme.group_size(),
+            bits_per_weight: plan.bits_per_weight(),
+            bytes: plan.layout.file_bytes(),
+            seconds: own.seconds,
+            resumed,
+            peak_memory: own.peak_memory,
+            predicted_kl,
+            evaluation,
+            layers: LayerBits::of(&plan),
+            distilled,
+            model: None,
+        };
+        self.store.keep(contestant, &entry)?;
+        Ok(entry)
+    }
+
+    fn how(&self, contestant: &Contestant) -> QuantizeSettings {
+        let settings = self.settings;
+        let teacher_states = Some(self.store.work().join("teacher"));
+        QuantizeSettings {
+            method: settings.method.clone(),
+            threads: settings.threads,
+            low_memory: settings.low_memory,
+            statistics: settings.shared_statistics.then(|| self.store.work().join("statistics")),
+            dwq: DwqSettings { teacher_states, ..settings.dwq.clone() },
+            lessons: Some(settings.lessons.clone()),
+            evaluate: Some(settings.held_out.clone()),
+            reference_cache: Some(self.store.work().to_owned()),
+            ..QuantizeSettings::new(contestant.recipe.clone())
+        }
+    }
+
+    /// The plan with bits for every layer, and the KL that it predicts, where the recipe allocates.
+    fn allocated(
+        &mut self,
+        contestant: &Contestant,
+        plan: Plan,
+        how: &mut QuantizeSettings,
+    ) -> Result<(Plan, Option<f64>, Vec<Part>), Error> {
+        if !contestant.recipe.allocates() {
+            return Ok((plan, None, Vec::new()));
+        }
+        let settings = self.settings;
+        let (seed, threads, low_memory) = (settings.seed, settings.threads, settings.low_memory);
+        let measure = SensitivitySettings { seed, threads, low_memory, dtype: None };
+        let file = self.store.sensitivities();
+        let work = || sensitivities(self.model, &settings.calibration, &measure, Some(&file), self.observer);
+        let (all, part) = self.store.once("sensitivities", self.observer, work)?;
+        how.columns = all.columns();
+        let dynamic = DynamicSettings::new(target(self.model, contestant.scheme)?);
+        let allocated = DynamicPlan::new(self.model, &plan.settings, &all, &dynamic)?;
+        self.sensitivities = Some(all);
+        Ok((allocated.plan, Some(allocated.predicted_kl), vec![part]))
+    }
+
+    /// The written files on held-out text.
+    fn measure(&self, path: &Path, how: &QuantizeSettings) -> Result<Evaluation, Error> {
+        let quality = EvaluationSettings {
+            threads: how.threads,
+            low_memory: how.low_memory,
+            cache: how.reference_cache.clone(),
+        };
+        let written = crate::open(&Directory::open(path)?)?;
+        evaluate(&written, Some(self.model), &self.settings.held_out, &quality, self.observer)
+    }
+
+    /// Removes models that are not to stay.
+    fn tidy(&self, entries: &[Entry]) -> Result<(), Error> {
+        let all = self.settings.contestants.iter().zip(entries);
+        for (contestant, entry) in all {
+            let best = entries.iter().all(|other| other.bits != entry.bits || entry.kl() <= other.kl());
+            let stays = match self.settings.keep {
+                Keep::All => true,
+                Keep::None => false,
+                Keep::Best => best,
+            };
+            let path = self.store.model_path(contestant);
+            if !stays && path.exists() {
+                std::fs::remove_dir_all(&path).map_err(|error| store::failed(&path, &error))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Method {
+    /// As users of mlx-lm's guide call it.
+    pub(crate) const fn common_name(self) -> &'static str {
+        match self {
+            Self::Rtn => "basic",
+            other => other.name(),
+        }
+    }
+}

@@ -1,0 +1,210 @@
+//! What a comparison keeps between its methods and between runs: results and shared work, under a key.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use fs_err as fs;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use super::{CompareSettings, Contestant, Entry};
+use crate::data::hexadecimal;
+use crate::dynamic::{Sensitivities, SensitivitySettings, sensitivities};
+use crate::observer::{Observer, Silent};
+use crate::{Error, Model};
+
+const KEY: &str = "comparison.json";
+const PARTS: &str = "parts.json";
+const SENSITIVITIES: &str = "sensitivities.json";
+
+/// What the results in a directory were made from.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Key {
+    version: String,
+    model: String,
+    settings: String,
+}
+
+/// What a part of the work took.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct Part {
+    pub(super) seconds: f64,
+    pub(super) peak_memory: Option<u64>,
+}
+
+/// Below the output directory.
+#[derive(Debug)]
+pub(super) struct Store {
+    output: PathBuf,
+    work: PathBuf,
+}
+
+pub(super) fn failed(path: &Path, error: &dyn std::fmt::Display) -> Error {
+    Error::State { path: path.display().to_string(), reason: error.to_string() }
+}
+
+fn refused(path: &Path, reason: impl Into<String>) -> Error {
+    Error::Comparison { path: path.display().to_string(), reason: reason.into() }
+}
+
+/// `gptq-4bit`.
+fn file_name(contestant: &Contestant) -> String {
+    let group = match contestant.scheme.group_size() {
+        64 => String::new(),
+        other => format!("-g{other}"),
+    };
+    format!("{}-{}bit{group}", contestant.recipe, contestant.scheme.bits())
+}
+
+pub(super) fn model_path(output: &Path, contestant: &Contestant) -> PathBuf {
+    output.join("models").join(file_name(contestant))
+}
+
+fn write(path: &Path, text: &str) -> Result<(), Error> {
+    let partial = path.with_extension("partial");
+    fs::write(&partial, text).and_then(|()| fs::rename(&partial, path)).map_err(|error| failed(path, &error))
+}
+
+fn read<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<Option<T>, Error> {
+    if !path.is_file() {
+        return Ok(None);
+    }
+    let text = fs::read_to_string(path).map_err(|error| refused(path, error.to_string()))?;
+    let hint = |error: serde_json::Error| refused(path, format!("it is damaged: {error}"));
+    serde_json::from_str(&text).map(Some).map_err(hint)
+}
+
+impl Store {
+    /// Makes the directories, or checks that what is in them belongs to the same comparison.
+    pub(super) fn open(output: &Path, model: &Model, settings: &CompareSettings) -> Result<Self, Error> {
+        let work = output.join("work");
+        let key = Key {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            model: model.hash()?,
+            settings: hash(settings),
+        };
+        let path = work.join(KEY);
+        match read::<Key>(&path)? {
+            Some(found) if found == key => {}
+            Some(found) => {
+                let what = if found.model == key.model { "with other settings" } else { "of another model" };
+                return Err(refused(output, format!("it holds a comparison {what}")));
+            }
+            None => {
+                if output.exists()
+                    && fs::read_dir(output)
+                        .map_err(|error| refused(output, error.to_string()))?
+                        .next()
+                        .is_some()
+                {
+                    return Err(refused(output, "it exists and holds something else"));
+                }
+                fs::create_dir_all(&work)
+                    .and_then(|()| fs::create_dir_all(output.join("models")))
+                    .map_err(|error| refused(output, error.to_string()))?;
+                write(&path, &text(&key)?)?;
+            }
+        }
+        Ok(Self { output: output.to_owned(), work })
+    }
+
+    /// Where shared work lies.
+    pub(super) fn work(&self) -> &Path {
+        &self.work
+    }
+
+    pub(super) fn model_path(&self, contestant: &Contestant) -> PathBuf {
+        model_path(&self.output, contestant)
+    }
+
+    pub(super) fn sensitivities(&self) -> PathBuf {
+        self.work.join(SENSITIVITIES)
+    }
+
+    /// Those of an earlier run.
+    pub(super) fn known_sensitivities(
+        &self,
+        model: &Model,
+        settings: &CompareSettings,
+    ) -> Result<Option<Sensitivities>, Error> {
+        let file = self.sensitivities();
+        if !file.exists() {
+            return Ok(None);
+        }
+        let measure = SensitivitySettings {
+            seed: settings.seed,
+            threads: settings.threads,
+            ..SensitivitySettings::default()
+        };
+        sensitivities(model, &settings.calibration, &measure, Some(&file), &Silent).map(Some)
+    }
+
+    fn entry_path(&self, contestant: &Contestant) -> PathBuf {
+        self.work.join(format!("{}.json", file_name(contestant)))
+    }
+
+    /// The result of a method, if it is there.
+    pub(super) fn entry(&self, contestant: &Contestant) -> Result<Option<Entry>, Error> {
+        let entry: Option<Entry> = read(&self.entry_path(contestant))?;
+        Ok(entry.map(|entry| Entry { name: contestant.name.clone(), ..entry }))
+    }
+
+    pub(super) fn keep(&self, contestant: &Contestant, entry: &Entry) -> Result<(), Error> {
+        write(&self.entry_path(contestant), &text(entry)?)
+    }
+
+    /// Does a part of the work that methods share, and gives what it took: now, or when it was first done.
+    pub(super) fn once<T>(
+        &self,
+        name: &str,
+        observer: &dyn Observer,
+        work: impl FnOnce() -> Result<T, Error>,
+    ) -> Result<(T, Part), Error> {
+        let path = self.work.join(PARTS);
+        let mut all: BTreeMap<String, Part> = read(&path)?.unwrap_or_default();
+        observer.peak_memory();
+        let start = Instant::now();
+        let done = work()?;
+        let part = Part { seconds: start.elapsed().as_secs_f64(), peak_memory: observer.peak_memory() };
+        if let Some(known) = all.get(name) {
+            return Ok((done, *known));
+        }
+        all.insert(name.to_owned(), part);
+        write(&path, &text(&all)?)?;
+        Ok((done, part))
+    }
+
+    /// Removes what only the work needed: hidden states and Gram matrices.
+    pub(super) fn conclude(&self) -> Result<(), Error> {
+        for directory in ["teacher", "statistics"].map(|name| self.work.join(name)) {
+            if directory.exists() {
+                fs::remove_dir_all(&directory).map_err(|error| failed(&directory, &error))?;
+            }
+        }
+        let entries = fs::read_dir(&self.work).map_err(|error| failed(&self.work, &error))?;
+        for entry in entries.filter_map(Result::ok) {
+            if entry.path().extension().is_some_and(|ending| ending == "hidden") {
+                fs::remove_file(entry.path()).map_err(|error| failed(&entry.path(), &error))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn text(value: &impl Serialize) -> Result<String, Error> {
+    serde_json::to_string_pretty(value).map_err(|error| failed(Path::new(KEY), &error))
+}
+
+/// Of everything that decides a result but the method itself: more methods can join later.
+fn hash(settings: &CompareSettings) -> String {
+    let mut hash = Sha256::new();
+    for windows in [&settings.calibration, &settings.lessons.0, &settings.lessons.1, &settings.held_out] {
+        hash.update(windows.tokens_hash());
+        hash.update(windows.sequence_length.to_le_bytes());
+    }
+    let dwq =
+        crate::DwqSettings { target_dir: None, teacher_states: None, save_every: 0, ..settings.dwq.clone() };
+    hash.update(format!("{:?} {dwq:?} {} {}", settings.method, settings.seed, settings.shared_statistics));
+    hexadecimal(&hash.finalize())
+}

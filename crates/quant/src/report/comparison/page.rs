@@ -1,0 +1,73 @@
+//! The page: one file, no network, no script.
+
+use minijinja::value::Serde;
+use minijinja::{AutoEscape, Environment, Value, context};
+use serde::Serialize;
+
+use super::layers::Grid;
+use super::plots::{sensitivity_plot, size_plot, training_plot};
+use super::rows::{HEADS, facts, in_order, quality_order, rows, speed_order};
+use crate::Error;
+use crate::compare::Comparison;
+use crate::report::with_error;
+
+const PAGE: &str = include_str!("page.html");
+
+/// A step of the order of quality.
+#[derive(Serialize)]
+struct Gap {
+    name: String,
+    behind: Option<String>,
+    apart: bool,
+}
+
+/// The page as HTML: tables, KL against size, bits and sensitivities of layers, the course of dwq.
+///
+/// `commands` gives for each entry the command line that makes it again, and may be empty.
+///
+/// # Errors
+/// If the page's own template is wrong.
+pub fn comparison_html(comparison: &Comparison, commands: &[String]) -> Result<String, Error> {
+    let mut environment = Environment::new();
+    environment.set_auto_escape_callback(|_| AutoEscape::Html);
+    let failed = |error: minijinja::Error| Error::Report(error.to_string());
+    environment.add_template("page", PAGE).map_err(failed)?;
+    let gap = |ranked: &crate::compare::Ranked| Gap {
+        name: comparison.entries[ranked.entry].name.clone(),
+        behind: ranked.behind.map(|behind| with_error(behind, ranked.behind_stderr, 5)),
+        apart: ranked.apart,
+    };
+    let bits: Vec<Value> = comparison
+        .entries
+        .iter()
+        .filter(|entry| entry.predicted_kl.is_some())
+        .map(|entry| {
+            let layers = entry.layers.iter().map(|layer| (layer.path.clone(), (layer.bits, layer.group_size)));
+            let predicted = entry.predicted_kl.map(|kl| format!("{kl:.4}"));
+            context! { name => entry.name.clone(), grid => Value::from(Serde(Grid::of(layers))), predicted, measured => format!("{:.4}", entry.kl()) }
+        })
+        .collect();
+    let gaps: Vec<Gap> = comparison.rankings.quality.iter().map(gap).collect();
+    let numbers: Vec<usize> = in_order(comparison).map(|(index, _)| index).collect();
+    let names: Vec<String> = numbers.iter().map(|index| comparison.entries[*index].name.clone()).collect();
+    let pareto: Vec<bool> = numbers.iter().map(|index| comparison.rankings.pareto.contains(index)).collect();
+    let commands: Vec<String> = numbers.iter().filter_map(|index| commands.get(*index).cloned()).collect();
+    let page = environment.get_template("page").map_err(failed)?;
+    let page = page.render(context! {
+        comparison => Value::from(Serde(comparison)),
+        facts => facts(comparison),
+        heads => HEADS,
+        rows => rows(comparison),
+        pareto,
+        commands,
+        names,
+        quality => quality_order(comparison),
+        speed => speed_order(comparison),
+        gaps => Value::from(Serde(gaps)),
+        size_plot => Value::from_safe_string(size_plot(comparison)),
+        sensitivity_plot => sensitivity_plot(comparison).map(Value::from_safe_string),
+        training_plot => training_plot(comparison).map(Value::from_safe_string),
+        bits,
+    });
+    page.map_err(failed)
+}

@@ -1,0 +1,79 @@
+//! What tables of a comparison show.
+
+use crate::compare::{Comparison, Entry};
+use crate::report::{bytes, duration, with_error};
+
+/// Heads of the columns.
+pub(super) const HEADS: [&str; 11] = [
+    "method",
+    "bits/weight",
+    "size",
+    "time",
+    "peak memory",
+    "perplexity",
+    "KL, nats/token",
+    "p99",
+    "top-1 agreement",
+    "quality",
+    "speed",
+];
+
+/// What was compared, in a line.
+pub(super) fn facts(comparison: &Comparison) -> String {
+    let (millions, size) = (comparison.parameters as f64 / 1e6, bytes(comparison.model_bytes));
+    let parameters = if millions < 1000.0 {
+        format!("{millions:.1} million")
+    } else {
+        format!("{:.2} billion", millions / 1e3)
+    };
+    format!(
+        "{} ({}, {parameters} weights, {size}, perplexity {:.3})",
+        comparison.model, comparison.model_type, comparison.reference_perplexity
+    )
+}
+
+/// Entries as they stand in tables: best quality first.
+pub(super) fn in_order(comparison: &Comparison) -> impl Iterator<Item = (usize, &Entry)> {
+    comparison.rankings.quality.iter().map(|ranked| (ranked.entry, &comparison.entries[ranked.entry]))
+}
+
+/// Cells of all rows.
+pub(super) fn rows(comparison: &Comparison) -> Vec<[String; 11]> {
+    let row = |(index, entry): (usize, &Entry)| {
+        let (total, against) = (&entry.evaluation.total, entry.against());
+        let percent = |share: f64| share * 100.0;
+        let time = duration(entry.seconds);
+        [
+            entry.name.clone(),
+            format!("{:.3}", entry.bits_per_weight),
+            bytes(entry.bytes),
+            if entry.resumed { format!("{time} (resumed)") } else { time },
+            entry.peak_memory.map_or_else(|| "?".to_owned(), bytes),
+            with_error(total.perplexity, total.perplexity_stderr, 3),
+            with_error(against.kl_mean, against.kl_stderr, 4),
+            format!("{:.3}", against.kl_p99),
+            format!("{} %", with_error(percent(against.top1), against.top1_stderr.map(percent), 2)),
+            comparison.rankings.quality_of(index).to_string(),
+            comparison.rankings.speed_of(index).to_string(),
+        ]
+    };
+    in_order(comparison).map(row).collect()
+}
+
+/// `a > b ≈ c`: `≈` where the difference is within two standard errors.
+pub(super) fn quality_order(comparison: &Comparison) -> String {
+    let mut text = String::new();
+    for ranked in &comparison.rankings.quality {
+        if ranked.rank > 1 {
+            text.push_str(if ranked.apart { " > " } else { " ≈ " });
+        }
+        text.push_str(&comparison.entries[ranked.entry].name);
+    }
+    text
+}
+
+/// `a > b`, fastest first.
+pub(super) fn speed_order(comparison: &Comparison) -> String {
+    let names = comparison.rankings.speed.iter().map(|index| comparison.entries[*index].name.as_str());
+    names.collect::<Vec<_>>().join(" > ")
+}
