@@ -2,6 +2,7 @@
 
 mod calibrated;
 mod compare;
+mod recommend;
 
 use std::path::PathBuf;
 
@@ -13,6 +14,7 @@ pub(crate) use self::calibrated::{
     Awq, AwqFlags, Calibrated, Dwq, DwqFlags, DynamicFlags, DynamicQuant, Gptq, GptqFlags, Quantize,
 };
 pub(crate) use self::compare::{Compare, KeepArg};
+pub(crate) use self::recommend::Recommend;
 
 /// Turns Hugging Face language models into MLX quantized models.
 #[derive(Debug, Parser)]
@@ -75,6 +77,11 @@ pub(crate) enum Command {
     /// Writes a table, and report.html, report.md, report.json and report.svg into the output directory. Work that methods share is done
     /// once. An interrupted comparison goes on where it was when it is repeated; more methods can join later.
     Compare(Box<Compare>),
+
+    /// Say which method to take: memory, time and command for each on this machine, from headers alone
+    ///
+    /// Reads headers (or config.json alone) and is instant; the first call measures the machine for two seconds and keeps that.
+    Recommend(Recommend),
 }
 
 impl Command {
@@ -90,6 +97,7 @@ impl Command {
             Self::Inspect(args) => &args.output,
             Self::Eval(args) => &args.output,
             Self::Compare(args) => &args.shown,
+            Self::Recommend(args) => &args.output,
         }
     }
 }

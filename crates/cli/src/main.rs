@@ -1,8 +1,10 @@
 //! The `mlx-quant` command: arguments, then settings, then a command; one printer for everything that is shown.
 
+mod amount;
 mod args;
 mod commands;
 mod interrupt;
+mod machine;
 mod memory;
 mod printer;
 mod screen;
@@ -69,6 +71,7 @@ fn main() -> ExitCode {
         Command::DynamicQuant(args) => commands::quantize::run(&args.as_ref().into(), printer),
         Command::Dwq(args) => commands::quantize::run(&args.as_ref().into(), printer),
         Command::Quantize(args) => commands::quantize::run(&args.as_ref().into(), printer),
+        Command::Recommend(args) => commands::recommend::run(args, printer),
         Command::Inspect(args) => commands::inspect::run(args, printer),
         Command::Eval(args) => commands::eval::run(args, printer),
     };

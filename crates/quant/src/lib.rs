@@ -46,6 +46,7 @@ mod dwq;
 mod dynamic;
 mod error;
 mod evaluate;
+pub mod forecast;
 mod gradient;
 pub mod inspect;
 pub mod methods;
@@ -81,9 +82,9 @@ pub use plan::{
 };
 pub use session::{
     ExpertTokens, QuantizeMemory, QuantizeSettings, Quantized, distill, operations, quantize,
-    quantize_memory, seconds, targets,
+    quantize_memory, targets,
 };
 #[cfg(feature = "demo")]
 pub use source::demo;
-pub use source::{Model, open, open_files};
+pub use source::{Model, open, open_config, open_files};
 pub use walk::{Residency, Walk};

@@ -1,5 +1,6 @@
 //! Opening a model: weights, config, and the small files that go along.
 
+use mlx_format::Dtype;
 use mlx_format::checkpoint::{Checkpoint, Config, Directory};
 use mlx_quant_model::Tokenizer;
 use sha2::{Digest as _, Sha256};
@@ -34,6 +35,25 @@ pub fn open_files(directory: &Directory) -> Result<Model, Error> {
     let config = Config::load(directory)?;
     let (checkpoint, _) = Checkpoint::open_files(directory.clone())?;
     Ok(Model { checkpoint, config })
+}
+
+/// A model of which only config.json is here: names and shapes as the config describes them, no weights. For
+/// [`crate::forecast`] and [`Plan`](crate::Plan) alone; nothing of it can be converted or run.
+///
+/// # Errors
+/// If config.json is missing or damaged, or its model type has no decoder description.
+pub fn open_config(directory: &Directory) -> Result<Model, Error> {
+    let config = Config::load(directory)?;
+    let headers = mlx_quant_model::expected_headers(&config)?;
+    let model_type = config.model_type()?.to_owned();
+    let headers = headers.ok_or(mlx_quant_model::WeightsError::Undescribed { model_type })?;
+    let dtype = match config.str("torch_dtype").or_else(|| config.str("dtype")) {
+        Some("float32") => Dtype::F32,
+        Some("float16") => Dtype::F16,
+        _ => Dtype::BF16,
+    };
+    let headers = headers.into_iter().map(|(name, shape)| (name, dtype, shape));
+    Ok(Model { checkpoint: Checkpoint::of_headers(directory.clone(), headers), config })
 }
 
 /// The built-in demo model: llama, 7.9 million weights, bfloat16.

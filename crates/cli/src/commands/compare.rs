@@ -10,6 +10,7 @@ use mlx_quant::{
     report,
 };
 
+use super::line::{CommandLine, other, quoted};
 use super::quantize::affine;
 use super::windows::{self, Shares};
 use crate::Refusal;
@@ -123,70 +124,22 @@ fn settings(
 fn commands(args: &Compare, model: &Model, settings: &CompareSettings) -> Result<Vec<String>> {
     let command = |contestant: &Contestant| -> Result<String> {
         let (recipe, scheme) = (&contestant.recipe, contestant.scheme);
-        let (bits, group) = (scheme.bits(), scheme.group_size());
-        let mut words = match recipe.to_string().as_str() {
-            "rtn" => vec!["convert -q".to_owned()],
-            "search" => vec!["convert -q --search".to_owned()],
-            "dynamic" => vec!["dynamic-quant".to_owned()],
-            alone @ ("awq" | "gptq" | "dwq") => vec![alone.to_owned()],
-            stacked => vec![format!("quantize --recipe {stacked}")],
-        };
-        let mut word = |flag: &str, value: String| words.push(format!("{flag} {value}"));
-        if let Some(path) = &args.model {
-            word("--model", quoted(path));
-        }
-        if bits != 4 {
-            word("--bits", bits.to_string());
-        }
-        if group != 64 {
-            word("--group-size", group.to_string());
-        }
-        if recipe.allocates() {
-            word("--target-bpw", format!("{:.3}", budget(model, scheme)?));
-        } else if recipe.rounding() == mlx_quant::Method::Gptq {
-            word("--fallback-bits", bits.to_string());
-            if group != 64 {
-                word("--fallback-group-size", group.to_string());
-            }
-        }
+        let target = if recipe.allocates() { Some(budget(model, scheme)?) } else { None };
+        let mut line = CommandLine::new(recipe, args.model.as_deref(), scheme, target);
         if recipe.needs_calibration() {
-            let usual = mlx_quant::DwqSettings::default();
-            let flags = [
-                ("--data", args.data.as_deref().map(quoted)),
-                ("--n-samples", args.n_samples.map(|count| count.to_string())),
-                ("--sequence-length", other(args.sequence_length, 512)),
-                ("--seed", other(args.machine.seed, 123)),
-                ("--iters", other(args.iters, usual.iterations).filter(|_| recipe.trains())),
-                (
-                    "--batch-size",
-                    other(args.batch_size as usize, usual.batch_size).filter(|_| recipe.trains()),
-                ),
-            ];
-            for (flag, value) in flags {
-                if let Some(value) = value {
-                    word(flag, value);
-                }
+            let usual = DwqSettings::default();
+            line.flag("--data", args.data.as_deref().map(quoted));
+            line.flag("--n-samples", args.n_samples.map(|count| count.to_string()));
+            line.flag("--sequence-length", other(args.sequence_length, 512));
+            line.flag("--seed", other(args.machine.seed, 123));
+            if recipe.trains() {
+                line.flag("--iters", other(args.iters, usual.iterations));
+                line.flag("--batch-size", other(args.batch_size as usize, usual.batch_size));
             }
         }
-        Ok(format!("mlx-quant {}", words.join(" ")))
+        Ok(line.to_string())
     };
     settings.contestants.iter().map(command).collect()
-}
-
-/// A value that is not the usual one.
-fn other<T: PartialEq + ToString>(value: T, usual: T) -> Option<String> {
-    (value != usual).then(|| value.to_string())
-}
-
-/// As a shell takes it.
-fn quoted(path: &Path) -> String {
-    let text = path.display().to_string();
-    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./+=:@%,".contains(c);
-    if !text.is_empty() && text.chars().all(plain) {
-        text
-    } else {
-        format!("'{}'", text.replace('\'', "'\\''"))
-    }
 }
 
 /// The reports, each beside its name and then renamed.

@@ -4,6 +4,8 @@ pub(crate) mod compare;
 pub(crate) mod convert;
 pub(crate) mod eval;
 pub(crate) mod inspect;
+mod line;
 pub(crate) mod quantize;
+pub(crate) mod recommend;
 mod source;
 mod windows;

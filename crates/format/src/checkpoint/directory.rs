@@ -100,6 +100,16 @@ impl Bytes {
     }
 }
 
+/// Asks the system to drop a file's pages from its cache, so that reading it reads the disk. Only Linux is asked.
+pub fn forget_cached(file: &std::fs::File) {
+    #[cfg(target_os = "linux")]
+    {
+        let _ = rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::DontNeed);
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = file;
+}
+
 impl Directory {
     /// A directory on disk.
     ///

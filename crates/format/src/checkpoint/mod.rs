@@ -15,7 +15,7 @@ mod write_error;
 mod writer;
 
 pub use config::{Config, ConfigError, is_truthy};
-pub use directory::{Directory, DirectoryError};
+pub use directory::{Directory, DirectoryError, forget_cached};
 pub use layout::{Layout, Placement, SHARD_BYTES, TensorSpec};
 pub use safetensors::{Checkpoint, CheckpointError, HeaderTensor, Tensor, parse_header, parse_index};
 pub use write_error::WriteError;

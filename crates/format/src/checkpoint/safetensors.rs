@@ -255,6 +255,7 @@ pub struct Checkpoint {
     shards: Vec<(String, Bytes)>,
     tensors: BTreeMap<String, Tensor>,
     ignored: Vec<String>,
+    headers_only: bool,
 }
 
 impl Checkpoint {
@@ -281,7 +282,8 @@ impl Checkpoint {
         if names.is_empty() {
             return Err(no_weights(&directory, &files));
         }
-        let mut checkpoint = Self { directory, shards: Vec::new(), tensors: BTreeMap::new(), ignored };
+        let (shards, tensors) = (Vec::new(), BTreeMap::new());
+        let mut checkpoint = Self { directory, shards, tensors, ignored, headers_only: false };
         for name in names {
             if index.is_some() && !files.contains(&name) {
                 return Err(CheckpointError::MissingShard { file: location, shard: name });
@@ -306,9 +308,27 @@ impl Checkpoint {
         }
         files.retain(|name| is_weights(name));
         let (shards, tensors) = (Vec::new(), BTreeMap::new());
-        let mut checkpoint = Self { directory, shards, tensors, ignored: Vec::new() };
+        let mut checkpoint = Self { directory, shards, tensors, ignored: Vec::new(), headers_only: false };
         let problems = files.into_iter().filter_map(|name| checkpoint.add_shard(name).err()).collect();
         Ok((checkpoint, problems))
+    }
+
+    /// A checkpoint of headers without data, to plan with: names, dtypes and shapes are as given, [`Self::bytes`] must not be called.
+    pub fn of_headers(
+        directory: Directory,
+        headers: impl IntoIterator<Item = (String, Dtype, Vec<usize>)>,
+    ) -> Self {
+        let mut start = 0usize;
+        let tensor = |(name, dtype, shape): (String, Dtype, Vec<usize>)| {
+            let elements = shape.iter().fold(1usize, |all, axis| all.saturating_mul(*axis));
+            let length = elements.saturating_mul(dtype.bitsize()) / 8;
+            let tensor = Tensor { dtype, shape, shard: 0, start, length };
+            start = start.saturating_add(length);
+            (name, tensor)
+        };
+        let tensors = headers.into_iter().map(tensor).collect();
+        let shards = vec![("model.safetensors".to_owned(), Bytes::Static(&[]))];
+        Self { directory, shards, tensors, ignored: Vec::new(), headers_only: true }
     }
 
     fn add_shard(&mut self, name: String) -> Result<(), CheckpointError> {
@@ -369,9 +389,14 @@ impl Checkpoint {
         self.tensors.get(name)
     }
 
-    /// File names of the shards.
+    /// File names of the shards; none of headers without data.
     pub fn shards(&self) -> impl Iterator<Item = &str> {
-        self.shards.iter().map(|(name, _)| name.as_str())
+        self.shards.iter().map(|(name, _)| name.as_str()).filter(|_| !self.is_headers_only())
+    }
+
+    /// Whether there is nothing behind the headers ([`Self::of_headers`]).
+    pub fn is_headers_only(&self) -> bool {
+        self.headers_only
     }
 
     /// The file that holds a tensor, for messages.

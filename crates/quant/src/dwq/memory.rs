@@ -72,7 +72,8 @@ pub fn dwq_memory(
     Ok(memory)
 }
 
-/// Floating-point operations: forward, once more, gradients of inputs and of weights; of the teacher forward once.
+/// Floating-point operations of the teacher, of the training (forward, once more, gradients of inputs and of weights) and of looks at
+/// held-out windows.
 ///
 /// # Errors
 /// As [`Walk::open`].
@@ -81,7 +82,7 @@ pub fn dwq_operations(
     windows: &Windows,
     held_out: &Windows,
     settings: &DwqSettings,
-) -> Result<f64, Error> {
+) -> Result<(f64, f64, f64), Error> {
     let walk = Walk::open(model)?;
     let (blocks, head) = a_token(&walk);
     let trained = (settings.iterations * settings.batch_size * windows.sequence_length) as f64;
@@ -90,5 +91,5 @@ pub fn dwq_operations(
         * (held_out.picked.len() * held_out.sequence_length) as f64;
     let taught = ((windows.picked.len() + held_out.picked.len()) * windows.sequence_length) as f64;
     // Of the head twice forward for both, then gradients of both.
-    Ok(trained * (4.0 * blocks + 6.0 * head) + looks * (blocks + 4.0 * head) + taught * blocks)
+    Ok((taught * blocks, trained * (4.0 * blocks + 6.0 * head), looks * (blocks + 4.0 * head)))
 }

@@ -27,8 +27,8 @@ pub struct SensitivityMemory {
     pub peak: u64,
 }
 
-/// Predicts the peak resident memory of [`super::sensitivities`] in a process that holds `resident` bytes, and its floating-point
-/// operations.
+/// Predicts the peak resident memory of [`super::sensitivities`] in a process that holds `resident` bytes, and the floating-point
+/// operations of measuring and of judging candidates.
 ///
 /// # Errors
 /// As [`Walk::open`].
@@ -38,7 +38,7 @@ pub fn sensitivity_needs(
     threads: usize,
     low_memory: bool,
     resident: u64,
-) -> Result<(SensitivityMemory, f64), Error> {
+) -> Result<(SensitivityMemory, f64, f64), Error> {
     let walk = Walk::open(model)?;
     let threads = threads_or_all(threads);
     let tokens = windows.sequence_length as u64;
@@ -57,12 +57,13 @@ pub fn sensitivity_needs(
     let (blocks, head) = a_token(&walk);
     // Forward, once more, gradients of inputs; of the head twice forward.
     let passed = (windows.picked.len() * windows.sequence_length) as f64;
-    let mut operations = passed * (3.0 * blocks + 3.0 * head);
+    let measure = passed * (3.0 * blocks + 3.0 * head);
+    let mut judge = 0.0;
     for (_, shape) in observed_paths(&walk) {
         let columns = shape.last().copied().unwrap_or(0);
         let judged =
             shape.iter().product::<usize>().min(ELEMENTS * shape.iter().rev().skip(2).product::<usize>());
-        operations += judged as f64 * SEARCH * all(columns).count() as f64;
+        judge += judged as f64 * SEARCH * all(columns).count() as f64;
     }
-    Ok((memory, operations))
+    Ok((memory, measure, judge))
 }

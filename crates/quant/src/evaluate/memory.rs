@@ -69,3 +69,12 @@ pub fn memory(
     sum.peak = sum.fixed + walking.max(left + sum.head);
     Ok(sum)
 }
+
+/// Floating-point operations of [`super::evaluate`] with a reference, about.
+///
+/// # Errors
+/// As [`Walk::open`].
+pub(crate) fn operations(model: &Model, windows: &Windows) -> Result<f64, Error> {
+    let (blocks, head) = crate::gradient::a_token(&Walk::open(model)?);
+    Ok(2.0 * (windows.picked.len() * windows.sequence_length) as f64 * (blocks + head))
+}

@@ -20,6 +20,7 @@ use candle_core::Tensor;
 
 pub(crate) use self::head::TILE;
 pub use self::head::{States, measure};
+pub(crate) use self::memory::operations;
 pub use self::memory::{Memory, memory};
 pub use self::result::{Against, Divergence, Evaluation, Measures, SourceEvaluation, Subject, TokenMeasure};
 pub(crate) use self::statistics::{mean, standard_error};

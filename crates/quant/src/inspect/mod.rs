@@ -131,6 +131,7 @@ pub fn inspect(model: &Model) -> Result<Inspection, Error> {
     let counted = count(&named);
     let directory = model.checkpoint.directory();
     let mut files = Vec::new();
+    let stored = model.checkpoint.tensors().values().map(|tensor| tensor.bytes() as u64).sum();
     for shard in model.checkpoint.shards() {
         files.push((shard.to_owned(), directory.identity(shard)?.0));
     }
@@ -149,7 +150,11 @@ pub fn inspect(model: &Model) -> Result<Inspection, Error> {
         parameters: counted.parameters,
         bits_per_weight: bits_per_weight(counted.tensor_bytes, counted.parameters),
         tensor_bytes: counted.tensor_bytes,
-        file_bytes: files.iter().map(|(_, bytes)| bytes).sum(),
+        file_bytes: if model.checkpoint.is_headers_only() {
+            stored
+        } else {
+            files.iter().map(|(_, bytes)| bytes).sum()
+        },
         files,
         dtypes: counted.dtypes,
         schemes: counted.schemes,

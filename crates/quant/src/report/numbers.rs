@@ -32,6 +32,16 @@ pub fn duration(seconds: f64) -> String {
     }
 }
 
+/// `7.9 million weights`, `8.03 billion weights`.
+pub fn weights(count: u64) -> String {
+    let millions = count as f64 / 1e6;
+    if millions < 1000.0 {
+        format!("{millions:.1} million weights")
+    } else {
+        format!("{:.2} billion weights", millions / 1e3)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

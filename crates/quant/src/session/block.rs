@@ -233,7 +233,8 @@ impl<'b> BlockWork<'b> {
             let plain = self.session.pool.install(|| round_one(weight, *stored, None, How::Plain))?.1;
             let lost = |other: &Tensor| -> Result<f64, WeightsError> {
                 let changes = (other - weight)?.flatten_all()?.to_vec1::<f32>()?;
-                Ok(self.session.pool.install(|| gram.loss(&changes)))
+                let rows = changes.par_chunks(gram.size.max(1) * 128);
+                Ok(self.session.pool.install(|| rows.map(|rows| gram.loss(rows)).sum()))
             };
             let (own, usual) = (lost(passed)?, lost(&plain)?);
             self.losses = (self.losses.0 + own, self.losses.1 + usual);

@@ -28,7 +28,7 @@ use sha2::{Digest as _, Sha256};
 use self::block::BlockWork;
 pub use self::distill::{distill, targets};
 use self::distill::{lessons, train};
-pub use self::effort::{operations, seconds};
+pub use self::effort::operations;
 pub use self::memory::{QuantizeMemory, quantize_memory};
 pub use self::report::{ExpertTokens, Quantized};
 use crate::calibrate::{Collector, Passage, States, Statistics, Visitor as _};

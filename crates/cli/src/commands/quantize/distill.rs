@@ -6,9 +6,8 @@ use anyhow::Result;
 use mlx_format::checkpoint::Directory;
 use mlx_quant::{Model, Plan, QuantizeSettings, Settings};
 
-use super::{Needs, Request, prepare, show};
+use super::{Request, prepare, show};
 use crate::commands::source;
-use crate::memory::{USUAL_RESIDENT, resident_now};
 use crate::printer::Printer;
 use crate::screen::Screen;
 
@@ -27,7 +26,7 @@ pub(super) fn run(request: &Request<'_>, student: &Path, printer: Printer) -> Re
     let plan = Plan::new(&student.checkpoint, &student.config, as_it_is);
     let plan = plan.map_err(mlx_quant::Error::from)?;
     let (windows, settings) = prepare(request, &student, printer)?;
-    let needs = needs(&student, &plan, &settings)?;
+    let needs = super::needs(&student, &plan, &windows, &settings, true)?;
     if args.target.dry_run {
         return super::dry_run(request, &plan, &windows, needs, printer);
     }
@@ -36,19 +35,6 @@ pub(super) fn run(request: &Request<'_>, student: &Path, printer: Printer) -> Re
     let made = mlx_quant::distill(teacher.as_ref(), &student, &plan, &windows, target, &settings, &screen);
     screen.clear();
     show(request, &plan, &windows, &made?, needs, printer)
-}
-
-fn needs(student: &Model, plan: &Plan, settings: &QuantizeSettings) -> Result<Needs> {
-    let resident = resident_now().unwrap_or(USUAL_RESIDENT);
-    let (mut dwq, mut operations) = (None, 0.0);
-    if let Some((training, held_out)) = &settings.lessons {
-        let own = &settings.dwq;
-        dwq = Some(mlx_quant::dwq_memory(student, plan, training, own, settings.threads, resident)?);
-        operations = mlx_quant::dwq_operations(student, training, held_out, own)?;
-    }
-    let seconds = mlx_quant::seconds(operations, settings.threads)?;
-    let quantize = mlx_quant::QuantizeMemory::default();
-    Ok(Needs { quantize, dwq, sensitivities: None, operations, seconds })
 }
 
 /// `--targets-only`.

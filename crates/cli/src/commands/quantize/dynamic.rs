@@ -9,6 +9,7 @@ use mlx_quant::{
 };
 
 use crate::Refusal;
+use crate::amount;
 use crate::args::DynamicFlags;
 use crate::printer::Printer;
 use crate::screen::Screen;
@@ -26,31 +27,10 @@ pub(crate) struct Allocator<'a> {
     dynamic: DynamicSettings,
 }
 
-/// Bytes as people write them.
-fn size(text: &str) -> Result<u64, Refusal> {
-    let refused = || {
-        Refusal(format!("--target-size {text}: hint: give bytes, or a number with KB, MB, GB, KiB, MiB, GiB"))
-    };
-    let trimmed = text.trim();
-    let split = trimmed.find(|c: char| !(c.is_ascii_digit() || c == '.')).unwrap_or(trimmed.len());
-    let number: f64 = trimmed[..split].parse().map_err(|_| refused())?;
-    let factor = match trimmed[split..].trim().to_ascii_lowercase().as_str() {
-        "" | "b" => 1.0,
-        "kb" | "k" => 1e3,
-        "mb" | "m" => 1e6,
-        "gb" | "g" => 1e9,
-        "kib" => 1024.0,
-        "mib" => 1024f64.powi(2),
-        "gib" => 1024f64.powi(3),
-        _ => return Err(refused()),
-    };
-    Ok((number * factor) as u64)
-}
-
 /// What the flags ask, checked before any work.
 pub(crate) fn settings(flags: &DynamicFlags) -> Result<DynamicSettings, Refusal> {
     let target = match (&flags.target_size, flags.target_kl) {
-        (Some(text), _) => Target::Bytes(size(text)?),
+        (Some(text), _) => Target::Bytes(amount::size("--target-size", text)?),
         (_, Some(kl)) => Target::Divergence(kl),
         _ => Target::BitsPerWeight(flags.target_bpw.unwrap_or(4.0)),
     };
@@ -191,19 +171,4 @@ fn remove(path: &Path) -> Result<()> {
         std::fs::remove_dir_all(path)?;
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::size;
-
-    #[test]
-    fn sizes_are_read() {
-        for (text, bytes) in [("12", 12), ("4.2GB", 4_200_000_000), ("1.5 KiB", 1536), ("3mb", 3_000_000)] {
-            assert_eq!(size(text).ok(), Some(bytes), "{text}");
-        }
-        for text in ["", "GB", "4 furlongs", "1e9x"] {
-            assert!(size(text).is_err(), "{text}");
-        }
-    }
 }

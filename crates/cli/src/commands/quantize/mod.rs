@@ -11,18 +11,20 @@ use std::path::Path;
 use anyhow::Result;
 use mlx_format::Scheme;
 use mlx_format::checkpoint::Writer;
+use mlx_quant::forecast::{Forecast, forecast};
 use mlx_quant::{
     DataSource, DynamicPlan, DynamicSettings, Method, Model, Pick, Plan, QuantizeSettings,
-    SensitivitySettings, Settings, Windows, quantize_memory,
+    SensitivitySettings, Settings, Windows,
 };
 
 use self::dynamic::Allocator;
 pub(crate) use self::request::Request;
 pub(crate) use self::request::affine;
-use self::show::{Needs, dry_run, show};
+use self::show::{dry_run, show};
 use super::windows::{self, Shares};
 use crate::Refusal;
 use crate::commands::source;
+use crate::machine;
 use crate::memory::{USUAL_RESIDENT, free_memory, resident_now};
 use crate::printer::Printer;
 use crate::screen::Screen;
@@ -100,7 +102,8 @@ fn carry_out(
     }
     let measured = file.is_some_and(Path::exists);
     let mut needs = needs(model, &plan, &windows, &settings, measured)?;
-    if !settings.low_memory && free_memory().is_some_and(|free| needs.peak() > free + needs.quantize.fixed) {
+    if !settings.low_memory && free_memory().is_some_and(|free| needs.peak_memory > free + needs.memory.fixed)
+    {
         settings.low_memory = true;
         needs = self::needs(model, &plan, &windows, &settings, measured)?;
         printer.detail("--low-memory, because all windows' activations do not fit in free memory");
@@ -199,25 +202,10 @@ fn needs(
     windows: &Windows,
     settings: &QuantizeSettings,
     measured: bool,
-) -> Result<Needs> {
+) -> Result<Forecast> {
     let resident = resident_now().unwrap_or(USUAL_RESIDENT);
-    let quantize = quantize_memory(model, windows, settings, resident)?;
-    let mut operations = mlx_quant::operations(model, windows, settings)?;
-    let mut dwq = None;
-    if let (true, Some((training, held_out))) = (settings.recipe.trains(), &settings.lessons) {
-        let own = &settings.dwq;
-        dwq = Some(mlx_quant::dwq_memory(model, plan, training, own, settings.threads, resident)?);
-        operations += mlx_quant::dwq_operations(model, training, held_out, own)?;
-    }
-    let mut sensitivities = None;
-    if settings.recipe.allocates() && !measured {
-        let (memory, more) =
-            mlx_quant::sensitivity_needs(model, windows, settings.threads, settings.low_memory, resident)?;
-        sensitivities = Some(memory);
-        operations += more;
-    }
-    let seconds = mlx_quant::seconds(operations, settings.threads)?;
-    Ok(Needs { quantize, dwq, sensitivities, operations, seconds })
+    let machine = machine::known(settings.threads)?;
+    Ok(forecast(model, plan, windows, settings, measured, &machine, resident)?)
 }
 
 /// Embeddings and head at their own scheme.

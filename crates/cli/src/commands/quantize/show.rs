@@ -1,7 +1,8 @@
 //! What the quantizing commands show: a plan, or what was made.
 
 use anyhow::Result;
-use mlx_quant::{Distilled, DwqMemory, Plan, QuantizeMemory, Quantized, SensitivityMemory, Windows};
+use mlx_quant::forecast::Forecast;
+use mlx_quant::{Distilled, Plan, Quantized, Windows, report};
 use serde_json::json;
 
 use super::Request;
@@ -9,43 +10,26 @@ use crate::commands::convert::{layers, merge};
 use crate::memory::resident_peak;
 use crate::printer::{Printer, bytes};
 
-/// What a run will need.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Needs {
-    pub(super) quantize: QuantizeMemory,
-    pub(super) dwq: Option<DwqMemory>,
-    pub(super) sensitivities: Option<SensitivityMemory>,
-    /// Floating-point operations.
-    pub(super) operations: f64,
-    pub(super) seconds: f64,
-}
-
-impl Needs {
-    pub(super) fn peak(&self) -> u64 {
-        let measure = self.sensitivities.map_or(0, |memory| memory.peak);
-        self.quantize.peak.max(self.dwq.map_or(0, |dwq| dwq.peak)).max(measure)
-    }
-}
-
 /// The plan, and nothing written.
 pub(super) fn dry_run(
     request: &Request<'_>,
     plan: &Plan,
     windows: &Windows,
-    needs: Needs,
+    needs: Forecast,
     printer: Printer,
 ) -> Result<()> {
-    let Needs { quantize: memory, dwq, sensitivities, operations, seconds } = needs;
+    let (memory, operations) = (needs.memory, needs.operations);
     if printer.is_json() {
         let mut document = json!({
             "recipe": request.recipe.to_string(),
             "calibration": windows.report(),
             "memory": memory,
-            "dwq_memory": dwq,
-            "sensitivities_memory": sensitivities,
-            "peak_memory": needs.peak(),
+            "dwq_memory": needs.dwq_memory,
+            "sensitivities_memory": needs.sensitivities_memory,
+            "peak_memory_bytes": needs.peak_memory,
             "operations": operations,
-            "seconds_estimate": seconds,
+            "seconds_estimate": needs.seconds,
+            "parts": needs.parts,
         });
         merge(&mut document, &plan.report());
         printer.data(&serde_json::to_string_pretty(&document)?);
@@ -65,17 +49,17 @@ pub(super) fn dry_run(
     line("weights", bytes(memory.weights));
     line("threads", bytes(memory.scratch));
     line("evaluation", bytes(memory.evaluation));
-    if let Some(memory) = sensitivities {
+    if let Some(memory) = needs.sensitivities_memory {
         line("sensitivities", bytes(memory.peak));
     }
-    if let Some(dwq) = dwq {
+    if let Some(dwq) = needs.dwq_memory {
         line("dwq: grids", bytes(dwq.grids));
         line("dwq: block", bytes(dwq.block));
         line("dwq: trail", bytes(dwq.trail));
         line("dwq: threads", bytes(dwq.graph));
     }
-    line("peak memory", format!("about {}", bytes(needs.peak())));
-    line("time", format!("about {seconds:.0} s ({:.1} TFLOP)", operations / 1e12));
+    line("peak memory", format!("about {}", bytes(needs.peak_memory)));
+    line("time", format!("about {} ({:.1} TFLOP)", report::duration(needs.seconds), operations / 1e12));
     Ok(())
 }
 
@@ -84,7 +68,7 @@ pub(super) fn show(
     plan: &Plan,
     windows: &Windows,
     made: &Quantized,
-    needs: Needs,
+    needs: Forecast,
     printer: Printer,
 ) -> Result<()> {
     let peak = resident_peak();
@@ -103,7 +87,7 @@ pub(super) fn show(
             "recipe": request.recipe.to_string(),
             "calibration": windows.report(),
             "peak_memory_bytes": peak,
-            "predicted_memory_bytes": needs.peak(),
+            "predicted_memory_bytes": needs.peak_memory,
             "operations": needs.operations,
             "kernels": mlx_format::simd_name(),
             "made": made,

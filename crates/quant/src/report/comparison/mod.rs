@@ -7,26 +7,19 @@ mod rows;
 
 use std::fmt::Write as _;
 
-use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
-
 pub use self::page::comparison_html;
 pub use self::plots::size_plot;
 use self::rows::{HEADS, facts, quality_order, rows, speed_order};
 use crate::compare::Comparison;
+use crate::report::plain_table;
 
 /// The table, best quality first, with both orders below it.
 pub fn comparison_table(comparison: &Comparison) -> String {
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
-    table.set_header(HEADS);
-    table.add_rows(rows(comparison));
-    for column in table.column_iter_mut().skip(1) {
-        column.set_cell_alignment(CellAlignment::Right);
-    }
+    let rows = rows(comparison).into_iter().map(Vec::from).collect();
     format!(
         "{}\n{}\n\nquality  {}\nspeed    {}\n{}",
         facts(comparison),
-        table.trim_fmt(),
+        plain_table(&HEADS, rows, 1),
         quality_order(comparison),
         speed_order(comparison),
         comparison.rankings.guide

@@ -1,7 +1,7 @@
 //! What tables of a comparison show.
 
 use crate::compare::{Comparison, Entry};
-use crate::report::{bytes, duration, with_error};
+use crate::report::{bytes, duration, weights, with_error};
 
 /// Heads of the columns.
 pub(super) const HEADS: [&str; 11] = [
@@ -20,15 +20,13 @@ pub(super) const HEADS: [&str; 11] = [
 
 /// What was compared, in a line.
 pub(super) fn facts(comparison: &Comparison) -> String {
-    let (millions, size) = (comparison.parameters as f64 / 1e6, bytes(comparison.model_bytes));
-    let parameters = if millions < 1000.0 {
-        format!("{millions:.1} million")
-    } else {
-        format!("{:.2} billion", millions / 1e3)
-    };
     format!(
-        "{} ({}, {parameters} weights, {size}, perplexity {:.3})",
-        comparison.model, comparison.model_type, comparison.reference_perplexity
+        "{} ({}, {}, {}, perplexity {:.3})",
+        comparison.model,
+        comparison.model_type,
+        weights(comparison.parameters),
+        bytes(comparison.model_bytes),
+        comparison.reference_perplexity
     )
 }
 

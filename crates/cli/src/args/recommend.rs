@@ -1,0 +1,99 @@
+//! Arguments of `recommend`.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+use mlx_quant::forecast::Quality;
+
+use super::Output;
+
+const RECOMMEND_EXAMPLES: &str = "\
+Examples:
+  mlx-quant recommend --model ./Qwen3-8B
+      what each method would need on this machine, and which one to take
+  mlx-quant recommend --model ./Qwen3-8B --size 4GB --quality best
+  mlx-quant recommend --model ./Qwen3-8B --memory 16GB --time 1h
+  mlx-quant recommend --model ./Qwen3-8B --target-bpw 3.5 --json
+
+A directory with config.json alone will do: shapes are taken from it, so that a model can be planned for before it is downloaded.";
+
+/// Arguments of `recommend`.
+#[derive(Debug, Args)]
+#[command(after_help = RECOMMEND_EXAMPLES)]
+pub(crate) struct Recommend {
+    /// Model directory; config.json alone will do [default: the built-in demo model]
+    #[arg(long, short = 'm', visible_alias = "hf-path", value_name = "DIR")]
+    pub(crate) model: Option<PathBuf>,
+
+    /// Memory that may be used, as in 16GB [default: what is free]
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) memory: Option<String>,
+
+    /// Time that may be used, as in 90s, 30min or 2h [default: any]
+    #[arg(long, value_name = "TIME")]
+    pub(crate) time: Option<String>,
+
+    /// Bits per weight of the result, scales included
+    #[arg(long, value_name = "X", conflicts_with = "size")]
+    pub(crate) target_bpw: Option<f64>,
+
+    /// Bytes of the result's weights, as in 3GB
+    #[arg(long, visible_alias = "target-size", value_name = "SIZE")]
+    pub(crate) size: Option<String>,
+
+    /// How much quality is to be paid for
+    #[arg(long, value_enum, default_value = "balanced")]
+    pub(crate) quality: QualityArg,
+
+    /// Bits of a code where no size is asked for: 2, 3, 4, 5, 6 or 8
+    #[arg(long, visible_alias = "bits", value_name = "BITS", default_value_t = 4)]
+    pub(crate) q_bits: u32,
+
+    /// Weights that share a scale: 32, 64 or 128
+    #[arg(long, visible_alias = "group-size", value_name = "N", default_value_t = 64)]
+    pub(crate) q_group_size: usize,
+
+    /// Calibration windows
+    #[arg(long, visible_alias = "num-samples", value_name = "N", default_value_t = 128)]
+    pub(crate) n_samples: usize,
+
+    /// Tokens a window
+    #[arg(long, visible_alias = "max-seq-length", value_name = "N", default_value_t = 512)]
+    pub(crate) sequence_length: usize,
+
+    /// Steps of dwq
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    pub(crate) iters: usize,
+
+    /// Measure this machine again instead of using what was measured before
+    #[arg(long)]
+    pub(crate) measure: bool,
+
+    /// Threads [default: one per core]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub(crate) threads: Option<u32>,
+
+    #[command(flatten)]
+    pub(crate) output: Output,
+}
+
+/// `--quality`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum QualityArg {
+    /// Seconds to minutes
+    Fast,
+    /// The closest to the original without training
+    Balanced,
+    /// The closest to the original
+    Best,
+}
+
+impl From<QualityArg> for Quality {
+    fn from(choice: QualityArg) -> Self {
+        match choice {
+            QualityArg::Fast => Self::Fast,
+            QualityArg::Balanced => Self::Balanced,
+            QualityArg::Best => Self::Best,
+        }
+    }
+}

@@ -1,0 +1,97 @@
+//! Command lines of this program, as they are shown.
+
+use std::fmt;
+use std::path::Path;
+
+use mlx_format::Scheme;
+use mlx_quant::{Method, Recipe};
+
+/// A command under construction.
+pub(crate) struct CommandLine(Vec<String>);
+
+impl CommandLine {
+    /// Quantizes with a recipe, every layer at one scheme or so many bits per weight together.
+    pub(crate) fn new(recipe: &Recipe, model: Option<&Path>, scheme: Scheme, target: Option<f64>) -> Self {
+        let (bits, group) = (scheme.bits(), scheme.group_size());
+        let command = match recipe.to_string().as_str() {
+            "rtn" => "convert -q".to_owned(),
+            "search" => "convert -q --search".to_owned(),
+            "dynamic" => "dynamic-quant".to_owned(),
+            alone @ ("awq" | "gptq" | "dwq") => alone.to_owned(),
+            stacked => format!("quantize --recipe {stacked}"),
+        };
+        let mut line = Self(vec![command]);
+        line.flag("--model", model.map(quoted));
+        match target {
+            Some(target) => line.flag("--target-bpw", Some(format!("{target:.3}"))),
+            None => {
+                line.flag("--bits", other(bits, 4));
+                line.flag("--group-size", other(group, 64));
+                if recipe.rounding() == Method::Gptq {
+                    line.flag("--fallback-bits", Some(bits.to_string()));
+                    line.flag("--fallback-group-size", other(group, 64));
+                }
+            }
+        }
+        line
+    }
+
+    pub(crate) fn flag(&mut self, flag: &str, value: Option<String>) {
+        if let Some(value) = value {
+            self.0.push(format!("{flag} {value}"));
+        }
+    }
+}
+
+impl fmt::Display for CommandLine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "mlx-quant {}", self.0.join(" "))
+    }
+}
+
+/// A value that is not the usual one.
+pub(crate) fn other<T: PartialEq + ToString>(value: T, usual: T) -> Option<String> {
+    (value != usual).then(|| value.to_string())
+}
+
+/// As a shell takes it.
+pub(crate) fn quoted(path: &Path) -> String {
+    let text = path.display().to_string();
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./+=:@%,".contains(c);
+    if !text.is_empty() && text.chars().all(plain) {
+        text
+    } else {
+        format!("'{}'", text.replace('\'', "'\\''"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_say_what_is_not_usual() {
+        let line = |recipe: &str, bits, group, target| {
+            let scheme = Scheme::affine(bits, group).map_err(|error| error.to_string())?;
+            let recipe = recipe.parse::<Recipe>().map_err(|error| error.to_string())?;
+            Ok::<_, String>(
+                CommandLine::new(&recipe, Some(Path::new("my model")), scheme, target).to_string(),
+            )
+        };
+        let cases = [
+            (line("rtn", 4, 64, None), "mlx-quant convert -q --model 'my model'"),
+            (
+                line("gptq", 3, 32, None),
+                "mlx-quant gptq --model 'my model' --bits 3 --group-size 32 --fallback-bits 3 --fallback-group-size 32",
+            ),
+            (
+                line("dynamic+awq+gptq+dwq", 4, 64, Some(4.506)),
+                "mlx-quant quantize --recipe dynamic+awq+gptq+dwq --model 'my model' --target-bpw 4.506",
+            ),
+        ];
+        for (line, expected) in cases {
+            assert_eq!(line.as_deref(), Ok(expected));
+        }
+        assert_eq!(quoted(Path::new("it's")), r"'it'\''s'");
+    }
+}

@@ -1,0 +1,165 @@
+//! `mlx-quant recommend`.
+
+use std::path::Path;
+
+use anyhow::Result;
+use mlx_format::Scheme;
+use mlx_format::checkpoint::CheckpointError;
+use mlx_quant::forecast::{Choice, Machine, Recommendation, Wish, recommend};
+use mlx_quant::inspect::inspect;
+use mlx_quant::{Model, Target, report};
+use serde_json::json;
+
+use super::line::{CommandLine, other};
+use crate::args::Recommend;
+use crate::commands::source;
+use crate::memory::{free_memory, total_memory};
+use crate::printer::{Printer, bytes};
+use crate::{amount, machine};
+
+/// What may be used where the system does not say what is free.
+const USUAL_MEMORY: u64 = 16_000_000_000;
+
+/// Runs the command.
+pub(crate) fn run(args: &Recommend, printer: Printer) -> Result<()> {
+    let wish = wish(args)?;
+    let model = open(args.model.as_deref(), printer)?;
+    let machine = machine::measured(wish.threads, args.measure, printer)?;
+    let made = recommend(&model, &wish, &machine)?;
+    let lines: Vec<String> = made.choices.iter().map(|choice| line(choice, args)).collect::<Result<_>>()?;
+    let inspection = inspect(&model)?;
+    if printer.is_json() {
+        let methods = made.choices.iter().zip(&lines).map(|(choice, line)| {
+            let mut choice = serde_json::to_value(choice)?;
+            choice["command"] = json!(line);
+            Ok(choice)
+        });
+        let document = json!({
+            "model": model.name(),
+            "model_type": inspection.model_type,
+            "parameters": inspection.parameters,
+            "model_bytes": inspection.file_bytes,
+            "machine": machine,
+            "memory_limit": wish.memory,
+            "time_limit": wish.time,
+            "quality": wish.quality,
+            "methods": methods.collect::<Result<Vec<_>>>()?,
+            "recommended": made.pick.map(|pick| &made.choices[pick].method),
+            "command": made.pick.map(|pick| &lines[pick]),
+            "why": made.why,
+        });
+        printer.data(&report::json(&document)?);
+        return Ok(());
+    }
+    let weights = report::weights(inspection.parameters);
+    printer.data(&format!(
+        "{} ({}, {weights}, {})",
+        model.name(),
+        inspection.model_type,
+        bytes(inspection.file_bytes)
+    ));
+    printer.data(&facts(&machine, &wish));
+    show(&made, &lines, printer);
+    Ok(())
+}
+
+fn wish(args: &Recommend) -> Result<Wish> {
+    let size = args.size.as_deref().map(|text| amount::size("--size", text)).transpose()?;
+    let target = size.map(Target::Bytes).or_else(|| args.target_bpw.map(Target::BitsPerWeight));
+    super::quantize::affine(args.q_bits, args.q_group_size)?;
+    let memory = args.memory.as_deref().map(|text| amount::size("--memory", text)).transpose()?;
+    Ok(Wish {
+        memory: memory.or_else(free_memory).unwrap_or(USUAL_MEMORY),
+        time: args.time.as_deref().map(|text| amount::time("--time", text)).transpose()?,
+        target,
+        bits: args.q_bits,
+        group_size: args.q_group_size,
+        quality: args.quality.into(),
+        windows: args.n_samples.max(1),
+        sequence_length: args.sequence_length.max(2),
+        iterations: args.iters,
+        threads: args.threads.map_or(0, |threads| threads as usize),
+    })
+}
+
+/// A model, or what its config.json says of it.
+fn open(path: Option<&Path>, printer: Printer) -> Result<Model> {
+    let directory = source::directory(path)?;
+    match mlx_quant::open(&directory) {
+        Err(mlx_quant::Error::Checkpoint(CheckpointError::NoWeights { .. })) => {
+            printer.say("no weights here: shapes are taken from config.json");
+            Ok(mlx_quant::open_config(&directory)?)
+        }
+        other => Ok(other?),
+    }
+}
+
+fn facts(machine: &Machine, wish: &Wish) -> String {
+    format!(
+        "this machine: {} threads, {:.0} GFLOP/s, disk {}/s read, {}/s written, {} of memory may be used{}",
+        machine.threads,
+        machine.products / 1e9,
+        bytes(machine.read as u64),
+        bytes(machine.write as u64),
+        bytes(wish.memory),
+        total_memory().map_or_else(String::new, |total| format!(" of {}", bytes(total))),
+    )
+}
+
+/// The command that carries a choice out.
+fn line(choice: &Choice, args: &Recommend) -> Result<String> {
+    let scheme = Scheme::affine(choice.bits, args.q_group_size)?;
+    let mut line = CommandLine::new(&choice.recipe, args.model.as_deref(), scheme, choice.target_bpw);
+    if choice.recipe.needs_calibration() {
+        line.flag("--n-samples", other(args.n_samples, 128));
+        line.flag("--sequence-length", other(args.sequence_length, 512));
+    }
+    if choice.recipe.trains() {
+        line.flag("--iters", other(args.iters, 100));
+    }
+    if choice.forecast.as_ref().is_some_and(|needs| needs.low_memory) {
+        return Ok(format!("{line} --low-memory"));
+    }
+    Ok(line.to_string())
+}
+
+fn show(made: &Recommendation, lines: &[String], printer: Printer) {
+    let rows = made.choices.iter().enumerate().map(|(at, choice)| {
+        let needs = choice.forecast.as_ref();
+        let cell =
+            |of: &dyn Fn(&mlx_quant::forecast::Forecast) -> String| needs.map_or_else(|| "-".to_owned(), of);
+        let theirs = choice.mlx_lm.as_ref().map(|peer| peer.memory.map_or_else(|| "no".to_owned(), bytes));
+        vec![
+            format!("{}{}", choice.method, if made.pick == Some(at) { " *" } else { "" }),
+            choice.when.to_owned(),
+            cell(&|needs| format!("{:.3}", needs.bits_per_weight)),
+            cell(&|needs| bytes(needs.bytes)),
+            cell(&|needs| report::duration(needs.seconds)),
+            cell(&|needs| bytes(needs.peak_memory)),
+            theirs.unwrap_or_default(),
+        ]
+    });
+    let heads = ["method", "guide", "bits/weight", "size", "time", "memory", "mlx-lm's memory"];
+    printer.data(&format!("\n{}", report::plain_table(&heads, rows.collect(), 2)));
+    for choice in &made.choices {
+        if let Some(obstacle) = &choice.obstacle {
+            printer.data(&format!("{}: {obstacle}", choice.method));
+        }
+    }
+    match made.pick {
+        Some(pick) => {
+            printer.data(&format!("\n* {}: {}", made.choices[pick].method, made.why));
+            printer.data(&format!("\n  {}", lines[pick]));
+        }
+        None => printer.data(&format!("\n{}", made.why)),
+    }
+    if printer.is_verbose() {
+        printer.data("");
+        for (choice, line) in made.choices.iter().zip(lines) {
+            printer.data(&format!("{}\n  {line}", choice.method));
+            if let Some(peer) = &choice.mlx_lm {
+                printer.data(&format!("  mlx-lm: {}", peer.source));
+            }
+        }
+    }
+}

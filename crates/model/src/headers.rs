@@ -1,0 +1,124 @@
+//! What a model's headers would say, from config.json alone: to plan for a model before its weights are here.
+//!
+//! The description lists every tensor that it reads with the axes that it knows ([`crate::decoder`]); what only tensors know
+//! otherwise (the inner width of networks) config.json says under its usual keys. Biases and other tensors that may be missing
+//! are left out: they weigh next to nothing.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use mlx_format::checkpoint::{Config, ConfigError};
+
+use crate::arch::{self, Sketch, Source};
+use crate::decoder::{Decoder, Layer};
+
+/// Names (MLX's) and shapes of a model's tensors, as its config describes them.
+///
+/// # Errors
+/// If config.json lacks what the family needs; `None` if its type has no decoder description.
+pub fn expected_headers(config: &Config) -> Result<Option<BTreeMap<String, Vec<usize>>>, ConfigError> {
+    let names = telling_names(config)?;
+    let names: BTreeSet<&str> = names.iter().map(String::as_str).collect();
+    let Some(decoder) = arch::decoder(Sketch { config, names: &names })? else { return Ok(None) };
+    let widths = widths(config, &decoder)?;
+    let mut headers = BTreeMap::new();
+    for (name, expected) in decoder.reads().0 {
+        if expected.optional {
+            continue;
+        }
+        let path = name.trim_end_matches(".weight");
+        let missing = || config_key(config, path);
+        let mut shape = Vec::new();
+        for (axis, length) in expected.shape.iter().enumerate() {
+            let known =
+                length.or_else(|| widths.get(path).and_then(|axes| axes.get(axis).copied().flatten()));
+            shape.push(known.map_or_else(missing, Ok)?);
+        }
+        headers.insert(name, shape);
+    }
+    Ok(Some(headers))
+}
+
+/// Names by which descriptions tell what a model has: a head of its own, an expert that every token passes.
+fn telling_names(config: &Config) -> Result<Vec<String>, ConfigError> {
+    let mut names = Vec::new();
+    if !is_tied(config)? {
+        names.extend(["lm_head.weight", "model.embed_out.weight"].map(str::to_owned));
+    }
+    if config.count("shared_expert_intermediate_size").is_ok_and(|width| width > 0) {
+        let layers = config.count("num_hidden_layers")?.min(MOST_LAYERS);
+        names.extend((0..layers).map(|layer| format!("model.layers.{layer}.mlp.shared_expert_gate.weight")));
+    }
+    Ok(names)
+}
+
+/// No model has more.
+const MOST_LAYERS: usize = 4096;
+
+/// Whether head and embedding are one table.
+fn is_tied(config: &Config) -> Result<bool, ConfigError> {
+    let tensors = BTreeMap::new();
+    let architecture = arch::describe(Source { config, tensors: &tensors })?;
+    let dropped = architecture
+        .rules
+        .iter()
+        .any(|rule| rule.outputs.is_empty() && rule.captures("lm_head.weight").is_some());
+    // These families have no head unless they say so.
+    let usual = ["gemma", "cohere", "gpt2"].iter().any(|name| architecture.family.starts_with(name));
+    Ok(dropped || config.bool("tie_word_embeddings", usual))
+}
+
+/// Axes of networks' matrices, by path; outermost first.
+fn widths(config: &Config, decoder: &Decoder) -> Result<BTreeMap<String, Vec<Option<usize>>>, ConfigError> {
+    let first = |keys: &[&str]| keys.iter().find_map(|key| config.count(key).ok());
+    let needed = |found: Option<usize>, key: &str| {
+        found.ok_or_else(|| ConfigError::Key { key: key.to_owned(), reason: "is missing".to_owned() })
+    };
+    let dense = || {
+        let four = decoder.hidden_size.saturating_mul(4);
+        let found = first(&["intermediate_size", "block_ff_dim", "n_inner", "ffn_dim", "ffn_hidden_size"]);
+        found.or_else(|| config.get("n_embd").map(|_| four))
+    };
+    let mut axes = BTreeMap::new();
+    for layer in decoder.blocks.iter().flat_map(crate::decoder::Block::layers) {
+        let networks = match layer {
+            Layer::Mlp(mlp) => vec![(mlp, needed(dense(), "intermediate_size")?, false)],
+            Layer::Moe(moe) => {
+                let expert =
+                    needed(first(&["moe_intermediate_size"]).or_else(dense), "moe_intermediate_size")?;
+                let shared = first(&["shared_expert_intermediate_size"]).or_else(|| {
+                    let count = first(&["n_shared_experts", "num_shared_experts"]).unwrap_or(1);
+                    Some(expert.saturating_mul(count))
+                });
+                let shared =
+                    moe.shared.as_ref().zip(shared).map(|(shared, width)| (&shared.mlp, width, false));
+                std::iter::once((&moe.experts.mlp, expert, true)).chain(shared).collect()
+            }
+            _ => Vec::new(),
+        };
+        for (mlp, width, stacked) in networks {
+            let front = || if stacked { vec![None] } else { Vec::new() };
+            for linear in mlp.gate.linears() {
+                axes.insert(linear.path.clone(), [front(), vec![Some(mlp.rows_for(width)), None]].concat());
+            }
+            axes.insert(mlp.down.path.clone(), [front(), vec![None, Some(width)]].concat());
+        }
+    }
+    Ok(axes)
+}
+
+/// An axis that only some families leave open.
+fn config_key(config: &Config, path: &str) -> Result<usize, ConfigError> {
+    let keys: &[&str] = match path.rsplit('.').next().unwrap_or(path) {
+        "wpe" | "embed_positions" => &["n_positions", "max_position_embeddings"],
+        "embed_tokens_per_layer" => &["vocab_size_per_layer_input"],
+        "q_a_proj" | "q_b_proj" | "q_a_layernorm" => &["q_lora_rank"],
+        "conv1d" => &["linear_conv_kernel_dim"],
+        "conv" => &["conv_L_cache"],
+        _ => &[],
+    };
+    let found = keys.iter().find_map(|key| config.count(key).ok());
+    found.ok_or_else(|| ConfigError::Key {
+        key: keys.first().copied().unwrap_or("config.json").to_owned(),
+        reason: format!("does not say how large {path} is; its weights are needed"),
+    })
+}

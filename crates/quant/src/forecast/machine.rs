@@ -1,0 +1,144 @@
+//! What a machine does in a second.
+
+use std::io::Write as _;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use candle_core::{Device, Tensor};
+use mlx_format::{FloatType, PackedMut, Scheme};
+use mlx_quant_model::WeightsError;
+use mlx_quant_model::ops::Kernels;
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, threads_or_all};
+
+/// Rates of a machine with all its threads.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Machine {
+    /// Threads that were measured together.
+    pub threads: usize,
+    /// Floating-point operations a second in matrix products.
+    pub products: f64,
+    /// Bytes of bfloat16 input a second that are rounded to nearest.
+    pub rounding: f64,
+    /// Bytes a second from a file that is in no cache.
+    pub read: f64,
+    /// Bytes a second into a file, synced.
+    pub write: f64,
+}
+
+/// Features of the products that are timed.
+const SIZE: usize = 768;
+/// Tokens of them.
+const TOKENS: usize = 512;
+/// Bytes written to time a disk, at most.
+const DISK_BYTES: usize = 256 << 20;
+
+impl Machine {
+    /// Measures for about two seconds; the disk is that of `directory`, in which a file comes and goes.
+    ///
+    /// # Errors
+    /// If threads cannot be started or the file cannot be written.
+    pub fn measure(threads: usize, directory: &Path) -> Result<Self, Error> {
+        let mut machine = Self::quick(threads, Duration::from_millis(1000))?;
+        let failed = |error: std::io::Error| Error::State {
+            path: directory.display().to_string(),
+            reason: error.to_string(),
+        };
+        (machine.read, machine.write) = disk(directory, Duration::from_millis(500)).map_err(failed)?;
+        Ok(machine)
+    }
+
+    /// Times products and rounding for so long; disk rates are those of an ordinary solid-state disk.
+    ///
+    /// # Errors
+    /// If threads cannot be started.
+    pub fn quick(threads: usize, time: Duration) -> Result<Self, Error> {
+        let threads = threads_or_all(threads);
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .build()
+            .map_err(|error| Error::Threads { threads, reason: error.to_string() })?;
+        let products = pool.install(|| products(threads, time.mul_f64(0.8))).map_err(WeightsError::from)?;
+        let rounding = pool.install(|| rounding(threads, time.mul_f64(0.2)));
+        Ok(Self { threads, products, rounding, read: 1e9, write: 5e8 })
+    }
+}
+
+/// The best of several rounds, in which each thread computes a product of its own.
+fn products(threads: usize, time: Duration) -> candle_core::Result<f64> {
+    let x = Tensor::rand(-1f32, 1f32, (TOKENS, SIZE), &Device::Cpu)?;
+    let w = Tensor::rand(-1f32, 1f32, (SIZE, SIZE), &Device::Cpu)?;
+    let (start, mut best) = (Instant::now(), f64::INFINITY);
+    while start.elapsed() < time || best.is_infinite() {
+        let round = Instant::now();
+        (0..threads).into_par_iter().try_for_each(|_| {
+            std::hint::black_box(Kernels::Fused.linear(&x, &w, None)?);
+            Ok::<_, candle_core::Error>(())
+        })?;
+        best = best.min(round.elapsed().as_secs_f64());
+    }
+    Ok(2.0 * (TOKENS * SIZE * SIZE * threads) as f64 / best.max(1e-9))
+}
+
+/// Input bytes a second of rounding to nearest at 4 bits.
+fn rounding(threads: usize, time: Duration) -> f64 {
+    const ROWS: usize = 128;
+    const COLUMNS: usize = 2048;
+    let Ok(scheme) = Scheme::affine(4, 64) else { return 1e9 };
+    let float = FloatType::Bf16;
+    let values: Vec<f32> = (0..ROWS * COLUMNS).map(|i| (i as f32 * 0.7).sin() * 0.02).collect();
+    let mut input = vec![0u8; values.len() * float.size()];
+    float.narrow(&values, &mut input);
+    let one = || {
+        let mut weight = vec![0u8; ROWS * scheme.words(COLUMNS) * 4];
+        let mut scales = vec![0u8; ROWS * scheme.scale_bytes(COLUMNS, float)];
+        let mut biases = vec![0u8; scales.len()];
+        let out = PackedMut { weight: &mut weight, scales: &mut scales, biases: &mut biases };
+        // The values are finite.
+        let _ = mlx_format::quantize(scheme, float, COLUMNS, &input, out, true);
+        std::hint::black_box(weight);
+    };
+    let (start, mut best) = (Instant::now(), f64::INFINITY);
+    while start.elapsed() < time || best.is_infinite() {
+        let round = Instant::now();
+        (0..threads * 4).into_par_iter().for_each(|_| one());
+        best = best.min(round.elapsed().as_secs_f64());
+    }
+    (input.len() * threads * 4) as f64 / best.max(1e-9)
+}
+
+/// Bytes a second read and written, by a file that is written piece by piece until the time is over, synced, dropped from the
+/// cache and read.
+fn disk(directory: &Path, time: Duration) -> std::io::Result<(f64, f64)> {
+    let mut file = tempfile::NamedTempFile::new_in(directory)?;
+    let piece: Vec<u8> = (0..8usize << 20).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+    let (start, mut written) = (Instant::now(), 0usize);
+    while written < DISK_BYTES && (start.elapsed() < time || written == 0) {
+        file.write_all(&piece)?;
+        written += piece.len();
+    }
+    file.as_file().sync_all()?;
+    let write = written as f64 / start.elapsed().as_secs_f64().max(1e-9);
+    mlx_format::checkpoint::forget_cached(file.as_file());
+    let start = Instant::now();
+    let read = fs_err::read(file.path())?.len();
+    Ok((read as f64 / start.elapsed().as_secs_f64().max(1e-9), write))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_rate_is_measured() {
+        let directory = tempfile::tempdir().unwrap();
+        let machine = Machine::measure(1, directory.path()).unwrap();
+        for rate in [machine.products, machine.rounding, machine.read, machine.write] {
+            assert!(rate.is_finite() && rate > 1e6, "{machine:?}");
+        }
+        assert_eq!(machine.threads, 1);
+        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
+    }
+}

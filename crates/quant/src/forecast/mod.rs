@@ -1,0 +1,166 @@
+//! What a method will need on a machine, from headers alone: memory, time, and the size of what it writes.
+//!
+//! Memory is summed up by what holds it ([`crate::QuantizeMemory`], [`crate::SensitivityMemory`], [`crate::DwqMemory`]). Time is operations of each part of the
+//! work over the machine's rate of matrix products, by a factor for each part that was measured once (SmolLM2-135M and the demo model, two
+//! cores with AVX-512): parts differ in how much of them is products.
+
+mod machine;
+mod peers;
+mod recommend;
+
+use serde::Serialize;
+
+pub use self::machine::Machine;
+pub use self::peers::{Peer, mlx_lm};
+pub use self::recommend::{Choice, Quality, Recommendation, Wish, recommend};
+use crate::convert::peak_memory;
+use crate::data::{Pick, Window, Windows};
+use crate::dwq::{DwqMemory, dwq_memory, dwq_operations};
+use crate::dynamic::{SensitivityMemory, sensitivity_needs};
+use crate::plan::Plan;
+use crate::session::{QuantizeMemory, QuantizeSettings, operations, quantize_memory};
+use crate::{Error, Model, threads_or_all};
+
+/// Seconds that any command takes before and after its work.
+const OVERHEAD: f64 = 0.05;
+
+/// A part of the work.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Part {
+    /// What it is.
+    pub name: &'static str,
+    /// Floating-point operations, or bytes where it reads or writes.
+    pub amount: f64,
+    /// Wall time.
+    pub seconds: f64,
+}
+
+/// What a run will need.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Forecast {
+    /// Stored bits per weight.
+    pub bits_per_weight: f64,
+    /// Of all safetensors files.
+    pub bytes: u64,
+    /// Largest resident memory, bytes.
+    pub peak_memory: u64,
+    /// Wall time.
+    pub seconds: f64,
+    /// Floating-point operations.
+    pub operations: f64,
+    /// Whether activations wait in files.
+    pub low_memory: bool,
+    /// In the order in which they run.
+    pub parts: Vec<Part>,
+    /// Of rounding block by block; of a conversion its peak alone.
+    pub memory: QuantizeMemory,
+    /// Of dynamic's measurement.
+    pub sensitivities_memory: Option<SensitivityMemory>,
+    /// Of dwq.
+    pub dwq_memory: Option<DwqMemory>,
+}
+
+/// Windows that stand for so many of that length, where no text is at hand.
+pub fn nominal_windows(windows: usize, sequence_length: usize) -> Windows {
+    let window = |index| Window { source: 0, index, tokens: vec![0; sequence_length] };
+    Windows {
+        sequence_length,
+        pick: Pick::Sampled { windows, seed: 0 },
+        picked: (0..windows).map(window).collect(),
+        sources: Vec::new(),
+        data_hash: String::new(),
+    }
+}
+
+/// Foresees a run of `settings` on `model` in a process that holds `resident` bytes. With `measured`, dynamic finds its sensitivities
+/// in a file.
+///
+/// # Errors
+/// As [`crate::Walk::open`], if the recipe looks at text.
+pub fn forecast(
+    model: &Model,
+    plan: &Plan,
+    windows: &Windows,
+    settings: &QuantizeSettings,
+    measured: bool,
+    machine: &Machine,
+    resident: u64,
+) -> Result<Forecast, Error> {
+    let (input, output) = (plan.input_bytes() as f64, plan.layout.file_bytes());
+    let threads = threads_or_all(settings.threads);
+    let mut made = Forecast {
+        bits_per_weight: plan.bits_per_weight(),
+        bytes: output,
+        peak_memory: 0,
+        seconds: 0.0,
+        operations: 0.0,
+        low_memory: settings.low_memory,
+        parts: Vec::new(),
+        memory: QuantizeMemory::default(),
+        sensitivities_memory: None,
+        dwq_memory: None,
+    };
+    let part =
+        |name: &'static str, amount: f64, rate: f64| Part { name, amount, seconds: amount / rate.max(1.0) };
+    // Reading and computing overlap where nothing else is to be done.
+    if !settings.recipe.needs_calibration() {
+        made.peak_memory = peak_memory(plan, threads);
+        made.memory.peak = made.peak_memory;
+        made.parts = vec![
+            part("read and round", input, machine.read.min(machine.rounding)),
+            part("write", output as f64, machine.write),
+        ];
+        made.seconds = OVERHEAD + made.parts.iter().map(|part| part.seconds).sum::<f64>();
+        return Ok(made);
+    }
+    let mut parts = vec![part("read", input, machine.read), part("write", output as f64, machine.write)];
+    let mut compute = |name: &'static str, operations: f64| {
+        made.operations += operations;
+        parts.push(part(name, operations, machine.products * efficiency(name)));
+    };
+    if settings.recipe.allocates() && !measured {
+        let (memory, measure, judge) =
+            sensitivity_needs(model, windows, settings.threads, settings.low_memory, resident)?;
+        made.sensitivities_memory = Some(memory);
+        compute("sensitivities", measure);
+        compute("candidates", judge);
+    }
+    for (name, operations) in operations(model, windows, settings)? {
+        compute(name, operations);
+    }
+    if let (true, Some((training, held_out))) = (settings.recipe.trains(), &settings.lessons) {
+        let memory = dwq_memory(model, plan, training, &settings.dwq, settings.threads, resident)?;
+        made.dwq_memory = Some(memory);
+        let (teacher, train, look) = dwq_operations(model, training, held_out, &settings.dwq)?;
+        compute("teacher", teacher);
+        compute("dwq", train);
+        compute("dwq: looks", look);
+    }
+    if let Some(held_out) = &settings.evaluate {
+        compute("evaluation", crate::evaluate::operations(model, held_out)?);
+    }
+    made.memory = quantize_memory(model, windows, settings, resident)?;
+    made.peak_memory = made
+        .memory
+        .peak
+        .max(made.sensitivities_memory.map_or(0, |memory| memory.peak))
+        .max(made.dwq_memory.map_or(0, |memory| memory.peak));
+    made.parts = parts;
+    made.seconds = OVERHEAD + made.parts.iter().map(|part| part.seconds).sum::<f64>();
+    Ok(made)
+}
+
+/// Part of the machine's rate of products that a part of the work reaches, measured.
+fn efficiency(part: &str) -> f64 {
+    match part {
+        "forward" => 0.6,
+        "rounding" => 0.6,
+        "search" => 0.6,
+        "folding" => 0.6,
+        "sensitivities" => 0.6,
+        "candidates" => 0.6,
+        "teacher" => 0.6,
+        "dwq" => 0.6,
+        _ => 0.6,
+    }
+}

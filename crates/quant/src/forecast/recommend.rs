@@ -1,0 +1,325 @@
+//! Which method for which wish: the decision guide, with what each method would need on this machine.
+
+use mlx_format::Scheme;
+use serde::Serialize;
+
+use super::{Forecast, Machine, Peer, forecast, mlx_lm, nominal_windows};
+use crate::compare::{Contestant, budget};
+use crate::dwq::DwqSettings;
+use crate::dynamic::{DynamicPlan, DynamicSettings, Target};
+use crate::plan::{Plan, Settings};
+use crate::session::QuantizeSettings;
+use crate::{Error, Model};
+
+/// How much quality is to be paid for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Quality {
+    /// Seconds to minutes.
+    Fast,
+    /// The closest to the original that time and memory allow, without training.
+    #[default]
+    Balanced,
+    /// The closest to the original that time and memory allow.
+    Best,
+}
+
+/// What is asked.
+#[derive(Clone, Debug)]
+pub struct Wish {
+    /// Memory that may be used, bytes.
+    pub memory: u64,
+    /// Time that may be used, seconds.
+    pub time: Option<f64>,
+    /// Size of the result; without one that of every layer at [`Self::bits`].
+    pub target: Option<Target>,
+    /// Bits of a code where no size is asked for.
+    pub bits: u32,
+    /// Weights that share a scale.
+    pub group_size: usize,
+    /// How much quality.
+    pub quality: Quality,
+    /// Calibration windows.
+    pub windows: usize,
+    /// Tokens of each.
+    pub sequence_length: usize,
+    /// Steps of dwq.
+    pub iterations: usize,
+    /// Threads, 0 for one per core.
+    pub threads: usize,
+}
+
+/// A method, and what it would need.
+#[derive(Clone, Debug, Serialize)]
+pub struct Choice {
+    /// As in mlx-lm's guide, or a recipe.
+    pub method: String,
+    /// When the guide takes it.
+    pub when: &'static str,
+    /// The recipe.
+    #[serde(serialize_with = "as_text")]
+    pub recipe: crate::Recipe,
+    /// Bits of a code, where they are not allocated.
+    pub bits: u32,
+    /// Bits per weight that are allocated.
+    pub target_bpw: Option<f64>,
+    /// What it needs; `None` if it cannot reach the size.
+    pub forecast: Option<Forecast>,
+    /// Why it is out of the question.
+    pub obstacle: Option<String>,
+    /// mlx-lm's method of the same name.
+    pub mlx_lm: Option<Peer>,
+}
+
+/// What is recommended.
+#[derive(Clone, Debug, Serialize)]
+pub struct Recommendation {
+    /// All methods, in the guide's order.
+    pub choices: Vec<Choice>,
+    /// The one to take; `None` if nothing is possible.
+    pub pick: Option<usize>,
+    /// Why.
+    pub why: String,
+}
+
+fn as_text<S: serde::Serializer>(recipe: &crate::Recipe, to: S) -> Result<S::Ok, S::Error> {
+    to.collect_str(recipe)
+}
+
+/// Methods with their place in the guide, quickest first.
+const GUIDE: [(&str, &str); 6] = [
+    ("basic", "quick"),
+    ("awq", "default"),
+    ("dynamic", "layers differ, or a size is given"),
+    ("gptq", "established"),
+    ("dwq", "production quality, with time"),
+    ("dynamic+awq+gptq+dwq", "best"),
+];
+
+/// By quality at equal size, best first, as measured on the models of the README.
+const BY_QUALITY: [&str; 6] = ["dynamic+awq+gptq+dwq", "dynamic", "dwq", "gptq", "awq", "basic"];
+
+/// The part of the work a text's process holds before it begins: program, tokenizer, tokens.
+const RESIDENT: u64 = 80 << 20;
+
+/// Foresees every method of the guide on `model` and picks one.
+///
+/// # Errors
+/// As [`Plan::new`] and [`forecast`]; a target that no method can reach.
+pub fn recommend(model: &Model, wish: &Wish, machine: &Machine) -> Result<Recommendation, Error> {
+    let parameters = crate::inspect::inspect(model)?.parameters;
+    let choices = GUIDE
+        .iter()
+        .map(|(name, when)| choice(model, wish, machine, parameters, (name, when)))
+        .collect::<Result<Vec<_>, _>>()?;
+    let (pick, why) = pick(&choices, wish);
+    Ok(Recommendation { choices, pick, why })
+}
+
+/// The most bits of a code whose layers all together stay within the target.
+fn widest(model: &Model, wish: &Wish) -> Result<Option<Scheme>, Error> {
+    let Some(target) = wish.target else {
+        return Ok(Some(Scheme::affine(wish.bits, wish.group_size).map_err(crate::PlanError::from)?));
+    };
+    for bits in [8, 6, 5, 4, 3, 2] {
+        let scheme = Scheme::affine(bits, wish.group_size).map_err(crate::PlanError::from)?;
+        let settings = Settings { quantize: Some(scheme), ..Settings::default() };
+        let plan = Plan::new(&model.checkpoint, &model.config, settings)?;
+        let fits = match target {
+            Target::BitsPerWeight(most) => plan.bits_per_weight() <= most,
+            Target::Bytes(most) => plan.layout.tensor_bytes() <= most,
+            Target::Divergence(_) => true,
+        };
+        if fits {
+            return Ok(Some(scheme));
+        }
+    }
+    Ok(None)
+}
+
+fn choice(
+    model: &Model,
+    wish: &Wish,
+    machine: &Machine,
+    parameters: u64,
+    (name, when): (&str, &'static str),
+) -> Result<Choice, Error> {
+    let widest = widest(model, wish)?;
+    let scheme = match widest {
+        Some(scheme) => scheme,
+        None => Scheme::affine(2, wish.group_size).map_err(crate::PlanError::from)?,
+    };
+    let contestant = Contestant::new(name, scheme)
+        .map_err(|error| Error::Comparison { path: name.to_owned(), reason: error.to_string() })?;
+    let recipe = contestant.recipe.clone();
+    let method = recipe.methods()[0];
+    let single = recipe.methods().len() == 1;
+    let mut made = Choice {
+        method: contestant.name.clone(),
+        when,
+        bits: scheme.bits(),
+        target_bpw: None,
+        forecast: None,
+        obstacle: None,
+        mlx_lm: if single { mlx_lm(method, model, parameters, scheme.bits())? } else { None },
+        recipe: recipe.clone(),
+    };
+    let settings = Settings { quantize: Some(scheme), ..Settings::default() };
+    let plan = Plan::new(&model.checkpoint, &model.config, settings)?;
+    if recipe.allocates() {
+        let target = match wish.target {
+            None => Target::BitsPerWeight(budget(model, scheme)?),
+            Some(target) => target,
+        };
+        match DynamicPlan::check(model, &plan.settings, &DynamicSettings::new(target)) {
+            Ok(range) => made.target_bpw = Some(asked(target, parameters).min(range.1)),
+            Err(Error::Plan(error)) => made.obstacle = Some(error.to_string()),
+            Err(error) => return Err(error),
+        }
+    } else if widest.is_none() {
+        made.obstacle =
+            Some(format!("at 2 bits it has {:.3} bits per weight already", plan.bits_per_weight()));
+    }
+    if made.obstacle.is_some() {
+        return Ok(made);
+    }
+    let windows = nominal_windows(wish.windows, wish.sequence_length);
+    let held_out = nominal_windows(4, wish.sequence_length);
+    let dwq = DwqSettings { iterations: wish.iterations, ..DwqSettings::default() };
+    let lessons = || {
+        let training = wish.iterations * dwq.batch_size;
+        (nominal_windows(training, wish.sequence_length), nominal_windows(16, wish.sequence_length))
+    };
+    let mut how = QuantizeSettings {
+        threads: wish.threads,
+        lessons: recipe.trains().then(lessons),
+        dwq: dwq.clone(),
+        evaluate: Some(held_out),
+        ..QuantizeSettings::new(recipe)
+    };
+    let mut needs = forecast(model, &plan, &windows, &how, false, machine, RESIDENT)?;
+    if needs.peak_memory > wish.memory && how.recipe.needs_calibration() {
+        how.low_memory = true;
+        needs = forecast(model, &plan, &windows, &how, false, machine, RESIDENT)?;
+    }
+    if let Some(bits) = made.target_bpw {
+        needs.bits_per_weight = bits;
+        needs.bytes = (bits * parameters as f64 / 8.0) as u64;
+    }
+    made.obstacle = obstacle(&needs, wish);
+    made.forecast = Some(needs);
+    Ok(made)
+}
+
+fn asked(target: Target, parameters: u64) -> f64 {
+    match target {
+        Target::BitsPerWeight(bits) => bits,
+        Target::Bytes(bytes) => bytes as f64 * 8.0 / parameters.max(1) as f64,
+        Target::Divergence(_) => f64::INFINITY,
+    }
+}
+
+fn obstacle(needs: &Forecast, wish: &Wish) -> Option<String> {
+    if needs.peak_memory > wish.memory {
+        let (needs, has) = (crate::report::bytes(needs.peak_memory), crate::report::bytes(wish.memory));
+        return Some(format!("needs {needs} of memory, {has} may be used"));
+    }
+    let time = wish.time.filter(|time| needs.seconds > *time)?;
+    let (needs, has) = (crate::report::duration(needs.seconds), crate::report::duration(time));
+    Some(format!("needs {needs}, {has} may be used"))
+}
+
+/// The best that is possible, and why.
+fn pick(choices: &[Choice], wish: &Wish) -> (Option<usize>, String) {
+    let possible = |name: &str| choices.iter().position(|one| one.method == name && one.obstacle.is_none());
+    let trained = |name: &str| name.contains("dwq");
+    let wanted: Vec<&str> = match wish.quality {
+        Quality::Fast => vec!["basic", "dynamic"],
+        Quality::Balanced => BY_QUALITY.iter().copied().filter(|name| !trained(name)).collect(),
+        Quality::Best => BY_QUALITY.to_vec(),
+    };
+    let Some((place, pick)) =
+        wanted.iter().enumerate().find_map(|(place, name)| Some((place, possible(name)?)))
+    else {
+        let first = choices.iter().find_map(|one| one.obstacle.clone()).unwrap_or_default();
+        return (None, format!("nothing is possible: {first}"));
+    };
+    let mut why = match (wish.quality, choices[pick].method.as_str()) {
+        (Quality::Fast, "basic") => "it is the fastest, and equal to mlx_lm.convert".to_owned(),
+        (Quality::Fast, _) => "only an allocation of bits reaches that size".to_owned(),
+        (_, "dynamic") if wish.target.is_some() => {
+            "it hits the size exactly and spends it where the model is sensitive".to_owned()
+        }
+        (_, "dynamic") => {
+            "without training nothing measured here was closer to the original at the same size (the guide's default is awq)".to_owned()
+        }
+        (_, "dynamic+awq+gptq+dwq") => {
+            "all methods stacked were closest to the original at every size measured".to_owned()
+        }
+        (_, other) => format!("{other} is the best that fits"),
+    };
+    if let Some(better) = wanted[..place].first() {
+        let obstacle =
+            choices.iter().find(|one| one.method == *better).and_then(|one| one.obstacle.as_deref());
+        if let Some(obstacle) = obstacle {
+            why.push_str(&format!("; {better} is better but {obstacle}"));
+        }
+    }
+    (Some(pick), why)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::methods::Method;
+
+    fn choice(method: &str, obstacle: Option<&str>) -> Choice {
+        Choice {
+            method: method.to_owned(),
+            when: "",
+            recipe: crate::Recipe::of(Method::Rtn),
+            bits: 4,
+            target_bpw: None,
+            forecast: None,
+            obstacle: obstacle.map(str::to_owned),
+            mlx_lm: None,
+        }
+    }
+
+    fn wish(quality: Quality) -> Wish {
+        Wish {
+            memory: 1 << 30,
+            time: None,
+            target: None,
+            bits: 4,
+            group_size: 64,
+            quality,
+            windows: 8,
+            sequence_length: 64,
+            iterations: 10,
+            threads: 1,
+        }
+    }
+
+    #[test]
+    fn takes_the_best_that_is_possible() {
+        let all: Vec<Choice> = GUIDE.iter().map(|(name, _)| choice(name, None)).collect();
+        let method = |choices: &[Choice], quality| {
+            let (pick, why) = pick(choices, &wish(quality));
+            (pick.map(|at| choices[at].method.clone()).unwrap_or_default(), why)
+        };
+        assert_eq!(method(&all, Quality::Fast).0, "basic");
+        assert_eq!(method(&all, Quality::Balanced).0, "dynamic");
+        assert_eq!(method(&all, Quality::Best).0, "dynamic+awq+gptq+dwq");
+        let slow: Vec<Choice> = GUIDE
+            .iter()
+            .map(|(name, _)| choice(name, name.contains("dynamic").then_some("needs 2 h, 1 h may be used")))
+            .collect();
+        let (best, why) = method(&slow, Quality::Best);
+        assert!(best == "dwq" && why.contains("is better but needs 2 h"), "{best}: {why}");
+        assert_eq!(method(&slow, Quality::Balanced).0, "gptq");
+        let none: Vec<Choice> = GUIDE.iter().map(|(name, _)| choice(name, Some("too large"))).collect();
+        let (nothing, why) = method(&none, Quality::Balanced);
+        assert!(nothing.is_empty() && why.contains("too large"), "{why}");
+    }
+}
