@@ -5,6 +5,7 @@ mod compare;
 mod recommend;
 
 use std::path::PathBuf;
+use std::sync::LazyLock;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use mlx_format::{FloatType, Mode};
@@ -16,9 +17,35 @@ pub(crate) use self::calibrated::{
 pub(crate) use self::compare::{Compare, KeepArg};
 pub(crate) use self::recommend::Recommend;
 
+/// Version, what is built in, and the kernels that this machine gets.
+static LONG_VERSION: LazyLock<String> = LazyLock::new(|| {
+    let features = [("demo", cfg!(feature = "demo")), ("parquet", cfg!(feature = "parquet"))];
+    let built: Vec<&str> = features.iter().filter(|feature| feature.1).map(|feature| feature.0).collect();
+    format!(
+        "{}\nfeatures: {}\nkernels: {}\nplatform: {}-{}",
+        env!("CARGO_PKG_VERSION"),
+        if built.is_empty() { "none".to_owned() } else { built.join(", ") },
+        mlx_format::simd_name(),
+        std::env::consts::ARCH,
+        std::env::consts::OS
+    )
+});
+
+const EXAMPLES_OF_ALL: &str = "\
+Examples:
+  mlx-quant compare
+      all methods on the built-in demo model, ranked by what they lose; minutes
+  mlx-quant recommend --model ./Qwen3-8B
+      which method to take, what it needs on this machine, and the command
+  mlx-quant convert -q --model ./Qwen3-8B --mlx-path ./out-4bit
+      the quickest: 4 bits, equal to mlx_lm.convert
+  mlx-quant eval --model ./Qwen3-8B-4bit --reference ./Qwen3-8B
+      is the quantized model any good?";
+
 /// Turns Hugging Face language models into MLX quantized models.
 #[derive(Debug, Parser)]
-#[command(name = "mlx-quant", version, arg_required_else_help = true, max_term_width = 100)]
+#[command(name = "mlx-quant", version, long_version = LONG_VERSION.as_str(), arg_required_else_help = true)]
+#[command(max_term_width = 100, after_help = EXAMPLES_OF_ALL)]
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) command: Command,
@@ -82,12 +109,39 @@ pub(crate) enum Command {
     ///
     /// Reads headers (or config.json alone) and is instant; the first call measures the machine for two seconds and keeps that.
     Recommend(Recommend),
+
+    /// Print a completion script for a shell
+    #[command(after_help = COMPLETIONS_EXAMPLES)]
+    Completions {
+        /// The shell
+        #[arg(value_enum)]
+        shell: clap_complete::Shell,
+    },
+
+    /// Write man pages, one a command
+    #[command(after_help = MAN_EXAMPLES)]
+    Man {
+        /// Directory for them
+        #[arg(value_name = "DIR")]
+        directory: PathBuf,
+    },
 }
 
+const COMPLETIONS_EXAMPLES: &str = "\
+Examples:
+  mlx-quant completions bash > mlx-quant.bash
+      source it, or put it into ~/.local/share/bash-completion/completions
+  mlx-quant completions zsh > _mlx-quant";
+
+const MAN_EXAMPLES: &str = "\
+Examples:
+  mlx-quant man ./man1
+      man -l man1/mlx-quant-compare.1";
+
 impl Command {
-    /// How it shows things.
-    pub(crate) fn output(&self) -> &Output {
-        match self {
+    /// How it shows things; nothing of commands that only print.
+    pub(crate) fn output(&self) -> Option<&Output> {
+        Some(match self {
             Self::Convert(args) => &args.output,
             Self::Awq(args) => &args.common.output,
             Self::Gptq(args) => &args.common.output,
@@ -98,7 +152,8 @@ impl Command {
             Self::Eval(args) => &args.output,
             Self::Compare(args) => &args.shown,
             Self::Recommend(args) => &args.output,
-        }
+            Self::Completions { .. } | Self::Man { .. } => return None,
+        })
     }
 }
 

@@ -61,8 +61,10 @@ fn main() -> ExitCode {
         unsafe { std::env::set_var("CANDLE_NUM_THREADS", "1") };
     }
     let cli = Cli::parse_from(arguments(std::env::args_os()));
-    let output = cli.command.output();
-    let printer = Printer::new(output.quiet, output.verbose, output.json);
+    let printer = cli.command.output().map_or_else(
+        || Printer::new(false, false, false),
+        |output| Printer::new(output.quiet, output.verbose, output.json),
+    );
     let done = match &cli.command {
         Command::Compare(args) => commands::compare::run(args, printer),
         Command::Convert(args) => commands::convert::run(args, printer),
@@ -74,6 +76,8 @@ fn main() -> ExitCode {
         Command::Recommend(args) => commands::recommend::run(args, printer),
         Command::Inspect(args) => commands::inspect::run(args, printer),
         Command::Eval(args) => commands::eval::run(args, printer),
+        Command::Completions { shell } => commands::shell::completions(*shell, printer),
+        Command::Man { directory } => commands::shell::man(directory, printer),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

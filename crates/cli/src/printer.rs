@@ -1,12 +1,9 @@
 //! The one place that writes to stdout (data) and stderr (for people).
-#![expect(
-    clippy::print_stderr,
-    clippy::unused_self,
-    reason = "this is the place that prints, whatever it is asked to show"
-)]
+#![expect(clippy::unused_self, reason = "this is the place that prints, whatever it is asked to show")]
 
 use std::io::Write as _;
 
+use anstyle::AnsiColor;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 pub(crate) use mlx_quant::report::bytes;
 
@@ -41,28 +38,33 @@ impl Printer {
     /// A line for people, to stderr.
     pub(crate) fn say(self, text: &str) {
         if !self.quiet {
-            eprintln!("{}", printable(text));
+            anstream::eprintln!("{}", printable(text));
         }
     }
 
     /// A line for curious people.
     pub(crate) fn detail(self, text: &str) {
         if self.verbose {
-            eprintln!("{}", printable(text));
+            anstream::eprintln!("{}", printable(text));
         }
     }
 
     /// Something that a person should know.
     pub(crate) fn warn(self, text: &str) {
-        self.say(&format!("warning: {text}"));
+        if !self.quiet {
+            anstream::eprintln!("{} {}", label("warning:", AnsiColor::Yellow), printable(text));
+        }
     }
 
     /// What went wrong, and on a line of its own what to do next.
     pub(crate) fn error(self, error: &anyhow::Error) {
         let text = printable(&format!("{error:#}"));
         match text.split_once("; hint: ") {
-            Some((what, hint)) => eprintln!("error: {what}\nhint: {hint}"),
-            None => eprintln!("error: {text}"),
+            Some((what, hint)) => {
+                anstream::eprintln!("{} {what}", label("error:", AnsiColor::Red));
+                anstream::eprintln!("{} {hint}", label("hint:", AnsiColor::Cyan));
+            }
+            None => anstream::eprintln!("{} {text}", label("error:", AnsiColor::Red)),
         }
     }
 
@@ -74,6 +76,12 @@ impl Printer {
         let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
         ProgressBar::with_draw_target(None, target).with_style(style.progress_chars("=> "))
     }
+}
+
+/// A word in colour, where stderr is a terminal and NO_COLOR is not set.
+fn label(word: &str, color: AnsiColor) -> String {
+    let style = color.on_default().bold();
+    format!("{style}{word}{style:#}")
 }
 
 /// Control characters (names in a checkpoint may hold any) as escapes, so that they cannot steer a terminal.

@@ -76,7 +76,10 @@ fn widths(config: &Config, decoder: &Decoder) -> Result<BTreeMap<String, Vec<Opt
     let dense = || {
         let four = decoder.hidden_size.saturating_mul(4);
         let found = first(&["intermediate_size", "block_ff_dim", "n_inner", "ffn_dim", "ffn_hidden_size"]);
-        found.or_else(|| config.get("n_embd").map(|_| four))
+        let found = found.or_else(|| config.get("n_embd").map(|_| four));
+        found.map(|width| {
+            if config.bool("block_auto_adjust_ff_dim", false) { adjusted(config, width) } else { width }
+        })
     };
     let mut axes = BTreeMap::new();
     for layer in decoder.blocks.iter().flat_map(crate::decoder::Block::layers) {
@@ -104,6 +107,13 @@ fn widths(config: &Config, decoder: &Decoder) -> Result<BTreeMap<String, Vec<Opt
         }
     }
     Ok(axes)
+}
+
+/// LFM2's width: two thirds, times a factor, rounded up.
+fn adjusted(config: &Config, width: usize) -> usize {
+    let factor = config.get("block_ffn_dim_multiplier").and_then(serde_json::Value::as_f64).unwrap_or(1.0);
+    let width = ((2 * width / 3) as f64 * factor) as usize;
+    width.next_multiple_of(config.count("block_multiple_of").unwrap_or(256).max(1))
 }
 
 /// An axis that only some families leave open.

@@ -4,11 +4,14 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
-use mlx_quant::compare::{Keep, budget};
+use mlx_quant::compare::{Keep, budget, foresee};
+use mlx_quant::forecast::Forecast;
 use mlx_quant::{
     CompareSettings, Comparison, Contestant, DataSource, DwqSettings, MethodSettings, Model, Pick, compare,
     report,
 };
+
+use serde_json::json;
 
 use super::line::{CommandLine, other, quoted};
 use super::quantize::affine;
@@ -16,7 +19,9 @@ use super::windows::{self, Shares};
 use crate::Refusal;
 use crate::args::{Compare, KeepArg};
 use crate::commands::source;
-use crate::printer::Printer;
+use crate::machine;
+use crate::memory::{USUAL_RESIDENT, free_memory, resident_now};
+use crate::printer::{Printer, bytes};
 use crate::screen::Screen;
 
 /// Calibration windows where nothing else is said, and windows on which dwq judges its steps.
@@ -27,12 +32,23 @@ const JUDGED: usize = 16;
 pub(crate) fn run(args: &Compare, printer: Printer) -> Result<()> {
     let contestants = contestants(args)?;
     let model = source::open(args.model.as_deref(), printer)?;
-    let settings = settings(args, &model, contestants, printer)?;
+    let mut settings = settings(args, &model, contestants, printer)?;
+    let (resident, machine) = (resident_now().unwrap_or(USUAL_RESIDENT), machine::known(settings.threads)?);
+    let peak = |needs: &[Forecast]| needs.iter().map(|needs| needs.peak_memory).max().unwrap_or(0);
+    let mut needs = foresee(&model, &settings, &machine, resident)?;
+    if !settings.low_memory && free_memory().is_some_and(|free| peak(&needs) > free + resident) {
+        settings.low_memory = true;
+        needs = foresee(&model, &settings, &machine, resident)?;
+        printer.detail("--low-memory, because all windows' activations do not fit in free memory");
+    }
+    let commands = commands(args, &model, &settings)?;
+    if args.dry_run {
+        return dry_run(&settings, &needs, &commands, printer);
+    }
     let screen = Screen::comparing(printer);
     let made = compare(&model, &settings, &args.output, &screen);
     screen.clear();
     let made = made?;
-    let commands = commands(args, &model, &settings)?;
     write(&made, &commands, &args.output)?;
     if printer.is_json() {
         printer.data(&report::json(&made)?);
@@ -49,6 +65,47 @@ pub(crate) fn run(args: &Compare, printer: Printer) -> Result<()> {
         "report   {} (and .md, .json, .svg), {}",
         page.display(),
         report::duration(made.seconds)
+    ));
+    Ok(())
+}
+
+/// What each method would need, and nothing done.
+fn dry_run(
+    settings: &CompareSettings,
+    needs: &[Forecast],
+    commands: &[String],
+    printer: Printer,
+) -> Result<()> {
+    let all = settings.contestants.iter().zip(needs);
+    if printer.is_json() {
+        let methods = all.zip(commands).map(|((contestant, needs), command)| {
+            let mut value = serde_json::to_value(needs)?;
+            value["name"] = json!(contestant.name);
+            value["recipe"] = json!(contestant.recipe.to_string());
+            value["command"] = json!(command);
+            Ok(value)
+        });
+        let methods = methods.collect::<Result<Vec<_>>>()?;
+        let (calibration, held_out) = (settings.calibration.report(), settings.held_out.report());
+        let document = json!({"calibration": calibration, "held_out": held_out, "methods": methods});
+        printer.data(&report::json(&document)?);
+        return Ok(());
+    }
+    let row = |(contestant, needs): (&Contestant, &Forecast)| {
+        vec![
+            contestant.name.clone(),
+            format!("{:.3}", needs.bits_per_weight),
+            bytes(needs.bytes),
+            report::duration(needs.seconds),
+            bytes(needs.peak_memory),
+        ]
+    };
+    let heads = ["method", "bits/weight", "size", "time", "peak memory"];
+    printer.data(&report::plain_table(&heads, all.map(row).collect(), 1));
+    let seconds: f64 = needs.iter().map(|needs| needs.seconds).sum();
+    printer.data(&format!(
+        "together at most {}; work that methods share is done once",
+        report::duration(seconds)
     ));
     Ok(())
 }

@@ -22,16 +22,15 @@ impl CommandLine {
         };
         let mut line = Self(vec![command]);
         line.flag("--model", model.map(quoted));
-        match target {
-            Some(target) => line.flag("--target-bpw", Some(format!("{target:.3}"))),
-            None => {
-                line.flag("--bits", other(bits, 4));
-                line.flag("--group-size", other(group, 64));
-                if recipe.rounding() == Method::Gptq {
-                    line.flag("--fallback-bits", Some(bits.to_string()));
-                    line.flag("--fallback-group-size", other(group, 64));
-                }
-            }
+        if let Some(target) = target {
+            line.flag("--target-bpw", Some(format!("{target:.3}")));
+            return line;
+        }
+        line.flag("--bits", other(bits, 4));
+        line.flag("--group-size", other(group, 64));
+        if recipe.rounding() == Method::Gptq {
+            line.flag("--fallback-bits", Some(bits.to_string()));
+            line.flag("--fallback-group-size", other(group, 64));
         }
         line
     }

@@ -7,5 +7,6 @@ pub(crate) mod inspect;
 mod line;
 pub(crate) mod quantize;
 pub(crate) mod recommend;
+pub(crate) mod shell;
 mod source;
 mod windows;

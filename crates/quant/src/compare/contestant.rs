@@ -41,6 +41,7 @@ impl Contestant {
     }
 
     /// Says the width where several are compared.
+    #[must_use]
     pub fn with_width(mut self) -> Self {
         self.name = format!("{}, {} bits", self.name, self.scheme.bits());
         self

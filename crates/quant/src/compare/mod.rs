@@ -19,7 +19,7 @@ use mlx_format::checkpoint::{Directory, Writer};
 
 pub use self::contestant::Contestant;
 pub use self::ranking::{Ranked, Rankings};
-pub use self::result::{Comparison, Entry, LayerBits, LayerSensitivity};
+pub use self::result::{Comparison, Entry, LayerBits, LayerSensitivity, Text};
 use self::store::{Part, Store};
 use crate::data::Windows;
 use crate::dwq::DwqSettings;
@@ -27,6 +27,7 @@ use crate::dynamic::{
     DynamicPlan, DynamicSettings, Sensitivities, SensitivitySettings, Target, sensitivities,
 };
 use crate::evaluate::{Evaluation, EvaluationSettings, evaluate};
+use crate::forecast::{Forecast, Machine, forecast};
 use crate::methods::{Method, MethodSettings};
 use crate::observer::{Event, Observer};
 use crate::plan::{Plan, Settings};
@@ -135,6 +136,39 @@ pub fn compare(
     Ok(comparison)
 }
 
+impl CompareSettings {
+    /// How a method is carried out, as by its own command.
+    fn how(&self, contestant: &Contestant) -> QuantizeSettings {
+        QuantizeSettings {
+            method: self.method.clone(),
+            threads: self.threads,
+            low_memory: self.low_memory,
+            dwq: self.dwq.clone(),
+            lessons: contestant.recipe.trains().then(|| self.lessons.clone()),
+            evaluate: Some(self.held_out.clone()),
+            ..QuantizeSettings::new(contestant.recipe.clone())
+        }
+    }
+}
+
+/// What each method would need, by itself, in a process that holds `resident` bytes.
+///
+/// # Errors
+/// What [`compare`] refuses before any work.
+pub fn foresee(
+    model: &Model,
+    settings: &CompareSettings,
+    machine: &Machine,
+    resident: u64,
+) -> Result<Vec<Forecast>, Error> {
+    let plans = check(model, settings)?;
+    let needs = |(contestant, plan): (&Contestant, Plan)| {
+        let how = settings.how(contestant);
+        forecast(model, &plan, &settings.calibration, &how, false, machine, resident)
+    };
+    settings.contestants.iter().zip(plans).map(needs).collect()
+}
+
 /// The plan of every method before its bits are allocated; refuses what cannot be done before any work.
 fn check(model: &Model, settings: &CompareSettings) -> Result<Vec<Plan>, Error> {
     if settings.contestants.is_empty() {
@@ -239,19 +273,12 @@ impl Run<'_> {
     }
 
     fn how(&self, contestant: &Contestant) -> QuantizeSettings {
-        let settings = self.settings;
-        let teacher_states = Some(self.store.work().join("teacher"));
-        QuantizeSettings {
-            method: settings.method.clone(),
-            threads: settings.threads,
-            low_memory: settings.low_memory,
-            statistics: settings.shared_statistics.then(|| self.store.work().join("statistics")),
-            dwq: DwqSettings { teacher_states, ..settings.dwq.clone() },
-            lessons: Some(settings.lessons.clone()),
-            evaluate: Some(settings.held_out.clone()),
-            reference_cache: Some(self.store.work().to_owned()),
-            ..QuantizeSettings::new(contestant.recipe.clone())
-        }
+        let work = self.store.work();
+        let mut how = self.settings.how(contestant);
+        how.statistics = self.settings.shared_statistics.then(|| work.join("statistics"));
+        how.dwq.teacher_states = Some(work.join("teacher"));
+        how.reference_cache = Some(work.to_owned());
+        how
     }
 
     /// The plan with bits for every layer, and the KL that it predicts, where the recipe allocates.

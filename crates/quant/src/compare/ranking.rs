@@ -136,9 +136,10 @@ fn guide(entries: &[Entry]) -> String {
         } else {
             format!("does not hold: {}", reversed.join(", "))
         };
-        let even = match even.is_empty() {
-            true => String::new(),
-            false => format!("; within two standard errors: {}", even.join(", ")),
+        let even = if even.is_empty() {
+            String::new()
+        } else {
+            format!("; within two standard errors: {}", even.join(", "))
         };
         Some(format!("At {bits} bits the order of mlx-lm's guide ({order}) {holds}{even}."))
     });

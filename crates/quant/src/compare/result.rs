@@ -85,9 +85,9 @@ pub struct Comparison {
     /// Instruction set that computed it.
     pub kernels: String,
     /// Calibration text.
-    pub calibration: Data,
+    pub calibration: Text,
     /// Text on which everything was measured.
-    pub held_out: Data,
+    pub held_out: Text,
     /// Windows that dwq trained on, and steps.
     pub training: (usize, usize),
     /// In the order in which they ran.
@@ -104,7 +104,7 @@ pub struct Comparison {
 
 /// Text that was used.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Data {
+pub struct Text {
     /// Tokens a window.
     pub sequence_length: usize,
     /// Windows.
@@ -117,7 +117,7 @@ pub struct Data {
     pub sources: Vec<SourceInfo>,
 }
 
-impl Data {
+impl Text {
     fn of(windows: &Windows) -> Self {
         Self {
             sequence_length: windows.sequence_length,
@@ -178,8 +178,8 @@ impl Comparison {
             model_bytes: inspection.file_bytes,
             reference_perplexity: entries.first().map_or(0.0, |entry| entry.against().reference_perplexity),
             kernels: mlx_format::simd_name().to_owned(),
-            calibration: Data::of(&settings.calibration),
-            held_out: Data::of(&settings.held_out),
+            calibration: Text::of(&settings.calibration),
+            held_out: Text::of(&settings.held_out),
             training: (settings.lessons.0.picked.len(), settings.dwq.iterations),
             rankings: Rankings::of(&entries),
             entries,

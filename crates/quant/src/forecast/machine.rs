@@ -41,7 +41,7 @@ impl Machine {
     /// # Errors
     /// If threads cannot be started or the file cannot be written.
     pub fn measure(threads: usize, directory: &Path) -> Result<Self, Error> {
-        let mut machine = Self::quick(threads, Duration::from_millis(1000))?;
+        let mut machine = Self::quick(threads, Duration::from_secs(1))?;
         let failed = |error: std::io::Error| Error::State {
             path: directory.display().to_string(),
             reason: error.to_string(),

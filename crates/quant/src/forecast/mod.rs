@@ -153,14 +153,7 @@ pub fn forecast(
 /// Part of the machine's rate of products that a part of the work reaches, measured.
 fn efficiency(part: &str) -> f64 {
     match part {
-        "forward" => 0.6,
-        "rounding" => 0.6,
-        "search" => 0.6,
-        "folding" => 0.6,
-        "sensitivities" => 0.6,
-        "candidates" => 0.6,
-        "teacher" => 0.6,
-        "dwq" => 0.6,
+        "dwq" => 0.61,
         _ => 0.6,
     }
 }

@@ -1,5 +1,7 @@
 //! Which method for which wish: the decision guide, with what each method would need on this machine.
 
+use std::fmt::Write as _;
+
 use mlx_format::Scheme;
 use serde::Serialize;
 
@@ -262,7 +264,7 @@ fn pick(choices: &[Choice], wish: &Wish) -> (Option<usize>, String) {
         let obstacle =
             choices.iter().find(|one| one.method == *better).and_then(|one| one.obstacle.as_deref());
         if let Some(obstacle) = obstacle {
-            why.push_str(&format!("; {better} is better but {obstacle}"));
+            let _ = write!(why, "; {better} is better but {obstacle}");
         }
     }
     (Some(pick), why)

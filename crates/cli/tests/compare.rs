@@ -1,0 +1,212 @@
+//! `mlx-quant compare` as people run it.
+#![allow(clippy::unwrap_used, reason = "a test panics to fail")]
+
+mod common;
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use assert_cmd::Command;
+use predicates::prelude::*;
+use predicates::str::contains;
+use serde_json::Value;
+
+use crate::common::{cache, dense, document, mlx_quant, weights};
+
+const SMALL: [&str; 8] = ["--n-samples", "5", "--sequence-length", "96", "--windows", "3", "--iters", "3"];
+
+fn comparison(methods: &str, output: &Path) -> Command {
+    let mut run = mlx_quant();
+    run.args(["compare", "--methods", methods]).args(SMALL).arg("--output").arg(output);
+    run
+}
+
+/// Everything but what depends on the hour.
+fn timeless(document: &Value) -> String {
+    let mut document = document.clone();
+    document["seconds"] = Value::Null;
+    document["rankings"]["speed"] = Value::Null;
+    for entry in document["entries"].as_array_mut().unwrap() {
+        entry["seconds"] = Value::Null;
+        entry["peak_memory"] = Value::Null;
+        entry["resumed"] = Value::Null;
+        entry["evaluation"]["seconds"] = Value::Null;
+        entry["evaluation"]["reference_cached"] = Value::Null;
+        entry["distilled"]["resumed_steps"] = Value::Null;
+    }
+    document.to_string()
+}
+
+#[test]
+fn ranks_methods_and_its_commands_make_the_same_models() {
+    let directory = tempfile::tempdir().unwrap();
+    let output = directory.path().join("out");
+    let model = dense(directory.path(), "model");
+    let mut run = comparison("basic,gptq,dynamic,dwq", &output);
+    let made = document(run.args(["--keep", "all", "--bits", "3"]).arg("--model").arg(&model));
+    let entries = made["entries"].as_array().unwrap();
+    let sizes: Vec<f64> = entries.iter().map(|entry| entry["bits_per_weight"].as_f64().unwrap()).collect();
+    // All have the same bits per weight.
+    assert!(sizes.iter().all(|size| (size - sizes[0]).abs() < 0.01), "{sizes:?}");
+    let kl = |entry: &Value| entry["evaluation"]["kl_mean"].as_f64().unwrap();
+    let quality: Vec<f64> = made["rankings"]["quality"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|ranked| kl(&entries[usize::try_from(ranked["entry"].as_u64().unwrap()).unwrap()]))
+        .collect();
+    assert!(quality.is_sorted(), "{quality:?}");
+    assert_eq!(made["rankings"]["quality"][3]["entry"], 0, "round to nearest is the worst");
+    assert_eq!(made["rankings"]["speed"][0], 0, "and the fastest");
+    assert!(made["rankings"]["guide"].as_str().unwrap().contains("At 3 bits"));
+
+    // The page names commands; each makes what the comparison made.
+    let page = std::fs::read_to_string(output.join("report.html")).unwrap();
+    for (name, place) in [
+        ("convert -q", "rtn-3bit"),
+        ("gptq", "gptq-3bit"),
+        ("dynamic-quant", "dynamic-3bit"),
+        ("dwq", "dwq-3bit"),
+    ] {
+        let start =
+            page.find(&format!("<pre>mlx-quant {name} ")).unwrap_or_else(|| panic!("{name} is not shown"))
+                + 5;
+        let line = &page[start..start + page[start..].find("</pre>").unwrap()];
+        // Slashes are escaped.
+        let line = line.replace("&#x2f;", "/");
+        let again = directory.path().join(format!("again-{place}"));
+        let mut run = mlx_quant();
+        run.args(line.split_whitespace().skip(1))
+            .arg("--quiet")
+            .arg("--mlx-path")
+            .arg(&again)
+            .assert()
+            .success();
+        assert!(weights(&again) == weights(&output.join("models").join(place)), "{line}");
+    }
+    assert!(page.contains("prefers-color-scheme") && page.matches("<svg").count() >= 3);
+    for part in ["http://", "https://", "<script", "src="] {
+        let own = page.replace("http://www.w3.org/2000/svg", "");
+        assert!(!own.contains(part), "{part}");
+    }
+    let markdown = std::fs::read_to_string(output.join("report.md")).unwrap();
+    assert!(markdown.contains("| basic |") && markdown.contains("Calibration: 5 windows of 96 tokens"));
+    assert!(std::fs::read_to_string(output.join("report.svg")).unwrap().starts_with("<svg"));
+}
+
+#[test]
+fn killed_it_goes_on_with_the_method_it_was_in() {
+    let directory = tempfile::tempdir().unwrap();
+    let whole = document(&mut comparison("basic,awq,gptq,dwq", &directory.path().join("whole")));
+    for (name, at) in [("early", "awq-4bit"), ("late", "dwq-4bit")] {
+        let output = directory.path().join(name);
+        let mut child = std::process::Command::new(assert_cmd::cargo::cargo_bin!("mlx-quant"));
+        child
+            .args(["compare", "--quiet", "--methods", "basic,awq,gptq,dwq"])
+            .args(SMALL)
+            .arg("--output")
+            .arg(&output);
+        let mut child = child.env("XDG_CACHE_HOME", cache()).spawn().unwrap();
+        let partial = output.join("models").join(format!(".{at}.partial"));
+        let start = Instant::now();
+        while !partial.join(".state-2-0.safetensors").exists() {
+            assert!(start.elapsed() < Duration::from_secs(120), "{at} was never reached");
+            assert!(child.try_wait().unwrap().is_none(), "it was done before {at}");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let first = std::fs::metadata(output.join("work/rtn-4bit.json")).unwrap().modified().unwrap();
+        let made = document(&mut comparison("basic,awq,gptq,dwq", &output));
+        assert_eq!(timeless(&made).replace(name, "whole"), timeless(&whole), "{name}");
+        let again = std::fs::metadata(output.join("work/rtn-4bit.json")).unwrap().modified().unwrap();
+        assert_eq!(first, again, "a finished method was made again");
+        let resumed: Vec<bool> = made["entries"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|entry| entry["resumed"].as_bool().unwrap())
+            .collect();
+        let expected = ["rtn", "awq", "gptq", "dwq"].map(|recipe| format!("{recipe}-4bit") == at);
+        assert_eq!(resumed, expected, "{name}");
+    }
+}
+
+#[test]
+fn more_methods_join_and_the_best_stays() {
+    let directory = tempfile::tempdir().unwrap();
+    let output = directory.path().join("out");
+    comparison("basic", &output).arg("--quiet").assert().success();
+    assert!(output.join("models/rtn-4bit").exists());
+    let made = document(&mut comparison("basic,gptq", &output));
+    assert_eq!(made["entries"].as_array().unwrap().len(), 2);
+    assert!(output.join("models/gptq-4bit").exists() && !output.join("models/rtn-4bit").exists());
+    // What it was made from is remembered.
+    comparison("basic", &output)
+        .args(["--seed", "7"])
+        .assert()
+        .code(2)
+        .stderr(contains("other settings").and(contains("hint:")));
+    // And nothing of the shared work is left lying about.
+    let left: Vec<_> =
+        std::fs::read_dir(output.join("work")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert!(left.iter().all(|name| name.to_str().unwrap().ends_with(".json")), "{left:?}");
+}
+
+#[test]
+fn one_set_of_hessians_serves_all() {
+    let directory = tempfile::tempdir().unwrap();
+    let output = directory.path().join("out");
+    let made = document(comparison("gptq,awq", &output).arg("--share-statistics"));
+    let kl = |index: usize| made["entries"][index]["evaluation"]["kl_mean"].as_f64().unwrap();
+    assert!(kl(0) > 0.0 && kl(0) < kl(1) && kl(1) < 0.2, "{} {}", kl(0), kl(1));
+    let other = document(&mut comparison("gptq", &directory.path().join("other")));
+    assert_ne!(made["entries"][0]["evaluation"]["kl_mean"], other["entries"][0]["evaluation"]["kl_mean"]);
+}
+
+#[test]
+fn a_plan_writes_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let output = directory.path().join("out");
+    comparison("basic,gptq,dynamic+awq+gptq+dwq", &output)
+        .arg("--dry-run")
+        .assert()
+        .success()
+        .stdout(contains("peak memory").and(contains("dynamic+awq+gptq+dwq")));
+    assert!(!output.exists());
+}
+
+/// Exit code 2, a hint, and nothing written.
+#[test]
+fn refuses_what_it_cannot_do() {
+    let directory = tempfile::tempdir().unwrap();
+    let output = directory.path().join("out");
+    let cases: &[(&[&str], &str)] = &[
+        (&["--methods", "basic,magic"], "no method"),
+        (&["--methods", "gptq,gptq"], "twice"),
+        (&["--methods", "basic,rtn"], "twice"),
+        (&["--methods", ""], "no method"),
+        (&["--methods", "gptq+awq"], "cannot follow"),
+        (&["--bits", "7"], "7 bits"),
+        (&["--bits", "4,4"], "twice"),
+        (&["--group-size", "48"], "group size 48"),
+        (&["--eval-data", "/nonexistent"], "/nonexistent"),
+        (&["--data", "/nonexistent"], "/nonexistent"),
+        (&["--model", "/nonexistent"], "/nonexistent"),
+        (&["--sequence-length", "1"], "sequence"),
+    ];
+    for (arguments, text) in cases {
+        let mut run = mlx_quant();
+        run.arg("compare")
+            .args(*arguments)
+            .arg("--output")
+            .arg(&output)
+            .assert()
+            .code(2)
+            .stderr(contains(*text));
+        assert!(!output.exists(), "{arguments:?}");
+    }
+    std::fs::create_dir(&output).unwrap();
+    std::fs::write(output.join("letter.txt"), "dear").unwrap();
+    comparison("basic", &output).assert().code(2).stderr(contains("something else").and(contains("hint:")));
+}

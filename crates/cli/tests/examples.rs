@@ -1,0 +1,172 @@
+//! Every example of `--help`, README.md and docs/ runs as it is printed, on a small model under the name that it uses.
+#![allow(clippy::unwrap_used, reason = "a test panics to fail")]
+
+mod common;
+
+use std::path::{Path, PathBuf};
+
+use crate::common::{dense, mlx_quant};
+
+/// Longest line of `--help` that is not wrapped.
+const WIDTH: usize = 100;
+
+/// Flags whose values are replaced, so that a run takes a second or two, and by what.
+const CALIBRATED: [(&str, &str); 3] =
+    [("--n-samples", "2"), ("--sequence-length", "64"), ("--eval-windows", "0")];
+const TRAINED: [(&str, &str); 3] = [("--iters", "2"), ("--batch-size", "2"), ("--valid-samples", "1")];
+
+/// `mlx-quant ...` lines of fenced `sh` blocks.
+fn of_markdown(text: &str) -> Vec<String> {
+    let mut lines = Vec::new();
+    let mut fence: Option<bool> = None;
+    for line in text.lines() {
+        match (line.trim().strip_prefix("```"), fence) {
+            (Some(kind), None) => fence = Some(matches!(kind, "sh" | "console")),
+            (Some(_), Some(_)) => fence = None,
+            (None, Some(true)) => lines.extend(command(line)),
+            _ => {}
+        }
+    }
+    lines
+}
+
+/// Lines of `--help`'s examples.
+fn of_help(command_name: &str) -> Vec<String> {
+    let mut run = mlx_quant();
+    if !command_name.is_empty() {
+        run.arg(command_name);
+    }
+    let shown = run.arg("--help").assert().success();
+    let text = String::from_utf8(shown.get_output().stdout.clone()).unwrap();
+    let Some((_, examples)) = text.split_once("Examples:") else { panic!("{command_name} has no examples") };
+    assert!(examples.lines().all(|line| line.len() <= WIDTH), "{command_name}: a line is too long");
+    examples.lines().filter_map(command).collect()
+}
+
+/// A command line, without its prompt, comment and what the shell would do with its output.
+fn command(line: &str) -> Option<String> {
+    let line = line.trim();
+    let line = line.strip_prefix("$ ").unwrap_or(line);
+    let own = line.starts_with("mlx-quant ") || line.starts_with("mlx_lm.");
+    let end = [" | ", " > ", " #"].iter().filter_map(|mark| line.find(mark)).min().unwrap_or(line.len());
+    own.then(|| line[..end].trim().to_owned())
+}
+
+/// What a new user's directory holds.
+fn workplace() -> tempfile::TempDir {
+    let directory = tempfile::tempdir().unwrap();
+    let at = |name: &str| directory.path().join(name);
+    let model = dense(directory.path(), "Qwen3-8B");
+    for (name, bits) in
+        [("Qwen3-8B-4bit", "4"), ("Qwen3-8B-3bit", "3"), ("Qwen3-8B-gptq", "4"), ("any-mlx-model", "3")]
+    {
+        let mut convert = mlx_quant();
+        convert.args(["convert", "-q", "--quiet", "--bits", bits, "--model"]).arg(&model);
+        convert.arg("--mlx-path").arg(at(name)).assert().success();
+    }
+    std::os::unix::fs::symlink(&model, at("Qwen3-30B-A3B")).unwrap();
+    let text = "Every measure of a model needs a text that it has not seen. ".repeat(20);
+    let lines = (0..12).map(|line| serde_json::json!({"text": format!("{line} {text}")}).to_string());
+    std::fs::write(at("chats.jsonl"), lines.collect::<Vec<_>>().join("\n")).unwrap();
+    std::fs::write(at("recipe.toml"), "[[layer]]\npath = \"*.mlp.down_proj\"\nbits = 6\n").unwrap();
+    directory
+}
+
+/// The words of a line with values that make it short.
+fn shortened(line: &str) -> Vec<String> {
+    let mut words: Vec<String> =
+        line.split_whitespace().map(|word| word.trim_matches('\'').to_owned()).collect();
+    let name = words[1].clone();
+    let has = |words: &[String], part: &str| words.iter().any(|word| word.contains(part));
+    let mut flags: Vec<(&str, &str)> = Vec::new();
+    match name.as_str() {
+        "awq" | "gptq" | "dynamic-quant" | "dwq" | "quantize" => flags.extend(CALIBRATED),
+        "eval" => flags.extend([("--windows", "2"), ("--sequence-length", "64")]),
+        "compare" => flags.extend([
+            ("--n-samples", "2"),
+            ("--sequence-length", "64"),
+            ("--windows", "2"),
+            ("--iters", "2"),
+        ]),
+        _ => {}
+    }
+    if name == "dwq" || (name == "quantize" && has(&words, "dwq")) {
+        flags.extend(TRAINED);
+    }
+    for (flag, value) in flags {
+        if let Some(at) = words.iter().position(|word| word == flag) {
+            words.drain(at..at + 2);
+        }
+        words.extend([flag.to_owned(), value.to_owned()]);
+    }
+    words.split_off(1)
+}
+
+/// The directory that a line writes.
+fn output(words: &[String]) -> Option<PathBuf> {
+    let after = |flag: &str| {
+        words.iter().position(|word| word == flag).and_then(|at| words.get(at + 1)).map(PathBuf::from)
+    };
+    let usual = match words[0].as_str() {
+        "convert" | "awq" | "gptq" | "dynamic-quant" | "dwq" | "quantize" => Some("mlx_model"),
+        "compare" => Some("mlx_compare"),
+        _ => None,
+    };
+    after("--mlx-path").or_else(|| after("--output")).or(usual.map(PathBuf::from))
+}
+
+fn run_all(source: &str, lines: Vec<String>, directory: &Path) {
+    for line in lines {
+        let words = shortened(&line);
+        // A line may be printed more than once.
+        if let Some(output) = output(&words).map(|path| directory.join(path)).filter(|path| path.exists()) {
+            std::fs::remove_dir_all(output).unwrap();
+        }
+        let made = mlx_quant().args(&words).current_dir(directory).output().unwrap();
+        let errors = String::from_utf8_lossy(&made.stderr);
+        assert!(made.status.success(), "{source}: {line}\nas {words:?}\n{errors}");
+    }
+}
+
+#[test]
+fn help() {
+    let directory = workplace();
+    let commands = [
+        "",
+        "convert",
+        "awq",
+        "gptq",
+        "dynamic-quant",
+        "dwq",
+        "quantize",
+        "inspect",
+        "eval",
+        "compare",
+        "recommend",
+        "completions",
+        "man",
+    ];
+    for name in commands {
+        let lines = of_help(name);
+        assert!(!lines.is_empty(), "{name} shows no example");
+        run_all(&format!("{name} --help"), lines, directory.path());
+    }
+}
+
+#[test]
+fn readme_and_docs() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let directory = workplace();
+    let mut files = vec![root.join("README.md")];
+    files.extend(std::fs::read_dir(root.join("docs")).unwrap().map(|entry| entry.unwrap().path()));
+    files.retain(|path| path.extension().is_some_and(|ending| ending == "md"));
+    files.sort();
+    assert!(files.len() >= 4, "{files:?}");
+    let mut total = 0;
+    for file in files {
+        let lines = of_markdown(&std::fs::read_to_string(&file).unwrap());
+        total += lines.len();
+        run_all(&file.display().to_string(), lines, directory.path());
+    }
+    assert!(total > 30, "{total} lines only");
+}

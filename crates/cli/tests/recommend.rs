@@ -1,0 +1,171 @@
+//! `mlx-quant recommend`, and what packages install.
+#![allow(clippy::unwrap_used, reason = "a test panics to fail")]
+
+mod common;
+
+use std::path::{Path, PathBuf};
+
+use assert_cmd::Command;
+use predicates::prelude::*;
+use predicates::str::contains;
+use serde_json::Value;
+
+use crate::common::{dense, document, mlx_quant};
+
+fn config(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/configs").join(name)
+}
+
+fn recommend(arguments: &[&str]) -> Command {
+    let mut run = mlx_quant();
+    run.arg("recommend").args(arguments);
+    run
+}
+
+fn method<'d>(document: &'d Value, name: &str) -> &'d Value {
+    document["methods"].as_array().unwrap().iter().find(|one| one["method"] == name).unwrap()
+}
+
+/// Parameters as their makers state them, to a percent, and mlx-lm's published figures.
+#[test]
+fn plans_from_config_json_alone() {
+    let known = [
+        ("Llama-3.2-3B", 3.21e9),
+        ("Mistral-7B-v0.3", 7.25e9),
+        ("Llama-2-13b-hf", 13.02e9),
+        ("Llama-3.1-70B", 70.55e9),
+        ("Qwen3-30B-A3B", 30.53e9),
+    ];
+    for (name, parameters) in known {
+        let made = document(recommend(&["--memory", "32GB"]).arg("--model").arg(config(name)));
+        let found = made["parameters"].as_f64().unwrap();
+        assert!((found / parameters - 1.0).abs() < 0.01, "{name}: {found}");
+        for one in made["methods"].as_array().unwrap() {
+            let Some(needs) = one["forecast"].as_object() else { panic!("{name}: {one}") };
+            assert!(needs["seconds"].as_f64().unwrap() > 0.0);
+            // Within what may be used, or said to be beyond it.
+            let memory = needs["peak_memory"].as_u64().unwrap();
+            assert_eq!(
+                memory > 32_000_000_000,
+                one["obstacle"].is_string(),
+                "{name}: {} needs {memory}",
+                one["method"]
+            );
+            assert!(memory < 80_000_000_000, "{name}: {} needs {memory}", one["method"]);
+        }
+    }
+    let made = document(recommend(&[]).arg("--model").arg(config("Qwen3-30B-A3B")));
+    let theirs = |name: &str| method(&made, name)["mlx_lm"]["memory"].as_u64();
+    // mlx-lm PR 280.
+    assert!((theirs("dwq").unwrap() as f64 / 115e9 - 1.0).abs() < 0.01);
+    assert_eq!(theirs("awq"), None);
+    let made = document(recommend(&["--bits", "3"]).arg("--model").arg(config("Mistral-7B-v0.3")));
+    assert!(method(&made, "gptq")["mlx_lm"]["source"].as_str().unwrap().contains("2, 4 and 8"));
+}
+
+#[test]
+fn headers_and_config_agree() {
+    let directory = tempfile::tempdir().unwrap();
+    let model = dense(directory.path(), "model");
+    let bare = directory.path().join("bare");
+    std::fs::create_dir(&bare).unwrap();
+    std::fs::copy(model.join("config.json"), bare.join("config.json")).unwrap();
+    let of = |path: &Path| document(recommend(&["--memory", "16GB"]).arg("--model").arg(path));
+    let (whole, bare) = (of(&model), of(&bare));
+    assert_eq!(whole["parameters"], bare["parameters"]);
+    let bytes = |made: &Value| method(made, "gptq")["forecast"]["bytes"].as_u64().unwrap();
+    assert!(bytes(&whole).abs_diff(bytes(&bare)) < 10_000);
+}
+
+#[test]
+fn sizes_times_and_memory_decide() {
+    let pick = |arguments: &[&str]| document(&mut recommend(arguments));
+    assert_eq!(pick(&["--quality", "fast"])["recommended"], "basic");
+    assert_eq!(pick(&["--quality", "best"])["recommended"], "dynamic+awq+gptq+dwq");
+    let made = pick(&["--size", "4MB", "--memory", "16GB"]);
+    assert_eq!(made["recommended"], "dynamic");
+    assert!(made["command"].as_str().unwrap().contains("--target-bpw 4.06"), "{}", made["command"]);
+    // Others take the widest that fits.
+    assert_eq!(method(&made, "gptq")["bits"], 3);
+    let made = pick(&["--time", "1s", "--quality", "best"]);
+    assert_eq!(made["recommended"], "basic");
+    assert!(method(&made, "dwq")["obstacle"].as_str().unwrap().contains("may be used"));
+    let nothing = pick(&["--size", "1MB"]);
+    assert_eq!(nothing["recommended"], Value::Null);
+    recommend(&["--size", "1MB"]).assert().success().stdout(contains("nothing is possible"));
+    recommend(&["--verbose"])
+        .assert()
+        .success()
+        .stdout(contains("* dynamic:").and(contains("mlx-quant dwq")));
+}
+
+/// Measured once, then kept.
+#[test]
+fn the_machine_is_remembered() {
+    let cache = tempfile::tempdir().unwrap();
+    let rate = |more: &[&str]| {
+        let mut run = recommend(more);
+        document(run.args(["--threads", "1"]).env("XDG_CACHE_HOME", cache.path()))["machine"].clone()
+    };
+    let first = rate(&[]);
+    assert!(first["products"].as_f64().unwrap() > 1e8 && first["threads"] == 1);
+    assert_eq!(rate(&[]), first);
+    assert!(cache.path().join("mlx-quant/machine-1.json").is_file());
+    assert_ne!(rate(&["--measure"]), first);
+}
+
+/// Exit code 2 and a hint.
+#[test]
+fn refuses_what_it_cannot_read() {
+    let directory = tempfile::tempdir().unwrap();
+    let write = |text: &str| std::fs::write(directory.path().join("config.json"), text).unwrap();
+    let refused = |text: &str| {
+        recommend(&[]).arg("--model").arg(directory.path()).assert().code(2).stderr(contains(text));
+    };
+    write(r#"{"model_type": "new_one", "num_hidden_layers": 2}"#);
+    refused("new_one");
+    write(r#"{"model_type": "llama", "num_hidden_layers": 2, "hidden_size": 64}"#);
+    refused("num_attention_heads");
+    write(
+        r#"{"model_type": "llama", "num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 2, "vocab_size": 100}"#,
+    );
+    refused("intermediate_size");
+    write("{");
+    refused("config.json");
+    for (arguments, text) in [
+        (["--memory", "lots"], "--memory lots"),
+        (["--time", "soon"], "--time soon"),
+        (["--size", "big"], "--size big"),
+        (["--bits", "7"], "7 bits"),
+    ] {
+        recommend(&arguments).assert().code(2).stderr(contains(text));
+    }
+}
+
+#[test]
+fn packages_find_what_they_install() {
+    let directory = tempfile::tempdir().unwrap();
+    for (shell, part) in
+        [("bash", "complete -F"), ("zsh", "#compdef mlx-quant"), ("fish", "complete -c mlx-quant")]
+    {
+        mlx_quant()
+            .args(["completions", shell])
+            .assert()
+            .success()
+            .stdout(contains(part).and(contains("dynamic-quant")));
+    }
+    mlx_quant().arg("man").arg(directory.path()).assert().success();
+    let page = std::fs::read_to_string(directory.path().join("mlx-quant-compare.1")).unwrap();
+    assert!(page.contains("share\\-statistics") && page.contains("Examples:"));
+    assert!(directory.path().join("mlx-quant.1").exists());
+    mlx_quant()
+        .arg("--version")
+        .assert()
+        .success()
+        .stdout(contains("features: demo, parquet").and(contains("kernels:")));
+    mlx_quant()
+        .arg("-V")
+        .assert()
+        .success()
+        .stdout(predicate::str::diff(format!("mlx-quant {}\n", env!("CARGO_PKG_VERSION"))));
+}

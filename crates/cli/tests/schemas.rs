@@ -1,0 +1,116 @@
+//! What `--json` prints is what the committed schemas say.
+#![allow(clippy::unwrap_used, reason = "a test panics to fail")]
+
+mod common;
+
+use std::path::Path;
+
+use jsonschema::Validator;
+use serde_json::{Value, json};
+
+use crate::common::{dense, document, mlx_quant};
+
+fn validator(name: &str) -> Validator {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("schemas").join(format!("{name}.schema.json"));
+    let schema: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    jsonschema::validator_for(&schema).unwrap()
+}
+
+fn check(schema: &str, document: &Value) {
+    let problems: Vec<String> =
+        validator(schema).iter_errors(document).map(|error| error.to_string()).collect();
+    assert!(problems.is_empty(), "{schema}: {problems:#?}");
+}
+
+const CALIBRATED: [&str; 6] = ["--n-samples", "3", "--sequence-length", "48", "--eval-windows", "2"];
+const TRAINED: [&str; 6] = ["--iters", "2", "--batch-size", "2", "--valid-samples", "1"];
+
+#[test]
+fn conversions_and_inspections() {
+    let directory = tempfile::tempdir().unwrap();
+    let run = |name: &str, more: &[&str]| {
+        let mut run = mlx_quant();
+        run.args(["convert", "--mlx-path"]).arg(directory.path().join(name)).args(more);
+        document(&mut run)
+    };
+    check("convert", &run("dense", &[]));
+    check("convert", &run("four", &["-q"]));
+    check("convert", &run("plan", &["-q", "--dry-run", "--q-mode", "mxfp4"]));
+    let mut inspect = mlx_quant();
+    check("inspect", &document(inspect.arg("inspect")));
+    let mut verify = mlx_quant();
+    check("inspect", &document(verify.arg("inspect").arg(directory.path().join("four")).arg("--verify")));
+}
+
+#[test]
+fn calibrated_runs() {
+    let directory = tempfile::tempdir().unwrap();
+    let run = |name: &str, arguments: &[&str]| {
+        let mut run = mlx_quant();
+        run.args(arguments).args(CALIBRATED).arg("--mlx-path").arg(directory.path().join(name));
+        document(&mut run)
+    };
+    check("quantize", &run("awq", &["awq"]));
+    check("quantize", &run("gptq", &["gptq", "--dry-run"]));
+    check("quantize", &run("dynamic", &["dynamic-quant", "--target-bpw", "4.5", "--report-ppl"]));
+    check("quantize", &run("dwq", &[&["dwq"], TRAINED.as_slice()].concat()));
+    let stacked = ["quantize", "--recipe", "dynamic+awq+gptq+dwq", "--dry-run"];
+    check("quantize", &run("all", &[stacked.as_slice(), TRAINED.as_slice()].concat()));
+}
+
+#[test]
+fn evaluations() {
+    let directory = tempfile::tempdir().unwrap();
+    let model = dense(directory.path(), "model");
+    let run = |more: &[&str]| {
+        let mut run = mlx_quant();
+        run.args(["eval", "--windows", "2", "--sequence-length", "48"]).args(more);
+        run
+    };
+    check("eval", &document(&mut run(&[])));
+    check("eval", &document(run(&[]).arg("--reference").arg(&model)));
+    check("eval", &document(&mut run(&["--dry-run"])));
+    // One window has no standard error.
+    let mut one = mlx_quant();
+    check("eval", &document(one.args(["eval", "--windows", "1", "--sequence-length", "48"])));
+}
+
+#[test]
+fn comparisons_and_recommendations() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut run = mlx_quant();
+    run.args([
+        "compare",
+        "--methods",
+        "basic,dynamic+search,dwq",
+        "--n-samples",
+        "3",
+        "--sequence-length",
+        "48",
+    ]);
+    run.args(["--iters", "2", "--windows", "2", "--output"]).arg(directory.path().join("out"));
+    let made = document(&mut run);
+    check("compare", &made);
+    let report = std::fs::read(directory.path().join("out/report.json")).unwrap();
+    check("compare", &serde_json::from_slice(&report).unwrap());
+    let mut plan = mlx_quant();
+    check("compare", &document(plan.args(["compare", "--dry-run"])));
+    let mut recommend = mlx_quant();
+    check("recommend", &document(recommend.args(["recommend", "--time", "1s", "--memory", "10MB"])));
+    let configs = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/configs/Llama-3.2-3B");
+    let mut recommend = mlx_quant();
+    check("recommend", &document(recommend.args(["recommend", "--model"]).arg(configs)));
+}
+
+/// The schemas refuse something.
+#[test]
+fn unknown_keys_are_refused() {
+    let mut run = mlx_quant();
+    let mut document = document(run.args(["eval", "--windows", "1", "--sequence-length", "16"]));
+    assert!(validator("eval").is_valid(&document));
+    document["unheard_of"] = json!(1);
+    assert!(!validator("eval").is_valid(&document));
+    document.as_object_mut().unwrap().remove("unheard_of");
+    document["perplexity"] = json!("low");
+    assert!(!validator("eval").is_valid(&document));
+}

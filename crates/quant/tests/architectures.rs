@@ -1,0 +1,108 @@
+//! docs/architectures.md is what the registry says. `MLX_QUANT_UPDATE=1 cargo test -p mlx-quant --test architectures` writes it anew.
+
+use std::fmt::Write as _;
+use std::path::Path;
+
+use mlx_quant::model::arch::{aliases, described};
+
+/// Types whose checkpoints are in the zoo, whose logits are compared with their makers' own definition.
+const PROVEN: [&str; 35] = [
+    "cohere2",
+    "deepseek_v2",
+    "deepseek_v3",
+    "ernie4_5",
+    "exaone4",
+    "gemma2",
+    "gemma3_text",
+    "gemma4_text",
+    "glm4",
+    "glm4_moe",
+    "gpt2",
+    "gpt_neox",
+    "gpt_oss",
+    "granite",
+    "hunyuan_v1_dense",
+    "lfm2",
+    "llama",
+    "ministral3",
+    "mistral",
+    "mixtral",
+    "nemotron",
+    "olmo2",
+    "olmo3",
+    "phi",
+    "phi3",
+    "qwen2",
+    "qwen2_moe",
+    "qwen3",
+    "qwen3_5",
+    "qwen3_moe",
+    "qwen3_next",
+    "seed_oss",
+    "smollm3",
+    "stablelm",
+    "starcoder2",
+];
+
+/// What holds for some types only.
+fn note(model_type: &str) -> &'static str {
+    match model_type {
+        "gemma4_text" => "per-layer inputs are kept as the command line says; with experts: convert only",
+        "deepseek_v2" | "deepseek_v3" | "kimi_k2" | "joyai_llm_flash" => {
+            "the hub's fp8 is decoded; matrices between the heads are not trained by dwq"
+        }
+        "gpt_oss" => {
+            "experts come packed as mxfp4: taken over as they are by convert, left alone by awq and gptq"
+        }
+        "phimoe" => "its router has no description",
+        "gpt2" => "the table of positions is not trained by dwq",
+        _ => "",
+    }
+}
+
+fn page() -> String {
+    let mut text = String::from(
+        "# Architectures\n\n\
+         Generated from the registry (`crates/model/src/arch/mod.rs`) by `crates/quant/tests/architectures.rs`.\n\n\
+         *proven*: logits of a checkpoint are compared with the model's own definition (transformers, or mlx-lm where that defines it), and\n\
+         what every method writes is loaded strictly by mlx-lm. *described*: the same code under another name.\n\n\
+         | model type | convert | eval | awq | gptq | dynamic | dwq | | note |\n|---|---|---|---|---|---|---|---|---|\n",
+    );
+    let (mut types, mut decoders) = (0, 0);
+    for (model_type, decoder) in described() {
+        types += 1;
+        decoders += usize::from(decoder);
+        let yes = if decoder { "yes" } else { "no" };
+        let proven = if PROVEN.contains(&model_type) { "proven" } else { "described" };
+        let _ = writeln!(
+            text,
+            "| `{model_type}` | yes | {yes} | {yes} | {yes} | {yes} | {yes} | {proven} | {} |",
+            note(model_type)
+        );
+    }
+    let _ = write!(
+        text,
+        "\n{types} model types, {decoders} of them with their decoder. Any other type converts by its tensor names (two-dimensional weights that are\n\
+         neither norms nor routers are quantized), with a warning; the methods that look at text refuse it. Vision parts are dropped, as mlx-lm drops them.\n\n\
+         Bits 2, 3, 4, 5, 6 and 8 and groups of 32, 64 and 128 for all methods; mxfp4, mxfp8 and nvfp4 for `convert`, and for single layers of the others\n\
+         by a recipe file.\n"
+    );
+    text
+}
+
+#[test]
+fn the_page_is_what_the_registry_says() {
+    for name in PROVEN {
+        assert!(aliases(name).contains(&name), "{name} is not described");
+    }
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/architectures.md");
+    let page = page();
+    if std::env::var_os("MLX_QUANT_UPDATE").is_some() {
+        std::fs::write(&path, &page).expect("docs can be written");
+    }
+    let found = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(
+        found == page,
+        "docs/architectures.md is old; MLX_QUANT_UPDATE=1 cargo test -p mlx-quant --test architectures"
+    );
+}
