@@ -10,31 +10,32 @@ mod distill;
 mod effort;
 mod fold;
 mod head;
+mod identity;
 mod memory;
 mod report;
 #[cfg(test)]
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use mlx_format::checkpoint::Writer;
 use mlx_format::{FloatType, Mode};
 use mlx_quant_model::{Forward, WeightsError};
-use sha2::{Digest as _, Sha256};
 
 use self::block::BlockWork;
 pub use self::distill::{distill, targets};
 use self::distill::{lessons, train};
 pub use self::effort::operations;
+pub(crate) use self::identity::is_within;
+use self::identity::run_line;
 pub use self::memory::{QuantizeMemory, quantize_memory};
 pub use self::report::{ExpertTokens, Quantized};
 use crate::calibrate::{Collector, Passage, States, Statistics, Visitor as _};
 use crate::carry::{Carrier, ColumnWeights, plain};
-use crate::convert::{fingerprint, write_companions};
-use crate::data::{Windows, hexadecimal};
+use crate::convert::write_companions;
+use crate::data::Windows;
 use crate::dwq::DwqSettings;
 use crate::evaluate::{EvaluationSettings, evaluate};
 use crate::methods::{How, Method, MethodSettings, Recipe, round};
@@ -205,44 +206,6 @@ fn conclude(
     writer.finish()?;
     made.seconds = start.elapsed().as_secs_f64();
     Ok(made)
-}
-
-/// A line that stands for everything that decides bytes.
-fn run_line(
-    model: &Model,
-    plan: &Plan,
-    windows: &Windows,
-    settings: &QuantizeSettings,
-) -> Result<String, Error> {
-    let mut line = fingerprint(model, plan)?;
-    let all = format!("{} {:?} {}", settings.recipe, settings.method, settings.statistics.is_some());
-    let _ = write!(line, " {} ", all.replace('\n', " "));
-    let mut hash = Sha256::new();
-    if settings.recipe.trains() {
-        let own =
-            DwqSettings { target_dir: None, teacher_states: None, save_every: 0, ..settings.dwq.clone() };
-        hash.update(format!("{own:?} {}", settings.dwq.target_dir.is_some()));
-        for windows in settings.lessons.iter().flat_map(|(training, held_out)| [training, held_out]) {
-            hash.update(windows.tokens_hash());
-        }
-    }
-    for (path, weights) in &settings.columns {
-        hash.update(path);
-        for weight in weights {
-            hash.update(weight.to_le_bytes());
-        }
-    }
-    hash.update(windows.tokens_hash());
-    hash.update(windows.sequence_length.to_le_bytes());
-    line.push_str(&hexadecimal(&hash.finalize()));
-    Ok(line)
-}
-
-/// Whether a path lies in an output directory, or where that is being built.
-pub(crate) fn is_within(path: &Path, target: &Path) -> Result<bool, Error> {
-    let partial = Writer::partial_path(target)?;
-    let whole = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
-    Ok([target, partial.as_path()].iter().any(|own| whole(path).starts_with(whole(own))))
 }
 
 /// Windows within a block at a time.

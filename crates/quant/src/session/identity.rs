@@ -1,0 +1,52 @@
+//! What makes a run the same run: the line by which an unfinished one is recognised.
+
+use std::fmt::Write as _;
+use std::path::Path;
+
+use mlx_format::checkpoint::Writer;
+use sha2::{Digest as _, Sha256};
+
+use super::QuantizeSettings;
+use crate::convert::fingerprint;
+use crate::data::{Windows, hexadecimal};
+use crate::dwq::DwqSettings;
+use crate::plan::Plan;
+use crate::{Error, Model};
+
+/// A line that stands for everything that decides bytes.
+pub(super) fn run_line(
+    model: &Model,
+    plan: &Plan,
+    windows: &Windows,
+    settings: &QuantizeSettings,
+) -> Result<String, Error> {
+    let mut line = fingerprint(model, plan)?;
+    let all = format!("{} {:?} {}", settings.recipe, settings.method, settings.statistics.is_some());
+    let _ = write!(line, " {} ", all.replace('\n', " "));
+    let mut hash = Sha256::new();
+    if settings.recipe.trains() {
+        let own =
+            DwqSettings { target_dir: None, teacher_states: None, save_every: 0, ..settings.dwq.clone() };
+        hash.update(format!("{own:?} {}", settings.dwq.target_dir.is_some()));
+        for windows in settings.lessons.iter().flat_map(|(training, held_out)| [training, held_out]) {
+            hash.update(windows.tokens_hash());
+        }
+    }
+    for (path, weights) in &settings.columns {
+        hash.update(path);
+        for weight in weights {
+            hash.update(weight.to_le_bytes());
+        }
+    }
+    hash.update(windows.tokens_hash());
+    hash.update(windows.sequence_length.to_le_bytes());
+    line.push_str(&hexadecimal(&hash.finalize()));
+    Ok(line)
+}
+
+/// Whether a path lies in an output directory, or where that is being built.
+pub(crate) fn is_within(path: &Path, target: &Path) -> Result<bool, Error> {
+    let partial = Writer::partial_path(target)?;
+    let whole = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    Ok([target, partial.as_path()].iter().any(|own| whole(path).starts_with(whole(own))))
+}
