@@ -8,7 +8,7 @@ use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 use mlx_quant::{Event, Observer};
 
 use crate::interrupt::Interrupt;
-use crate::memory::{reset_peak, resident_now, resident_peak};
+use crate::memory::{give_back, reset_peak, resident_now, resident_peak};
 use crate::printer::{Printer, bytes};
 
 /// A phase under way.
@@ -121,6 +121,7 @@ impl Observer for Screen {
                 }
             }
             Event::Contestant { name, index, total } => {
+                give_back();
                 self.say(&format!("[{}/{total}] {name}", index + 1));
             }
             Event::Phase { name, total, tokens } => self.begin(name, total, tokens),

@@ -83,7 +83,7 @@ fn sizes_times_and_memory_decide() {
     assert_eq!(pick(&["--quality", "fast"])["recommended"], "basic");
     assert_eq!(pick(&["--quality", "best"])["recommended"], "dynamic+awq+gptq+dwq");
     let made = pick(&["--size", "4MB", "--memory", "16GB"]);
-    assert_eq!(made["recommended"], "dynamic");
+    assert_eq!(made["recommended"], "dynamic+awq+gptq");
     assert!(made["command"].as_str().unwrap().contains("--target-bpw 4.06"), "{}", made["command"]);
     // Others take the widest that fits.
     assert_eq!(method(&made, "gptq")["bits"], 3);
@@ -96,7 +96,7 @@ fn sizes_times_and_memory_decide() {
     recommend(&["--verbose"])
         .assert()
         .success()
-        .stdout(contains("* dynamic:").and(contains("mlx-quant dwq")));
+        .stdout(contains("* dynamic+awq+gptq:").and(contains("mlx-quant dwq")));
 }
 
 /// Measured once, then kept.

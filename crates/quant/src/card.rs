@@ -2,18 +2,21 @@
 
 use std::fmt::Write as _;
 
+use mlx_format::Mode;
+
 use crate::data::Windows;
-use crate::plan::Plan;
+use crate::plan::{Job, Plan};
 use crate::session::{QuantizeSettings, Quantized};
 
 /// Front matter as mlx-lm writes it for a local source (`mlx_lm/utils.py`, `create_model_card`), and below it
 /// what was done, so that a model can be told apart later. `source` names the source.
 pub fn model_card(plan: &Plan, source: &str) -> String {
-    let how = if plan.settings.search {
-        "round to nearest, searched scales and biases"
-    } else {
-        "round to nearest"
-    };
+    let searched = plan.settings.search
+        && plan
+            .items
+            .iter()
+            .any(|item| matches!(item.job, Job::Quantize { scheme, .. } if scheme.mode() == Mode::Affine));
+    let how = if searched { "round to nearest, searched scales and biases" } else { "round to nearest" };
     card(plan, source, how, "")
 }
 

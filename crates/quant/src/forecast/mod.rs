@@ -153,7 +153,13 @@ pub fn forecast(
 /// Part of the machine's rate of products that a part of the work reaches, measured.
 fn efficiency(part: &str) -> f64 {
     match part {
-        "dwq" => 0.61,
-        _ => 0.6,
+        "search" | "candidates" => 0.13,
+        "folding" => 0.12,
+        "rounding" => 0.265,
+        "sensitivities" => 0.59,
+        "dwq" | "dwq: looks" => 0.66,
+        "evaluation" => 0.73,
+        "teacher" => 0.79,
+        _ => 0.65,
     }
 }

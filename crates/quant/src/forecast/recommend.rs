@@ -19,7 +19,7 @@ use crate::{Error, Model};
 pub enum Quality {
     /// Seconds to minutes.
     Fast,
-    /// The closest to the original that time and memory allow, without training.
+    /// The closest to the original that time and memory allow, without training scales and biases.
     #[default]
     Balanced,
     /// The closest to the original that time and memory allow.
@@ -89,17 +89,19 @@ fn as_text<S: serde::Serializer>(recipe: &crate::Recipe, to: S) -> Result<S::Ok,
 }
 
 /// Methods with their place in the guide, quickest first.
-const GUIDE: [(&str, &str); 6] = [
+const GUIDE: [(&str, &str); 7] = [
     ("basic", "quick"),
     ("awq", "default"),
     ("dynamic", "layers differ, or a size is given"),
     ("gptq", "established"),
     ("dwq", "production quality, with time"),
+    ("dynamic+awq+gptq", "best without training"),
     ("dynamic+awq+gptq+dwq", "best"),
 ];
 
-/// By quality at equal size, best first, as measured on the models of the README.
-const BY_QUALITY: [&str; 6] = ["dynamic+awq+gptq+dwq", "dynamic", "dwq", "gptq", "awq", "basic"];
+/// By quality at equal size, best first, as measured on both models of docs/results.md.
+const BY_QUALITY: [&str; 7] =
+    ["dynamic+awq+gptq+dwq", "dynamic+awq+gptq", "dynamic", "dwq", "gptq", "awq", "basic"];
 
 /// The part of the work a text's process holds before it begins: program, tokenizer, tokens.
 const RESIDENT: u64 = 80 << 20;
@@ -249,11 +251,8 @@ fn pick(choices: &[Choice], wish: &Wish) -> (Option<usize>, String) {
     let mut why = match (wish.quality, choices[pick].method.as_str()) {
         (Quality::Fast, "basic") => "it is the fastest, and equal to mlx_lm.convert".to_owned(),
         (Quality::Fast, _) => "only an allocation of bits reaches that size".to_owned(),
-        (_, "dynamic") if wish.target.is_some() => {
-            "it hits the size exactly and spends it where the model is sensitive".to_owned()
-        }
-        (_, "dynamic") => {
-            "without training nothing measured here was closer to the original at the same size (the guide's default is awq)".to_owned()
+        (_, "dynamic+awq+gptq") => {
+            "of what needs no training it was the closest to the original at every size measured (the guide's default is awq)".to_owned()
         }
         (_, "dynamic+awq+gptq+dwq") => {
             "all methods stacked were closest to the original at every size measured".to_owned()
@@ -311,7 +310,7 @@ mod tests {
             (pick.map(|at| choices[at].method.clone()).unwrap_or_default(), why)
         };
         assert_eq!(method(&all, Quality::Fast).0, "basic");
-        assert_eq!(method(&all, Quality::Balanced).0, "dynamic");
+        assert_eq!(method(&all, Quality::Balanced).0, "dynamic+awq+gptq");
         assert_eq!(method(&all, Quality::Best).0, "dynamic+awq+gptq+dwq");
         let slow: Vec<Choice> = GUIDE
             .iter()

@@ -25,7 +25,7 @@ pub enum Method {
     Dynamic,
     /// Activation-aware scales (Lin et al. 2023, arXiv 2306.00978); rounds with [`Method::Search`] if nothing follows.
     Awq,
-    /// Round to nearest, equal to `mx.quantize`.
+    /// Round to nearest on the grids of `mx.quantize`; alone equal to it, after folding with codes nearest to the stored scales.
     Rtn,
     /// Round to nearest with searched scales and biases.
     Search,
