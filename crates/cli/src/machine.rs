@@ -31,8 +31,10 @@ fn path(threads: usize) -> Option<PathBuf> {
 fn kept(threads: usize) -> Option<Machine> {
     let text = fs_err::read_to_string(path(threads)?).ok()?;
     let kept: Kept = serde_json::from_str(&text).ok()?;
-    (kept.version == VERSION && kept.kernels == mlx_format::simd_name() && kept.machine.threads == threads)
-        .then_some(kept.machine)
+    let Machine { products, rounding, read, write, .. } = kept.machine;
+    let sound = [products, rounding, read, write].iter().all(|rate| rate.is_finite() && *rate > 0.0);
+    let same = kept.version == VERSION && kept.kernels == mlx_format::simd_name();
+    (sound && same && kept.machine.threads == threads).then_some(kept.machine)
 }
 
 /// What was measured before, or a look of a few milliseconds.
@@ -50,7 +52,11 @@ pub(crate) fn measured(threads: usize, anew: bool, printer: Printer) -> Result<M
     if let Some(machine) = kept(threads).filter(|_| !anew) {
         return Ok(machine);
     }
-    let machine = Machine::measure(threads, &std::env::temp_dir())?;
+    // The user's disk rather than a temporary directory, which is often memory.
+    let place = path(threads).and_then(|path| path.parent().map(std::path::Path::to_owned));
+    let place =
+        place.filter(|place| fs_err::create_dir_all(place).is_ok()).unwrap_or_else(std::env::temp_dir);
+    let machine = Machine::measure(threads, &place)?;
     printer.detail(&format!(
         "measured: {:.0} GFLOP/s on {threads} threads, reading {}/s, writing {}/s",
         machine.products / 1e9,

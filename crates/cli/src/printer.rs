@@ -4,7 +4,7 @@
 use std::io::Write as _;
 
 use anstyle::AnsiColor;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{ProgressBar, ProgressDrawTarget};
 pub(crate) use mlx_quant::report::bytes;
 
 /// What is shown, and how.
@@ -68,13 +68,10 @@ impl Printer {
         }
     }
 
-    /// A bar over bytes with rate and remaining time; invisible where stderr is no terminal.
+    /// A bar, invisible where stderr is no terminal.
     pub(crate) fn progress(self) -> ProgressBar {
         let target = if self.quiet { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
-        let template =
-            "[{bar:30}] {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec} {eta} left {wide_msg}";
-        let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
-        ProgressBar::with_draw_target(None, target).with_style(style.progress_chars("=> "))
+        ProgressBar::with_draw_target(None, target)
     }
 }
 

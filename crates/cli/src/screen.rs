@@ -102,6 +102,14 @@ impl Screen {
     }
 }
 
+/// The style of a bar over bytes, with rate and remaining time.
+fn bytes_style() -> ProgressStyle {
+    let template =
+        "[{bar:24}] {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec} {eta} left {wide_msg}";
+    let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+    style.progress_chars("=> ")
+}
+
 /// Tokens a second, once there is something to count.
 fn rate(phase: &Phase, done: u64) -> Option<f64> {
     let seconds = phase.begun.elapsed().as_secs_f64();
@@ -113,6 +121,9 @@ impl Observer for Screen {
     fn event(&self, event: Event<'_>) {
         match event {
             Event::Started { total, resumed } => {
+                self.end();
+                self.bar.set_style(bytes_style());
+                self.bar.set_prefix("");
                 self.bar.set_length(total);
                 self.bar.set_position(resumed);
                 self.bar.reset_eta();

@@ -85,6 +85,7 @@ fn ranks_methods_and_its_commands_make_the_same_models() {
         assert!(weights(&again) == weights(&output.join("models").join(place)), "{line}");
     }
     assert!(page.contains("prefers-color-scheme") && page.matches("<svg").count() >= 3);
+    assert_eq!(page.matches("<svg").count(), page.matches("viewBox=").count(), "plots scale");
     for part in ["http://", "https://", "<script", "src="] {
         let own = page.replace("http://www.w3.org/2000/svg", "");
         assert!(!own.contains(part), "{part}");
@@ -109,7 +110,8 @@ fn killed_it_goes_on_with_the_method_it_was_in() {
         let mut child = child.env("XDG_CACHE_HOME", cache()).spawn().unwrap();
         let partial = output.join("models").join(format!(".{at}.partial"));
         let start = Instant::now();
-        while !partial.join(".state-2-0.safetensors").exists() {
+        let under_way = || (2..8).any(|block| partial.join(format!(".state-{block}-0.safetensors")).exists());
+        while !under_way() {
             assert!(start.elapsed() < Duration::from_secs(120), "{at} was never reached");
             assert!(child.try_wait().unwrap().is_none(), "it was done before {at}");
             std::thread::sleep(Duration::from_millis(1));
@@ -138,9 +140,9 @@ fn more_methods_join_and_the_best_stays() {
     let output = directory.path().join("out");
     comparison("basic", &output).arg("--quiet").assert().success();
     assert!(output.join("models/rtn-4bit").exists());
-    let made = document(&mut comparison("basic,gptq", &output));
-    assert_eq!(made["entries"].as_array().unwrap().len(), 2);
-    assert!(output.join("models/gptq-4bit").exists() && !output.join("models/rtn-4bit").exists());
+    let made = document(&mut comparison("basic,gptq,dwq", &output));
+    assert_eq!(made["entries"].as_array().unwrap().len(), 3);
+    assert!(output.join("models/dwq-4bit").exists() && !output.join("models/rtn-4bit").exists());
     // What it was made from is remembered.
     comparison("basic", &output)
         .args(["--seed", "7"])
@@ -151,6 +153,23 @@ fn more_methods_join_and_the_best_stays() {
     let left: Vec<_> =
         std::fs::read_dir(output.join("work")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert!(left.iter().all(|name| name.to_str().unwrap().ends_with(".json")), "{left:?}");
+}
+
+#[test]
+fn models_that_were_to_stay_stay() {
+    let directory = tempfile::tempdir().unwrap();
+    let output = directory.path().join("out");
+    comparison("basic,search", &output).args(["--quiet", "--keep", "all"]).assert().success();
+    comparison("basic,search", &output).args(["--quiet", "--keep", "none"]).assert().success();
+    assert!(output.join("models/rtn-4bit").exists() && output.join("models/search-4bit").exists());
+    // What was not kept is missed aloud.
+    let other = directory.path().join("other");
+    comparison("basic", &other).args(["--quiet", "--keep", "none"]).assert().success();
+    comparison("basic", &other)
+        .args(["--keep", "all"])
+        .assert()
+        .success()
+        .stderr(contains("did not keep it"));
 }
 
 #[test]

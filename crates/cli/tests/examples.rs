@@ -5,7 +5,7 @@ mod common;
 
 use std::path::{Path, PathBuf};
 
-use crate::common::{dense, mlx_quant};
+use crate::common::{mlx_quant, two_blocks};
 
 /// Longest line of `--help` that is not wrapped.
 const WIDTH: usize = 100;
@@ -56,7 +56,7 @@ fn command(line: &str) -> Option<String> {
 fn workplace() -> tempfile::TempDir {
     let directory = tempfile::tempdir().unwrap();
     let at = |name: &str| directory.path().join(name);
-    let model = dense(directory.path(), "Qwen3-8B");
+    let model = two_blocks(directory.path(), "Qwen3-8B");
     for (name, bits) in
         [("Qwen3-8B-4bit", "4"), ("Qwen3-8B-3bit", "3"), ("Qwen3-8B-gptq", "4"), ("any-mlx-model", "3")]
     {

@@ -5,7 +5,7 @@ mod common;
 
 use std::collections::BTreeSet;
 
-use crate::common::{dense, mlx_quant};
+use crate::common::{mlx_quant, two_blocks};
 
 /// Command lines that take each flag once. `{}` is a directory with `model`, `four` (quantized), `text.txt` and `recipe.toml`.
 const LINES: &[&str] = &[
@@ -69,7 +69,7 @@ fn listed(command: &str) -> BTreeSet<String> {
 fn all_are_taken() {
     let directory = tempfile::tempdir().unwrap();
     let root = directory.path();
-    dense(root, "model");
+    two_blocks(root, "model");
     let mut four = mlx_quant();
     four.args(["convert", "-q", "--quiet", "--mlx-path"]).arg(root.join("four")).assert().success();
     std::fs::write(root.join("text.txt"), "A text of some length for windows. ".repeat(200)).unwrap();

@@ -79,7 +79,10 @@ fn headers_and_config_agree() {
 
 #[test]
 fn sizes_times_and_memory_decide() {
-    let pick = |arguments: &[&str]| document(&mut recommend(arguments));
+    let pick = |arguments: &[&str]| -> Value {
+        let made = recommend(arguments).args(["--json", "--quiet"]).output().unwrap();
+        serde_json::from_slice(&made.stdout).unwrap()
+    };
     assert_eq!(pick(&["--quality", "fast"])["recommended"], "basic");
     assert_eq!(pick(&["--quality", "best"])["recommended"], "dynamic+awq+gptq+dwq");
     let made = pick(&["--size", "4MB", "--memory", "16GB"]);
@@ -87,16 +90,38 @@ fn sizes_times_and_memory_decide() {
     assert!(made["command"].as_str().unwrap().contains("--target-bpw 4.06"), "{}", made["command"]);
     // Others take the widest that fits.
     assert_eq!(method(&made, "gptq")["bits"], 3);
-    let made = pick(&["--time", "1s", "--quality", "best"]);
+    let made = pick(&["--time", "0.2s", "--quality", "best"]);
     assert_eq!(made["recommended"], "basic");
     assert!(method(&made, "dwq")["obstacle"].as_str().unwrap().contains("may be used"));
     let nothing = pick(&["--size", "1MB"]);
     assert_eq!(nothing["recommended"], Value::Null);
-    recommend(&["--size", "1MB"]).assert().success().stdout(contains("nothing is possible"));
+    recommend(&["--size", "1MB"])
+        .assert()
+        .code(2)
+        .stderr(contains("nothing is possible").and(contains("hint:")));
+    // Never above what was asked.
+    let bits = method(&made, "dynamic")["target_bpw"].as_f64();
+    assert_eq!(bits, None);
+    let made = pick(&["--size", "4MB", "--memory", "16GB"]);
+    let bits = method(&made, "dynamic")["target_bpw"].as_f64().unwrap();
+    assert!(bits * made["parameters"].as_f64().unwrap() / 8.0 <= 4e6, "{bits}");
     recommend(&["--verbose"])
         .assert()
         .success()
         .stdout(contains("* dynamic+awq+gptq:").and(contains("mlx-quant dwq")));
+}
+
+/// Types without a decoder convert, and that is said.
+#[test]
+fn what_only_converts_is_still_planned() {
+    let directory = tempfile::tempdir().unwrap();
+    let model = dense(directory.path(), "model");
+    let path = model.join("config.json");
+    let text = std::fs::read_to_string(&path).unwrap().replace("\"llama\"", "\"unheard_of\"");
+    std::fs::write(&path, text).unwrap();
+    let made = document(recommend(&[]).arg("--model").arg(&model));
+    assert_eq!(made["recommended"], "basic");
+    assert!(method(&made, "gptq")["obstacle"].as_str().unwrap().contains("no decoder description"));
 }
 
 /// Measured once, then kept.
@@ -124,6 +149,21 @@ fn refuses_what_it_cannot_read() {
     };
     write(r#"{"model_type": "new_one", "num_hidden_layers": 2}"#);
     refused("new_one");
+    // Numbers that lie are refused, and cost nothing.
+    let lie = |key: &str, value: &str| {
+        let text = std::fs::read_to_string(config("Qwen3-30B-A3B").join("config.json")).unwrap();
+        let line = text.lines().find(|line| line.contains(&format!("\"{key}\""))).unwrap().to_owned();
+        write(&text.replace(&line, &format!("  \"{key}\": {value},")));
+    };
+    for (key, value) in [
+        ("num_hidden_layers", "1000000000"),
+        ("num_experts", "100000"),
+        ("hidden_size", "16777216"),
+        ("moe_intermediate_size", "1000000000000000000"),
+    ] {
+        lie(key, value);
+        refused("more than any model has");
+    }
     write(r#"{"model_type": "llama", "num_hidden_layers": 2, "hidden_size": 64}"#);
     refused("num_attention_heads");
     write(
@@ -137,6 +177,10 @@ fn refuses_what_it_cannot_read() {
         (["--time", "soon"], "--time soon"),
         (["--size", "big"], "--size big"),
         (["--bits", "7"], "7 bits"),
+        (["--target-bpw", "NaN"], "--target-bpw"),
+        (["--target-bpw", "-1"], "--target-bpw"),
+        (["--n-samples", "1000000000"], "--n-samples"),
+        (["--iters", "99999999999999999"], "--iters"),
     ] {
         recommend(&arguments).assert().code(2).stderr(contains(text));
     }

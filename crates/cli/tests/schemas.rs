@@ -39,7 +39,15 @@ fn conversions_and_inspections() {
     let mut inspect = mlx_quant();
     check("inspect", &document(inspect.arg("inspect")));
     let mut verify = mlx_quant();
-    check("inspect", &document(verify.arg("inspect").arg(directory.path().join("four")).arg("--verify")));
+    let four = directory.path().join("four");
+    check("inspect", &document(verify.arg("inspect").arg(&four).arg("--verify")));
+    // What is wrong has a form too.
+    std::fs::remove_file(four.join("tokenizer.json")).unwrap();
+    let mut wrong = mlx_quant();
+    let made = wrong.arg("inspect").arg(&four).args(["--verify", "--json", "--quiet"]).output().unwrap();
+    let made: Value = serde_json::from_slice(&made.stdout).unwrap();
+    assert!(!made["verification"]["problems"].as_array().unwrap().is_empty());
+    check("inspect", &made);
 }
 
 #[test]
@@ -52,6 +60,8 @@ fn calibrated_runs() {
     };
     check("quantize", &run("awq", &["awq"]));
     check("quantize", &run("gptq", &["gptq", "--dry-run"]));
+    check("quantize", &run("rtn", &["quantize", "--recipe", "rtn"]));
+    check("quantize", &run("search", &["quantize", "--recipe", "search", "--dry-run"]));
     check("quantize", &run("dynamic", &["dynamic-quant", "--target-bpw", "4.5", "--report-ppl"]));
     check("quantize", &run("dwq", &[&["dwq"], TRAINED.as_slice()].concat()));
     let stacked = ["quantize", "--recipe", "dynamic+awq+gptq+dwq", "--dry-run"];
@@ -70,6 +80,15 @@ fn evaluations() {
     check("eval", &document(&mut run(&[])));
     check("eval", &document(run(&[]).arg("--reference").arg(&model)));
     check("eval", &document(&mut run(&["--dry-run"])));
+    // Several files are told apart.
+    let texts = directory.path().join("texts");
+    std::fs::create_dir(&texts).unwrap();
+    for name in ["a.txt", "b.txt"] {
+        std::fs::write(texts.join(name), "A text of some length for windows. ".repeat(60)).unwrap();
+    }
+    let made = document(run(&[]).arg("--reference").arg(&model).arg("--data").arg(&texts));
+    assert_eq!(made["by_source"].as_array().unwrap().len(), 2);
+    check("eval", &made);
     // One window has no standard error.
     let mut one = mlx_quant();
     check("eval", &document(one.args(["eval", "--windows", "1", "--sequence-length", "48"])));
@@ -96,7 +115,7 @@ fn comparisons_and_recommendations() {
     let mut plan = mlx_quant();
     check("compare", &document(plan.args(["compare", "--dry-run"])));
     let mut recommend = mlx_quant();
-    check("recommend", &document(recommend.args(["recommend", "--time", "1s", "--memory", "10MB"])));
+    check("recommend", &document(recommend.args(["recommend", "--time", "1s", "--memory", "100MB"])));
     let configs = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/configs/Llama-3.2-3B");
     let mut recommend = mlx_quant();
     check("recommend", &document(recommend.args(["recommend", "--model"]).arg(configs)));

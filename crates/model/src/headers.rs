@@ -20,7 +20,12 @@ pub fn expected_headers(config: &Config) -> Result<Option<BTreeMap<String, Vec<u
     let names: BTreeSet<&str> = names.iter().map(String::as_str).collect();
     let Some(decoder) = arch::decoder(Sketch { config, names: &names })? else { return Ok(None) };
     let widths = widths(config, &decoder)?;
-    let mut headers = BTreeMap::new();
+    for layer in decoder.blocks.iter().flat_map(crate::decoder::Block::layers) {
+        if let Layer::Moe(moe) = layer {
+            bounded("number of experts", moe.experts.count, MOST_EXPERTS)?;
+        }
+    }
+    let (mut headers, mut weights) = (BTreeMap::new(), 0usize);
     for (name, expected) in decoder.reads().0 {
         if expected.optional {
             continue;
@@ -33,6 +38,9 @@ pub fn expected_headers(config: &Config) -> Result<Option<BTreeMap<String, Vec<u
                 length.or_else(|| widths.get(path).and_then(|axes| axes.get(axis).copied().flatten()));
             shape.push(known.map_or_else(missing, Ok)?);
         }
+        let elements = shape.iter().try_fold(1usize, |all, axis| all.checked_mul(*axis));
+        weights = weights.saturating_add(elements.unwrap_or(usize::MAX));
+        bounded("number of weights", weights, MOST_WEIGHTS)?;
         headers.insert(name, shape);
     }
     Ok(Some(headers))
@@ -45,14 +53,25 @@ fn telling_names(config: &Config) -> Result<Vec<String>, ConfigError> {
         names.extend(["lm_head.weight", "model.embed_out.weight"].map(str::to_owned));
     }
     if config.count("shared_expert_intermediate_size").is_ok_and(|width| width > 0) {
-        let layers = config.count("num_hidden_layers")?.min(MOST_LAYERS);
+        let layers = bounded("num_hidden_layers", config.count("num_hidden_layers")?, MOST_LAYERS)?;
         names.extend((0..layers).map(|layer| format!("model.layers.{layer}.mlp.shared_expert_gate.weight")));
     }
     Ok(names)
 }
 
-/// No model has more.
-const MOST_LAYERS: usize = 4096;
+/// No model has more of them.
+const MOST_LAYERS: usize = 1024;
+const MOST_EXPERTS: usize = 4096;
+const MOST_WIDTH: usize = 1 << 24;
+/// Weights of all tensors together; a thousand times the largest model.
+const MOST_WEIGHTS: usize = 1 << 50;
+
+fn bounded(key: &str, count: usize, most: usize) -> Result<usize, ConfigError> {
+    if count <= most {
+        return Ok(count);
+    }
+    Err(ConfigError::Key { key: key.to_owned(), reason: format!("is {count}, more than any model has") })
+}
 
 /// Whether head and embedding are one table.
 fn is_tied(config: &Config) -> Result<bool, ConfigError> {
@@ -71,7 +90,8 @@ fn is_tied(config: &Config) -> Result<bool, ConfigError> {
 fn widths(config: &Config, decoder: &Decoder) -> Result<BTreeMap<String, Vec<Option<usize>>>, ConfigError> {
     let first = |keys: &[&str]| keys.iter().find_map(|key| config.count(key).ok());
     let needed = |found: Option<usize>, key: &str| {
-        found.ok_or_else(|| ConfigError::Key { key: key.to_owned(), reason: "is missing".to_owned() })
+        let missing = || ConfigError::Key { key: key.to_owned(), reason: "is missing".to_owned() };
+        bounded(key, found.ok_or_else(missing)?, MOST_WIDTH)
     };
     let dense = || {
         let four = decoder.hidden_size.saturating_mul(4);

@@ -31,10 +31,19 @@
 //! # }
 //! ```
 //!
+//! [`quantize`] carries out a recipe that looks at calibration text, [`distill`] trains a model that is quantized already,
+//! [`compare`](compare::compare) ranks methods on a model, and [`forecast`] foresees from headers what any of them will need. Each takes an [`Observer`]: events
+//! come out of it, and its [`Observer::cancelled`] stops the work at the next safe point, from which the same call goes on.
+//!
 //! [`inspect`] looks at a model, converted or not, and says whether mlx_lm loads it.
 //!
 //! The library never prints and never reads the environment; progress leaves it through [`Observer`].
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test panics to fail"))]
+
+/// The example of README.md.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+pub struct Readme;
 
 mod calibrate;
 mod card;

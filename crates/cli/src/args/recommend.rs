@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use clap::builder::TypedValueParser;
 use clap::{Args, ValueEnum};
 use mlx_quant::forecast::Quality;
 
@@ -54,15 +55,15 @@ pub(crate) struct Recommend {
     pub(crate) q_group_size: usize,
 
     /// Calibration windows
-    #[arg(long, visible_alias = "num-samples", value_name = "N", default_value_t = 128)]
+    #[arg(long, visible_alias = "num-samples", value_name = "N", default_value_t = 128, value_parser = counted(1, 1_000_000))]
     pub(crate) n_samples: usize,
 
     /// Tokens a window
-    #[arg(long, visible_alias = "max-seq-length", value_name = "N", default_value_t = 512)]
+    #[arg(long, visible_alias = "max-seq-length", value_name = "N", default_value_t = 512, value_parser = counted(2, 10_000_000))]
     pub(crate) sequence_length: usize,
 
     /// Steps of dwq
-    #[arg(long, value_name = "N", default_value_t = 100)]
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = counted(1, 100_000))]
     pub(crate) iters: usize,
 
     /// Measure this machine again instead of using what was measured before
@@ -75,6 +76,11 @@ pub(crate) struct Recommend {
 
     #[command(flatten)]
     pub(crate) output: Output,
+}
+
+/// A number between two.
+fn counted(least: u64, most: u64) -> impl TypedValueParser<Value = usize> {
+    clap::value_parser!(u64).range(least..=most).map(|count| usize::try_from(count).unwrap_or(usize::MAX))
 }
 
 /// `--quality`.

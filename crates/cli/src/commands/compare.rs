@@ -56,8 +56,13 @@ pub(crate) fn run(args: &Compare, printer: Printer) -> Result<()> {
         printer.data(&report::comparison_table(&made));
     }
     for entry in &made.entries {
-        if let Some(model) = &entry.model {
-            printer.say(&format!("kept     {model} ({})", entry.name));
+        match &entry.model {
+            Some(model) => printer.say(&format!("kept     {model} ({})", entry.name)),
+            None if settings.keep == Keep::All => printer.say(&format!(
+                "{} was made by an earlier run that did not keep it; its command makes it again",
+                entry.name
+            )),
+            None => {}
         }
     }
     let page = args.output.join("report.html");
@@ -78,11 +83,11 @@ fn dry_run(
 ) -> Result<()> {
     let all = settings.contestants.iter().zip(needs);
     if printer.is_json() {
-        let methods = all.zip(commands).map(|((contestant, needs), command)| {
+        let methods = all.enumerate().map(|(at, (contestant, needs))| {
             let mut value = serde_json::to_value(needs)?;
             value["name"] = json!(contestant.name);
             value["recipe"] = json!(contestant.recipe.to_string());
-            value["command"] = json!(command);
+            value["command"] = json!(commands.get(at));
             Ok(value)
         });
         let methods = methods.collect::<Result<Vec<_>>>()?;
@@ -138,18 +143,18 @@ fn settings(
     printer: Printer,
 ) -> Result<CompareSettings> {
     let text = |path: &Option<std::path::PathBuf>, builtin| path.clone().map_or(builtin, DataSource::Path);
-    let trains = contestants.iter().any(|one| one.recipe.trains());
     let steps = args.iters.saturating_mul(args.batch_size as usize).max(1);
     let shares = Shares {
         calibration: args.n_samples.unwrap_or(WINDOWS),
         training: args.n_samples.unwrap_or(steps),
         held_out: JUDGED,
-        trains,
+        // Whoever takes part, so that all see the same windows and others can join later.
+        trains: true,
     };
     let data = text(&args.data, DataSource::BuiltinCalibration);
     let (calibration, lessons) =
         windows::calibration(model, &data, args.sequence_length, args.machine.seed, &shares, printer)?;
-    let lessons = lessons.unwrap_or_else(|| (calibration.part(0..0), calibration.part(0..0)));
+    let lessons = lessons.unwrap_or_else(|| (calibration.clone(), calibration.clone()));
     let data = text(&args.eval_data, DataSource::BuiltinHeldOut);
     let pick = Pick::EvenlySpaced { windows: args.windows };
     let held_out = windows::read(model, &data, args.sequence_length, pick)?;
@@ -196,7 +201,9 @@ fn commands(args: &Compare, model: &Model, settings: &CompareSettings) -> Result
         }
         Ok(line.to_string())
     };
-    settings.contestants.iter().map(command).collect()
+    // What takes Hessians from a directory of the comparison has no line of its own.
+    let all = if args.share_statistics { &[] } else { settings.contestants.as_slice() };
+    all.iter().map(command).collect()
 }
 
 /// The reports, each beside its name and then renamed.

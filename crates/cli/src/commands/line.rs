@@ -22,13 +22,10 @@ impl CommandLine {
         };
         let mut line = Self(vec![command]);
         line.flag("--model", model.map(quoted));
-        if let Some(target) = target {
-            line.flag("--target-bpw", Some(format!("{target:.3}")));
-            return line;
-        }
+        line.flag("--target-bpw", target.map(|target| format!("{target:.3}")));
         line.flag("--bits", other(bits, 4));
         line.flag("--group-size", other(group, 64));
-        if recipe.rounding() == Method::Gptq {
+        if recipe.rounding() == Method::Gptq && target.is_none() {
             line.flag("--fallback-bits", Some(bits.to_string()));
             line.flag("--fallback-group-size", other(group, 64));
         }

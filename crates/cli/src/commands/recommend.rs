@@ -11,6 +11,7 @@ use mlx_quant::{Model, Target, report};
 use serde_json::json;
 
 use super::line::{CommandLine, other};
+use crate::Refusal;
 use crate::args::Recommend;
 use crate::commands::source;
 use crate::memory::{free_memory, total_memory};
@@ -49,7 +50,7 @@ pub(crate) fn run(args: &Recommend, printer: Printer) -> Result<()> {
             "why": made.why,
         });
         printer.data(&report::json(&document)?);
-        return Ok(());
+        return possible(&made);
     }
     let weights = report::weights(inspection.parameters);
     printer.data(&format!(
@@ -60,12 +61,25 @@ pub(crate) fn run(args: &Recommend, printer: Printer) -> Result<()> {
     ));
     printer.data(&facts(&machine, &wish));
     show(&made, &lines, printer);
-    Ok(())
+    possible(&made)
+}
+
+/// Exit code 2 where nothing can be recommended.
+fn possible(made: &Recommendation) -> Result<()> {
+    match made.pick {
+        Some(_) => Ok(()),
+        None => {
+            Err(Refusal(format!("{}; hint: allow a larger size, more memory or more time", made.why)).into())
+        }
+    }
 }
 
 fn wish(args: &Recommend) -> Result<Wish> {
     let size = args.size.as_deref().map(|text| amount::size("--size", text)).transpose()?;
     let target = size.map(Target::Bytes).or_else(|| args.target_bpw.map(Target::BitsPerWeight));
+    if let Some(bits) = args.target_bpw.filter(|bits| !(bits.is_finite() && *bits > 0.0)) {
+        return Err(Refusal(format!("--target-bpw {bits}: hint: give a number above 0, such as 4.5")).into());
+    }
     super::quantize::affine(args.q_bits, args.q_group_size)?;
     let memory = args.memory.as_deref().map(|text| amount::size("--memory", text)).transpose()?;
     Ok(Wish {
@@ -75,8 +89,8 @@ fn wish(args: &Recommend) -> Result<Wish> {
         bits: args.q_bits,
         group_size: args.q_group_size,
         quality: args.quality.into(),
-        windows: args.n_samples.max(1),
-        sequence_length: args.sequence_length.max(2),
+        windows: args.n_samples,
+        sequence_length: args.sequence_length,
         iterations: args.iters,
         threads: args.threads.map_or(0, |threads| threads as usize),
     })
@@ -151,7 +165,7 @@ fn show(made: &Recommendation, lines: &[String], printer: Printer) {
             printer.data(&format!("\n* {}: {}", made.choices[pick].method, made.why));
             printer.data(&format!("\n  {}", lines[pick]));
         }
-        None => printer.data(&format!("\n{}", made.why)),
+        None => printer.data(""),
     }
     if printer.is_verbose() {
         printer.data("");

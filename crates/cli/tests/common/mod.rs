@@ -35,3 +35,38 @@ pub(crate) fn dense(directory: &Path, name: &str) -> PathBuf {
 pub(crate) fn weights(directory: &Path) -> Vec<u8> {
     std::fs::read(directory.join("model.safetensors")).unwrap()
 }
+
+/// The built-in model's first two blocks as a directory: enough for what is not about quality.
+#[allow(dead_code, reason = "not every test binary uses it")]
+pub(crate) fn two_blocks(directory: &Path, name: &str) -> PathBuf {
+    let target = dense(directory, name);
+    let file = target.join("model.safetensors");
+    let bytes = std::fs::read(&file).unwrap();
+    let length = usize::try_from(u64::from_le_bytes(bytes[..8].try_into().unwrap())).unwrap();
+    let header: serde_json::Map<String, Value> = serde_json::from_slice(&bytes[8..8 + length]).unwrap();
+    let kept = |name: &str| {
+        let block =
+            name.strip_prefix("model.layers.").and_then(|rest| rest.split('.').next()?.parse::<usize>().ok());
+        block.is_none_or(|block| block < 2)
+    };
+    let (mut data, mut kept_header) = (Vec::new(), serde_json::Map::new());
+    for (name, mut entry) in header.into_iter().filter(|(name, _)| name != "__metadata__" && kept(name)) {
+        let offset = |at: usize| usize::try_from(entry["data_offsets"][at].as_u64().unwrap()).unwrap();
+        let range = 8 + length + offset(0)..8 + length + offset(1);
+        let start = data.len();
+        data.extend_from_slice(&bytes[range]);
+        entry["data_offsets"] = serde_json::json!([start, data.len()]);
+        kept_header.insert(name, entry);
+    }
+    let header = Value::Object(kept_header).to_string();
+    let mut written = (header.len() as u64).to_le_bytes().to_vec();
+    written.extend(header.as_bytes());
+    written.extend(data);
+    std::fs::write(file, written).unwrap();
+    std::fs::remove_file(target.join("model.safetensors.index.json")).unwrap();
+    let mut config: Value =
+        serde_json::from_slice(&std::fs::read(target.join("config.json")).unwrap()).unwrap();
+    config["num_hidden_layers"] = serde_json::json!(2);
+    std::fs::write(target.join("config.json"), config.to_string()).unwrap();
+    target
+}

@@ -24,6 +24,9 @@ pub struct Sketch<'a> {
 /// are compared, within bounds.
 const MOST: usize = 1 << 24;
 
+/// No model has more layers.
+const MOST_LAYERS: usize = 1024;
+
 /// No model has more heads.
 const MOST_HEADS: usize = 1 << 16;
 
@@ -92,7 +95,7 @@ impl Sketch<'_> {
     }
 
     pub(super) fn layers(&self) -> Result<usize, ConfigError> {
-        self.config.count("num_hidden_layers")
+        at_most(MOST_LAYERS, "num_hidden_layers", self.config.count("num_hidden_layers")?)
     }
 
     /// The activation that `key` names, as `transformers` maps the names.

@@ -268,6 +268,12 @@ impl<'c> Weights<'c> {
         self.with_prefix(prefix).map(|(_, entry)| entry.shape.iter().product::<usize>() as u64 * 4).sum()
     }
 
+    /// Elements of the largest matrix (of one expert) among the tensors whose names begin with `prefix`.
+    pub fn largest_matrix(&self, prefix: &str) -> usize {
+        let elements = |entry: &Entry| entry.shape.iter().rev().take(2).product::<usize>();
+        self.with_prefix(prefix).map(|(_, entry)| elements(entry)).max().unwrap_or(0)
+    }
+
     /// Bytes as stored of all tensors whose names begin with `prefix`.
     pub fn stored_bytes(&self, prefix: &str) -> u64 {
         let tensors = self.named.tensors.iter().filter(|(name, _)| name.starts_with(prefix));

@@ -14,8 +14,9 @@ mod store;
 use std::path::Path;
 use std::time::Instant;
 
-use mlx_format::Scheme;
 use mlx_format::checkpoint::{Directory, Writer};
+use mlx_format::{Mode, Scheme};
+use serde::{Deserialize, Serialize};
 
 pub use self::contestant::Contestant;
 pub use self::ranking::{Ranked, Rankings};
@@ -35,7 +36,8 @@ use crate::session::{QuantizeSettings, quantize, targets};
 use crate::{Error, Model, convert};
 
 /// Which of the made models stay.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Keep {
     /// Of each width the one with the lowest divergence.
     #[default]
@@ -103,13 +105,16 @@ pub fn compare(
     let plans = check(model, settings)?;
     let store = Store::open(output, model, settings)?;
     let mut run = Run { model, settings, store, observer, sensitivities: None };
-    let mut entries = Vec::new();
+    let (mut entries, mut made) = (Vec::new(), 0);
     for (index, (contestant, plan)) in settings.contestants.iter().zip(plans).enumerate() {
         let total = settings.contestants.len();
         observer.event(Event::Contestant { name: &contestant.name, index, total });
         let entry = match run.store.entry(contestant)? {
             Some(entry) => entry,
-            None => run.contest(contestant, plan)?,
+            None => {
+                made += 1;
+                run.contest(contestant, plan)?
+            }
         };
         entries.push(entry);
         run.tidy(&entries)?;
@@ -118,10 +123,8 @@ pub fn compare(
         let path = run.store.model_path(contestant);
         entry.model = path.exists().then(|| path.display().to_string());
     }
-    let sensitivities = run
-        .sensitivities
-        .take()
-        .map_or_else(|| run.store.known_sensitivities(model, settings), |all| Ok(Some(all)))?;
+    let sensitivities = run.sensitivities.take();
+    let sensitivities = sensitivities.or_else(|| run.store.known_sensitivities(model, settings));
     let mut comparison = Comparison::new(model, settings, entries)?;
     if let Some(all) = &sensitivities {
         comparison.sensitivities = all
@@ -131,7 +134,7 @@ pub fn compare(
             .collect();
         comparison.predicted = curve(model, settings, all)?;
     }
-    comparison.seconds = start.elapsed().as_secs_f64();
+    comparison.seconds = run.store.add_seconds(start.elapsed().as_secs_f64(), made > 0)?;
     run.store.conclude()?;
     Ok(comparison)
 }
@@ -178,6 +181,10 @@ fn check(model: &Model, settings: &CompareSettings) -> Result<Vec<Plan>, Error> 
         });
     }
     let plan = |contestant: &Contestant| -> Result<Plan, Error> {
+        if contestant.scheme.mode() != Mode::Affine {
+            let reason = "methods are compared on affine schemes".to_owned();
+            return Err(Error::Comparison { path: contestant.name.clone(), reason });
+        }
         let plan = Plan::new(&model.checkpoint, &model.config, contestant.settings())?;
         if contestant.recipe.allocates() {
             let dynamic = DynamicSettings::new(target(model, contestant.scheme)?);
@@ -221,7 +228,7 @@ impl Run<'_> {
     fn contest(&mut self, contestant: &Contestant, plan: Plan) -> Result<Entry, Error> {
         let observer = self.observer;
         let path = self.store.model_path(contestant);
-        let resumed = Writer::partial_path(&path)?.exists();
+        let begun = Writer::partial_path(&path)?.exists();
         // Made and measured, but the result was not written any more.
         if path.exists() {
             std::fs::remove_dir_all(&path).map_err(|error| store::failed(&path, &error))?;
@@ -236,11 +243,11 @@ impl Run<'_> {
         let (mut own, evaluation, distilled);
         if contestant.recipe.needs_calibration() {
             let made = quantize(self.model, &plan, &self.settings.calibration, &path, &how, observer)?;
-            own = Part { seconds: made.quantize_seconds, peak_memory: made.peak_memory };
+            own = Part::of(made.quantize_seconds, made.peak_memory);
             (evaluation, distilled) = (made.evaluation, made.distilled);
         } else {
             let made = convert(self.model, &plan, &path, self.settings.threads, observer)?;
-            own = Part { seconds: made.seconds, peak_memory: observer.peak_memory() };
+            own = Part::of(made.seconds, observer.peak_memory());
             (evaluation, distilled) = (None, None);
         }
         let evaluation = match evaluation {
@@ -248,6 +255,7 @@ impl Run<'_> {
             None => self.measure(&path, &how)?,
         };
         // What another method has needed already counts as if it had been made here.
+        let resumed = begun || parts.iter().any(|part| part.resumed);
         for part in parts {
             own.seconds += part.seconds;
             own.peak_memory = own.peak_memory.max(part.peak_memory);
@@ -266,6 +274,7 @@ impl Run<'_> {
             evaluation,
             layers: LayerBits::of(&plan),
             distilled,
+            keep: self.settings.keep,
             model: None,
         };
         self.store.keep(contestant, &entry)?;
@@ -320,10 +329,11 @@ impl Run<'_> {
         let all = self.settings.contestants.iter().zip(entries);
         for (contestant, entry) in all {
             let best = entries.iter().all(|other| other.bits != entry.bits || entry.kl() <= other.kl());
-            let stays = match self.settings.keep {
-                Keep::All => true,
-                Keep::None => false,
-                Keep::Best => best,
+            // What was asked to stay when it was made is nobody's to remove.
+            let stays = match (self.settings.keep, entry.keep) {
+                (Keep::All, _) | (_, Keep::All) => true,
+                (Keep::None, _) => false,
+                (Keep::Best, _) => best,
             };
             let path = self.store.model_path(contestant);
             if !stays && path.exists() {

@@ -8,6 +8,9 @@ use crate::evaluate::{mean, standard_error};
 /// Order of quality in mlx-lm's guide, best first.
 const GUIDE: [&str; 5] = ["dwq", "awq", "gptq", "dynamic", "basic"];
 
+/// Sizes that differ by less, in bits per weight, are equal: a budget is never spent to the last byte.
+const SAME_SIZE: f64 = 0.01;
+
 /// Differences of so many standard errors are told apart.
 const APART: f64 = 2.0;
 
@@ -92,8 +95,9 @@ impl Rankings {
 fn pareto(entries: &[Entry]) -> Vec<usize> {
     let beaten = |entry: &Entry| {
         entries.iter().any(|other| {
-            let (size, kl) = (other.bits_per_weight <= entry.bits_per_weight, other.kl() <= entry.kl());
-            size && kl && (other.bits_per_weight < entry.bits_per_weight || other.kl() < entry.kl())
+            let smaller = other.bits_per_weight < entry.bits_per_weight - SAME_SIZE;
+            let as_small = other.bits_per_weight <= entry.bits_per_weight + SAME_SIZE;
+            as_small && (other.kl() < entry.kl() || (smaller && other.kl() <= entry.kl()))
         })
     };
     let mut front: Vec<usize> = (0..entries.len()).filter(|index| !beaten(&entries[*index])).collect();
@@ -115,6 +119,11 @@ fn guide(entries: &[Entry]) -> String {
             GUIDE.iter().filter_map(|name| Some((*name, named(name)?))).collect();
         if present.len() < 2 {
             return None;
+        }
+        if present.iter().any(|(_, entry)| entry.evaluation.total.windows < 2) {
+            return Some(format!(
+                "At {bits} bits: one window cannot tell whether the order of mlx-lm's guide holds."
+            ));
         }
         let order = present.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
         let (mut reversed, mut even) = (Vec::new(), Vec::new());
@@ -172,6 +181,15 @@ mod tests {
         assert!(ranks.guide.contains("does not hold"), "{}", ranks.guide);
         assert!(ranks.guide.contains("dynamic is better than gptq"), "{}", ranks.guide);
         assert!(ranks.guide.contains("within two standard errors: dwq and gptq"), "{}", ranks.guide);
+    }
+
+    #[test]
+    fn a_hair_of_size_is_no_place_on_the_front_and_one_window_no_judgement() {
+        let entries =
+            [entry("gptq", "gptq", 4.506, 1.0, &[0.05]), entry("dynamic", "dynamic", 4.505, 1.0, &[0.06])];
+        let ranks = Rankings::of(&entries);
+        assert_eq!(ranks.pareto, [0]);
+        assert!(ranks.guide.contains("cannot tell"), "{}", ranks.guide);
     }
 
     #[test]

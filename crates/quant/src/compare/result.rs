@@ -3,7 +3,7 @@
 use mlx_format::Scheme;
 use serde::{Deserialize, Serialize};
 
-use super::{CompareSettings, Rankings};
+use super::{CompareSettings, Keep, Rankings};
 use crate::Error;
 use crate::Model;
 use crate::data::{Pick, SourceInfo, Windows};
@@ -54,6 +54,8 @@ pub struct Entry {
     pub layers: Vec<LayerBits>,
     /// Of dwq.
     pub distilled: Option<Distilled>,
+    /// Which models were to stay when it was made.
+    pub keep: Keep,
     /// Where the model lies, if it was kept.
     pub model: Option<String>,
 }
@@ -98,7 +100,7 @@ pub struct Comparison {
     pub sensitivities: Vec<LayerSensitivity>,
     /// Bits per weight and KL that dynamic is predicted to have at other sizes.
     pub predicted: Vec<(f64, f64)>,
-    /// Wall time of the last run of the comparison.
+    /// Wall time of all runs of the comparison that made something.
     pub seconds: f64,
 }
 
@@ -232,6 +234,7 @@ pub(super) mod tests {
             evaluation,
             layers: Vec::new(),
             distilled: None,
+            keep: Keep::Best,
             model: None,
         }
     }

@@ -10,18 +10,21 @@ use sha2::{Digest as _, Sha256};
 
 use super::{CompareSettings, Contestant, Entry};
 use crate::data::hexadecimal;
-use crate::dynamic::{Sensitivities, SensitivitySettings, sensitivities};
-use crate::observer::{Observer, Silent};
+use crate::dynamic::{Sensitivities, known_sensitivities};
+use crate::observer::Observer;
 use crate::{Error, Model};
 
 const KEY: &str = "comparison.json";
 const PARTS: &str = "parts.json";
+/// The part that is all of them.
+const WHOLE: &str = "comparison";
 const SENSITIVITIES: &str = "sensitivities.json";
 
 /// What the results in a directory were made from.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Key {
     version: String,
+    kernels: String,
     model: String,
     settings: String,
 }
@@ -31,6 +34,15 @@ struct Key {
 pub(super) struct Part {
     pub(super) seconds: f64,
     pub(super) peak_memory: Option<u64>,
+    /// Whether it was interrupted: its seconds are those of the last part then.
+    pub(super) resumed: bool,
+    pub(super) done: bool,
+}
+
+impl Part {
+    pub(super) const fn of(seconds: f64, peak_memory: Option<u64>) -> Self {
+        Self { seconds, peak_memory, resumed: false, done: true }
+    }
 }
 
 /// Below the output directory.
@@ -81,6 +93,7 @@ impl Store {
         let work = output.join("work");
         let key = Key {
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            kernels: mlx_format::simd_name().to_owned(),
             model: model.hash()?,
             settings: hash(settings),
         };
@@ -88,7 +101,15 @@ impl Store {
         match read::<Key>(&path)? {
             Some(found) if found == key => {}
             Some(found) => {
-                let what = if found.model == key.model { "with other settings" } else { "of another model" };
+                let what = if found.version != key.version {
+                    "by another version of this program"
+                } else if found.kernels != key.kernels {
+                    "on a processor with other kernels"
+                } else if found.model != key.model {
+                    "of another model"
+                } else {
+                    "with other settings"
+                };
                 return Err(refused(output, format!("it holds a comparison {what}")));
             }
             None => {
@@ -122,22 +143,13 @@ impl Store {
         self.work.join(SENSITIVITIES)
     }
 
-    /// Those of an earlier run.
+    /// Those of an earlier run, if it finished measuring; nothing is computed here.
     pub(super) fn known_sensitivities(
         &self,
         model: &Model,
         settings: &CompareSettings,
-    ) -> Result<Option<Sensitivities>, Error> {
-        let file = self.sensitivities();
-        if !file.exists() {
-            return Ok(None);
-        }
-        let measure = SensitivitySettings {
-            seed: settings.seed,
-            threads: settings.threads,
-            ..SensitivitySettings::default()
-        };
-        sensitivities(model, &settings.calibration, &measure, Some(&file), &Silent).map(Some)
+    ) -> Option<Sensitivities> {
+        known_sensitivities(model, &settings.calibration, settings.seed, &self.sensitivities())
     }
 
     fn entry_path(&self, contestant: &Contestant) -> PathBuf {
@@ -163,16 +175,36 @@ impl Store {
     ) -> Result<(T, Part), Error> {
         let path = self.work.join(PARTS);
         let mut all: BTreeMap<String, Part> = read(&path)?.unwrap_or_default();
+        let known = all.get(name).copied();
+        if known.is_none() {
+            all.insert(name.to_owned(), Part { done: false, ..Part::of(0.0, None) });
+            write(&path, &text(&all)?)?;
+        }
         observer.peak_memory();
         let start = Instant::now();
         let done = work()?;
-        let part = Part { seconds: start.elapsed().as_secs_f64(), peak_memory: observer.peak_memory() };
-        if let Some(known) = all.get(name) {
-            return Ok((done, *known));
-        }
+        let own = Part::of(start.elapsed().as_secs_f64(), observer.peak_memory());
+        let part = match known {
+            Some(known) if known.done => return Ok((done, known)),
+            Some(_) => Part { resumed: true, ..own },
+            None => own,
+        };
         all.insert(name.to_owned(), part);
         write(&path, &text(&all)?)?;
         Ok((done, part))
+    }
+
+    /// Wall time of all runs together; one that only looked is not counted.
+    pub(super) fn add_seconds(&self, seconds: f64, worked: bool) -> Result<f64, Error> {
+        let path = self.work.join(PARTS);
+        let mut all: BTreeMap<String, Part> = read(&path)?.unwrap_or_default();
+        let before = all.get(WHOLE).map_or(0.0, |part| part.seconds);
+        if !worked && before > 0.0 {
+            return Ok(before);
+        }
+        all.insert(WHOLE.to_owned(), Part::of(before + seconds, None));
+        write(&path, &text(&all)?)?;
+        Ok(before + seconds)
     }
 
     /// Removes what only the work needed: hidden states and Gram matrices.

@@ -84,7 +84,7 @@ pub fn dwq_operations(
     settings: &DwqSettings,
 ) -> Result<(f64, f64, f64), Error> {
     let walk = Walk::open(model)?;
-    let (blocks, head) = a_token(&walk);
+    let (blocks, head) = a_token(&walk, windows.sequence_length);
     let trained = (settings.iterations * settings.batch_size * windows.sequence_length) as f64;
     let every = super::looks_every(settings, held_out.picked.len());
     let looks = (1 + settings.iterations.div_ceil(every)) as f64

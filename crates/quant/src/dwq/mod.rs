@@ -102,7 +102,7 @@ impl Distillation<'_> {
         let resumed_steps = journey.step;
         let steps = self.settings.iterations;
         let a_step = self.settings.batch_size.min(self.training.picked.len()) * self.training.sequence_length;
-        let tokens = (steps * a_step) as u64;
+        let tokens = steps.saturating_mul(a_step) as u64;
         self.observer.event(Event::Phase { name: "dwq", total: steps as u64, tokens });
         self.observer.event(Event::Progress { done: journey.step as u64 });
         if journey.held_out.is_empty() {

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 /// How it is trained.
 #[derive(Clone, Debug, PartialEq)]
@@ -53,17 +53,60 @@ pub struct Distilled {
     /// The rate that was used: part of a code a step, or absolute where one was given.
     pub rate: f64,
     /// KL on held-out windows before any step.
+    #[serde(deserialize_with = "number_or_nan")]
     pub start_kl: f64,
     /// At the step that was kept.
+    #[serde(deserialize_with = "number_or_nan")]
     pub best_kl: f64,
     /// Which that was; 0: the start.
     pub best_step: usize,
     /// Step and KL of every look.
+    #[serde(deserialize_with = "looks_or_nan")]
     pub held_out: Vec<(usize, f64)>,
     /// Of every step, at the temperature of the distillation.
+    #[serde(deserialize_with = "numbers_or_nan")]
     pub losses: Vec<f64>,
     /// Why it ended before its time.
     pub stopped: Option<String>,
     /// Scales and biases that were trained.
     pub trained: u64,
+}
+
+/// JSON has no NaN: what was none comes back as null.
+fn number_or_nan<'de, D: Deserializer<'de>>(from: D) -> Result<f64, D::Error> {
+    Ok(Option::<f64>::deserialize(from)?.unwrap_or(f64::NAN))
+}
+
+fn numbers_or_nan<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<f64>, D::Error> {
+    let numbers = Vec::<Option<f64>>::deserialize(from)?;
+    Ok(numbers.into_iter().map(|number| number.unwrap_or(f64::NAN)).collect())
+}
+
+fn looks_or_nan<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<(usize, f64)>, D::Error> {
+    let looks = Vec::<(usize, Option<f64>)>::deserialize(from)?;
+    Ok(looks.into_iter().map(|(step, kl)| (step, kl.unwrap_or(f64::NAN))).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_number_survives_json() {
+        let made = Distilled {
+            start_kl: f64::NAN,
+            best_kl: 0.5,
+            held_out: vec![(0, f64::NAN), (2, 0.5)],
+            losses: vec![f64::INFINITY, 1.0],
+            ..Distilled::default()
+        };
+        let text = serde_json::to_string(&made).unwrap();
+        let back: Distilled = serde_json::from_str(&text).unwrap();
+        assert!(
+            back.start_kl.is_nan()
+                && back.best_kl == 0.5
+                && back.held_out[0].1.is_nan()
+                && back.losses[1] == 1.0
+        );
+    }
 }

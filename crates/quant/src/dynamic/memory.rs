@@ -54,7 +54,7 @@ pub fn sensitivity_needs(
         peak: 0,
     };
     memory.peak = memory.block + memory.trail + memory.graph + memory.fixed;
-    let (blocks, head) = a_token(&walk);
+    let (blocks, head) = a_token(&walk, windows.sequence_length);
     // Forward, once more, gradients of inputs; of the head twice forward.
     let passed = (windows.picked.len() * windows.sequence_length) as f64;
     let measure = passed * (3.0 * blocks + 3.0 * head);

@@ -152,6 +152,17 @@ impl Layer {
     }
 }
 
+/// A finished measurement from a file; nothing if there is none, or it was made from something else.
+pub(crate) fn known_sensitivities(
+    model: &Model,
+    windows: &Windows,
+    seed: u64,
+    file: &Path,
+) -> Option<Sensitivities> {
+    let (key, walk) = (file::key(model, windows, seed).ok()?, Walk::open(model).ok()?);
+    file::load(file, &key, &walk).ok().flatten().filter(Sensitivities::is_judged)
+}
+
 /// Measures sensitivities of `model` on calibration windows, or takes them from `file` if they are there; writes them there if
 /// they are not. With a file of the same model, windows and seed no token passes the model.
 ///

@@ -75,6 +75,6 @@ pub fn memory(
 /// # Errors
 /// As [`Walk::open`].
 pub(crate) fn operations(model: &Model, windows: &Windows) -> Result<f64, Error> {
-    let (blocks, head) = crate::gradient::a_token(&Walk::open(model)?);
+    let (blocks, head) = crate::gradient::a_token(&Walk::open(model)?, windows.sequence_length);
     Ok(2.0 * (windows.picked.len() * windows.sequence_length) as f64 * (blocks + head))
 }

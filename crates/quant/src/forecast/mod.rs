@@ -17,6 +17,7 @@ use crate::convert::peak_memory;
 use crate::data::{Pick, Window, Windows};
 use crate::dwq::{DwqMemory, dwq_memory, dwq_operations};
 use crate::dynamic::{SensitivityMemory, sensitivity_needs};
+use crate::evaluate::{EvaluationSettings, memory};
 use crate::plan::Plan;
 use crate::session::{QuantizeMemory, QuantizeSettings, operations, quantize_memory};
 use crate::{Error, Model, threads_or_all};
@@ -60,9 +61,9 @@ pub struct Forecast {
     pub dwq_memory: Option<DwqMemory>,
 }
 
-/// Windows that stand for so many of that length, where no text is at hand.
+/// Windows that stand for so many of that length, where no text is at hand: nothing but their number and length is looked at here.
 pub fn nominal_windows(windows: usize, sequence_length: usize) -> Windows {
-    let window = |index| Window { source: 0, index, tokens: vec![0; sequence_length] };
+    let window = |index| Window { source: 0, index, tokens: Vec::new() };
     Windows {
         sequence_length,
         pick: Pick::Sampled { windows, seed: 0 },
@@ -110,6 +111,14 @@ pub fn forecast(
             part("read and round", input, machine.read.min(machine.rounding)),
             part("write", output as f64, machine.write),
         ];
+        if let Some(held_out) = &settings.evaluate {
+            let operations = crate::evaluate::operations(model, held_out)?;
+            made.operations = operations;
+            made.parts.push(part("evaluation", operations, machine.products * efficiency("evaluation")));
+            let quality = EvaluationSettings { threads, low_memory: settings.low_memory, cache: None };
+            made.memory.evaluation = memory(model, Some(model), held_out, &quality, resident)?.peak;
+            made.peak_memory = made.peak_memory.max(made.memory.evaluation);
+        }
         made.seconds = OVERHEAD + made.parts.iter().map(|part| part.seconds).sum::<f64>();
         return Ok(made);
     }

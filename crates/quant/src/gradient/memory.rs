@@ -38,13 +38,23 @@ pub(crate) fn tile_bytes(walk: &Walk<'_>, tokens: u64) -> u64 {
 
 /// Bytes in float32 of the largest matrix of any block.
 pub(crate) fn largest_weight(walk: &Walk<'_>) -> u64 {
-    let within = |name: &str| walk.decoder.blocks.iter().any(|block| name.starts_with(&*block.prefix));
-    let shapes = walk.weights.shapes().filter(|(name, _)| within(name));
-    shapes.map(|(_, shape)| shape.iter().rev().take(2).product::<usize>() as u64 * 4).max().unwrap_or(0)
+    let largest = |block: &Block| walk.weights.largest_matrix(&block.prefix);
+    walk.decoder.blocks.iter().map(largest).max().unwrap_or(0) as u64 * 4
 }
 
-/// Floating-point operations of a token's way through all blocks, and through the head.
-pub(crate) fn a_token(walk: &Walk<'_>) -> (f64, f64) {
+/// Floating-point operations of a token's attention to those before it, in windows of `tokens`.
+pub(crate) fn attention(block: &Block, tokens: usize) -> f64 {
+    let width = |layer: &Layer| match layer {
+        Layer::Attention(attention) => attention.heads * (attention.head_dim + attention.value_dim),
+        Layer::Latent(latent) => latent.heads * (latent.nope + latent.rope + latent.value),
+        _ => 0,
+    };
+    // Scores and values, of half of the window on average.
+    block.layers().map(width).sum::<usize>() as f64 * tokens as f64
+}
+
+/// Floating-point operations of a token's way through all blocks, in windows of `tokens`, and through the head.
+pub(crate) fn a_token(walk: &Walk<'_>, tokens: usize) -> (f64, f64) {
     let matrix = |path: &str| {
         let shape = walk.weights.shape(&format!("{path}.weight")).unwrap_or(&[]);
         2.0 * shape.iter().rev().take(2).product::<usize>() as f64
@@ -52,6 +62,7 @@ pub(crate) fn a_token(walk: &Walk<'_>) -> (f64, f64) {
     let mut blocks = 0.0;
     for block in &walk.decoder.blocks {
         let routed = routed(block);
+        blocks += attention(block, tokens);
         for site in block.sites() {
             if site.expert.is_none_or(|expert| expert < routed) {
                 blocks += site.readers.iter().map(|reader| matrix(&reader.path)).sum::<f64>();

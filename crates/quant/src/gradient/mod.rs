@@ -19,7 +19,7 @@ use mlx_quant_model::{Forward, Parameters, State, Weights, WeightsError};
 use rayon::prelude::*;
 
 pub(crate) use self::head::{Divergence, Sampled, Teacher, Top, divergence, sampled, sum_of};
-pub(crate) use self::memory::{a_token, graph_bytes, largest_weight, tile_bytes};
+pub(crate) use self::memory::{a_token, attention, graph_bytes, largest_weight, tile_bytes};
 use crate::Error;
 use crate::observer::Observer;
 

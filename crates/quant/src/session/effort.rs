@@ -30,6 +30,7 @@ pub fn operations(
     let mut sum = Effort::default();
     if settings.recipe.walks() {
         for block in &walk.decoder.blocks {
+            sum.forward += tokens * crate::gradient::attention(block, windows.sequence_length);
             sum.add(&walk, block, tokens, settings);
         }
     }

@@ -20,11 +20,11 @@ const MARKERS: [MarkerShape; 7] = [
 ];
 const WIDTH: f64 = 760.0;
 
-fn draw(plots: Vec<Plot>, layout: Layout, height: f64) -> String {
+fn draw(plots: Vec<Plot>, layout: Layout, height: f64, label: &str) -> String {
     let svg = kuva::render_to_svg(plots, layout.with_width(WIDTH).with_height(height));
     // kuva states the size only; a view box lets the page scale it.
     let sized = format!("<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{WIDTH}\" height=\"{height}\"");
-    let scaled = format!("{sized} viewBox=\"0 0 {WIDTH} {height}\"");
+    let scaled = format!("{sized} viewBox=\"0 0 {WIDTH} {height}\" role=\"img\" aria-label=\"{label}\"");
     svg.replacen(&sized, &scaled, 1)
 }
 
@@ -102,7 +102,7 @@ pub fn size_plot(comparison: &Comparison) -> String {
         .with_y_label("KL to the original, nats a token")
         .with_legend_position(LegendPosition::OutsideRightTop)
         .with_legend_box(false);
-    draw(plots, layout, 420.0)
+    draw(plots, layout, 420.0, "KL to the original against bits per weight, by method")
 }
 
 /// KL of each layer alone at the scheme of the comparison, as powers of ten.
@@ -137,7 +137,7 @@ pub(super) fn sensitivity_plot(comparison: &Comparison) -> Option<String> {
         .with_y_categories(names)
         .with_x_label("block")
         .with_show_grid(false);
-    Some(draw(plots, layout, 110.0 + 26.0 * count as f64))
+    Some(draw(plots, layout, 110.0 + 26.0 * count as f64, "Sensitivity by kind of layer and block"))
 }
 
 /// KL on dwq's own held-out windows at every look.
@@ -173,5 +173,5 @@ pub(super) fn training_plot(comparison: &Comparison) -> Option<String> {
         .with_y_label("KL on its held-out windows")
         .with_legend_position(LegendPosition::OutsideRightTop)
         .with_legend_box(false);
-    Some(draw(plots, layout, 320.0))
+    Some(draw(plots, layout, 320.0, "KL on held-out windows by step of dwq"))
 }

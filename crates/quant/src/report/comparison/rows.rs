@@ -6,16 +6,16 @@ use crate::report::{bytes, duration, weights, with_error};
 /// Heads of the columns.
 pub(super) const HEADS: [&str; 11] = [
     "method",
-    "bits/weight",
-    "size",
-    "time",
-    "peak memory",
-    "perplexity",
+    "quality",
     "KL, nats/token",
     "p99",
     "top-1 agreement",
-    "quality",
+    "perplexity",
+    "bits/weight",
+    "size",
     "speed",
+    "time",
+    "peak memory",
 ];
 
 /// What was compared, in a line.
@@ -43,16 +43,16 @@ pub(super) fn rows(comparison: &Comparison) -> Vec<[String; 11]> {
         let time = duration(entry.seconds);
         [
             entry.name.clone(),
-            format!("{:.3}", entry.bits_per_weight),
-            bytes(entry.bytes),
-            if entry.resumed { format!("{time} (resumed)") } else { time },
-            entry.peak_memory.map_or_else(|| "?".to_owned(), bytes),
-            with_error(total.perplexity, total.perplexity_stderr, 3),
+            comparison.rankings.quality_of(index).to_string(),
             with_error(against.kl_mean, against.kl_stderr, 4),
             format!("{:.3}", against.kl_p99),
             format!("{} %", with_error(percent(against.top1), against.top1_stderr.map(percent), 2)),
-            comparison.rankings.quality_of(index).to_string(),
+            with_error(total.perplexity, total.perplexity_stderr, 3),
+            format!("{:.3}", entry.bits_per_weight),
+            bytes(entry.bytes),
             comparison.rankings.speed_of(index).to_string(),
+            if entry.resumed { format!("{time} (resumed)") } else { time },
+            entry.peak_memory.map_or_else(|| "?".to_owned(), bytes),
         ]
     };
     in_order(comparison).map(row).collect()
