@@ -69,9 +69,14 @@ fn listed(command: &str) -> BTreeSet<String> {
 fn all_are_taken() {
     let directory = tempfile::tempdir().unwrap();
     let root = directory.path();
-    two_blocks(root, "model");
+    let model = two_blocks(root, "model");
     let mut four = mlx_quant();
-    four.args(["convert", "-q", "--quiet", "--mlx-path"]).arg(root.join("four")).assert().success();
+    four.args(["convert", "-q", "--quiet", "--model"])
+        .arg(model)
+        .arg("--mlx-path")
+        .arg(root.join("four"))
+        .assert()
+        .success();
     std::fs::write(root.join("text.txt"), "A text of some length for windows. ".repeat(200)).unwrap();
     std::fs::write(root.join("recipe.toml"), "[[layer]]\npath = \"*.mlp.down_proj\"\nbits = 6\n").unwrap();
     for line in LINES {

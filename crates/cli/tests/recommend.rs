@@ -46,7 +46,7 @@ fn plans_from_config_json_alone() {
             // Within what may be used, or said to be beyond it.
             let memory = needs["peak_memory"].as_u64().unwrap();
             assert_eq!(
-                memory > 32_000_000_000,
+                memory as f64 * 1.15 > 32e9,
                 one["obstacle"].is_string(),
                 "{name}: {} needs {memory}",
                 one["method"]
@@ -100,8 +100,6 @@ fn sizes_times_and_memory_decide() {
         .code(2)
         .stderr(contains("nothing is possible").and(contains("hint:")));
     // Never above what was asked.
-    let bits = method(&made, "dynamic")["target_bpw"].as_f64();
-    assert_eq!(bits, None);
     let made = pick(&["--size", "4MB", "--memory", "16GB"]);
     let bits = method(&made, "dynamic")["target_bpw"].as_f64().unwrap();
     assert!(bits * made["parameters"].as_f64().unwrap() / 8.0 <= 4e6, "{bits}");
@@ -158,8 +156,8 @@ fn refuses_what_it_cannot_read() {
     for (key, value) in [
         ("num_hidden_layers", "1000000000"),
         ("num_experts", "100000"),
-        ("hidden_size", "16777216"),
-        ("moe_intermediate_size", "1000000000000000000"),
+        ("hidden_size", "100000000"),
+        ("moe_intermediate_size", "1000000000"),
     ] {
         lie(key, value);
         refused("more than any model has");
@@ -178,7 +176,7 @@ fn refuses_what_it_cannot_read() {
         (["--size", "big"], "--size big"),
         (["--bits", "7"], "7 bits"),
         (["--target-bpw", "NaN"], "--target-bpw"),
-        (["--target-bpw", "-1"], "--target-bpw"),
+        (["--target-bpw", "0"], "--target-bpw"),
         (["--n-samples", "1000000000"], "--n-samples"),
         (["--iters", "99999999999999999"], "--iters"),
     ] {

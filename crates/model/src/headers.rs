@@ -88,32 +88,33 @@ fn is_tied(config: &Config) -> Result<bool, ConfigError> {
 
 /// Axes of networks' matrices, by path; outermost first.
 fn widths(config: &Config, decoder: &Decoder) -> Result<BTreeMap<String, Vec<Option<usize>>>, ConfigError> {
-    let first = |keys: &[&str]| keys.iter().find_map(|key| config.count(key).ok());
-    let needed = |found: Option<usize>, key: &str| {
-        let missing = || ConfigError::Key { key: key.to_owned(), reason: "is missing".to_owned() };
-        bounded(key, found.ok_or_else(missing)?, MOST_WIDTH)
+    // A key that is there and cannot be used is no reason to take another.
+    let first = |keys: &[&str]| -> Result<Option<usize>, ConfigError> {
+        let key = keys.iter().find(|key| config.get(key).is_some_and(|value| !value.is_null()));
+        key.map(|key| bounded(key, config.count(key)?, MOST_WIDTH)).transpose()
     };
-    let dense = || {
+    let needed = |found: Option<usize>, key: &str| {
+        found.ok_or_else(|| ConfigError::Key { key: key.to_owned(), reason: "is missing".to_owned() })
+    };
+    let dense = || -> Result<Option<usize>, ConfigError> {
+        let found = first(&["intermediate_size", "block_ff_dim", "n_inner", "ffn_dim", "ffn_hidden_size"])?;
         let four = decoder.hidden_size.saturating_mul(4);
-        let found = first(&["intermediate_size", "block_ff_dim", "n_inner", "ffn_dim", "ffn_hidden_size"]);
         let found = found.or_else(|| config.get("n_embd").map(|_| four));
-        found.map(|width| {
-            if config.bool("block_auto_adjust_ff_dim", false) { adjusted(config, width) } else { width }
-        })
+        let adjusts = config.bool("block_auto_adjust_ff_dim", false);
+        Ok(found.map(|width| if adjusts { adjusted(config, width) } else { width }))
     };
     let mut axes = BTreeMap::new();
     for layer in decoder.blocks.iter().flat_map(crate::decoder::Block::layers) {
         let networks = match layer {
-            Layer::Mlp(mlp) => vec![(mlp, needed(dense(), "intermediate_size")?, false)],
+            Layer::Mlp(mlp) => vec![(mlp, needed(dense()?, "intermediate_size")?, false)],
             Layer::Moe(moe) => {
                 let expert =
-                    needed(first(&["moe_intermediate_size"]).or_else(dense), "moe_intermediate_size")?;
-                let shared = first(&["shared_expert_intermediate_size"]).or_else(|| {
-                    let count = first(&["n_shared_experts", "num_shared_experts"]).unwrap_or(1);
-                    Some(expert.saturating_mul(count))
-                });
-                let shared =
-                    moe.shared.as_ref().zip(shared).map(|(shared, width)| (&shared.mlp, width, false));
+                    first(&["moe_intermediate_size"])?.map_or_else(dense, |width| Ok(Some(width)))?;
+                let expert = needed(expert, "moe_intermediate_size")?;
+                let count = first(&["n_shared_experts", "num_shared_experts"])?.unwrap_or(1);
+                let shared = first(&["shared_expert_intermediate_size"])?;
+                let shared = shared.unwrap_or_else(|| expert.saturating_mul(count));
+                let shared = moe.shared.as_ref().map(|network| (&network.mlp, shared, false));
                 std::iter::once((&moe.experts.mlp, expert, true)).chain(shared).collect()
             }
             _ => Vec::new(),

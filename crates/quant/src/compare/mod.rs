@@ -109,12 +109,11 @@ pub fn compare(
     for (index, (contestant, plan)) in settings.contestants.iter().zip(plans).enumerate() {
         let total = settings.contestants.len();
         observer.event(Event::Contestant { name: &contestant.name, index, total });
-        let entry = match run.store.entry(contestant)? {
-            Some(entry) => entry,
-            None => {
-                made += 1;
-                run.contest(contestant, plan)?
-            }
+        let entry = if let Some(entry) = run.store.entry(contestant)? {
+            entry
+        } else {
+            made += 1;
+            run.contest(contestant, plan)?
         };
         entries.push(entry);
         run.tidy(&entries)?;

@@ -59,6 +59,7 @@ pub fn quantize_memory(
     let gptq = matches!(settings.recipe.rounding(), Method::Gptq | Method::Refine);
     let folds = settings.recipe.folds();
     let mut largest = QuantizeMemory::default();
+    let (within_a_block, state) = (walk.scratch_bytes(windows.sequence_length), walk.state_elements() as u64);
     // Without a walk, rows are carried a few megabytes at a time.
     let walked = if settings.recipe.walks() { blocks.len() } else { 0 };
     for (block, bytes) in walk.decoder.blocks.iter().zip(&blocks).take(walked) {
@@ -75,7 +76,6 @@ pub fn quantize_memory(
             let readers: u64 = site.readers.iter().map(|reader| elements(&reader.path) * 4).sum();
             // The residual stream, the norm's output, and the input itself where it is another.
             let own = if matches!(site.producer, Producer::Norm(_) | Producer::Residual) { 0 } else { size };
-            let state = walk.state_elements() as u64;
             let matrices = 1 + u64::from(folds) + if gptq { 3 } else { 0 };
             // A trial of a fold rounds all readers of the norm, experts included.
             let trial = match site.producer {
@@ -89,7 +89,7 @@ pub fn quantize_memory(
                 activations: within * tokens * 4 * (state + hidden + own + routed),
                 hessians: matrices * size * size * 4,
                 weights: trial.max(readers * 2),
-                scratch: threads as u64 * (size * TASK).max(walk.scratch_bytes(windows.sequence_length)),
+                scratch: threads as u64 * (size * TASK).max(within_a_block),
                 ..QuantizeMemory::default()
             };
             sum.peak = sum.block + sum.activations + sum.hessians + sum.weights + sum.scratch;
