@@ -56,6 +56,11 @@ pub(crate) fn run(args: &Eval, printer: Printer) -> Result<()> {
         return Ok(());
     }
     printer.data(&report::table(&evaluation));
+    if let Some(against) = &evaluation.total.against {
+        let top1 = against.top1 * 100.0;
+        let reading = report::reading(against.kl_mean);
+        printer.say(&format!("KL {:.4}, {top1:.0} % of next tokens the same: {reading}", against.kl_mean));
+    }
     let (tokens, seconds) = (windows.picked.len() * windows.sequence_length, evaluation.subject.seconds);
     printer.say(&format!(
         "{seconds:.1} s, {:.0} tokens/s{}{}",

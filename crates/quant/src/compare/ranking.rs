@@ -55,7 +55,7 @@ fn apart((difference, error): (f64, Option<f64>)) -> bool {
 }
 
 impl Rankings {
-    pub(super) fn of(entries: &[Entry]) -> Self {
+    pub(crate) fn of(entries: &[Entry]) -> Self {
         let order = |key: &dyn Fn(&Entry) -> f64| {
             let mut order: Vec<usize> = (0..entries.len()).collect();
             order.sort_by(|a, b| key(&entries[*a]).total_cmp(&key(&entries[*b])));

@@ -193,11 +193,11 @@ impl Comparison {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     use super::*;
 
     /// A result with these means of windows.
-    pub(in super::super) fn entry(
+    pub(crate) fn entry(
         name: &str,
         recipe: &str,
         bits_per_weight: f64,
@@ -223,7 +223,7 @@ pub(super) mod tests {
         Entry {
             name: name.to_owned(),
             recipe: recipe.to_owned(),
-            bits: bits_per_weight.round() as u32,
+            bits: bits_per_weight as u32,
             group_size: 64,
             bits_per_weight,
             bytes: 1000,

@@ -11,5 +11,5 @@ pub use comparison::{comparison_html, comparison_markdown, comparison_table, siz
 pub use json::json;
 pub use markdown::markdown;
 use numbers::with_error;
-pub use numbers::{bytes, duration, weights};
+pub use numbers::{bytes, duration, reading, weights};
 pub use table::{plain_table, table};

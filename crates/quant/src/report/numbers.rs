@@ -32,6 +32,17 @@ pub fn duration(seconds: f64) -> String {
     }
 }
 
+/// What a mean KL to the original, in nats a token, is like.
+pub fn reading(kl: f64) -> &'static str {
+    match kl {
+        _ if kl < 0.01 => "hard to tell from the original",
+        _ if kl < 0.05 => "very close to the original",
+        _ if kl < 0.2 => "noticeable in hard tasks",
+        _ if kl < 0.5 => "clearly worse than the original",
+        _ => "another model; use more bits or a better method",
+    }
+}
+
 /// `7.9 million weights`, `8.03 billion weights`.
 pub fn weights(count: u64) -> String {
     let millions = count as f64 / 1e6;

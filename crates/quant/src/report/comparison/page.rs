@@ -71,3 +71,58 @@ pub fn comparison_html(comparison: &Comparison, commands: &[String]) -> Result<S
     });
     page.map_err(failed)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::compare::{Rankings, Text, test_entry};
+    use crate::data::Pick;
+
+    fn text() -> Text {
+        let pick = Pick::EvenlySpaced { windows: 3 };
+        Text {
+            sequence_length: 8,
+            windows: 3,
+            pick,
+            data_hash: "0123456789abcdef01".to_owned(),
+            sources: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn names_are_text_and_nothing_is_left_out() {
+        let entries = vec![
+            test_entry("basic", "rtn", 4.5, 1.0, &[0.1, 0.12, 0.11]),
+            test_entry("gptq", "gptq", 4.5, 9.0, &[0.05, 0.07, 0.06]),
+        ];
+        let comparison = Comparison {
+            version: "1".to_owned(),
+            model: "<script>alert(1)</script>".to_owned(),
+            model_type: "llama".to_owned(),
+            parameters: 1000,
+            model_bytes: 2000,
+            reference_perplexity: 10.0,
+            kernels: "none".to_owned(),
+            calibration: text(),
+            held_out: text(),
+            training: (0, 0),
+            rankings: Rankings::of(&entries),
+            entries,
+            sensitivities: Vec::new(),
+            predicted: vec![(4.0, 0.2), (5.0, 0.05)],
+            seconds: 1.0,
+        };
+        let page = comparison_html(&comparison, &["one".to_owned(), "two & three".to_owned()]).unwrap();
+        assert!(!page.contains("<script") && page.contains("&lt;script&gt;"));
+        // The better one stands first, with its own command.
+        let (first, second) = (page.find("<pre>two &amp; three</pre>"), page.find("<pre>one</pre>"));
+        assert!(first.is_some() && first < second, "{first:?} {second:?}");
+        assert!(page.contains("predicted: dynamic+search") && page.contains("0.05000 ± 0.00000"), "{page}");
+        // Nothing of what did not take part.
+        assert!(
+            !page.contains("Bits of every layer")
+                && !page.contains("The course of dwq")
+                && !page.contains("<dt>dwq")
+        );
+    }
+}

@@ -9,13 +9,13 @@ pub(super) const HEADS: [&str; 11] = [
     "quality",
     "KL, nats/token",
     "p99",
-    "top-1 agreement",
+    "top-1",
     "perplexity",
     "bits/weight",
     "size",
     "speed",
     "time",
-    "peak memory",
+    "memory",
 ];
 
 /// What was compared, in a line.
@@ -47,7 +47,7 @@ pub(super) fn rows(comparison: &Comparison) -> Vec<[String; 11]> {
             with_error(against.kl_mean, against.kl_stderr, 4),
             format!("{:.3}", against.kl_p99),
             format!("{} %", with_error(percent(against.top1), against.top1_stderr.map(percent), 2)),
-            with_error(total.perplexity, total.perplexity_stderr, 3),
+            format!("{:.3}", total.perplexity),
             format!("{:.3}", entry.bits_per_weight),
             bytes(entry.bytes),
             comparison.rankings.speed_of(index).to_string(),
