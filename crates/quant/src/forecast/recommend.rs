@@ -152,12 +152,22 @@ fn choice(
     (name, when): (&str, &'static str),
 ) -> Result<Choice, Error> {
     let widest = widest(model, wish)?;
-    let scheme = match widest {
-        Some(scheme) => scheme,
-        None => Scheme::affine(2, wish.group_size).map_err(crate::PlanError::from)?,
+    let affine = |bits| Scheme::affine(bits, wish.group_size).map_err(crate::PlanError::from);
+    let named = |scheme| {
+        let wrong = |error: crate::RecipeError| Error::Comparison {
+            path: name.to_owned(),
+            reason: error.to_string(),
+        };
+        Contestant::new(name, scheme).map_err(wrong)
     };
-    let contestant = Contestant::new(name, scheme)
-        .map_err(|error| Error::Comparison { path: name.to_owned(), reason: error.to_string() })?;
+    // What has no sensitivity keeps the usual bits, however small the budget.
+    let usual = affine(wish.bits)?;
+    let scheme = match widest {
+        _ if named(usual)?.recipe.allocates() => usual,
+        Some(scheme) => scheme,
+        None => affine(2)?,
+    };
+    let contestant = named(scheme)?;
     let recipe = contestant.recipe.clone();
     let method = recipe.methods()[0];
     let single = recipe.methods().len() == 1;
