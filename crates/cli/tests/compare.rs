@@ -11,9 +11,20 @@ use predicates::prelude::*;
 use predicates::str::contains;
 use serde_json::Value;
 
-use crate::common::{cache, dense, document, mlx_quant, weights};
+use crate::common::{cache, document, mlx_quant, two_blocks, weights};
 
 const SMALL: [&str; 8] = ["--n-samples", "5", "--sequence-length", "96", "--windows", "3", "--iters", "3"];
+
+/// On a model of two blocks beside the output, which is made if it is not there.
+fn small(methods: &str, output: &Path) -> Command {
+    let model = output.with_file_name("two-blocks");
+    if !model.exists() {
+        two_blocks(output.parent().unwrap(), "two-blocks");
+    }
+    let mut run = comparison(methods, output);
+    run.arg("--model").arg(model);
+    run
+}
 
 fn comparison(methods: &str, output: &Path) -> Command {
     let mut run = mlx_quant();
@@ -41,7 +52,7 @@ fn timeless(document: &Value) -> String {
 fn ranks_methods_and_its_commands_make_the_same_models() {
     let directory = tempfile::tempdir().unwrap();
     let output = directory.path().join("out");
-    let model = dense(directory.path(), "model");
+    let model = two_blocks(directory.path(), "model");
     let mut run = comparison("basic,gptq,dynamic,dwq", &output);
     let made = document(run.args(["--keep", "all", "--bits", "3"]).arg("--model").arg(&model));
     let entries = made["entries"].as_array().unwrap();
@@ -159,27 +170,23 @@ fn more_methods_join_and_the_best_stays() {
 fn models_that_were_to_stay_stay() {
     let directory = tempfile::tempdir().unwrap();
     let output = directory.path().join("out");
-    comparison("basic,search", &output).args(["--quiet", "--keep", "all"]).assert().success();
-    comparison("basic,search", &output).args(["--quiet", "--keep", "none"]).assert().success();
+    small("basic,search", &output).args(["--quiet", "--keep", "all"]).assert().success();
+    small("basic,search", &output).args(["--quiet", "--keep", "none"]).assert().success();
     assert!(output.join("models/rtn-4bit").exists() && output.join("models/search-4bit").exists());
     // What was not kept is missed aloud.
     let other = directory.path().join("other");
-    comparison("basic", &other).args(["--quiet", "--keep", "none"]).assert().success();
-    comparison("basic", &other)
-        .args(["--keep", "all"])
-        .assert()
-        .success()
-        .stderr(contains("did not keep it"));
+    small("basic", &other).args(["--quiet", "--keep", "none"]).assert().success();
+    small("basic", &other).args(["--keep", "all"]).assert().success().stderr(contains("did not keep it"));
 }
 
 #[test]
 fn one_set_of_hessians_serves_all() {
     let directory = tempfile::tempdir().unwrap();
     let output = directory.path().join("out");
-    let made = document(comparison("gptq,awq", &output).arg("--share-statistics"));
+    let made = document(small("gptq,awq", &output).arg("--share-statistics"));
     let kl = |index: usize| made["entries"][index]["evaluation"]["kl_mean"].as_f64().unwrap();
     assert!(kl(0) > 0.0 && kl(0) < kl(1) && kl(1) < 0.2, "{} {}", kl(0), kl(1));
-    let other = document(&mut comparison("gptq", &directory.path().join("other")));
+    let other = document(&mut small("gptq", &directory.path().join("other")));
     assert_ne!(made["entries"][0]["evaluation"]["kl_mean"], other["entries"][0]["evaluation"]["kl_mean"]);
 }
 
@@ -187,7 +194,7 @@ fn one_set_of_hessians_serves_all() {
 fn a_plan_writes_nothing() {
     let directory = tempfile::tempdir().unwrap();
     let output = directory.path().join("out");
-    comparison("basic,gptq,dynamic+awq+gptq+dwq", &output)
+    small("basic,gptq,dynamic+awq+gptq+dwq", &output)
         .arg("--dry-run")
         .assert()
         .success()

@@ -3,6 +3,7 @@
 
 mod common;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use crate::common::{mlx_quant, two_blocks};
@@ -115,10 +116,10 @@ fn output(words: &[String]) -> Option<PathBuf> {
     after("--mlx-path").or_else(|| after("--output")).or(usual.map(PathBuf::from))
 }
 
-fn run_all(source: &str, lines: Vec<String>, directory: &Path) {
-    for line in lines {
+fn run_all(source: &str, lines: Vec<String>, directory: &Path, seen: &mut BTreeSet<String>) {
+    // A line that is printed in several places is run once.
+    for line in lines.into_iter().filter(|line| seen.insert(line.clone())) {
         let words = shortened(&line);
-        // A line may be printed more than once.
         if let Some(output) = output(&words).map(|path| directory.join(path)).filter(|path| path.exists()) {
             std::fs::remove_dir_all(output).unwrap();
         }
@@ -130,7 +131,7 @@ fn run_all(source: &str, lines: Vec<String>, directory: &Path) {
 
 #[test]
 fn help() {
-    let directory = workplace();
+    let (directory, mut seen) = (workplace(), BTreeSet::new());
     let commands = [
         "",
         "convert",
@@ -149,14 +150,14 @@ fn help() {
     for name in commands {
         let lines = of_help(name);
         assert!(!lines.is_empty(), "{name} shows no example");
-        run_all(&format!("{name} --help"), lines, directory.path());
+        run_all(&format!("{name} --help"), lines, directory.path(), &mut seen);
     }
 }
 
 #[test]
 fn readme_and_docs() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-    let directory = workplace();
+    let (directory, mut seen) = (workplace(), BTreeSet::new());
     let mut files = vec![root.join("README.md")];
     files.extend(std::fs::read_dir(root.join("docs")).unwrap().map(|entry| entry.unwrap().path()));
     files.retain(|path| path.extension().is_some_and(|ending| ending == "md"));
@@ -166,7 +167,7 @@ fn readme_and_docs() {
     for file in files {
         let lines = of_markdown(&std::fs::read_to_string(&file).unwrap());
         total += lines.len();
-        run_all(&file.display().to_string(), lines, directory.path());
+        run_all(&file.display().to_string(), lines, directory.path(), &mut seen);
     }
     assert!(total > 30, "{total} lines only");
 }
