@@ -34,12 +34,6 @@ impl Contestant {
         Ok(Self { name, recipe, scheme })
     }
 
-    /// All of the guide's methods and all of them stacked, at one scheme.
-    pub fn usual(scheme: Scheme) -> Vec<Self> {
-        let names = ["basic", "awq", "gptq", "dynamic", "dwq", "dynamic+awq+gptq+dwq"];
-        names.iter().filter_map(|name| Self::new(name, scheme).ok()).collect()
-    }
-
     /// Says the width where several are compared.
     #[must_use]
     pub fn with_width(mut self) -> Self {

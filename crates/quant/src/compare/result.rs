@@ -100,7 +100,7 @@ pub struct Comparison {
     pub sensitivities: Vec<LayerSensitivity>,
     /// Bits per weight and KL that dynamic is predicted to have at other sizes.
     pub predicted: Vec<(f64, f64)>,
-    /// Wall time of all runs of the comparison that made something.
+    /// Wall time of all runs that made something and came to an end.
     pub seconds: f64,
 }
 

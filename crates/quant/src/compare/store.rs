@@ -69,10 +69,6 @@ fn file_name(contestant: &Contestant) -> String {
     format!("{}-{}bit{group}", contestant.recipe, contestant.scheme.bits())
 }
 
-pub(super) fn model_path(output: &Path, contestant: &Contestant) -> PathBuf {
-    output.join("models").join(file_name(contestant))
-}
-
 fn write(path: &Path, text: &str) -> Result<(), Error> {
     let partial = path.with_extension("partial");
     fs::write(&partial, text).and_then(|()| fs::rename(&partial, path)).map_err(|error| failed(path, &error))
@@ -136,7 +132,7 @@ impl Store {
     }
 
     pub(super) fn model_path(&self, contestant: &Contestant) -> PathBuf {
-        model_path(&self.output, contestant)
+        self.output.join("models").join(file_name(contestant))
     }
 
     pub(super) fn sensitivities(&self) -> PathBuf {
@@ -194,7 +190,7 @@ impl Store {
         Ok((done, part))
     }
 
-    /// Wall time of all runs together; one that only looked is not counted.
+    /// Wall time of all runs that came to an end, together; one that only looked is not counted.
     pub(super) fn add_seconds(&self, seconds: f64, worked: bool) -> Result<f64, Error> {
         let path = self.work.join(PARTS);
         let mut all: BTreeMap<String, Part> = read(&path)?.unwrap_or_default();

@@ -113,6 +113,8 @@ fn rounding(threads: usize, time: Duration) -> f64 {
 /// Bytes a second read and written: the best of three files that are written, synced, dropped from the cache and read.
 fn disk(directory: &Path, time: Duration) -> std::io::Result<(f64, f64)> {
     let mut piece: Vec<u8> = (0..8usize << 20).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+    let bytes = (PIECES * piece.len()) as f64;
+    let rate = |start: Instant| bytes / start.elapsed().as_secs_f64().max(1e-9);
     let (begun, mut best) = (Instant::now(), (0f64, 0f64));
     for round in 0..ROUNDS {
         // A slow disk is timed once.
@@ -125,13 +127,11 @@ fn disk(directory: &Path, time: Duration) -> std::io::Result<(f64, f64)> {
             file.write_all(&piece)?;
         }
         file.as_file().sync_all()?;
-        let rate = |start: Instant| (PIECES * piece.len()) as f64 / start.elapsed().as_secs_f64().max(1e-9);
         best.1 = best.1.max(rate(start));
         mlx_format::checkpoint::forget_cached(file.as_file());
         let mut again = fs_err::File::open(file.path())?;
         let start = Instant::now();
         while again.read(&mut piece)? > 0 {}
-        let rate = |start: Instant| (PIECES * piece.len()) as f64 / start.elapsed().as_secs_f64().max(1e-9);
         best.0 = best.0.max(rate(start));
     }
     Ok(best)

@@ -112,12 +112,13 @@ const RESIDENT: u64 = 80 << 20;
 /// Foresees every method of the guide on `model` and picks one.
 ///
 /// # Errors
-/// As [`Plan::new`] and [`forecast`]; a target that no method can reach.
+/// As [`Plan::new`] and [`forecast`]. What a method cannot do is its [`Choice::obstacle`], no error.
 pub fn recommend(model: &Model, wish: &Wish, machine: &Machine) -> Result<Recommendation, Error> {
     let parameters = crate::inspect::inspect(model)?.parameters;
+    let widest = widest(model, wish)?;
     let choices = GUIDE
         .iter()
-        .map(|(name, when)| choice(model, wish, machine, parameters, (name, when)))
+        .map(|guided| choice(model, wish, machine, (parameters, widest), *guided))
         .collect::<Result<Vec<_>, _>>()?;
     let (pick, why) = pick(&choices, wish);
     Ok(Recommendation { choices, pick, why })
@@ -148,10 +149,9 @@ fn choice(
     model: &Model,
     wish: &Wish,
     machine: &Machine,
-    parameters: u64,
+    (parameters, widest): (u64, Option<Scheme>),
     (name, when): (&str, &'static str),
 ) -> Result<Choice, Error> {
-    let widest = widest(model, wish)?;
     let affine = |bits| Scheme::affine(bits, wish.group_size).map_err(crate::PlanError::from);
     let named = |scheme| {
         let wrong = |error: crate::RecipeError| Error::Comparison {
