@@ -54,9 +54,9 @@ pub(crate) struct Recommend {
     #[arg(long, visible_alias = "group-size", value_name = "N", default_value_t = 64)]
     pub(crate) q_group_size: usize,
 
-    /// Calibration windows
-    #[arg(long, visible_alias = "num-samples", value_name = "N", default_value_t = 128, value_parser = counted(1, 1_000_000))]
-    pub(crate) n_samples: usize,
+    /// Calibration windows, and windows that dwq trains on [default: 128; dwq as many as its steps take]
+    #[arg(long, visible_alias = "num-samples", value_name = "N", value_parser = counted(1, 1_000_000))]
+    pub(crate) n_samples: Option<usize>,
 
     /// Tokens a window
     #[arg(long, visible_alias = "max-seq-length", value_name = "N", default_value_t = 512, value_parser = counted(2, 10_000_000))]

@@ -125,7 +125,7 @@ fn line(choice: &Choice, args: &Recommend) -> Result<String> {
     let scheme = Scheme::affine(choice.bits, args.q_group_size)?;
     let mut line = CommandLine::new(&choice.recipe, args.model.as_deref(), scheme, choice.target_bpw);
     if choice.recipe.needs_calibration() {
-        line.flag("--n-samples", other(args.n_samples, 128));
+        line.flag("--n-samples", args.n_samples.map(|count| count.to_string()));
         line.flag("--sequence-length", other(args.sequence_length, 512));
     }
     if choice.recipe.trains() {

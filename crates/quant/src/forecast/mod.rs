@@ -23,7 +23,7 @@ use crate::session::{QuantizeMemory, QuantizeSettings, operations, quantize_memo
 use crate::{Error, Model, threads_or_all};
 
 /// Seconds that any command takes before and after its work.
-const OVERHEAD: f64 = 0.05;
+const OVERHEAD: f64 = 0.02;
 
 /// A part of the work.
 #[derive(Clone, Debug, PartialEq, Serialize)]

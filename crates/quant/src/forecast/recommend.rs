@@ -43,8 +43,8 @@ pub struct Wish {
     pub group_size: usize,
     /// How much quality.
     pub quality: Quality,
-    /// Calibration windows.
-    pub windows: usize,
+    /// Calibration windows, and windows that dwq trains on; `None`: 128, and as many as dwq's steps take.
+    pub windows: Option<usize>,
     /// Tokens of each.
     pub sequence_length: usize,
     /// Steps of dwq.
@@ -105,6 +105,10 @@ const GUIDE: [(&str, &str); 7] = [
 /// before dynamic on one of them, within two standard errors.
 const BY_QUALITY: [&str; 7] =
     ["dynamic+awq+gptq+dwq", "dynamic+awq+gptq", "dynamic", "dwq", "gptq", "awq", "basic"];
+
+/// Calibration windows where nothing is said, and held-out windows on which dwq judges its steps, as the commands have them.
+const WINDOWS: usize = 128;
+const JUDGED: usize = 16;
 
 /// The part of the work a text's process holds before it begins: program, tokenizer, tokens.
 const RESIDENT: u64 = 80 << 20;
@@ -207,12 +211,15 @@ fn choice(
     if made.obstacle.is_some() {
         return Ok(made);
     }
-    let windows = nominal_windows(wish.windows, wish.sequence_length);
+    let calibration = wish.windows.unwrap_or(WINDOWS);
+    let windows = nominal_windows(calibration, wish.sequence_length);
     let held_out = nominal_windows(4, wish.sequence_length);
     let dwq = DwqSettings { iterations: wish.iterations, ..DwqSettings::default() };
     let lessons = || {
-        let training = wish.iterations * dwq.batch_size;
-        (nominal_windows(training, wish.sequence_length), nominal_windows(16, wish.sequence_length))
+        let training = wish.windows.unwrap_or(wish.iterations * dwq.batch_size);
+        // Of few windows no more than a quarter is held out.
+        let held_out = JUDGED.min(((calibration.max(training) + JUDGED) / 4).max(1));
+        (nominal_windows(training, wish.sequence_length), nominal_windows(held_out, wish.sequence_length))
     };
     let mut how = QuantizeSettings {
         threads: wish.threads,
@@ -337,7 +344,7 @@ mod tests {
             bits: 4,
             group_size: 64,
             quality,
-            windows: 8,
+            windows: Some(8),
             sequence_length: 64,
             iterations: 10,
             threads: 1,
