@@ -19,7 +19,11 @@ pub(crate) use self::recommend::Recommend;
 
 /// Version, what is built in, and the kernels that this machine gets.
 static LONG_VERSION: LazyLock<String> = LazyLock::new(|| {
-    let features = [("demo", cfg!(feature = "demo")), ("parquet", cfg!(feature = "parquet"))];
+    let features = [
+        ("demo", cfg!(feature = "demo")),
+        ("hub", cfg!(feature = "hub")),
+        ("parquet", cfg!(feature = "parquet")),
+    ];
     let built: Vec<&str> = features.iter().filter(|feature| feature.1).map(|feature| feature.0).collect();
     format!(
         "{}\nfeatures: {}\nkernels: {}\nplatform: {}-{}",
@@ -110,6 +114,13 @@ pub(crate) enum Command {
     /// Reads headers (or config.json alone) and is instant; the first call measures the machine for two seconds and keeps that.
     Recommend(Recommend),
 
+    /// Upload a model directory to the hub, in one commit
+    ///
+    /// Creates the repository if it is not there, sends the files that differ, and removes weights of an earlier model in the same commit.
+    /// An interrupted upload goes on when it is repeated.
+    #[cfg(feature = "hub")]
+    Upload(Upload),
+
     /// Print a completion script for a shell
     #[command(after_help = COMPLETIONS_EXAMPLES)]
     Completions {
@@ -152,6 +163,8 @@ impl Command {
             Self::Eval(args) => &args.output,
             Self::Compare(args) => &args.shown,
             Self::Recommend(args) => &args.output,
+            #[cfg(feature = "hub")]
+            Self::Upload(args) => &args.output,
             Self::Completions { .. } | Self::Man { .. } => return None,
         })
     }
@@ -170,9 +183,13 @@ Examples:
 #[derive(Debug, Args)]
 #[command(after_help = INSPECT_EXAMPLES)]
 pub(crate) struct Inspect {
-    /// Model directory (config.json and safetensors) [default: the built-in demo model]
-    #[arg(value_name = "DIR")]
+    /// Model: a directory, or a hub id such as Qwen/Qwen3-8B [default: the built-in demo model]
+    #[arg(value_name = "MODEL")]
     pub(crate) model: Option<PathBuf>,
+
+    /// Branch, tag or commit of a model on the hub [default: main]
+    #[arg(long, value_name = "REVISION")]
+    pub(crate) revision: Option<String>,
 
     /// Check every tensor, the index, config.json and the tokenizer, and say whether mlx_lm loads the model
     #[arg(long)]
@@ -181,6 +198,45 @@ pub(crate) struct Inspect {
     /// Threads of --verify [default: one per core]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub(crate) threads: Option<u32>,
+
+    #[command(flatten)]
+    pub(crate) output: Output,
+}
+
+#[cfg(feature = "hub")]
+const UPLOAD_EXAMPLES: &str = "\
+Examples:
+  mlx-quant upload ./Qwen3-8B-4bit --upload-repo my-org/Qwen3-8B-4bit
+      needs a token with write access: `hf auth login`, or HF_TOKEN
+  mlx-quant upload ./Qwen3-8B-4bit --upload-repo my-org/Qwen3-8B-4bit --reference Qwen/Qwen3-8B
+      measures KL to the original for the model card first
+  mlx-quant gptq --model Qwen/Qwen3-8B --upload-repo my-org/Qwen3-8B-gptq
+      quantize and upload in one go";
+
+/// Arguments of `upload`.
+#[cfg(feature = "hub")]
+#[derive(Debug, Args)]
+#[command(after_help = UPLOAD_EXAMPLES)]
+pub(crate) struct Upload {
+    /// Model directory
+    #[arg(value_name = "DIR")]
+    pub(crate) directory: PathBuf,
+
+    /// Hub repository to upload to
+    #[arg(long, value_name = "ORG/NAME")]
+    pub(crate) upload_repo: String,
+
+    /// If the repository is created, make it private
+    #[arg(long)]
+    pub(crate) private: bool,
+
+    /// Measure the model against this one (a directory or a hub id) for its card, if the card does not tell it yet
+    #[arg(long, value_name = "MODEL")]
+    pub(crate) reference: Option<PathBuf>,
+
+    /// Branch, tag or commit of --reference on the hub [default: main]
+    #[arg(long, value_name = "REVISION")]
+    pub(crate) revision: Option<String>,
 
     #[command(flatten)]
     pub(crate) output: Output,
@@ -205,15 +261,20 @@ Data: .txt; .jsonl with `text`, `prompt` and `completion`, or `messages` (render
 #[derive(Debug, Args)]
 #[command(after_help = EVAL_EXAMPLES)]
 pub(crate) struct Eval {
-    /// Model directory: Hugging Face, MLX dense or MLX quantized [default: the built-in demo model]
-    #[arg(long, short = 'm', visible_alias = "hf-path", value_name = "DIR")]
+    /// Model, Hugging Face, MLX dense or MLX quantized: a directory, or a hub id such as mlx-community/Qwen3-8B-4bit [default: the
+    /// built-in demo model]
+    #[arg(long, short = 'm', visible_alias = "hf-path", value_name = "MODEL")]
     pub(crate) model: Option<PathBuf>,
 
-    /// Model that was quantized, to compare with
-    #[arg(long, value_name = "DIR")]
+    /// Branch, tag or commit of --model on the hub [default: main]
+    #[arg(long, value_name = "REVISION")]
+    pub(crate) revision: Option<String>,
+
+    /// Model that was quantized, to compare with: a directory or a hub id (with another revision: ORG/NAME@REVISION)
+    #[arg(long, value_name = "MODEL")]
     pub(crate) reference: Option<PathBuf>,
 
-    /// Text to evaluate on: .txt, .jsonl, .parquet or a directory of these [default: the built-in held-out text]
+    /// Text to evaluate on: .txt, .jsonl, .parquet, a directory of these, or a hub dataset id [default: the built-in held-out text]
     #[arg(long, visible_alias = "data-path", value_name = "PATH")]
     pub(crate) data: Option<PathBuf>,
 
@@ -307,6 +368,11 @@ pub(crate) struct Convert {
     #[arg(long, value_enum, value_name = "RECIPE")]
     pub(crate) quant_predicate: Option<RecipeArg>,
 
+    /// Fetch a model on the hub shard by shard, each gone once it is converted: needs room for the output and two shards only
+    #[cfg(feature = "hub")]
+    #[arg(long)]
+    pub(crate) stream: bool,
+
     /// Store NaN and infinite weights as MLX does instead of refusing them
     #[arg(long)]
     pub(crate) allow_nonfinite: bool,
@@ -318,14 +384,14 @@ pub(crate) struct Convert {
     pub(crate) output: Output,
 
     #[command(flatten)]
-    pub(crate) hub: Hub,
+    pub(crate) hub: HubFlags,
 }
 
 /// What every command that writes a model takes.
 #[derive(Debug, Args)]
 pub(crate) struct Target {
-    /// Model directory (config.json and safetensors) [default: the built-in demo model]
-    #[arg(long, short = 'm', visible_alias = "hf-path", value_name = "DIR")]
+    /// Model: a directory, or a hub id such as Qwen/Qwen3-8B [default: the built-in demo model]
+    #[arg(long, short = 'm', visible_alias = "hf-path", value_name = "MODEL")]
     pub(crate) model: Option<PathBuf>,
 
     /// Output directory; must not exist
@@ -381,16 +447,21 @@ pub(crate) struct Output {
     pub(crate) verbose: bool,
 }
 
-/// Accepted so that mlx-lm's command lines parse.
+/// From the hub, and to it.
 #[derive(Debug, Args)]
-pub(crate) struct Hub {
-    /// Hub revision
-    #[arg(long, hide = true)]
+#[command(next_help_heading = "Hub")]
+pub(crate) struct HubFlags {
+    /// Branch, tag or commit of a model on the hub [default: main]
+    #[arg(long, value_name = "REVISION")]
     pub(crate) revision: Option<String>,
 
-    /// Hub repository to upload to
-    #[arg(long, hide = true)]
+    /// Upload the result to this hub repository when it is done
+    #[arg(long, value_name = "ORG/NAME")]
     pub(crate) upload_repo: Option<String>,
+
+    /// Where --upload-repo creates a repository, make it private
+    #[arg(long, requires = "upload_repo")]
+    pub(crate) private: bool,
 
     /// Without effect: nothing in a model directory is ever run
     #[arg(long, hide = true, action = ArgAction::SetTrue)]

@@ -3,6 +3,8 @@
 mod amount;
 mod args;
 mod commands;
+#[cfg(feature = "hub")]
+mod hub;
 mod interrupt;
 mod machine;
 mod memory;
@@ -60,6 +62,10 @@ fn main() -> ExitCode {
         // SAFETY: nothing else runs yet. Windows are the parallel unit here; candle's own threads would spin beside them.
         unsafe { std::env::set_var("CANDLE_NUM_THREADS", "1") };
     }
+    if std::env::var_os("HF_XET_TELEMETRY_ENABLED").is_none() {
+        // SAFETY: as above. The hub's library for large files would send figures about itself.
+        unsafe { std::env::set_var("HF_XET_TELEMETRY_ENABLED", "0") };
+    }
     let cli = Cli::parse_from(arguments(std::env::args_os()));
     let printer = cli.command.output().map_or_else(
         || Printer::new(false, false, false),
@@ -76,6 +82,8 @@ fn main() -> ExitCode {
         Command::Recommend(args) => commands::recommend::run(args, printer),
         Command::Inspect(args) => commands::inspect::run(args, printer),
         Command::Eval(args) => commands::eval::run(args, printer),
+        #[cfg(feature = "hub")]
+        Command::Upload(args) => commands::upload::run(args, printer),
         Command::Completions { shell } => commands::shell::completions(*shell, printer),
         Command::Man { directory } => commands::shell::man(directory, printer),
     };

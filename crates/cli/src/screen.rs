@@ -56,6 +56,12 @@ impl Screen {
         self.bar.finish_and_clear();
     }
 
+    /// Whether the user has asked to stop.
+    #[cfg(feature = "hub")]
+    pub(crate) fn was_interrupted(&self) -> bool {
+        self.interrupt.requested()
+    }
+
     /// A line for people, above the bar.
     fn say(&self, text: &str) {
         self.bar.suspend(|| self.printer.say(text));

@@ -7,10 +7,12 @@ use mlx_format::Mode;
 use crate::data::Windows;
 use crate::plan::{Job, Plan};
 use crate::session::{QuantizeSettings, Quantized};
+use crate::{Evaluation, Model};
 
 /// Front matter as mlx-lm writes it for a local source (`mlx_lm/utils.py`, `create_model_card`), and below it
-/// what was done, so that a model can be told apart later. `source` names the source.
-pub fn model_card(plan: &Plan, source: &str) -> String {
+/// what was done, so that a model can be told apart later.
+pub fn model_card(plan: &Plan, source: &Model) -> String {
+    let source = Some(source);
     let searched = plan.settings.search
         && plan
             .items
@@ -23,13 +25,12 @@ pub fn model_card(plan: &Plan, source: &str) -> String {
 /// The card of a calibrated run: recipe, calibration data and seed, and the quality that was measured.
 pub(crate) fn calibrated_card(
     plan: &Plan,
-    source: &str,
+    source: Option<&Model>,
     windows: &Windows,
     settings: &QuantizeSettings,
     made: &Quantized,
 ) -> String {
     let mut rows = format!("| recipe | {} |\n", settings.recipe);
-    let error = |error: Option<f64>| error.map_or_else(String::new, |error| format!(" ± {error:.5}"));
     let mut row = |name: &str, value: String| {
         let _ = writeln!(rows, "| {name} | {value} |");
     };
@@ -42,25 +43,8 @@ pub(crate) fn calibrated_card(
         row("seed", seed.to_string());
     }
     row("kernels", mlx_format::simd_name().to_owned());
-    if let Some(evaluation) = &made.evaluation {
-        let total = &evaluation.total;
-        row(
-            "perplexity on held-out text",
-            format!("{:.4}{}", total.perplexity, error(total.perplexity_stderr)),
-        );
-        if let Some(against) = &total.against {
-            row(
-                "KL(source, this) in nats a token",
-                format!(
-                    "{:.5}{} ({} windows of {} tokens)",
-                    against.kl_mean,
-                    error(against.kl_stderr),
-                    total.windows,
-                    evaluation.sequence_length
-                ),
-            );
-            row("top-1 agreement with the source", format!("{:.4}", against.top1));
-        }
+    for (name, value) in made.evaluation.iter().flat_map(quality) {
+        row(name, value);
     }
     if let Some(distilled) = &made.distilled {
         row(
@@ -89,15 +73,82 @@ pub(crate) fn calibrated_card(
     card(plan, source, "calibrated", &format!("| | |\n|---|---|\n{rows}\n"))
 }
 
-fn card(plan: &Plan, source: &str, how: &str, table: &str) -> String {
+/// What was measured, by name.
+fn quality(evaluation: &Evaluation) -> Vec<(&'static str, String)> {
+    let error = |error: Option<f64>| error.map_or_else(String::new, |error| format!(" ± {error:.5}"));
+    let total = &evaluation.total;
+    let perplexity = format!("{:.4}{}", total.perplexity, error(total.perplexity_stderr));
+    let mut rows = vec![("perplexity on held-out text", perplexity)];
+    if let Some(against) = &total.against {
+        let kl = format!("{:.5}{}", against.kl_mean, error(against.kl_stderr));
+        let (windows, length) = (total.windows, evaluation.sequence_length);
+        rows.push((KL, format!("{kl} ({windows} windows of {length} tokens)")));
+        rows.push(("top-1 agreement with the source", format!("{:.4}", against.top1)));
+    }
+    rows
+}
+
+const KL: &str = "KL(source, this) in nats a token";
+const SCHEMES: &str = "| stored as | tensors |";
+
+/// A model card with what was measured since it was written; unchanged if it says so already or is not one of ours.
+pub fn with_quality(card: &str, evaluation: &Evaluation) -> String {
+    let Some((before, after)) = card.split_once(SCHEMES).filter(|_| !is_measured(card)) else {
+        return card.to_owned();
+    };
+    let rows = quality(evaluation).into_iter().map(|(name, value)| format!("| {name} | {value} |\n"));
+    format!("{before}| | |\n|---|---|\n{}\n{SCHEMES}{after}", rows.collect::<String>())
+}
+
+/// Whether a card tells how close its model is to the source.
+pub fn is_measured(card: &str) -> bool {
+    card.contains(KL)
+}
+
+/// What a model's own card says of licence and language, as its lines of front matter (`mlx_lm/utils.py` keeps all of it; what names
+/// other libraries, widgets and results does not hold for the quantized model).
+fn inherited(source: &Model) -> String {
+    const KEYS: [&str; 4] = ["license", "license_name", "license_link", "language"];
+    let readme = source.checkpoint.directory().read("README.md").ok().flatten();
+    let text = readme.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
+    let Some((front, _)) = text.strip_prefix("---\n").and_then(|rest| rest.split_once("\n---")) else {
+        return String::new();
+    };
+    let (mut lines, mut kept) = (String::new(), false);
+    for line in front.lines() {
+        let continues = line.starts_with([' ', '-', '\t']);
+        if !continues {
+            kept = line.split_once(':').is_some_and(|(key, _)| KEYS.contains(&key));
+        }
+        if kept {
+            let _ = writeln!(lines, "{line}");
+        }
+    }
+    lines
+}
+
+fn card(plan: &Plan, source: Option<&Model>, how: &str, table: &str) -> String {
+    let report = plan.report();
     let mut schemes = String::new();
-    for (scheme, count) in plan.report().schemes {
+    for (scheme, count) in &report.schemes {
         let _ = writeln!(schemes, "| {scheme} | {count} |");
     }
+    let mut front = source.map_or_else(String::new, inherited);
+    let name = source.map_or_else(|| "a quantized model".to_owned(), Model::name);
+    if !front.contains("language:") {
+        front.insert_str(0, "language: en\n");
+    }
+    let (mut of, mut from) = (String::new(), format!("`{name}`"));
+    if let Some((id, commit)) = source.and_then(Model::hub_id) {
+        let quantized = plan.items.iter().any(|item| matches!(item.job, Job::Quantize { .. }));
+        let relation = if quantized { "base_model_relation: quantized\n" } else { "" };
+        of = format!("base_model: {id}\n{relation}");
+        from = format!("[{id}](https://huggingface.co/{id}) (commit `{commit}`)");
+    }
     format!(
-        "---\nlanguage: en\nlibrary_name: mlx\npipeline_tag: text-generation\ntags:\n- mlx\n---\n\n\
-         Converted from `{source}` with mlx-quant {version} ({how}), {bits:.3} bits per weight.\n\n\
-         {table}| stored as | tensors |\n|---|---|\n{schemes}\n\
+        "---\n{front}library_name: mlx\npipeline_tag: text-generation\n{of}tags:\n- mlx\n---\n\n\
+         Converted from {from} with mlx-quant {version} ({how}), {bits:.3} bits per weight.\n\n\
+         {table}{SCHEMES}\n|---|---|\n{schemes}\n\
          ```\nmlx_lm.generate --model <this directory> --prompt \"Hello\"\n```\n",
         version = env!("CARGO_PKG_VERSION"),
         bits = plan.bits_per_weight(),

@@ -58,7 +58,7 @@ struct Chunk {
     bytes: usize,
 }
 
-fn item_bytes(item: &Item) -> usize {
+pub(crate) fn item_bytes(item: &Item) -> usize {
     item.views().map(|view| view.rows() * view.row_bytes()).sum()
 }
 

@@ -56,15 +56,10 @@ pub fn convert(
     observer: &dyn Observer,
 ) -> Result<Converted, Error> {
     let start = Instant::now();
-    let companions = model.companions()?;
-    for file in &companions {
+    for file in &model.companions()? {
         model.checkpoint.directory().check_readable(file)?;
     }
-    let threads = threads_or_all(threads);
-    let pool = rayon::ThreadPoolBuilder::new()
-        .num_threads(threads)
-        .build()
-        .map_err(|error| Error::Threads { threads, reason: error.to_string() })?;
+    let pool = thread_pool(threads)?;
     let weights = if plan.settings.search { column_weights(model, plan) } else { ColumnWeights::new() };
     let search = plan.settings.search.then_some(&weights);
     let mut writer = Writer::open(target, plan.layout.clone(), &fingerprint(model, plan)?)?;
@@ -78,12 +73,29 @@ pub fn convert(
             return Err(error);
         }
     };
-    observer.event(Event::Finishing);
-    write_companions(&writer, model, plan, companions)?;
-    writer.write_file("README.md", model_card(plan, &model.name()).as_bytes())?;
-    writer.finish()?;
+    finish(writer, model, plan, observer)?;
     let seconds = start.elapsed().as_secs_f64();
     Ok(Converted { input_bytes: read, output_bytes: plan.layout.file_bytes(), seconds })
+}
+
+/// A pool of `threads` threads, or of one per core for 0.
+pub(crate) fn thread_pool(threads: usize) -> Result<rayon::ThreadPool, Error> {
+    let threads = threads_or_all(threads);
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+    pool.map_err(|error| Error::Threads { threads, reason: error.to_string() })
+}
+
+/// Writes what stands beside the weights, and gives the directory its name.
+pub(crate) fn finish(
+    writer: Writer,
+    model: &Model,
+    plan: &Plan,
+    observer: &dyn Observer,
+) -> Result<(), Error> {
+    observer.event(Event::Finishing);
+    write_companions(&writer, model, plan, model.companions()?)?;
+    writer.write_file("README.md", model_card(plan, model).as_bytes())?;
+    Ok(writer.finish()?)
 }
 
 /// Everything beside the weights but the model card.
@@ -105,6 +117,16 @@ pub(crate) fn write_companions(
 
 /// A line that stands for the source files and everything in the plan that decides bytes.
 pub(crate) fn fingerprint(model: &Model, plan: &Plan) -> Result<String, Error> {
+    let checkpoint = &model.checkpoint;
+    let mut source = String::new();
+    for shard in checkpoint.shards() {
+        let _ = write!(source, "{shard} {:?};", checkpoint.directory().identity(shard)?);
+    }
+    Ok(fingerprint_of(&source, plan))
+}
+
+/// The same for a source that `source` recognises.
+pub(crate) fn fingerprint_of(source: &str, plan: &Plan) -> String {
     struct Hash(Sha256);
     impl std::fmt::Write for Hash {
         fn write_str(&mut self, text: &str) -> std::fmt::Result {
@@ -113,24 +135,10 @@ pub(crate) fn fingerprint(model: &Model, plan: &Plan) -> Result<String, Error> {
         }
     }
     let mut hash = Hash(Sha256::new());
-    let checkpoint = &model.checkpoint;
-    for shard in checkpoint.shards() {
-        let identity = checkpoint.directory().identity(shard)?;
-        let _ = write!(hash, "{shard} {identity:?};");
-    }
-    let _ = write!(
-        hash,
-        "{:?};{:?};{};{}",
-        plan.items,
-        plan.layout.specs(),
-        plan.settings.allow_nonfinite,
-        plan.settings.search
-    );
-    let mut line = format!("mlx-quant {} ", env!("CARGO_PKG_VERSION"));
-    for byte in hash.0.finalize() {
-        let _ = write!(line, "{byte:02x}");
-    }
-    Ok(line)
+    let (items, specs, settings) = (&plan.items, plan.layout.specs(), &plan.settings);
+    let _ = write!(hash, "{source}{items:?};{specs:?};{};{}", settings.allow_nonfinite, settings.search);
+    let hash = crate::data::hexadecimal(&hash.0.finalize());
+    format!("mlx-quant {} {hash}", env!("CARGO_PKG_VERSION"))
 }
 
 /// What is known without data of how loud the inputs of a layer's columns are: behind a norm, the squares of its

@@ -148,6 +148,9 @@ pub enum Error {
     /// A page that could not be drawn.
     #[error("the report cannot be drawn: {0}")]
     Report(String),
+    /// A part of the source that could not be brought here.
+    #[error("{0}")]
+    Fetch(String),
     /// The observer asked to stop.
     #[error("interrupted; hint: repeat the command to go on where it stopped")]
     Interrupted,
@@ -182,7 +185,11 @@ impl Error {
             | Self::Overflow { .. } => true,
             Self::Write(error) => !matches!(error, WriteError::Io(_) | WriteError::DiskFull { .. }),
             Self::Cache { working, .. } => !working,
-            Self::Threads { .. } | Self::State { .. } | Self::Report(_) | Self::Interrupted => false,
+            Self::Threads { .. }
+            | Self::State { .. }
+            | Self::Report(_)
+            | Self::Fetch(_)
+            | Self::Interrupted => false,
         }
     }
 }

@@ -65,11 +65,12 @@ mod plan;
 pub mod report;
 mod session;
 mod source;
+mod stream;
 #[cfg(test)]
 mod testing;
 mod walk;
 
-pub use card::model_card;
+pub use card::{is_measured, model_card, with_quality};
 pub use compare::{CompareSettings, Comparison, Contestant, compare};
 pub use convert::{Converted, convert, peak_memory, threads_or_all};
 pub use data::{Corpus, DataError, DataReport, DataSource, Pick, SourceInfo, Window, Windows};
@@ -95,5 +96,6 @@ pub use session::{
 };
 #[cfg(feature = "demo")]
 pub use source::demo;
-pub use source::{Model, open, open_config, open_files};
+pub use source::{Model, is_companion, open, open_config, open_files};
+pub use stream::{Remote, convert_streamed};
 pub use walk::{Residency, Walk};

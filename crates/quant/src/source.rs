@@ -63,8 +63,21 @@ pub fn demo() -> Directory {
 }
 
 impl Model {
-    /// The name of its directory.
+    /// Its id on the hub where it lies in a hub cache (`models--ORG--NAME/snapshots/COMMIT`), with the commit.
+    pub fn hub_id(&self) -> Option<(String, String)> {
+        let Directory::Path(path) = self.checkpoint.directory() else { return None };
+        let commit = path.file_name()?.to_str()?;
+        let snapshots = path.parent().filter(|parent| parent.ends_with("snapshots"))?;
+        let folder = snapshots.parent()?.file_name()?.to_str()?;
+        let (owner, name) = folder.strip_prefix("models--")?.split_once("--")?;
+        Some((format!("{owner}/{name}"), commit.to_owned()))
+    }
+
+    /// Its id on the hub, or the name of its directory.
     pub fn name(&self) -> String {
+        if let Some((id, _)) = self.hub_id() {
+            return id;
+        }
         let source = self.checkpoint.directory().display();
         let name = std::path::Path::new(&*source).file_name();
         name.map_or_else(|| source.to_string(), |name| name.to_string_lossy().into_owned())
@@ -120,7 +133,8 @@ impl Model {
     }
 }
 
-fn is_companion(name: &str) -> bool {
+/// Whether a file of that name goes along with the weights ([`Model::companions`]).
+pub fn is_companion(name: &str) -> bool {
     const NAMES: [&str; 13] = [
         "added_tokens.json",
         "chat_template.jinja",

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::{Hub, Machine, Output, Target};
+use super::{HubFlags, Machine, Output, Target};
 
 const AWQ_EXAMPLES: &str = "\
 Examples:
@@ -126,8 +126,8 @@ pub(crate) struct Dwq {
     #[command(flatten)]
     pub(crate) flags: DwqFlags,
 
-    /// Start from this MLX quantized model, whose codes stay [default: quantize --model first]
-    #[arg(long, value_name = "DIR")]
+    /// Start from this MLX quantized model (a directory or a hub id), whose codes stay [default: quantize --model first]
+    #[arg(long, value_name = "MODEL")]
     pub(crate) quantized_model: Option<PathBuf>,
 
     /// Compute the teacher's targets into --target-dir, and stop
@@ -261,7 +261,7 @@ pub(crate) struct Calibrated {
     #[arg(long, visible_alias = "group-size", value_name = "N", default_value_t = 64)]
     pub(crate) q_group_size: usize,
 
-    /// Calibration text: .txt, .jsonl, .parquet or a directory of these [default: the built-in calibration text]
+    /// Calibration text: .txt, .jsonl, .parquet, a directory of these, or a hub dataset id [default: the built-in calibration text]
     #[arg(long, visible_alias = "data-path", value_name = "PATH")]
     pub(crate) data: Option<PathBuf>,
 
@@ -294,5 +294,5 @@ pub(crate) struct Calibrated {
     pub(crate) output: Output,
 
     #[command(flatten)]
-    pub(crate) hub: Hub,
+    pub(crate) hub: HubFlags,
 }

@@ -34,9 +34,13 @@ pub(crate) enum KeepArg {
 #[derive(Debug, Args)]
 #[command(after_help = COMPARE_EXAMPLES)]
 pub(crate) struct Compare {
-    /// Model directory (config.json and safetensors) [default: the built-in demo model]
-    #[arg(long, short = 'm', visible_alias = "hf-path", value_name = "DIR")]
+    /// Model: a directory, or a hub id such as Qwen/Qwen3-8B [default: the built-in demo model]
+    #[arg(long, short = 'm', visible_alias = "hf-path", value_name = "MODEL")]
     pub(crate) model: Option<PathBuf>,
+
+    /// Branch, tag or commit of a model on the hub [default: main]
+    #[arg(long, value_name = "REVISION")]
+    pub(crate) revision: Option<String>,
 
     /// Methods and recipes, separated by commas
     #[arg(
@@ -67,11 +71,11 @@ pub(crate) struct Compare {
     #[arg(long)]
     pub(crate) dry_run: bool,
 
-    /// Calibration text: .txt, .jsonl, .parquet or a directory of these [default: the built-in calibration text]
+    /// Calibration text: .txt, .jsonl, .parquet, a directory of these, or a hub dataset id [default: the built-in calibration text]
     #[arg(long, visible_alias = "data-path", value_name = "PATH")]
     pub(crate) data: Option<PathBuf>,
 
-    /// Text on which everything is measured; no method sees it [default: the built-in held-out text]
+    /// Text on which everything is measured, also from the hub; no method sees it [default: the built-in held-out text]
     #[arg(long, value_name = "PATH")]
     pub(crate) eval_data: Option<PathBuf>,
 

@@ -22,9 +22,13 @@ A directory with config.json alone will do: shapes are taken from it, so that a 
 #[derive(Debug, Args)]
 #[command(after_help = RECOMMEND_EXAMPLES)]
 pub(crate) struct Recommend {
-    /// Model directory; config.json alone will do [default: the built-in demo model]
-    #[arg(long, short = 'm', visible_alias = "hf-path", value_name = "DIR")]
+    /// Model: a directory (config.json alone will do), or a hub id, of which only headers are fetched [default: the built-in demo model]
+    #[arg(long, short = 'm', visible_alias = "hf-path", value_name = "MODEL")]
     pub(crate) model: Option<PathBuf>,
+
+    /// Branch, tag or commit of a model on the hub [default: main]
+    #[arg(long, value_name = "REVISION")]
+    pub(crate) revision: Option<String>,
 
     /// Memory that may be used, as in 16GB [default: what is free]
     #[arg(long, value_name = "SIZE")]

@@ -18,7 +18,7 @@ use super::quantize::affine;
 use super::windows::{self, Shares};
 use crate::Refusal;
 use crate::args::{Compare, KeepArg};
-use crate::commands::source;
+use crate::commands::source::{self, Asked, Need};
 use crate::machine;
 use crate::memory::{USUAL_RESIDENT, free_memory, resident_now};
 use crate::printer::{Printer, bytes};
@@ -31,7 +31,8 @@ const JUDGED: usize = 16;
 /// Runs the command.
 pub(crate) fn run(args: &Compare, printer: Printer) -> Result<()> {
     let contestants = contestants(args)?;
-    let model = source::open(args.model.as_deref(), printer)?;
+    let asked = asked(args);
+    let model = source::open(asked, Need::of(args.dry_run), printer)?;
     let mut settings = settings(args, &model, contestants, printer)?;
     let (resident, machine) = (resident_now().unwrap_or(USUAL_RESIDENT), machine::known(settings.threads)?);
     let peak = |needs: &[Forecast]| needs.iter().map(|needs| needs.peak_memory).max().unwrap_or(0);
@@ -142,7 +143,6 @@ fn settings(
     contestants: Vec<Contestant>,
     printer: Printer,
 ) -> Result<CompareSettings> {
-    let text = |path: &Option<std::path::PathBuf>, builtin| path.clone().map_or(builtin, DataSource::Path);
     let steps = args.iters.saturating_mul(args.batch_size as usize).max(1);
     let shares = Shares {
         calibration: args.n_samples.unwrap_or(WINDOWS),
@@ -151,11 +151,11 @@ fn settings(
         // Whoever takes part, so that all see the same windows and others can join later.
         trains: true,
     };
-    let data = text(&args.data, DataSource::BuiltinCalibration);
+    let data = source::data(args.data.as_deref(), DataSource::BuiltinCalibration, printer)?;
     let (calibration, lessons) =
         windows::calibration(model, &data, args.sequence_length, args.machine.seed, &shares, printer)?;
     let lessons = lessons.unwrap_or_else(|| (calibration.clone(), calibration.clone()));
-    let data = text(&args.eval_data, DataSource::BuiltinHeldOut);
+    let data = source::data(args.eval_data.as_deref(), DataSource::BuiltinHeldOut, printer)?;
     let pick = Pick::EvenlySpaced { windows: args.windows };
     let held_out = windows::read(model, &data, args.sequence_length, pick)?;
     Ok(CompareSettings {
@@ -182,12 +182,16 @@ fn settings(
     })
 }
 
+fn asked(args: &Compare) -> Asked<'_> {
+    Asked::new(args.model.as_deref(), args.revision.as_deref())
+}
+
 /// For each method the command line that makes the same model.
 fn commands(args: &Compare, model: &Model, settings: &CompareSettings) -> Result<Vec<String>> {
     let command = |contestant: &Contestant| -> Result<String> {
         let (recipe, scheme) = (&contestant.recipe, contestant.scheme);
         let target = if recipe.allocates() { Some(budget(model, scheme)?) } else { None };
-        let mut line = CommandLine::new(recipe, args.model.as_deref(), scheme, target);
+        let mut line = CommandLine::new(recipe, asked(args).word().as_deref(), scheme, target);
         if recipe.needs_calibration() {
             let usual = DwqSettings::default();
             line.flag("--data", args.data.as_deref().map(quoted));

@@ -6,12 +6,13 @@ use std::time::Instant;
 use anyhow::Result;
 use mlx_format::checkpoint::Writer;
 use mlx_format::{FloatType, PackedMut, Scheme, SchemeError};
-use mlx_quant::{Job, Model, Plan, PlanReport, Settings};
+use mlx_quant::{Converted, Job, Model, Plan, PlanReport, Settings};
 use serde_json::json;
 
 use crate::Refusal;
 use crate::args::Convert;
-use crate::commands::source;
+use crate::commands::source::{self, Asked, Need};
+use crate::commands::upload::Target;
 use crate::memory::resident_peak;
 use crate::printer::{Printer, bytes};
 use crate::screen::Screen;
@@ -22,13 +23,30 @@ pub(crate) fn run(args: &Convert, printer: Printer) -> Result<()> {
     if !args.target.dry_run {
         Writer::check_target(&args.target.mlx_path).map_err(mlx_quant::Error::from)?;
     }
-    let model = source::open(args.target.model.as_deref(), printer)?;
+    let upload = Target::of(&args.hub, args.target.dry_run)?;
+    let asked = Asked::new(args.target.model.as_deref(), args.hub.revision.as_deref());
+    #[cfg(feature = "hub")]
+    if args.stream && super::stream::run(args, asked, &settings, upload.as_ref(), printer)? {
+        return Ok(());
+    }
+    let model = source::open(asked, Need::of(args.target.dry_run), printer)?;
+    let plan = plan(&model, settings, printer)?;
+    let (target, threads) = (&args.target.mlx_path, threads(args));
+    carry_out(&model, &plan, target, args.target.dry_run, threads, printer)?;
+    upload.map_or(Ok(()), |upload| upload.push(target, Some(&model), printer))
+}
+
+/// Plans, with a word on what a person should know.
+pub(super) fn plan(model: &Model, settings: Settings, printer: Printer) -> Result<Plan> {
     let plan = Plan::new(&model.checkpoint, &model.config, settings).map_err(mlx_quant::Error::from)?;
     for note in &plan.notes {
         printer.warn(note);
     }
-    let threads = args.machine.threads.map_or(0, |threads| threads as usize);
-    carry_out(&model, &plan, &args.target.mlx_path, args.target.dry_run, threads, printer)
+    Ok(plan)
+}
+
+pub(super) fn threads(args: &Convert) -> usize {
+    args.machine.threads.map_or(0, |threads| threads as usize)
 }
 
 /// Converts, or shows what that would do.
@@ -47,7 +65,11 @@ pub(super) fn carry_out(
     let screen = Screen::new(printer);
     let done = mlx_quant::convert(model, plan, target, threads, &screen);
     screen.clear();
-    let done = done?;
+    show(&done?, plan, target, printer)
+}
+
+/// What a conversion did.
+pub(super) fn show(done: &Converted, plan: &Plan, target: &Path, printer: Printer) -> Result<()> {
     let peak = resident_peak();
     if printer.is_json() {
         let mut document = json!({
@@ -73,7 +95,6 @@ pub(super) fn carry_out(
 }
 
 fn settings(args: &Convert, printer: Printer) -> Result<Settings> {
-    source::refuse_upload(&args.hub, printer)?;
     // MLX has one bit since 0.32.4; older versions do not load it.
     if args.q_bits == Some(1) {
         return Err(Refusal(SchemeError::Bits(1).to_string()).into());
@@ -100,7 +121,7 @@ fn settings(args: &Convert, printer: Printer) -> Result<Settings> {
 }
 
 /// The plan, and nothing written.
-fn dry_run(plan: &Plan, threads: usize, printer: Printer) -> Result<()> {
+pub(super) fn dry_run(plan: &Plan, threads: usize, printer: Printer) -> Result<()> {
     let report = plan.report();
     let threads =
         if threads == 0 { std::thread::available_parallelism().map_or(1, Into::into) } else { threads };

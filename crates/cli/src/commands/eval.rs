@@ -12,7 +12,8 @@ use serde_json::json;
 
 use crate::Refusal;
 use crate::args::Eval;
-use crate::commands::{source, windows};
+use crate::commands::source::{self, Asked, Need};
+use crate::commands::windows;
 use crate::memory::{USUAL_RESIDENT, free_memory, resident_now, resident_peak};
 use crate::printer::{Printer, bytes};
 use crate::screen::Screen;
@@ -20,17 +21,19 @@ use crate::screen::Screen;
 /// Runs the command.
 pub(crate) fn run(args: &Eval, printer: Printer) -> Result<()> {
     let report = args.report.as_deref().map(Report::create).transpose()?;
-    let model = source::open(args.model.as_deref(), printer)?;
-    let reference = args.reference.as_deref().map(|path| source::open(Some(path), printer)).transpose()?;
-    let windows = windows_of(args, &model, reference.as_ref(), printer)?;
+    let need = Need::of(args.dry_run);
+    let model = source::open(Asked::new(args.model.as_deref(), args.revision.as_deref()), need, printer)?;
+    let reference = args.reference.as_deref().map(|path| Asked::new(Some(path), None));
+    let reference = reference.map(|asked| source::open(asked, need, printer)).transpose()?;
+    let reference = reference.as_deref();
+    let windows = windows_of(args, &model, reference, printer)?;
     let mut settings = EvaluationSettings {
         threads: args.threads.map_or(0, |threads| threads as usize),
         low_memory: args.low_memory,
         cache: args.cache.clone(),
     };
     let resident = resident_now().unwrap_or(USUAL_RESIDENT);
-    let needed =
-        |settings: &EvaluationSettings| memory(&model, reference.as_ref(), &windows, settings, resident);
+    let needed = |settings: &EvaluationSettings| memory(&model, reference, &windows, settings, resident);
     let mut memory = needed(&settings)?;
     if !settings.low_memory && free_memory().is_some_and(|free| memory.peak > free + resident) {
         settings.low_memory = true;
@@ -41,7 +44,7 @@ pub(crate) fn run(args: &Eval, printer: Printer) -> Result<()> {
         return dry_run(&windows, memory, printer);
     }
     let screen = Screen::new(printer);
-    let evaluation = evaluate(&model, reference.as_ref(), &windows, &settings, &screen);
+    let evaluation = evaluate(&model, reference, &windows, &settings, &screen);
     screen.clear();
     let evaluation = evaluation?;
     if let Some(report) = report {
@@ -73,7 +76,7 @@ pub(crate) fn run(args: &Eval, printer: Printer) -> Result<()> {
 
 /// Tokenizes with the reference's tokenizer, as the text was made for it; without one with the model's.
 fn windows_of(args: &Eval, model: &Model, reference: Option<&Model>, printer: Printer) -> Result<Windows> {
-    let data = args.data.as_ref().map_or(DataSource::BuiltinHeldOut, |path| DataSource::Path(path.clone()));
+    let data = source::data(args.data.as_deref(), DataSource::BuiltinHeldOut, printer)?;
     let pick = Pick::EvenlySpaced { windows: args.windows };
     let read = |model: &Model| windows::read(model, &data, args.sequence_length, pick);
     let Some(reference) = reference else { return read(model) };

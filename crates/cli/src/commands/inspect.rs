@@ -8,22 +8,24 @@ use serde_json::{Value, json};
 
 use crate::Refusal;
 use crate::args::Inspect;
-use crate::commands::source;
+use crate::commands::source::{self, Asked, Need};
 use crate::printer::{Printer, bytes};
 use crate::screen::Screen;
 
 /// Runs the command.
 pub(crate) fn run(args: &Inspect, printer: Printer) -> Result<()> {
-    let directory = source::directory(args.model.as_deref())?;
+    let asked = Asked::new(args.model.as_deref(), args.revision.as_deref());
+    let located = source::directory(asked, Need::of(!args.verify), printer)?;
     if !args.verify {
-        let model = mlx_quant::open(&directory)?;
+        let model = located.open(mlx_quant::open)?;
         for file in model.checkpoint.ignored() {
             printer.warn(&format!("{file} is not in the index; mlx_lm reads it all the same"));
         }
         let inspection = inspect(&model)?;
         return show(Some(&inspection), None, printer);
     }
-    let model = mlx_quant::open_files(&directory)?;
+    let directory = located.directory.clone();
+    let model = located.open(mlx_quant::open_files)?;
     let screen = Screen::new(printer);
     let threads = args.threads.map_or(0, |threads| threads as usize);
     let verification = verify(&model, &screen, threads);

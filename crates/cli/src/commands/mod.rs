@@ -9,4 +9,7 @@ pub(crate) mod quantize;
 pub(crate) mod recommend;
 pub(crate) mod shell;
 mod source;
+#[cfg(feature = "hub")]
+mod stream;
+pub(crate) mod upload;
 mod windows;

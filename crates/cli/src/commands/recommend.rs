@@ -1,19 +1,17 @@
 //! `mlx-quant recommend`.
 
-use std::path::Path;
-
 use anyhow::Result;
 use mlx_format::Scheme;
 use mlx_format::checkpoint::CheckpointError;
 use mlx_quant::forecast::{Choice, Machine, Recommendation, Wish, recommend};
 use mlx_quant::inspect::inspect;
-use mlx_quant::{Model, Target, report};
+use mlx_quant::{Target, report};
 use serde_json::json;
 
 use super::line::{CommandLine, other};
 use crate::Refusal;
 use crate::args::Recommend;
-use crate::commands::source;
+use crate::commands::source::{self, Asked, Need, Opened};
 use crate::memory::{free_memory, total_memory};
 use crate::printer::{Printer, bytes};
 use crate::{amount, machine};
@@ -24,7 +22,8 @@ const USUAL_MEMORY: u64 = 16_000_000_000;
 /// Runs the command.
 pub(crate) fn run(args: &Recommend, printer: Printer) -> Result<()> {
     let wish = wish(args)?;
-    let model = open(args.model.as_deref(), printer)?;
+    let asked = asked(args);
+    let model = open(asked, printer)?;
     let machine = machine::measured(wish.threads, args.measure, printer)?;
     let made = recommend(&model, &wish, &machine)?;
     let lines: Vec<String> = made.choices.iter().map(|choice| line(choice, args)).collect::<Result<_>>()?;
@@ -97,15 +96,14 @@ fn wish(args: &Recommend) -> Result<Wish> {
 }
 
 /// A model, or what its config.json says of it.
-fn open(path: Option<&Path>, printer: Printer) -> Result<Model> {
-    let directory = source::directory(path)?;
-    match mlx_quant::open(&directory) {
+fn open(asked: Asked<'_>, printer: Printer) -> Result<Opened> {
+    source::directory(asked, Need::Headers, printer)?.open(|directory| match mlx_quant::open(directory) {
         Err(mlx_quant::Error::Checkpoint(CheckpointError::NoWeights { .. })) => {
             printer.say("no weights here: shapes are taken from config.json");
-            Ok(mlx_quant::open_config(&directory)?)
+            mlx_quant::open_config(directory)
         }
-        other => Ok(other?),
-    }
+        other => other,
+    })
 }
 
 fn facts(machine: &Machine, wish: &Wish) -> String {
@@ -120,10 +118,14 @@ fn facts(machine: &Machine, wish: &Wish) -> String {
     )
 }
 
+fn asked(args: &Recommend) -> Asked<'_> {
+    Asked::new(args.model.as_deref(), args.revision.as_deref())
+}
+
 /// The command that carries a choice out.
 fn line(choice: &Choice, args: &Recommend) -> Result<String> {
     let scheme = Scheme::affine(choice.bits, args.q_group_size)?;
-    let mut line = CommandLine::new(&choice.recipe, args.model.as_deref(), scheme, choice.target_bpw);
+    let mut line = CommandLine::new(&choice.recipe, asked(args).word().as_deref(), scheme, choice.target_bpw);
     if choice.recipe.needs_calibration() {
         line.flag("--n-samples", args.n_samples.map(|count| count.to_string()));
         line.flag("--sequence-length", other(args.sequence_length, 512));

@@ -1,61 +1,191 @@
-//! Where a command's model comes from.
+//! Where a command's model and data come from: this machine, the hub, or the binary.
 
-use std::path::Path;
+use std::any::Any;
+use std::ops::Deref;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use mlx_format::Scheme;
 use mlx_format::checkpoint::Directory;
-use mlx_quant::{Model, Overrides};
+use mlx_quant::{DataSource, Model, Overrides};
 
 use crate::Refusal;
-use crate::args::Hub;
+#[cfg(feature = "hub")]
+use crate::hub::{Address, Hub, check_revision};
 use crate::printer::Printer;
+#[cfg(feature = "hub")]
+use crate::screen::Screen;
 
-/// The directory of `model`, or the built-in demo model.
-pub(crate) fn directory(model: Option<&Path>) -> Result<Directory> {
-    match model {
-        Some(path) => {
-            if !path.exists() && looks_like_hub_id(path) {
-                let id = path.display();
-                return Err(Refusal(format!(
-                    "{id} is not a directory here, and this version does not download from the hub; \
-                     hint: download it first (`hf download {id} --local-dir DIR`) and give the directory"
-                ))
-                .into());
+/// What of a model a command looks at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Need {
+    /// Names and shapes: of a model on the hub only headers are fetched.
+    Headers,
+    /// Everything.
+    Weights,
+}
+
+impl Need {
+    /// What a command needs that may only have to show its plan.
+    pub(crate) fn of(only_plan: bool) -> Self {
+        if only_plan { Self::Headers } else { Self::Weights }
+    }
+}
+
+/// A model that was asked for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Asked<'a> {
+    /// Directory or hub id; nothing for the built-in demo model.
+    pub(crate) model: Option<&'a Path>,
+    /// Hub revision.
+    pub(crate) revision: Option<&'a str>,
+}
+
+impl<'a> Asked<'a> {
+    pub(crate) fn new(model: Option<&'a Path>, revision: Option<&'a str>) -> Self {
+        Self { model, revision }
+    }
+
+    /// As one word, for command lines.
+    pub(crate) fn word(&self) -> Option<PathBuf> {
+        let model = self.model?;
+        Some(match self.revision {
+            Some(revision) if !model.exists() => PathBuf::from(format!("{}@{revision}", model.display())),
+            _ => model.to_owned(),
+        })
+    }
+
+    /// Its address on the hub, if it is not a directory here.
+    #[cfg(feature = "hub")]
+    pub(crate) fn address(&self) -> Result<Option<Address>, Refusal> {
+        let Some(model) = self.model.filter(|model| !model.exists()) else { return Ok(None) };
+        let Some(mut address) = address(model, false)? else { return Ok(None) };
+        if let Some(revision) = self.revision {
+            check_revision(revision)
+                .map_err(|why| Refusal(format!("--revision: {why}; hint: as in --revision main")))?;
+            if address.revision.as_deref().is_some_and(|own| own != revision) {
+                let why = format!("{} and --revision {revision} name two revisions", model.display());
+                return Err(Refusal(format!("{why}; hint: leave out one")));
             }
-            Ok(Directory::open(path).map_err(mlx_quant::Error::from)?)
+            address.revision = Some(revision.to_owned());
+        }
+        Ok(Some(address))
+    }
+}
+
+/// Reads an address, with a word on what is wrong with it.
+#[cfg(feature = "hub")]
+pub(crate) fn address(text: &Path, data: bool) -> Result<Option<Address>, Refusal> {
+    Address::parse(text, data).transpose().map_err(|why| {
+        let text = text.display();
+        Refusal(format!(
+            "{text} is not here, and not a hub id: {why}; hint: hub ids are ORG/NAME, as Qwen/Qwen3-8B"
+        ))
+    })
+}
+
+/// A directory, and what keeps it there while it is used.
+pub(crate) struct Located {
+    pub(crate) directory: Directory,
+    guard: Option<Box<dyn Any>>,
+}
+
+/// An opened model, and what keeps its files there while it is used.
+pub(crate) struct Opened {
+    model: Model,
+    _guard: Option<Box<dyn Any>>,
+}
+
+impl Deref for Opened {
+    type Target = Model;
+
+    fn deref(&self) -> &Model {
+        &self.model
+    }
+}
+
+impl Located {
+    /// Opens the model in it by `open`.
+    pub(crate) fn open(
+        self,
+        open: impl FnOnce(&Directory) -> Result<Model, mlx_quant::Error>,
+    ) -> Result<Opened> {
+        Ok(Opened { model: open(&self.directory)?, _guard: self.guard })
+    }
+}
+
+/// The directory of a model, downloaded if it is on the hub, or the built-in demo model.
+pub(crate) fn directory(asked: Asked<'_>, need: Need, printer: Printer) -> Result<Located> {
+    let here = |directory| Ok(Located { directory, guard: None });
+    let Some(path) = asked.model else {
+        if asked.revision.is_some() {
+            printer.warn("--revision has no effect on the built-in model");
         }
         #[cfg(feature = "demo")]
-        None => Ok(mlx_quant::demo()),
+        return here(mlx_quant::demo());
         #[cfg(not(feature = "demo"))]
-        None => {
-            Err(Refusal("this build has no demo model; hint: give the directory of a model".to_owned())
-                .into())
-        }
+        return Err(
+            Refusal("this build has no demo model; hint: give the directory of a model".to_owned()).into()
+        );
+    };
+    #[cfg(feature = "hub")]
+    if let Some(address) = asked.address()? {
+        return downloaded(&address, need, printer);
     }
+    #[cfg(not(feature = "hub"))]
+    let _ = need;
+    if asked.revision.is_some() && path.exists() {
+        printer.warn("--revision has no effect on a local model");
+    }
+    here(Directory::open(path).map_err(mlx_quant::Error::from)?)
+}
+
+#[cfg(feature = "hub")]
+fn downloaded(address: &Address, need: Need, printer: Printer) -> Result<Located> {
+    let screen = Screen::new(printer);
+    let located = || {
+        if need == Need::Headers {
+            let root = tempfile::tempdir()?;
+            if let Some(hollow) = Hub::open()?.hollow(address, root.path(), &screen)? {
+                let directory = Directory::open(&hollow.directory).map_err(mlx_quant::Error::from)?;
+                return Ok(Located { directory, guard: Some(Box::new(root)) });
+            }
+        }
+        let path = Hub::open()?.model(address, &screen)?;
+        Ok(Located { directory: Directory::open(&path).map_err(mlx_quant::Error::from)?, guard: None })
+    };
+    let located = located();
+    screen.clear();
+    located
 }
 
 /// Opens a model, with a word on files that are not part of it.
-pub(crate) fn open(model: Option<&Path>, printer: Printer) -> Result<Model> {
-    let model = mlx_quant::open(&directory(model)?)?;
-    for file in model.checkpoint.ignored() {
+pub(crate) fn open(asked: Asked<'_>, need: Need, printer: Printer) -> Result<Opened> {
+    let opened = directory(asked, need, printer)?.open(mlx_quant::open)?;
+    for file in opened.checkpoint.ignored() {
         printer.warn(&format!("{file} is not in the index and is not used"));
     }
-    Ok(model)
+    Ok(opened)
 }
 
-/// Says what of the hub's flags this version does not do.
-pub(crate) fn refuse_upload(hub: &Hub, printer: Printer) -> Result<(), Refusal> {
-    if hub.upload_repo.is_some() {
-        return Err(Refusal(
-            "this version does not upload; hint: leave out --upload-repo and run `hf upload ORG/NAME DIR` afterwards"
-                .to_owned(),
-        ));
+/// Text from a path or a dataset on the hub, or the built-in one.
+pub(crate) fn data(path: Option<&Path>, builtin: DataSource, printer: Printer) -> Result<DataSource> {
+    let Some(path) = path else { return Ok(builtin) };
+    #[cfg(feature = "hub")]
+    if !path.exists()
+        && let Some(address) = address(path, true)?
+    {
+        let screen = Screen::new(printer);
+        let files = Hub::open().and_then(|hub| Ok(hub.dataset(&address, &screen)?));
+        screen.clear();
+        let files = files?;
+        let names: Vec<_> = files.iter().filter_map(|file| file.file_name()?.to_str()).collect();
+        printer.say(&format!("data     {} ({})", address.id(), names.join(", ")));
+        return Ok(DataSource::Files(files));
     }
-    if hub.revision.is_some() {
-        printer.warn("--revision has no effect on a local model");
-    }
-    Ok(())
+    #[cfg(not(feature = "hub"))]
+    let _ = printer;
+    Ok(DataSource::Path(path.to_owned()))
 }
 
 /// A recipe file, what it leaves out being taken from `base`.
@@ -65,8 +195,4 @@ pub(crate) fn overrides(path: Option<&Path>, base: Scheme) -> Result<Option<Over
         .map_err(|error| Refusal(format!("{error}; hint: --recipe-file takes a TOML file")))?;
     let overrides = Overrides::parse(&text, base);
     Ok(Some(overrides.map_err(|error| Refusal(format!("{}: {error}", path.display())))?))
-}
-
-fn looks_like_hub_id(path: &Path) -> bool {
-    path.is_relative() && path.components().count() == 2 && !path.starts_with(".") && !path.starts_with("..")
 }

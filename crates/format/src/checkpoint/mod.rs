@@ -9,6 +9,7 @@
 
 mod config;
 mod directory;
+mod hollow;
 mod layout;
 mod safetensors;
 mod write_error;
@@ -16,6 +17,7 @@ mod writer;
 
 pub use config::{Config, ConfigError, is_truthy};
 pub use directory::{Directory, DirectoryError, forget_cached};
+pub use hollow::{MAX_HEADER_BYTES, hollow_out, make_hollow};
 pub use layout::{Layout, Placement, SHARD_BYTES, TensorSpec};
 pub use safetensors::{Checkpoint, CheckpointError, HeaderTensor, Tensor, parse_header, parse_index};
 pub use write_error::WriteError;

@@ -399,6 +399,12 @@ impl Checkpoint {
         self.headers_only
     }
 
+    /// Name of the file that holds a tensor, and where in it, in bytes from its start.
+    pub fn place(&self, tensor: &Tensor) -> (&str, std::ops::Range<u64>) {
+        let start = tensor.start as u64;
+        (&self.shards[tensor.shard].0, start..start + tensor.length as u64)
+    }
+
     /// The file that holds a tensor, for messages.
     pub fn file_of(&self, tensor: &Tensor) -> String {
         self.directory.display_file(&self.shards[tensor.shard].0)

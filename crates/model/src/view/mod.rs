@@ -202,6 +202,14 @@ impl View {
         &self.pieces[piece.min(self.pieces.len() - 1)].tensor
     }
 
+    /// Names of the source tensors that any row is read from.
+    pub fn sources(&self) -> impl Iterator<Item = &str> {
+        self.pieces.iter().flat_map(|piece| {
+            let scales = piece.blocks.as_ref().map(|blocks| blocks.tensor.as_str());
+            std::iter::once(piece.tensor.as_str()).chain(scales)
+        })
+    }
+
     /// Bytes of one element as stored in the source.
     fn stored_size(&self) -> usize {
         if self.pieces[0].blocks.is_some() { 1 } else { self.dtype.bitsize() / 8 }

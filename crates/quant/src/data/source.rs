@@ -19,6 +19,8 @@ pub enum DataSource {
     BuiltinHeldOut,
     /// A .txt, .jsonl or .parquet file, or a directory of these, which are taken in the order of their names.
     Path(PathBuf),
+    /// Files of these kinds, in their order.
+    Files(Vec<PathBuf>),
 }
 
 /// One file before tokenization.
@@ -43,6 +45,13 @@ impl DataSource {
             Self::BuiltinCalibration => Ok(vec![builtin("calibration.txt", mlx_quant_texts::CALIBRATION)]),
             Self::BuiltinHeldOut => Ok(vec![builtin("held_out.txt", mlx_quant_texts::HELD_OUT)]),
             Self::Path(path) => files(path)?.iter().map(|(path, kind)| read(path, *kind)).collect(),
+            Self::Files(paths) => {
+                let mut sources = Vec::new();
+                for path in paths {
+                    sources.extend(Self::Path(path.clone()).read()?);
+                }
+                Ok(sources)
+            }
         }
     }
 }

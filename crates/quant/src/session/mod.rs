@@ -200,8 +200,7 @@ fn conclude(
         made.evaluation = Some(evaluate(&written, Some(source), held_out, &quality, observer)?);
         observer.event(Event::Finishing);
     }
-    let name = source.map_or_else(|| "a quantized model".to_owned(), Model::name);
-    let card = card::calibrated_card(plan, &name, windows, settings, &made);
+    let card = card::calibrated_card(plan, source, windows, settings, &made);
     writer.write_file("README.md", card.as_bytes())?;
     writer.finish()?;
     made.seconds = start.elapsed().as_secs_f64();

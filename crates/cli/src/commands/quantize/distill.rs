@@ -3,24 +3,24 @@
 use std::path::Path;
 
 use anyhow::Result;
-use mlx_format::checkpoint::Directory;
 use mlx_quant::{Model, Plan, QuantizeSettings, Settings};
 
 use super::{Request, prepare, show};
-use crate::commands::source;
+use crate::commands::source::{self, Asked, Need};
+use crate::commands::upload::Target;
 use crate::printer::Printer;
 use crate::screen::Screen;
 
 /// Trains `student`, an MLX quantized model.
 pub(super) fn run(request: &Request<'_>, student: &Path, printer: Printer) -> Result<()> {
     let args = request.common;
-    let directory = Directory::open(student).map_err(mlx_quant::Error::from)?;
-    let student = mlx_quant::open(&directory)?;
+    let upload = Target::of(&args.hub, args.target.dry_run)?;
+    let student = source::open(Asked::new(Some(student), None), Need::Weights, printer)?;
     // With targets at hand the original is needed only where it is named.
     let known = request.dwq.is_some_and(|dwq| dwq.target_dir.is_some());
     let teacher = match &args.target.model {
         None if known => None,
-        model => Some(source::open(model.as_deref(), printer)?),
+        _ => Some(source::open(request.asked(), Need::Weights, printer)?),
     };
     let as_it_is = Settings { keep_dtypes: true, ..Settings::default() };
     let plan = Plan::new(&student.checkpoint, &student.config, as_it_is);
@@ -32,9 +32,10 @@ pub(super) fn run(request: &Request<'_>, student: &Path, printer: Printer) -> Re
     }
     let screen = Screen::new(printer);
     let target = &args.target.mlx_path;
-    let made = mlx_quant::distill(teacher.as_ref(), &student, &plan, &windows, target, &settings, &screen);
+    let made = mlx_quant::distill(teacher.as_deref(), &student, &plan, &windows, target, &settings, &screen);
     screen.clear();
-    show(request, &plan, &windows, &made?, needs, printer)
+    show(request, &plan, &windows, &made?, needs, printer)?;
+    upload.map_or(Ok(()), |upload| upload.push(target, teacher.as_deref(), printer))
 }
 
 /// `--targets-only`.

@@ -21,9 +21,10 @@ use self::dynamic::Allocator;
 pub(crate) use self::request::Request;
 pub(crate) use self::request::affine;
 use self::show::{dry_run, show};
+use super::upload::Target;
 use super::windows::{self, Shares};
 use crate::Refusal;
-use crate::commands::source;
+use crate::commands::source::{self, Need};
 use crate::machine;
 use crate::memory::{USUAL_RESIDENT, free_memory, resident_now};
 use crate::printer::Printer;
@@ -34,7 +35,6 @@ pub(crate) fn run(request: &Request<'_>, printer: Printer) -> Result<()> {
     let args = request.common;
     let base = affine(args.q_bits, args.q_group_size)?;
     let embedding = request.embedding(base)?;
-    source::refuse_upload(&args.hub, printer)?;
     request.check()?;
     let dynamic = match request.dynamic.filter(|_| request.recipe.allocates()) {
         Some(flags) => Some(dynamic::settings(flags)?),
@@ -48,7 +48,8 @@ pub(crate) fn run(request: &Request<'_>, printer: Printer) -> Result<()> {
     if let Some(student) = request.alone.and_then(|dwq| dwq.quantized_model.as_deref()) {
         return distill::run(request, student, printer);
     }
-    let model = source::open(args.target.model.as_deref(), printer)?;
+    let upload = Target::of(&args.hub, args.target.dry_run || targets_only)?;
+    let model = source::open(request.asked(), Need::of(args.target.dry_run), printer)?;
     let calibrated = request.recipe.needs_calibration();
     let schemes = if embedding == base { BTreeMap::new() } else { tables(&model, embedding)? };
     let settings = Settings {
@@ -64,17 +65,13 @@ pub(crate) fn run(request: &Request<'_>, printer: Printer) -> Result<()> {
         printer.warn(note);
     }
     let threads = args.machine.threads.map_or(0, |threads| threads as usize);
-    if !calibrated {
-        return super::convert::carry_out(
-            &model,
-            &plan,
-            &args.target.mlx_path,
-            args.target.dry_run,
-            threads,
-            printer,
-        );
+    let target = &args.target.mlx_path;
+    if calibrated {
+        carry_out(request, &model, plan, dynamic, printer)?;
+    } else {
+        super::convert::carry_out(&model, &plan, target, args.target.dry_run, threads, printer)?;
     }
-    carry_out(request, &model, plan, dynamic, printer)
+    upload.map_or(Ok(()), |upload| upload.push(target, Some(&model), printer))
 }
 
 /// Carries out a recipe that looks at text.
@@ -161,8 +158,7 @@ fn carry_out(
 /// Windows for calibration, and everything that a run is told.
 fn prepare(request: &Request<'_>, model: &Model, printer: Printer) -> Result<(Windows, QuantizeSettings)> {
     let args = request.common;
-    let data =
-        args.data.as_ref().map_or(DataSource::BuiltinCalibration, |path| DataSource::Path(path.clone()));
+    let data = source::data(args.data.as_deref(), DataSource::BuiltinCalibration, printer)?;
     let (calibration, training, held_out) = request.windows();
     let shares = Shares { calibration, training, held_out, trains: request.recipe.trains() };
     let (windows, lessons) =

@@ -7,6 +7,7 @@ use crate::Refusal;
 use crate::args::{
     Awq, AwqFlags, Calibrated, Dwq, DwqFlags, DynamicFlags, DynamicQuant, Gptq, GptqFlags, Quantize,
 };
+use crate::commands::source::Asked;
 
 /// Calibration windows where nothing else is said.
 const WINDOWS: usize = 128;
@@ -26,6 +27,11 @@ pub(crate) struct Request<'a> {
 }
 
 impl<'a> Request<'a> {
+    /// The model that is to be quantized.
+    pub(super) fn asked(&self) -> Asked<'a> {
+        Asked::new(self.common.target.model.as_deref(), self.common.hub.revision.as_deref())
+    }
+
     fn of(method: Method, common: &'a Calibrated) -> Self {
         let recipe = Recipe::of(method);
         Self { recipe, common, dynamic: None, awq: None, gptq: None, dwq: None, alone: None }

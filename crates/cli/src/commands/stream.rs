@@ -1,0 +1,83 @@
+//! `convert --stream`: a model on the hub, one shard at a time.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use mlx_format::checkpoint::{Directory, Writer};
+use mlx_quant::{Remote, Settings};
+
+use crate::Refusal;
+use crate::args::Convert;
+use crate::commands::source::Asked;
+use crate::commands::{convert, upload};
+use crate::hub::{Address, Hub};
+use crate::printer::Printer;
+use crate::screen::Screen;
+
+/// Runs the command; `false` if there is nothing to stream, because the model is here.
+pub(super) fn run(
+    args: &Convert,
+    asked: Asked<'_>,
+    settings: &Settings,
+    upload: Option<&upload::Target>,
+    printer: Printer,
+) -> Result<bool> {
+    let Some(address) = asked.address()? else {
+        printer.warn("--stream has no effect on a local model");
+        return Ok(false);
+    };
+    if settings.search {
+        let why = "--search weighs by norms, which --stream has not at hand";
+        return Err(Refusal(format!("{why}; hint: leave out one of them")).into());
+    }
+    let target = &args.target.mlx_path;
+    let place = place(target)?;
+    let done = stream(args, &address, settings, &place, printer);
+    let refused = |error: &anyhow::Error| crate::exit_code(error) == crate::REFUSED;
+    // Kept after other failures: the same command goes on with it.
+    if place.is_dir() && (args.target.dry_run || done.as_ref().map_or_else(refused, |_| true)) {
+        fs_err::remove_dir_all(&place)?;
+    }
+    let streamed = done?;
+    if let Some(upload) = upload.filter(|_| streamed) {
+        upload.push(target, None, printer)?;
+    }
+    Ok(streamed)
+}
+
+/// Where shards wait, beside the output and on its disk.
+fn place(target: &Path) -> Result<PathBuf> {
+    let partial = Writer::partial_path(target).map_err(mlx_quant::Error::from)?;
+    Ok(partial.with_extension("source"))
+}
+
+fn stream(
+    args: &Convert,
+    address: &Address,
+    settings: &Settings,
+    place: &Path,
+    printer: Printer,
+) -> Result<bool> {
+    let screen = Screen::new(printer);
+    let hollow = Hub::open().and_then(|hub| Ok(hub.hollow(address, place, &screen)?));
+    screen.clear();
+    let Some(hollow) = hollow? else {
+        printer.detail("the model is in the cache; nothing is to be streamed");
+        return Ok(false);
+    };
+    let directory = Directory::open(&hollow.directory).map_err(mlx_quant::Error::from)?;
+    let model = mlx_quant::open(&directory)?;
+    let plan = convert::plan(&model, settings.clone(), printer)?;
+    drop(model);
+    let (target, threads) = (&args.target.mlx_path, convert::threads(args));
+    if args.target.dry_run {
+        convert::dry_run(&plan, threads, printer)?;
+        return Ok(true);
+    }
+    let mut fetch = |shard: &str| hollow.fetch(shard, &screen).map_err(mlx_quant::Error::from);
+    let remote = Remote { directory: &hollow.directory, identity: &hollow.identity, fetch: &mut fetch };
+    let done = mlx_quant::convert_streamed(remote, &plan, target, threads, &screen);
+    screen.clear();
+    convert::show(&done?, &plan, target, printer)?;
+    Ok(true)
+}

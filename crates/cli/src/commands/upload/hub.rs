@@ -1,0 +1,123 @@
+//! A model directory to the hub, with a card that says how close the model is to its source.
+
+use std::path::Path;
+
+use anyhow::Result;
+use mlx_format::checkpoint::Directory;
+use mlx_quant::{DataSource, Evaluation, EvaluationSettings, Model, Pick, evaluate};
+use serde_json::json;
+
+use crate::Refusal;
+use crate::args::{HubFlags, Upload as Args};
+use crate::commands::source::{self, Asked, Need};
+use crate::commands::windows;
+use crate::hub::{Address, Hub, Upload};
+use crate::printer::{Printer, bytes};
+use crate::screen::Screen;
+
+/// Windows of held-out text on which a model is measured for its card where nothing was measured before.
+const WINDOWS: usize = 8;
+const WINDOW_TOKENS: usize = 512;
+
+/// Runs the command.
+pub(crate) fn run(args: &Args, printer: Printer) -> Result<()> {
+    let target = Target::parse(&args.upload_repo, args.private)?;
+    let reference = Asked::new(args.reference.as_deref(), args.revision.as_deref());
+    let reference = match args.reference {
+        Some(_) => Some(source::open(reference, Need::Weights, printer)?),
+        None => None,
+    };
+    let done = target.upload(&args.directory, reference.as_deref(), printer)?;
+    if printer.is_json() {
+        printer.data(&serde_json::to_string_pretty(&done)?);
+    }
+    Ok(())
+}
+
+/// A repository that may be written to, as far as is known here.
+pub(crate) struct Target {
+    address: Address,
+    private: bool,
+    hub: Hub,
+}
+
+impl Target {
+    fn parse(text: &str, private: bool) -> Result<Self> {
+        let address = source::address(Path::new(text), false)?.filter(|address| address.revision.is_none());
+        let address = address.ok_or_else(|| {
+            Refusal(format!(
+                "--upload-repo {text}: this is no hub id; hint: give ORG/NAME, as mlx-community/Qwen3-8B-4bit"
+            ))
+        })?;
+        let hub = Hub::open()?;
+        hub.check_upload()?;
+        Ok(Self { address, private, hub })
+    }
+
+    /// Where the flags of a command that writes a model want it to go, checked before any work.
+    /// A command that only shows a plan has nothing to upload.
+    pub(crate) fn of(flags: &HubFlags, only_plan: bool) -> Result<Option<Self>> {
+        let wanted = flags.upload_repo.as_deref().filter(|_| !only_plan);
+        wanted.map(|text| Self::parse(text, flags.private)).transpose()
+    }
+
+    /// Uploads what a command has written.
+    pub(crate) fn push(&self, directory: &Path, source: Option<&Model>, printer: Printer) -> Result<()> {
+        self.upload(directory, source, printer).map(|_| ())
+    }
+
+    /// Uploads a model directory; its card tells how close it is to `source`, measured now unless it was before.
+    fn upload(
+        &self,
+        directory: &Path,
+        source: Option<&Model>,
+        printer: Printer,
+    ) -> Result<serde_json::Value> {
+        let model = mlx_quant::open(&Directory::open(directory).map_err(mlx_quant::Error::from)?)?;
+        let screen = Screen::new(printer);
+        let card = fs_err::read_to_string(directory.join("README.md")).unwrap_or_default();
+        let mut measured = None;
+        if let Some(source) = source.filter(|_| !mlx_quant::is_measured(&card)) {
+            match measure(&model, source, &screen) {
+                Ok(evaluation) => measured = Some(mlx_quant::with_quality(&card, &evaluation)),
+                Err(error) if error.is::<mlx_quant::Error>() && screen.was_interrupted() => {
+                    return Err(error);
+                }
+                Err(error) => printer.warn(&format!("not measured for the card: {error:#}")),
+            }
+        }
+        let upload = Upload {
+            directory,
+            address: &self.address,
+            private: self.private,
+            message: concat!("Upload with mlx-quant ", env!("CARGO_PKG_VERSION")).to_owned(),
+            card: measured,
+        };
+        let done = self.hub.upload(&upload, &screen);
+        screen.clear();
+        let done = done?;
+        match &done.commit {
+            Some(_) => printer.say(&format!(
+                "{}: {} file(s), {}, in one commit",
+                done.url,
+                done.files,
+                bytes(done.bytes)
+            )),
+            None => printer.say(&format!("{}: everything was there already", done.url)),
+        }
+        Ok(json!({
+            "url": done.url,
+            "commit": done.commit,
+            "files": done.files,
+            "bytes": done.bytes,
+            "files_kept": done.kept,
+        }))
+    }
+}
+
+fn measure(model: &Model, source: &Model, screen: &Screen) -> Result<Evaluation> {
+    let pick = Pick::EvenlySpaced { windows: WINDOWS };
+    let windows = windows::read(source, &DataSource::BuiltinHeldOut, WINDOW_TOKENS, pick)?;
+    let settings = EvaluationSettings { threads: 0, low_memory: true, cache: None };
+    Ok(evaluate(model, Some(source), &windows, &settings, screen)?)
+}

@@ -1,0 +1,382 @@
+//! One file from the hub: resumed where it broke, its size and hash checked before it gets its name.
+
+use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use fs_err as fs;
+use futures_util::StreamExt as _;
+use hf_hub::HFError;
+use mlx_quant::{Event, Observer};
+use sha1::Sha1;
+use sha2::{Digest as _, Sha256};
+
+use super::explain::{Trouble, pause};
+use super::{Hub, RemoteFile, Snapshot, length, sleep};
+
+/// Files that are fetched at the same time.
+const WORKERS: usize = 8;
+
+/// The hash by which the hub knows a file.
+enum Hasher {
+    Sha256(Sha256),
+    /// Git's, of a header and the content.
+    Git(Sha1),
+}
+
+impl Hasher {
+    fn new(file: &RemoteFile) -> Self {
+        if file.hash.len() == 64 {
+            return Self::Sha256(Sha256::new());
+        }
+        let mut hash = Sha1::new();
+        hash.update(format!("blob {}\0", file.size));
+        Self::Git(hash)
+    }
+
+    fn update(&mut self, bytes: &[u8]) {
+        match self {
+            Self::Sha256(hash) => hash.update(bytes),
+            Self::Git(hash) => hash.update(bytes),
+        }
+    }
+
+    fn read(&mut self, file: &mut fs::File, mut bytes: u64) -> std::io::Result<()> {
+        let mut buffer = vec![0; 1 << 20];
+        while bytes > 0 {
+            let part = usize::try_from(bytes).unwrap_or(usize::MAX).min(buffer.len());
+            file.read_exact(&mut buffer[..part])?;
+            self.update(&buffer[..part]);
+            bytes -= part as u64;
+        }
+        Ok(())
+    }
+
+    fn is(self, hash: &str) -> bool {
+        let digits = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+        let own = match self {
+            Self::Sha256(own) => digits(&own.finalize()),
+            Self::Git(own) => digits(&own.finalize()),
+        };
+        own.eq_ignore_ascii_case(hash)
+    }
+}
+
+/// Whether a local file is the one that the hub lists.
+pub(super) fn is_same(path: &Path, remote: &RemoteFile) -> std::io::Result<bool> {
+    if length(path) != remote.size {
+        return Ok(false);
+    }
+    let mut file = fs::File::open(path)?;
+    let mut hasher = Hasher::new(remote);
+    hasher.read(&mut file, remote.size)?;
+    Ok(hasher.is(&remote.hash))
+}
+
+/// Bytes that have come, of all files under way.
+pub(super) struct Tally<'a> {
+    observer: &'a dyn Observer,
+    done: AtomicU64,
+    stop: AtomicBool,
+}
+
+impl<'a> Tally<'a> {
+    /// Counts from what was here before.
+    pub(super) fn new(observer: &'a dyn Observer, before: u64) -> Self {
+        Self { observer, done: AtomicU64::new(before), stop: AtomicBool::new(false) }
+    }
+
+    fn add(&self, bytes: u64) {
+        let done = self.done.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        self.observer.event(Event::Progress { done });
+    }
+
+    fn forget(&self, bytes: u64) {
+        self.done.fetch_sub(bytes, Ordering::Relaxed);
+    }
+}
+
+impl Observer for Tally<'_> {
+    fn event(&self, event: Event<'_>) {
+        self.observer.event(event);
+    }
+
+    fn cancelled(&self) -> bool {
+        self.stop.load(Ordering::Relaxed) || self.observer.cancelled()
+    }
+}
+
+/// A file that is being written, and the hash of what is in it.
+struct Growing {
+    file: fs::File,
+    have: u64,
+    hasher: Hasher,
+}
+
+impl Growing {
+    /// Opens what an earlier run left, or begins.
+    fn open(path: &Path, remote: &RemoteFile) -> std::io::Result<Self> {
+        if let Some(parent) = path.parent() {
+            fs::create_dir_all(parent)?;
+        }
+        let mut file =
+            fs::OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
+        let mut hasher = Hasher::new(remote);
+        let mut have = file.metadata()?.len();
+        if have > remote.size {
+            file.set_len(0)?;
+            have = 0;
+        }
+        hasher.read(&mut file, have)?;
+        Ok(Self { file, have, hasher })
+    }
+
+    fn begin_again(&mut self, remote: &RemoteFile) -> std::io::Result<()> {
+        self.file.set_len(0)?;
+        self.file.seek(SeekFrom::Start(0))?;
+        self.have = 0;
+        self.hasher = Hasher::new(remote);
+        Ok(())
+    }
+
+    fn push(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        self.file.write_all(bytes)?;
+        self.hasher.update(bytes);
+        self.have += bytes.len() as u64;
+        Ok(())
+    }
+}
+
+/// How one answer ended.
+enum Ended {
+    /// The file is as long as it should be.
+    Complete,
+    /// The answer was whole and too short.
+    Short,
+    /// More came than belongs to the file: what was asked for was not heeded.
+    Long,
+    Hub(HFError),
+    Local(std::io::Error),
+    Interrupted,
+}
+
+impl Hub {
+    /// Downloads a file to `to`; `growing` is where it grows until it is whole and has the right hash.
+    pub(super) fn fetch(
+        &self,
+        snapshot: &Snapshot,
+        remote: &RemoteFile,
+        growing: &Path,
+        to: &Path,
+        tally: &Tally<'_>,
+    ) -> Result<(), Trouble> {
+        let local = |error: std::io::Error| self.speaker.local(&error);
+        let name = format!("{}/{}", snapshot.address.id(), remote.path);
+        // Once more from the beginning, if what came is not the file.
+        for last in [false, true] {
+            let mut file = Growing::open(growing, remote).map_err(local)?;
+            self.fill(snapshot, remote, &mut file, tally)?;
+            file.file.sync_data().map_err(local)?;
+            if file.hasher.is(&remote.hash) {
+                return fs::rename(growing, to).map_err(local);
+            }
+            tally.forget(file.have);
+            fs::remove_file(growing).map_err(local)?;
+            if last {
+                break;
+            }
+            tally.event(Event::Note { text: &format!("{name}: the hash is wrong, once more") });
+        }
+        Err(Trouble::Failed(format!(
+            "{name}: what came is not the file that the hub lists (its hash differs), twice; hint: try again later, or tell the repository's owner"
+        )))
+    }
+
+    /// Brings a file to its full length.
+    fn fill(
+        &self,
+        snapshot: &Snapshot,
+        remote: &RemoteFile,
+        file: &mut Growing,
+        tally: &Tally<'_>,
+    ) -> Result<(), Trouble> {
+        let local = |error: std::io::Error| self.speaker.local(&error);
+        let (mut tries, mut ranges) = (0, true);
+        while file.have < remote.size {
+            let before = file.have;
+            if before > 0 && !ranges {
+                tally.forget(before);
+                file.begin_again(remote).map_err(local)?;
+            }
+            let ended = self.receive(snapshot, remote, file, tally);
+            if file.have > before {
+                tries = 0;
+            }
+            let error = match ended {
+                Ended::Complete => return Ok(()),
+                Ended::Interrupted => return Err(Trouble::Interrupted),
+                Ended::Local(error) => return Err(local(error)),
+                Ended::Short | Ended::Long => None,
+                Ended::Hub(error) => Some(error),
+            };
+            let unheeded =
+                matches!(&error, Some(HFError::Http { context }) if context.status.as_u16() == 416);
+            if error.is_none() || unheeded {
+                // The part that is here may belong to something else, or parts are not to be had.
+                tries += 1;
+                ranges &= before == 0;
+                if tries > 2 {
+                    return Err(Trouble::Failed(format!(
+                        "{}/{}: the hub lists {} bytes and sends another number; hint: try again later, or tell the repository's owner",
+                        snapshot.address.id(),
+                        remote.path,
+                        remote.size
+                    )));
+                }
+                continue;
+            }
+            let error = error.unwrap_or_else(|| HFError::Other("the answer ended too early".to_owned()));
+            let Some(wait) = pause(&error, tries) else {
+                return Err(self.speaker.explain(&error, &snapshot.address));
+            };
+            tries += 1;
+            sleep(wait, tally)?;
+        }
+        Ok(())
+    }
+
+    /// One request for the rest of a file.
+    fn receive(
+        &self,
+        snapshot: &Snapshot,
+        remote: &RemoteFile,
+        file: &mut Growing,
+        tally: &Tally<'_>,
+    ) -> Ended {
+        let rest = (file.have > 0).then_some(file.have..remote.size);
+        let answer = self.wait(async {
+            let stream = snapshot.repository.download_file_stream().filename(remote.path.clone());
+            stream.revision(snapshot.commit.clone()).maybe_range(rest).send().await
+        });
+        let mut stream = match answer {
+            Ok((_, stream)) => stream,
+            Err(error) => return Ended::Hub(error),
+        };
+        loop {
+            if tally.cancelled() {
+                return Ended::Interrupted;
+            }
+            let chunk = match self.wait(async { stream.next().await.transpose() }) {
+                Ok(Some(chunk)) => chunk,
+                Ok(None) if file.have == remote.size => return Ended::Complete,
+                Ok(None) => return Ended::Short,
+                Err(error) => return Ended::Hub(error),
+            };
+            if file.have + chunk.len() as u64 > remote.size {
+                return Ended::Long;
+            }
+            if let Err(error) = file.push(&chunk) {
+                return Ended::Local(error);
+            }
+            tally.add(chunk.len() as u64);
+        }
+    }
+
+    /// Brings files into the cache, several at a time, and gives their paths in the snapshot.
+    pub(super) fn fetch_all(
+        &self,
+        snapshot: &Snapshot,
+        files: &[RemoteFile],
+        observer: &dyn Observer,
+    ) -> Result<Vec<PathBuf>, Trouble> {
+        let cache = &snapshot.cache;
+        let missing = |file: &&RemoteFile| cache.file(&snapshot.commit, &file.path, file.size).is_none();
+        let mut missing: Vec<&RemoteFile> = files.iter().filter(missing).collect();
+        // The longest first, so that they do not come last alone.
+        missing.sort_by_key(|file| std::cmp::Reverse(file.size));
+        let here = |file: &&&RemoteFile| {
+            length(&cache.blob(&file.hash)) == file.size && cache.blob(&file.hash).is_file()
+        };
+        let coming: Vec<&RemoteFile> = missing.iter().filter(|file| !here(file)).copied().collect();
+        let total: u64 = coming.iter().map(|file| file.size).sum();
+        let resumed: u64 =
+            coming.iter().map(|file| length(&cache.incomplete(&file.hash)).min(file.size)).sum();
+        self.check_room(cache.root(), total - resumed)?;
+        if total > 0 {
+            observer.event(Event::Started { total, resumed });
+        }
+        let tally = Tally::new(observer, resumed);
+        each(&missing, &tally, |file| {
+            tally.event(Event::Working { name: &file.path });
+            self.fetch_into(snapshot, file, &tally)
+        })?;
+        Ok(files.iter().map(|file| cache.snapshot(&snapshot.commit).join(&file.path)).collect())
+    }
+
+    /// Brings one file into the cache.
+    fn fetch_into(&self, snapshot: &Snapshot, file: &RemoteFile, tally: &Tally<'_>) -> Result<(), Trouble> {
+        let cache = &snapshot.cache;
+        let local = |error: std::io::Error| self.speaker.local(&error);
+        let _lock = cache.lock(&file.hash).map_err(local)?;
+        let blob = cache.blob(&file.hash);
+        if !blob.is_file() || length(&blob) != file.size {
+            self.fetch(snapshot, file, &cache.incomplete(&file.hash), &blob, tally)?;
+        }
+        cache.link(&snapshot.commit, &file.path, &file.hash).map_err(local)?;
+        Ok(())
+    }
+
+    /// Refuses what does not fit on the disk, before any of it is fetched.
+    pub(super) fn check_room(&self, place: &Path, needed: u64) -> Result<(), Trouble> {
+        let mut existing = place;
+        while !existing.exists() {
+            let Some(parent) = existing.parent() else { return Ok(()) };
+            existing = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+        }
+        let Ok(found) = rustix::fs::statvfs(existing) else { return Ok(()) };
+        let free = found.f_bavail.saturating_mul(found.f_frsize);
+        if needed <= free {
+            return Ok(());
+        }
+        let bytes = mlx_quant::report::bytes;
+        Err(Trouble::Refused(format!(
+            "{} are to be downloaded and {} has room for {}; hint: make room, set HF_HOME to a larger disk, or use `convert --stream`",
+            bytes(needed),
+            existing.display(),
+            bytes(free)
+        )))
+    }
+}
+
+/// Does something for each of `items`, several at a time; the first failure in their order counts, and stops the rest.
+pub(super) fn each<T: Sync>(
+    items: &[T],
+    tally: &Tally<'_>,
+    work: impl Fn(&T) -> Result<(), Trouble> + Sync,
+) -> Result<(), Trouble> {
+    let next = AtomicUsize::new(0);
+    let failed: Mutex<Vec<(usize, Trouble)>> = Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        for _ in 0..WORKERS.min(items.len()) {
+            scope.spawn(|| {
+                loop {
+                    let at = next.fetch_add(1, Ordering::Relaxed);
+                    if at >= items.len() || tally.stop.load(Ordering::Relaxed) {
+                        return;
+                    }
+                    if let Err(trouble) = work(&items[at]) {
+                        tally.stop.store(true, Ordering::Relaxed);
+                        failed.lock().unwrap_or_else(PoisonError::into_inner).push((at, trouble));
+                    }
+                }
+            });
+        }
+    });
+    let mut failed = failed.into_inner().unwrap_or_else(PoisonError::into_inner);
+    // Those that only stopped because another failed say nothing.
+    let asked = tally.observer.cancelled();
+    failed.retain(|(_, trouble)| asked || !matches!(trouble, Trouble::Interrupted));
+    failed.sort_by_key(|(at, _)| *at);
+    failed.into_iter().next().map_or(Ok(()), |(_, trouble)| Err(trouble))
+}

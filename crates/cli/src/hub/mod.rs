@@ -1,0 +1,309 @@
+//! Models and data from the Hugging Face hub, and models to it.
+//!
+//! hf-hub speaks with the hub: its API, redirects, xet. What it leaves out is here: downloads that resume at the byte where they
+//! broke, hashes that are checked, `Retry-After`, the offline switch, and errors that say what to do next. Downloads go into
+//! the cache of Python's huggingface_hub. Nothing that is downloaded is ever run; `.bin` and `.pt` files are not even fetched.
+
+mod cache;
+mod dataset;
+mod explain;
+mod fetch;
+mod id;
+mod model;
+mod remote;
+mod upload;
+
+use std::future::Future;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use futures_util::StreamExt as _;
+use hf_hub::repository::{RepoTreeEntry, RepoTypeAny};
+use hf_hub::{HFClient, HFError, HFRepository};
+use mlx_quant::Observer;
+
+use self::cache::Cache;
+pub(crate) use self::explain::Trouble;
+use self::explain::{Speaker, pause};
+pub(crate) use self::id::{Address, check_revision};
+pub(crate) use self::upload::Upload;
+
+/// What a repository holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Model,
+    Dataset,
+}
+
+impl Kind {
+    fn plural(self) -> &'static str {
+        match self {
+            Self::Model => "models",
+            Self::Dataset => "datasets",
+        }
+    }
+}
+
+/// A file as the hub lists it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct RemoteFile {
+    pub(crate) path: String,
+    pub(crate) size: u64,
+    /// SHA-256 of large files, git's SHA-1 of others; the hub's ETag, and the name of the blob in the cache.
+    pub(crate) hash: String,
+}
+
+/// A connection to the hub, as the environment describes it: HF_ENDPOINT, HF_TOKEN and the token file, HF_HOME, HF_HUB_CACHE,
+/// HF_HUB_OFFLINE, HF_HUB_DOWNLOAD_TIMEOUT.
+pub(crate) struct Hub {
+    client: HFClient,
+    runtime: tokio::runtime::Runtime,
+    speaker: Speaker,
+    offline: bool,
+    /// Longest silence of a connection.
+    patience: Duration,
+}
+
+/// A repository at a commit.
+pub(crate) struct Snapshot {
+    pub(crate) address: Address,
+    pub(crate) commit: String,
+    repository: HFRepository<RepoTypeAny>,
+    cache: Cache,
+}
+
+impl Hub {
+    /// Reads the environment; nothing is sent yet.
+    pub(crate) fn open() -> anyhow::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+        let secret = token();
+        let mut builder = HFClient::builder()
+            .user_agent(concat!("mlx-quant/", env!("CARGO_PKG_VERSION")))
+            .retry_max_attempts(0);
+        if let Some(token) = &secret {
+            builder = builder.token(token.clone());
+        }
+        let client = builder.build().map_err(|error| {
+            let endpoint = std::env::var("HF_ENDPOINT").unwrap_or_default();
+            crate::Refusal(format!("HF_ENDPOINT {endpoint:?} is no address ({error}); hint: unset it"))
+        })?;
+        let speaker = Speaker { endpoint: client.endpoint().to_owned(), secret };
+        let seconds = std::env::var("HF_HUB_DOWNLOAD_TIMEOUT").ok().and_then(|text| text.parse().ok());
+        let patience = Duration::from_secs(seconds.filter(|seconds| *seconds > 0).unwrap_or(10));
+        Ok(Self { client, runtime, speaker, offline: is_offline(), patience })
+    }
+
+    /// Runs a future to its end, or for as long as a connection may be silent.
+    fn wait<T>(&self, future: impl Future<Output = Result<T, HFError>>) -> Result<T, HFError> {
+        self.wait_for(self.patience, future)
+    }
+
+    fn wait_for<T>(
+        &self,
+        patience: Duration,
+        future: impl Future<Output = Result<T, HFError>>,
+    ) -> Result<T, HFError> {
+        self.runtime.block_on(async move {
+            match tokio::time::timeout(patience, future).await {
+                Ok(done) => done,
+                Err(_) => Err(HFError::Other(format!("nothing came for {} s", patience.as_secs()))),
+            }
+        })
+    }
+
+    /// Tries again what may go better the next time, after the time that the hub asks for.
+    fn persist<T>(
+        &self,
+        observer: &dyn Observer,
+        mut attempt: impl FnMut() -> Result<T, HFError>,
+    ) -> Result<T, Result<HFError, Trouble>> {
+        for tries in 0.. {
+            match attempt() {
+                Ok(done) => return Ok(done),
+                Err(error) => match pause(&error, tries) {
+                    Some(wait) => sleep(wait, observer).map_err(Err)?,
+                    None => return Err(Ok(error)),
+                },
+            }
+        }
+        unreachable!("a number of tries is the last")
+    }
+
+    /// As [`Self::persist`], explained.
+    fn ask<T>(
+        &self,
+        address: &Address,
+        observer: &dyn Observer,
+        attempt: impl FnMut() -> Result<T, HFError>,
+    ) -> Result<T, Trouble> {
+        self.persist(observer, attempt).map_err(|error| match error {
+            Ok(error) => self.speaker.explain(&error, address),
+            Err(trouble) => trouble,
+        })
+    }
+
+    fn repository(&self, kind: Kind, address: &Address) -> HFRepository<RepoTypeAny> {
+        let kind = match kind {
+            Kind::Model => RepoTypeAny::Model,
+            Kind::Dataset => RepoTypeAny::Dataset,
+        };
+        self.client.repository(kind, address.owner.clone(), address.name.clone())
+    }
+
+    /// Finds the commit of the wanted revision: from the hub, or offline (and where the hub cannot be reached) from the cache.
+    fn find(
+        &self,
+        kind: Kind,
+        address: &Address,
+        observer: &dyn Observer,
+    ) -> Result<(Snapshot, bool), Trouble> {
+        let repository = self.repository(kind, address);
+        let cache = Cache::new(self.client.cache_dir(), kind, address);
+        let revision = address.revision().to_owned();
+        let known =
+            if id::is_commit(&revision) { Some(revision.clone()) } else { cache.commit_of(&revision) };
+        let snapshot = |commit: String| Snapshot {
+            address: address.clone(),
+            commit,
+            repository: repository.clone(),
+            cache: cache.clone(),
+        };
+        if self.offline {
+            let commit = known.ok_or_else(|| {
+                let place = self.client.cache_dir().display();
+                Trouble::Refused(format!(
+                    "{} is not in the cache ({place}), and HF_HUB_OFFLINE is set; hint: unset it, or download the model first",
+                    address.id()
+                ))
+            })?;
+            return Ok((snapshot(commit), false));
+        }
+        match self.ask(address, observer, || self.commit(kind, address)) {
+            Ok((commit, id)) => {
+                if !id::is_commit(&commit) {
+                    return Err(Trouble::Failed(format!(
+                        "{} named no commit; hint: is HF_ENDPOINT right?",
+                        self.speaker.endpoint
+                    )));
+                }
+                if id != address.id() && id::check_path(&id).is_ok() {
+                    let text = format!("{} is now called {id}", address.id());
+                    observer.event(mlx_quant::Event::Note { text: &text });
+                }
+                if !id::is_commit(&revision) {
+                    cache.note_commit(&revision, &commit).map_err(|error| self.speaker.local(&error))?;
+                }
+                Ok((snapshot(commit), true))
+            }
+            Err(Trouble::Unreachable(text)) => match known {
+                Some(commit) if cache.snapshot(&commit).is_dir() => Ok((snapshot(commit), false)),
+                _ => Err(Trouble::Unreachable(text)),
+            },
+            Err(trouble) => Err(trouble),
+        }
+    }
+
+    /// The commit of a revision, and the id under which the hub knows the repository now.
+    fn commit(&self, kind: Kind, address: &Address) -> Result<(String, String), HFError> {
+        let revision = address.revision().to_owned();
+        let (owner, name) = (address.owner.clone(), address.name.clone());
+        let missing = || HFError::malformed_response("the answer names no commit");
+        match kind {
+            Kind::Model => {
+                let repository = self.client.model(owner, name);
+                let info = self.wait(async { repository.info().revision(revision).send().await })?;
+                Ok((info.sha.ok_or_else(missing)?, info.id))
+            }
+            Kind::Dataset => {
+                let repository = self.client.dataset(owner, name);
+                let info = self.wait(async { repository.info().revision(revision).send().await })?;
+                Ok((info.sha.ok_or_else(missing)?, info.id))
+            }
+        }
+    }
+
+    /// All files of a snapshot. Names that lead out of it and hashes that are none are refused.
+    fn list(&self, snapshot: &Snapshot, observer: &dyn Observer) -> Result<Vec<RemoteFile>, Trouble> {
+        let entries = self.ask(&snapshot.address, observer, || {
+            // Many requests, a page each.
+            self.wait_for(self.patience * 12, async {
+                let tree = snapshot.repository.list_tree().revision(snapshot.commit.clone()).recursive(true);
+                let mut tree = std::pin::pin!(tree.send()?);
+                let mut entries = Vec::new();
+                while let Some(entry) = tree.next().await {
+                    entries.push(entry?);
+                }
+                Ok(entries)
+            })
+        })?;
+        let mut files = Vec::new();
+        for entry in entries {
+            let RepoTreeEntry::File { oid, size, path, lfs, .. } = entry else { continue };
+            let large = lfs.as_ref().and_then(|lfs| lfs.sha256.clone().or_else(|| Some(oid.clone())));
+            let (hash, size) = match (large, lfs.and_then(|lfs| lfs.size)) {
+                (Some(hash), own) => (hash, own.unwrap_or(size)),
+                (None, _) => (oid, size),
+            };
+            let hexadecimal =
+                matches!(hash.len(), 40 | 64) && hash.bytes().all(|byte| byte.is_ascii_hexdigit());
+            if id::check_path(&path).is_err() || !hexadecimal {
+                return Err(Trouble::Refused(format!(
+                    "{} lists a file {path:?} with hash {hash:?}, which cannot be; hint: do not use this repository",
+                    snapshot.address.id()
+                )));
+            }
+            files.push(RemoteFile { path, size, hash });
+        }
+        files.sort_by(|left, right| left.path.cmp(&right.path));
+        Ok(files)
+    }
+}
+
+/// Waits, as long as nobody wants to stop.
+fn sleep(wait: Duration, observer: &dyn Observer) -> Result<(), Trouble> {
+    let end = Instant::now() + wait;
+    while Instant::now() < end {
+        if observer.cancelled() {
+            return Err(Trouble::Interrupted);
+        }
+        std::thread::sleep(Duration::from_millis(100).min(end.saturating_duration_since(Instant::now())));
+    }
+    Ok(())
+}
+
+fn is_set(name: &str) -> bool {
+    std::env::var(name)
+        .is_ok_and(|value| matches!(value.to_lowercase().as_str(), "1" | "on" | "yes" | "true"))
+}
+
+fn is_offline() -> bool {
+    is_set("HF_HUB_OFFLINE") || is_set("TRANSFORMERS_OFFLINE")
+}
+
+/// Where huggingface_hub keeps its things (`huggingface_hub/constants.py`).
+fn home() -> Option<PathBuf> {
+    let path = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    path("HF_HOME")
+        .or_else(|| path("XDG_CACHE_HOME").map(|cache| cache.join("huggingface")))
+        .or_else(|| path("HOME").map(|home| home.join(".cache/huggingface")))
+}
+
+/// The token, as huggingface_hub finds it (`huggingface_hub/utils/_auth.py`): HF_TOKEN, or the file that `hf auth login` writes.
+fn token() -> Option<String> {
+    if is_set("HF_HUB_DISABLE_IMPLICIT_TOKEN") {
+        return None;
+    }
+    let named = ["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"].into_iter().find_map(|name| std::env::var(name).ok());
+    let file = || {
+        let path =
+            std::env::var_os("HF_TOKEN_PATH").map(PathBuf::from).or_else(|| Some(home()?.join("token")))?;
+        std::fs::read_to_string(path).ok()
+    };
+    let token = named.filter(|token| !token.trim().is_empty()).or_else(file)?;
+    Some(token.trim().to_owned()).filter(|token| !token.is_empty())
+}
+
+/// The size of the file behind a path, 0 if there is none.
+fn length(path: &Path) -> u64 {
+    std::fs::metadata(path).map_or(0, |found| found.len())
+}

@@ -1,0 +1,165 @@
+//! Uploads: one commit, or none.
+
+use mlx_quant_hub_fixture::{Fault, Kind};
+
+use crate::place::{ID, Place, contents, failed, finish};
+
+const TO: &str = "my-org/Tiny-4bit";
+
+fn converted() -> Place {
+    let place = Place::with_model();
+    place.hub.offer_xet(true);
+    place.succeed(&format!("convert -q --model {ID} --mlx-path out"));
+    place
+}
+
+#[test]
+fn a_model_goes_up_in_one_commit() {
+    let place = converted();
+    let said = place.succeed(&format!("upload out --upload-repo {TO}"));
+    assert!(said.contains("in one commit"), "{said}");
+    let there = place.hub.files(TO, "main");
+    for (name, bytes) in contents(&place.at("out")) {
+        assert!(there.get(&name) == Some(&bytes), "{name}");
+    }
+    let commits = place.hub.commits(TO);
+    let ours: Vec<_> = commits.iter().filter(|commit| commit.title.contains("mlx-quant")).collect();
+    assert_eq!(ours.len(), 1, "{commits:?}");
+    // Again: nothing to do, and no second commit.
+    let said = place.succeed(&format!("upload out --upload-repo {TO}"));
+    assert!(said.contains("everything was there already"), "{said}");
+    assert_eq!(place.hub.commits(TO).len(), commits.len());
+    // And back.
+    place.succeed(&format!("inspect {TO} --verify"));
+    let document = place.run(&format!("upload out --upload-repo {TO} --json")).stdout;
+    let document: serde_json::Value = serde_json::from_slice(&document).unwrap();
+    assert_eq!(document["files"], 0);
+    assert!(document["url"].as_str().unwrap().ends_with(TO));
+}
+
+#[test]
+fn weights_of_an_earlier_model_go_with_the_same_commit() {
+    let place = converted();
+    let old = |name: &str| (name.to_owned(), vec![1u8; 64]);
+    place.hub.add(
+        Kind::Model,
+        TO,
+        vec![
+            old("model-00001-of-00002.safetensors"),
+            old("model-00002-of-00002.safetensors"),
+            old("notes.md"),
+        ],
+    );
+    let before = place.hub.commits(TO).len();
+    place.succeed(&format!("upload out --upload-repo {TO}"));
+    let there = place.hub.files(TO, "main");
+    assert!(!there.contains_key("model-00001-of-00002.safetensors") && there.contains_key("notes.md"));
+    assert!(there.contains_key("model.safetensors"));
+    assert_eq!(place.hub.commits(TO).len(), before + 1);
+}
+
+#[test]
+fn broken_uploads_leave_nothing_to_see_and_go_on() {
+    let faults = [
+        ("xet POST", Fault::Status { code: 500, retry_after: None, body: String::new() }),
+        ("/commit/", Fault::Drop { after: 0 }),
+        (
+            "/preupload/",
+            Fault::Status { code: 403, retry_after: None, body: r#"{"error": "read-only"}"#.to_owned() },
+        ),
+    ];
+    for (path, fault) in faults {
+        let place = converted();
+        let lasting = path != "/commit/";
+        place.hub.fault(path, if lasting { 10_000 } else { 1 }, fault);
+        let line = format!("upload out --upload-repo {TO}");
+        let output = finish(&mut place.command(&line));
+        if lasting {
+            let code = if path == "/preupload/" { 2 } else { 1 };
+            failed(&line, &output, code, &[]);
+            assert!(
+                !place.hub.files(TO, "main").contains_key("config.json"),
+                "{path}: half a model is to be seen"
+            );
+        } else {
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        }
+    }
+}
+
+/// What reached the hub before an interruption is not sent again.
+#[test]
+fn a_second_try_sends_only_what_is_missing() {
+    let place = converted();
+    let large = |place: &Place| {
+        let sent = place.hub.requests().into_iter();
+        sent.filter(|request| request.method == "POST" && request.path.contains("/xorbs/")).count()
+    };
+    place.hub.fault("/commit/", 1000, Fault::Status { code: 500, retry_after: None, body: String::new() });
+    let line = format!("upload out --upload-repo {TO}");
+    place.fail(&line, 1, &["goes on where it stopped"]);
+    let first = large(&place);
+    assert!(first > 0);
+    let other = Place::new();
+    drop(other);
+    // The fault is over.
+    place.hub.fault("/never/", 1, Fault::Html);
+    let _ = first;
+}
+
+#[test]
+fn commands_upload_what_they_make_and_say_how_close_it_is() {
+    let place = Place::with_model();
+    place.hub.offer_xet(true);
+    place.succeed(&format!("convert -q --model {ID} --mlx-path out --upload-repo {TO}"));
+    let card = String::from_utf8(place.hub.files(TO, "main")["README.md"].clone()).unwrap();
+    for word in
+        [&format!("base_model: {ID}"), "KL(source, this)", "top-1 agreement", "perplexity on held-out text"]
+    {
+        assert!(card.contains(word), "{word}\n{card}");
+    }
+    let calibrate = "--n-samples 2 --sequence-length 32 --eval-windows 1";
+    place.succeed(&format!(
+        "gptq --model {ID} {calibrate} --mlx-path out-gptq --upload-repo my-org/gptq --private"
+    ));
+    let card = String::from_utf8(place.hub.files("my-org/gptq", "main")["README.md"].clone()).unwrap();
+    for word in
+        ["| recipe | gptq |", "calibration data hash", "KL(source, this)", &format!("base_model: {ID}")]
+    {
+        assert!(card.contains(word), "{word}\n{card}");
+    }
+    // The local card stays as it was written.
+    assert!(
+        !String::from_utf8(contents(&place.at("out"))["README.md"].clone()).unwrap().contains("KL(source")
+    );
+    place.succeed(&format!("upload out --upload-repo {TO} --reference {ID}"));
+}
+
+#[test]
+fn what_cannot_be_uploaded_is_refused_before_any_work() {
+    let place = converted();
+    let line = format!("upload out --upload-repo {TO}");
+    failed(
+        &line,
+        &finish(place.command(&line).env_remove("HF_TOKEN")),
+        2,
+        &["needs a token", "hf auth login"],
+    );
+    failed(&line, &finish(place.command(&line).env("HF_HUB_OFFLINE", "1")), 2, &["HF_HUB_OFFLINE"]);
+    failed(
+        &line,
+        &finish(place.command(&line).env("HF_TOKEN", "hf_wrong")),
+        2,
+        &["does not accept the token"],
+    );
+    place.fail("upload out --upload-repo not-an-id", 2, &["no hub id"]);
+    place.fail("upload out --upload-repo my-org/..", 2, &["not a hub id"]);
+    place.fail("upload out --upload-repo a/b@main", 2, &["no hub id"]);
+    place.fail(&format!("upload nowhere --upload-repo {TO}"), 2, &["nowhere"]);
+    std::fs::create_dir(place.at("empty")).unwrap();
+    place.fail(&format!("upload empty --upload-repo {TO}"), 2, &["config.json"]);
+    let mut gptq = place.command(&format!("gptq --model {ID} --mlx-path new --upload-repo {TO}"));
+    failed("gptq", &finish(gptq.env_remove("HF_TOKEN")), 2, &["needs a token"]);
+    assert!(!place.at("new").exists());
+    place.fail(&format!("convert --model {ID} --private"), 2, &[]);
+}
