@@ -69,6 +69,10 @@ impl Faults {
         });
     }
 
+    pub(crate) fn forget(&self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
     /// The fault for a request, which is used up by it.
     ///
     /// Requests other than GET and POST get one only where the plan names the method: a client asks with HEAD

@@ -143,6 +143,11 @@ impl Hub {
         self.shared.faults.plan(path_part, times, fault);
     }
 
+    /// Forgets all faults that are planned.
+    pub fn calm(&self) {
+        self.shared.faults.forget();
+    }
+
     /// What was asked so far, in the order of arrival.
     pub fn requests(&self) -> Vec<Request> {
         self.shared.record.requests()

@@ -32,6 +32,7 @@ const JUDGED: usize = 16;
 pub(crate) fn run(args: &Compare, printer: Printer) -> Result<()> {
     let contestants = contestants(args)?;
     let asked = asked(args);
+    source::check(&[asked], &[args.data.as_deref(), args.eval_data.as_deref()])?;
     let model = source::open(asked, Need::of(args.dry_run), printer)?;
     let mut settings = settings(args, &model, contestants, printer)?;
     let (resident, machine) = (resident_now().unwrap_or(USUAL_RESIDENT), machine::known(settings.threads)?);

@@ -22,8 +22,10 @@ use crate::screen::Screen;
 pub(crate) fn run(args: &Eval, printer: Printer) -> Result<()> {
     let report = args.report.as_deref().map(Report::create).transpose()?;
     let need = Need::of(args.dry_run);
-    let model = source::open(Asked::new(args.model.as_deref(), args.revision.as_deref()), need, printer)?;
+    let asked = Asked::new(args.model.as_deref(), args.revision.as_deref());
     let reference = args.reference.as_deref().map(|path| Asked::new(Some(path), None));
+    source::check(&[asked, reference.unwrap_or(asked)], &[args.data.as_deref()])?;
+    let model = source::open(asked, need, printer)?;
     let reference = reference.map(|asked| source::open(asked, need, printer)).transpose()?;
     let reference = reference.as_deref();
     let windows = windows_of(args, &model, reference, printer)?;

@@ -73,6 +73,22 @@ impl<'a> Asked<'a> {
     }
 }
 
+/// Refuses ids that are none, before anything is fetched for a command.
+pub(crate) fn check(models: &[Asked<'_>], data: &[Option<&Path>]) -> Result<(), Refusal> {
+    #[cfg(feature = "hub")]
+    {
+        for asked in models {
+            asked.address()?;
+        }
+        for path in data.iter().flatten().filter(|path| !path.exists()) {
+            address(path, true)?;
+        }
+    }
+    #[cfg(not(feature = "hub"))]
+    let _ = (models, data);
+    Ok(())
+}
+
 /// Reads an address, with a word on what is wrong with it.
 #[cfg(feature = "hub")]
 pub(crate) fn address(text: &Path, data: bool) -> Result<Option<Address>, Refusal> {

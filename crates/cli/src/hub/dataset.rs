@@ -91,7 +91,7 @@ fn collect(root: &std::path::Path, below: &str, files: &mut Vec<RemoteFile>) {
         let path = if below.is_empty() { name } else { format!("{below}/{name}") };
         match std::fs::metadata(root.join(&path)) {
             Ok(found) if found.is_dir() => collect(root, &path, files),
-            Ok(found) => files.push(RemoteFile { path, size: found.len(), hash: String::new() }),
+            Ok(found) => files.push(RemoteFile { path, size: found.len(), id: String::new(), large: false }),
             Err(_) => {}
         }
     }

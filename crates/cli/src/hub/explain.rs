@@ -215,8 +215,8 @@ pub(super) fn pause(error: &HFError, tries: u32) -> Option<Duration> {
             let lasting = source.is_builder() || source.is_status() || source.is_redirect();
             (!lasting && !is_unreadable(error)).then_some(usual)
         }
-        // Silence, which hf-hub has no word for, and breaks in the middle of large files.
-        HFError::Other(_) | HFError::Xet { .. } => Some(usual),
+        // Silence, which hf-hub has no word for. (Xet has its own tries.)
+        HFError::Other(_) => Some(usual),
         _ => None,
     }
 }

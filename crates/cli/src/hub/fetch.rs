@@ -3,7 +3,7 @@
 use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use fs_err as fs;
 use futures_util::StreamExt as _;
@@ -26,12 +26,12 @@ enum Hasher {
 }
 
 impl Hasher {
-    fn new(file: &RemoteFile) -> Self {
-        if file.hash.len() == 64 {
+    fn new(wanted: &Wanted<'_>) -> Self {
+        if wanted.hash.len() == 64 {
             return Self::Sha256(Sha256::new());
         }
         let mut hash = Sha1::new();
-        hash.update(format!("blob {}\0", file.size));
+        hash.update(format!("blob {}\0", wanted.size));
         Self::Git(hash)
     }
 
@@ -63,15 +63,20 @@ impl Hasher {
     }
 }
 
-/// Whether a local file is the one that the hub lists.
-pub(super) fn is_same(path: &Path, remote: &RemoteFile) -> std::io::Result<bool> {
-    if length(path) != remote.size {
-        return Ok(false);
-    }
+/// A file that is to come, and how it is known that it has.
+#[derive(Clone, Copy)]
+struct Wanted<'a> {
+    path: &'a str,
+    size: u64,
+    hash: &'a str,
+}
+
+/// Whether a local file has that size and hash.
+pub(super) fn is_same(path: &Path, size: u64, hash: &str) -> std::io::Result<bool> {
     let mut file = fs::File::open(path)?;
-    let mut hasher = Hasher::new(remote);
-    hasher.read(&mut file, remote.size)?;
-    Ok(hasher.is(&remote.hash))
+    let mut hasher = Hasher::new(&Wanted { path: "", size, hash });
+    hasher.read(&mut file, size)?;
+    Ok(hasher.is(hash))
 }
 
 /// Bytes that have come, of all files under way.
@@ -116,7 +121,7 @@ struct Growing {
 
 impl Growing {
     /// Opens what an earlier run left, or begins.
-    fn open(path: &Path, remote: &RemoteFile) -> std::io::Result<Self> {
+    fn open(path: &Path, remote: &Wanted<'_>) -> std::io::Result<Self> {
         if let Some(parent) = path.parent() {
             fs::create_dir_all(parent)?;
         }
@@ -132,7 +137,7 @@ impl Growing {
         Ok(Self { file, have, hasher })
     }
 
-    fn begin_again(&mut self, remote: &RemoteFile) -> std::io::Result<()> {
+    fn begin_again(&mut self, remote: &Wanted<'_>) -> std::io::Result<()> {
         self.file.set_len(0)?;
         self.file.seek(SeekFrom::Start(0))?;
         self.have = 0;
@@ -162,15 +167,16 @@ enum Ended {
 }
 
 impl Hub {
-    /// Downloads a file to `to`; `growing` is where it grows until it is whole and has the right hash.
+    /// Downloads a file into `growing`, and gives it its name `to` once it is whole and has the right hash.
     pub(super) fn fetch(
         &self,
         snapshot: &Snapshot,
-        remote: &RemoteFile,
-        growing: &Path,
-        to: &Path,
+        file: &RemoteFile,
+        hash: &str,
+        (growing, to): (&Path, &Path),
         tally: &Tally<'_>,
     ) -> Result<(), Trouble> {
+        let remote = &Wanted { path: &file.path, size: file.size, hash };
         let local = |error: std::io::Error| self.speaker.local(&error);
         let name = format!("{}/{}", snapshot.address.id(), remote.path);
         // Once more from the beginning, if what came is not the file.
@@ -178,7 +184,7 @@ impl Hub {
             let mut file = Growing::open(growing, remote).map_err(local)?;
             self.fill(snapshot, remote, &mut file, tally)?;
             file.file.sync_data().map_err(local)?;
-            if file.hasher.is(&remote.hash) {
+            if file.hasher.is(remote.hash) {
                 return fs::rename(growing, to).map_err(local);
             }
             tally.forget(file.have);
@@ -197,7 +203,7 @@ impl Hub {
     fn fill(
         &self,
         snapshot: &Snapshot,
-        remote: &RemoteFile,
+        remote: &Wanted<'_>,
         file: &mut Growing,
         tally: &Tally<'_>,
     ) -> Result<(), Trouble> {
@@ -250,17 +256,14 @@ impl Hub {
     fn receive(
         &self,
         snapshot: &Snapshot,
-        remote: &RemoteFile,
+        remote: &Wanted<'_>,
         file: &mut Growing,
         tally: &Tally<'_>,
     ) -> Ended {
         let rest = (file.have > 0).then_some(file.have..remote.size);
-        let answer = self.wait(async {
-            let stream = snapshot.repository.download_file_stream().filename(remote.path.clone());
-            stream.revision(snapshot.commit.clone()).maybe_range(rest).send().await
-        });
+        let answer = self.wait(snapshot.repository.stream(&snapshot.commit, remote.path, rest));
         let mut stream = match answer {
-            Ok((_, stream)) => stream,
+            Ok(stream) => stream,
             Err(error) => return Ended::Hub(error),
         };
         loop {
@@ -295,35 +298,52 @@ impl Hub {
         let mut missing: Vec<&RemoteFile> = files.iter().filter(missing).collect();
         // The longest first, so that they do not come last alone.
         missing.sort_by_key(|file| std::cmp::Reverse(file.size));
-        let here = |file: &&&RemoteFile| {
-            length(&cache.blob(&file.hash)) == file.size && cache.blob(&file.hash).is_file()
-        };
-        let coming: Vec<&RemoteFile> = missing.iter().filter(|file| !here(file)).copied().collect();
-        let total: u64 = coming.iter().map(|file| file.size).sum();
-        let resumed: u64 =
-            coming.iter().map(|file| length(&cache.incomplete(&file.hash)).min(file.size)).sum();
+        let hashes: Vec<OnceLock<String>> = missing.iter().map(|_| OnceLock::new()).collect();
+        let places: Vec<usize> = (0..missing.len()).collect();
+        let tally = Tally::new(observer, 0);
+        each(&places, &tally, |at| {
+            let hash = self.hash(snapshot, missing[*at], &tally)?;
+            let _ = hashes[*at].set(hash);
+            Ok(())
+        })?;
+        let coming: Vec<(&RemoteFile, &str)> = missing
+            .iter()
+            .zip(&hashes)
+            .filter_map(|(file, hash)| Some((*file, hash.get()?.as_str())))
+            .collect();
+        let (mut total, mut resumed) = (0, 0);
+        for (file, hash) in coming.iter().filter(|(file, hash)| !is_whole(&cache.blob(hash), file.size)) {
+            total += file.size;
+            resumed += length(&cache.incomplete(hash)).min(file.size);
+        }
         self.check_room(cache.root(), total - resumed)?;
         if total > 0 {
             observer.event(Event::Started { total, resumed });
         }
         let tally = Tally::new(observer, resumed);
-        each(&missing, &tally, |file| {
+        each(&coming, &tally, |(file, hash)| {
             tally.event(Event::Working { name: &file.path });
-            self.fetch_into(snapshot, file, &tally)
+            self.fetch_into(snapshot, file, hash, &tally)
         })?;
         Ok(files.iter().map(|file| cache.snapshot(&snapshot.commit).join(&file.path)).collect())
     }
 
     /// Brings one file into the cache.
-    fn fetch_into(&self, snapshot: &Snapshot, file: &RemoteFile, tally: &Tally<'_>) -> Result<(), Trouble> {
+    fn fetch_into(
+        &self,
+        snapshot: &Snapshot,
+        file: &RemoteFile,
+        hash: &str,
+        tally: &Tally<'_>,
+    ) -> Result<(), Trouble> {
         let cache = &snapshot.cache;
         let local = |error: std::io::Error| self.speaker.local(&error);
-        let _lock = cache.lock(&file.hash).map_err(local)?;
-        let blob = cache.blob(&file.hash);
-        if !blob.is_file() || length(&blob) != file.size {
-            self.fetch(snapshot, file, &cache.incomplete(&file.hash), &blob, tally)?;
+        let _lock = cache.lock(hash).map_err(local)?;
+        let blob = cache.blob(hash);
+        if !is_whole(&blob, file.size) {
+            self.fetch(snapshot, file, hash, (&cache.incomplete(hash), &blob), tally)?;
         }
-        cache.link(&snapshot.commit, &file.path, &file.hash).map_err(local)?;
+        cache.link(&snapshot.commit, &file.path, hash).map_err(local)?;
         Ok(())
     }
 
@@ -347,6 +367,10 @@ impl Hub {
             bytes(free)
         )))
     }
+}
+
+fn is_whole(path: &Path, size: u64) -> bool {
+    path.is_file() && length(path) == size
 }
 
 /// Does something for each of `items`, several at a time; the first failure in their order counts, and stops the rest.

@@ -8,24 +8,26 @@ mod cache;
 mod dataset;
 mod explain;
 mod fetch;
+mod hash;
 mod id;
 mod model;
 mod remote;
+mod repository;
 mod upload;
 
 use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use futures_util::StreamExt as _;
-use hf_hub::repository::{RepoTreeEntry, RepoTypeAny};
-use hf_hub::{HFClient, HFError, HFRepository};
+use hf_hub::repository::RepoTreeEntry;
+use hf_hub::{HFClient, HFError};
 use mlx_quant::Observer;
 
 use self::cache::Cache;
 pub(crate) use self::explain::Trouble;
 use self::explain::{Speaker, pause};
 pub(crate) use self::id::{Address, check_revision};
+use self::repository::Repository;
 pub(crate) use self::upload::Upload;
 
 /// What a repository holds.
@@ -49,14 +51,18 @@ impl Kind {
 pub(crate) struct RemoteFile {
     pub(crate) path: String,
     pub(crate) size: u64,
-    /// SHA-256 of large files, git's SHA-1 of others; the hub's ETag, and the name of the blob in the cache.
-    pub(crate) hash: String,
+    /// What git calls the file, or for a large one the pointer that stands for it.
+    pub(crate) id: String,
+    /// Whether only a pointer is in git.
+    pub(crate) large: bool,
 }
 
 /// A connection to the hub, as the environment describes it: HF_ENDPOINT, HF_TOKEN and the token file, HF_HOME, HF_HUB_CACHE,
 /// HF_HUB_OFFLINE, HF_HUB_DOWNLOAD_TIMEOUT.
 pub(crate) struct Hub {
     client: HFClient,
+    /// For what hf-hub does not tell.
+    direct: reqwest::Client,
     runtime: tokio::runtime::Runtime,
     speaker: Speaker,
     offline: bool,
@@ -68,7 +74,8 @@ pub(crate) struct Hub {
 pub(crate) struct Snapshot {
     pub(crate) address: Address,
     pub(crate) commit: String,
-    repository: HFRepository<RepoTypeAny>,
+    kind: Kind,
+    repository: Repository,
     cache: Cache,
 }
 
@@ -77,9 +84,8 @@ impl Hub {
     pub(crate) fn open() -> anyhow::Result<Self> {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
         let secret = token();
-        let mut builder = HFClient::builder()
-            .user_agent(concat!("mlx-quant/", env!("CARGO_PKG_VERSION")))
-            .retry_max_attempts(0);
+        let user_agent = concat!("mlx-quant/", env!("CARGO_PKG_VERSION"));
+        let mut builder = HFClient::builder().user_agent(user_agent).retry_max_attempts(0);
         if let Some(token) = &secret {
             builder = builder.token(token.clone());
         }
@@ -90,7 +96,8 @@ impl Hub {
         let speaker = Speaker { endpoint: client.endpoint().to_owned(), secret };
         let seconds = std::env::var("HF_HUB_DOWNLOAD_TIMEOUT").ok().and_then(|text| text.parse().ok());
         let patience = Duration::from_secs(seconds.filter(|seconds| *seconds > 0).unwrap_or(10));
-        Ok(Self { client, runtime, speaker, offline: is_offline(), patience })
+        let direct = hash::client(user_agent)?;
+        Ok(Self { client, direct, runtime, speaker, offline: is_offline(), patience })
     }
 
     /// Runs a future to its end, or for as long as a connection may be silent.
@@ -142,14 +149,6 @@ impl Hub {
         })
     }
 
-    fn repository(&self, kind: Kind, address: &Address) -> HFRepository<RepoTypeAny> {
-        let kind = match kind {
-            Kind::Model => RepoTypeAny::Model,
-            Kind::Dataset => RepoTypeAny::Dataset,
-        };
-        self.client.repository(kind, address.owner.clone(), address.name.clone())
-    }
-
     /// Finds the commit of the wanted revision: from the hub, or offline (and where the hub cannot be reached) from the cache.
     fn find(
         &self,
@@ -157,7 +156,7 @@ impl Hub {
         address: &Address,
         observer: &dyn Observer,
     ) -> Result<(Snapshot, bool), Trouble> {
-        let repository = self.repository(kind, address);
+        let repository = Repository::new(&self.client, kind, address);
         let cache = Cache::new(self.client.cache_dir(), kind, address);
         let revision = address.revision().to_owned();
         let known =
@@ -165,6 +164,7 @@ impl Hub {
         let snapshot = |commit: String| Snapshot {
             address: address.clone(),
             commit,
+            kind,
             repository: repository.clone(),
             cache: cache.clone(),
         };
@@ -178,7 +178,7 @@ impl Hub {
             })?;
             return Ok((snapshot(commit), false));
         }
-        match self.ask(address, observer, || self.commit(kind, address)) {
+        match self.ask(address, observer, || self.wait(repository.commit_of(&revision))) {
             Ok((commit, id)) => {
                 if !id::is_commit(&commit) {
                     return Err(Trouble::Failed(format!(
@@ -203,60 +203,32 @@ impl Hub {
         }
     }
 
-    /// The commit of a revision, and the id under which the hub knows the repository now.
-    fn commit(&self, kind: Kind, address: &Address) -> Result<(String, String), HFError> {
-        let revision = address.revision().to_owned();
-        let (owner, name) = (address.owner.clone(), address.name.clone());
-        let missing = || HFError::malformed_response("the answer names no commit");
-        match kind {
-            Kind::Model => {
-                let repository = self.client.model(owner, name);
-                let info = self.wait(async { repository.info().revision(revision).send().await })?;
-                Ok((info.sha.ok_or_else(missing)?, info.id))
-            }
-            Kind::Dataset => {
-                let repository = self.client.dataset(owner, name);
-                let info = self.wait(async { repository.info().revision(revision).send().await })?;
-                Ok((info.sha.ok_or_else(missing)?, info.id))
-            }
-        }
-    }
-
     /// All files of a snapshot. Names that lead out of it and hashes that are none are refused.
     fn list(&self, snapshot: &Snapshot, observer: &dyn Observer) -> Result<Vec<RemoteFile>, Trouble> {
         let entries = self.ask(&snapshot.address, observer, || {
             // Many requests, a page each.
-            self.wait_for(self.patience * 12, async {
-                let tree = snapshot.repository.list_tree().revision(snapshot.commit.clone()).recursive(true);
-                let mut tree = std::pin::pin!(tree.send()?);
-                let mut entries = Vec::new();
-                while let Some(entry) = tree.next().await {
-                    entries.push(entry?);
-                }
-                Ok(entries)
-            })
+            self.wait_for(self.patience * 12, snapshot.repository.tree(&snapshot.commit))
         })?;
         let mut files = Vec::new();
         for entry in entries {
             let RepoTreeEntry::File { oid, size, path, lfs, .. } = entry else { continue };
-            let large = lfs.as_ref().and_then(|lfs| lfs.sha256.clone().or_else(|| Some(oid.clone())));
-            let (hash, size) = match (large, lfs.and_then(|lfs| lfs.size)) {
-                (Some(hash), own) => (hash, own.unwrap_or(size)),
-                (None, _) => (oid, size),
-            };
-            let hexadecimal =
-                matches!(hash.len(), 40 | 64) && hash.bytes().all(|byte| byte.is_ascii_hexdigit());
-            if id::check_path(&path).is_err() || !hexadecimal {
+            let (large, size) = (lfs.is_some(), lfs.and_then(|lfs| lfs.size).unwrap_or(size));
+            if id::check_path(&path).is_err() || !is_hash(&oid) {
                 return Err(Trouble::Refused(format!(
-                    "{} lists a file {path:?} with hash {hash:?}, which cannot be; hint: do not use this repository",
+                    "{} lists a file {path:?} called {oid:?}, which cannot be; hint: do not use this repository",
                     snapshot.address.id()
                 )));
             }
-            files.push(RemoteFile { path, size, hash });
+            files.push(RemoteFile { path, size, id: oid, large });
         }
         files.sort_by(|left, right| left.path.cmp(&right.path));
         Ok(files)
     }
+}
+
+/// SHA-1 or SHA-256 in hexadecimal.
+fn is_hash(text: &str) -> bool {
+    matches!(text.len(), 40 | 64) && text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
 /// Waits, as long as nobody wants to stop.

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use fs_err as fs;
+use futures_util::StreamExt as _;
 use mlx_format::checkpoint::{MAX_HEADER_BYTES, make_hollow};
 use mlx_quant::{Event, Observer};
 
@@ -64,7 +65,7 @@ impl Hub {
             make_hollow(&made, &head, file.size).and_then(|()| fs::rename(&made, &path)).map_err(local)
         })?;
         let identity = std::iter::once(format!("{} {}", address.id(), snapshot.commit))
-            .chain(parts.weights.iter().map(|file| format!("{} {} {}", file.path, file.size, file.hash)))
+            .chain(parts.weights.iter().map(|file| format!("{} {} {}", file.path, file.size, file.id)))
             .collect::<Vec<_>>()
             .join(";");
         Ok(Some(Hollow { hub: self, snapshot, directory, identity, weights: parts.weights }))
@@ -81,11 +82,20 @@ impl Hub {
             let length = range.end - range.start;
             let bytes = self.ask(&snapshot.address, observer, || {
                 self.wait(async {
-                    let bytes = snapshot.repository.download_file_to_bytes().filename(file.path.clone());
-                    bytes.revision(snapshot.commit.clone()).range(range.clone()).send().await
+                    let stream =
+                        snapshot.repository.stream(&snapshot.commit, &file.path, Some(range.clone()));
+                    let mut stream = stream.await?;
+                    let mut bytes = Vec::new();
+                    while let Some(chunk) = stream.next().await {
+                        bytes.extend_from_slice(&chunk?);
+                        // Of a server that sends everything no more than is needed is kept.
+                        if bytes.len() as u64 >= range.end {
+                            break;
+                        }
+                    }
+                    Ok(bytes)
                 })
             })?;
-            // A server that sends everything is as good.
             let start = usize::try_from(range.start).unwrap_or(usize::MAX);
             let wanted = usize::try_from(length).unwrap_or(usize::MAX);
             let bytes =
@@ -142,7 +152,8 @@ impl Hollow {
         self.hub.check_room(&self.directory, file.size.saturating_sub(length(&growing)))?;
         let watcher = Watcher { observer, shard, size: file.size };
         let tally = Tally::new(&watcher, length(&growing).min(file.size));
-        self.hub.fetch(&self.snapshot, file, &growing, &path, &tally)
+        let hash = self.hub.hash(&self.snapshot, file, &tally)?;
+        self.hub.fetch(&self.snapshot, file, &hash, (&growing, &path), &tally)
     }
 }
 

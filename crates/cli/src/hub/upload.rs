@@ -91,10 +91,7 @@ impl Hub {
             if let Some(card) = own_card {
                 operations.push(CommitOperation::add_bytes(name.clone(), card.clone().into_bytes()));
                 bytes += card.len() as u64;
-            } else if known
-                .map_or(Ok(false), |file| is_same(path, file))
-                .map_err(|error| self.speaker.local(&error))?
-            {
+            } else if self.has(&snapshot, known, path, observer)? {
                 kept += 1;
             } else {
                 operations.push(CommitOperation::add_file(name.clone(), path.clone()));
@@ -121,6 +118,19 @@ impl Hub {
         Ok(Uploaded { url, commit, files: count, bytes, kept })
     }
 
+    /// Whether the hub has this very file.
+    fn has(
+        &self,
+        snapshot: &Snapshot,
+        known: Option<&RemoteFile>,
+        path: &Path,
+        observer: &dyn Observer,
+    ) -> Result<bool, Trouble> {
+        let Some(known) = known.filter(|known| known.size == length(path)) else { return Ok(false) };
+        let hash = self.hash(snapshot, known, observer)?;
+        is_same(path, known.size, &hash).map_err(|error| self.speaker.local(&error))
+    }
+
     /// Sends contents, then the commit. Contents that reached the hub before an interruption are recognised there.
     fn commit_all(
         &self,
@@ -135,10 +145,8 @@ impl Hub {
             let progress = Progress::new(Handler(Arc::clone(&state)));
             let (repository, operations) = (snapshot.repository.clone(), operations.to_vec());
             let message = upload.message.clone();
-            let task = self.runtime.spawn(async move {
-                let commit = repository.create_commit().operations(operations).commit_message(message);
-                commit.progress(progress).send().await
-            });
+            let task =
+                self.runtime.spawn(async move { repository.commit(operations, message, progress).await });
             while !task.is_finished() {
                 if observer.cancelled() {
                     task.abort();

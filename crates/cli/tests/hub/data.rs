@@ -59,8 +59,8 @@ fn tables_from_the_hub() {
         "some-org/table",
         vec![("train.parquet".to_owned(), std::fs::read(&table).unwrap())],
     );
-    place.succeed(&format!("eval --model {ID} --data some-org/table --windows 1 --sequence-length 16"));
-    place.succeed(&format!("eval --model {ID} --data {} --windows 1 --sequence-length 16", table.display()));
+    place.succeed(&format!("eval --model {ID} --data some-org/table --windows 1 --sequence-length 8"));
+    place.succeed(&format!("eval --model {ID} --data {} --windows 1 --sequence-length 8", table.display()));
 }
 
 #[test]

@@ -47,15 +47,15 @@ fn only_what_is_needed_is_fetched_and_python_files_stay_data() {
     all.push(("modeling_tiny.py".to_owned(), b"raise SystemExit('this must not run')\n".to_vec()));
     all.push((
         "README.md".to_owned(),
-        b"---\nlicense: apache-2.0\nlanguage:\n- de\nwidget: x\n---\nHello\n".to_vec(),
+        b"---\nlicense: apache-2.0\nlanguage:\n- de\nwidget: x\n---\nDear reader\n".to_vec(),
     ));
     place.hub.add(Kind::Model, ID, all);
-    converts(&place, &format!("convert -q --model {ID}"), "out-plain");
+    place.succeed(&format!("convert -q --model {ID} --mlx-path out-plain"));
     let out = contents(&place.at("out-plain"));
     assert!(out["modeling_tiny.py"].starts_with(b"raise"));
     let card = String::from_utf8(out["README.md"].clone()).unwrap();
     assert!(card.contains("license: apache-2.0") && card.contains("language:\n- de\n"), "{card}");
-    assert!(!card.contains("widget") && !card.contains("Hello"), "{card}");
+    assert!(!card.contains("widget") && !card.contains("Dear"), "{card}");
     let fetched = |name: &&str| place.downloads().iter().any(|request| request.path.contains(*name));
     assert_eq!(unneeded.iter().copied().filter(fetched).collect::<Vec<_>>(), Vec::<&str>::new());
 }

@@ -79,6 +79,9 @@ impl Place {
         }
         command.env("HF_ENDPOINT", self.hub.endpoint()).env("HF_HOME", self.home()).env("HF_TOKEN", TOKEN);
         command.env("HF_HUB_DOWNLOAD_TIMEOUT", "2").env("NO_PROXY", "*").current_dir(self.at(""));
+        // Xet waits for seconds between its tries, and writes down what was sent every twenty.
+        command.env("HF_XET_CLIENT_RETRY_BASE_DELAY", "10ms").env("HF_XET_CLIENT_RETRY_MAX_ATTEMPTS", "2");
+        command.env("HF_XET_DATA_SESSION_XORB_METADATA_FLUSH_MAX_COUNT", "1");
         command.args(line.split_whitespace());
         command
     }
@@ -103,7 +106,13 @@ impl Place {
 
     /// Starts a command, to be killed.
     pub(crate) fn start(&self, line: &str) -> Child {
-        let given = self.command(line);
+        self.start_with(line, &[])
+    }
+
+    /// The same with more in its environment.
+    pub(crate) fn start_with(&self, line: &str, environment: &[(&str, &str)]) -> Child {
+        let mut given = self.command(line);
+        given.envs(environment.iter().copied());
         let mut command = std::process::Command::new(given.get_program());
         command.args(given.get_args()).current_dir(self.at(""));
         for (name, value) in given.get_envs() {

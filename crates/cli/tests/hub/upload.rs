@@ -87,24 +87,64 @@ fn broken_uploads_leave_nothing_to_see_and_go_on() {
     }
 }
 
-/// What reached the hub before an interruption is not sent again.
+/// How often contents were sent.
+fn sent(place: &Place) -> usize {
+    let requests = place.hub.requests().into_iter();
+    requests.filter(|request| request.method == "PUT" && request.path.contains("/xorb-uploads/")).count()
+}
+
+/// What reached the hub before a failure is not sent again.
 #[test]
 fn a_second_try_sends_only_what_is_missing() {
     let place = converted();
-    let large = |place: &Place| {
-        let sent = place.hub.requests().into_iter();
-        sent.filter(|request| request.method == "POST" && request.path.contains("/xorbs/")).count()
-    };
-    place.hub.fault("/commit/", 1000, Fault::Status { code: 500, retry_after: None, body: String::new() });
+    place.hub.fault("/commit/", 5, Fault::Status { code: 500, retry_after: None, body: String::new() });
     let line = format!("upload out --upload-repo {TO}");
-    place.fail(&line, 1, &["goes on where it stopped"]);
-    let first = large(&place);
+    place.fail(&line, 1, &["answered 500", "goes on where it stopped"]);
+    let first = sent(&place);
     assert!(first > 0);
-    let other = Place::new();
-    drop(other);
-    // The fault is over.
-    place.hub.fault("/never/", 1, Fault::Html);
-    let _ = first;
+    place.succeed(&line);
+    assert_eq!(sent(&place), first, "contents were sent again");
+    assert!(place.hub.files(TO, "main").contains_key("model.safetensors"));
+}
+
+/// Killed while contents are sent: nothing is to be seen, and the next run sends only what was not there.
+#[test]
+fn a_killed_upload_goes_on() {
+    /// Parts are of at most 64 MiB.
+    const BYTES: usize = 280 << 20;
+    let place = Place::new();
+    place.hub.offer_xet(true);
+    std::fs::create_dir(place.at("out")).unwrap();
+    std::fs::write(place.at("out/config.json"), r#"{"model_type": "llama"}"#).unwrap();
+    let header = format!(r#"{{"a":{{"dtype":"U8","shape":[{BYTES}],"data_offsets":[0,{BYTES}]}}}}"#);
+    let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+    bytes.extend(header.as_bytes());
+    let mut state = 1u64;
+    bytes.extend((0..BYTES / 8).flat_map(|_| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state ^ (state >> 29)).to_le_bytes()
+    }));
+    std::fs::write(place.at("out/model.safetensors"), &bytes).unwrap();
+    let line = format!("upload out --upload-repo {TO}");
+    // The last part never arrives.
+    place.hub.fault("/xorb-grants/", 2, Fault::Slow { bytes_per_second: 100_000 });
+    place.hub.fault("/xorb-grants/", 1000, Fault::Stall { after: 0 });
+    let mut child = place.start(&line);
+    while sent(&place) < 2 {
+        assert!(child.try_wait().unwrap().is_none(), "it ended after {} parts", sent(&place));
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    // What was sent is written down by and by.
+    std::thread::sleep(std::time::Duration::from_secs(2));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let first = sent(&place);
+    assert_eq!(place.hub.commits(TO).len(), 1, "half a model is to be seen");
+    place.hub.calm();
+    place.succeed(&line);
+    assert!(place.hub.files(TO, "main")["model.safetensors"] == bytes);
+    let second = sent(&place) - first;
+    assert!(first >= 2 && second >= 1 && first + second <= 5, "{first} parts before, {second} after");
 }
 
 #[test]
@@ -161,5 +201,6 @@ fn what_cannot_be_uploaded_is_refused_before_any_work() {
     let mut gptq = place.command(&format!("gptq --model {ID} --mlx-path new --upload-repo {TO}"));
     failed("gptq", &finish(gptq.env_remove("HF_TOKEN")), 2, &["needs a token"]);
     assert!(!place.at("new").exists());
-    place.fail(&format!("convert --model {ID} --private"), 2, &[]);
+    let alone = place.run(&format!("convert --model {ID} --private"));
+    assert_eq!(alone.status.code(), Some(2));
 }

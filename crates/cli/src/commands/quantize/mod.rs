@@ -45,6 +45,7 @@ pub(crate) fn run(request: &Request<'_>, printer: Printer) -> Result<()> {
     if !args.target.dry_run && !targets_only {
         Writer::check_target(&args.target.mlx_path).map_err(mlx_quant::Error::from)?;
     }
+    source::check(&[request.asked()], &[args.data.as_deref()])?;
     if let Some(student) = request.alone.and_then(|dwq| dwq.quantized_model.as_deref()) {
         return distill::run(request, student, printer);
     }
