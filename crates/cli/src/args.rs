@@ -2,12 +2,13 @@
 
 mod calibrated;
 mod compare;
+mod hub;
 mod recommend;
 
 use std::path::PathBuf;
 use std::sync::LazyLock;
 
-use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use mlx_format::{FloatType, Mode};
 use mlx_quant::MixedRecipe;
 
@@ -15,6 +16,9 @@ pub(crate) use self::calibrated::{
     Awq, AwqFlags, Calibrated, Dwq, DwqFlags, DynamicFlags, DynamicQuant, Gptq, GptqFlags, Quantize,
 };
 pub(crate) use self::compare::{Compare, KeepArg};
+pub(crate) use self::hub::HubFlags;
+#[cfg(feature = "hub")]
+pub(crate) use self::hub::Upload;
 pub(crate) use self::recommend::Recommend;
 
 /// Version, what is built in, and the kernels that this machine gets.
@@ -39,11 +43,11 @@ const EXAMPLES_OF_ALL: &str = "\
 Examples:
   mlx-quant compare
       all methods on the built-in demo model, ranked by what they lose; minutes
-  mlx-quant recommend --model ./Qwen3-8B
+  mlx-quant recommend --model Qwen/Qwen3-8B
       which method to take, what it needs on this machine, and the command
-  mlx-quant convert -q --model ./Qwen3-8B --mlx-path ./out-4bit
+  mlx-quant convert -q --model Qwen/Qwen3-8B --mlx-path ./out-4bit
       the quickest: 4 bits, equal to mlx_lm.convert
-  mlx-quant eval --model ./Qwen3-8B-4bit --reference ./Qwen3-8B
+  mlx-quant eval --model ./Qwen3-8B-4bit --reference Qwen/Qwen3-8B
       is the quantized model any good?";
 
 /// Turns Hugging Face language models into MLX quantized models.
@@ -203,55 +207,16 @@ pub(crate) struct Inspect {
     pub(crate) output: Output,
 }
 
-#[cfg(feature = "hub")]
-const UPLOAD_EXAMPLES: &str = "\
-Examples:
-  mlx-quant upload ./Qwen3-8B-4bit --upload-repo my-org/Qwen3-8B-4bit
-      needs a token with write access: `hf auth login`, or HF_TOKEN
-  mlx-quant upload ./Qwen3-8B-4bit --upload-repo my-org/Qwen3-8B-4bit --reference Qwen/Qwen3-8B
-      measures KL to the original for the model card first
-  mlx-quant gptq --model Qwen/Qwen3-8B --upload-repo my-org/Qwen3-8B-gptq
-      quantize and upload in one go";
-
-/// Arguments of `upload`.
-#[cfg(feature = "hub")]
-#[derive(Debug, Args)]
-#[command(after_help = UPLOAD_EXAMPLES)]
-pub(crate) struct Upload {
-    /// Model directory
-    #[arg(value_name = "DIR")]
-    pub(crate) directory: PathBuf,
-
-    /// Hub repository to upload to
-    #[arg(long, value_name = "ORG/NAME")]
-    pub(crate) upload_repo: String,
-
-    /// If the repository is created, make it private
-    #[arg(long)]
-    pub(crate) private: bool,
-
-    /// Measure the model against this one (a directory or a hub id) for its card, if the card does not tell it yet
-    #[arg(long, value_name = "MODEL")]
-    pub(crate) reference: Option<PathBuf>,
-
-    /// Branch, tag or commit of --reference on the hub [default: main]
-    #[arg(long, value_name = "REVISION")]
-    pub(crate) revision: Option<String>,
-
-    #[command(flatten)]
-    pub(crate) output: Output,
-}
-
 const EVAL_EXAMPLES: &str = "\
 Examples:
   mlx-quant eval
       the built-in demo model on the built-in held-out text
-  mlx-quant eval --model ./Qwen3-8B-4bit --reference ./Qwen3-8B
+  mlx-quant eval --model ./Qwen3-8B-4bit --reference Qwen/Qwen3-8B
       what quantization cost: KL(reference || model), top-1 agreement
-  mlx-quant eval --model ./Qwen3-8B-4bit --reference ./Qwen3-8B --data chats.jsonl --windows 64 --json
-  mlx-quant eval --model ./Qwen3-8B-3bit --reference ./Qwen3-8B --cache ~/.cache/mlx-quant
+  mlx-quant eval --model ./Qwen3-8B-4bit --reference Qwen/Qwen3-8B --data chats.jsonl --windows 64 --json
+  mlx-quant eval --model ./Qwen3-8B-3bit --reference Qwen/Qwen3-8B --cache ~/.cache/mlx-quant
       the reference is computed once and kept
-  mlx-quant eval --model ./Qwen3-8B --low-memory --dry-run
+  mlx-quant eval --model Qwen/Qwen3-8B --low-memory --dry-run
       how much memory it would need
 
 Data: .txt; .jsonl with `text`, `prompt` and `completion`, or `messages` (rendered with the model's chat template);
@@ -318,9 +283,13 @@ const EXAMPLES: &str = "\
 Examples:
   mlx-quant convert -q
       the built-in demo model at 4 bits, into ./mlx_model
-  mlx-quant convert -q --model ./Qwen3-8B --mlx-path ./Qwen3-8B-4bit
-  mlx-quant convert -q --model ./Qwen3-8B --quant-predicate mixed_4_6 --mlx-path ./Qwen3-8B-mixed
-  mlx-quant convert -q --model ./Qwen3-8B --q-mode mxfp4 --dry-run
+  mlx-quant convert -q --model Qwen/Qwen3-8B --mlx-path ./Qwen3-8B-4bit
+  mlx-quant convert -q --model Qwen/Qwen3-8B --quant-predicate mixed_4_6 --mlx-path ./Qwen3-8B-mixed
+  mlx-quant convert -q --stream --model Qwen/Qwen3-30B-A3B --mlx-path ./Qwen3-30B-A3B-4bit
+      a model larger than the disk: one shard at a time
+  mlx-quant convert -q --model ./Qwen3-8B --mlx-path ./local-4bit
+      a directory on this machine
+  mlx-quant convert -q --model Qwen/Qwen3-8B --q-mode mxfp4 --dry-run
       what would be written, layer by layer, without writing it
   mlx-quant convert -d --model ./Qwen3-8B-4bit --mlx-path ./Qwen3-8B-decoded
 
@@ -445,27 +414,6 @@ pub(crate) struct Output {
     /// Say more
     #[arg(long)]
     pub(crate) verbose: bool,
-}
-
-/// From the hub, and to it.
-#[derive(Debug, Args)]
-#[command(next_help_heading = "Hub")]
-pub(crate) struct HubFlags {
-    /// Branch, tag or commit of a model on the hub [default: main]
-    #[arg(long, value_name = "REVISION")]
-    pub(crate) revision: Option<String>,
-
-    /// Upload the result to this hub repository when it is done
-    #[arg(long, value_name = "ORG/NAME")]
-    pub(crate) upload_repo: Option<String>,
-
-    /// Where --upload-repo creates a repository, make it private
-    #[arg(long, requires = "upload_repo")]
-    pub(crate) private: bool,
-
-    /// Without effect: nothing in a model directory is ever run
-    #[arg(long, hide = true, action = ArgAction::SetTrue)]
-    pub(crate) trust_remote_code: bool,
 }
 
 /// A choice on the command line that stands for a value of the library.

@@ -6,7 +6,9 @@ mod common;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use crate::common::{mlx_quant, two_blocks};
+use mlx_quant_hub_fixture::{Hub, Kind};
+
+use crate::common::{hub, knows, mlx_quant, two_blocks};
 
 /// Longest line of `--help` that is not wrapped.
 const WIDTH: usize = 100;
@@ -53,8 +55,8 @@ fn command(line: &str) -> Option<String> {
     own.then(|| line[..end].trim().to_owned())
 }
 
-/// What a new user's directory holds.
-fn workplace() -> tempfile::TempDir {
+/// A new user's directory, and a hub with a small model under every id.
+fn workplace() -> (tempfile::TempDir, Hub) {
     let directory = tempfile::tempdir().unwrap();
     let at = |name: &str| directory.path().join(name);
     let model = two_blocks(directory.path(), "Qwen3-8B");
@@ -66,11 +68,19 @@ fn workplace() -> tempfile::TempDir {
         convert.arg("--mlx-path").arg(at(name)).assert().success();
     }
     std::os::unix::fs::symlink(&model, at("Qwen3-30B-A3B")).unwrap();
+    let hub = hub();
+    for id in ["Qwen/Qwen3-8B", "Qwen/Qwen3-30B-A3B", "meta-llama/Llama-3.2-3B-Instruct"] {
+        hub.add_directory(Kind::Model, id, &model);
+    }
+    hub.add_directory(Kind::Model, "mlx-community/Qwen3-8B-4bit", &at("Qwen3-8B-4bit"));
     let text = "Every measure of a model needs a text that it has not seen. ".repeat(20);
     let lines = (0..12).map(|line| serde_json::json!({"text": format!("{line} {text}")}).to_string());
-    std::fs::write(at("chats.jsonl"), lines.collect::<Vec<_>>().join("\n")).unwrap();
+    let lines = lines.collect::<Vec<_>>().join("\n");
+    std::fs::write(at("chats.jsonl"), &lines).unwrap();
+    let train = ("data/train-00000-of-00006.jsonl".to_owned(), lines.into_bytes());
+    hub.add(Kind::Dataset, "allenai/tulu-3-sft-mixture", vec![train]);
     std::fs::write(at("recipe.toml"), "[[layer]]\npath = \"*.mlp.down_proj\"\nbits = 6\n").unwrap();
-    directory
+    (directory, hub)
 }
 
 /// The words of a line with values that make it short.
@@ -116,14 +126,21 @@ fn output(words: &[String]) -> Option<PathBuf> {
     after("--mlx-path").or_else(|| after("--output")).or(usual.map(PathBuf::from))
 }
 
-fn run_all(source: &str, lines: Vec<String>, directory: &Path, seen: &mut BTreeSet<String>) {
+fn run_all(
+    source: &str,
+    lines: Vec<String>,
+    (directory, hub): &(tempfile::TempDir, Hub),
+    seen: &mut BTreeSet<String>,
+) {
+    let directory = directory.path();
     // A line that is printed in several places is run once.
     for line in lines.into_iter().filter(|line| seen.insert(line.clone())) {
         let words = shortened(&line);
         if let Some(output) = output(&words).map(|path| directory.join(path)).filter(|path| path.exists()) {
             std::fs::remove_dir_all(output).unwrap();
         }
-        let made = mlx_quant().args(&words).current_dir(directory).output().unwrap();
+        let made =
+            knows(&mut mlx_quant(), hub, directory).args(&words).current_dir(directory).output().unwrap();
         let errors = String::from_utf8_lossy(&made.stderr);
         assert!(made.status.success(), "{source}: {line}\nas {words:?}\n{errors}");
     }
@@ -131,7 +148,7 @@ fn run_all(source: &str, lines: Vec<String>, directory: &Path, seen: &mut BTreeS
 
 #[test]
 fn help() {
-    let (directory, mut seen) = (workplace(), BTreeSet::new());
+    let (place, mut seen) = (workplace(), BTreeSet::new());
     let commands = [
         "",
         "convert",
@@ -144,20 +161,21 @@ fn help() {
         "eval",
         "compare",
         "recommend",
+        "upload",
         "completions",
         "man",
     ];
     for name in commands {
         let lines = of_help(name);
         assert!(!lines.is_empty(), "{name} shows no example");
-        run_all(&format!("{name} --help"), lines, directory.path(), &mut seen);
+        run_all(&format!("{name} --help"), lines, &place, &mut seen);
     }
 }
 
 #[test]
 fn readme_and_docs() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-    let (directory, mut seen) = (workplace(), BTreeSet::new());
+    let (place, mut seen) = (workplace(), BTreeSet::new());
     let mut files = vec![root.join("README.md")];
     files.extend(std::fs::read_dir(root.join("docs")).unwrap().map(|entry| entry.unwrap().path()));
     files.retain(|path| path.extension().is_some_and(|ending| ending == "md"));
@@ -167,7 +185,7 @@ fn readme_and_docs() {
     for file in files {
         let lines = of_markdown(&std::fs::read_to_string(&file).unwrap());
         total += lines.len();
-        run_all(&file.display().to_string(), lines, directory.path(), &mut seen);
+        run_all(&file.display().to_string(), lines, &place, &mut seen);
     }
     assert!(total > 30, "{total} lines only");
 }

@@ -5,7 +5,9 @@ mod common;
 
 use std::collections::BTreeSet;
 
-use crate::common::{mlx_quant, two_blocks};
+use mlx_quant_hub_fixture::Kind;
+
+use crate::common::{hub, knows, mlx_quant, two_blocks};
 
 /// Command lines that take each flag once. `{}` is a directory with `model`, `four` (quantized), `text.txt` and `recipe.toml`.
 const LINES: &[&str] = &[
@@ -35,6 +37,14 @@ const LINES: &[&str] = &[
     "recommend --model {}/model --memory 16GB --time 1h --target-bpw 4.5 --quality best --q-bits 4 --q-group-size 64 --n-samples 8 --sequence-length 64 --iters 5 --measure --threads 1 --json --verbose",
     "recommend -m {}/model --size 4MB --bits 4 --group-size 64 --num-samples 8 --max-seq-length 64 --quiet",
     "recommend --hf-path {}/model --target-size 4MB",
+    "convert --model some-org/tiny --revision main --stream -q --mlx-path {}/h1 --upload-repo my-org/h1 --private",
+    "gptq --model some-org/tiny --revision main --n-samples 2 --sequence-length 48 --eval-windows 0 --mlx-path {}/h2 --upload-repo my-org/h2 --private",
+    "eval --model some-org/tiny --revision main --windows 1 --sequence-length 16",
+    "inspect some-org/tiny --revision main",
+    "compare --model some-org/tiny --revision main --dry-run",
+    "recommend --model some-org/tiny --revision main",
+    "upload {}/four --upload-repo my-org/four --private --reference some-org/tiny --revision main --json --verbose",
+    "upload {}/four --upload-repo my-org/four --quiet",
 ];
 
 /// Long flags of a command, aliases included, as its help lists them.
@@ -70,6 +80,8 @@ fn all_are_taken() {
     let directory = tempfile::tempdir().unwrap();
     let root = directory.path();
     let model = two_blocks(root, "model");
+    let hub = hub();
+    hub.add_directory(Kind::Model, "some-org/tiny", &model);
     let mut four = mlx_quant();
     four.args(["convert", "-q", "--quiet", "--model"])
         .arg(model)
@@ -81,7 +93,9 @@ fn all_are_taken() {
     std::fs::write(root.join("recipe.toml"), "[[layer]]\npath = \"*.mlp.down_proj\"\nbits = 6\n").unwrap();
     for line in LINES {
         let line = line.replace("{}", root.to_str().unwrap());
-        let made = mlx_quant().args(line.split_whitespace()).current_dir(root).output().unwrap();
+        let mut run = mlx_quant();
+        knows(&mut run, &hub, root).args(line.split_whitespace()).current_dir(root);
+        let made = run.output().unwrap();
         assert!(made.status.success(), "{line}\n{}", String::from_utf8_lossy(&made.stderr));
     }
     for name in ["o1", "o2", "o4", "o7", "o9", "o10", "o11"] {
@@ -103,6 +117,7 @@ fn none_is_left_out() {
         "inspect",
         "compare",
         "recommend",
+        "upload",
     ];
     let used = |command: &str| -> BTreeSet<&str> {
         // Flags that several commands share are one piece of code.

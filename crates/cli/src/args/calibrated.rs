@@ -10,9 +10,11 @@ const AWQ_EXAMPLES: &str = "\
 Examples:
   mlx-quant awq
       the built-in demo model at 4 bits with the built-in calibration text
-  mlx-quant awq --model ./Qwen3-8B --bits 3 --mlx-path ./Qwen3-8B-awq-3bit
-  mlx-quant awq --model ./Qwen3-8B --data chats.jsonl --n-samples 64 --embed-bits 6
-  mlx-quant awq --model ./Qwen3-8B --dry-run
+  mlx-quant awq --model Qwen/Qwen3-8B --bits 3 --mlx-path ./Qwen3-8B-awq-3bit
+  mlx-quant awq --model Qwen/Qwen3-8B --data chats.jsonl --n-samples 64 --embed-bits 6
+  mlx-quant awq --model Qwen/Qwen3-8B --data allenai/tulu-3-sft-mixture
+      calibration text from a dataset on the hub
+  mlx-quant awq --model Qwen/Qwen3-8B --dry-run
       layers, exact bytes and memory, without writing anything";
 
 /// Arguments of `awq`.
@@ -30,10 +32,10 @@ const GPTQ_EXAMPLES: &str = "\
 Examples:
   mlx-quant gptq
       the built-in demo model at 4 bits with the built-in calibration text
-  mlx-quant gptq --model ./Qwen3-8B --bits 3 --mlx-path ./Qwen3-8B-gptq-3bit
-  mlx-quant gptq --model ./Qwen3-8B --fallback-bits 4
+  mlx-quant gptq --model Qwen/Qwen3-8B --bits 3 --mlx-path ./Qwen3-8B-gptq-3bit
+  mlx-quant gptq --model Qwen/Qwen3-8B --fallback-bits 4
       the embedding at 4 bits too
-  mlx-quant gptq --model ./Qwen3-30B-A3B --low-memory --verbose
+  mlx-quant gptq --model Qwen/Qwen3-30B-A3B --low-memory --verbose
       activations wait on disk; says which experts saw too few tokens";
 
 /// Arguments of `gptq`.
@@ -51,12 +53,12 @@ const DYNAMIC_EXAMPLES: &str = "\
 Examples:
   mlx-quant dynamic-quant --target-bpw 4.5
       the built-in demo model: more bits for sensitive layers, fewer for others, 4.5 on average
-  mlx-quant dynamic-quant --model ./Qwen3-8B --target-bpw 4 --sensitivities qwen3-8b.json
+  mlx-quant dynamic-quant --model Qwen/Qwen3-8B --target-bpw 4 --sensitivities qwen3-8b.json
       keeps the measurement; any other size from the same file takes seconds
-  mlx-quant dynamic-quant --model ./Qwen3-8B --target-size 4.2GB --min-bits 3
-  mlx-quant dynamic-quant --model ./Qwen3-8B --target-kl 0.02
+  mlx-quant dynamic-quant --model Qwen/Qwen3-8B --target-size 4.2GB --min-bits 3
+  mlx-quant dynamic-quant --model Qwen/Qwen3-8B --target-kl 0.02
       the smallest model that stays that close to the original
-  mlx-quant quantize --recipe dynamic+awq+gptq --model ./Qwen3-8B --target-bpw 4
+  mlx-quant quantize --recipe dynamic+awq+gptq --model Qwen/Qwen3-8B --target-bpw 4
       the same allocation, with better rounding";
 
 /// Arguments of `dynamic-quant`.
@@ -107,13 +109,13 @@ const DWQ_EXAMPLES: &str = "\
 Examples:
   mlx-quant dwq
       the built-in demo model at 4 bits, scales and biases distilled from the original
-  mlx-quant dwq --model ./Qwen3-8B --bits 3 --iters 400 --data chats.jsonl
-  mlx-quant dwq --model ./Qwen3-8B --quantized-model ./Qwen3-8B-gptq --mlx-path ./Qwen3-8B-gptq-dwq
+  mlx-quant dwq --model Qwen/Qwen3-8B --bits 3 --iters 400 --data chats.jsonl
+  mlx-quant dwq --model Qwen/Qwen3-8B --quantized-model ./Qwen3-8B-gptq --mlx-path ./better
       starts from any MLX model, of mixed precision or by other tools
-  mlx-quant dwq --model ./Qwen3-8B --target-dir ./targets --targets-only
+  mlx-quant dwq --model Qwen/Qwen3-8B --target-dir ./targets --targets-only
   mlx-quant dwq --quantized-model ./Qwen3-8B-4bit --target-dir ./targets
       the original is needed for the first command only
-  mlx-quant quantize --recipe rtn+dwq --model ./Qwen3-8B
+  mlx-quant quantize --recipe rtn+dwq --model Qwen/Qwen3-8B
       trains round-to-nearest codes as they are, as mlx_lm.dwq does";
 
 /// Arguments of `dwq`.
@@ -169,10 +171,10 @@ const QUANTIZE_EXAMPLES: &str = "\
 Examples:
   mlx-quant quantize --recipe awq+gptq
       the built-in demo model: fold scales, then second-order rounding
-  mlx-quant quantize --recipe awq+gptq --model ./Qwen3-8B --bits 3 --mlx-path ./Qwen3-8B-3bit
-  mlx-quant quantize --recipe search --model ./Qwen3-8B
+  mlx-quant quantize --recipe awq+gptq --model Qwen/Qwen3-8B --bits 3 --mlx-path ./Qwen3-8B-3bit
+  mlx-quant quantize --recipe search --model Qwen/Qwen3-8B
       no calibration text: the same as `convert -q --search`
-  mlx-quant quantize --recipe dynamic+awq+gptq+dwq --model ./Qwen3-8B --target-bpw 4
+  mlx-quant quantize --recipe dynamic+awq+gptq+dwq --model Qwen/Qwen3-8B --target-bpw 4
       everything there is
 
 Methods, in this order: dynamic (bits for each layer), awq (scales), one of rtn, search, refine, gptq (codes), dwq (distillation).";

@@ -10,10 +10,10 @@ const COMPARE_EXAMPLES: &str = "\
 Examples:
   mlx-quant compare
       the built-in demo model: the five methods and all of them stacked, at 4 bits; minutes
-  mlx-quant compare --model ./Qwen3-8B --methods basic,gptq,dynamic --n-samples 32
-  mlx-quant compare --model ./Qwen3-8B --bits 3,4 --methods basic,gptq,dynamic+awq+gptq
+  mlx-quant compare --model Qwen/Qwen3-8B --methods basic,gptq,dynamic --n-samples 32
+  mlx-quant compare --model Qwen/Qwen3-8B --bits 3,4 --methods basic,gptq,dynamic+awq+gptq
       two sizes; the plot shows KL against size
-  mlx-quant compare --model ./Qwen3-8B --dry-run
+  mlx-quant compare --model Qwen/Qwen3-8B --dry-run
       what each method would need, without doing it
 
 Methods: basic, search, awq, gptq, dynamic, dwq, or recipes such as awq+gptq and dynamic+awq+gptq+dwq. All get the same bits per weight:

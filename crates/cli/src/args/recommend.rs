@@ -10,11 +10,11 @@ use super::Output;
 
 const RECOMMEND_EXAMPLES: &str = "\
 Examples:
-  mlx-quant recommend --model ./Qwen3-8B
+  mlx-quant recommend --model Qwen/Qwen3-8B
       what each method would need on this machine, and which one to take
-  mlx-quant recommend --model ./Qwen3-8B --size 4GB --quality best
-  mlx-quant recommend --model ./Qwen3-8B --memory 16GB --time 1h
-  mlx-quant recommend --model ./Qwen3-8B --target-bpw 3.5 --json
+  mlx-quant recommend --model Qwen/Qwen3-8B --size 4GB --quality best
+  mlx-quant recommend --model Qwen/Qwen3-8B --memory 16GB --time 1h
+  mlx-quant recommend --model Qwen/Qwen3-8B --target-bpw 3.5 --json
 
 A directory with config.json alone will do: shapes are taken from it, so that a model can be planned for before it is downloaded.";
 

@@ -105,7 +105,8 @@ mod tests {
         let file = |(path, size): &(&str, u64)| RemoteFile {
             path: (*path).to_owned(),
             size: *size,
-            hash: String::new(),
+            id: String::new(),
+            large: false,
         };
         choose(files.iter().map(file).collect(), path).into_iter().map(|file| file.path).collect()
     }

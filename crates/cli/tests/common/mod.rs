@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use assert_cmd::Command;
+use mlx_quant_hub_fixture::Hub;
 use serde_json::Value;
 
 /// The binary, with a cache directory of its own.
@@ -10,6 +11,33 @@ pub(crate) fn mlx_quant() -> Command {
     let mut command = Command::cargo_bin("mlx-quant").unwrap();
     command.env("XDG_CACHE_HOME", cache());
     command
+}
+
+/// The one token that hubs of tests accept.
+#[allow(dead_code, reason = "not every test binary uses it")]
+pub(crate) const TOKEN: &str = "hf_fakeTokenThatNobodyMaySee4711";
+
+/// A hub that holds nothing.
+#[allow(dead_code, reason = "not every test binary uses it")]
+pub(crate) fn hub() -> Hub {
+    let hub = Hub::start();
+    hub.accept(TOKEN);
+    hub
+}
+
+/// Lets a command know a hub, and nothing of the one that is meant elsewhere.
+#[allow(dead_code, reason = "not every test binary uses it")]
+pub(crate) fn knows<'a>(command: &'a mut Command, hub: &Hub, home: &Path) -> &'a mut Command {
+    for name in
+        ["HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_TOKEN_PATH", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"]
+    {
+        command.env_remove(name);
+    }
+    command
+        .env("HF_ENDPOINT", hub.endpoint())
+        .env("HF_HOME", home.join("huggingface"))
+        .env("HF_TOKEN", TOKEN);
+    command.env("HF_HUB_DOWNLOAD_TIMEOUT", "2").env("NO_PROXY", "*")
 }
 
 /// Where this test run measures the machine once.

@@ -159,7 +159,7 @@ fn the_cache_may_lie_elsewhere() {
     let elsewhere = place.at("elsewhere");
     assert!(finish(place.command(&line).env("HF_HUB_CACHE", &elsewhere)).status.success());
     assert!(elsewhere.join("models--some-org--Tiny-0.1B/refs/main").is_file());
-    assert!(!place.home().join("hub").exists());
+    assert!(!place.hf_home().join("hub").exists());
 }
 
 #[test]
@@ -178,7 +178,8 @@ fn private_models_need_a_token_from_the_environment_or_the_file() {
         2,
         &["no repository some-org/Tiny-0.1B, or it is private", "HF_TOKEN"],
     );
-    std::fs::write(place.home().join("token"), format!("{TOKEN}\n")).unwrap();
+    std::fs::create_dir_all(place.hf_home()).unwrap();
+    std::fs::write(place.hf_home().join("token"), format!("{TOKEN}\n")).unwrap();
     assert!(finish(&mut without("quiet")).status.success());
     let mut implicit = without("json");
     implicit.env("HF_HUB_DISABLE_IMPLICIT_TOKEN", "1");

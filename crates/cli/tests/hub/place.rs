@@ -8,10 +8,9 @@ use mlx_quant_hub_fixture::{Hub, Kind, Request, Server};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::common::mlx_quant;
+pub(crate) use crate::common::TOKEN;
+use crate::common::{knows, mlx_quant};
 
-/// The token of every command; fake, and never to be seen.
-pub(crate) const TOKEN: &str = "hf_fakeTokenThatNobodyMaySee4711";
 /// The id of the model of most tests.
 pub(crate) const ID: &str = "some-org/Tiny-0.1B";
 
@@ -28,8 +27,7 @@ impl Place {
         for name in ["home", "work"] {
             std::fs::create_dir(directory.path().join(name)).unwrap();
         }
-        let hub = Hub::start();
-        hub.accept(TOKEN);
+        let hub = crate::common::hub();
         // Large files then come from the CDN, whose faults are what most tests are about.
         hub.offer_xet(false);
         Self { hub, directory }
@@ -51,9 +49,14 @@ impl Place {
         self.directory.path().join("home")
     }
 
+    /// HF_HOME.
+    pub(crate) fn hf_home(&self) -> PathBuf {
+        self.home().join("huggingface")
+    }
+
     /// The cache of a repository.
     pub(crate) fn cache(&self, kind: &str, id: &str) -> PathBuf {
-        self.home().join("hub").join(format!("{kind}--{}", id.replace('/', "--")))
+        self.hf_home().join("hub").join(format!("{kind}--{}", id.replace('/', "--")))
     }
 
     /// The path of the only snapshot of a model in the cache.
@@ -68,17 +71,7 @@ impl Place {
     /// A command that knows this hub.
     pub(crate) fn command(&self, line: &str) -> assert_cmd::Command {
         let mut command = mlx_quant();
-        for name in [
-            "HF_HUB_CACHE",
-            "HUGGINGFACE_HUB_CACHE",
-            "HF_TOKEN_PATH",
-            "HF_HUB_OFFLINE",
-            "TRANSFORMERS_OFFLINE",
-        ] {
-            command.env_remove(name);
-        }
-        command.env("HF_ENDPOINT", self.hub.endpoint()).env("HF_HOME", self.home()).env("HF_TOKEN", TOKEN);
-        command.env("HF_HUB_DOWNLOAD_TIMEOUT", "2").env("NO_PROXY", "*").current_dir(self.at(""));
+        knows(&mut command, &self.hub, &self.home()).current_dir(self.at(""));
         // Xet waits for seconds between its tries, and writes down what was sent every twenty.
         command.env("HF_XET_CLIENT_RETRY_BASE_DELAY", "10ms").env("HF_XET_CLIENT_RETRY_MAX_ATTEMPTS", "2");
         command.env("HF_XET_DATA_SESSION_XORB_METADATA_FLUSH_MAX_COUNT", "1");
@@ -152,7 +145,7 @@ impl Drop for Place {
         while let Some(path) = left.pop() {
             if path.is_dir() && !path.is_symlink() {
                 left.extend(std::fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
-            } else if path.is_file() && path != self.home().join("token") {
+            } else if path.is_file() && path != self.hf_home().join("token") {
                 assert!(!holds_token(&std::fs::read(&path).unwrap()), "the token is in {}", path.display());
             }
         }

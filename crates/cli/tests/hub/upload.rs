@@ -34,6 +34,13 @@ fn a_model_goes_up_in_one_commit() {
     let document = place.run(&format!("upload out --upload-repo {TO} --json")).stdout;
     let document: serde_json::Value = serde_json::from_slice(&document).unwrap();
     assert_eq!(document["files"], 0);
+    let schema = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("schemas/upload.schema.json");
+    let schema = serde_json::from_slice(&std::fs::read(schema).unwrap()).unwrap();
+    let schema = jsonschema::validator_for(&schema).unwrap();
+    assert!(schema.is_valid(&document), "{document}");
+    let other = place.run("upload out --upload-repo my-org/other --json").stdout;
+    assert!(schema.is_valid(&serde_json::from_slice(&other).unwrap()));
+    assert!(!schema.is_valid(&serde_json::json!({"url": 5})));
     assert!(document["url"].as_str().unwrap().ends_with(TO));
 }
 
