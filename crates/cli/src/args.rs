@@ -337,7 +337,7 @@ pub(crate) struct Convert {
     #[arg(long, value_enum, value_name = "RECIPE")]
     pub(crate) quant_predicate: Option<RecipeArg>,
 
-    /// Fetch a model on the hub shard by shard, each gone once it is converted: needs room for the output and two shards only
+    /// Fetch a model on the hub shard by shard, each gone once it is converted: needs room for the output and about two shards
     #[cfg(feature = "hub")]
     #[arg(long)]
     pub(crate) stream: bool,

@@ -130,6 +130,9 @@ pub(crate) fn verify(shared: &Shared, call: &Call, body: &Bytes) -> Result<Answe
 /// A token for the xet store, in JSON and again in headers: clients differ in where they look.
 pub(crate) fn token(shared: &Shared, call: &Call, revision: &str, access: Access) -> Result<Answer, Answer> {
     let mut store = shared.store();
+    if store.without_xet {
+        return Err(Answer::error(404, "", "Sorry, we can't find the page you are looking for."));
+    }
     let repository = call.open(&mut store, access)?;
     if repository.gated && access == Access::Read {
         return Err(refused(call));

@@ -93,16 +93,16 @@ const SCHEMES: &str = "| stored as | tensors |";
 
 /// A model card with what was measured since it was written; unchanged if it says so already or is not one of ours.
 pub fn with_quality(card: &str, evaluation: &Evaluation) -> String {
-    let Some((before, after)) = card.split_once(SCHEMES).filter(|_| !is_measured(card)) else {
+    let Some((before, after)) = card.split_once(SCHEMES).filter(|_| lacks_quality(card)) else {
         return card.to_owned();
     };
     let rows = quality(evaluation).into_iter().map(|(name, value)| format!("| {name} | {value} |\n"));
     format!("{before}| | |\n|---|---|\n{}\n{SCHEMES}{after}", rows.collect::<String>())
 }
 
-/// Whether a card tells how close its model is to the source.
-pub fn is_measured(card: &str) -> bool {
-    card.contains(KL)
+/// Whether a card is one of ours that does not tell yet how close its model is to the source.
+pub fn lacks_quality(card: &str) -> bool {
+    card.contains(SCHEMES) && !card.contains(KL)
 }
 
 /// What a model's own card says of licence and language, as its lines of front matter (`mlx_lm/utils.py` keeps all of it; what names

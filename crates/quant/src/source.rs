@@ -83,6 +83,11 @@ impl Model {
         name.map_or_else(|| source.to_string(), |name| name.to_string_lossy().into_owned())
     }
 
+    /// What it is called in results: its id on the hub, or where it is.
+    pub(crate) fn label(&self) -> String {
+        self.hub_id().map_or_else(|| self.checkpoint.directory().display().into_owned(), |(id, _)| id)
+    }
+
     /// Its tokenizer.
     ///
     /// # Errors

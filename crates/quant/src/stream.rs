@@ -3,11 +3,13 @@
 //! The model's directory holds [hollow shards](mlx_format::checkpoint::hollow_out): headers from which everything is planned,
 //! and holes. Each shard in turn is fetched; every item of the plan whose tensors are all here then is carried out; and the
 //! shard is hollowed out again, but for tensors that wait for a later shard (experts and fused matrices may span several).
-//! What a shard file holds is never recorded ahead of what is in it, so that an interrupted run goes on where it was. As the
-//! layout knows every place in the output beforehand, the bytes are those of [`convert`](crate::convert).
+//!
+//! What each file holds is written down beside the files, after it has come about, with the file's stamp: a file that was made anew
+//! meanwhile holds nothing, whatever is said of it. So an interruption at any point costs a fetch at most. As the layout
+//! knows every place in the output beforehand, the bytes are those of [`convert`](crate::convert).
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use fs_err as fs;
@@ -32,43 +34,63 @@ pub struct Remote<'a> {
 }
 
 /// Which tensors each shard file holds.
-#[derive(Default, Serialize, Deserialize)]
-struct Here(BTreeMap<String, Held>);
+struct Here {
+    directory: PathBuf,
+    files: BTreeMap<String, Held>,
+}
 
 #[derive(Serialize, Deserialize)]
-enum Held {
-    /// All.
-    Whole,
-    /// Those that wait for other shards.
-    Some(BTreeSet<String>),
+struct Held {
+    /// Inode, and time of change in nanoseconds, of the file that is meant.
+    stamp: (u64, i128),
+    /// All tensors, or those that wait for other shards.
+    tensors: Option<BTreeSet<String>>,
 }
 
 impl Here {
-    const FILE: &'static str = "stream.json";
+    const FILE: &'static str = ".stream.json";
 
-    fn load(writer: &Writer) -> Self {
-        let text = std::fs::read(writer.state_path(Self::FILE)).unwrap_or_default();
-        serde_json::from_slice(&text).unwrap_or_default()
+    /// What is written down and still so. Whatever else is in the files is given back to the disk.
+    fn load(directory: &Path, shards: &[String]) -> Result<Self, Error> {
+        let text = std::fs::read(directory.join(Self::FILE)).unwrap_or_default();
+        let files = serde_json::from_slice(&text).unwrap_or_default();
+        let mut here = Self { directory: directory.to_owned(), files };
+        let stamps: BTreeMap<&String, (u64, i128)> =
+            shards.iter().map(|shard| Ok((shard, here.stamp(shard)?))).collect::<Result<_, Error>>()?;
+        here.files.retain(|shard, held| stamps.get(shard) == Some(&held.stamp));
+        for shard in shards.iter().filter(|shard| !here.files.contains_key(*shard)) {
+            let path = directory.join(shard);
+            hollow_out(&path, &[]).map_err(|error| state(&path, &error))?;
+        }
+        Ok(here)
     }
 
-    fn save(&self, writer: &Writer) -> Result<(), Error> {
-        let path = writer.state_path(Self::FILE);
+    fn stamp(&self, shard: &str) -> Result<(u64, i128), Error> {
+        use std::os::unix::fs::MetadataExt as _;
+        let path = self.directory.join(shard);
+        let found = fs::metadata(&path).map_err(|error| state(&path, &error))?;
+        Ok((found.ino(), i128::from(found.mtime()) * 1_000_000_000 + i128::from(found.mtime_nsec())))
+    }
+
+    /// Writes down what a file holds now.
+    fn note(&mut self, shard: &str, tensors: Option<BTreeSet<String>>) -> Result<(), Error> {
+        let stamp = self.stamp(shard)?;
+        self.files.insert(shard.to_owned(), Held { stamp, tensors });
+        let path = self.directory.join(Self::FILE);
         let next = path.with_extension("next");
-        let state = |error: std::io::Error| Error::State {
-            path: path.display().to_string(),
-            reason: error.to_string(),
-        };
-        let text = serde_json::to_vec(self).map_err(|error| state(error.into()))?;
-        fs::write(&next, text).and_then(|()| fs::rename(&next, &path)).map_err(state)
+        let text = serde_json::to_vec(&self.files).map_err(|error| state(&path, &error.into()))?;
+        let written = fs::write(&next, text).and_then(|()| fs::rename(&next, &path));
+        written.map_err(|error| state(&path, &error))
     }
 
     fn holds(&self, shard: &str, tensor: &str) -> bool {
-        match self.0.get(shard) {
-            Some(Held::Whole) => true,
-            Some(Held::Some(tensors)) => tensors.contains(tensor),
-            None => false,
-        }
+        let held = self.files.get(shard);
+        held.is_some_and(|held| held.tensors.as_ref().is_none_or(|tensors| tensors.contains(tensor)))
     }
+}
+
+fn state(path: &Path, error: &std::io::Error) -> Error {
+    Error::State { path: path.display().to_string(), reason: error.to_string() }
 }
 
 /// The shard of each tensor that an item is made of.
@@ -112,9 +134,8 @@ pub fn convert_streamed(
     let start = Instant::now();
     let pool = thread_pool(threads)?;
     let directory = Directory::open(remote.directory)?;
-    let mut model = crate::open(&directory)?;
+    let model = crate::open(&directory)?;
     let mut writer = Writer::open(target, plan.layout.clone(), &fingerprint_of(remote.identity, plan))?;
-    let mut here = Here::load(&writer);
     let left = |writer: &Writer| -> Vec<usize> {
         let done = |index: &usize| writer.done().contains(&plan.items[*index].first_output);
         (0..plan.items.len()).filter(|index| !done(index)).collect()
@@ -125,6 +146,10 @@ pub fn convert_streamed(
     let resumed = total - bytes(&left(&writer));
     observer.event(Event::Started { total, resumed });
     let shards: Vec<String> = model.checkpoint.shards().map(str::to_owned).collect();
+    // Files are replaced, and what is mapped of them stays on the disk.
+    drop(model);
+    let mut here = Here::load(remote.directory, &shards)?;
+    let mut model = crate::open(&directory)?;
     let mut read = 0;
     for shard in &shards {
         let items = left(&writer);
@@ -139,11 +164,8 @@ pub fn convert_streamed(
             if observer.cancelled() {
                 return Err(Error::Interrupted);
             }
-            here.0.remove(shard);
-            here.save(&writer)?;
             (remote.fetch)(shard)?;
-            here.0.insert(shard.clone(), Held::Whole);
-            here.save(&writer)?;
+            here.note(shard, None)?;
             model = crate::open(&directory)?;
         }
         let ready = |index: &usize| {
@@ -165,8 +187,14 @@ pub fn convert_streamed(
         // What is mapped stays on the disk.
         let kept = waiting(&model, plan, &left(&writer), &here);
         drop(model);
-        release(remote.directory, &kept, &mut here, &writer)?;
+        release(&kept, &mut here)?;
         model = crate::open(&directory)?;
+    }
+    if let Some(index) = left(&writer).first() {
+        let name = &plan.items[*index].name;
+        return Err(Error::Fetch(format!(
+            "{name} was left over; hint: report this, and convert without --stream"
+        )));
     }
     finish(writer, &model, plan, observer)?;
     let seconds = start.elapsed().as_secs_f64();
@@ -178,7 +206,7 @@ type Kept = BTreeMap<String, BTreeMap<String, std::ops::Range<u64>>>;
 
 fn waiting(model: &Model, plan: &Plan, left: &[usize], here: &Here) -> Kept {
     let checkpoint = &model.checkpoint;
-    let mut kept: Kept = here.0.keys().map(|shard| (shard.clone(), BTreeMap::new())).collect();
+    let mut kept: Kept = here.files.keys().map(|shard| (shard.clone(), BTreeMap::new())).collect();
     for index in left {
         for (shard, name) in sources(checkpoint, &plan.items[*index]) {
             if let (true, Some(tensor), Some(own)) =
@@ -192,23 +220,16 @@ fn waiting(model: &Model, plan: &Plan, left: &[usize], here: &Here) -> Kept {
 }
 
 /// Hollows out every shard file that holds more than is still needed.
-fn release(directory: &Path, kept: &Kept, here: &mut Here, writer: &Writer) -> Result<(), Error> {
+fn release(kept: &Kept, here: &mut Here) -> Result<(), Error> {
     for (shard, tensors) in kept {
         let names: BTreeSet<String> = tensors.keys().cloned().collect();
-        if matches!(here.0.get(shard), Some(Held::Some(held)) if *held == names) {
+        if here.files.get(shard).is_some_and(|held| held.tensors.as_ref() == Some(&names)) {
             continue;
         }
-        // Recorded first: what is promised is in the old file as well as in the new one.
-        if names.is_empty() {
-            here.0.remove(shard);
-        } else {
-            here.0.insert(shard.clone(), Held::Some(names));
-        }
-        here.save(writer)?;
-        let path = directory.join(shard);
+        let path = here.directory.join(shard);
         let ranges: Vec<_> = tensors.values().cloned().collect();
-        hollow_out(&path, &ranges)
-            .map_err(|error| Error::State { path: path.display().to_string(), reason: error.to_string() })?;
+        hollow_out(&path, &ranges).map_err(|error| state(&path, &error))?;
+        here.note(shard, Some(names))?;
     }
     Ok(())
 }

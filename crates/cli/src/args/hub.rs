@@ -43,6 +43,7 @@ Examples:
 #[cfg(feature = "hub")]
 #[derive(Debug, Args)]
 #[command(after_help = UPLOAD_EXAMPLES)]
+#[expect(clippy::struct_field_names, reason = "the flag's name")]
 pub(crate) struct Upload {
     /// Model directory
     #[arg(value_name = "DIR")]

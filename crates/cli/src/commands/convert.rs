@@ -23,7 +23,7 @@ pub(crate) fn run(args: &Convert, printer: Printer) -> Result<()> {
     if !args.target.dry_run {
         Writer::check_target(&args.target.mlx_path).map_err(mlx_quant::Error::from)?;
     }
-    let upload = Target::of(&args.hub, args.target.dry_run)?;
+    let upload = Target::of(&args.hub, args.target.dry_run, printer)?;
     let asked = Asked::new(args.target.model.as_deref(), args.hub.revision.as_deref());
     #[cfg(feature = "hub")]
     if args.stream && super::stream::run(args, asked, &settings, upload.as_ref(), printer)? {

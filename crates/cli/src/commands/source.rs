@@ -74,6 +74,7 @@ impl<'a> Asked<'a> {
 }
 
 /// Refuses ids that are none, before anything is fetched for a command.
+#[cfg_attr(not(feature = "hub"), expect(clippy::unnecessary_wraps, reason = "with the hub it can fail"))]
 pub(crate) fn check(models: &[Asked<'_>], data: &[Option<&Path>]) -> Result<(), Refusal> {
     #[cfg(feature = "hub")]
     {
@@ -153,6 +154,14 @@ pub(crate) fn directory(asked: Asked<'_>, need: Need, printer: Printer) -> Resul
     if asked.revision.is_some() && path.exists() {
         printer.warn("--revision has no effect on a local model");
     }
+    #[cfg(not(feature = "hub"))]
+    if !path.exists() && path.components().count() == 2 {
+        let why = format!("{} is not a directory, and this build does not know the hub", path.display());
+        return Err(Refusal(format!(
+            "{why}; hint: download it first (`hf download`) and give the directory"
+        ))
+        .into());
+    }
     here(Directory::open(path).map_err(mlx_quant::Error::from)?)
 }
 
@@ -162,12 +171,12 @@ fn downloaded(address: &Address, need: Need, printer: Printer) -> Result<Located
     let located = || {
         if need == Need::Headers {
             let root = tempfile::tempdir()?;
-            if let Some(hollow) = Hub::open()?.hollow(address, root.path(), &screen)? {
+            if let Some(hollow) = Hub::open(printer)?.hollow(address, root.path(), &screen)? {
                 let directory = Directory::open(&hollow.directory).map_err(mlx_quant::Error::from)?;
                 return Ok(Located { directory, guard: Some(Box::new(root)) });
             }
         }
-        let path = Hub::open()?.model(address, &screen)?;
+        let path = Hub::open(printer)?.model(address, &screen)?;
         Ok(Located { directory: Directory::open(&path).map_err(mlx_quant::Error::from)?, guard: None })
     };
     let located = located();
@@ -185,6 +194,7 @@ pub(crate) fn open(asked: Asked<'_>, need: Need, printer: Printer) -> Result<Ope
 }
 
 /// Text from a path or a dataset on the hub, or the built-in one.
+#[cfg_attr(not(feature = "hub"), expect(clippy::unnecessary_wraps, reason = "with the hub it can fail"))]
 pub(crate) fn data(path: Option<&Path>, builtin: DataSource, printer: Printer) -> Result<DataSource> {
     let Some(path) = path else { return Ok(builtin) };
     #[cfg(feature = "hub")]
@@ -192,7 +202,7 @@ pub(crate) fn data(path: Option<&Path>, builtin: DataSource, printer: Printer) -
         && let Some(address) = address(path, true)?
     {
         let screen = Screen::new(printer);
-        let files = Hub::open().and_then(|hub| Ok(hub.dataset(&address, &screen)?));
+        let files = Hub::open(printer).and_then(|hub| Ok(hub.dataset(&address, &screen)?));
         screen.clear();
         let files = files?;
         let names: Vec<_> = files.iter().filter_map(|file| file.file_name()?.to_str()).collect();

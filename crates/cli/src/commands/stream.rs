@@ -30,19 +30,40 @@ pub(super) fn run(
         let why = "--search weighs by norms, which --stream has not at hand";
         return Err(Refusal(format!("{why}; hint: leave out one of them")).into());
     }
+    if args.target.dry_run {
+        let place = tempfile::tempdir()?;
+        return stream(args, &address, settings, place.path(), printer);
+    }
     let target = &args.target.mlx_path;
     let place = place(target)?;
+    let fresh = !place.exists();
+    let lock = lock(&place)?;
     let done = stream(args, &address, settings, &place, printer);
+    // Kept after failures, because the same command goes on with it, and what an earlier run left is not this one's.
     let refused = |error: &anyhow::Error| crate::exit_code(error) == crate::REFUSED;
-    // Kept after other failures: the same command goes on with it.
-    if place.is_dir() && (args.target.dry_run || done.as_ref().map_or_else(refused, |_| true)) {
+    if done.as_ref().map_or_else(|error| fresh && refused(error), |streamed| fresh || *streamed) {
         fs_err::remove_dir_all(&place)?;
     }
+    drop(lock);
     let streamed = done?;
     if let Some(upload) = upload.filter(|_| streamed) {
         upload.push(target, None, printer)?;
     }
     Ok(streamed)
+}
+
+/// Keeps other processes out of the directory until the file is dropped.
+fn lock(place: &Path) -> Result<fs_err::File> {
+    fs_err::create_dir_all(place)?;
+    let file = fs_err::File::create(place.join("lock"))?;
+    match file.file().try_lock() {
+        Ok(()) => Ok(file),
+        Err(std::fs::TryLockError::WouldBlock) => {
+            let why = format!("{} is in use by another process", place.display());
+            Err(Refusal(format!("{why}; hint: wait for it, or give another --mlx-path")).into())
+        }
+        Err(std::fs::TryLockError::Error(error)) => Err(error.into()),
+    }
 }
 
 /// Where shards wait, beside the output and on its disk.
@@ -59,7 +80,7 @@ fn stream(
     printer: Printer,
 ) -> Result<bool> {
     let screen = Screen::new(printer);
-    let hollow = Hub::open().and_then(|hub| Ok(hub.hollow(address, place, &screen)?));
+    let hollow = Hub::open(printer).and_then(|hub| Ok(hub.hollow(address, place, &screen)?));
     screen.clear();
     let Some(hollow) = hollow? else {
         printer.detail("the model is in the cache; nothing is to be streamed");

@@ -82,15 +82,19 @@ impl Cache {
         }
     }
 
-    /// Keeps other processes, huggingface_hub's included, from downloading the same blob until the file is dropped.
-    pub(super) fn lock(&self, hash: &str) -> std::io::Result<fs::File> {
+    /// Keeps other processes, huggingface_hub's included, from downloading the same blob until the file is dropped; nothing while one
+    /// of them does.
+    pub(super) fn lock(&self, hash: &str) -> std::io::Result<Option<fs::File>> {
         let path = self.root.join(".locks").join(&self.folder).join(format!("{hash}.lock"));
         if let Some(parent) = path.parent() {
             fs::create_dir_all(parent)?;
         }
         let file = fs::OpenOptions::new().write(true).create(true).truncate(false).open(path)?;
-        file.file().lock()?;
-        Ok(file)
+        match file.file().try_lock() {
+            Ok(()) => Ok(Some(file)),
+            Err(std::fs::TryLockError::WouldBlock) => Ok(None),
+            Err(std::fs::TryLockError::Error(error)) => Err(error),
+        }
     }
 }
 

@@ -77,7 +77,9 @@ impl Hub {
             let root = snapshot.cache.snapshot(&snapshot.commit);
             return Ok(chosen.iter().map(|file| root.join(&file.path)).collect());
         }
-        self.fetch_all(&snapshot, &chosen, observer)
+        let paths = self.fetch_all(&snapshot, &chosen, observer)?;
+        self.note(&snapshot)?;
+        Ok(paths)
     }
 }
 

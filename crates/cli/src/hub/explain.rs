@@ -58,83 +58,105 @@ impl Speaker {
     pub(super) fn local(&self, error: &std::io::Error) -> Trouble {
         let hint = match error.kind() {
             std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
-                "make room, or set HF_HOME to a larger disk; `convert --stream` needs room for the output and two shards only"
+                "make room, or set HF_HOME to a larger disk; `convert --stream` needs room for the output and about two shards"
             }
-            _ => "is the cache directory (HF_HOME, HF_HUB_CACHE) writable?",
+            _ => "check that the file is there and may be read and written; the cache is where HF_HOME says",
         };
         Trouble::Failed(self.scrub(&format!("{error}; hint: {hint}")))
     }
 
     /// What an error of the hub means for `address`.
     pub(super) fn explain(&self, error: &HFError, address: &Address) -> Trouble {
+        match self.refusal(error, address) {
+            Some(text) => Trouble::Refused(self.scrub(&text)),
+            None => self.failure(error, address),
+        }
+    }
+
+    fn gated(&self, id: &str) -> String {
+        let then = if self.secret.is_some() {
+            "with the account of your token, and wait until access is granted"
+        } else {
+            "then log in with `hf auth login` or set HF_TOKEN"
+        };
+        format!("{id} is gated; hint: accept its terms at {}/{id}, {then}", self.endpoint)
+    }
+
+    fn missing(&self, id: &str) -> String {
+        let hint = if self.secret.is_some() {
+            "may your token read it?"
+        } else {
+            "if it is private, log in with `hf auth login` or set HF_TOKEN"
+        };
+        let endpoint = &self.endpoint;
+        format!("{endpoint} has no repository {id}, or it is private; hint: check the spelling; {hint}")
+    }
+
+    /// What cannot be had, however often it is asked for.
+    fn refusal(&self, error: &HFError, address: &Address) -> Option<String> {
         let (id, endpoint) = (address.id(), &self.endpoint);
-        let known = self.secret.is_some();
-        let gated = || {
-            let then = if known {
-                "with the account of your token, and wait until access is granted"
-            } else {
-                "then log in with `hf auth login` or set HF_TOKEN"
-            };
-            format!("{id} is gated; hint: accept its terms at {endpoint}/{id}, {then}")
-        };
-        let missing = || {
-            let hint = if known {
-                "may your token read it?"
-            } else {
-                "if it is private, log in with `hf auth login` or set HF_TOKEN"
-            };
-            format!("{endpoint} has no repository {id}, or it is private; hint: check the spelling; {hint}")
-        };
-        let refused = match error {
+        Some(match error {
             HFError::AuthRequired { context }
             | HFError::Forbidden { context }
             | HFError::Http { context }
                 if context.error_code.as_deref() == Some("GatedRepo") =>
             {
-                Some(gated())
+                self.gated(&id)
             }
             HFError::AuthRequired { context }
-                if context.error_code.as_deref() == Some("RepoNotFound") || !known =>
+                if context.error_code.as_deref() == Some("RepoNotFound") || self.secret.is_none() =>
             {
-                Some(missing())
+                self.missing(&id)
             }
-            HFError::AuthRequired { .. } => Some(format!(
+            HFError::AuthRequired { .. } => format!(
                 "{endpoint} does not accept the token (HF_TOKEN, or the file that `hf auth login` wrote); hint: log in again"
-            )),
-            HFError::Forbidden { context } => Some(format!(
+            ),
+            HFError::Forbidden { context } => format!(
                 "{endpoint} forbids that with this token{}; hint: does it have write access to {id}?",
                 said(context.server_message.as_deref())
-            )),
+            ),
             HFError::RepoNotFound { context, .. } | HFError::RevisionNotFound { context, .. }
                 if context.as_ref().and_then(|context| context.error_code.as_deref())
                     == Some("RepoNotFound") =>
             {
-                Some(missing())
+                self.missing(&id)
             }
             HFError::RepoNotFound { context: Some(context), .. }
                 if context.error_code.as_deref() == Some("RevisionNotFound") =>
             {
-                Some(no_revision(&id, address.revision()))
+                no_revision(&id, address.revision())
             }
-            HFError::RepoNotFound { .. } => Some(missing()),
-            HFError::RevisionNotFound { revision, .. } => Some(no_revision(&id, revision)),
+            HFError::RepoNotFound { .. } => self.missing(&id),
+            HFError::RevisionNotFound { revision, .. } => no_revision(&id, revision),
             HFError::EntryNotFound { path, .. } => {
-                Some(format!("{id} has no file {path} at this revision; hint: check the name and --revision"))
+                format!("{id} has no file {path} at this revision; hint: check the name and --revision")
             }
-            HFError::InvalidParameter(what) => Some(format!("{id}: {what}; hint: check the id")),
+            HFError::InvalidParameter(what) => format!("{id}: {what}; hint: check the id"),
             HFError::Url(error) => {
-                Some(format!("HF_ENDPOINT {endpoint:?} is no address: {error}; hint: unset it"))
+                format!("HF_ENDPOINT {endpoint:?} is no address: {error}; hint: unset it")
             }
-            _ => None,
-        };
-        if let Some(text) = refused {
-            return Trouble::Refused(self.scrub(&text));
-        }
+            _ => return None,
+        })
+    }
+
+    /// What went wrong on the way.
+    fn failure(&self, error: &HFError, address: &Address) -> Trouble {
+        let endpoint = &self.endpoint;
         let text = match error {
             HFError::RateLimited { retry_after, .. } => format!(
-                "{endpoint} takes no more requests for now{}; hint: try again later, with a token (`hf auth login`) the limit is higher",
+                "{endpoint} takes no more requests for now{}; hint: {MORE}",
                 retry_after.map_or_else(String::new, |wait| format!(" (for {} s)", wait.as_secs()))
             ),
+            HFError::Http { context } if context.status.as_u16() == 429 => {
+                format!("{endpoint} takes no more requests for now; hint: {MORE}")
+            }
+            HFError::Http { context } if context.status.is_server_error() => {
+                return Trouble::Unreachable(self.scrub(&format!(
+                    "{endpoint} answered {}{}; hint: repeat the command, it goes on where it stopped",
+                    context.status,
+                    said(context.server_message.as_deref())
+                )));
+            }
             HFError::Http { context } | HFError::Conflict { context } => format!(
                 "{endpoint} answered {}{}; hint: repeat the command, it goes on where it stopped",
                 context.status,
@@ -158,11 +180,20 @@ impl Speaker {
                 innermost(source)
             ),
             HFError::Io(error) => return self.local(error),
-            other => format!("{id}: {other}; hint: repeat the command, it goes on where it stopped"),
+            HFError::Other(what) => {
+                return Trouble::Unreachable(self.scrub(&format!(
+                    "{endpoint}: {what}; hint: repeat the command, it goes on where it stopped"
+                )));
+            }
+            other => {
+                format!("{}: {other}; hint: repeat the command, it goes on where it stopped", address.id())
+            }
         };
         Trouble::Failed(self.scrub(&text))
     }
 }
+
+const MORE: &str = "try again later, with a token (`hf auth login`) the limit is higher";
 
 fn no_revision(id: &str, revision: &str) -> String {
     format!("{id} has no revision {revision:?}; hint: give a branch, a tag or a commit that its page lists")
@@ -208,6 +239,8 @@ pub(super) fn pause(error: &HFError, tries: u32) -> Option<Duration> {
             let wait = retry_after.unwrap_or(usual * 8);
             (wait <= LONGEST).then_some(wait)
         }
+        // hf-hub forgets what a listing says of when to come again.
+        HFError::Http { context } if context.status.as_u16() == 429 => Some(usual * 8),
         HFError::Http { context } => {
             matches!(context.status.as_u16(), 408 | 500 | 502 | 503 | 504).then_some(usual)
         }
@@ -215,8 +248,8 @@ pub(super) fn pause(error: &HFError, tries: u32) -> Option<Duration> {
             let lasting = source.is_builder() || source.is_status() || source.is_redirect();
             (!lasting && !is_unreadable(error)).then_some(usual)
         }
-        // Silence, which hf-hub has no word for. (Xet has its own tries.)
-        HFError::Other(_) => Some(usual),
+        // Silence, which hf-hub has no word for, and large files that broke.
+        HFError::Other(_) | HFError::Xet { .. } => Some(usual),
         _ => None,
     }
 }

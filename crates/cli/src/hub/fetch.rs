@@ -4,10 +4,12 @@ use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 
 use fs_err as fs;
 use futures_util::StreamExt as _;
 use hf_hub::HFError;
+use mlx_quant::data::hexadecimal;
 use mlx_quant::{Event, Observer};
 use sha1::Sha1;
 use sha2::{Digest as _, Sha256};
@@ -54,10 +56,9 @@ impl Hasher {
     }
 
     fn is(self, hash: &str) -> bool {
-        let digits = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
         let own = match self {
-            Self::Sha256(own) => digits(&own.finalize()),
-            Self::Git(own) => digits(&own.finalize()),
+            Self::Sha256(own) => hexadecimal(&own.finalize()),
+            Self::Git(own) => hexadecimal(&own.finalize()),
         };
         own.eq_ignore_ascii_case(hash)
     }
@@ -313,10 +314,10 @@ impl Hub {
             .collect();
         let (mut total, mut resumed) = (0, 0);
         for (file, hash) in coming.iter().filter(|(file, hash)| !is_whole(&cache.blob(hash), file.size)) {
-            total += file.size;
+            total = file.size.saturating_add(total);
             resumed += length(&cache.incomplete(hash)).min(file.size);
         }
-        self.check_room(cache.root(), total - resumed)?;
+        check_room(cache.root(), total.saturating_sub(resumed))?;
         if total > 0 {
             observer.event(Event::Started { total, resumed });
         }
@@ -338,7 +339,19 @@ impl Hub {
     ) -> Result<(), Trouble> {
         let cache = &snapshot.cache;
         let local = |error: std::io::Error| self.speaker.local(&error);
-        let _lock = cache.lock(hash).map_err(local)?;
+        let mut waited = false;
+        let _lock = loop {
+            match cache.lock(hash).map_err(local)? {
+                Some(lock) => break lock,
+                None if waited => {}
+                None => {
+                    let text = format!("another process is downloading {}; waiting for it", file.path);
+                    tally.event(Event::Note { text: &text });
+                    waited = true;
+                }
+            }
+            sleep(Duration::from_millis(200), tally)?;
+        };
         let blob = cache.blob(hash);
         if !is_whole(&blob, file.size) {
             self.fetch(snapshot, file, hash, (&cache.incomplete(hash), &blob), tally)?;
@@ -346,27 +359,27 @@ impl Hub {
         cache.link(&snapshot.commit, &file.path, hash).map_err(local)?;
         Ok(())
     }
+}
 
-    /// Refuses what does not fit on the disk, before any of it is fetched.
-    pub(super) fn check_room(&self, place: &Path, needed: u64) -> Result<(), Trouble> {
-        let mut existing = place;
-        while !existing.exists() {
-            let Some(parent) = existing.parent() else { return Ok(()) };
-            existing = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
-        }
-        let Ok(found) = rustix::fs::statvfs(existing) else { return Ok(()) };
-        let free = found.f_bavail.saturating_mul(found.f_frsize);
-        if needed <= free {
-            return Ok(());
-        }
-        let bytes = mlx_quant::report::bytes;
-        Err(Trouble::Refused(format!(
-            "{} are to be downloaded and {} has room for {}; hint: make room, set HF_HOME to a larger disk, or use `convert --stream`",
-            bytes(needed),
-            existing.display(),
-            bytes(free)
-        )))
+/// Refuses what does not fit on the disk, before any of it is fetched.
+pub(super) fn check_room(place: &Path, needed: u64) -> Result<(), Trouble> {
+    let mut existing = place;
+    while !existing.exists() {
+        let Some(parent) = existing.parent() else { return Ok(()) };
+        existing = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
     }
+    let Ok(found) = rustix::fs::statvfs(existing) else { return Ok(()) };
+    let free = found.f_bavail.saturating_mul(found.f_frsize);
+    if needed <= free {
+        return Ok(());
+    }
+    let bytes = mlx_quant::report::bytes;
+    Err(Trouble::Refused(format!(
+        "{} are to be downloaded and {} has room for {}; hint: make room, set HF_HOME to a larger disk, or use `convert --stream`",
+        bytes(needed),
+        existing.display(),
+        bytes(free)
+    )))
 }
 
 fn is_whole(path: &Path, size: u64) -> bool {

@@ -103,6 +103,7 @@ pub(super) fn is_commit(revision: &str) -> bool {
 }
 
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test panics to fail")]
 mod tests {
     use super::*;
 

@@ -29,6 +29,8 @@ use self::explain::{Speaker, pause};
 pub(crate) use self::id::{Address, check_revision};
 use self::repository::Repository;
 pub(crate) use self::upload::Upload;
+use crate::interrupt::Interrupt;
+use crate::printer::Printer;
 
 /// What a repository holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,6 +70,8 @@ pub(crate) struct Hub {
     offline: bool,
     /// Longest silence of a connection.
     patience: Duration,
+    printer: Printer,
+    interrupt: Interrupt,
 }
 
 /// A repository at a commit.
@@ -81,7 +85,7 @@ pub(crate) struct Snapshot {
 
 impl Hub {
     /// Reads the environment; nothing is sent yet.
-    pub(crate) fn open() -> anyhow::Result<Self> {
+    pub(crate) fn open(printer: Printer) -> anyhow::Result<Self> {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
         let secret = token();
         let user_agent = concat!("mlx-quant/", env!("CARGO_PKG_VERSION"));
@@ -89,15 +93,27 @@ impl Hub {
         if let Some(token) = &secret {
             builder = builder.token(token.clone());
         }
+        if let Some(cache) = cache_directory() {
+            builder = builder.cache_dir(cache);
+        }
         let client = builder.build().map_err(|error| {
             let endpoint = std::env::var("HF_ENDPOINT").unwrap_or_default();
             crate::Refusal(format!("HF_ENDPOINT {endpoint:?} is no address ({error}); hint: unset it"))
         })?;
-        let speaker = Speaker { endpoint: client.endpoint().to_owned(), secret };
+        let speaker = Speaker { endpoint: shown(client.endpoint()), secret };
         let seconds = std::env::var("HF_HUB_DOWNLOAD_TIMEOUT").ok().and_then(|text| text.parse().ok());
         let patience = Duration::from_secs(seconds.filter(|seconds| *seconds > 0).unwrap_or(10));
         let direct = hash::client(user_agent)?;
-        Ok(Self { client, direct, runtime, speaker, offline: is_offline(), patience })
+        Ok(Self {
+            client,
+            direct,
+            runtime,
+            speaker,
+            offline: is_offline(),
+            patience,
+            printer,
+            interrupt: Interrupt::listen(),
+        })
     }
 
     /// Runs a future to its end, or for as long as a connection may be silent.
@@ -110,43 +126,44 @@ impl Hub {
         patience: Duration,
         future: impl Future<Output = Result<T, HFError>>,
     ) -> Result<T, HFError> {
+        const LOOK: Duration = Duration::from_millis(200);
         self.runtime.block_on(async move {
-            match tokio::time::timeout(patience, future).await {
-                Ok(done) => done,
-                Err(_) => Err(HFError::Other(format!("nothing came for {} s", patience.as_secs()))),
+            let mut future = std::pin::pin!(future);
+            let end = Instant::now() + patience;
+            loop {
+                match tokio::time::timeout(LOOK.min(patience), &mut future).await {
+                    Ok(done) => return done,
+                    // Whoever asks finds out why.
+                    Err(_) if self.interrupt.requested() => {
+                        return Err(HFError::Other("interrupted".to_owned()));
+                    }
+                    Err(_) if Instant::now() >= end => {
+                        return Err(HFError::Other(format!("nothing came for {} s", patience.as_secs())));
+                    }
+                    Err(_) => {}
+                }
             }
         })
     }
 
     /// Tries again what may go better the next time, after the time that the hub asks for.
-    fn persist<T>(
-        &self,
-        observer: &dyn Observer,
-        mut attempt: impl FnMut() -> Result<T, HFError>,
-    ) -> Result<T, Result<HFError, Trouble>> {
-        for tries in 0.. {
-            match attempt() {
-                Ok(done) => return Ok(done),
-                Err(error) => match pause(&error, tries) {
-                    Some(wait) => sleep(wait, observer).map_err(Err)?,
-                    None => return Err(Ok(error)),
-                },
-            }
-        }
-        unreachable!("a number of tries is the last")
-    }
-
-    /// As [`Self::persist`], explained.
     fn ask<T>(
         &self,
         address: &Address,
         observer: &dyn Observer,
-        attempt: impl FnMut() -> Result<T, HFError>,
+        mut attempt: impl FnMut() -> Result<T, HFError>,
     ) -> Result<T, Trouble> {
-        self.persist(observer, attempt).map_err(|error| match error {
-            Ok(error) => self.speaker.explain(&error, address),
-            Err(trouble) => trouble,
-        })
+        let mut tries = 0;
+        loop {
+            match attempt() {
+                Ok(done) => return Ok(done),
+                Err(error) => match pause(&error, tries) {
+                    Some(wait) => sleep(wait, observer)?,
+                    None => return Err(self.speaker.explain(&error, address)),
+                },
+            }
+            tries += 1;
+        }
     }
 
     /// Finds the commit of the wanted revision: from the hub, or offline (and where the hub cannot be reached) from the cache.
@@ -186,12 +203,8 @@ impl Hub {
                         self.speaker.endpoint
                     )));
                 }
-                if id != address.id() && id::check_path(&id).is_ok() {
-                    let text = format!("{} is now called {id}", address.id());
-                    observer.event(mlx_quant::Event::Note { text: &text });
-                }
-                if !id::is_commit(&revision) {
-                    cache.note_commit(&revision, &commit).map_err(|error| self.speaker.local(&error))?;
+                if !id.eq_ignore_ascii_case(&address.id()) {
+                    self.printer.warn(&format!("{} is now called {id}", address.id()));
                 }
                 Ok((snapshot(commit), true))
             }
@@ -203,7 +216,16 @@ impl Hub {
         }
     }
 
-    /// All files of a snapshot. Names that lead out of it and hashes that are none are refused.
+    /// Remembers where a branch is, once its files are in the cache.
+    fn note(&self, snapshot: &Snapshot) -> Result<(), Trouble> {
+        let revision = snapshot.address.revision();
+        if id::is_commit(revision) {
+            return Ok(());
+        }
+        snapshot.cache.note_commit(revision, &snapshot.commit).map_err(|error| self.speaker.local(&error))
+    }
+
+    /// All files of a snapshot that can be on this machine; hashes that are none are refused.
     fn list(&self, snapshot: &Snapshot, observer: &dyn Observer) -> Result<Vec<RemoteFile>, Trouble> {
         let entries = self.ask(&snapshot.address, observer, || {
             // Many requests, a page each.
@@ -213,7 +235,11 @@ impl Hub {
         for entry in entries {
             let RepoTreeEntry::File { oid, size, path, lfs, .. } = entry else { continue };
             let (large, size) = (lfs.is_some(), lfs.and_then(|lfs| lfs.size).unwrap_or(size));
-            if id::check_path(&path).is_err() || !is_hash(&oid) {
+            // A name that cannot be on this machine is none of a file that is needed.
+            if id::check_path(&path).is_err() {
+                continue;
+            }
+            if !is_hash(&oid) {
                 return Err(Trouble::Refused(format!(
                     "{} lists a file {path:?} called {oid:?}, which cannot be; hint: do not use this repository",
                     snapshot.address.id()
@@ -252,27 +278,48 @@ fn is_offline() -> bool {
     is_set("HF_HUB_OFFLINE") || is_set("TRANSFORMERS_OFFLINE")
 }
 
+/// A path from the environment, `~` expanded as huggingface_hub does.
+fn path_of(name: &str) -> Option<PathBuf> {
+    let text = std::env::var(name).ok().filter(|text| !text.is_empty())?;
+    let home = text.strip_prefix("~/").zip(std::env::var_os("HOME"));
+    Some(home.map_or_else(|| PathBuf::from(&text), |(rest, home)| Path::new(&home).join(rest)))
+}
+
 /// Where huggingface_hub keeps its things (`huggingface_hub/constants.py`).
 fn home() -> Option<PathBuf> {
-    let path = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    path("HF_HOME")
-        .or_else(|| path("XDG_CACHE_HOME").map(|cache| cache.join("huggingface")))
-        .or_else(|| path("HOME").map(|home| home.join(".cache/huggingface")))
+    path_of("HF_HOME")
+        .or_else(|| path_of("XDG_CACHE_HOME").map(|cache| cache.join("huggingface")))
+        .or_else(|| path_of("HOME").map(|home| home.join(".cache/huggingface")))
+}
+
+fn cache_directory() -> Option<PathBuf> {
+    path_of("HF_HUB_CACHE")
+        .or_else(|| path_of("HUGGINGFACE_HUB_CACHE"))
+        .or_else(|| home().map(|home| home.join("hub")))
 }
 
 /// The token, as huggingface_hub finds it (`huggingface_hub/utils/_auth.py`): HF_TOKEN, or the file that `hf auth login` writes.
+/// hf-hub is kept from looking for itself (`main.rs`), so that none is sent that is not known here.
 fn token() -> Option<String> {
     if is_set("HF_HUB_DISABLE_IMPLICIT_TOKEN") {
         return None;
     }
-    let named = ["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"].into_iter().find_map(|name| std::env::var(name).ok());
-    let file = || {
-        let path =
-            std::env::var_os("HF_TOKEN_PATH").map(PathBuf::from).or_else(|| Some(home()?.join("token")))?;
-        std::fs::read_to_string(path).ok()
-    };
-    let token = named.filter(|token| !token.trim().is_empty()).or_else(file)?;
-    Some(token.trim().to_owned()).filter(|token| !token.is_empty())
+    let tidy = |token: String| Some(token.trim().to_owned()).filter(|token| !token.is_empty());
+    let named = ["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"];
+    named.into_iter().find_map(|name| std::env::var(name).ok().and_then(tidy)).or_else(|| {
+        let file = path_of("HF_TOKEN_PATH").or_else(|| Some(home()?.join("token")))?;
+        std::fs::read_to_string(file).ok().and_then(tidy)
+    })
+}
+
+/// An address without what may be secret in it.
+fn shown(endpoint: &str) -> String {
+    let Ok(mut url) = reqwest::Url::parse(endpoint) else { return endpoint.to_owned() };
+    if url.username().is_empty() && url.password().is_none() {
+        return endpoint.to_owned();
+    }
+    let _ = url.set_username("").and_then(|()| url.set_password(None));
+    url.to_string()
 }
 
 /// The size of the file behind a path, 0 if there is none.

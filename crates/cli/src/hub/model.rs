@@ -33,43 +33,12 @@ impl Hub {
     pub(crate) fn model(&self, address: &Address, observer: &dyn Observer) -> Result<PathBuf, Trouble> {
         let (snapshot, online) = self.find(Kind::Model, address, observer)?;
         if !online {
-            return self.cached(&snapshot);
+            return cached(&snapshot);
         }
         let parts = self.parts(&snapshot, observer)?;
         self.fetch_all(&snapshot, &parts.weights, observer)?;
+        self.note(&snapshot)?;
         Ok(snapshot.cache.snapshot(&snapshot.commit))
-    }
-
-    /// A model that the cache must hold whole.
-    fn cached(&self, snapshot: &Snapshot) -> Result<PathBuf, Trouble> {
-        let directory = snapshot.cache.snapshot(&snapshot.commit);
-        let missing = |what: &str| {
-            Trouble::Refused(format!(
-                "{} is only partly in the cache ({what} is missing in {}), and the hub is out of reach; hint: connect, unset HF_HUB_OFFLINE, and repeat the command",
-                snapshot.address.id(),
-                directory.display()
-            ))
-        };
-        if !directory.join("config.json").is_file() {
-            return Err(missing("config.json"));
-        }
-        let shards = match std::fs::read(directory.join(INDEX)) {
-            Ok(index) => shards_of(&index, &directory.join(INDEX))?,
-            Err(_) => BTreeSet::new(),
-        };
-        if let Some(shard) = shards.iter().find(|shard| !directory.join(shard).is_file()) {
-            return Err(missing(shard));
-        }
-        let any = || {
-            std::fs::read_dir(&directory)
-                .ok()?
-                .flatten()
-                .find(|entry| entry.file_name().to_str().is_some_and(is_weights))
-        };
-        if shards.is_empty() && any().is_none() {
-            return Err(missing("a safetensors file"));
-        }
-        Ok(directory)
     }
 
     /// Lists a model's files and brings the small ones into the cache.
@@ -119,6 +88,38 @@ impl Hub {
         }
         Ok(Parts { small, weights })
     }
+}
+
+/// A model that the cache must hold whole.
+fn cached(snapshot: &Snapshot) -> Result<PathBuf, Trouble> {
+    let directory = snapshot.cache.snapshot(&snapshot.commit);
+    let missing = |what: &str| {
+        Trouble::Refused(format!(
+            "{} is only partly in the cache ({what} is missing in {}), and the hub is out of reach; hint: connect, unset HF_HUB_OFFLINE, and repeat the command",
+            snapshot.address.id(),
+            directory.display()
+        ))
+    };
+    if !directory.join("config.json").is_file() {
+        return Err(missing("config.json"));
+    }
+    let shards = match std::fs::read(directory.join(INDEX)) {
+        Ok(index) => shards_of(&index, &directory.join(INDEX))?,
+        Err(_) => BTreeSet::new(),
+    };
+    if let Some(shard) = shards.iter().find(|shard| !directory.join(shard).is_file()) {
+        return Err(missing(shard));
+    }
+    let any = || {
+        std::fs::read_dir(&directory)
+            .ok()?
+            .flatten()
+            .find(|entry| entry.file_name().to_str().is_some_and(is_weights))
+    };
+    if shards.is_empty() && any().is_none() {
+        return Err(missing("a safetensors file"));
+    }
+    Ok(directory)
 }
 
 /// The files that an index names.

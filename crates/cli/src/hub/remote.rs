@@ -4,11 +4,12 @@ use std::path::{Path, PathBuf};
 
 use fs_err as fs;
 use futures_util::StreamExt as _;
+use hf_hub::HFError;
 use mlx_format::checkpoint::{MAX_HEADER_BYTES, make_hollow};
 use mlx_quant::{Event, Observer};
 
 use super::explain::Trouble;
-use super::fetch::{Tally, each};
+use super::fetch::{Tally, check_room, each};
 use super::{Address, Hub, Kind, RemoteFile, Snapshot, length};
 
 /// What is fetched of a shard at first; most headers are shorter.
@@ -78,34 +79,20 @@ impl Hub {
         file: &RemoteFile,
         observer: &dyn Observer,
     ) -> Result<Vec<u8>, Trouble> {
-        let part = |range: std::ops::Range<u64>| {
-            let length = range.end - range.start;
-            let bytes = self.ask(&snapshot.address, observer, || {
-                self.wait(async {
-                    let stream =
-                        snapshot.repository.stream(&snapshot.commit, &file.path, Some(range.clone()));
-                    let mut stream = stream.await?;
-                    let mut bytes = Vec::new();
-                    while let Some(chunk) = stream.next().await {
-                        bytes.extend_from_slice(&chunk?);
-                        // Of a server that sends everything no more than is needed is kept.
-                        if bytes.len() as u64 >= range.end {
-                            break;
+        // Always from the beginning, so that a server that knows no ranges is as good.
+        let first = |count: u64| {
+            self.ask(&snapshot.address, observer, || {
+                let stream = snapshot.repository.stream(&snapshot.commit, &file.path, Some(0..count));
+                let (mut stream, mut bytes) = (self.wait(stream)?, Vec::new());
+                while (bytes.len() as u64) < count {
+                    match self.wait(async { stream.next().await.transpose() })? {
+                        Some(chunk) => bytes.extend_from_slice(&chunk),
+                        None => {
+                            return Err(HFError::Other(format!("a part of {} came too short", file.path)));
                         }
                     }
-                    Ok(bytes)
-                })
-            })?;
-            let start = usize::try_from(range.start).unwrap_or(usize::MAX);
-            let wanted = usize::try_from(length).unwrap_or(usize::MAX);
-            let bytes =
-                if bytes.len() == wanted { &bytes[..] } else { bytes.get(start..).unwrap_or_default() };
-            bytes.get(..wanted).map(<[u8]>::to_vec).ok_or_else(|| {
-                Trouble::Failed(format!(
-                    "{}/{}: a part of it came too short; hint: repeat the command",
-                    snapshot.address.id(),
-                    file.path
-                ))
+                }
+                Ok(bytes)
             })
         };
         let damaged = || {
@@ -118,14 +105,14 @@ impl Hub {
         if file.size < 8 {
             return Err(damaged());
         }
-        let mut head = part(0..file.size.min(FIRST_BYTES))?;
+        let mut head = first(file.size.min(FIRST_BYTES))?;
         let length = head.first_chunk::<8>().map_or(u64::MAX, |length| u64::from_le_bytes(*length));
         let end = length.saturating_add(8);
         if length > MAX_HEADER_BYTES || end > file.size {
             return Err(damaged());
         }
         if end > head.len() as u64 {
-            head.extend(part(head.len() as u64..end)?);
+            head = first(end)?;
         }
         head.truncate(usize::try_from(end).unwrap_or(usize::MAX));
         Ok(head)
@@ -143,13 +130,15 @@ impl Hollow {
         if let Some(cached) = cached {
             let local = |error: std::io::Error| self.hub.speaker.local(&error);
             let link = path.with_extension("link");
+            // An earlier run may have been killed here.
+            let _ = fs::remove_file(&link);
             let cached = fs::canonicalize(cached).map_err(local)?;
             return std::os::unix::fs::symlink(cached, &link)
                 .and_then(|()| fs::rename(&link, &path))
                 .map_err(local);
         }
         let growing = self.directory.join(format!("{shard}.incomplete"));
-        self.hub.check_room(&self.directory, file.size.saturating_sub(length(&growing)))?;
+        check_room(&self.directory, file.size.saturating_sub(length(&growing)))?;
         let watcher = Watcher { observer, shard, size: file.size };
         let tally = Tally::new(&watcher, length(&growing).min(file.size));
         let hash = self.hub.hash(&self.snapshot, file, &tally)?;

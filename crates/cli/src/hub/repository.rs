@@ -91,11 +91,12 @@ impl Repository {
         &self,
         operations: Vec<CommitOperation>,
         message: String,
+        parent: String,
         progress: Progress,
     ) -> Result<CommitInfo, HFError> {
         either!(self, repository => {
             let commit = repository.create_commit().operations(operations).commit_message(message);
-            commit.progress(progress).send().await
+            commit.parent_commit(parent).progress(progress).send().await
         })
     }
 }

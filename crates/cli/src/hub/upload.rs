@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hf_hub::HFError;
 use hf_hub::progress::{Progress, ProgressEvent, ProgressHandler, UploadEvent};
@@ -11,7 +11,7 @@ use mlx_quant::{Event, Observer};
 
 use super::explain::{Trouble, pause};
 use super::fetch::is_same;
-use super::{Address, Hub, Kind, RemoteFile, Snapshot, length, sleep};
+use super::{Address, Hub, Kind, RemoteFile, Repository, Snapshot, length, sleep};
 
 /// What is to be uploaded, and where to.
 pub(crate) struct Upload<'a> {
@@ -19,9 +19,7 @@ pub(crate) struct Upload<'a> {
     pub(crate) address: &'a Address,
     /// Whether a repository that is created is private.
     pub(crate) private: bool,
-    pub(crate) message: String,
-    /// README.md, where it is not to be the directory's.
-    pub(crate) card: Option<String>,
+    pub(crate) message: &'a str,
 }
 
 /// What an upload did.
@@ -35,8 +33,18 @@ pub(crate) struct Uploaded {
     pub(crate) kept: usize,
 }
 
+/// A commit that is to be made.
+struct Sending<'a> {
+    /// On which it is made.
+    snapshot: &'a Snapshot,
+    files: &'a [(String, PathBuf)],
+    operations: Vec<CommitOperation>,
+    bytes: u64,
+    message: &'a str,
+}
+
 /// How far an upload is; written by the hub's library, read by ours.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy, Default, PartialEq)]
 struct State {
     done: u64,
     committing: bool,
@@ -57,41 +65,49 @@ impl ProgressHandler for Handler {
 }
 
 impl Hub {
-    /// Refuses what cannot be uploaded, before any work.
-    pub(crate) fn check_upload(&self) -> Result<(), Trouble> {
+    /// Refuses what cannot be uploaded, as far as that shows before any work: without a token that the hub knows nothing can.
+    pub(crate) fn check_upload(&self, address: &Address, observer: &dyn Observer) -> Result<(), Trouble> {
         if self.offline {
             return Err(Trouble::Refused("HF_HUB_OFFLINE is set; hint: unset it to upload".to_owned()));
         }
         if self.speaker.secret.is_none() {
             return Err(Trouble::Refused(
-                "uploading needs a token with write access; hint: log in with `hf auth login`, or set HF_TOKEN".to_owned(),
+                "uploading needs a token with write access; hint: log in with `hf auth login`, or set HF_TOKEN"
+                    .to_owned(),
             ));
         }
-        Ok(())
+        self.ask(address, observer, || self.wait(self.client.whoami().send())).map(|_| ())
     }
 
-    /// Creates the repository where it is not there, and commits all files that it does not have.
-    pub(crate) fn upload(&self, upload: &Upload<'_>, observer: &dyn Observer) -> Result<Uploaded, Trouble> {
-        self.check_upload()?;
-        let address = upload.address;
-        let id = address.id();
+    /// Creates the repository, unless it is there: a token may be allowed to write it, but not to create any.
+    fn create(&self, upload: &Upload<'_>, observer: &dyn Observer) -> Result<(), Trouble> {
+        let (address, id) = (upload.address, upload.address.id());
+        let repository = Repository::new(&self.client, Kind::Model, address);
+        if self.ask(address, observer, || self.wait(repository.commit_of("main"))).is_ok() {
+            return Ok(());
+        }
         self.ask(address, observer, || {
             self.wait(async {
                 let create = self.client.create_repository().repo_id(&id).repo_type(RepoTypeModel);
                 create.private(upload.private).exist_ok(true).send().await
             })
-        })?;
+        })
+        .map(|_| ())
+    }
+
+    /// Creates the repository where it is not there, and commits all files that it does not have.
+    pub(crate) fn upload(&self, upload: &Upload<'_>, observer: &dyn Observer) -> Result<Uploaded, Trouble> {
+        let address = upload.address;
+        let id = address.id();
+        self.create(upload, observer)?;
+        self.check_xet(address, observer)?;
         let (snapshot, _) = self.find(Kind::Model, address, observer)?;
         let there = self.list(&snapshot, observer)?;
         let files = local_files(upload.directory).map_err(|error| self.speaker.local(&error))?;
         let (mut operations, mut bytes, mut kept) = (Vec::new(), 0, 0);
         for (name, path) in &files {
-            let own_card = upload.card.as_ref().filter(|_| name == "README.md");
             let known = there.iter().find(|file| file.path == *name);
-            if let Some(card) = own_card {
-                operations.push(CommitOperation::add_bytes(name.clone(), card.clone().into_bytes()));
-                bytes += card.len() as u64;
-            } else if self.has(&snapshot, known, path, observer)? {
+            if self.has(&snapshot, known, path, observer)? {
                 kept += 1;
             } else {
                 operations.push(CommitOperation::add_file(name.clone(), path.clone()));
@@ -111,10 +127,9 @@ impl Hub {
         }
         let count = files.len() - kept;
         observer.event(Event::Started { total: bytes, resumed: 0 });
-        let info = self.commit_all(&snapshot, &operations, upload, observer)?;
-        let (after, _) = self.find(Kind::Model, address, observer)?;
-        self.check_there(&after, &files, upload, observer)?;
-        let commit = info.commit_oid.or(Some(after.commit));
+        let sending =
+            Sending { snapshot: &snapshot, files: &files, operations, bytes, message: upload.message };
+        let commit = Some(self.commit_all(&sending, observer)?);
         Ok(Uploaded { url, commit, files: count, bytes, kept })
     }
 
@@ -131,69 +146,111 @@ impl Hub {
         is_same(path, known.size, &hash).map_err(|error| self.speaker.local(&error))
     }
 
-    /// Sends contents, then the commit. Contents that reached the hub before an interruption are recognised there.
-    fn commit_all(
-        &self,
-        snapshot: &Snapshot,
-        operations: &[CommitOperation],
-        upload: &Upload<'_>,
-        observer: &dyn Observer,
-    ) -> Result<CommitInfo, Trouble> {
+    /// Refuses a hub that takes large files in another way than the one that hf-hub knows: it would send them as text in the commit.
+    fn check_xet(&self, address: &Address, observer: &dyn Observer) -> Result<(), Trouble> {
+        let url = format!("{}/api/models/{}/xet-write-token/main", self.client.endpoint(), address.id());
+        let answer = self.ask(address, observer, || {
+            self.wait(async {
+                let request =
+                    self.direct.get(&url).bearer_auth(self.speaker.secret.as_deref().unwrap_or_default());
+                Ok(request.send().await?.status())
+            })
+        })?;
+        match answer.as_u16() {
+            404 => Err(Trouble::Refused(format!(
+                "{} does not take large files by xet, and this program knows no other way; hint: upload with `hf upload`",
+                self.speaker.endpoint
+            ))),
+            403 => Err(Trouble::Refused(format!(
+                "{} does not let this token write to {}; hint: use a token with write access",
+                self.speaker.endpoint,
+                address.id()
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    /// Sends contents, then the commit, and gives its name. Contents that reached the hub before an interruption are recognised there, and
+    /// so is a commit whose answer was lost.
+    fn commit_all(&self, sending: &Sending<'_>, observer: &dyn Observer) -> Result<String, Trouble> {
+        let address = &sending.snapshot.address;
         let mut tries = 0;
         loop {
-            let state = Arc::new(Mutex::new(State::default()));
-            let progress = Progress::new(Handler(Arc::clone(&state)));
-            let (repository, operations) = (snapshot.repository.clone(), operations.to_vec());
-            let message = upload.message.clone();
-            let task =
-                self.runtime.spawn(async move { repository.commit(operations, message, progress).await });
-            while !task.is_finished() {
-                if observer.cancelled() {
-                    task.abort();
-                    return Err(Trouble::Interrupted);
+            let error = match self.send(sending, observer)? {
+                Ok(info) => {
+                    let (after, there) = self.arrived(sending, observer)?;
+                    return if there {
+                        Ok(info.commit_oid.unwrap_or(after))
+                    } else {
+                        Err(Trouble::Failed(format!(
+                            "{} was committed, but not all files are there; hint: repeat the command",
+                            address.id()
+                        )))
+                    };
                 }
-                let now = *state.lock().unwrap_or_else(PoisonError::into_inner);
-                observer.event(Event::Progress { done: now.done });
-                if now.committing {
-                    observer.event(Event::Working { name: "committing" });
-                }
-                std::thread::sleep(Duration::from_millis(50));
-            }
-            let error = match self.runtime.block_on(task) {
-                Ok(Ok(info)) => return Ok(info),
-                Ok(Err(error)) => error,
-                Err(error) => HFError::Other(error.to_string()),
+                Err(error) => error,
             };
-            let Some(wait) = pause(&error, tries) else {
-                return Err(self.speaker.explain(&error, &snapshot.address));
-            };
+            // Xet tries by itself.
+            let wait = pause(&error, tries).filter(|_| !matches!(error, HFError::Xet { .. }));
+            let Some(wait) = wait else { return Err(self.speaker.explain(&error, address)) };
             let why = format!("once more, because: {}", self.speaker.scrub(&error.to_string()));
             observer.event(Event::Note { text: &why });
             tries += 1;
             sleep(wait, observer)?;
+            if let (after, true) = self.arrived(sending, observer)? {
+                return Ok(after);
+            }
         }
     }
 
-    /// Looks whether everything arrived.
-    fn check_there(
+    /// One try; the outer error is for what no other try can help.
+    fn send(
         &self,
-        after: &Snapshot,
-        files: &[(String, PathBuf)],
-        upload: &Upload<'_>,
+        sending: &Sending<'_>,
         observer: &dyn Observer,
-    ) -> Result<(), Trouble> {
-        let there = self.list(after, observer)?;
-        for (name, path) in files {
-            let own_card = upload.card.as_ref().filter(|_| name == "README.md");
-            let size = own_card.map_or_else(|| length(path), |card| card.len() as u64);
-            if !there.iter().any(|file| file.path == *name && file.size == size) {
-                return Err(Trouble::Failed(format!(
-                    "{} was committed, but {name} is not there with its {size} bytes; hint: repeat the command",
-                    upload.address.id()
-                )));
+    ) -> Result<Result<CommitInfo, HFError>, Trouble> {
+        // Contents are read and hashed before the first of them is sent.
+        let silence = (self.patience * 30).max(Duration::from_secs(sending.bytes / 100_000_000));
+        let state = Arc::new(Mutex::new(State::default()));
+        let progress = Progress::new(Handler(Arc::clone(&state)));
+        let (repository, operations) = (sending.snapshot.repository.clone(), sending.operations.clone());
+        let (message, parent) = (sending.message.to_owned(), sending.snapshot.commit.clone());
+        let commit = async move { repository.commit(operations, message, parent, progress).await };
+        let task = self.runtime.spawn(commit);
+        let (mut before, mut since) = (State::default(), Instant::now());
+        while !task.is_finished() {
+            let now = *state.lock().unwrap_or_else(PoisonError::into_inner);
+            if now != before {
+                (before, since) = (now, Instant::now());
             }
+            if observer.cancelled() {
+                task.abort();
+                return Err(Trouble::Interrupted);
+            }
+            if since.elapsed() > silence {
+                task.abort();
+                return Ok(Err(HFError::Other(format!("nothing moved for {} s", silence.as_secs()))));
+            }
+            observer.event(Event::Progress { done: now.done });
+            if now.committing {
+                observer.event(Event::Working { name: "committing" });
+            }
+            std::thread::sleep(Duration::from_millis(50));
         }
-        Ok(())
+        Ok(self.runtime.block_on(task).unwrap_or_else(|error| Err(HFError::Other(error.to_string()))))
+    }
+
+    /// The newest commit, and whether everything is in it.
+    fn arrived(&self, sending: &Sending<'_>, observer: &dyn Observer) -> Result<(String, bool), Trouble> {
+        let (after, _) = self.find(Kind::Model, &sending.snapshot.address, observer)?;
+        if after.commit == sending.snapshot.commit {
+            return Ok((after.commit, false));
+        }
+        let there = self.list(&after, observer)?;
+        let is_there = |(name, path): &(String, PathBuf)| {
+            there.iter().any(|file| file.path == *name && file.size == length(path))
+        };
+        Ok((after.commit, sending.files.iter().all(is_there)))
     }
 }
 

@@ -4,6 +4,8 @@ use mlx_quant_hub_fixture::Kind;
 
 use crate::place::{ID, Place, failed, files, finish, fixture};
 
+type Files = Vec<(String, Vec<u8>)>;
+
 #[test]
 fn ids_that_are_none() {
     let place = Place::with_model();
@@ -56,7 +58,7 @@ fn gated_models_say_how_to_get_in() {
 fn repositories_that_are_no_models() {
     let place = Place::new();
     let config = || ("config.json".to_owned(), b"{\"model_type\": \"llama\"}".to_vec());
-    let cases: [(&str, Vec<(String, Vec<u8>)>, &[&str]); 4] = [
+    let cases: [(&str, Files, &[&str]); 4] = [
         ("a/empty", vec![("x.txt".to_owned(), vec![1])], &["no config.json"]),
         (
             "a/pickled",

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use mlx_quant_hub_fixture::{Fault, Hub, Kind};
 
-use crate::place::{ID, Place, assert_same, contents, fixture, sharded};
+use crate::place::{ID, Place, assert_same, contents, failed, finish, fixture, sharded};
 
 const SHARDS: usize = 12;
 
@@ -88,35 +88,99 @@ fn streams_with_the_output_and_two_shards_on_the_disk() {
     }
 }
 
+/// Starts a stream and kills it as soon as that shard's content is asked for.
+fn kill_at(place: &Place, line: &str, shard: usize) {
+    let name = format!("model-{shard:05}-of-{SHARDS:05}");
+    let before = place.hub.requests().len();
+    let mut child = place.start(line);
+    let asked = |request: &mlx_quant_hub_fixture::Request| {
+        request.method == "GET" && request.range.is_none() && request.path.contains(&name)
+    };
+    let start = Instant::now();
+    while !place.hub.requests()[before..].iter().any(asked) {
+        assert!(start.elapsed() < Duration::from_secs(60), "shard {shard} is never asked for");
+        if child.try_wait().unwrap().is_some() {
+            let output = place.run(line);
+            panic!("it ended before shard {shard}: {}", String::from_utf8_lossy(&output.stderr));
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(!place.at("out").exists());
+}
+
 #[test]
 fn a_killed_stream_goes_on() {
     let place = place();
+    place.hub.fault("cdn GET", 1000, Fault::Slow { bytes_per_second: 150_000 });
     let line = format!("convert -q --stream --model {ID} --mlx-path out");
     for shard in [2, 7, 11] {
-        let name = format!("model-{shard:05}-of-{SHARDS:05}");
-        place.hub.fault(&format!("/resolve/main/{name}"), 0, Fault::Html);
-        place.hub.fault(&format!("cdn GET /"), 0, Fault::Html);
-        let before = place.hub.requests().len();
-        let mut child = place.start(&line);
-        // Killed as soon as this shard is asked for.
-        let start = Instant::now();
-        let asked = |request: &mlx_quant_hub_fixture::Request| {
-            request.method == "GET" && request.range.is_none() && request.path.contains(&name)
-        };
-        while !place.hub.requests()[before..].iter().any(asked) {
-            assert!(start.elapsed() < Duration::from_secs(60), "shard {shard} is never asked for");
-            assert!(child.try_wait().unwrap().is_none(), "it ended before shard {shard}");
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        child.kill().unwrap();
-        child.wait().unwrap();
-        assert!(!place.at("out").exists());
+        kill_at(&place, &line, shard);
     }
+    place.hub.calm();
     place.succeed(&line);
     assert_same(&place.at("out"), &place.at("plain"));
-    for shard in (1..=SHARDS).filter(|shard| ![1, 2, 6, 7, 10, 11].contains(shard)) {
-        assert_eq!(fetched(&place.hub, shard), 1, "shard {shard} was fetched again");
+    // What was finished when the kill came is not fetched again; the shard that was under way is.
+    for shard in (1..=SHARDS).filter(|shard| ![2, 7, 11].contains(shard)) {
+        assert_eq!(fetched(&place.hub, shard), 1, "shard {shard}");
     }
+}
+
+/// Killed at any moment, over and over: while shards come, are converted, recorded and emptied.
+#[test]
+fn kills_at_any_moment_cost_time_only() {
+    let place = place();
+    place.hub.fault("cdn GET", 100_000, Fault::Slow { bytes_per_second: 1_500_000 });
+    let line = format!("convert -q --stream --threads 1 --model {ID} --mlx-path out");
+    let mut runs = 0;
+    while !place.at("out").exists() {
+        let mut child = place.start(&line);
+        std::thread::sleep(Duration::from_millis(150 + 17 * runs));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        runs += 1;
+        assert!(runs < 100, "it never gets done");
+    }
+    assert!(runs > 2, "nothing was killed");
+    assert_same(&place.at("out"), &place.at("plain"));
+}
+
+/// Commands that fail or only look, between an interruption and its resumption, must not make holes look like weights.
+#[test]
+fn nothing_in_between_spoils_a_stream() {
+    let place = place();
+    place.hub.fault("cdn GET", 1000, Fault::Slow { bytes_per_second: 300_000 });
+    let line = format!("convert -q --stream --model {ID} --mlx-path out");
+    kill_at(&place, &line, 7);
+    place.hub.calm();
+    let output = finish(place.command(&line).env("HF_HUB_OFFLINE", "1"));
+    failed(&line, &output, 2, &["not in the cache"]);
+    place.fail(&format!("{line} --revision nowhere"), 2, &["no revision"]);
+    place.fail(&format!("{line} --bits 3"), 2, &["another"]);
+    place.succeed(&format!("{line} --dry-run"));
+    kill_at(&place, &line, 8);
+    // Removed by hand.
+    std::fs::remove_dir_all(place.at(".out.source")).unwrap();
+    place.succeed(&line);
+    assert_same(&place.at("out"), &place.at("plain"));
+    assert!(!place.at(".out.source").exists() && !place.at(".out.partial").exists());
+}
+
+#[test]
+fn two_streams_into_one_output() {
+    let place = place();
+    place.hub.fault("cdn GET", 1000, Fault::Slow { bytes_per_second: 100_000 });
+    let line = format!("convert -q --stream --model {ID} --mlx-path out");
+    let mut first = place.start(&line);
+    let start = Instant::now();
+    while !place.at(".out.source/lock").exists() {
+        assert!(start.elapsed() < Duration::from_secs(60));
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    place.fail(&line, 2, &["in use by another process"]);
+    assert!(first.wait().unwrap().success());
+    assert_same(&place.at("out"), &place.at("plain"));
 }
 
 #[test]
@@ -163,4 +227,7 @@ fn a_wrong_shard_ends_a_stream() {
     place.hub.fault("cdn GET", 1000, Fault::Flip { at: 20_000 });
     place.fail(&format!("convert -q --stream --model {ID} --mlx-path out"), 1, &["hash differs"]);
     assert!(!place.at("out").exists());
+    place.hub.calm();
+    place.succeed(&format!("convert -q --stream --model {ID} --mlx-path out"));
+    assert_same(&place.at("out"), &place.at("plain"));
 }

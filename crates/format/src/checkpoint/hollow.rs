@@ -61,9 +61,9 @@ mod tests {
         bytes.extend_from_slice(&[1, 2, 3, 4]);
         std::fs::write(&path, &bytes).unwrap();
         let start = head.len() as u64;
-        hollow_out(&path, &[start + 1..start + 3]).unwrap();
+        hollow_out(&path, &[start..start + 1, start + 2..start + 3]).unwrap();
         let mut expected = head.clone();
-        expected.extend_from_slice(&[0, 2, 3, 0]);
+        expected.extend_from_slice(&[1, 0, 3, 0]);
         assert_eq!(std::fs::read(&path).unwrap(), expected);
 
         make_hollow(&path, &head, start + 4).unwrap();

@@ -19,7 +19,7 @@ pub use error::DataError;
 pub use pick::Pick;
 pub(crate) use pick::permutation;
 pub use source::DataSource;
-pub(crate) use source::hexadecimal;
+pub use source::hexadecimal;
 pub use windows::{Corpus, DataReport, SourceInfo, Window, Windows};
 
 #[cfg(test)]

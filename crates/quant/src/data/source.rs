@@ -153,7 +153,8 @@ fn table(file: &str, _: Vec<u8>) -> Result<Vec<(usize, Document)>, DataError> {
     Err(DataError::NoParquet { file: file.to_owned() })
 }
 
-pub(crate) fn hexadecimal(bytes: &[u8]) -> String {
+/// Lower-case hexadecimal digits of bytes.
+pub fn hexadecimal(bytes: &[u8]) -> String {
     use std::fmt::Write as _;
     bytes.iter().fold(String::new(), |mut text, byte| {
         let _ = write!(text, "{byte:02x}");

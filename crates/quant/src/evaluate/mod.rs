@@ -84,9 +84,9 @@ pub fn evaluate(
         && other.decoder.vocabulary != own.decoder.vocabulary
     {
         return Err(Error::Vocabulary(VocabularyMismatch {
-            reference: reference.checkpoint.directory().display().into_owned(),
+            reference: reference.label(),
             reference_rows: other.decoder.vocabulary,
-            model: model.checkpoint.directory().display().into_owned(),
+            model: model.label(),
             rows: own.decoder.vocabulary,
         }));
     }
@@ -119,7 +119,7 @@ pub fn evaluate(
     let measures = head::measure((&own, hidden), theirs, &tokens, &pool, observer)?;
 
     let inspection = crate::inspect::inspect(model)?;
-    let label = |model: &Model| model.checkpoint.directory().display().into_owned();
+    let label = Model::label;
     let subject = Subject {
         model: label(model),
         reference: reference.map(label),

@@ -14,13 +14,14 @@ use crate::screen::Screen;
 /// Trains `student`, an MLX quantized model.
 pub(super) fn run(request: &Request<'_>, student: &Path, printer: Printer) -> Result<()> {
     let args = request.common;
-    let upload = Target::of(&args.hub, args.target.dry_run)?;
-    let student = source::open(Asked::new(Some(student), None), Need::Weights, printer)?;
+    let need = Need::of(args.target.dry_run);
+    let upload = Target::of(&args.hub, args.target.dry_run, printer)?;
+    let student = source::open(Asked::new(Some(student), None), need, printer)?;
     // With targets at hand the original is needed only where it is named.
     let known = request.dwq.is_some_and(|dwq| dwq.target_dir.is_some());
     let teacher = match &args.target.model {
         None if known => None,
-        _ => Some(source::open(request.asked(), Need::Weights, printer)?),
+        _ => Some(source::open(request.asked(), need, printer)?),
     };
     let as_it_is = Settings { keep_dtypes: true, ..Settings::default() };
     let plan = Plan::new(&student.checkpoint, &student.config, as_it_is);

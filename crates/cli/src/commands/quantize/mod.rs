@@ -49,7 +49,7 @@ pub(crate) fn run(request: &Request<'_>, printer: Printer) -> Result<()> {
     if let Some(student) = request.alone.and_then(|dwq| dwq.quantized_model.as_deref()) {
         return distill::run(request, student, printer);
     }
-    let upload = Target::of(&args.hub, args.target.dry_run || targets_only)?;
+    let upload = Target::of(&args.hub, args.target.dry_run || targets_only, printer)?;
     let model = source::open(request.asked(), Need::of(args.target.dry_run), printer)?;
     let calibrated = request.recipe.needs_calibration();
     let schemes = if embedding == base { BTreeMap::new() } else { tables(&model, embedding)? };

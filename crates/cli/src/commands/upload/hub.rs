@@ -21,7 +21,9 @@ const WINDOW_TOKENS: usize = 512;
 
 /// Runs the command.
 pub(crate) fn run(args: &Args, printer: Printer) -> Result<()> {
-    let target = Target::parse(&args.upload_repo, args.private)?;
+    let target = Target::parse(&args.upload_repo, args.private, printer)?;
+    let directory = Directory::open(&args.directory).map_err(mlx_quant::Error::from)?;
+    mlx_quant::open(&directory)?;
     let reference = Asked::new(args.reference.as_deref(), args.revision.as_deref());
     let reference = match args.reference {
         Some(_) => Some(source::open(reference, Need::Weights, printer)?),
@@ -42,28 +44,35 @@ pub(crate) struct Target {
 }
 
 impl Target {
-    fn parse(text: &str, private: bool) -> Result<Self> {
+    fn parse(text: &str, private: bool, printer: Printer) -> Result<Self> {
         let address = source::address(Path::new(text), false)?.filter(|address| address.revision.is_none());
         let address = address.ok_or_else(|| {
             Refusal(format!(
                 "--upload-repo {text}: this is no hub id; hint: give ORG/NAME, as mlx-community/Qwen3-8B-4bit"
             ))
         })?;
-        let hub = Hub::open()?;
-        hub.check_upload()?;
+        let hub = Hub::open(printer)?;
+        hub.check_upload(&address, &Screen::new(printer))?;
         Ok(Self { address, private, hub })
     }
 
     /// Where the flags of a command that writes a model want it to go, checked before any work.
     /// A command that only shows a plan has nothing to upload.
-    pub(crate) fn of(flags: &HubFlags, only_plan: bool) -> Result<Option<Self>> {
+    pub(crate) fn of(flags: &HubFlags, only_plan: bool, printer: Printer) -> Result<Option<Self>> {
         let wanted = flags.upload_repo.as_deref().filter(|_| !only_plan);
-        wanted.map(|text| Self::parse(text, flags.private)).transpose()
+        wanted.map(|text| Self::parse(text, flags.private, printer)).transpose()
     }
 
     /// Uploads what a command has written.
     pub(crate) fn push(&self, directory: &Path, source: Option<&Model>, printer: Printer) -> Result<()> {
-        self.upload(directory, source, printer).map(|_| ())
+        let done = self.upload(directory, source, printer);
+        // The work is done: what is refused now is no bad input any more.
+        done.map(|_| ()).map_err(|error| match error.downcast::<Refusal>() {
+            Ok(refusal) => {
+                anyhow::anyhow!("{} was written, but not uploaded: {refusal}", directory.display())
+            }
+            Err(error) => error,
+        })
     }
 
     /// Uploads a model directory; its card tells how close it is to `source`, measured now unless it was before.
@@ -76,10 +85,9 @@ impl Target {
         let model = mlx_quant::open(&Directory::open(directory).map_err(mlx_quant::Error::from)?)?;
         let screen = Screen::new(printer);
         let card = fs_err::read_to_string(directory.join("README.md")).unwrap_or_default();
-        let mut measured = None;
-        if let Some(source) = source.filter(|_| !mlx_quant::is_measured(&card)) {
+        if let Some(source) = source.filter(|_| mlx_quant::lacks_quality(&card)) {
             match measure(&model, source, &screen) {
-                Ok(evaluation) => measured = Some(mlx_quant::with_quality(&card, &evaluation)),
+                Ok(evaluation) => write_card(directory, &mlx_quant::with_quality(&card, &evaluation))?,
                 Err(error) if error.is::<mlx_quant::Error>() && screen.was_interrupted() => {
                     return Err(error);
                 }
@@ -90,8 +98,7 @@ impl Target {
             directory,
             address: &self.address,
             private: self.private,
-            message: concat!("Upload with mlx-quant ", env!("CARGO_PKG_VERSION")).to_owned(),
-            card: measured,
+            message: concat!("Upload with mlx-quant ", env!("CARGO_PKG_VERSION")),
         };
         let done = self.hub.upload(&upload, &screen);
         screen.clear();
@@ -113,6 +120,13 @@ impl Target {
             "files_kept": done.kept,
         }))
     }
+}
+
+/// Puts a card in the place of the one that a model has.
+fn write_card(directory: &Path, card: &str) -> std::io::Result<()> {
+    let next = directory.join(".README.md.next");
+    fs_err::write(&next, card)?;
+    fs_err::rename(next, directory.join("README.md"))
 }
 
 fn measure(model: &Model, source: &Model, screen: &Screen) -> Result<Evaluation> {

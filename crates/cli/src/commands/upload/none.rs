@@ -14,7 +14,7 @@ use crate::printer::Printer;
 pub(crate) struct Target(Infallible);
 
 impl Target {
-    pub(crate) fn of(flags: &HubFlags, _: bool) -> Result<Option<Self>> {
+    pub(crate) fn of(flags: &HubFlags, _: bool, _: Printer) -> Result<Option<Self>> {
         if flags.upload_repo.is_some() {
             let why = "this build does not know the hub";
             return Err(Refusal(format!(
