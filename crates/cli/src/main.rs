@@ -54,6 +54,8 @@ fn arguments(mut given: impl Iterator<Item = OsString>) -> Vec<OsString> {
         "mlx_lm.dynamic_quant" => Some("dynamic-quant"),
         _ => None,
     };
+    // Help then says `mlx-quant awq`, whatever the link is called.
+    let program = if command.is_some() { "mlx-quant".into() } else { program };
     [program].into_iter().chain(command.map(Into::into)).chain(given).collect()
 }
 
@@ -117,7 +119,7 @@ mod tests {
     #[test]
     fn answers_to_the_names_of_mlx_lm() {
         let arguments = |name: &str| arguments([name.into(), "-q".into()].into_iter());
-        assert_eq!(arguments("/usr/bin/mlx_lm.convert"), ["/usr/bin/mlx_lm.convert", "convert", "-q"]);
+        assert_eq!(arguments("/usr/bin/mlx_lm.convert"), ["mlx-quant", "convert", "-q"]);
         assert_eq!(arguments("mlx-quant"), ["mlx-quant", "-q"]);
     }
 
