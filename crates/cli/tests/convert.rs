@@ -2,15 +2,15 @@
 //! nothing written.
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test panics to fail, and says what it skips")]
 
+mod common;
+
 use std::path::{Path, PathBuf};
 
 use assert_cmd::Command;
 use predicates::prelude::*;
 use predicates::str::contains;
 
-fn mlx_quant() -> Command {
-    Command::cargo_bin("mlx-quant").unwrap()
-}
+use crate::common::mlx_quant;
 
 /// A small valid model that a test can damage: two shards with an index.
 struct Fixture {
@@ -262,7 +262,7 @@ fn sources_that_cannot_be_read() {
         .args(["convert", "-q", "--model", "org/name"])
         .assert()
         .code(2)
-        .stderr(contains("hf download org/name"));
+        .stderr(contains("org/name is not in the cache"));
 }
 
 /// Root may read everything, so the permission bits are tried only as another user.

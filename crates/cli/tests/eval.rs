@@ -2,6 +2,8 @@
 //! nothing written.
 #![allow(clippy::unwrap_used, reason = "a test panics to fail")]
 
+mod common;
+
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -11,12 +13,10 @@ use predicates::prelude::*;
 use predicates::str::contains;
 use serde_json::{Value, json};
 
+use crate::common::mlx_quant;
+
 const WEIGHTS: &str = "model.safetensors";
 const LAYER: &str = "model.layers.1.mlp.down_proj";
-
-fn mlx_quant() -> Command {
-    Command::cargo_bin("mlx-quant").unwrap()
-}
 
 /// A directory with a small model (`reference`), its conversion to 4 bits (`model`) and some text (`text.txt`).
 struct Fixture {
@@ -432,8 +432,8 @@ fn models_that_cannot_be_run() {
 fn models_that_are_not_here() {
     let fixture = Fixture::new();
     let hub = fixture.run(&["--model", "org/name"]).code(2).stdout("");
-    hub.stderr(contains("\nhint: ").and(contains("hf download org/name")));
-    fixture.refuses(&["--reference", "org/name"], &["hf download org/name"]);
+    hub.stderr(contains("\nhint: ").and(contains("org/name is not in the cache")));
+    fixture.refuses(&["--reference", "org/name"], &["org/name is not in the cache"]);
     fixture.refuses(&["--reference", "missing"], &["missing"]);
     std::fs::create_dir(fixture.path("empty")).unwrap();
     fixture.refuses(&["--reference", "empty"], &["config.json is missing"]);
@@ -474,7 +474,7 @@ fn in_a_gigabyte(fixture: &Fixture) -> Assert {
 
 #[test]
 fn help_has_examples() {
-    let help =
-        contains("Examples:").and(contains("mlx-quant eval --model ./Qwen3-8B-4bit --reference ./Qwen3-8B"));
+    let help = contains("Examples:")
+        .and(contains("mlx-quant eval --model ./Qwen3-8B-4bit --reference Qwen/Qwen3-8B"));
     mlx_quant().args(["eval", "--help"]).assert().success().stdout(help);
 }

@@ -1,22 +1,21 @@
 //! `mlx-quant inspect` as people run it: what it shows, and that --verify finds each kind of damage.
 #![allow(clippy::unwrap_used, reason = "a test panics to fail")]
 
+mod common;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use assert_cmd::Command;
 use assert_cmd::assert::Assert;
 use predicates::prelude::*;
 use predicates::str::contains;
 use serde_json::{Value, json};
 
+use crate::common::mlx_quant;
+
 const WEIGHTS: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 const LAYER: &str = "model.layers.1.mlp.down_proj";
-
-fn mlx_quant() -> Command {
-    Command::cargo_bin("mlx-quant").unwrap()
-}
 
 /// A tensor of a file: dtype, shape, bytes.
 type Tensor = (String, Vec<usize>, Vec<u8>);
@@ -375,7 +374,7 @@ fn model_types() {
 #[test]
 fn what_is_no_model() {
     let assert = mlx_quant().args(["inspect", "org/name"]).assert();
-    assert.code(2).stdout("").stderr(contains("hf download org/name"));
+    assert.code(2).stdout("").stderr(contains("org/name is not in the cache"));
     let directory = tempfile::tempdir().unwrap();
     let assert = mlx_quant().arg("inspect").arg(directory.path()).arg("--verify").assert();
     assert.code(2).stdout("").stderr(contains("config.json").and(contains("hint: ")));

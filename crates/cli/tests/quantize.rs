@@ -1,6 +1,8 @@
 //! `mlx-quant quantize`, `awq` and `gptq` as people run them.
 #![allow(clippy::unwrap_used, reason = "a test panics to fail")]
 
+mod common;
+
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -9,9 +11,7 @@ use predicates::prelude::*;
 use predicates::str::contains;
 use serde_json::Value;
 
-fn mlx_quant() -> Command {
-    Command::cargo_bin("mlx-quant").unwrap()
-}
+use crate::common::mlx_quant;
 
 /// A run on the built-in model that takes a few seconds at most.
 const SMALL: [&str; 4] = ["--n-samples", "6", "--sequence-length", "96"];

@@ -204,7 +204,7 @@ fn packages_find_what_they_install() {
         .arg("--version")
         .assert()
         .success()
-        .stdout(contains("features: demo, parquet").and(contains("kernels:")));
+        .stdout(contains("features: demo, hub, parquet").and(contains("kernels:")));
     mlx_quant()
         .arg("-V")
         .assert()

@@ -1,6 +1,8 @@
 //! `mlx-quant dynamic-quant` and `dwq` as people run them.
 #![allow(clippy::unwrap_used, reason = "a test panics to fail")]
 
+mod common;
+
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -9,9 +11,7 @@ use predicates::prelude::*;
 use predicates::str::contains;
 use serde_json::Value;
 
-fn mlx_quant() -> Command {
-    Command::cargo_bin("mlx-quant").unwrap()
-}
+use crate::common::mlx_quant;
 
 /// A run on the built-in model that takes a few seconds at most.
 const SMALL: [&str; 6] = ["--n-samples", "4", "--sequence-length", "64", "--eval-windows", "0"];

@@ -6,10 +6,12 @@ use assert_cmd::Command;
 use mlx_quant_hub_fixture::Hub;
 use serde_json::Value;
 
-/// The binary, with a cache directory of its own.
+/// The binary, with a cache directory of its own, and without a hub.
 pub(crate) fn mlx_quant() -> Command {
     let mut command = Command::cargo_bin("mlx-quant").unwrap();
     command.env("XDG_CACHE_HOME", cache());
+    // Whoever wants a hub says which one (`knows`); nothing leaves this machine.
+    command.env("HF_HUB_OFFLINE", "1").env("HF_HOME", cache().join("huggingface"));
     command
 }
 
