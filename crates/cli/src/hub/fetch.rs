@@ -209,16 +209,16 @@ impl Hub {
         tally: &Tally<'_>,
     ) -> Result<(), Trouble> {
         let local = |error: std::io::Error| self.speaker.local(&error);
-        let (mut tries, mut ranges) = (0, true);
+        let (mut tries, mut odd, mut ranges, mut most) = (0, 0, true, file.have);
         while file.have < remote.size {
-            let before = file.have;
-            if before > 0 && !ranges {
-                tally.forget(before);
+            if file.have > 0 && !ranges {
+                tally.forget(file.have);
                 file.begin_again(remote).map_err(local)?;
             }
+            let ranged = file.have > 0;
             let ended = self.receive(snapshot, remote, file, tally);
-            if file.have > before {
-                tries = 0;
+            if file.have > most {
+                (tries, most) = (0, file.have);
             }
             let error = match ended {
                 Ended::Complete => return Ok(()),
@@ -231,9 +231,9 @@ impl Hub {
                 matches!(&error, Some(HFError::Http { context }) if context.status.as_u16() == 416);
             if error.is_none() || unheeded {
                 // The part that is here may belong to something else, or parts are not to be had.
-                tries += 1;
-                ranges &= before == 0;
-                if tries > 2 {
+                odd += 1;
+                ranges &= !ranged;
+                if odd > 3 {
                     return Err(Trouble::Failed(format!(
                         "{}/{}: the hub lists {} bytes and sends another number; hint: try again later, or tell the repository's owner",
                         snapshot.address.id(),
