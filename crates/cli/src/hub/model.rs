@@ -1,15 +1,13 @@
 //! A model's files: which of a repository's are needed, and where they are once they are here.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use mlx_format::checkpoint::parse_index;
+use mlx_format::checkpoint::{INDEX, WeightFiles, parse_index, weight_files};
 use mlx_quant::Observer;
 
 use super::explain::Trouble;
 use super::{Address, Hub, Kind, RemoteFile, Snapshot};
-
-const INDEX: &str = "model.safetensors.index.json";
 
 /// The files of a model repository that a conversion reads.
 pub(super) struct Parts {
@@ -19,13 +17,17 @@ pub(super) struct Parts {
     pub(super) weights: Vec<RemoteFile>,
 }
 
-/// Whether a file beside the weights is wanted.
+/// Whether a file beside the weights is wanted; the last three tell who quantized a model.
 fn is_small(name: &str) -> bool {
-    matches!(name, "config.json" | INDEX | "README.md") || mlx_quant::is_companion(name)
-}
-
-fn is_weights(name: &str) -> bool {
-    name.starts_with("model") && name.ends_with(".safetensors")
+    const OTHERS: [&str; 6] = [
+        "config.json",
+        INDEX,
+        "README.md",
+        "hf_quant_config.json",
+        "quantize_config.json",
+        "quant_config.json",
+    ];
+    OTHERS.contains(&name) || mlx_quant::is_companion(name)
 }
 
 impl Hub {
@@ -50,7 +52,7 @@ impl Hub {
         for file in files.into_iter().filter(|file| !file.path.contains('/')) {
             match file.path.as_str() {
                 name if is_small(name) => small.push(file),
-                name if is_weights(name) => weights.push(file),
+                name if name.ends_with(".safetensors") => weights.push(file),
                 _ => others.push(file.path),
             }
         }
@@ -60,32 +62,35 @@ impl Hub {
                 "{id} has no config.json: it is no model in the form of transformers; hint: give the repository of the original model"
             )));
         }
-        if weights.is_empty() {
+        self.fetch_all(snapshot, &small, observer)?;
+        let index = if has(INDEX) {
+            let path = snapshot.cache.snapshot(&snapshot.commit).join(INDEX);
+            let bytes = std::fs::read(&path).map_err(|error| self.speaker.local(&error))?;
+            Some(index_of(&bytes, &path)?)
+        } else {
+            None
+        };
+        let names: Vec<String> = weights.iter().map(|file| file.path.clone()).collect();
+        let WeightFiles { shards, missing, .. } = weight_files(&names, index.as_ref());
+        if shards.is_empty() {
             let unsafe_ones = others
                 .iter()
                 .find(|name| name.ends_with(".bin") || name.ends_with(".pt") || name.ends_with(".pth"));
             let why = match (unsafe_ones, others.iter().find(|name| name.ends_with(".gguf"))) {
                 (Some(name), _) => format!(", only {name}, and such files can run code when they are read"),
                 (None, Some(name)) => format!(", only {name}"),
-                (None, None) => String::new(),
+                (None, None) => names.first().map_or_else(String::new, |name| format!(", only {name}")),
             };
             return Err(Trouble::Refused(format!(
-                "{id} has no safetensors{why}; hint: look for a conversion on its page (--revision refs/pr/N), or for the original model"
+                "{id} has no safetensors of a whole model{why}; hint: look for a conversion on its page (--revision refs/pr/N), or for the original model"
             )));
         }
-        self.fetch_all(snapshot, &small, observer)?;
-        let directory = snapshot.cache.snapshot(&snapshot.commit);
-        if has(INDEX) {
-            let path = directory.join(INDEX);
-            let index = std::fs::read(&path).map_err(|error| self.speaker.local(&error))?;
-            let named = shards_of(&index, &path)?;
-            if let Some(shard) = named.iter().find(|shard| !weights.iter().any(|file| file.path == **shard)) {
-                return Err(Trouble::Refused(format!(
-                    "{id}: its index names {shard}, which it does not have; hint: the repository is incomplete, tell its owner"
-                )));
-            }
-            weights.retain(|file| named.contains(&file.path));
+        if let Some(shard) = missing.first() {
+            return Err(Trouble::Refused(format!(
+                "{id}: its index names {shard}, which it does not have; hint: the repository is incomplete, tell its owner"
+            )));
         }
+        weights.retain(|file| shards.contains(&file.path));
         Ok(Parts { small, weights })
     }
 }
@@ -103,28 +108,24 @@ fn cached(snapshot: &Snapshot) -> Result<PathBuf, Trouble> {
     if !directory.join("config.json").is_file() {
         return Err(missing("config.json"));
     }
-    let shards = match std::fs::read(directory.join(INDEX)) {
-        Ok(index) => shards_of(&index, &directory.join(INDEX))?,
-        Err(_) => BTreeSet::new(),
+    let index = match std::fs::read(directory.join(INDEX)) {
+        Ok(bytes) => Some(index_of(&bytes, &directory.join(INDEX))?),
+        Err(_) => None,
     };
-    if let Some(shard) = shards.iter().find(|shard| !directory.join(shard).is_file()) {
+    let entries = std::fs::read_dir(&directory).into_iter().flatten().flatten();
+    let here = entries.filter(|entry| entry.path().is_file());
+    let names: Vec<String> = here.filter_map(|entry| entry.file_name().into_string().ok()).collect();
+    let WeightFiles { shards, missing: absent, .. } = weight_files(&names, index.as_ref());
+    if let Some(shard) = absent.first() {
         return Err(missing(shard));
     }
-    let any = || {
-        std::fs::read_dir(&directory)
-            .ok()?
-            .flatten()
-            .find(|entry| entry.file_name().to_str().is_some_and(is_weights))
-    };
-    if shards.is_empty() && any().is_none() {
+    if shards.is_empty() {
         return Err(missing("a safetensors file"));
     }
     Ok(directory)
 }
 
-/// The files that an index names.
-fn shards_of(index: &[u8], path: &Path) -> Result<BTreeSet<String>, Trouble> {
-    let index = parse_index(index, &path.display().to_string())
-        .map_err(|error| Trouble::Refused(error.to_string()))?;
-    Ok(index.into_values().collect())
+/// Which file an index names for each tensor.
+fn index_of(index: &[u8], path: &Path) -> Result<BTreeMap<String, String>, Trouble> {
+    parse_index(index, &path.display().to_string()).map_err(|error| Trouble::Refused(error.to_string()))
 }

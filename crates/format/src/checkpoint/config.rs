@@ -39,6 +39,16 @@ pub enum ConfigError {
         /// What is wrong.
         reason: String,
     },
+    /// A key asks for something that is right but not described here.
+    #[error(
+        "config.json: {key} {reason}, which is not described here; hint: `convert` works without a description, `eval` and calibrated methods do not"
+    )]
+    Undescribed {
+        /// The key.
+        key: String,
+        /// What it asks for.
+        reason: String,
+    },
 }
 
 impl Config {
@@ -75,11 +85,9 @@ impl Config {
     }
 
     /// The text that mlx-lm writes (`mlx_lm/utils.py`, `save_config`): top-level keys sorted, nested ones in
-    /// their order, four spaces, ASCII only, no final newline; without `_name_or_path`, and without
-    /// `vision_config`.
+    /// their order, four spaces, ASCII only, no final newline; without `_name_or_path`.
     pub fn to_mlx_json(&self) -> String {
-        let mut keys: Vec<&String> =
-            self.0.keys().filter(|key| !matches!(key.as_str(), "_name_or_path" | "vision_config")).collect();
+        let mut keys: Vec<&String> = self.0.keys().filter(|key| *key != "_name_or_path").collect();
         keys.sort();
         let sorted: Map<String, Value> =
             keys.into_iter().map(|key| (key.clone(), self.0[key].clone())).collect();
@@ -244,7 +252,7 @@ mod tests {
 
     #[test]
     fn written_as_python_writes_it() {
-        let config = Config::parse("{\"b\": {\"z\": [1e-05, 0.0001, 10000.0, 1e16, -1.5e-7, 3], \"a\": []}, \"a\": \"\u{e9}\u{1f600}\", \"vision_config\": {}, \"_name_or_path\": \"x\"}".as_bytes()).unwrap();
+        let config = Config::parse("{\"b\": {\"z\": [1e-05, 0.0001, 10000.0, 1e16, -1.5e-7, 3], \"a\": []}, \"a\": \"\u{e9}\u{1f600}\", \"_name_or_path\": \"x\"}".as_bytes()).unwrap();
         let expected = "{\n    \"a\": \"\\u00e9\\ud83d\\ude00\",\n    \"b\": {\n        \"z\": [\n            1e-05,\n            0.0001,\n            10000.0,\n            1e+16,\n            -1.5e-07,\n            3\n        ],\n        \"a\": []\n    }\n}";
         assert_eq!(config.to_mlx_json(), expected);
     }

@@ -9,6 +9,7 @@
 
 mod config;
 mod directory;
+mod files;
 mod hollow;
 mod layout;
 mod safetensors;
@@ -17,8 +18,11 @@ mod writer;
 
 pub use config::{Config, ConfigError, is_truthy};
 pub use directory::{Directory, DirectoryError, forget_cached};
+pub use files::{INDEX, WeightFiles, is_mlx_weights, weight_files};
 pub use hollow::{MAX_HEADER_BYTES, hollow_out, make_hollow};
 pub use layout::{Layout, Placement, SHARD_BYTES, TensorSpec};
-pub use safetensors::{Checkpoint, CheckpointError, HeaderTensor, Tensor, parse_header, parse_index};
+pub use safetensors::{
+    Checkpoint, CheckpointError, HeaderTensor, LeftAside, Tensor, parse_header, parse_index,
+};
 pub use write_error::WriteError;
 pub use writer::Writer;

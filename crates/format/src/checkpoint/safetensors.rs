@@ -9,9 +9,7 @@ use safetensors::{Dtype, SafeTensorError, SafeTensors, tensor::TensorInfo};
 use serde::Deserialize;
 
 use super::directory::{Bytes, Directory, DirectoryError, check_name};
-
-/// The index that transformers and mlx-lm write beside several shards.
-const INDEX: &str = "model.safetensors.index.json";
+use super::files::{INDEX, WeightFiles, is_mlx_weights, weight_files};
 
 /// A tensor in a checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,7 +42,7 @@ pub enum CheckpointError {
     #[error(transparent)]
     Directory(#[from] DirectoryError),
     /// No safetensors files.
-    #[error("{directory} has no model*.safetensors; hint: {hint}")]
+    #[error("{directory} has no safetensors files of a whole model; hint: {hint}")]
     NoWeights {
         /// The directory.
         directory: String,
@@ -231,15 +229,16 @@ pub fn parse_index(bytes: &[u8], location: &str) -> Result<BTreeMap<String, Stri
     Ok(index.weight_map)
 }
 
-/// Whether mlx_lm takes a file for weights.
-fn is_weights(name: &str) -> bool {
-    name.starts_with("model") && name.ends_with(".safetensors")
-}
-
 /// A directory without weights that can be read.
 fn no_weights(directory: &Directory, files: &[String]) -> CheckpointError {
     let pickle = |name: &String| [".bin", ".pt", ".pth"].iter().any(|end| name.ends_with(end));
-    let hint = if files.iter().any(pickle) {
+    let any =
+        |start: &str| files.iter().any(|name| name.starts_with(start) && name.ends_with(".safetensors"));
+    let hint = if any("adapter") {
+        "it holds an adapter (LoRA); merge it into its base model first, and give the merged model"
+    } else if any("consolidated") {
+        "consolidated*.safetensors is Mistral's own form; get the model in the form of transformers (model*.safetensors)"
+    } else if files.iter().any(pickle) {
         "it holds PyTorch pickles, which can run code when they are read and are never opened; \
          get the safetensors version of this model"
     } else {
@@ -255,12 +254,25 @@ pub struct Checkpoint {
     shards: Vec<(String, Bytes)>,
     tensors: BTreeMap<String, Tensor>,
     ignored: Vec<String>,
+    left_aside: Option<LeftAside>,
+    indexed: bool,
     headers_only: bool,
 }
 
+/// An index that belongs to other files than those that are here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LeftAside {
+    /// The index file.
+    pub file: String,
+    /// A file that it names, which is not here.
+    pub names: String,
+    /// A tensor that it names and no file here holds, if there is one.
+    pub lacks: Option<String>,
+}
+
 impl Checkpoint {
-    /// Opens all weights of a directory: the shards of `model.safetensors.index.json` if there is one, else every
-    /// `model*.safetensors`.
+    /// Opens all weights of a directory: the files that `model.safetensors.index.json` names, whatever they are called, else
+    /// those that [`weight_files`] finds. An index that names none of the files here is left aside ([`Self::left_aside`]).
     ///
     /// # Errors
     /// [`CheckpointError`] for whatever is missing, damaged or contradictory.
@@ -271,44 +283,55 @@ impl Checkpoint {
             Some(bytes) => Some(parse_index(&bytes, &location)?),
             None => None,
         };
-        let (names, ignored): (Vec<String>, Vec<String>) = match &index {
-            Some(index) => {
-                let names: BTreeSet<&String> = index.values().collect();
-                let ignored = files.iter().filter(|name| is_weights(name) && !names.contains(name));
-                (names.iter().map(|name| (*name).clone()).collect(), ignored.cloned().collect())
-            }
-            None => (files.iter().filter(|name| is_weights(name)).cloned().collect(), Vec::new()),
-        };
+        let WeightFiles { shards: names, ignored, missing, followed } = weight_files(&files, index.as_ref());
+        if let Some(shard) = missing.first() {
+            return Err(CheckpointError::MissingShard { file: location, shard: shard.clone() });
+        }
         if names.is_empty() {
             return Err(no_weights(&directory, &files));
         }
-        let (shards, tensors) = (Vec::new(), BTreeMap::new());
-        let mut checkpoint = Self { directory, shards, tensors, ignored, headers_only: false };
+        let mut checkpoint = Self { ignored, indexed: followed, ..Self::empty(directory) };
         for name in names {
-            if index.is_some() && !files.contains(&name) {
-                return Err(CheckpointError::MissingShard { file: location, shard: name });
-            }
             checkpoint.add_shard(name)?;
         }
-        if let Some(index) = &index {
-            checkpoint.check_index(index, &location)?;
+        match &index {
+            Some(index) if followed => checkpoint.check_index(index, &location)?,
+            Some(index) => {
+                let names = index.values().next().cloned().unwrap_or_default();
+                let lacks = index.keys().find(|name| !checkpoint.tensors.contains_key(*name)).cloned();
+                checkpoint.left_aside = Some(LeftAside { file: location, names, lacks });
+            }
+            None => {}
         }
         Ok(checkpoint)
     }
 
-    /// Opens every `model*.safetensors` as mlx_lm does, which never reads the index. Files that are damaged are left
-    /// out and tensors that two files hold are taken from the second; both are returned as well.
+    fn empty(directory: Directory) -> Self {
+        let (shards, tensors, ignored) = (Vec::new(), BTreeMap::new(), Vec::new());
+        Self { directory, shards, tensors, ignored, left_aside: None, indexed: false, headers_only: false }
+    }
+
+    /// Opens every `model*.safetensors` as mlx_lm does, which never reads the index, or where there is none the files that
+    /// [`Self::open`] takes. Files that are damaged or missing are left out and tensors that two files hold are taken from
+    /// the second; both are returned as well.
     ///
     /// # Errors
-    /// [`CheckpointError`] if the directory cannot be listed or has no such file.
+    /// [`CheckpointError`] if the directory cannot be listed or has no weights.
     pub fn open_files(directory: Directory) -> Result<(Self, Vec<CheckpointError>), CheckpointError> {
         let mut files = directory.files()?;
-        if !files.iter().any(|name| is_weights(name)) {
-            return Err(no_weights(&directory, &files));
+        if !files.iter().any(|name| is_mlx_weights(name)) {
+            let index = directory.read(INDEX)?;
+            let index = index.and_then(|bytes| parse_index(&bytes, INDEX).ok());
+            let WeightFiles { shards, missing, .. } = weight_files(&files, index.as_ref());
+            let here: Vec<String> = shards.into_iter().filter(|name| !missing.contains(name)).collect();
+            if here.is_empty() {
+                return Err(no_weights(&directory, &files));
+            }
+            files = here;
+        } else {
+            files.retain(|name| is_mlx_weights(name));
         }
-        files.retain(|name| is_weights(name));
-        let (shards, tensors) = (Vec::new(), BTreeMap::new());
-        let mut checkpoint = Self { directory, shards, tensors, ignored: Vec::new(), headers_only: false };
+        let mut checkpoint = Self::empty(directory);
         let problems = files.into_iter().filter_map(|name| checkpoint.add_shard(name).err()).collect();
         Ok((checkpoint, problems))
     }
@@ -328,7 +351,7 @@ impl Checkpoint {
         };
         let tensors = headers.into_iter().map(tensor).collect();
         let shards = vec![("model.safetensors".to_owned(), Bytes::Static(&[]))];
-        Self { directory, shards, tensors, ignored: Vec::new(), headers_only: true }
+        Self { shards, tensors, headers_only: true, ..Self::empty(directory) }
     }
 
     fn add_shard(&mut self, name: String) -> Result<(), CheckpointError> {
@@ -372,6 +395,16 @@ impl Checkpoint {
     /// The directory that was opened.
     pub fn directory(&self) -> &Directory {
         &self.directory
+    }
+
+    /// Whether an index decided which files these are.
+    pub fn is_indexed(&self) -> bool {
+        self.indexed
+    }
+
+    /// An index that is not used, because it belongs to other files.
+    pub fn left_aside(&self) -> Option<&LeftAside> {
+        self.left_aside.as_ref()
     }
 
     /// `model*.safetensors` files that the index does not name and that are therefore not used.
