@@ -267,6 +267,10 @@ pub(crate) struct Eval {
     #[arg(long)]
     pub(crate) low_memory: bool,
 
+    /// Let pass tensors that no part of the model reads instead of refusing them
+    #[arg(long)]
+    pub(crate) allow_unread: bool,
+
     /// Threads; the result does not depend on it [default: one per core]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub(crate) threads: Option<u32>,
@@ -378,6 +382,15 @@ pub(crate) struct Target {
     /// Print the plan (schemes, bits per weight, exact bytes, memory, time) and write nothing
     #[arg(long)]
     pub(crate) dry_run: bool,
+
+    /// Carry tensors along that no part of the model reads instead of refusing them
+    #[arg(long)]
+    pub(crate) allow_unread: bool,
+
+    /// Take the tokens that end a text from generation_config.json or config.json alone, as mlx_lm does [default: all that config.json,
+    /// generation_config.json and the chat template name]
+    #[arg(long)]
+    pub(crate) keep_eos: bool,
 }
 
 #[derive(Debug, Args)]

@@ -3,6 +3,8 @@
 use mlx_format::Dtype;
 use mlx_format::checkpoint::ConfigError;
 
+use crate::fit::Misfits;
+
 /// A checkpoint that is no model as its config.json says; found from headers, before any work.
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the messages say what the fields are")]
@@ -27,12 +29,22 @@ pub enum SourceError {
         "expert {odd} of {output} is {other:?}, expert 0 {first:?}; hint: experts must be alike, the checkpoint is damaged"
     )]
     UnequalExperts { output: String, odd: usize, first: (Dtype, Vec<usize>), other: (Dtype, Vec<usize>) },
+    #[error("{model} is no whole {family} model: {misfits}; hint: {}", misfits.hint())]
+    Misfits { model: String, family: &'static str, misfits: Misfits },
+    #[error(
+        "{file} names {names}, which is not here, and {lacks}, which is in no other file; hint: download the missing files, or remove the index if it belongs to another build"
+    )]
+    LeftAside { file: String, names: String, lacks: String },
+    #[error(
+        "layer {path} is made of tensors that config.json quantizes differently ({first} and {other}); hint: the source's config.json is damaged"
+    )]
+    UnequalEntries { path: String, first: String, other: String },
     #[error(
         "fp8 tensor {tensor} (shape {shape:?}) has no {scale} for blocks of {block:?}; hint: get the bfloat16 version of this model"
     )]
     Fp8 { tensor: String, scale: String, shape: Vec<usize>, block: [usize; 2] },
     #[error(
-        "layer {path}: {words} words and {groups} groups a row fit no quantization in config.json; hint: the source's config.json is damaged"
+        "layer {path}: {words} words and {groups} groups a row fit no quantization in config.json, or more than one; hint: the source's config.json is damaged"
     )]
     UnclearScheme { path: String, words: usize, groups: usize },
     #[error(

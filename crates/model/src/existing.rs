@@ -1,10 +1,13 @@
 //! What a source says of its own quantization.
 
-use mlx_format::checkpoint::Config;
+use std::collections::BTreeMap;
+
+use mlx_format::checkpoint::{Checkpoint, Config};
 use mlx_format::{Dtype, Mode, Scheme};
 use serde_json::{Map, Value};
 
-use crate::SourceError;
+use crate::fit::is_packed_weight;
+use crate::{SourceError, View};
 
 /// Quantization found in config.json.
 #[derive(Clone, Debug, PartialEq)]
@@ -31,13 +34,48 @@ fn object(mode: Mode) -> Map<String, Value> {
     map
 }
 
+/// Files beside the weights in which other tools say how they quantized (the tool, as people call it).
+const SETTINGS: [(&str, &str); 3] = [
+    ("hf_quant_config.json", "ModelOpt"),
+    ("quantize_config.json", "AutoGPTQ"),
+    ("quant_config.json", "AutoAWQ"),
+];
+
 impl Existing {
-    /// Reads `quantization` and `quantization_config`.
+    /// What config.json and the files beside it say of the tensors that are there. Settings that are left over on plain weights
+    /// count for nothing; the second value says so.
     ///
     /// # Errors
     /// If the source is quantized in a way that cannot be converted.
-    pub fn of(config: &Config) -> Result<Self, SourceError> {
-        if let Some(Value::Object(map)) = config.0.get("quantization") {
+    pub fn of(config: &Config, checkpoint: &Checkpoint) -> Result<(Self, Option<String>), SourceError> {
+        if checkpoint.is_headers_only() || holds_packed(checkpoint) {
+            return match Self::of_config(config)? {
+                Self::None => match tool(checkpoint) {
+                    Some(method) if !checkpoint.is_headers_only() => Err(SourceError::Foreign { method }),
+                    _ => Ok((Self::None, None)),
+                },
+                existing => Ok((existing, None)),
+            };
+        }
+        let settings =
+            |key: &str| config.get(key).filter(|value| value.as_object().is_some_and(|map| !map.is_empty()));
+        let left_over = settings("quantization").or_else(|| settings("quantization_config"));
+        let note = left_over.map(|settings| {
+            let method = settings.get("quant_method").and_then(Value::as_str);
+            let of = method.map_or_else(String::new, |method| format!(" ({method})"));
+            format!("config.json speaks of a quantization{of}, but all weights are plain: these settings are left out")
+        });
+        Ok((Self::None, note))
+    }
+
+    /// Reads `quantization` and `quantization_config`, whatever the tensors are.
+    ///
+    /// # Errors
+    /// If the source is quantized in a way that cannot be converted.
+    pub fn of_config(config: &Config) -> Result<Self, SourceError> {
+        if let Some(Value::Object(map)) = config.0.get("quantization")
+            && !map.is_empty()
+        {
             return Ok(Self::Mlx(map.clone()));
         }
         let Some(Value::Object(map)) = config.get("quantization_config") else { return Ok(Self::None) };
@@ -61,6 +99,48 @@ impl Existing {
         }
     }
 
+    /// With the entries of single layers under the paths that the layers have in MLX. They are found under the path in the
+    /// source, which a family may rename, split or stack, or under MLX's; in either `language_model.` may be missing.
+    ///
+    /// # Errors
+    /// [`SourceError::UnequalEntries`] if one layer is made of several with different entries.
+    pub(crate) fn renamed(self, tensors: &[(String, View)]) -> Result<Self, SourceError> {
+        let Self::Mlx(map) = self else { return Ok(self) };
+        // Old key to the new ones that take its place.
+        let mut moved: BTreeMap<&str, Vec<(String, &Value)>> = BTreeMap::new();
+        for (name, view) in tensors {
+            let Some(path) = name.strip_suffix(".weight") else { continue };
+            let mut found: Option<(&str, &Value)> = None;
+            for source in view.sources().filter_map(|source| source.strip_suffix(".weight")) {
+                let Some((key, entry)) = [source, path].into_iter().find_map(|path| entry_of(&map, path))
+                else {
+                    continue;
+                };
+                if let Some((_, first)) = found.filter(|(_, first)| *first != entry) {
+                    let (path, first, other) = (path.to_owned(), first.to_string(), entry.to_string());
+                    return Err(SourceError::UnequalEntries { path, first, other });
+                }
+                found = Some((key, entry));
+                if key != path {
+                    moved.entry(key).or_default();
+                }
+            }
+            if let Some((key, entry)) = found.filter(|(key, _)| *key != path) {
+                moved.entry(key).or_default().push((path.to_owned(), entry));
+            }
+        }
+        let mut renamed = Map::new();
+        for (key, value) in &map {
+            match moved.get(key.as_str()) {
+                Some(new) => renamed.extend(new.iter().map(|(path, entry)| (path.clone(), (*entry).clone()))),
+                None => {
+                    renamed.entry(key.clone()).or_insert_with(|| value.clone());
+                }
+            }
+        }
+        Ok(Self::Mlx(renamed))
+    }
+
     /// The object that goes into the output's config when the packed parts are kept.
     pub fn packed(&self) -> Option<&Map<String, Value>> {
         match self {
@@ -70,23 +150,31 @@ impl Existing {
     }
 
     /// The scheme of a packed module: its own entry, else the shared one, else what the shapes say
-    /// (`mlx_lm/utils.py`, `infer_quant_config`). `words` and `groups` are the last axes of weight and scales.
+    /// (`mlx_lm/utils.py`, `infer_quant_config`). `words` and `groups` are the last axes of weight and scales; `columns` is the
+    /// input that the model has there, where its description tells.
+    ///
+    /// # Errors
+    /// [`SourceError::UnclearScheme`] if no scheme fits, or several do and nothing decides.
     pub fn scheme(
         &self,
         path: &str,
-        words: usize,
-        groups: usize,
+        (words, groups): (usize, usize),
         scales: Dtype,
+        columns: Option<usize>,
     ) -> Result<Scheme, SourceError> {
         let unclear = || SourceError::UnclearScheme { path: path.to_owned(), words, groups };
         let map = self.packed().ok_or_else(unclear)?;
         let fits = |scheme: &Scheme| {
             let byte_scales = scheme.mode() != Mode::Affine;
-            let columns = groups.checked_mul(scheme.group_size());
-            let fits = |columns| scheme.divides(columns) && scheme.words(columns) == words;
-            columns.is_some_and(fits) && byte_scales == (scales == Dtype::U8)
+            let own = groups.checked_mul(scheme.group_size());
+            let fits = |own: usize| {
+                scheme.divides(own)
+                    && scheme.words(own) == words
+                    && columns.is_none_or(|columns| columns == own)
+            };
+            own.is_some_and(fits) && byte_scales == (scales == Dtype::U8)
         };
-        let own = map.get(path).and_then(Value::as_object).and_then(scheme_of);
+        let own = entry_of(map, path).and_then(|(_, entry)| entry.as_object()).and_then(scheme_of);
         let named = own.into_iter().chain(scheme_of(map)).find(fits);
         let inferred = || {
             let affine = [2, 3, 4, 5, 6, 8]
@@ -99,6 +187,36 @@ impl Existing {
         };
         named.or_else(inferred).ok_or_else(unclear)
     }
+}
+
+/// The entry of a path, and the key under which it stands.
+fn entry_of<'m>(map: &'m Map<String, Value>, path: &str) -> Option<(&'m str, &'m Value)> {
+    const OUTER: &str = "language_model.";
+    let other = path.strip_prefix(OUTER).map_or_else(|| format!("{OUTER}{path}"), str::to_owned);
+    [path, &other].into_iter().find_map(|key| {
+        let (key, entry) = map.get_key_value(key)?;
+        (entry.is_object() || entry.is_boolean()).then_some((key.as_str(), entry))
+    })
+}
+
+/// Whether any tensor is not a plain weight but codes, or scales of such.
+fn holds_packed(checkpoint: &Checkpoint) -> bool {
+    checkpoint.tensors().iter().any(|(name, tensor)| {
+        name.ends_with(".scales") || is_packed_weight(name, tensor.dtype, tensor.shape.len())
+    })
+}
+
+/// The tool that quantized a checkpoint, by the file that it leaves beside the weights, with what it says of the method.
+fn tool(checkpoint: &Checkpoint) -> Option<String> {
+    SETTINGS.iter().find_map(|(file, tool)| {
+        let bytes = checkpoint.directory().read(file).ok().flatten()?;
+        let settings = Config::parse(&bytes).map(|config| Value::Object(config.0)).unwrap_or_default();
+        let method = ["/quantization/quant_algo", "/quant_method", "/producer/name"]
+            .iter()
+            .find_map(|place| settings.pointer(place)?.as_str());
+        let method = method.filter(|method| !method.eq_ignore_ascii_case(tool));
+        Some(method.map_or_else(|| (*tool).to_owned(), |method| format!("{tool} ({method})")))
+    })
 }
 
 fn scheme_of(map: &Map<String, Value>) -> Option<Scheme> {

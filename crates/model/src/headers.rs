@@ -8,17 +8,21 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use mlx_format::checkpoint::{Config, ConfigError};
 
-use crate::arch::{self, Sketch, Source};
+use crate::arch::{self, Architecture, Sketch, Source};
 use crate::decoder::{Decoder, Layer};
+use crate::names::described;
 
 /// Names (MLX's) and shapes of a model's tensors, as its config describes them.
 ///
 /// # Errors
 /// If config.json lacks what the family needs; `None` if its type has no decoder description.
 pub fn expected_headers(config: &Config) -> Result<Option<BTreeMap<String, Vec<usize>>>, ConfigError> {
-    let names = telling_names(config)?;
+    let tensors = BTreeMap::new();
+    let architecture = arch::describe(Source { config, tensors: &tensors })?;
+    let names = telling_names(&architecture, config)?;
     let names: BTreeSet<&str> = names.iter().map(String::as_str).collect();
-    let Some(decoder) = arch::decoder(Sketch { config, names: &names })? else { return Ok(None) };
+    let sketch = Sketch { config, names: &names };
+    let Some(decoder) = described(&architecture, sketch)? else { return Ok(None) };
     let widths = widths(config, &decoder)?;
     for layer in decoder.blocks.iter().flat_map(crate::decoder::Block::layers) {
         if let Layer::Moe(moe) = layer {
@@ -47,9 +51,9 @@ pub fn expected_headers(config: &Config) -> Result<Option<BTreeMap<String, Vec<u
 }
 
 /// Names by which descriptions tell what a model has: a head of its own, an expert that every token passes.
-fn telling_names(config: &Config) -> Result<Vec<String>, ConfigError> {
+fn telling_names(architecture: &Architecture, config: &Config) -> Result<Vec<String>, ConfigError> {
     let mut names = Vec::new();
-    if !is_tied(config)? {
+    if !is_tied(architecture, config) {
         names.extend(["lm_head.weight", "model.embed_out.weight"].map(str::to_owned));
     }
     if config.count("shared_expert_intermediate_size").is_ok_and(|width| width > 0) {
@@ -74,16 +78,8 @@ fn bounded(key: &str, count: usize, most: usize) -> Result<usize, ConfigError> {
 }
 
 /// Whether head and embedding are one table.
-fn is_tied(config: &Config) -> Result<bool, ConfigError> {
-    let tensors = BTreeMap::new();
-    let architecture = arch::describe(Source { config, tensors: &tensors })?;
-    let dropped = architecture
-        .rules
-        .iter()
-        .any(|rule| rule.outputs.is_empty() && rule.captures("lm_head.weight").is_some());
-    // These families have no head unless they say so.
-    let usual = ["gemma", "cohere", "gpt2"].iter().any(|name| architecture.family.starts_with(name));
-    Ok(dropped || config.bool("tie_word_embeddings", usual))
+fn is_tied(architecture: &Architecture, config: &Config) -> bool {
+    architecture.drops_head() || config.bool("tie_word_embeddings", architecture.tied_without_head)
 }
 
 /// Axes of networks' matrices, by path; outermost first.

@@ -9,11 +9,13 @@
 pub mod arch;
 mod chat;
 pub mod decoder;
+mod end_of_turn;
 mod error;
 mod existing;
-mod expected;
+mod fit;
 mod forward;
 mod headers;
+pub mod known;
 pub mod mixers;
 mod names;
 pub mod ops;
@@ -24,9 +26,10 @@ mod weights;
 
 pub use arch::Architecture;
 pub use decoder::{Decoder, Producer, Site};
+pub use end_of_turn::{end_of_text, end_of_turn};
 pub use error::SourceError;
 pub use existing::Existing;
-pub use expected::ExpectedTensor;
+pub use fit::{ExpectedTensor, Fault, Misfit, Misfits, without_numbers};
 pub use forward::{Course, Forward, Progress, State, Stop, Tap};
 pub use headers::expected_headers;
 pub use names::Named;

@@ -2,10 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use mlx_format::Dtype;
-use mlx_format::checkpoint::{Checkpoint, Config};
+use mlx_format::checkpoint::{Checkpoint, Config, ConfigError, LeftAside, Tensor};
+use mlx_format::{Dtype, FloatType, Scheme};
+use serde_json::Value;
 
-use crate::arch::{self, Architecture, Rule, Source};
+use crate::arch::{self, Architecture, Rule, Sketch, Source};
+use crate::decoder::{Decoder, Linear};
+use crate::fit::{self, ExpectedTensor, Fault, Held, Misfits};
 use crate::view::View;
 use crate::{Existing, SourceError};
 
@@ -38,28 +41,265 @@ enum Parts {
 pub struct Named {
     /// Description of the model type.
     pub architecture: Architecture,
-    /// How the checkpoint is quantized.
+    /// How the checkpoint is quantized, entries under MLX's paths.
     pub existing: Existing,
     /// All tensors in natural order.
     pub tensors: Vec<(String, View)>,
     /// Source names of tensors that MLX does not load.
     pub dropped: Vec<String>,
+    /// The decoder as config.json describes it, whatever the tensors are; none if the type or its form is not described.
+    pub decoder: Option<Decoder>,
+    /// Why a type that is described has no decoder here.
+    pub undescribed: Option<String>,
+    /// Key of config.json that no decoder can be built with, and what is wrong with it.
+    pub wrong: Option<(String, String)>,
+    /// Every tensor that the decoder reads.
+    pub expected: Option<BTreeMap<String, ExpectedTensor>>,
+    /// Whether the head is the model's own although mlx-lm would take the embedding for it where config.json says nothing.
+    pub untied: bool,
+    /// What a person should know.
+    pub notes: Vec<String>,
 }
 
 impl Named {
-    /// Reads headers and config.json only.
+    /// Reads headers and config.json, and a few rows of a head that may be the embedding's table.
     ///
     /// # Errors
     /// [`SourceError`] if the checkpoint is incomplete or not what config.json says.
     pub fn read(checkpoint: &Checkpoint, config: &Config) -> Result<Self, SourceError> {
-        let existing = Existing::of(config)?;
+        let (existing, left_over) = Existing::of(config, checkpoint)?;
+        let tied = Tied::of(checkpoint, config)?;
+        let untied_config;
+        let config = if tied.untied {
+            untied_config = untied(config);
+            &untied_config
+        } else {
+            config
+        };
         let architecture = arch::describe(Source { config, tensors: checkpoint.tensors() })?;
         let block = if let Existing::Fp8 { block } = existing { Some(block) } else { None };
         check_shards(checkpoint)?;
         let (tensors, dropped) = apply(&architecture, checkpoint, block)?;
         check_layers(&architecture, tensors.iter().map(|(name, _)| name.as_str()))?;
-        Ok(Self { architecture, existing, tensors, dropped })
+        let existing = existing.renamed(&tensors)?;
+        let names: BTreeSet<&str> = tensors.iter().map(|(name, _)| name.as_str()).collect();
+        let mut wrong = None;
+        let (decoder, undescribed) = match described(&architecture, Sketch { config, names: &names }) {
+            Ok(decoder) => (decoder, None),
+            Err(ConfigError::Undescribed { key, reason }) => {
+                (None, Some(format!("{key} {reason}, which is not described here")))
+            }
+            Err(ConfigError::Key { key, reason }) => {
+                wrong = Some((key, reason));
+                (None, None)
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let rows = |name: &str| {
+            let view = tensors.iter().find(|(own, _)| own == name).map(|(_, view)| view)?;
+            view.shape().iter().rev().nth(1).copied()
+        };
+        let expected = decoder.as_ref().map(|decoder| decoder.expected(rows));
+        let left_aside = checkpoint.left_aside().map(|index| {
+            format!(
+                "{} names {}, which is not here; it is left aside, the files that are here are read",
+                index.file, index.names
+            )
+        });
+        let notes = left_over.into_iter().chain(left_aside).chain(tied.note).collect();
+        let untied = tied.untied;
+        Ok(Self {
+            architecture,
+            existing,
+            tensors,
+            dropped,
+            decoder,
+            undescribed,
+            wrong,
+            expected,
+            untied,
+            notes,
+        })
     }
+
+    /// The scheme of a packed module, by config.json, the inputs that the decoder has there, or the shapes.
+    ///
+    /// # Errors
+    /// [`SourceError::UnclearScheme`].
+    pub fn scheme(&self, path: &str, weight: &View, scales: &View) -> Result<Scheme, SourceError> {
+        let row = (weight.columns(), scales.columns());
+        self.existing.scheme(path, row, scales.dtype, self.columns(path))
+    }
+
+    /// Inputs of the linear at `path`, where the decoder tells.
+    pub fn columns(&self, path: &str) -> Option<usize> {
+        *self.expected.as_ref()?.get(&format!("{path}.weight"))?.shape.last()?
+    }
+
+    /// Everything that does not fit the model.
+    pub fn misfits(&self) -> Misfits {
+        let by_name: BTreeMap<&str, &View> =
+            self.tensors.iter().map(|(name, view)| (name.as_str(), view)).collect();
+        let explains = self.existing.packed().is_some();
+        let held = by_name.iter().filter_map(|(name, view)| {
+            let (path, leaf) = name.rsplit_once('.').unwrap_or(("", name));
+            let beside = |leaf: &str| by_name.get(format!("{path}.{leaf}").as_str()).copied();
+            let packed = beside("weight").filter(|weight| weight.dtype == Dtype::U32).zip(beside("scales"));
+            if packed.is_some() && matches!(leaf, "scales" | "biases") {
+                return None;
+            }
+            let Some((weight, scales)) = packed.filter(|_| explains) else {
+                // Nobody knows the shape of what is packed in a way that nothing explains.
+                let shape = (packed.is_none() || leaf != "weight").then(|| view.shape());
+                return Some((*name, Held { dtype: view.dtype, packed: false, shape }));
+            };
+            let mut shape = view.shape();
+            let packed = leaf == "weight";
+            if packed {
+                let scheme = self.scheme(path, weight, scales).ok();
+                let columns = scheme.map(|scheme| scales.columns() * scheme.group_size());
+                if let (Some(last), Some(columns)) = (shape.last_mut(), columns) {
+                    *last = columns;
+                } else {
+                    return Some((*name, Held { dtype: view.dtype, packed, shape: None }));
+                }
+            }
+            Some((*name, Held { dtype: view.dtype, packed, shape: Some(shape) }))
+        });
+        Misfits(fit::misfits(&held.collect(), self.expected.as_ref()))
+    }
+
+    /// Refuses a checkpoint that is not a whole model; `allow_unread` lets pass what no part of it reads.
+    ///
+    /// # Errors
+    /// [`SourceError::Misfits`] with everything that is wrong; [`SourceError::LeftAside`] if nothing tells whether the files
+    /// are complete without the index that was left aside.
+    pub fn check(&self, checkpoint: &Checkpoint, allow_unread: bool) -> Result<(), SourceError> {
+        if let Some((key, reason)) = self.wrong.clone() {
+            return Err(ConfigError::Key { key, reason }.into());
+        }
+        if let (None, Some(LeftAside { file, names, lacks: Some(lacks) })) =
+            (&self.decoder, checkpoint.left_aside())
+        {
+            let (file, names, lacks) = (file.clone(), names.clone(), lacks.clone());
+            return Err(SourceError::LeftAside { file, names, lacks });
+        }
+        let Misfits(mut misfits) = self.misfits();
+        misfits.retain(|misfit| !(allow_unread && matches!(misfit.fault, Fault::Unread { .. })));
+        if misfits.is_empty() {
+            return Ok(());
+        }
+        let model = checkpoint.directory().display().into_owned();
+        Err(SourceError::Misfits { model, family: self.architecture.family, misfits: Misfits(misfits) })
+    }
+}
+
+/// The decoder of a model with tensors of these names, with a head of its own unless something says that it has none.
+pub(crate) fn described(
+    architecture: &Architecture,
+    sketch: Sketch<'_>,
+) -> Result<Option<Decoder>, ConfigError> {
+    let mut decoder = arch::decoder(sketch)?;
+    if let Some(decoder) = decoder.as_mut().filter(|decoder| decoder.head.linear.is_none())
+        && !architecture.drops_head()
+        && !architecture.tied_without_head
+    {
+        let outer = decoder.embedding.path.strip_suffix("model.embed_tokens").unwrap_or_default();
+        decoder.head.linear = Some(Linear::new(format!("{outer}lm_head")));
+    }
+    Ok(decoder)
+}
+
+/// A config that says that head and embedding are two tables.
+fn untied(config: &Config) -> Config {
+    let mut config = config.clone();
+    let map = match config.0.get_mut("text_config") {
+        Some(Value::Object(text)) => text,
+        _ => &mut config.0,
+    };
+    map.insert("tie_word_embeddings".to_owned(), false.into());
+    config
+}
+
+/// Whether a head that is there is the embedding's table.
+struct Tied {
+    /// It is not, and config.json is silent.
+    untied: bool,
+    note: Option<String>,
+}
+
+impl Tied {
+    /// Compares rows of a head that would be dropped with the embedding's.
+    fn of(checkpoint: &Checkpoint, config: &Config) -> Result<Self, SourceError> {
+        let tied = Self { untied: false, note: None };
+        let silent = arch::tied(config).is_none();
+        let architecture = arch::describe(Source { config, tensors: checkpoint.tensors() })?;
+        let own = |end: &str| {
+            let ends = |name: &&String| *name == end || name.ends_with(&format!(".{end}"));
+            checkpoint.tensors().keys().find(ends)
+        };
+        let embedding = ["embed_tokens.weight", "wte.weight", "embed_in.weight"].into_iter().find_map(own);
+        let head = ["lm_head.weight", "embed_out.weight"].into_iter().find_map(own);
+        let (Some(embedding), Some(head)) = (embedding, head) else { return Ok(tied) };
+        let dropped = |architecture: &Architecture| {
+            let renamed = architecture.renamed(head);
+            architecture.rules.iter().any(|rule| rule.outputs.is_empty() && rule.captures(&renamed).is_some())
+        };
+        if !dropped(&architecture) || checkpoint.is_headers_only() {
+            return Ok(tied);
+        }
+        let differ = differ(checkpoint, head, embedding);
+        // Where config.json says nothing, the family's default is a guess, and the tensors know better.
+        let apart = untied(config);
+        let may_part =
+            silent && !dropped(&arch::describe(Source { config: &apart, tensors: checkpoint.tensors() })?);
+        let note = match differ {
+            Some(false) => return Ok(tied),
+            None if !may_part => return Ok(tied),
+            None => format!(
+                "config.json does not say whether {head} and {embedding} are one table, and their rows are not here to be compared: \
+                 they stay two"
+            ),
+            Some(true) if may_part => format!(
+                "{head} differs from {embedding}, and config.json does not say whether they are one table: they stay two"
+            ),
+            Some(true) => format!(
+                "{head} differs from {embedding}, but the model ties them: {head} is left out, as mlx_lm does; if the model was trained \
+                 with a head of its own, set tie_word_embeddings to false in its config.json"
+            ),
+        };
+        Ok(Self { untied: may_part, note: Some(note) })
+    }
+}
+
+/// Whether two tables differ, by up to 64 of their rows; nothing where all of these are zeros, as in files of which only headers
+/// are here.
+fn differ(checkpoint: &Checkpoint, left: &str, right: &str) -> Option<bool> {
+    const ROWS: usize = 64;
+    let (a, b) = (checkpoint.tensor(left)?, checkpoint.tensor(right)?);
+    if a.shape != b.shape {
+        return Some(true);
+    }
+    let (left, right) = (FloatType::from_dtype(a.dtype)?, FloatType::from_dtype(b.dtype)?);
+    let columns = a.shape.last().copied().unwrap_or(0);
+    let rows = a.elements().checked_div(columns).unwrap_or(0);
+    let row = |tensor: &Tensor, float: FloatType, row: usize| {
+        let bytes = &checkpoint.bytes(tensor)[row * columns * float.size()..][..columns * float.size()];
+        let mut values = vec![0f32; columns];
+        float.widen(bytes, &mut values);
+        values
+    };
+    let sample = rows.min(ROWS);
+    let mut zeros = true;
+    for at in (0..sample).map(|index| index * rows / sample) {
+        let (left, right) = (row(a, left, at), row(b, right, at));
+        // Bits, so that NaN equals itself.
+        if left.iter().zip(&right).any(|(left, right)| left.to_bits() != right.to_bits()) {
+            return Some(true);
+        }
+        zeros &= left.iter().all(|value| *value == 0.0);
+    }
+    (!zeros).then_some(false)
 }
 
 /// Tensors and dropped names.
@@ -171,6 +411,9 @@ fn check_shards(checkpoint: &Checkpoint) -> Result<(), SourceError> {
     let expected =
         |name: &str| name.strip_suffix(".safetensors")?.rsplit_once("-of-")?.1.parse::<usize>().ok();
     let found = checkpoint.shards().count();
+    if checkpoint.is_indexed() {
+        return Ok(());
+    }
     match checkpoint.shards().filter_map(expected).max() {
         Some(expected) if expected > found => {
             let directory = checkpoint.directory().display().into_owned();

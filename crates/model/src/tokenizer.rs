@@ -172,7 +172,7 @@ fn missing(directory: &Directory) -> Result<TokenizerError, TokenizerError> {
 }
 
 /// A file of one JSON object; empty if it does not exist.
-fn read_object(directory: &Directory, file: &str) -> Result<Map<String, Value>, TokenizerError> {
+pub(crate) fn read_object(directory: &Directory, file: &str) -> Result<Map<String, Value>, TokenizerError> {
     let Some(bytes) = directory.read(file)? else { return Ok(Map::new()) };
     serde_json::from_slice(&bytes).map_err(|error| TokenizerError::Damaged {
         file: directory.display_file(file),
@@ -181,7 +181,10 @@ fn read_object(directory: &Directory, file: &str) -> Result<Map<String, Value>, 
 }
 
 /// Named special tokens as plain strings; tokenizer_config.json wins over special_tokens_map.json.
-fn named_tokens(settings: &Map<String, Value>, special: &Map<String, Value>) -> Map<String, Value> {
+pub(crate) fn named_tokens(
+    settings: &Map<String, Value>,
+    special: &Map<String, Value>,
+) -> Map<String, Value> {
     let mut tokens = Map::new();
     for name in NAMED {
         let content = [settings, special].into_iter().find_map(|map| {
@@ -197,7 +200,7 @@ fn named_tokens(settings: &Map<String, Value>, special: &Map<String, Value>) -> 
 
 /// The chat template and the file it stands in: chat_template.jinja, else tokenizer_config.json's `chat_template`, a
 /// string or a list of `{name, template}` of which `default` is taken.
-fn template_source(
+pub(crate) fn template_source(
     directory: &Directory,
     settings: &Map<String, Value>,
 ) -> Result<Option<(&'static str, String)>, TokenizerError> {

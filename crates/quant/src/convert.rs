@@ -106,7 +106,10 @@ pub(crate) fn write_companions(
     companions: Vec<String>,
 ) -> Result<(), Error> {
     for file in companions {
-        writer.copy_file(model.checkpoint.directory(), &file)?;
+        match plan.generation_config.as_ref().filter(|_| file == "generation_config.json") {
+            Some(config) => writer.write_file(&file, config.to_mlx_json().as_bytes())?,
+            None => writer.copy_file(model.checkpoint.directory(), &file)?,
+        }
     }
     if let Some(overrides) = &plan.settings.overrides {
         writer.write_file("recipe.toml", overrides.text.as_bytes())?;

@@ -14,6 +14,8 @@ pub struct Model {
     pub checkpoint: Checkpoint,
     /// config.json, with generation_config.json's `eos_token_id`.
     pub config: Config,
+    /// Whether tensors that no part of the model reads are let pass; they are refused otherwise.
+    pub allow_unread: bool,
 }
 
 /// Opens a model directory and validates everything in it.
@@ -23,10 +25,11 @@ pub struct Model {
 pub fn open(directory: &Directory) -> Result<Model, Error> {
     // The config first: without one, a directory of weights is not a model.
     let config = Config::load(directory)?;
-    Ok(Model { checkpoint: Checkpoint::open(directory.clone())?, config })
+    Ok(Model { checkpoint: Checkpoint::open(directory.clone())?, config, allow_unread: false })
 }
 
-/// Opens a model directory as mlx_lm does: every `model*.safetensors`, whatever the index says, damaged files left out.
+/// Opens a model directory as mlx_lm does: every `model*.safetensors`, whatever the index says, damaged files left out; where there
+/// are none, the files that the index names.
 /// For [`crate::inspect`], which tells what is wrong with the rest.
 ///
 /// # Errors
@@ -34,7 +37,7 @@ pub fn open(directory: &Directory) -> Result<Model, Error> {
 pub fn open_files(directory: &Directory) -> Result<Model, Error> {
     let config = Config::load(directory)?;
     let (checkpoint, _) = Checkpoint::open_files(directory.clone())?;
-    Ok(Model { checkpoint, config })
+    Ok(Model { checkpoint, config, allow_unread: false })
 }
 
 /// A model of which only config.json is here: names and shapes as the config describes them, no weights. For
@@ -46,14 +49,16 @@ pub fn open_config(directory: &Directory) -> Result<Model, Error> {
     let config = Config::load(directory)?;
     let headers = mlx_quant_model::expected_headers(&config)?;
     let model_type = config.model_type()?.to_owned();
-    let headers = headers.ok_or(mlx_quant_model::WeightsError::Undescribed { model_type })?;
+    let headers =
+        headers.ok_or(mlx_quant_model::WeightsError::Undescribed { model_type, reason: String::new() })?;
     let dtype = match config.str("torch_dtype").or_else(|| config.str("dtype")) {
         Some("float32") => Dtype::F32,
         Some("float16") => Dtype::F16,
         _ => Dtype::BF16,
     };
     let headers = headers.into_iter().map(|(name, shape)| (name, dtype, shape));
-    Ok(Model { checkpoint: Checkpoint::of_headers(directory.clone(), headers), config })
+    let checkpoint = Checkpoint::of_headers(directory.clone(), headers);
+    Ok(Model { checkpoint, config, allow_unread: false })
 }
 
 /// The built-in demo model: llama, 7.9 million weights, bfloat16.

@@ -48,7 +48,7 @@ impl Blocks {
     fn of(model: &Model) -> Self {
         let windows = windows(model, 99, 4, 48);
         let weights = Weights::open(&model.checkpoint, &model.config).unwrap();
-        let decoder = weights.decoder(&model.config).unwrap();
+        let decoder = weights.decoder(&model.config, false).unwrap();
         let forward = Forward::new(&decoder, windows.sequence_length, &Device::Cpu).unwrap();
         let embed = |window: &Window| forward.embed(&weights, &[&window.tokens]).unwrap();
         let mut states = vec![windows.picked.iter().map(embed).collect::<Vec<_>>()];
@@ -63,7 +63,7 @@ impl Blocks {
     /// Squared error of each block's output over the square of what the block adds, summed over blocks.
     fn error(&self, model: &Model) -> f64 {
         let weights = Weights::open(&model.checkpoint, &model.config).unwrap();
-        let decoder = weights.decoder(&model.config).unwrap();
+        let decoder = weights.decoder(&model.config, false).unwrap();
         let forward = Forward::new(&decoder, self.windows.sequence_length, &Device::Cpu).unwrap();
         let square = |a: &State, b: &State| {
             let difference = (&a.hidden - &b.hidden).unwrap().sqr().unwrap().sum_all().unwrap();

@@ -8,7 +8,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use common::{LLAMA, bf16_bytes, convert_to, fixtures, open_path, quantize, sha256, write_checkpoint};
+use common::{PLAIN, bf16_bytes, convert_to, fixtures, open_path, quantize, sha256, write_checkpoint};
 use half::bf16;
 use mlx_format::checkpoint::{Checkpoint, Directory, WriteError};
 use mlx_format::{Dtype, FloatType, Mode, Scheme};
@@ -174,7 +174,7 @@ fn a_grid_of_8_bits_survives_quantizing_and_decoding() {
         1 => -255.0,
         _ => ((i * 37) % 256) as f32 - 255.0,
     });
-    write_checkpoint(&source, LLAMA, &[("lm_head.weight", Dtype::BF16, vec![64, 64], bf16_bytes(grid))]);
+    write_checkpoint(&source, PLAIN, &[("lm_head.weight", Dtype::BF16, vec![64, 64], bf16_bytes(grid))]);
     let model = open_path(&source).unwrap();
     let first = temporary.path().join("first");
     convert_to(&model, quantize(8, 64), &first).unwrap();
@@ -235,7 +235,7 @@ fn fp8_with_block_scales_is_decoded_first() {
     let config = |fp8: bool| {
         let quantization =
             r#", "quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}"#;
-        format!("{}{}}}", LLAMA.trim_end_matches('}'), if fp8 { quantization } else { "" })
+        format!("{}{}}}", PLAIN.trim_end_matches('}'), if fp8 { quantization } else { "" })
     };
     let (rows, columns) = (200usize, 256usize);
     let codes: Vec<u8> = (0..rows * columns)
@@ -302,7 +302,7 @@ fn empty_and_scalar_tensors_are_carried_along() {
     let weight = bf16_bytes((0..64).map(|i| i as f32));
     write_checkpoint(
         &source,
-        LLAMA,
+        PLAIN,
         &[
             ("lm_head.weight", Dtype::BF16, vec![1, 64], weight),
             ("empty.weight", Dtype::BF16, vec![1 << 60, 0], vec![]),
@@ -325,7 +325,7 @@ fn a_refusal_keeps_what_an_earlier_run_did() {
     let rows = 20 << 14;
     write_checkpoint(
         &source,
-        LLAMA,
+        PLAIN,
         &[
             ("embed_tokens.weight", Dtype::BF16, vec![rows, 64], vec![0; rows * 128]),
             ("lm_head.weight", Dtype::BF16, vec![1, 64], bf16_bytes(last)),

@@ -6,7 +6,7 @@ mod common;
 
 use std::path::Path;
 
-use common::{LLAMA, bf16_bytes, convert_to, fixtures, open_path, quantize, shared, write_checkpoint};
+use common::{PLAIN, bf16_bytes, convert_to, fixtures, open_path, quantize, shared, write_checkpoint};
 use mlx_format::checkpoint::Directory;
 use mlx_format::{Dtype, Mode, Scheme};
 use mlx_quant::inspect::{Form, Verdict, inspect, verify};
@@ -92,7 +92,7 @@ fn elements_of_large_tensors_are_counted_from_the_start() {
     let norm = bf16_bytes([1.0; 512]);
     write_checkpoint(
         &directory,
-        LLAMA,
+        PLAIN,
         &[
             ("lm_head.weight", Dtype::BF16, vec![rows, columns], head),
             ("model.embed_tokens.weight", Dtype::BF16, vec![rows, columns], ones),
@@ -131,8 +131,8 @@ fn stops_when_asked_to() {
 fn other_tools_quantizations_are_refused() {
     let temporary = tempfile::tempdir().unwrap();
     let directory = temporary.path().join("model");
-    let config = LLAMA.replacen('{', "{\"quantization_config\": {\"quant_method\": \"awq\"}, ", 1);
-    write_checkpoint(&directory, &config, &[("a.weight", Dtype::BF16, vec![2], bf16_bytes([1.0; 2]))]);
+    let config = PLAIN.replacen('{', "{\"quantization_config\": {\"quant_method\": \"awq\"}, ", 1);
+    write_checkpoint(&directory, &config, &[("a.qweight", Dtype::I32, vec![2, 2], vec![0; 16])]);
     let model = open_path(&directory).unwrap();
     let error = verify(&model, &Silent, 1).unwrap_err();
     assert!(error.is_refusal() && error.to_string().contains("awq"));

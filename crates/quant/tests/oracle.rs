@@ -15,7 +15,7 @@ use safetensors::SafeTensors;
 fn deviation(directory: &Path, kernels: Kernels) -> f64 {
     let model = common::open_path(directory).unwrap();
     let weights = Weights::open(&model.checkpoint, &model.config).unwrap();
-    let decoder = weights.decoder(&model.config).unwrap();
+    let decoder = weights.decoder(&model.config, false).unwrap();
     let bytes = std::fs::read(directory.join("oracle.safetensors")).unwrap();
     let oracle = SafeTensors::deserialize(&bytes).unwrap();
     let tokens = oracle.tensor("tokens").unwrap();

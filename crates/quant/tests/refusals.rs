@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{LLAMA, bf16_bytes, convert_to, open_path, quantize, write_checkpoint};
+use common::{LLAMA, PLAIN, bf16_bytes, convert_to, open_path, quantize, write_checkpoint};
 use mlx_format::{Dtype, FloatType};
 use mlx_quant::model::SourceError;
 use mlx_quant::{Error, Plan, PlanError, Settings, Silent, convert};
@@ -16,7 +16,7 @@ fn weights_that_are_no_numbers_are_refused_by_name_and_leave_nothing() {
     values[777] = f32::NAN;
     write_checkpoint(
         &source,
-        LLAMA,
+        PLAIN,
         &[("lm_head.weight", Dtype::BF16, vec![64, 64], bf16_bytes(values.clone()))],
     );
     let model = open_path(&source).unwrap();
@@ -40,7 +40,7 @@ fn weights_that_are_no_numbers_are_refused_by_name_and_leave_nothing() {
 
     // The largest float32 is beyond the largest bfloat16.
     let wide: Vec<u8> = [f32::MAX, 1.0].repeat(32).iter().flat_map(|value| value.to_le_bytes()).collect();
-    write_checkpoint(&source, LLAMA, &[("lm_head.weight", Dtype::F32, vec![1, 64], wide)]);
+    write_checkpoint(&source, PLAIN, &[("lm_head.weight", Dtype::F32, vec![1, 64], wide)]);
     let model = open_path(&source).unwrap();
     for settings in [quantize(4, 64), Settings::default()] {
         let refused = convert_to(&model, settings, &temporary.path().join("out")).unwrap_err();
@@ -48,7 +48,7 @@ fn weights_that_are_no_numbers_are_refused_by_name_and_leave_nothing() {
     }
 
     values[777] = 1e6;
-    write_checkpoint(&source, LLAMA, &[("lm_head.weight", Dtype::BF16, vec![64, 64], bf16_bytes(values))]);
+    write_checkpoint(&source, PLAIN, &[("lm_head.weight", Dtype::BF16, vec![64, 64], bf16_bytes(values))]);
     let model = open_path(&source).unwrap();
     let settings = Settings { dtype: Some(FloatType::F16), ..quantize(4, 64) };
     let refused = convert_to(&model, settings, &temporary.path().join("out")).unwrap_err();
@@ -68,16 +68,16 @@ fn sources_that_cannot_be_converted_say_why() {
         Plan::new(&model.checkpoint, &model.config, settings)
     };
     let head = || weight("lm_head.weight", 4, 96);
-    assert!(matches!(plan(LLAMA, &[head()], quantize(4, 64)), Err(PlanError::NothingDivides { .. })));
-    assert!(plan(LLAMA, &[head()], quantize(4, 32)).is_ok());
+    assert!(matches!(plan(PLAIN, &[head()], quantize(4, 64)), Err(PlanError::NothingDivides { .. })));
+    assert!(plan(PLAIN, &[head()], quantize(4, 32)).is_ok());
     let both = Settings { dequantize: true, ..quantize(4, 32) };
-    assert!(matches!(plan(LLAMA, &[head()], both), Err(PlanError::Both)));
+    assert!(matches!(plan(PLAIN, &[head()], both), Err(PlanError::Both)));
     let decode = Settings { dequantize: true, ..Settings::default() };
-    assert!(matches!(plan(LLAMA, &[head()], decode), Err(PlanError::NotQuantized)));
+    assert!(matches!(plan(PLAIN, &[head()], decode), Err(PlanError::NotQuantized)));
     let awq =
-        format!("{}, \"quantization_config\": {{\"quant_method\": \"awq\"}}}}", LLAMA.trim_end_matches('}'));
+        format!("{}, \"quantization_config\": {{\"quant_method\": \"awq\"}}}}", PLAIN.trim_end_matches('}'));
     assert!(matches!(
-        plan(&awq, &[head()], quantize(4, 32)),
+        plan(&awq, &[head(), ("a.qweight", Dtype::I32, vec![2, 2], vec![0; 16])], quantize(4, 32)),
         Err(PlanError::Source(SourceError::Foreign { .. }))
     ));
     assert!(matches!(plan("{}", &[head()], quantize(4, 32)), Err(PlanError::Source(SourceError::Config(_)))));
@@ -133,8 +133,16 @@ fn incomplete_models_are_refused() {
     let gemma = huge.replace("llama", "gemma4_text");
     assert!(matches!(plan(&gemma, &[first]), Err(PlanError::Source(SourceError::MissingLayer { .. }))));
     // A tensor that no llama has, such as experts in a form that mlx-lm does not know.
-    assert!(matches!(plan(LLAMA, &["model.experts.gate_up_proj"]), Err(PlanError::Unknown { .. })));
-    assert!(matches!(plan(LLAMA, &["model.some_2d_norm.weight"]), Err(PlanError::NothingToQuantize)));
+    for stray in ["model.experts.gate_up_proj", "model.some_2d_norm.weight"] {
+        let refused = plan(LLAMA, &[stray]).unwrap_err();
+        let PlanError::Source(SourceError::Misfits { misfits, .. }) = &refused else { panic!("{refused}") };
+        assert!(misfits.0.iter().any(|misfit| misfit.tensor == stray), "{refused}");
+        assert!(misfits.0.iter().any(|misfit| misfit.tensor == "lm_head.weight"), "{refused}");
+    }
+    // The names of this type are described, its decoder is not.
+    let phimoe = LLAMA.replace("llama", "phimoe");
+    assert!(matches!(plan(&phimoe, &["model.experts.gate_up_proj"]), Err(PlanError::Unknown { .. })));
+    assert!(matches!(plan(&phimoe, &["model.some_2d_norm.weight"]), Err(PlanError::NothingToQuantize)));
 
     std::fs::rename(source.join("model.safetensors"), source.join("model-00001-of-00002.safetensors"))
         .unwrap();
@@ -151,7 +159,7 @@ fn damaged_packed_layers_are_refused() {
     let temporary = tempfile::tempdir().unwrap();
     let source = temporary.path().join("source");
     let config =
-        format!("{}, \"quantization\": {{\"group_size\": 64, \"bits\": 4}}}}", LLAMA.trim_end_matches('}'));
+        format!("{}, \"quantization\": {{\"group_size\": 64, \"bits\": 4}}}}", PLAIN.trim_end_matches('}'));
     let decode = Settings { dequantize: true, ..Settings::default() };
     let plan = |weight: Vec<usize>, scales: Vec<usize>, biases: (Dtype, Vec<usize>)| {
         let bytes =

@@ -42,6 +42,10 @@ pub(crate) struct Compare {
     #[arg(long, value_name = "REVISION")]
     pub(crate) revision: Option<String>,
 
+    /// Let pass tensors that no part of the model reads instead of refusing them
+    #[arg(long)]
+    pub(crate) allow_unread: bool,
+
     /// Methods and recipes, separated by commas
     #[arg(
         long,

@@ -33,7 +33,7 @@ pub(crate) fn run(args: &Compare, printer: Printer) -> Result<()> {
     let contestants = contestants(args)?;
     let asked = asked(args);
     source::check(&[asked], &[args.data.as_deref(), args.eval_data.as_deref()])?;
-    let model = source::open(asked, Need::of(args.dry_run), printer)?;
+    let model = source::open(asked, Need::of(args.dry_run), printer)?.allow_unread(args.allow_unread);
     let mut settings = settings(args, &model, contestants, printer)?;
     let (resident, machine) = (resident_now().unwrap_or(USUAL_RESIDENT), machine::known(settings.threads)?);
     let peak = |needs: &[Forecast]| needs.iter().map(|needs| needs.peak_memory).max().unwrap_or(0);

@@ -30,6 +30,7 @@ pub(crate) fn run(args: &Convert, printer: Printer) -> Result<()> {
         return Ok(());
     }
     let model = source::open(asked, Need::of(args.target.dry_run), printer)?;
+    let model = model.allow_unread(args.target.allow_unread);
     let plan = plan(&model, settings, printer)?;
     let (target, threads) = (&args.target.mlx_path, threads(args));
     carry_out(&model, &plan, target, args.target.dry_run, threads, printer)?;
@@ -117,6 +118,8 @@ fn settings(args: &Convert, printer: Printer) -> Result<Settings> {
         dtype: args.target.dtype.map(Into::into),
         keep_dtypes: false,
         allow_nonfinite: args.allow_nonfinite,
+        allow_unread: args.target.allow_unread,
+        keep_eos: args.target.keep_eos,
     })
 }
 

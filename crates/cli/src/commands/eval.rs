@@ -25,8 +25,10 @@ pub(crate) fn run(args: &Eval, printer: Printer) -> Result<()> {
     let asked = Asked::new(args.model.as_deref(), args.revision.as_deref());
     let reference = args.reference.as_deref().map(|path| Asked::new(Some(path), None));
     source::check(&[asked, reference.unwrap_or(asked)], &[args.data.as_deref()])?;
-    let model = source::open(asked, need, printer)?;
-    let reference = reference.map(|asked| source::open(asked, need, printer)).transpose()?;
+    let open =
+        |asked| Ok::<_, anyhow::Error>(source::open(asked, need, printer)?.allow_unread(args.allow_unread));
+    let model = open(asked)?;
+    let reference = reference.map(open).transpose()?;
     let reference = reference.as_deref();
     let windows = windows_of(args, &model, reference, printer)?;
     let mut settings = EvaluationSettings {

@@ -21,6 +21,10 @@ pub(crate) fn run(args: &Inspect, printer: Printer) -> Result<()> {
         for file in model.checkpoint.ignored() {
             printer.warn(&format!("{file} is not in the index; mlx_lm reads it all the same"));
         }
+        if let Some(index) = model.checkpoint.left_aside() {
+            printer
+                .warn(&format!("{} names {}, which is not here; it is left aside", index.file, index.names));
+        }
         let inspection = inspect(&model)?;
         return show(Some(&inspection), None, printer);
     }
@@ -35,7 +39,8 @@ pub(crate) fn run(args: &Inspect, printer: Printer) -> Result<()> {
     show(inspect(&model).ok().as_ref(), Some(&verification), printer)?;
     match verification.verdict {
         Verdict::Loads => Ok(()),
-        Verdict::LoadsBut | Verdict::Fails => {
+        Verdict::Unknown if verification.problems.is_empty() => Ok(()),
+        Verdict::LoadsBut | Verdict::Unknown | Verdict::Fails => {
             let (count, model) = (verification.problems.len(), directory.display());
             let plural = if count == 1 { "problem" } else { "problems" };
             Err(Refusal(format!(

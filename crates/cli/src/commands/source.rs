@@ -121,6 +121,15 @@ impl Deref for Opened {
     }
 }
 
+impl Opened {
+    /// With tensors that no part of the model reads let pass, or not.
+    #[must_use]
+    pub(crate) fn allow_unread(mut self, allow: bool) -> Self {
+        self.model.allow_unread = allow;
+        self
+    }
+}
+
 impl Located {
     /// Opens the model in it by `open`.
     pub(crate) fn open(

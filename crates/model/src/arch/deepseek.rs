@@ -115,7 +115,9 @@ pub(super) fn feed_forward(sketch: Sketch<'_>, layer: &str, index: usize) -> Res
     let activation = sketch.activation("hidden_act", Activation::Silu)?;
     let network = |name: &str| Sketch::gated(&format!("{layer}mlp.{name}"), activation);
     let correction = format!("{layer}mlp.gate.e_score_correction_bias");
-    let correction = sketch.has(&correction).then_some(correction);
+    // V2 has none; V3's model in mlx-lm does not load without.
+    let v2 = sketch.config.model_type().is_ok_and(|model_type| model_type == "deepseek_v2");
+    let correction = (!v2 || sketch.has(&correction)).then_some(correction);
     let sigmoid = correction.is_some() || sketch.config.str("scoring_func") == Some("sigmoid");
     let count = sketch.count("n_routed_experts")?;
     let groups = Groups {

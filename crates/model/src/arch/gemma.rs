@@ -13,7 +13,7 @@ pub(super) fn always_tied(source: Source<'_>) -> Result<Architecture, ConfigErro
 
 /// Gemma 3 is tied when the checkpoint has no head, whatever the config says.
 pub(super) fn tied_if_missing(source: Source<'_>) -> Result<Architecture, ConfigError> {
-    Architecture::plain(source, "gemma3", &LINEARS)
+    Ok(Architecture { tied_without_head: true, ..Architecture::plain(source, "gemma3", &LINEARS)? })
 }
 
 /// Norms that multiply by `1 + w`, embedding times the root of its width.

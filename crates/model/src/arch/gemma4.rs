@@ -3,7 +3,7 @@
 
 use mlx_format::checkpoint::ConfigError;
 
-use super::sketch::wrong;
+use super::sketch::undescribed;
 use super::{Architecture, Sketch, Source, Step, drop, drop_in_layers, drop_tied_head, llama, make};
 use crate::decoder::{
     Attention, Branch, Decoder, HeadNorms, Layer, Linear, Norm, PerLayerInputs, Projections, Stage,
@@ -55,7 +55,7 @@ pub(super) fn gemma4_text(source: Source<'_>) -> Result<Architecture, ConfigErro
 pub(super) fn decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
     for key in ["enable_moe_block", "attention_k_eq_v"] {
         if sketch.config.bool(key, false) {
-            return Err(wrong(key, "is true, which is not described yet"));
+            return Err(undescribed(key, "is true"));
         }
     }
     let (layers, hidden_size) = (sketch.layers()?, sketch.count("hidden_size")?);
@@ -130,9 +130,9 @@ pub(super) fn decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
         }
         Ok(stages)
     })?;
+    let scalars = sketch.any_layer_has(".layer_scalar");
     for block in &mut decoder.blocks {
-        let scalar = format!("{}layer_scalar", block.prefix);
-        block.scalar = sketch.has(&scalar).then_some(scalar);
+        block.scalar = scalars.then(|| format!("{}layer_scalar", block.prefix));
     }
     decoder.embedding.multiplier = (hidden_size as f64).sqrt();
     decoder.head.softcap = sketch.float("final_logit_softcapping");

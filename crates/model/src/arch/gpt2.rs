@@ -26,6 +26,7 @@ pub(super) fn gpt2(source: Source<'_>) -> Result<Architecture, ConfigError> {
         linears: Linears::Named(vec!["wte", "wpe", "attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"]),
         protected: Vec::new(),
         keep_dtype: Vec::new(),
+        tied_without_head: false,
     })
 }
 

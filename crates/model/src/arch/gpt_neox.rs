@@ -55,6 +55,7 @@ pub(super) fn decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
     let mut decoder = sketch.decoder(vec![rope], blocks)?;
     "model.embed_in".clone_into(&mut decoder.embedding.path);
     decoder.norm = norm("model.final_layer_norm".to_owned());
-    decoder.head.linear = sketch.has("model.embed_out.weight").then(|| Linear::new("model.embed_out"));
+    // mlx-lm's model always has one.
+    decoder.head.linear = Some(Linear::new("model.embed_out"));
     Ok(decoder)
 }

@@ -8,7 +8,7 @@ use crate::decoder::{Attention, Decoder, HeadNorms, Layer};
 pub(super) fn decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
     sketch.llama_with(vec![sketch.rope()?], |layer, _, attention| {
         let norm = |name: &str| sketch.rms(format!("{layer}self_attn.{name}"));
-        let norms = sketch.has(&format!("{layer}self_attn.query_layernorm.weight")).then(|| HeadNorms {
+        let norms = sketch.any_layer_has(".self_attn.query_layernorm.weight").then(|| HeadNorms {
             q: norm("query_layernorm"),
             k: Some(norm("key_layernorm")),
             v: None,

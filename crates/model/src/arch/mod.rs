@@ -8,6 +8,7 @@
 //! The source of every fact is the model's file in `mlx_lm/models` (its `sanitize`, `quant_predicate`,
 //! `cast_predicate` and module tree), version 0.32.2.
 
+pub mod by_names;
 mod cohere2;
 mod deepseek;
 mod gemma;
@@ -152,6 +153,8 @@ pub struct Architecture {
     pub protected: Vec<Protected>,
     /// Names containing one of these keep the dtype of the file (`cast_predicate`).
     pub keep_dtype: Vec<&'static str>,
+    /// Whether a checkpoint without a head is tied, although no rule drops a head (Gemma 3).
+    pub tied_without_head: bool,
 }
 
 /// Separate projections of an attention layer.
@@ -212,10 +215,17 @@ fn drop_inv_freq() -> Rule {
 /// The head of a model whose config may tie it to the embedding; `default` is what mlx-lm's model assumes. Like
 /// there, the nested config alone counts where there is one, and what is not true in Python is not tied.
 fn drop_tied_head(source: Source<'_>, default: bool) -> Vec<Rule> {
-    let config = &source.config.0;
-    let config = config.get("text_config").and_then(Value::as_object).unwrap_or(config);
-    let tied = config.get("tie_word_embeddings").map_or(default, is_truthy);
-    if tied { vec![drop(r"^(language_model\.)?lm_head\.weight$")] } else { Vec::new() }
+    if tied(source.config).unwrap_or(default) {
+        vec![drop(r"^(language_model\.)?lm_head\.weight$")]
+    } else {
+        Vec::new()
+    }
+}
+
+/// What config.json says of head and embedding being one table; the nested config alone counts where there is one.
+pub(crate) fn tied(config: &Config) -> Option<bool> {
+    let config = config.0.get("text_config").and_then(Value::as_object).unwrap_or(&config.0);
+    config.get("tie_word_embeddings").map(is_truthy)
 }
 
 impl Rule {
@@ -243,6 +253,7 @@ impl Architecture {
             linears: Linears::Named(linears.to_vec()),
             protected: Vec::new(),
             keep_dtype: Vec::new(),
+            tied_without_head: false,
         })
     }
 
@@ -273,17 +284,20 @@ impl Architecture {
 
     /// Whether the module at `path` with a weight of `axes` axes is a linear or embedding layer.
     pub fn is_linear(&self, path: &str, axes: usize) -> bool {
-        let last = path.rsplit('.').next().unwrap_or(path);
         match &self.linears {
             Linears::Named(names) => {
                 matches!(axes, 2 | 3) && names.iter().any(|name| ends_with_segments(path, name))
             }
-            Linears::ByShape => {
-                let norm = last.contains("norm") || last.starts_with("ln_") || last.ends_with("_ln");
-                let router = matches!(last, "gate" | "router" | "wg");
-                axes == 2 && !norm && !router
-            }
+            Linears::ByShape => axes == 2 && !by_names::is_kept(path),
         }
+    }
+
+    /// Whether a head of its own is dropped, because it is the embedding's table.
+    pub fn drops_head(&self) -> bool {
+        let heads = ["lm_head.weight", "language_model.lm_head.weight", "model.lm_head.weight"];
+        self.rules
+            .iter()
+            .any(|rule| rule.outputs.is_empty() && heads.iter().any(|head| rule.captures(head).is_some()))
     }
 
     /// The protection of the module at `path`, if any.
@@ -366,7 +380,7 @@ fn family_of(model_type: &str) -> Option<&'static Family> {
 pub fn describe(source: Source<'_>) -> Result<Architecture, ConfigError> {
     match family_of(source.config.model_type()?) {
         Some(family) => (family.names)(source),
-        None => Ok(by_names(source)),
+        None => Ok(by_names::architecture(source)),
     }
 }
 
@@ -390,27 +404,6 @@ pub fn described() -> Vec<(&'static str, bool)> {
 /// The model types that are described as `model_type` is, itself among them; none if it has no description.
 pub fn aliases(model_type: &str) -> &'static [&'static str] {
     family_of(model_type).map_or(&[], |family| family.types)
-}
-
-/// No description: names stay as they are, linears are told by shape.
-fn by_names(source: Source<'_>) -> Architecture {
-    let highest = source.tensors.keys().filter_map(|name| {
-        let mut segments = name.split('.');
-        segments.find(|segment| matches!(*segment, "layers" | "h" | "blocks"))?;
-        segments.next()?.parse::<usize>().ok()
-    });
-    let layers =
-        source.config.count("num_hidden_layers").ok().or_else(|| highest.max().map(|layer| layer + 1));
-    Architecture {
-        family: "by tensor names",
-        described: false,
-        layers: layers.unwrap_or(0),
-        prefixes: Vec::new(),
-        rules: drop_tied_head(source, false),
-        linears: Linears::ByShape,
-        protected: Vec::new(),
-        keep_dtype: vec!["e_score_correction_bias", "A_log"],
-    }
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@
 use mlx_format::checkpoint::ConfigError;
 use serde_json::{Map, Value};
 
-use super::sketch::{Sketch, wrong};
+use super::sketch::{Sketch, undescribed, wrong};
 use crate::decoder::{Frequencies, Rope};
 use crate::ops::Pairing;
 
@@ -154,7 +154,7 @@ impl Sketch<'_> {
                 let frequencies = frequencies.map(|(i, f)| if i < turning { f / factor as f32 } else { 0.0 });
                 Rope { frequencies: Frequencies::Fixed(frequencies.collect()), ..whole }
             }
-            other => return Err(wrong("rope_scaling", &format!("of type {other:?} is not known"))),
+            other => return Err(undescribed("rope_scaling", &format!("is of type {other:?}"))),
         })
     }
 

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use mlx_format::checkpoint::{Config, ConfigError};
 use serde_json::Value;
 
+use super::tied;
 use crate::decoder::{
     Attention, Block, Branch, Decoder, Embedding, Gate, Head, Layer, Linear, Mlp, Norm, Projections, Rope,
     Stage,
@@ -33,6 +34,11 @@ const MOST_HEADS: usize = 1 << 16;
 /// A key of config.json that cannot be used.
 pub(super) fn wrong(key: &str, reason: &str) -> ConfigError {
     ConfigError::Key { key: key.to_owned(), reason: reason.to_owned() }
+}
+
+/// A key of config.json that asks for something that is right but not described here.
+pub(super) fn undescribed(key: &str, reason: &str) -> ConfigError {
+    ConfigError::Undescribed { key: key.to_owned(), reason: reason.to_owned() }
 }
 
 fn at_most(most: usize, key: &str, count: usize) -> Result<usize, ConfigError> {
@@ -107,7 +113,7 @@ impl Sketch<'_> {
             "gelu_new" | "gelu_fast" | "gelu_pytorch_tanh" | "gelu_python_tanh" => Activation::GeluTanh,
             "relu" => Activation::Relu,
             "relu2" => Activation::ReluSquared,
-            _ => return Err(wrong(key, &format!("is {name:?}, an activation that is not known"))),
+            _ => return Err(undescribed(key, &format!("is {name:?}, an activation"))),
         })
     }
 
@@ -132,9 +138,14 @@ impl Sketch<'_> {
             .get("use_bidirectional_attention")
             .is_some_and(|value| value.as_bool() == Some(true) || value.as_str() == Some("all"));
         if both_ways {
-            return Err(wrong("use_bidirectional_attention", "is set: this is no causal language model"));
+            return Err(undescribed("use_bidirectional_attention", "is set: a model that sees what follows"));
         }
         Ok(())
+    }
+
+    /// Whether a tensor is there in any layer, so that it has to be in all of them.
+    pub(super) fn any_layer_has(&self, name: &str) -> bool {
+        self.names.iter().any(|own| own.ends_with(name) && own.contains(".layers."))
     }
 
     /// Whether layer `index` is a sliding one: `layer_types` where the config has it, else `default`.
@@ -214,11 +225,12 @@ impl Sketch<'_> {
         ]
     }
 
-    /// A decoder under the Llama names; the head is tied where the checkpoint has none.
+    /// A decoder under the Llama names; the head is tied where the checkpoint has none and config.json does not deny it.
     pub(super) fn decoder(&self, ropes: Vec<Rope>, blocks: Vec<Block>) -> Result<Decoder, ConfigError> {
         let outer = self.outer();
         let head = format!("{outer}lm_head");
-        let linear = self.has(&format!("{head}.weight")).then(|| Linear::new(head));
+        let untied = tied(self.config) == Some(false);
+        let linear = (untied || self.has(&format!("{head}.weight"))).then(|| Linear::new(head));
         Ok(Decoder {
             hidden_size: self.count("hidden_size")?,
             vocabulary: self.count("vocab_size")?,

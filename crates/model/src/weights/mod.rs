@@ -14,9 +14,9 @@ use mlx_format::checkpoint::{Checkpoint, Config};
 use mlx_format::{Dtype, FloatType, Mode, PackedRef, Scheme};
 use rayon::prelude::*;
 
-use crate::arch::{self, Sketch};
-use crate::decoder::{Decoder, Linear};
-use crate::{Existing, Named, Parameters, SourceError, View};
+use crate::decoder::Decoder;
+use crate::fit::{Fault, Misfit, Misfits};
+use crate::{Named, Parameters, SourceError, View};
 
 pub use self::packed::PackedRows;
 
@@ -32,23 +32,13 @@ pub enum WeightsError {
     #[error("tensor {tensor} is missing from {model}; hint: the checkpoint is incomplete, download it again")]
     Missing { tensor: String, model: String },
     #[error(
-        "tensor {tensor} in {file} is {found:?}, the config asks for [{expected}]; hint: config.json and weights do not belong together"
-    )]
-    Shape { tensor: String, file: String, found: Vec<usize>, expected: String },
-    #[error(
-        "tensor {tensor} (shape {shape:?}) of {model} is read by no part of a {family} model; hint: the config does not describe these weights, get the model as its makers published it"
-    )]
-    Unread { tensor: String, shape: Vec<usize>, model: String, family: &'static str },
-    #[error(
         "tensor {tensor} in {file}: element {element} is {value}; hint: the model is damaged, quantize or download it again"
     )]
     NonFinite { tensor: String, file: String, element: usize, value: f32 },
-    #[error("tensor {tensor} is {dtype}, which is no floating-point weight; hint: the checkpoint is damaged")]
-    Dtype { tensor: String, dtype: Dtype },
     #[error(
-        "model type {model_type:?} has no decoder description, so that it cannot be run; hint: convert works without one; ARCHITECTURE.md says how a type is added"
+        "model type {model_type:?} has no decoder description{reason}, so that it cannot be run; hint: convert works without one; ARCHITECTURE.md says how a type is added"
     )]
-    Undescribed { model_type: String },
+    Undescribed { model_type: String, reason: String },
     #[error(
         "windows of {tokens} tokens, but the model knows {known} positions; hint: give a shorter --sequence-length"
     )]
@@ -110,21 +100,14 @@ impl<'c> Weights<'c> {
             let packed = beside("scales").is_some() && beside("weight").is_some();
             let stored = match leaf {
                 ".scales" | ".biases" if packed => continue,
-                ".weight" if packed => Self::packed(
-                    &named.existing,
-                    path,
-                    view,
-                    beside("scales").unwrap_or(view),
-                    beside("biases"),
-                )?,
-                _ => {
-                    let float = FloatType::from_dtype(view.dtype);
-                    let float = float.ok_or_else(|| WeightsError::Dtype {
-                        tensor: (*name).to_owned(),
-                        dtype: view.dtype,
-                    })?;
-                    Stored::Dense { view: (*view).clone(), float }
+                ".weight" if packed => {
+                    Self::packed(&named, path, view, beside("scales").unwrap_or(view), beside("biases"))?
                 }
+                // What is no number is no weight either: `Named::check` has its say on it.
+                _ => match FloatType::from_dtype(view.dtype) {
+                    Some(float) => Stored::Dense { view: (*view).clone(), float },
+                    None => continue,
+                },
             };
             let mut shape = view.shape();
             if let (Stored::Packed { scheme, scales, .. }, Some(last)) = (&stored, shape.last_mut()) {
@@ -136,7 +119,7 @@ impl<'c> Weights<'c> {
     }
 
     fn packed(
-        existing: &Existing,
+        named: &Named,
         path: &str,
         weight: &View,
         scales: &View,
@@ -160,7 +143,7 @@ impl<'c> Weights<'c> {
         if !alike {
             return Err(damaged().into());
         }
-        let scheme = existing.scheme(path, weight.columns(), scales.columns(), scales.dtype)?;
+        let scheme = named.scheme(path, weight, scales)?;
         let float = match scheme.mode() {
             Mode::Affine => FloatType::from_dtype(scales.dtype).ok_or_else(damaged)?,
             _ => FloatType::F32,
@@ -172,72 +155,22 @@ impl<'c> Weights<'c> {
         Ok(Stored::Packed { weight: weight.clone(), scales: scales.clone(), biases, scheme, float })
     }
 
-    /// The decoder that reads them: described, complete, every shape as the config says.
+    /// The decoder that reads them: described, complete, every shape as the config says. `allow_unread` lets pass what no part of
+    /// it reads.
     ///
     /// # Errors
     /// If the model type has no description, or tensors are missing, left over or of other shapes.
-    pub fn decoder(&self, config: &Config) -> Result<Decoder, WeightsError> {
-        let names = self.entries.keys().map(String::as_str).collect();
-        let decoder = arch::decoder(Sketch { config, names: &names }).map_err(SourceError::from)?;
-        let undescribed =
-            || WeightsError::Undescribed { model_type: config.model_type().unwrap_or("?").to_owned() };
-        let decoder = decoder.ok_or_else(undescribed)?;
-        let reads = decoder.reads().0;
-        for (name, expected) in &reads {
-            match self.shape(name) {
-                None if expected.optional => {}
-                None => return Err(self.missing(name.clone())),
-                Some(found) => {
-                    let fits = |(found, expected): (&usize, &Option<usize>)| {
-                        expected.is_none_or(|axis| axis == *found)
-                    };
-                    if found.len() != expected.shape.len() || !found.iter().zip(&expected.shape).all(fits) {
-                        return Err(self.misshapen(name, found, &expected.shape));
-                    }
-                }
-            }
-        }
-        for network in decoder.networks() {
-            let shape = |linear: &Linear| self.shape(&format!("{}.weight", linear.path)).unwrap_or(&[]);
-            let rows = network.rows_for(shape(&network.down).last().copied().unwrap_or(0));
-            for linear in network.gate.linears() {
-                let found = shape(linear);
-                if found.iter().rev().nth(1) != Some(&rows) {
-                    let mut expected: Vec<_> = found.iter().copied().map(Some).collect();
-                    let axis = expected.len() - 2;
-                    expected[axis] = Some(rows);
-                    return Err(self.misshapen(&format!("{}.weight", linear.path), found, &expected));
-                }
-            }
-        }
-        if let Some((name, entry)) = self.entries.iter().find(|(name, _)| !reads.contains_key(*name)) {
-            return Err(WeightsError::Unread {
-                tensor: name.clone(),
-                shape: entry.shape.clone(),
-                model: self.checkpoint.directory().display().into_owned(),
-                family: self.named.architecture.family,
+    pub fn decoder(&self, config: &Config, allow_unread: bool) -> Result<Decoder, WeightsError> {
+        self.named.check(self.checkpoint, allow_unread)?;
+        let Some(decoder) = &self.named.decoder else {
+            let reason =
+                self.named.undescribed.as_ref().map_or_else(String::new, |reason| format!(" ({reason})"));
+            return Err(WeightsError::Undescribed {
+                model_type: config.model_type().unwrap_or("?").to_owned(),
+                reason,
             });
-        }
-        Ok(decoder)
-    }
-
-    fn misshapen(&self, name: &str, found: &[usize], expected: &[Option<usize>]) -> WeightsError {
-        let axis = |axis: &Option<usize>| axis.map_or("any".to_owned(), |axis| axis.to_string());
-        WeightsError::Shape {
-            tensor: name.to_owned(),
-            file: self.file_of(name),
-            found: found.to_vec(),
-            expected: expected.iter().map(axis).collect::<Vec<_>>().join(", "),
-        }
-    }
-
-    fn file_of(&self, name: &str) -> String {
-        let view = self.entries.get(name).map(|entry| match &entry.stored {
-            Stored::Dense { view, .. } => view,
-            Stored::Packed { weight, .. } => weight,
-        });
-        let tensor = view.and_then(|view| self.checkpoint.tensor(view.source_of(0)));
-        tensor.map(|tensor| self.checkpoint.file_of(tensor)).unwrap_or_default()
+        };
+        Ok(decoder.clone())
     }
 
     /// The checkpoint they are read from.
@@ -342,7 +275,13 @@ impl<'c> Weights<'c> {
                 [all] if rows.end <= *all => {
                     self.decode(&name, entry, 0..1, device)?.narrow(0, rows.start, rows.len())?
                 }
-                found => return Err(self.misshapen(&name, found, &[None, None])),
+                found => {
+                    let fault = Fault::Shape { found: found.to_vec(), expected: vec![Some(rows.end), None] };
+                    let (model, family) =
+                        (self.checkpoint.directory().display().into_owned(), self.named.architecture.family);
+                    let misfits = Misfits(vec![Misfit { tensor: name, fault }]);
+                    return Err(SourceError::Misfits { model, family, misfits }.into());
+                }
             };
             parameters.insert(name, tile);
         }

@@ -2,6 +2,7 @@
 
 use mlx_format::Scheme;
 
+use crate::Model;
 use crate::methods::{Method, Recipe, RecipeError};
 use crate::plan::Settings;
 
@@ -41,9 +42,14 @@ impl Contestant {
         self
     }
 
-    /// Of the plan, before bits are allocated.
-    pub(super) fn settings(&self) -> Settings {
+    /// Of the plan for `model`, before bits are allocated.
+    pub(super) fn settings(&self, model: &Model) -> Settings {
         let search = self.recipe.rounding() == Method::Search && !self.recipe.needs_calibration();
-        Settings { quantize: Some(self.scheme), search, ..Settings::default() }
+        Settings {
+            quantize: Some(self.scheme),
+            search,
+            allow_unread: model.allow_unread,
+            ..Settings::default()
+        }
     }
 }

@@ -186,7 +186,7 @@ fn check(model: &Model, settings: &CompareSettings) -> Result<Vec<Plan>, Error> 
             let reason = "methods are compared on affine schemes".to_owned();
             return Err(Error::Comparison { path: contestant.name.clone(), reason });
         }
-        let plan = Plan::new(&model.checkpoint, &model.config, contestant.settings())?;
+        let plan = Plan::new(&model.checkpoint, &model.config, contestant.settings(model))?;
         if contestant.recipe.allocates() {
             let dynamic = DynamicSettings::new(target(model, contestant.scheme)?);
             DynamicPlan::check(model, &plan.settings, &dynamic)?;
@@ -198,7 +198,8 @@ fn check(model: &Model, settings: &CompareSettings) -> Result<Vec<Plan>, Error> 
 
 /// As many bits per weight as everything at one scheme takes, in thousandths, so that a command line can say it.
 pub fn budget(model: &Model, scheme: Scheme) -> Result<f64, Error> {
-    let settings = Settings { quantize: Some(scheme), ..Settings::default() };
+    let settings =
+        Settings { quantize: Some(scheme), allow_unread: model.allow_unread, ..Settings::default() };
     let plan = Plan::new(&model.checkpoint, &model.config, settings)?;
     Ok((plan.bits_per_weight() * 1000.0).floor() / 1000.0)
 }
@@ -209,7 +210,7 @@ fn target(model: &Model, scheme: Scheme) -> Result<Target, Error> {
 
 /// What dynamic is predicted to reach at sizes between those of the narrowest and the widest layers.
 fn curve(model: &Model, settings: &CompareSettings, all: &Sensitivities) -> Result<Vec<(f64, f64)>, Error> {
-    let base = settings.contestants[0].settings();
+    let base = settings.contestants[0].settings(model);
     let usual = DynamicSettings::new(target(model, settings.contestants[0].scheme)?);
     let (low, high) = DynamicPlan::check(model, &base, &usual)?;
     let high = high.min(6.5).max(low);

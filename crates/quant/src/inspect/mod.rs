@@ -4,15 +4,13 @@
 //! rather than the first of it: a person with a damaged model wants to know whether one file is to be fetched
 //! again or all of them.
 
-mod known;
 mod stored;
 mod verify;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use mlx_format::Scheme;
-use mlx_quant_model::arch::{self, Sketch};
-use mlx_quant_model::{Decoder, Named};
+use mlx_quant_model::Named;
 use serde::Serialize;
 
 pub use self::verify::{Problem, Verdict, Verification, verify};
@@ -127,7 +125,7 @@ pub struct Inspection {
 /// [`Error::Plan`] if the checkpoint is incomplete, or not what config.json says.
 pub fn inspect(model: &Model) -> Result<Inspection, Error> {
     let named = read(model)?;
-    let decoder = decoder(model, &named);
+    let decoder = named.decoder.as_ref();
     let counted = count(&named);
     let directory = model.checkpoint.directory();
     let mut files = Vec::new();
@@ -167,12 +165,6 @@ fn read(model: &Model) -> Result<Named, Error> {
     Ok(Named::read(&model.checkpoint, &model.config).map_err(PlanError::from)?)
 }
 
-/// The decoder as config.json describes it, whatever the tensors are.
-fn decoder(model: &Model, named: &Named) -> Option<Decoder> {
-    let names: BTreeSet<&str> = named.tensors.iter().map(|(name, _)| name.as_str()).collect();
-    arch::decoder(Sketch { config: &model.config, names: &names }).ok().flatten()
-}
-
 /// What is counted over all tensors.
 #[derive(Default)]
 struct Counted {
@@ -195,7 +187,7 @@ fn count(named: &Named) -> Counted {
     for stored in stored(named) {
         let layer = match stored {
             Stored::Packed(packed) => {
-                let layer = packed_layer(packed, packed.scheme(&named.existing));
+                let layer = packed_layer(packed, packed.scheme(named));
                 counted.packed = true;
                 counted.parameters += layer.weights;
                 layer

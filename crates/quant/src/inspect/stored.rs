@@ -94,12 +94,11 @@ impl<'n> Packed<'n> {
         Mode::ALL.into_iter().filter_map(of_mode).find(|scheme| self.fits(*scheme))
     }
 
-    /// The scheme by config.json where it fits, else by the shapes where only one does.
-    pub(super) fn scheme(&self, existing: &Existing) -> Option<Scheme> {
-        let (words, groups) = self.row();
+    /// The scheme by config.json where it fits, else by the inputs or the shapes where only one does.
+    pub(super) fn scheme(&self, named: &Named) -> Option<Scheme> {
         let unlisted = Existing::Mlx(Map::new());
-        let existing = if existing.packed().is_some() { existing } else { &unlisted };
-        existing.scheme(self.path, words, groups, self.scales.dtype).ok()
+        let existing = if named.existing.packed().is_some() { &named.existing } else { &unlisted };
+        existing.scheme(self.path, self.row(), self.scales.dtype, named.columns(self.path)).ok()
     }
 }
 

@@ -2,7 +2,8 @@
 
 use mlx_format::checkpoint::Config;
 use mlx_format::{FloatType, Mode};
-use mlx_quant_model::Existing;
+use mlx_quant_model::arch::by_names::{self, Unfit};
+use mlx_quant_model::{Existing, Named};
 use serde_json::Value;
 
 use super::{PlanError, Settings};
@@ -38,4 +39,32 @@ pub(super) fn target_dtype(settings: &Settings, config: &Config) -> Option<Float
     let nested = config.0.get("text_config").and_then(|text| text.get("dtype"));
     let named = config.0.get("torch_dtype").filter(|value| !value.is_null()).or(nested);
     settings.dtype.or_else(|| named.and_then(Value::as_str).and_then(FloatType::from_name))
+}
+
+/// How many tensors an error names.
+const SHOWN: usize = 10;
+
+/// Refuses to quantize, by tensor names alone, a model of which is known that the result would not load or would hardly be smaller.
+pub(super) fn check_by_names(named: &Named, config: &Config) -> Result<(), PlanError> {
+    let model_type = config.model_type()?;
+    if let Some(why) = by_names::obstacle(model_type) {
+        return Err(PlanError::DoesNotLoad { model_type: model_type.to_owned(), why });
+    }
+    let unfit = |wanted: Unfit| {
+        let found = named
+            .tensors
+            .iter()
+            .filter(|(name, view)| by_names::unfit(model_type, name, view) == Some(wanted));
+        let names: Vec<&str> = found.map(|(name, _)| name.as_str()).collect();
+        let more = names.len().saturating_sub(SHOWN);
+        let shown = names[..names.len() - more].join(", ");
+        let tensors = if more > 0 { format!("{shown} and {more} more") } else { shown };
+        (!names.is_empty()).then_some(tensors)
+    };
+    let model_type = || model_type.to_owned();
+    if let Some(tensors) = unfit(Unfit::NumberedExpert) {
+        return Err(PlanError::NumberedExperts { model_type: model_type(), tensors });
+    }
+    unfit(Unfit::Stacked)
+        .map_or(Ok(()), |tensors| Err(PlanError::Stacked { model_type: model_type(), tensors }))
 }

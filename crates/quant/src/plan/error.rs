@@ -46,6 +46,18 @@ pub enum PlanError {
         "tensor {tensor} (shape {shape:?}) is no part of a {family} model as MLX knows it; hint: get the model in the form that its makers published"
     )]
     Unknown { tensor: String, shape: Vec<usize>, family: &'static str },
+    #[error(
+        "model type {model_type:?} has no description here, and mlx_lm would not load it quantized by tensor names: {why}; hint: without -q it converts as it is"
+    )]
+    DoesNotLoad { model_type: String, why: &'static str },
+    #[error(
+        "model type {model_type:?} has no description here, and its experts stand one by one, which mlx_lm wants stacked: {tensors}; hint: without -q it converts as it is"
+    )]
+    NumberedExperts { model_type: String, tensors: String },
+    #[error(
+        "model type {model_type:?} has no description here, and these tensors hold many matrices each, which would stay unquantized: {tensors}; hint: without -q it converts as it is"
+    )]
+    Stacked { model_type: String, tensors: String },
     #[error("nothing is left to quantize in this model; hint: leave out -q")]
     NothingToQuantize,
     #[error(

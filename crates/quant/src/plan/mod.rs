@@ -4,6 +4,7 @@
 //! source or with settings is found here, before any work.
 
 mod check;
+mod end_of_turn;
 mod error;
 mod mixed;
 mod overrides;
@@ -20,9 +21,10 @@ pub use self::mixed::MixedRecipe;
 pub use self::overrides::{Overrides, OverridesError};
 pub use self::report::{LayerReport, PlanReport};
 
-use self::check::check_settings;
+use self::check::{check_by_names, check_settings};
+use self::end_of_turn::EndOfTurn;
 use self::planner::Planner;
-use mlx_quant_model::{Architecture, Existing, Named, View};
+use mlx_quant_model::{Architecture, Named, View};
 
 /// What is to be done with a model.
 #[derive(Clone, Debug, Default)]
@@ -46,6 +48,10 @@ pub struct Settings {
     pub keep_dtypes: bool,
     /// Store NaN and infinity as MLX does instead of refusing them.
     pub allow_nonfinite: bool,
+    /// Carry tensors along that no part of the model reads instead of refusing them.
+    pub allow_unread: bool,
+    /// Take end-of-turn tokens as mlx-lm does, from generation_config.json alone or else from config.json.
+    pub keep_eos: bool,
 }
 
 /// What is done to one tensor or layer.
@@ -104,6 +110,8 @@ pub struct Plan {
     pub layout: Layout,
     /// config.json of the output.
     pub config: Config,
+    /// generation_config.json of the output, where it is not the source's: mlx_lm takes end-of-turn tokens from it.
+    pub generation_config: Option<Config>,
     /// Weights, as mlx-lm counts them: codes, not scales.
     pub parameters: u64,
     /// What a person should know.
@@ -118,9 +126,14 @@ impl Plan {
     /// # Errors
     /// [`PlanError`].
     pub fn new(checkpoint: &Checkpoint, config: &Config, settings: Settings) -> Result<Self, PlanError> {
-        check_settings(&settings, &Existing::of(config)?)?;
         let named = Named::read(checkpoint, config)?;
-        Planner::new(named, settings, config)?.finish(config)
+        check_settings(&settings, &named.existing)?;
+        named.check(checkpoint, settings.allow_unread)?;
+        if settings.quantize.is_some() && !named.architecture.described {
+            check_by_names(&named, config)?;
+        }
+        let eos = EndOfTurn::of(checkpoint.directory(), config, settings.keep_eos);
+        Planner::new(named, settings, config)?.finish(config, eos)
     }
 
     /// Stored bits per weight of the whole model, as mlx-lm counts them.

@@ -7,10 +7,12 @@ use mlx_format::{Dtype, FloatType, Mode, Scheme};
 use serde_json::{Map, Value};
 
 use super::check::target_dtype;
+use super::end_of_turn::EndOfTurn;
 use super::mixed::Mixed;
 use super::{Item, Job, Plan, PlanError, Settings};
 use crate::parameters::OuterModules;
-use mlx_quant_model::{Architecture, Existing, Named, SourceError, View};
+use mlx_quant_model::arch::by_names;
+use mlx_quant_model::{Architecture, Existing, Named, SourceError, View, without_numbers};
 
 /// A linear or embedding layer's decision.
 enum Decision {
@@ -35,22 +37,43 @@ pub(super) struct Planner {
     undivided: Vec<(String, usize)>,
     quantized: usize,
     notes: Vec<String>,
+    /// Inputs of linears by path, where the decoder tells.
+    columns: HashMap<String, usize>,
+    untied: bool,
 }
 
 impl Planner {
     pub(super) fn new(named: Named, settings: Settings, config: &Config) -> Result<Self, PlanError> {
-        let Named { architecture, existing, tensors, dropped } = named;
+        let columns = named.tensors.iter().filter_map(|(name, _)| {
+            let path = name.strip_suffix(".weight")?;
+            Some((path.to_owned(), named.columns(path)?))
+        });
+        let columns = columns.collect();
+        let Named { architecture, existing, tensors, dropped, undescribed, untied, notes: found, .. } = named;
         let target = if settings.keep_dtypes { None } else { target_dtype(&settings, config) };
-        let mut notes = Vec::new();
+        let mut notes = found;
         if !architecture.described {
             notes.push(format!(
-                "model type {:?} has no description here: every two-dimensional *.weight that is not a norm or a router is \
-                 taken for a linear or embedding layer, names stay as they are; check that mlx_lm loads the result",
+                "model type {:?} has no description here: every two-dimensional *.weight that is not a norm, a router or part of a \
+                 tower is taken for a linear or embedding layer, names stay as they are; check that mlx_lm loads the result",
                 config.model_type()?
             ));
         }
-        if !dropped.is_empty() {
-            notes.push(format!("{} tensors that MLX does not load are dropped", dropped.len()));
+        if let Some(reason) = undescribed {
+            notes
+                .push(format!("{reason}: whether all tensors are there, each of its shape, was not checked"));
+        }
+        let (towers, others): (Vec<&String>, Vec<&String>) =
+            dropped.iter().partition(|name| by_names::is_tower(name));
+        if !towers.is_empty() {
+            notes.push(format!(
+                "{} tensors of vision or audio ({}, ...) are dropped, as mlx_lm drops them: the output is the language model alone",
+                towers.len(),
+                towers[0]
+            ));
+        }
+        if !others.is_empty() {
+            notes.push(format!("{} tensors that MLX does not load are dropped", others.len()));
         }
         let mut planner = Self {
             architecture,
@@ -68,6 +91,8 @@ impl Planner {
             undivided: Vec::new(),
             quantized: 0,
             notes,
+            columns,
+            untied,
         };
         if let (Some(recipe), Some(scheme)) = (planner.settings.mixed, planner.settings.quantize) {
             let layers = planner.architecture.layers;
@@ -95,7 +120,7 @@ impl Planner {
         self.positions.get(name).and_then(|index| self.tensors[*index].1.take())
     }
 
-    pub(super) fn finish(mut self, config: &Config) -> Result<Plan, PlanError> {
+    pub(super) fn finish(mut self, config: &Config, eos: EndOfTurn) -> Result<Plan, PlanError> {
         let packed: BTreeSet<String> = self
             .tensors
             .iter()
@@ -125,10 +150,16 @@ impl Planner {
             }
         }
         self.check_divided()?;
-        let config = self.output_config(config);
-        let Self { architecture, settings, items, specs, parameters, notes, .. } = self;
+        let mut config = self.output_config(config);
+        let EndOfTurn { value, generation_config, note } = eos;
+        self.notes.extend(note);
+        if let Some(value) = value {
+            config.0.insert("eos_token_id".to_owned(), value);
+        }
+        let Self { architecture, settings, items, specs, parameters, mut notes, .. } = self;
+        notes.extend(unquantized(&items, &specs, parameters));
         let layout = Layout::new(specs, SHARD_BYTES);
-        Ok(Plan { architecture, items, layout, config, parameters, notes, settings })
+        Ok(Plan { architecture, items, layout, config, generation_config, parameters, notes, settings })
     }
 
     fn push(&mut self, name: &str, job: Job, specs: impl IntoIterator<Item = TensorSpec>) {
@@ -243,7 +274,8 @@ impl Planner {
         let alike = weight.shape().len() >= 2
             && outer(&weight) == outer(&scales)
             && biases.as_ref().is_none_or(|biases| of(biases) == of(&scales));
-        let scheme = self.existing.scheme(path, weight.columns(), scales.columns(), scales.dtype)?;
+        let row = (weight.columns(), scales.columns());
+        let scheme = self.existing.scheme(path, row, scales.dtype, self.columns.get(path).copied())?;
         if !alike || biases.is_some() != scheme.has_biases() {
             let biases = biases.as_ref().map(of);
             return Err(SourceError::Packed {
@@ -302,6 +334,11 @@ impl Planner {
         Ok(())
     }
 
+    /// Whether parts that see or hear are carried along, which need their settings.
+    fn keeps_tower(&self) -> bool {
+        !self.architecture.described && self.items.iter().any(|item| by_names::is_tower(&item.name))
+    }
+
     /// config.json as mlx-lm writes it (`mlx_lm/utils.py`, `quantize_model` and `save_config`).
     fn output_config(&mut self, config: &Config) -> Config {
         let mut config = config.clone();
@@ -322,10 +359,16 @@ impl Planner {
                 config.0.insert(key.to_owned(), map.clone().into());
             }
         }
-        if let Some(Value::Object(text)) = config.0.get_mut("text_config")
-            && self.existing != Existing::None
-        {
+        if let Some(Value::Object(text)) = config.0.get_mut("text_config") {
             text.shift_remove("quantization_config");
+            if self.untied {
+                text.insert("tie_word_embeddings".to_owned(), false.into());
+            }
+        } else if self.untied {
+            config.0.insert("tie_word_embeddings".to_owned(), false.into());
+        }
+        if !self.keeps_tower() {
+            config.0.shift_remove("vision_config");
         }
         config
     }
@@ -357,4 +400,43 @@ fn packed_specs(path: &str, shape: &[usize], scheme: Scheme, float: FloatType) -
         specs.push(spec("biases", float.dtype(), groups));
     }
     specs
+}
+
+/// Says so if a good part of a quantized model's bytes is not quantized, and what they are.
+fn unquantized(items: &[Item], specs: &[TensorSpec], parameters: u64) -> Option<String> {
+    const MOST: f64 = 0.2;
+    const SHOWN: usize = 3;
+    if !items.iter().any(|item| matches!(item.job, Job::Quantize { .. })) {
+        return None;
+    }
+    let total: u64 = specs.iter().map(TensorSpec::bytes).sum();
+    let mut kinds: HashMap<String, u64> = HashMap::new();
+    for item in items.iter().filter(|item| matches!(item.job, Job::Copy { .. })) {
+        let spec = &specs[item.first_output];
+        // What the source has packed is copied, too.
+        if FloatType::from_dtype(spec.dtype).is_some()
+            && !item.name.ends_with(".scales")
+            && !item.name.ends_with(".biases")
+        {
+            *kinds.entry(without_numbers(&item.name)).or_default() += spec.bytes();
+        }
+    }
+    let plain: u64 = kinds.values().sum();
+    if plain as f64 <= MOST * total as f64 {
+        return None;
+    }
+    let mut kinds: Vec<(String, u64)> = kinds.into_iter().collect();
+    kinds.sort_by(|left, right| right.1.cmp(&left.1).then_with(|| left.0.cmp(&right.0)));
+    let named: Vec<String> = kinds
+        .iter()
+        .take(SHOWN)
+        .map(|(name, bytes)| format!("{name}: {}", crate::report::bytes(*bytes)))
+        .collect();
+    let more = if kinds.len() > SHOWN { ", ..." } else { "" };
+    Some(format!(
+        "{:.0} % of the bytes stay unquantized, which makes {:.2} bits per weight ({}{more})",
+        100.0 * plain as f64 / total as f64,
+        crate::parameters::bits_per_weight(total, parameters),
+        named.join(", ")
+    ))
 }

@@ -62,7 +62,7 @@ fn run(model: &Model, plan: Settings, recipe: &str, drawn: bool, target: &Path) 
 fn states(model: &Model, windows: &Windows) -> Vec<State> {
     let device = Device::Cpu;
     let weights = Weights::open(&model.checkpoint, &model.config).unwrap();
-    let decoder = weights.decoder(&model.config).unwrap();
+    let decoder = weights.decoder(&model.config, false).unwrap();
     let forward = Forward::new(&decoder, windows.sequence_length, &device).unwrap();
     let start = windows.picked.iter().map(|window| forward.embed(&weights, &[&window.tokens]).unwrap());
     let mut states: Vec<State> = start.collect();

@@ -84,9 +84,14 @@ pub(crate) fn bf16_bytes(values: impl IntoIterator<Item = f32>) -> Vec<u8> {
     values.into_iter().flat_map(|value| bf16::from_f32(value).to_le_bytes()).collect()
 }
 
+/// config.json of a type that has no description, so that a checkpoint of any tensors is a model.
+#[allow(dead_code, reason = "not every test binary uses it")]
+pub(crate) const PLAIN: &str = r#"{"model_type": "helium", "num_hidden_layers": 0, "tie_word_embeddings": false, "torch_dtype": "bfloat16"}"#;
+
 /// config.json of a llama without layers.
 #[allow(dead_code, reason = "not every test binary uses it")]
-pub(crate) const LLAMA: &str = r#"{"model_type": "llama", "num_hidden_layers": 0, "tie_word_embeddings": false, "torch_dtype": "bfloat16"}"#;
+pub(crate) const LLAMA: &str = r#"{"model_type": "llama", "num_hidden_layers": 0, "tie_word_embeddings": false, "torch_dtype": "bfloat16",
+    "hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 1, "vocab_size": 64}"#;
 
 /// Windows of tokens that look random; a seed's windows are the same everywhere.
 #[allow(dead_code, reason = "not every test binary uses it")]

@@ -54,7 +54,7 @@ fn weights_that_the_config_does_not_describe() {
     edit_config(&converted.path, |config| config["intermediate_size"] = 256.into());
     edit_config(&converted.path, |config| config["hidden_size"] = 32.into());
     let error = refused(&open_path(&converted.path).unwrap(), None, &windows);
-    assert!(matches!(error, Error::Weights(WeightsError::Shape { .. })), "{error}");
+    assert!(matches!(error, Error::Weights(WeightsError::Source(SourceError::Misfits { .. }))), "{error}");
 }
 
 #[test]

@@ -24,7 +24,7 @@ fn tensors(checkpoint: &Checkpoint) -> Vec<OwnedTensor<'_>> {
 /// Opens and describes a model; what it says if it cannot.
 fn describe(model: &Model, config: &Config) -> Result<Decoder, String> {
     let weights = Weights::open(&model.checkpoint, config).map_err(model::text)?;
-    weights.decoder(config).map_err(model::text)
+    weights.decoder(config, false).map_err(model::text)
 }
 
 /// The answer to a checkpoint of these tensors.
@@ -35,7 +35,7 @@ fn answer(model: &Model, tensors: &[OwnedTensor<'_>]) -> Result<Decoder, String>
 }
 
 /// Each tensor in turn is missing: an error that names it, or its module where the module is told by its tensors.
-/// Biases, heads and strays may be missing. A tensor too many is an error that names it.
+/// Only what MLX drops may be missing, and biases that no other block has. A tensor too many is an error that names it.
 pub(crate) fn weights(directory: &Path) -> Verdict {
     let model = model::open(directory);
     let named = Named::read(&model.checkpoint, &model.config).map_err(model::text)?;
@@ -63,11 +63,11 @@ pub(crate) fn weights(directory: &Path) -> Verdict {
     }
     let may_miss = |name: &&str| {
         let leaf = name.rsplit('.').next().unwrap();
-        named.dropped.iter().any(|dropped| dropped == name)
-            || leaf.ends_with("bias")
-            || ["lm_head.weight", "embed_out.weight"].contains(name)
-            // A scalar that multiplies the block where there is one.
-            || leaf == "layer_scalar"
+        // Of what several blocks have none may be missing; what one block alone has may.
+        let kind = mlx_quant::model::without_numbers(name);
+        let alone =
+            || all.iter().filter(|(other, ..)| mlx_quant::model::without_numbers(other) == kind).count() == 1;
+        named.dropped.iter().any(|dropped| dropped == name) || leaf.ends_with("bias") && alone()
     };
     wrong.extend(optional.iter().filter(|name| !may_miss(name)).map(|name| format!("{name} is not missed")));
     let beside =
@@ -112,7 +112,9 @@ pub(crate) fn config(directory: &Path) -> Verdict {
             Ok(_) => wrong.push(format!("{key} {} is accepted", size + 1)),
             Err(message) => {
                 // A tensor, a layer, or a key: another one where it is that which does not fit any more.
-                if !["tensor ", "layer ", "config.json: "].iter().any(|what| message.starts_with(what)) {
+                let told = message.contains(" is no whole ")
+                    || ["tensor ", "layer ", "config.json: "].iter().any(|what| message.starts_with(what));
+                if !told {
                     wrong.push(format!("{key} {}: {message}", size + 1));
                 }
             }

@@ -92,7 +92,7 @@ enum End {
 fn try_config(model: &Model, config: &Config) -> End {
     let weights = Weights::open(&model.checkpoint, config);
     let Ok(weights) = weights else { return End::Refused };
-    let Ok(decoder) = weights.decoder(config) else { return End::Refused };
+    let Ok(decoder) = weights.decoder(config, false) else { return End::Refused };
     for block in &decoder.blocks {
         let _ = block.sites();
     }

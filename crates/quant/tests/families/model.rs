@@ -55,7 +55,7 @@ pub(crate) fn run(
 /// Opens, describes and runs a model.
 pub(crate) fn logits(model: &Model, windows: &[&[u32]]) -> Result<Vec<f32>, String> {
     let weights = Weights::open(&model.checkpoint, &model.config).map_err(text)?;
-    let decoder = weights.decoder(&model.config).map_err(text)?;
+    let decoder = weights.decoder(&model.config, false).map_err(text)?;
     run(&weights, &decoder, windows, &mut ())
 }
 

@@ -82,7 +82,7 @@ pub(crate) fn batches_do_not_matter(directory: &Path) -> Verdict {
 pub(crate) fn threads_do_not_matter(directory: &Path) -> Verdict {
     let model = model::open(directory);
     let weights = Weights::open(&model.checkpoint, &model.config).map_err(model::text)?;
-    let decoder = weights.decoder(&model.config).map_err(model::text)?;
+    let decoder = weights.decoder(&model.config, false).map_err(model::text)?;
     let mut windows = model::windows(directory);
     // More windows than threads: the same tokens from other places on.
     for shift in 1..4 {

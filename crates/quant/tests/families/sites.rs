@@ -31,7 +31,7 @@ impl Tap for Seen {
 pub(crate) fn a_tap_sees_every_site(directory: &Path) -> Verdict {
     let model = model::open(directory);
     let weights = Weights::open(&model.checkpoint, &model.config).map_err(model::text)?;
-    let decoder = weights.decoder(&model.config).map_err(model::text)?;
+    let decoder = weights.decoder(&model.config, false).map_err(model::text)?;
     let windows = model::windows(directory);
     let mut seen = Seen::default();
     model::run(&weights, &decoder, &model::slices(&windows), &mut seen)?;

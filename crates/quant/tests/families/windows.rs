@@ -23,7 +23,7 @@ fn attentions(decoder: &mut Decoder) -> impl Iterator<Item = &mut Attention> {
 pub(crate) fn windows_are_applied(directory: &Path) -> Verdict {
     let model = model::open(directory);
     let weights = Weights::open(&model.checkpoint, &model.config).map_err(model::text)?;
-    let mut decoder = weights.decoder(&model.config).map_err(model::text)?;
+    let mut decoder = weights.decoder(&model.config, false).map_err(model::text)?;
     let tokens = model::windows(directory).remove(0);
     let sliding: Vec<usize> = attentions(&mut decoder).filter_map(|attention| attention.window).collect();
     let Some(&window) = sliding.first() else { return Ok("none".to_owned()) };

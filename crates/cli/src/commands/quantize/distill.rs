@@ -17,13 +17,19 @@ pub(super) fn run(request: &Request<'_>, student: &Path, printer: Printer) -> Re
     let need = Need::of(args.target.dry_run);
     let upload = Target::of(&args.hub, args.target.dry_run, printer)?;
     let student = source::open(Asked::new(Some(student), None), need, printer)?;
+    let student = student.allow_unread(args.target.allow_unread);
     // With targets at hand the original is needed only where it is named.
     let known = request.dwq.is_some_and(|dwq| dwq.target_dir.is_some());
     let teacher = match &args.target.model {
         None if known => None,
-        _ => Some(source::open(request.asked(), need, printer)?),
+        _ => Some(source::open(request.asked(), need, printer)?.allow_unread(args.target.allow_unread)),
     };
-    let as_it_is = Settings { keep_dtypes: true, ..Settings::default() };
+    let as_it_is = Settings {
+        keep_dtypes: true,
+        allow_unread: args.target.allow_unread,
+        keep_eos: args.target.keep_eos,
+        ..Settings::default()
+    };
     let plan = Plan::new(&student.checkpoint, &student.config, as_it_is);
     let plan = plan.map_err(mlx_quant::Error::from)?;
     let (windows, settings) = prepare(request, &student, printer)?;

@@ -51,6 +51,7 @@ pub(crate) fn run(request: &Request<'_>, printer: Printer) -> Result<()> {
     }
     let upload = Target::of(&args.hub, args.target.dry_run || targets_only, printer)?;
     let model = source::open(request.asked(), Need::of(args.target.dry_run), printer)?;
+    let model = model.allow_unread(args.target.allow_unread);
     let calibrated = request.recipe.needs_calibration();
     let schemes = if embedding == base { BTreeMap::new() } else { tables(&model, embedding)? };
     let settings = Settings {
@@ -59,6 +60,8 @@ pub(crate) fn run(request: &Request<'_>, printer: Printer) -> Result<()> {
         schemes,
         search: request.recipe.rounding() == Method::Search && !calibrated,
         dtype: args.target.dtype.map(Into::into),
+        allow_unread: args.target.allow_unread,
+        keep_eos: args.target.keep_eos,
         ..Settings::default()
     };
     let plan = Plan::new(&model.checkpoint, &model.config, settings).map_err(mlx_quant::Error::from)?;

@@ -1,11 +1,10 @@
 //! Keys of config.json that mlx_lm goes by.
 
-use mlx_quant_model::Existing;
+use mlx_quant_model::{Existing, known};
 use serde_json::Value;
 
 use super::Findings;
 use crate::Model;
-use crate::inspect::known;
 
 pub(super) fn check(model: &Model, findings: &mut Findings) {
     let config = &model.config.0;
@@ -55,7 +54,7 @@ pub(super) fn check(model: &Model, findings: &mut Findings) {
 /// A `quantization_config` alone: the hub's, or what is left of MLX's.
 fn check_copy(model: &Model, copy: &Value, findings: &mut Findings) {
     let model_type = model.config.model_type().unwrap_or_default();
-    match Existing::of(&model.config) {
+    match Existing::of_config(&model.config) {
         Ok(Existing::Mlx(_)) => {
             let shown = copy.get("bits").unwrap_or(&Value::Null);
             findings.fatal(

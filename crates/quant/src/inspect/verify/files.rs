@@ -3,13 +3,11 @@
 
 use std::collections::BTreeMap;
 
-use mlx_format::checkpoint::{Checkpoint, Tensor};
+use mlx_format::checkpoint::{Checkpoint, INDEX, Tensor, is_mlx_weights};
 use serde_json::Value;
 
 use super::{Findings, what};
 use crate::{Error, Model};
-
-const INDEX: &str = "model.safetensors.index.json";
 
 pub(super) fn check(model: &Model, findings: &mut Findings) -> Result<(), Error> {
     let directory = model.checkpoint.directory();
@@ -21,6 +19,12 @@ pub(super) fn check(model: &Model, findings: &mut Findings) -> Result<(), Error>
             ),
             other => findings.fatal("weights", what(&other)),
         }
+    }
+    if !model.checkpoint.shards().any(is_mlx_weights) {
+        findings.fatal(
+            "weights",
+            "stand in no model*.safetensors, and mlx_lm reads no others; convert the model",
+        );
     }
     let Some(text) = directory.read(INDEX)? else {
         if model.checkpoint.shards().count() > 1 {

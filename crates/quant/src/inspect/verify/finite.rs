@@ -102,7 +102,7 @@ fn tasks(named: &Named) -> Vec<Task<'_>> {
                 }
             }
             Stored::Packed(packed) => {
-                let mode = packed.scheme(&named.existing).map(mlx_format::Scheme::mode);
+                let mode = packed.scheme(named).map(mlx_format::Scheme::mode);
                 for (name, view) in packed.parts() {
                     let kind = match (view.dtype, mode) {
                         (Dtype::U8, Some(Mode::Nvfp4)) | (Dtype::U32, Some(Mode::Mxfp8)) => Some(Kind::E4m3),

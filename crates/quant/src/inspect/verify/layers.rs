@@ -3,11 +3,11 @@
 //! Two things are not told: biases, which a description reads where there are any; and the inner width of feed-forward
 //! networks, which is taken from the tensors and not held against config.json.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use mlx_format::checkpoint::is_truthy;
 use mlx_format::{Dtype, FloatType, Scheme};
-use mlx_quant_model::{Decoder, ExpectedTensor, Named, View};
+use mlx_quant_model::{Fault, Misfit, Named, View};
 use serde_json::{Map, Value};
 
 use super::Findings;
@@ -15,67 +15,47 @@ use crate::Model;
 use crate::inspect::stored::{Packed, Stored, listed, stored};
 
 /// Returns the rows of the embedding, where the decoder is described.
-pub(super) fn check(
-    model: &Model,
-    named: &Named,
-    decoder: Option<&Decoder>,
-    findings: &mut Findings,
-) -> Option<usize> {
-    let views: BTreeMap<&str, &View> =
-        named.tensors.iter().map(|(name, view)| (name.as_str(), view)).collect();
-    let rows = |name: &str| views.get(name)?.shape().iter().rev().nth(1).copied();
-    let expected = decoder.map(|decoder| decoder.expected(rows));
+pub(super) fn check(model: &Model, named: &Named, findings: &mut Findings) -> Option<usize> {
     let layers = stored(named);
-    let mut check =
-        Check { named, expected: expected.as_ref(), findings, odd: Vec::new(), shapes: BTreeMap::new() };
-    check.packed_layers(&layers);
+    let mut check = Check { named, findings, odd: Vec::new() };
+    check.packed_layers(model, &layers);
     check.entries(&layers);
     check.description(model);
-    decoder.and_then(|decoder| rows(&format!("{}.weight", decoder.embedding.path)))
+    let table = format!("{}.weight", named.decoder.as_ref()?.embedding.path);
+    let (_, view) = named.tensors.iter().find(|(name, _)| *name == table)?;
+    view.shape().iter().rev().nth(1).copied()
 }
 
 struct Check<'a> {
     named: &'a Named,
-    expected: Option<&'a BTreeMap<String, ExpectedTensor>>,
     findings: &'a mut Findings,
     /// Layers without an entry whose shapes are not those of the shared scheme.
     odd: Vec<(&'a str, Scheme)>,
-    /// Shapes after decoding; `None` where something else is wrong with the tensor.
-    shapes: BTreeMap<String, Option<Vec<usize>>>,
 }
 
 impl<'a> Check<'a> {
-    fn packed_layers(&mut self, layers: &[Stored<'a>]) {
+    fn packed_layers(&mut self, model: &Model, layers: &[Stored<'a>]) {
         let empty = Map::new();
         let map = self.named.existing.packed();
-        for stored in layers {
-            match stored {
-                Stored::Plain { name, view } => {
-                    self.shapes.insert((*name).to_owned(), Some(view.shape()));
-                }
-                Stored::Packed(packed) => {
-                    let scheme = if self.belongs_together(packed) {
-                        self.scheme(packed, map.unwrap_or(&empty))
-                    } else {
-                        None
-                    };
-                    let shape = scheme.map(|scheme| packed.shape(scheme));
-                    self.shapes.insert(format!("{}.weight", packed.path), shape);
-                }
-            }
-        }
-        let packed = layers.iter().find_map(|stored| match stored {
-            Stored::Packed(packed) => Some(packed.path),
+        let packed = layers.iter().filter_map(|stored| match stored {
+            Stored::Packed(packed) => Some(packed),
             Stored::Plain { .. } => None,
         });
-        match (packed, map) {
-            (Some(path), None) => self.findings.fatal(
+        for packed in packed.clone() {
+            if self.belongs_together(packed) {
+                self.scheme(packed, map.unwrap_or(&empty));
+            }
+        }
+        let said = model.config.0.get("quantization").is_some_and(is_truthy);
+        match (packed.clone().next(), map) {
+            (Some(packed), None) => self.findings.fatal(
                 "quantization",
                 format!(
-                    "is missing from config.json, though {path} is packed: mlx_lm does not know its scales"
+                    "is missing from config.json, though {} is packed: mlx_lm does not know its scales",
+                    packed.path
                 ),
             ),
-            (None, Some(_)) => {
+            (None, _) if said => {
                 self.findings.warning("quantization", "is in config.json, but no layer is packed");
             }
             _ => {}
@@ -116,8 +96,7 @@ impl<'a> Check<'a> {
     /// The packing as mlx_lm sees it: the layer's entry, else by the shapes.
     fn scheme(&mut self, packed: &Packed<'a>, map: &Map<String, Value>) -> Option<Scheme> {
         let path = packed.path;
-        let name = format!("{path}.weight");
-        let columns = self.expected.and_then(|expected| *expected.get(&name)?.shape.last()?);
+        let columns = self.named.columns(path);
         let (words, groups) = (packed.weight.columns(), packed.scales.columns());
         let held = format!("{words} words and {groups} groups a row");
         let right = |scheme: &Scheme| {
@@ -164,7 +143,7 @@ impl<'a> Check<'a> {
     ) -> Option<Scheme> {
         let scheme = match columns {
             Some(columns) => packed.inferred(columns),
-            None => packed.scheme(&self.named.existing),
+            None => packed.scheme(self.named),
         };
         if let Some(scheme) = scheme {
             if !map.is_empty() && listed(map) != Some(scheme) {
@@ -205,7 +184,8 @@ impl<'a> Check<'a> {
             {
                 continue;
             }
-            if self.shapes.contains_key(&format!("{path}.weight")) {
+            let weight = format!("{path}.weight");
+            if self.named.tensors.iter().any(|(name, _)| *name == weight) {
                 let message = "config.json says that it is packed, but it is not: mlx_lm misses its scales";
                 self.findings.fatal(path, message);
             } else if entry.is_object() {
@@ -217,31 +197,36 @@ impl<'a> Check<'a> {
 
     /// Missing, misshapen and leftover tensors.
     fn description(&mut self, model: &Model) {
-        let Some(expected) = self.expected else {
+        if let Some((key, reason)) = &self.named.wrong {
+            self.findings.fatal(key, format!("{reason} in config.json"));
+        } else if self.named.decoder.is_none() {
             let model_type = model.config.model_type().unwrap_or("?");
+            let reason =
+                self.named.undescribed.as_ref().map_or_else(String::new, |reason| format!(" ({reason})"));
             self.findings.notes.push(format!(
-                "the decoder of model type {model_type:?} is not described here: that all tensors are there, each of its shape, \
-                 was not checked"
+                "the decoder of model type {model_type:?} is not described here{reason}: that all tensors are there, each of its \
+                 shape, was not checked"
             ));
-            return;
-        };
-        for (name, expected) in expected {
-            match self.shapes.get(name) {
-                None if !expected.optional => self.findings.fatal(name, "is missing"),
-                Some(Some(shape)) if !expected.fits(shape) => {
-                    let axis = |axis: &Option<usize>| axis.map_or("any".to_owned(), |axis| axis.to_string());
-                    let wanted = expected.shape.iter().map(axis).collect::<Vec<_>>().join(", ");
-                    self.findings
-                        .fatal(name, format!("has shape {shape:?}, config.json asks for [{wanted}]"));
-                }
-                _ => {}
-            }
         }
-        for (name, shape) in &self.shapes {
-            if !expected.contains_key(name) {
-                let shape = shape.as_ref().map_or_else(String::new, |shape| format!(" (shape {shape:?})"));
-                self.findings.fatal(name, format!("is no tensor of this model{shape}, mlx_lm stops at such"));
-            }
+        for Misfit { tensor, fault } in self.named.misfits().0 {
+            let message = match fault {
+                Fault::Missing => "is missing".to_owned(),
+                Fault::Shape { found, expected } => {
+                    let axis = |axis: &Option<usize>| axis.map_or("any".to_owned(), |axis| axis.to_string());
+                    let wanted = expected.iter().map(axis).collect::<Vec<_>>().join(", ");
+                    format!("has shape {found:?}, config.json asks for [{wanted}]")
+                }
+                // What is wrong with packed layers without settings was said already.
+                Fault::Integers(dtype) if dtype == Dtype::U32 || tensor.ends_with(".scales") => continue,
+                Fault::Integers(dtype) => {
+                    format!("is {dtype}, and config.json says nothing of how it is quantized")
+                }
+                Fault::Unread { shape } => {
+                    let shape = if shape.is_empty() { String::new() } else { format!(" (shape {shape:?})") };
+                    format!("is no tensor of this model{shape}, mlx_lm stops at such")
+                }
+            };
+            self.findings.fatal(tensor, message);
         }
     }
 }

@@ -39,6 +39,8 @@ pub enum Verdict {
     Loads,
     /// It will, but something is wrong.
     LoadsBut,
+    /// Nothing was found that mlx_lm stops at, but the decoder is not described here, so that not all of it was looked at.
+    Unknown,
     /// It will not.
     Fails,
 }
@@ -102,16 +104,17 @@ pub fn verify(model: &Model, observer: &dyn Observer, threads: usize) -> Result<
     config::check(model, &mut findings);
     let (mut tensors, mut bytes, mut vocabulary) = (0, 0, None);
     if let Some(named) = &named {
-        let decoder = super::decoder(model, named);
-        vocabulary = layers::check(model, named, decoder.as_ref(), &mut findings);
+        vocabulary = layers::check(model, named, &mut findings);
         (tensors, bytes) = finite::check(model, named, observer, threads, &mut findings)?;
     }
     tokenizer::check(model, vocabulary, &mut findings)?;
     let Findings { mut problems, notes } = findings;
     problems.sort_by_key(|problem| !problem.fatal);
+    let described = named.as_ref().is_some_and(|named| named.decoder.is_some());
     let verdict = match problems.first() {
-        None => Verdict::Loads,
         Some(problem) if problem.fatal => Verdict::Fails,
+        _ if !described => Verdict::Unknown,
+        None => Verdict::Loads,
         Some(_) => Verdict::LoadsBut,
     };
     Ok(Verification { verdict, problems, notes, tensors, bytes, seconds: start.elapsed().as_secs_f64() })
@@ -136,6 +139,10 @@ impl fmt::Display for Verification {
         f.write_str(match self.verdict {
             Verdict::Loads => "mlx_lm will load it",
             Verdict::LoadsBut => "mlx_lm loads it, but: ",
+            Verdict::Unknown if self.problems.is_empty() => {
+                "not known whether mlx_lm loads it: the decoder of its model type is not described here"
+            }
+            Verdict::Unknown => "not known whether mlx_lm loads it; wrong is: ",
             Verdict::Fails => "mlx_lm will not load it: ",
         })?;
         let fatal = self.verdict == Verdict::Fails;

@@ -1,4 +1,4 @@
-//! What mlx_lm knows, beyond what is described here.
+//! Model types that mlx_lm knows, beyond what is described here.
 
 /// Model types that mlx_lm 0.32.2 has a model for (the files of `mlx_lm/models` and `MODEL_REMAPPING` in
 /// `mlx_lm/utils.py`), sorted.
@@ -40,12 +40,12 @@ const FP8: [&str; 11] = [
 ];
 
 /// Whether mlx_lm has a model of this type.
-pub(super) fn model_type(name: &str) -> bool {
+pub fn model_type(name: &str) -> bool {
     MODEL_TYPES.binary_search(&name).is_ok()
 }
 
 /// Whether mlx_lm decodes the fp8 weights of this type itself.
-pub(super) fn decodes_fp8(name: &str) -> bool {
+pub fn decodes_fp8(name: &str) -> bool {
     FP8.contains(&name)
 }
 
@@ -56,7 +56,7 @@ mod tests {
     #[test]
     fn every_described_type_is_known() {
         assert!(MODEL_TYPES.is_sorted());
-        for (name, _) in mlx_quant_model::arch::described() {
+        for (name, _) in crate::arch::described() {
             assert!(model_type(name), "{name}");
         }
         assert!(!model_type("bert"));
