@@ -1,0 +1,151 @@
+//! A checkpoint is a whole model, or it is refused by name.
+
+use serde_json::json;
+
+use crate::model::{CONVERT, HIDDEN, done, llama, ones, random, raw, refused};
+
+const EVAL: &str = "eval --model {model} --windows 1 --sequence-length 32";
+
+#[test]
+fn what_is_missing() {
+    let at = tempfile::tempdir().unwrap();
+    let each = [
+        "model.norm.weight",
+        "model.embed_tokens.weight",
+        "model.layers.1.input_layernorm.weight",
+        "model.layers.0.self_attn.o_proj.weight",
+        "model.layers.1.mlp.down_proj.weight",
+        "lm_head.weight",
+    ];
+    for (index, name) in each.into_iter().enumerate() {
+        let model = llama(2).without(name).write(&at.path().join(index.to_string()));
+        refused(CONVERT, &model, &[&format!("{name} is missing")]);
+        refused("convert --model {model} --mlx-path {out}", &model, &[name]);
+        refused("inspect {model} --verify", &model, &[name]);
+    }
+}
+
+#[test]
+fn half_of_the_biases() {
+    let at = tempfile::tempdir().unwrap();
+    let bias = |layer: usize| format!("model.layers.{layer}.self_attn.q_proj.bias");
+    let both =
+        llama(3).with(&bias(0), ones(HIDDEN)).with(&bias(1), ones(HIDDEN)).with(&bias(2), ones(HIDDEN));
+    done(CONVERT, &both.write(&at.path().join("all")));
+    let model = both.without(&bias(1)).write(&at.path().join("half"));
+    refused(CONVERT, &model, &[&format!("{} is missing", bias(1))]);
+}
+
+#[test]
+fn what_has_another_shape() {
+    let at = tempfile::tempdir().unwrap();
+    let each = [
+        ("model.norm.weight", vec![HIDDEN / 2]),
+        ("model.layers.0.self_attn.k_proj.weight", vec![HIDDEN, HIDDEN]),
+        ("model.layers.1.mlp.up_proj.weight", vec![192, HIDDEN]),
+        ("model.layers.1.mlp.down_proj.weight", vec![256, HIDDEN]),
+        ("lm_head.weight", vec![500, HIDDEN]),
+    ];
+    for (index, (name, shape)) in each.into_iter().enumerate() {
+        let model = llama(2).with(name, random(5, &shape)).write(&at.path().join(index.to_string()));
+        refused(CONVERT, &model, &[name, "config.json asks for"]);
+    }
+}
+
+#[test]
+fn what_nothing_reads() {
+    let at = tempfile::tempdir().unwrap();
+    let each = [
+        "model.layers.0.self_attn.q_proj.lora_A.default.weight",
+        "model.layers.1.mlp.up_proj.base_layer.weight",
+        "score.weight",
+        "optimizer.state.0.exp_avg",
+        "model.layers.2.input_layernorm.weight",
+        "model.vision_tower.patch.weight",
+    ];
+    for (index, name) in each.into_iter().enumerate() {
+        let model = llama(2).with(name, random(6, &[8, HIDDEN])).write(&at.path().join(index.to_string()));
+        let said =
+            refused(CONVERT, &model, &[&format!("{name} (shape [8, 128]) is read by no part of the model")]);
+        assert!(said.contains("--allow-unread"), "{said}");
+        refused(EVAL, &model, &[name]);
+        done(&format!("{EVAL} --allow-unread"), &model);
+    }
+    let model = at.path().join("0");
+    let (out, _) = done(&format!("{CONVERT} --allow-unread"), &model);
+    assert!(crate::model::read(&out).contains_key(each[0]), "carried along");
+}
+
+#[test]
+fn ten_are_named_and_the_rest_counted() {
+    let at = tempfile::tempdir().unwrap();
+    let mut made = llama(2);
+    made.add_layer(2);
+    made.add_layer(3);
+    let said = refused(CONVERT, &made.write(&at.path().join("two_more")), &["model.layers.2."]);
+    assert!(said.contains("; and 8 more"), "{said}");
+    assert_eq!(said.matches("is read by no part").count(), 10, "{said}");
+}
+
+#[test]
+fn every_method_and_eval() {
+    let at = tempfile::tempdir().unwrap();
+    let without_norm = llama(2).without("model.norm.weight").write(&at.path().join("norm"));
+    let without_head = llama(2).without("lm_head.weight").write(&at.path().join("head"));
+    for command in ["awq", "gptq", "dynamic-quant", "dwq"] {
+        let flags = "--model {model} --mlx-path {out} --n-samples 2 --sequence-length 32";
+        refused(&format!("{command} {flags}"), &without_norm, &["model.norm.weight is missing"]);
+        refused(&format!("{command} {flags}"), &without_head, &["lm_head.weight is missing"]);
+    }
+    refused(EVAL, &without_norm, &["model.norm.weight is missing"]);
+    refused(EVAL, &without_head, &["lm_head.weight is missing"]);
+    refused("recommend --model {model}", &without_head, &["lm_head.weight is missing"]);
+}
+
+#[test]
+fn integers_that_nothing_explains() {
+    let at = tempfile::tempdir().unwrap();
+    let q = "model.layers.0.self_attn.q_proj.weight";
+    let each = [
+        (q, raw("I8", &[HIDDEN, HIDDEN], 1)),
+        (q, raw("U8", &[HIDDEN * HIDDEN / 2, 1], 7)),
+        (q, raw("F8_E4M3", &[HIDDEN, HIDDEN], 0x38)),
+        (q, raw("U32", &[HIDDEN, HIDDEN / 8], 3)),
+        ("model.layers.0.self_attn.q_proj.qweight", raw("I32", &[HIDDEN / 8, HIDDEN], 3)),
+    ];
+    for (index, (name, tensor)) in each.into_iter().enumerate() {
+        let model = llama(2).with(name, tensor).write(&at.path().join(index.to_string()));
+        refused(CONVERT, &model, &[name]);
+        refused("convert --model {model} --mlx-path {out}", &model, &[name]);
+    }
+    // The same of a type that is not described.
+    let made = llama(2).set("model_type", json!("helium")).with(q, raw("I8", &[HIDDEN, HIDDEN], 1));
+    refused(CONVERT, &made.write(&at.path().join("undescribed")), &[q, "is I8"]);
+}
+
+#[test]
+fn who_quantized_it_is_named() {
+    let at = tempfile::tempdir().unwrap();
+    let packed = || llama(2).with("model.layers.0.self_attn.q_proj.qweight", raw("I32", &[16, HIDDEN], 3));
+    let each = [
+        ("quantize_config.json", json!({"bits": 4, "group_size": 128, "desc_act": false}), "AutoGPTQ"),
+        (
+            "quant_config.json",
+            json!({"zero_point": true, "q_group_size": 128, "w_bit": 4, "version": "GEMM"}),
+            "AutoAWQ",
+        ),
+        (
+            "hf_quant_config.json",
+            json!({"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "NVFP4"}}),
+            "ModelOpt (NVFP4)",
+        ),
+    ];
+    for (file, content, says) in each {
+        let model = packed().file(file, &content).write(&at.path().join(file.replace('.', "_")));
+        refused(CONVERT, &model, &[says]);
+        refused(EVAL, &model, &[says]);
+    }
+    // Beside plain weights such a file says nothing of them.
+    let model = llama(2).file("quantize_config.json", json!({"bits": 4})).write(&at.path().join("plain"));
+    done(CONVERT, &model);
+}
