@@ -99,7 +99,10 @@ impl Named {
             let view = tensors.iter().find(|(own, _)| own == name).map(|(_, view)| view)?;
             view.shape().iter().rev().nth(1).copied()
         };
-        let expected = decoder.as_ref().map(|decoder| decoder.expected(rows));
+        let mut expected = decoder.as_ref().map(|decoder| decoder.expected(rows));
+        if let Some(expected) = &mut expected {
+            settle_biases(expected, config);
+        }
         let left_aside = checkpoint.left_aside().map(|index| {
             format!(
                 "{} names {}, which is not here; it is left aside, the files that are here are read",
@@ -191,6 +194,29 @@ impl Named {
         }
         let model = checkpoint.directory().display().into_owned();
         Err(SourceError::Misfits { model, family: self.architecture.family, misfits: Misfits(misfits) })
+    }
+}
+
+/// Makes biases of linears that a model type always or never has required, or unread.
+fn settle_biases(expected: &mut BTreeMap<String, ExpectedTensor>, config: &Config) {
+    let linears: Vec<String> = expected
+        .keys()
+        .filter_map(|name| name.strip_suffix(".bias"))
+        // Norms have biases of their own; their weights are vectors.
+        .filter(|path| expected.get(&format!("{path}.weight")).is_some_and(|weight| weight.shape.len() > 1))
+        .map(str::to_owned)
+        .collect();
+    for path in linears {
+        let name = format!("{path}.bias");
+        match arch::has_bias(config, &path) {
+            Some(false) => {
+                expected.remove(&name);
+            }
+            Some(true) => {
+                expected.entry(name).and_modify(|bias| bias.optional = false);
+            }
+            None => {}
+        }
     }
 }
 

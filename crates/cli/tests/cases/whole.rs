@@ -26,14 +26,28 @@ fn what_is_missing() {
 }
 
 #[test]
-fn half_of_the_biases() {
+fn biases_are_as_config_says() {
     let at = tempfile::tempdir().unwrap();
-    let bias = |layer: usize| format!("model.layers.{layer}.self_attn.q_proj.bias");
-    let both =
-        llama(3).with(&bias(0), ones(HIDDEN)).with(&bias(1), ones(HIDDEN)).with(&bias(2), ones(HIDDEN));
-    done(CONVERT, &both.write(&at.path().join("all")));
-    let model = both.without(&bias(1)).write(&at.path().join("half"));
-    refused(CONVERT, &model, &[&format!("{} is missing", bias(1))]);
+    let bias = |layer: usize, name: &str| format!("model.layers.{layer}.{name}.bias");
+    let names = ["q_proj", "k_proj", "v_proj", "o_proj"].map(|name| format!("self_attn.{name}"));
+    let width =
+        |name: &str| if name.contains("k_proj") || name.contains("v_proj") { HIDDEN / 2 } else { HIDDEN };
+    let with_biases = |layers: usize| {
+        let mut made = llama(layers).set("attention_bias", json!(true));
+        for (layer, name) in (0..layers).flat_map(|layer| names.iter().map(move |name| (layer, name))) {
+            made.add(&bias(layer, name), ones(width(name)));
+        }
+        made
+    };
+    done(CONVERT, &with_biases(2).write(&at.path().join("all")));
+    let half = with_biases(2).without(&bias(1, "self_attn.q_proj")).write(&at.path().join("half"));
+    refused(CONVERT, &half, &[&format!("{} is missing", bias(1, "self_attn.q_proj"))]);
+    let none = llama(1).set("attention_bias", json!(true)).write(&at.path().join("none"));
+    refused(CONVERT, &none, &[&format!("{} is missing", bias(0, "self_attn.v_proj"))]);
+    let unasked = with_biases(1).unset("attention_bias").write(&at.path().join("unasked"));
+    refused(CONVERT, &unasked, &["q_proj.bias (shape [128]) is read by no part of the model"]);
+    let network = llama(1).with(&bias(0, "mlp.down_proj"), ones(HIDDEN)).write(&at.path().join("network"));
+    refused(CONVERT, &network, &["down_proj.bias"]);
 }
 
 #[test]

@@ -8,6 +8,7 @@
 //! The source of every fact is the model's file in `mlx_lm/models` (its `sanitize`, `quant_predicate`,
 //! `cast_predicate` and module tree), version 0.32.2.
 
+mod biases;
 pub mod by_names;
 mod cohere2;
 mod deepseek;
@@ -41,6 +42,7 @@ use mlx_format::checkpoint::{Config, ConfigError, Tensor, is_truthy};
 use regex::{Captures, Regex};
 use serde_json::Value;
 
+pub(crate) use self::biases::has_bias;
 pub use self::sketch::Sketch;
 use crate::decoder::Decoder;
 
