@@ -76,7 +76,8 @@ fn tables() -> Vec<(&'static str, Vec<u8>)> {
     };
     let delta = table(required, encodings.build(), vec![&mut delta]);
 
-    let messages = "message schema { optional group messages (LIST) { repeated group list { optional group element {
+    let messages =
+        "message schema { optional group messages (LIST) { repeated group list { optional group element {
         required binary role (UTF8); optional binary content (UTF8); } } } required binary text; }";
     let mut rows = |group: &mut SerializedRowGroupWriter<'_, _>| {
         texts(group, &["user", "assistant", "user"], Some(&[3, 3, 3, 0]), Some(&[0, 1, 0, 0]));

@@ -135,8 +135,14 @@ fn several(
 }
 
 fn text(bytes: &mut Unstructured<'_>) -> arbitrary::Result<Value> {
-    const TEXTS: [&str; 6] =
-        ["", " Be brief. ", "<think>\nhm\n</think>\n\nA model.", "naïve 😀", "{{ messages }}", "\u{0}\r\n</s>"];
+    const TEXTS: [&str; 6] = [
+        "",
+        " Be brief. ",
+        "<think>\nhm\n</think>\n\nA model.",
+        "naïve 😀",
+        "{{ messages }}",
+        "\u{0}\r\n</s>",
+    ];
     Ok(if bytes.ratio(1, 2)? { (*bytes.choose(&TEXTS)?).into() } else { String::arbitrary(bytes)?.into() })
 }
 

@@ -40,8 +40,7 @@ pub fn recipe(bytes: &[u8]) {
         if let Err(error) = overrides.check_used(paths.into_iter()) {
             assert_helps(&error, "");
         }
-        let settings =
-            Settings { quantize: Some(base), overrides: Some(overrides), ..Settings::default() };
+        let settings = Settings { quantize: Some(base), overrides: Some(overrides), ..Settings::default() };
         if let Ok(plan) = Plan::new(&MATRICES, &LLAMA, settings) {
             let _ = plan.report();
         }
@@ -56,7 +55,8 @@ fn check_scheme(scheme: Scheme) {
 /// The last entry against its own words, where its path is no pattern.
 fn check_last(overrides: &Overrides, text: &str) {
     let file: toml::Table = text.parse().expect("parsed before");
-    let Some(last) = file.get("layer").and_then(toml::Value::as_array).and_then(|layers| layers.last()) else {
+    let Some(last) = file.get("layer").and_then(toml::Value::as_array).and_then(|layers| layers.last())
+    else {
         return;
     };
     let path = last.get("path").and_then(toml::Value::as_str).expect("every entry has a path");

@@ -29,7 +29,9 @@ pub fn tokenizer(bytes: &[u8]) {
         Ok(tokenizer) => tokenizer,
         Err(error) => return assert_helps(&error, ""),
     };
-    assert!(tokenizer.prefix().iter().chain(&tokenizer.end_of_text()).all(|id| *id <= tokenizer.highest_id()));
+    assert!(
+        tokenizer.prefix().iter().chain(&tokenizer.end_of_text()).all(|id| *id <= tokenizer.highest_id())
+    );
     for text in TEXTS.into_iter().chain(std::str::from_utf8(text)) {
         match tokenizer.encode(text) {
             Ok(ids) => {

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 /// The directory.
 pub(crate) fn fuzz() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz")
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz").canonicalize().unwrap()
 }
 
 /// All files of a directory in the order of their names; none if there is no such directory.

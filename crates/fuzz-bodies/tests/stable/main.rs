@@ -39,7 +39,8 @@ fn run(name: &str) {
     };
     let seed = number("MLX_QUANT_FUZZ_SEED", 1);
     let (known, seeds) = match std::env::var_os("MLX_QUANT_FUZZ_INPUT") {
-        Some(file) => (vec![std::fs::read(file).unwrap()], Vec::new()),
+        // Cargo runs tests in the directory of their package, people name files in the repository's.
+        Some(file) => (vec![std::fs::read(fuzz().join("..").join(file)).unwrap()], Vec::new()),
         None => (inputs(&fuzz().join("regressions").join(name)), inputs(&fuzz().join("seeds").join(name))),
     };
     let changed = mutate::Mutator::new(seed, seeds, dictionary(name));
@@ -48,11 +49,14 @@ fn run(name: &str) {
         Outcome::Passed { executions, seconds } => {
             println!("fuzz {name}: seed {seed}, {seconds:.1} s, {executions} executions, no finding");
         }
-        Outcome::Found { input, reason, output } => panic!(
-            "fuzz {name}: seed {seed}: {reason}\n{output}\nthe input is {}\ntry it again: MLX_QUANT_FUZZ_INPUT={} cargo test -p mlx-quant-fuzz-bodies --test stable {name}",
-            input.display(),
-            input.display()
-        ),
+        Outcome::Found { input, reason, output } => {
+            let bytes = std::fs::read(&input).unwrap();
+            let (begin, input) = (bytes[..bytes.len().min(2000)].escape_ascii(), input.display());
+            panic!(
+                "fuzz {name}: seed {seed}: {reason}\n{output}\nthe input is {input}, {} bytes: {begin}\ntry it again: MLX_QUANT_FUZZ_INPUT={input} cargo test -p mlx-quant-fuzz-bodies --test stable {name}",
+                bytes.len()
+            )
+        }
     }
 }
 
@@ -115,7 +119,8 @@ fn a_panic_that_is_caught_is_none() {
     };
     let limits = Limits { time: Duration::from_millis(100), slowest: SLOWEST, memory: MEMORY };
     let changed = mutate::Mutator::new(1, vec![b"bad".to_vec()], Vec::new());
-    let outcome = watch("a_panic_that_is_caught_is_none", body, limits, Vec::new(), changed, Path::new("none"));
+    let outcome =
+        watch("a_panic_that_is_caught_is_none", body, limits, Vec::new(), changed, Path::new("none"));
     assert!(matches!(outcome, Outcome::Passed { executions: 2.., .. }), "{outcome:?}");
 }
 

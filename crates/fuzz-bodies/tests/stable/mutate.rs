@@ -130,7 +130,8 @@ impl Mutator {
         let number = NUMBERS[self.below(NUMBERS.len())].to_string();
         let digit = |byte: &u8| byte.is_ascii_digit();
         let Some(start) = input[at..].iter().position(digit).map(|offset| at + offset) else { return };
-        let end = input[start..].iter().position(|byte| !digit(byte)).map_or(input.len(), |length| start + length);
+        let end =
+            input[start..].iter().position(|byte| !digit(byte)).map_or(input.len(), |length| start + length);
         input.splice(start..end, number.bytes());
     }
 
@@ -140,7 +141,8 @@ impl Mutator {
         let Some(word) = self.words.get(index).cloned() else { return };
         let letter = |byte: &u8| byte.is_ascii_alphanumeric() || *byte == b'_';
         let start = input[at..].iter().position(letter).map_or(input.len(), |offset| at + offset);
-        let end = input[start..].iter().position(|byte| !letter(byte)).map_or(input.len(), |length| start + length);
+        let end =
+            input[start..].iter().position(|byte| !letter(byte)).map_or(input.len(), |length| start + length);
         let replaced = if self.below(2) == 0 { at..at } else { start..end };
         input.splice(replaced, word);
     }

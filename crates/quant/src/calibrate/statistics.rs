@@ -151,7 +151,9 @@ impl Statistics {
         let sound = values.iter().all(|value| value.is_finite())
             && values.iter().step_by(size + 1).all(|square| *square >= 0.0);
         match tokens[..] {
-            [tokens] if tokens >= 0 && sound => Ok(Some(Gram { size, tokens: tokens.unsigned_abs(), values })),
+            [tokens] if tokens >= 0 && sound => {
+                Ok(Some(Gram { size, tokens: tokens.unsigned_abs(), values }))
+            }
             _ => Err(refused(&path, "it holds no mean of products of inputs".to_owned())),
         }
     }
