@@ -42,9 +42,9 @@ one() {
   while left=$((end - $(date +%s))) && [ "$left" -gt 0 ] && [ "$(find findings -type f | wc -l)" -lt 20 ] && [ "$run" -lt 100 ]; do
     run=$((run + 1))
     status=0
-    FUZZ_TARGET=$target TMPDIR=$work/$target ASAN_OPTIONS=${ASAN_OPTIONS:-detect_leaks=0} \
+    FUZZ_TARGET=$target TMPDIR=$work/$target ASAN_OPTIONS=${ASAN_OPTIONS:-detect_leaks=0:detect_stack_use_after_return=0} \
       "$binary" corpus "$seeds/$target" -fork=1 -ignore_crashes=1 -ignore_ooms=1 -ignore_timeouts=1 \
-      -rss_limit_mb=2048 -timeout=25 -max_total_time="$left" -artifact_prefix=findings/ "${options[@]}" >>log 2>&1 || status=$?
+      -print_funcs=0 -rss_limit_mb=2048 -timeout=25 -max_total_time="$left" -artifact_prefix=findings/ "${options[@]}" >>log 2>&1 || status=$?
     echo "run $run of $target ended with $status" >>log
     [ "$status" -eq 0 ] || sleep 1
   done

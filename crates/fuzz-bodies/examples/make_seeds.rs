@@ -25,11 +25,10 @@ fn write(target: &str, name: &str, bytes: &[u8]) {
     std::fs::write(directory.join(name), bytes).unwrap();
 }
 
-fn table(
-    schema: &str,
-    properties: WriterProperties,
-    mut groups: Vec<&mut dyn FnMut(&mut SerializedRowGroupWriter<'_, Vec<u8>>)>,
-) -> Vec<u8> {
+/// Writes the columns of one row group.
+type Fill<'f> = &'f mut dyn FnMut(&mut SerializedRowGroupWriter<'_, Vec<u8>>);
+
+fn table(schema: &str, properties: WriterProperties, mut groups: Vec<Fill<'_>>) -> Vec<u8> {
     let schema = Arc::new(parse_message_type(schema).unwrap());
     let mut writer = SerializedFileWriter::new(Vec::new(), schema, Arc::new(properties)).unwrap();
     for group in &mut groups {

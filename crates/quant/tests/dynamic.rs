@@ -205,7 +205,7 @@ fn a_file_serves_again_and_only_for_what_it_was_made_from() {
         for part in parts {
             let (list, rest) = part.split_once(']').unwrap();
             let values = vec![value; list.split(',').count()].join(",");
-            changed.push_str(&format!("\"{name}\":[{values}]{rest}"));
+            changed.extend(["\"", name, "\":[", &values, "]", rest]);
         }
         changed
     };

@@ -109,7 +109,7 @@ impl Mutator {
                 input.splice(at..at, other[range].iter().copied());
             }
             8 => {
-                let bytes: Vec<u8> = (0..1 + self.below(8)).map(|_| self.below(256) as u8).collect();
+                let bytes: Vec<u8> = (0..=self.below(8)).map(|_| self.below(256) as u8).collect();
                 input.splice(at..at, bytes);
             }
             _ => self.put_word(input, at),

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use mlx_quant::data::hexadecimal;
 use mlx_quant_fuzz_bodies::attempt;
 use sha2::{Digest as _, Sha256};
 
@@ -66,7 +67,7 @@ pub(crate) fn watch(
     };
     let bytes = std::fs::read(&current).unwrap_or_default();
     std::fs::create_dir_all(artifacts).unwrap();
-    let hash: String = Sha256::digest(&bytes)[..8].iter().map(|byte| format!("{byte:02x}")).collect();
+    let hash = hexadecimal(&Sha256::digest(&bytes)[..8]);
     let input = artifacts.join(format!("stable-{hash}"));
     std::fs::write(&input, bytes).unwrap();
     Outcome::Found { input, reason, output }
@@ -114,8 +115,9 @@ fn work(body: fn(&[u8]), limits: Limits, known: Vec<Vec<u8>>, mut changed: Mutat
             attempt(body, bytes);
             executions += 1;
         };
-        known.iter().for_each(|bytes| attempt(bytes));
-        changed.seeds().iter().for_each(|bytes| attempt(bytes));
+        for bytes in known.iter().chain(changed.seeds()) {
+            attempt(bytes);
+        }
         while !changed.seeds().is_empty() && start.elapsed() < limits.time {
             attempt(&changed.change());
         }

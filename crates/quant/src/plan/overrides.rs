@@ -171,7 +171,7 @@ mod tests {
             "?".repeat(1_000_000),
         ] {
             let refused = parse(&format!("[[layer]]\npath = '{path}'\nbits = 3"));
-            assert!(matches!(refused, Err(OverridesError::Pattern { .. })), "{:.9}", path);
+            assert!(matches!(refused, Err(OverridesError::Pattern { .. })), "{path:.9}");
         }
         let deep = format!("[[layer]]\npath = '{}a{}'\nbits = 3", "{".repeat(20), "}".repeat(20));
         assert!(parse(&deep).unwrap().get("a").is_some());
