@@ -7,7 +7,7 @@ mod common;
 
 use std::path::{Path, PathBuf};
 
-use candle_core::Device;
+use candle_core::{Device, Tensor};
 use mlx_format::Scheme;
 use mlx_quant::model::{Forward, State, Weights};
 use mlx_quant::{
@@ -240,6 +240,62 @@ fn statistics_are_kept_and_checked() {
             "{refused}"
         );
         assert!(!out.path().join(".other.partial").exists());
+    }
+}
+
+/// Sites, the head and the table of a tied model: what is no matrix of their inputs is refused, what a header tells before anything
+/// is written.
+#[test]
+fn statistics_that_do_not_fit_are_refused() {
+    for model in several() {
+        let out = tempfile::tempdir().unwrap();
+        let directory = out.path().join("statistics");
+        let kept = QuantizeSettings { statistics: Some(directory.clone()), ..settings("gptq") };
+        run(&model, &out.path().join("first"), &kept);
+        let entries = std::fs::read_dir(&directory).unwrap().map(|entry| entry.unwrap().path());
+        let mut files: Vec<PathBuf> =
+            entries.filter(|path| path.extension().is_some_and(|ending| ending == "safetensors")).collect();
+        files.sort();
+        for file in [&files[0], &files[files.len() / 2], &files[files.len() - 1]] {
+            let sound = std::fs::read(file).unwrap();
+            let size = candle_core::safetensors::load(file, &Device::Cpu).unwrap()["gram"].dims()[0];
+            let eye = |rows: usize, columns: usize| -> Vec<f32> {
+                (0..rows * columns).map(|at| f32::from(u8::from(at % (columns + 1) == 0))).collect()
+            };
+            let with = |at: usize, value: f32| {
+                let mut values = eye(size, size);
+                values[at] = value;
+                values
+            };
+            for (shape, values, tokens, early) in [
+                (vec![size / 2, size / 2], eye(size / 2, size / 2), 9, true),
+                (vec![size, size * 2], eye(size, size * 2), 9, true),
+                (vec![size * size], eye(size, size), 9, true),
+                (vec![0, 0], Vec::new(), 9, true),
+                (vec![size, size], with(1, f32::NAN), 9, false),
+                (vec![size, size], with(size * size - 2, f32::INFINITY), 9, false),
+                (vec![size, size], with(0, -1.0), 9, false),
+                (vec![size, size], eye(size, size), -9, false),
+            ] {
+                let gram = Tensor::from_vec(values, &shape[..], &Device::Cpu).unwrap();
+                let tokens = Tensor::new(&[tokens as i64], &Device::Cpu).unwrap();
+                let both = [("gram", gram), ("tokens", tokens)].into_iter().collect();
+                candle_core::safetensors::save(&both, file).unwrap();
+                let target = out.path().join("refused");
+                let windows = windows(&model, 1, 6, 48);
+                let refused =
+                    quantize(&model, &plan(&model, 4), &windows, &target, &kept, &Silent).unwrap_err();
+                let name = file.file_name().unwrap().to_str().unwrap();
+                assert!(refused.is_refusal() && refused.to_string().contains(name), "{shape:?}: {refused}");
+                let partial = out.path().join(".refused.partial");
+                assert!(!target.exists(), "{shape:?}: {refused}");
+                assert!(!early || !partial.exists(), "{shape:?}: {refused}");
+                let _ = std::fs::remove_dir_all(partial);
+            }
+            std::fs::write(file, sound).unwrap();
+        }
+        run(&model, &out.path().join("again"), &kept);
+        assert!(bytes(&out.path().join("first")) == bytes(&out.path().join("again")));
     }
 }
 

@@ -198,6 +198,42 @@ fn a_file_serves_again_and_only_for_what_it_was_made_from() {
     let at = text.find("\"inputs\":[").unwrap() + 10;
     std::fs::write(&file, format!("{}-{}", &text[..at], &text[at..])).unwrap();
     refused(&own, &how, "do not fit");
+    // Finite figures whose products and sums are not.
+    let all = |name: &str, value: &str| {
+        let mut parts = text.split(&format!("\"{name}\":[")).collect::<Vec<_>>().into_iter();
+        let mut changed = parts.next().unwrap().to_owned();
+        for part in parts {
+            let (list, rest) = part.split_once(']').unwrap();
+            let values = vec![value; list.split(',').count()].join(",");
+            changed.extend(["\"", name, "\":[", &values, "]", rest]);
+        }
+        changed
+    };
+    std::fs::write(&file, all("gradients", "3e38")).unwrap();
+    refused(&own, &how, "do not fit");
+    let costs = text.rfind("\"kl\":").unwrap() + 5;
+    for cost in ["1e308", "4e38"] {
+        let end = costs + text[costs..].find('}').unwrap();
+        std::fs::write(&file, format!("{}{cost}{}", &text[..costs], &text[end..])).unwrap();
+        refused(&own, &how, "do not fit");
+    }
+    // Without costs, candidates are judged by these figures.
+    let mut unjudged: serde_json::Value = serde_json::from_str(&text).unwrap();
+    for layer in unjudged["layers"].as_array_mut().unwrap() {
+        layer["costs"] = serde_json::json!([]);
+        if !layer["table"].is_null() {
+            continue;
+        }
+        for seen in layer["seen"].as_array_mut().unwrap() {
+            for figures in ["inputs", "gradients"] {
+                seen[figures].as_array_mut().unwrap().iter_mut().for_each(|value| *value = 3e38.into());
+            }
+        }
+    }
+    std::fs::write(&file, unjudged.to_string()).unwrap();
+    let before = std::fs::read(&file).unwrap();
+    refused(&own, &how, "is not finite");
+    assert!(std::fs::read(&file).unwrap() == before, "nothing is written over it");
 }
 
 /// Every family is measured, allocated, quantized and found within its budget.

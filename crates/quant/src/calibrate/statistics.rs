@@ -4,6 +4,7 @@
 //! the same weights and windows, which a key in the directory makes sure of. A run that finds all of them
 //! passes no window through the model.
 
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
@@ -17,6 +18,9 @@ use crate::methods::Gram;
 use crate::{Error, Model};
 
 const KEY: &str = "statistics.json";
+
+/// Longest header of a file of ours that is looked at; theirs have some hundred bytes.
+const HEADER_BYTES: u64 = 1 << 20;
 
 /// What the matrices were made from.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -96,14 +100,16 @@ impl Statistics {
         fs::rename(&partial, &path).map_err(|error| failed(&path, &error))
     }
 
-    /// The one matrix of what is no block (`block` lies behind the last), made and kept if it is not there.
+    /// The one matrix of what is no block (`block` lies behind the last), made and kept if it is not there. `size` as in
+    /// [`Statistics::load`].
     pub(crate) fn or_make(
         &self,
         block: usize,
+        size: usize,
         make: impl FnOnce() -> Result<Gram, Error>,
     ) -> Result<Gram, Error> {
         if self.has(block)
-            && let Some(gram) = self.load(block, 0)?
+            && let Some(gram) = self.load(block, 0, size)?
         {
             return Ok(gram);
         }
@@ -113,23 +119,69 @@ impl Statistics {
         Ok(gram)
     }
 
-    /// A site's matrix; `None` where no token came by.
-    pub(crate) fn load(&self, block: usize, site: usize) -> Result<Option<Gram>, Error> {
+    /// Refuses from headers alone a matrix that is not one of `size` features.
+    pub(crate) fn check(&self, block: usize, site: usize, size: usize) -> Result<(), Error> {
+        let path = self.path(block, site);
+        if !path.is_file() {
+            return Ok(());
+        }
+        let shape = shape(&path).map_err(|reason| refused(&path, reason))?;
+        if shape == [size, size] { Ok(()) } else { Err(misshapen(&path, &shape, size)) }
+    }
+
+    /// A site's matrix, of a site with `size` features; `None` where no token came by.
+    pub(crate) fn load(&self, block: usize, site: usize, size: usize) -> Result<Option<Gram>, Error> {
         let path = self.path(block, site);
         if !path.is_file() {
             return Ok(None);
         }
-        let read = || -> candle_core::Result<Gram> {
-            let all = candle_core::safetensors::load(&path, &Device::Cpu)?;
+        let read = || -> candle_core::Result<(Tensor, Vec<i64>)> {
+            let mut all = candle_core::safetensors::load(&path, &Device::Cpu)?;
             let missing = || candle_core::Error::msg("gram or tokens are missing");
-            let values = all.get("gram").ok_or_else(missing)?;
-            let tokens = all.get("tokens").ok_or_else(missing)?.to_vec1::<i64>()?;
-            let (size, _) = values.dims2()?;
-            let tokens = tokens.first().copied().unwrap_or(0).unsigned_abs();
-            Ok(Gram { size, tokens, values: values.flatten_all()?.to_vec1()? })
+            let values = all.remove("gram").ok_or_else(missing)?;
+            Ok((values, all.get("tokens").ok_or_else(missing)?.to_vec1::<i64>()?))
         };
-        read().map(Some).map_err(|error| failed(&path, &error))
+        let (values, tokens) = read().map_err(|error| refused(&path, error.to_string()))?;
+        if values.dims() != [size, size] {
+            return Err(misshapen(&path, values.dims(), size));
+        }
+        let values = values.flatten_all().and_then(|values| values.to_vec1());
+        let values: Vec<f32> = values.map_err(|error| refused(&path, error.to_string()))?;
+        // Sums of squares on the diagonal.
+        let sound = values.iter().all(|value| value.is_finite())
+            && values.iter().step_by(size + 1).all(|square| *square >= 0.0);
+        match tokens[..] {
+            [tokens] if tokens >= 0 && sound => {
+                Ok(Some(Gram { size, tokens: tokens.unsigned_abs(), values }))
+            }
+            _ => Err(refused(&path, "it holds no mean of products of inputs".to_owned())),
+        }
     }
+}
+
+/// The shape of the matrix in a file, from its header.
+fn shape(path: &Path) -> Result<Vec<usize>, String> {
+    let read = || -> std::io::Result<Vec<u8>> {
+        let mut file = fs::File::open(path)?;
+        let mut length = [0; 8];
+        file.read_exact(&mut length)?;
+        let mut header = Vec::new();
+        file.take(u64::from_le_bytes(length).min(HEADER_BYTES)).read_to_end(&mut header)?;
+        Ok(header)
+    };
+    let header = read().map_err(|error| error.to_string())?;
+    let header: serde_json::Value = serde_json::from_slice(&header).map_err(|error| error.to_string())?;
+    let shape = header["gram"]["shape"].as_array().ok_or("it has no matrix")?;
+    let axis = |axis: &serde_json::Value| axis.as_u64().map(|axis| axis as usize);
+    shape.iter().map(axis).collect::<Option<_>>().ok_or_else(|| "its shape is none".to_owned())
+}
+
+fn misshapen(path: &Path, shape: &[usize], size: usize) -> Error {
+    refused(path, format!("its matrix is {shape:?}, {size} inputs need [{size}, {size}]"))
+}
+
+fn refused(path: &Path, reason: String) -> Error {
+    Error::Statistics { path: path.display().to_string(), reason }
 }
 
 fn failed(path: &Path, error: &dyn std::fmt::Display) -> Error {

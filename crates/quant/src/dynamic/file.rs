@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use fs_err as fs;
 
 use super::observe::observed_paths;
-use super::{Cost, Key, Seen, Sensitivities, candidates};
+use super::{Cost, Key, Layer, Seen, Sensitivities, candidates};
 use crate::data::Windows;
 use crate::walk::Walk;
 use crate::{Error, Model};
@@ -84,15 +84,30 @@ fn check(found: &Sensitivities, walk: &Walk<'_>) -> Result<(), String> {
         let count = layer.seen.len() == experts || (layer.table.is_some() && layer.seen.is_empty());
         let all: Vec<(u32, usize)> =
             candidates::all(columns).map(|scheme| (scheme.bits(), scheme.group_size())).collect();
+        // What is written is a float32; so a sum over layers is finite.
         let cost = |cost: &Cost| {
-            cost.kl.is_finite() && cost.kl >= 0.0 && all.contains(&(cost.bits, cost.group_size))
+            (0.0..=f64::from(f32::MAX)).contains(&cost.kl) && all.contains(&(cost.bits, cost.group_size))
         };
         let fits = expected.get(&layer.path) == Some(&layer.shape);
         if !(fits && count && table && layer.seen.iter().all(seen) && layer.costs.iter().all(cost)) {
             return Err(layer.path.clone());
         }
+        if !layer.column_weights().iter().all(sound) {
+            return Err(layer.path.clone());
+        }
     }
     Ok(())
+}
+
+/// Refuses costs that are beyond measure: with figures near the end of float32, or weights that are.
+pub(super) fn check_costs(path: Option<&Path>, layers: &[Layer]) -> Result<(), Error> {
+    match layers.iter().find(|layer| layer.costs.iter().any(|cost| !cost.kl.is_finite())) {
+        Some(layer) => Err(refused(
+            path.unwrap_or(Path::new("sensitivities")),
+            format!("what candidates of {} cost is not finite", layer.path),
+        )),
+        None => Ok(()),
+    }
 }
 
 /// Tries to write beside a file that is to be made, before the long work.

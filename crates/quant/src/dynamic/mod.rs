@@ -209,6 +209,7 @@ pub fn sensitivities(
         }
     };
     candidates::judge(&walk, &mut all.layers, settings.dtype, &pool, observer)?;
+    file::check_costs(file, &all.layers)?;
     if let Some(path) = file {
         file::store(path, &all)?;
     }

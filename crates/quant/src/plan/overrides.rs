@@ -1,6 +1,6 @@
 //! `--recipe-file`: per-layer settings by path pattern.
 
-use globset::{Glob, GlobMatcher};
+use globset::{Glob, GlobSet};
 use mlx_format::{Mode, Scheme, SchemeError};
 use serde::Deserialize;
 
@@ -65,7 +65,7 @@ struct Entry {
 #[derive(Clone, Debug)]
 struct Override {
     path: String,
-    matcher: GlobMatcher,
+    matcher: GlobSet,
     scheme: Option<Scheme>,
 }
 
@@ -109,8 +109,9 @@ impl Overrides {
 impl Override {
     fn new(entry: Entry, base: Scheme) -> Result<Self, OverridesError> {
         let Entry { path, bits, group_size, mode, keep } = entry;
-        let matcher = match Glob::new(&path) {
-            Ok(glob) => glob.compile_matcher(),
+        // A set of one, because a matcher panics where a pattern is too long or too deeply nested to be compiled.
+        let matcher = match Glob::new(&path).and_then(|glob| GlobSet::builder().add(glob).build()) {
+            Ok(matcher) => matcher,
             Err(error) => return Err(OverridesError::Pattern { path, reason: error.kind().to_string() }),
         };
         if keep {
@@ -160,6 +161,20 @@ mod tests {
         assert_eq!(overrides.get("model.layers.0.mlp.gate"), Some(None));
         overrides.check_used(["a.gate", "lm_head"].into_iter()).unwrap();
         assert!(matches!(overrides.check_used(["a.gate"].into_iter()), Err(OverridesError::Unused(_))));
+    }
+
+    #[test]
+    fn patterns_that_cannot_be_compiled_are_refused() {
+        for path in [
+            format!("{}a{}", "{".repeat(300), "}".repeat(300)),
+            format!("{}a{}", "{a,".repeat(400), "}".repeat(400)),
+            "?".repeat(1_000_000),
+        ] {
+            let refused = parse(&format!("[[layer]]\npath = '{path}'\nbits = 3"));
+            assert!(matches!(refused, Err(OverridesError::Pattern { .. })), "{path:.9}");
+        }
+        let deep = format!("[[layer]]\npath = '{}a{}'\nbits = 3", "{".repeat(20), "}".repeat(20));
+        assert!(parse(&deep).unwrap().get("a").is_some());
     }
 
     #[test]

@@ -86,7 +86,7 @@ impl Session<'_> {
                 let make = || self.final_gram(forward, states, view.columns());
                 let gram = match statistics {
                     None => make()?,
-                    Some(statistics) => statistics.or_make(blocks, make)?,
+                    Some(statistics) => statistics.or_make(blocks, view.columns(), make)?,
                 };
                 let head = Head::new(self, &gram, 0.0);
                 self.round_head(item, head.how(self), (*scheme, *float), writer)?;
@@ -129,7 +129,8 @@ impl Session<'_> {
         let gram = match statistics {
             None => self.pilot(windows)?,
             Some(statistics) => {
-                statistics.or_make(self.walk.decoder.blocks.len() + 1, || self.pilot(windows))?
+                let (blocks, size) = (self.walk.decoder.blocks.len(), self.walk.decoder.hidden_size);
+                statistics.or_make(blocks + 1, size, || self.pilot(windows))?
             }
         };
         let table = Head::new(self, &gram, EVEN);

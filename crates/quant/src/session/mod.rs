@@ -266,6 +266,9 @@ impl Session<'_> {
         let statistics = self.settings.statistics.as_deref();
         let statistics = statistics.map(|path| Statistics::open(path, self.model, windows)).transpose()?;
         let statistics = statistics.as_ref();
+        if let Some(statistics) = statistics {
+            self.check_statistics(statistics)?;
+        }
         let all = (windows.picked.len() * windows.sequence_length) as u64;
         observer.event(Event::Phase { name: "quantize", total: blocks as u64 + 1, tokens: all });
         let mut states = self.begin(writer, windows, run, statistics)?;
@@ -382,6 +385,31 @@ impl Session<'_> {
         (0..blocks).all(|block| statistics.has(block)) && (!self.head_is_affine() || statistics.has(blocks))
     }
 
+    /// Refuses kept matrices of another size than the inputs that they are said to be of.
+    fn check_statistics(&self, statistics: &Statistics) -> Result<(), Error> {
+        for (index, block) in self.walk.decoder.blocks.iter().enumerate() {
+            for (site, of) in block.sites().iter().enumerate() {
+                if let Some(size) = self.columns(&of.readers[0].path) {
+                    statistics.check(index, site, size)?;
+                }
+            }
+        }
+        let (blocks, hidden) = (self.walk.decoder.blocks.len(), self.walk.decoder.hidden_size);
+        statistics.check(blocks, 0, hidden)?;
+        statistics.check(blocks + 1, 0, hidden)
+    }
+
+    /// Inputs of a linear layer; `None` where its stored weight does not say.
+    fn columns(&self, path: &str) -> Option<usize> {
+        let item = self.item(path).or_else(|| self.item(&format!("{path}.weight")))?;
+        match &self.plan.items[item].job {
+            Job::Copy { view, .. } | Job::Quantize { view, .. } => {
+                FloatType::from_dtype(view.dtype).map(|_| view.columns())
+            }
+            Job::Dequantize { .. } => None,
+        }
+    }
+
     /// A block from kept statistics; windows pass it, as it is in full precision, only where those are not complete.
     fn with_statistics(
         &self,
@@ -397,8 +425,11 @@ impl Session<'_> {
             passage.take(states, &mut collector)?;
             collector.finish()?;
         }
-        for site in 0..sites.len() {
-            if let Some(gram) = statistics.load(index, site)? {
+        for (site, of) in sites.iter().enumerate() {
+            let reader = format!("{}.weight", of.readers[0].path);
+            let weight = parameters.tensor(&reader).map_err(WeightsError::from)?;
+            let size = weight.dims().last().copied().unwrap_or(0);
+            if let Some(gram) = statistics.load(index, site, size)? {
                 work.visit(site, gram, &[])?;
             }
         }

@@ -1,0 +1,5 @@
+#![no_main]
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| mlx_quant_fuzz_bodies::attempt(
+    mlx_quant_fuzz_bodies::jsonl,
+    bytes
+));
