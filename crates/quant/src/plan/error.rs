@@ -58,6 +58,10 @@ pub enum PlanError {
         "model type {model_type:?} has no description here, and these tensors hold many matrices each, which would stay unquantized: {tensors}; hint: without -q it converts as it is"
     )]
     Stacked { model_type: String, tensors: String },
+    #[error(
+        "none of the {dropped} tensors of this checkpoint is one that MLX loads; hint: the weights themselves are missing, download the model again"
+    )]
+    NoTensors { dropped: usize },
     #[error("nothing is left to quantize in this model; hint: leave out -q")]
     NothingToQuantize,
     #[error(

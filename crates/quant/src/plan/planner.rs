@@ -51,6 +51,9 @@ impl Planner {
         let columns = columns.collect();
         let Named { architecture, existing, tensors, dropped, undescribed, untied, notes: found, .. } = named;
         let target = if settings.keep_dtypes { None } else { target_dtype(&settings, config) };
+        if tensors.is_empty() {
+            return Err(PlanError::NoTensors { dropped: dropped.len() });
+        }
         let mut notes = found;
         if !architecture.described {
             notes.push(format!(
