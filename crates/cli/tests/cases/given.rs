@@ -130,7 +130,8 @@ fn reads(name: &str, content: &[u8], template: Option<&str>) -> String {
 }
 
 fn lines(rows: &[Value]) -> Vec<u8> {
-    rows.iter().map(|row| format!("{row}\n")).collect::<String>().into_bytes()
+    let lines: Vec<String> = rows.iter().map(Value::to_string).collect();
+    (lines.join("\n") + "\n").into_bytes()
 }
 
 #[test]

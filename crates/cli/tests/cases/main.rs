@@ -3,6 +3,8 @@
 //! Each test stands for a kind of fault that public reports speak of, with several instances; `given` holds the cases that the
 //! project collected, the others add more of each kind.
 
+#![allow(clippy::unwrap_used, reason = "a test panics to fail")]
+
 #[path = "../common/mod.rs"]
 mod common;
 

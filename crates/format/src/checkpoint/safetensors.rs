@@ -319,7 +319,9 @@ impl Checkpoint {
     /// [`CheckpointError`] if the directory cannot be listed or has no weights.
     pub fn open_files(directory: Directory) -> Result<(Self, Vec<CheckpointError>), CheckpointError> {
         let mut files = directory.files()?;
-        if !files.iter().any(|name| is_mlx_weights(name)) {
+        if files.iter().any(|name| is_mlx_weights(name)) {
+            files.retain(|name| is_mlx_weights(name));
+        } else {
             let index = directory.read(INDEX)?;
             let index = index.and_then(|bytes| parse_index(&bytes, INDEX).ok());
             let WeightFiles { shards, missing, .. } = weight_files(&files, index.as_ref());
@@ -328,8 +330,6 @@ impl Checkpoint {
                 return Err(no_weights(&directory, &files));
             }
             files = here;
-        } else {
-            files.retain(|name| is_mlx_weights(name));
         }
         let mut checkpoint = Self::empty(directory);
         let problems = files.into_iter().filter_map(|name| checkpoint.add_shard(name).err()).collect();

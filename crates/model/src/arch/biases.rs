@@ -20,9 +20,12 @@ const OUT: &[&str] = &["o_proj"];
 const NETWORK: &[&str] = &["gate_proj", "up_proj", "down_proj", "gate_up_proj"];
 const ANY: &[&str] = &[];
 
+/// Ends of paths, and when linears there have a bias.
+type Rule = (&'static [&'static str], Bias);
+
 /// Model types, and when linears whose path ends so have a bias; the first that matches counts, nothing matches all.
 #[rustfmt::skip]
-const RULES: &[(&[&str], &[(&[&str], Bias)])] = &[
+const RULES: &[(&[&str], &[Rule])] = &[
     (&["llama", "iquestcoder", "xverse", "mistral", "olmo2", "nemotron", "granite"],
         &[(QKV, If("attention_bias")), (OUT, If("attention_bias")), (NETWORK, If("mlp_bias")), (ANY, Never)]),
     (&["seed_oss"],
