@@ -270,6 +270,10 @@ impl Speaker {
                     innermost(source)
                 )));
             }
+            HFError::Request { source, .. } if source.is_redirect() => format!(
+                "{endpoint} redirects to where this does not follow: {}; hint: is HF_ENDPOINT right?",
+                innermost(source)
+            ),
             HFError::Request { source, .. } => format!(
                 "the connection to {endpoint} broke: {}; hint: repeat the command, it goes on where it stopped",
                 innermost(source)

@@ -94,7 +94,8 @@ impl Hub {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
         let secret = token();
         let user_agent = concat!("mlx-quant/", env!("CARGO_PKG_VERSION"));
-        let mut builder = HFClient::builder().user_agent(user_agent).retry_max_attempts(0);
+        let following = direct::following_client(user_agent)?;
+        let mut builder = HFClient::builder().user_agent(user_agent).client(following).retry_max_attempts(0);
         if let Some(token) = &secret {
             builder = builder.token(token.clone());
         }
