@@ -7,7 +7,7 @@ use reqwest::header::{HeaderMap, LOCATION, RETRY_AFTER};
 use reqwest::redirect::Policy;
 use reqwest::{Client, RequestBuilder, Response, Url};
 
-use super::explain::{Problem, Status};
+use super::explain::{Answered, Problem};
 use super::{Hub, Kind, Snapshot, shown};
 
 /// What is read of an answer that is an error.
@@ -90,7 +90,7 @@ impl Hub {
     /// What an answer that is no success means.
     pub(super) fn problem(&self, mut answer: Response) -> Problem {
         let body = self.body(&mut answer, ERROR_BYTES).unwrap_or_default();
-        Problem::Status(Box::new(status(&answer, &body)))
+        Problem::Answer(Box::new(status(&answer, &body)))
     }
 
     /// An answer's body, if it is not longer than `most` bytes.
@@ -107,11 +107,11 @@ impl Hub {
 }
 
 /// What an answer that is no success says of itself.
-fn status(answer: &Response, body: &[u8]) -> Status {
+fn status(answer: &Response, body: &[u8]) -> Answered {
     let headers = answer.headers();
     let said = serde_json::from_slice::<serde_json::Value>(body).ok();
     let said = said.and_then(|body| body.get("error")?.as_str().map(str::to_owned));
-    Status {
+    Answered {
         status: answer.status(),
         code: text(headers, "x-error-code"),
         message: text(headers, "x-error-message").or(said),

@@ -44,12 +44,12 @@ pub(super) enum Problem {
     /// In the words of hf-hub, and of connections.
     Hub(HFError),
     /// An answer to a request of our own.
-    Status(Box<Status>),
+    Answer(Box<Answered>),
 }
 
 /// An answer that is no success.
 #[derive(Debug)]
-pub(super) struct Status {
+pub(super) struct Answered {
     pub(super) status: reqwest::StatusCode,
     /// The hub's word for the error.
     pub(super) code: Option<String>,
@@ -73,7 +73,7 @@ impl Problem {
         match self {
             Self::Hub(HFError::Http { context }) => Some(context.status.as_u16()),
             Self::Hub(_) => None,
-            Self::Status(status) => Some(status.status.as_u16()),
+            Self::Answer(answer) => Some(answer.status.as_u16()),
         }
     }
 }
@@ -127,7 +127,7 @@ impl Speaker {
     pub(super) fn explain(&self, problem: &Problem, address: &Address) -> Trouble {
         let error = match problem {
             Problem::Hub(error) => error,
-            Problem::Status(status) => return self.explain_status(status, address),
+            Problem::Answer(answer) => return self.explain_answer(answer, address),
         };
         match self.refusal(error, address) {
             Some(text) => Trouble::Refused(self.scrub(&text)),
@@ -136,25 +136,25 @@ impl Speaker {
     }
 
     /// What an answer to a request of our own means.
-    fn explain_status(&self, status: &Status, address: &Address) -> Trouble {
-        let (id, endpoint, message) = (address.id(), &self.endpoint, status.message.as_deref());
-        let code = status.code.as_deref();
-        if let Some(elsewhere) = &status.elsewhere {
+    fn explain_answer(&self, answer: &Answered, address: &Address) -> Trouble {
+        let (id, endpoint, message) = (address.id(), &self.endpoint, answer.message.as_deref());
+        let code = answer.code.as_deref();
+        if let Some(elsewhere) = &answer.elsewhere {
             return Trouble::Refused(self.scrub(&format!(
                 "{endpoint} sends to {elsewhere}, which is not asked; hint: set HF_ENDPOINT to {elsewhere} if you trust it"
             )));
         }
-        let text = match (status.status.as_u16(), code) {
+        let text = match (answer.status.as_u16(), code) {
             (401 | 403, Some("GatedRepo")) => self.gated(&id),
             (401, code) if code == Some("RepoNotFound") || self.secret.is_none() => self.missing(&id),
             (401, _) => self.unaccepted(),
             (403, _) => self.forbidden(&id, message),
             (404, Some("RevisionNotFound")) => no_revision(&id, address.revision()),
             (404, _) => self.missing(&id),
-            (429, _) => return Trouble::Failed(self.scrub(&self.crowded(status.retry_after))),
+            (429, _) => return Trouble::Failed(self.scrub(&self.crowded(answer.retry_after))),
             _ => {
-                let text = self.scrub(&self.answered(status.status, message));
-                let server = status.status.is_server_error();
+                let text = self.scrub(&self.answered(answer.status, message));
+                let server = answer.status.is_server_error();
                 return if server { Trouble::Unreachable(text) } else { Trouble::Failed(text) };
             }
         };
@@ -332,9 +332,9 @@ pub(super) fn pause(problem: &Problem, tries: u32) -> Option<Duration> {
         return None;
     }
     match problem {
-        Problem::Status(status) if status.status.as_u16() == 429 => asked_for(status.retry_after, usual),
+        Problem::Answer(answer) if answer.status.as_u16() == 429 => asked_for(answer.retry_after, usual),
         Problem::Hub(HFError::RateLimited { retry_after, .. }) => asked_for(*retry_after, usual),
-        Problem::Hub(HFError::Http { .. }) | Problem::Status(_) => match problem.status() {
+        Problem::Hub(HFError::Http { .. }) | Problem::Answer(_) => match problem.status() {
             // hf-hub forgets for how long.
             Some(429) => asked_for(None, usual),
             status => matches!(status, Some(408 | 500 | 502 | 503 | 504)).then_some(usual),
