@@ -1,14 +1,16 @@
 //! Answers: how they are made, and how they go out, rightly or with a fault.
 //!
 //! An answer is whole in memory until it is sent. That makes every fault the same few lines for each of the
-//! three servers: cut the bytes, change one, or stop in the middle.
+//! the servers: cut the bytes, change one, or stop in the middle.
 
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::http::header::{ACCEPT_RANGES, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, RANGE, RETRY_AFTER};
+use axum::http::header::{
+    ACCEPT_RANGES, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, LOCATION, RANGE, RETRY_AFTER,
+};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use axum::response::Response;
 use bytes::Bytes;
@@ -92,6 +94,10 @@ impl Answer {
                 Some(Self::text(200, "text/html; charset=utf-8", page))
             }
             Fault::NotSatisfiable => Some(Self::new(416)),
+            Fault::Redirect { code, location } => {
+                let text = format!("Redirecting to {location}");
+                Some(Self::text(*code, "text/plain; charset=utf-8", text).with(LOCATION.as_str(), location))
+            }
             _ => None,
         }
     }

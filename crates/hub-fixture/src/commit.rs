@@ -6,6 +6,7 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 
 use crate::answer::Answer;
+use crate::card;
 use crate::encoding::{base64, parameter};
 use crate::listing::page;
 use crate::repository::Blob;
@@ -98,6 +99,7 @@ async fn change(shared: &Shared, key: &str, value: &Value) -> Result<Change, Ans
                     .ok_or_else(|| Answer::error(400, "", &format!("The content of {path} is not base64")))?,
                 _ => content.as_bytes().to_vec(),
             };
+            card::check(shared, &path, &bytes)?;
             Ok(Change::Write(path, Arc::new(Blob::plain(Bytes::from(bytes)))))
         }
         "lfsFile" => {

@@ -43,6 +43,13 @@ pub enum Fault {
     IgnoreRange,
     /// Status 416, and nothing is done.
     NotSatisfiable,
+    /// A redirect, and nothing is done.
+    Redirect {
+        /// 301, 302, 303, 307 or 308.
+        code: u16,
+        /// Where to.
+        location: String,
+    },
     /// The body comes slowly.
     Slow {
         /// Its speed.

@@ -11,13 +11,14 @@ use bytes::Bytes;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::oneshot;
 
+use crate::card::Verdict;
 use crate::cas::Cas;
 use crate::fault::Fault;
 use crate::record::{Request, Server};
 use crate::repository::{Blob, Commit, Files, Kind, Repository, is_large};
 use crate::server::{Addresses, RUN, Shared, serve};
 
-/// A running hub, on three free ports of 127.0.0.1; it stops when it is dropped.
+/// A running hub, on four free ports of 127.0.0.1; it stops when it is dropped.
 ///
 /// Ids are as on the hub, `ORG/NAME` or `NAME`. Where a method takes an id without a [`Kind`], it means the model
 /// of that id, or else the dataset; `datasets/ID` means the dataset.
@@ -41,13 +42,20 @@ impl Hub {
             .build()
             .expect("a runtime can be started");
         let (hub, cdn, xet, inner) = (listener(), listener(), listener(), listener());
-        let addresses =
-            Addresses { hub: url(&hub), cdn: url(&cdn), xet: format!("{}{}", url(&xet), unique()) };
+        let other = listener();
+        let addresses = Addresses {
+            hub: url(&hub),
+            cdn: url(&cdn),
+            xet: format!("{}{}", url(&xet), unique()),
+            elsewhere: url(&other),
+        };
         let (stop, stopped) = oneshot::channel();
         // Within the runtime, because xet's client takes the runtime that it finds.
         let cas = wait(&runtime, async move { Cas::start(inner, stopped) });
         let shared = Arc::new(Shared::new(addresses, cas));
-        for (listener, server) in [(hub, Server::Hub), (cdn, Server::Cdn), (xet, Server::Xet)] {
+        let servers =
+            [(hub, Server::Hub), (cdn, Server::Cdn), (xet, Server::Xet), (other, Server::Elsewhere)];
+        for (listener, server) in servers {
             runtime.spawn(serve(listener, server, Arc::clone(&shared)));
         }
         Self { shared, runtime: Some(runtime), _stop: stop }
@@ -133,6 +141,23 @@ impl Hub {
     /// and are uploaded by the basic transfer.
     pub fn offer_xet(&self, offer: bool) {
         self.shared.store().without_xet = !offer;
+    }
+
+    /// The address of a host that is none of the hub's.
+    pub fn elsewhere(&self) -> &str {
+        &self.shared.addresses.elsewhere
+    }
+
+    /// Serves listings in pages of at most so many entries, each with that `Link` header to the next one, where
+    /// `{hub}`, `{elsewhere}`, `{path}` and `{query}` stand for the addresses, the path of the request, and the query of
+    /// the next page.
+    pub fn pages(&self, entries: usize, link: &str) {
+        self.shared.store().pages = Some((entries, link.to_owned()));
+    }
+
+    /// Judges model cards by a rule, when clients ask and when they commit. Without one all are taken.
+    pub fn judge_cards(&self, rule: impl Fn(&str) -> Verdict + Send + 'static) {
+        self.shared.cards.set(rule);
     }
 
     /// Plans a fault for the next `times` requests whose line contains `path_part`. The line is

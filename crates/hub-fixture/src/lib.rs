@@ -5,11 +5,13 @@
 //! test cannot wait for that. This crate speaks the hub's endpoints on loopback, as far as the crate hf-hub and
 //! Python's huggingface_hub use them, remembers what it was asked, and fails on request.
 //!
-//! There are three listeners, because there are three hosts in reality and clients must treat them differently:
-//! the hub, which sees the token; the CDN, which serves large files and must never see it; and the xet store,
-//! which is the in-memory simulation of xet's own client crate behind a listener that can misbehave as well.
+//! There are four listeners, because there are several hosts in reality and clients must treat them differently:
+//! the hub, which sees the token; the CDN, which serves large files and must never see it; the xet store, which is
+//! the in-memory simulation of xet's own client crate behind a listener that can misbehave as well; and a host that
+//! has nothing to do with the hub, to which a link or a redirect may lead.
 
 mod answer;
+mod card;
 mod cas;
 mod cdn;
 mod commit;
@@ -24,6 +26,7 @@ mod routes;
 mod server;
 mod upload;
 
+pub use card::Verdict;
 pub use fault::Fault;
 pub use hub::Hub;
 pub use record::{Request, Server};

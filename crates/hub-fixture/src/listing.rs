@@ -93,6 +93,8 @@ pub(crate) fn tree(shared: &Shared, call: &Call, revision: &str, path: &str) -> 
     let number = |name: &str| parameter(query, name).and_then(|value| value.parse::<usize>().ok());
     let mut store = shared.store();
     let xet = !store.without_xet;
+    let (most, link) =
+        store.pages.clone().unwrap_or_else(|| (PAGE, "<{hub}{path}?{query}>; rel=\"next\"".to_owned()));
     let repository = call.open(&mut store, Access::Read)?;
     let snapshot = repository.snapshot(revision).ok_or_else(|| no_revision(revision))?;
     let path = path.trim_matches('/');
@@ -103,17 +105,17 @@ pub(crate) fn tree(shared: &Shared, call: &Call, revision: &str, path: &str) -> 
             .with("X-Repo-Commit", &snapshot.commit.sha));
     }
     let first = number("cursor").unwrap_or(0).min(entries.len());
-    let last = (first + number("limit").unwrap_or(PAGE).clamp(1, PAGE)).min(entries.len());
+    let last = (first + number("limit").unwrap_or(most).clamp(1, most)).min(entries.len());
     let answer = Answer::json(&json!(entries[first..last])).with("X-Repo-Commit", &snapshot.commit.sha);
     if last == entries.len() {
         return Ok(answer);
     }
-    let next = format!(
-        "<{}{}?recursive={recursive}&expand={expand}&limit={}&cursor={last}>; rel=\"next\"",
-        shared.addresses.hub,
-        call.parts.uri.path(),
-        last - first,
-    );
+    let query = format!("recursive={recursive}&expand={expand}&limit={}&cursor={last}", last - first);
+    let next = link
+        .replace("{hub}", &shared.addresses.hub)
+        .replace("{elsewhere}", &shared.addresses.elsewhere)
+        .replace("{path}", call.parts.uri.path())
+        .replace("{query}", &query);
     Ok(answer.with(LINK.as_str(), &next))
 }
 

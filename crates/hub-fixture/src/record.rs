@@ -12,6 +12,8 @@ pub enum Server {
     Cdn,
     /// The store of chunks.
     Xet,
+    /// A host that is none of the hub's.
+    Elsewhere,
 }
 
 impl Server {
@@ -20,6 +22,7 @@ impl Server {
             Self::Hub => "hub",
             Self::Cdn => "cdn",
             Self::Xet => "xet",
+            Self::Elsewhere => "elsewhere",
         }
     }
 }

@@ -172,6 +172,8 @@ pub(crate) struct Store {
     pub(crate) token: Option<String>,
     /// Contents that came in by the basic LFS transfer, by their SHA-256.
     pub(crate) uploads: BTreeMap<String, Bytes>,
+    /// The size of a listing's pages, and the form of their links.
+    pub(crate) pages: Option<(usize, String)>,
     /// Whether the hub hides that it has a xet store.
     pub(crate) without_xet: bool,
 }

@@ -12,7 +12,7 @@ use crate::answer::Answer;
 use crate::encoding::decode;
 use crate::repository::{Kind, Place, Repository, Store};
 use crate::server::{Shared, bearer};
-use crate::{commit, listing, resolve, upload};
+use crate::{card, commit, listing, resolve, upload};
 
 /// What a repository is asked for, after its id.
 const VERBS: &[&str] = &[
@@ -116,7 +116,7 @@ async fn dispatch(shared: &Shared, parts: &Parts, body: &Bytes) -> Result<Answer
     match segments.as_slice() {
         ["api", "whoami-v2"] if reads => whoami(signed),
         ["api", "repos", "create"] if posts => upload::create(shared, signed, body),
-        ["api", "validate-yaml"] if posts => Ok(Answer::json(&json!({ "errors": [], "warnings": [] }))),
+        ["api", "validate-yaml"] if posts => card::validate(shared, body),
         ["api", "models", rest @ ..] => api(shared, (Kind::Model, rest), parts, signed, body).await,
         ["api", "datasets", rest @ ..] => api(shared, (Kind::Dataset, rest), parts, signed, body).await,
         ["api", ..] => Err(Answer::error(404, "", "Sorry, we can't find the page you are looking for.")),

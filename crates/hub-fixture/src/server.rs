@@ -1,4 +1,4 @@
-//! What the three listeners share, and the way of a request through any of them.
+//! What the listeners share, and the way of a request through any of them.
 
 use std::net::TcpListener;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,6 +12,7 @@ use axum::http::{HeaderMap, Method, Uri};
 use axum::response::Response;
 
 use crate::answer::Answer;
+use crate::card::Rules;
 use crate::cas::Cas;
 use crate::cdn;
 use crate::fault::{Fault, Faults};
@@ -22,11 +23,12 @@ use crate::routes;
 /// What the first part of the paths of the xet store begins with, which tells one run from another.
 pub(crate) const RUN: &str = "run-";
 
-/// Where the three listen.
+/// Where they listen.
 pub(crate) struct Addresses {
     pub(crate) hub: String,
     pub(crate) cdn: String,
     pub(crate) xet: String,
+    pub(crate) elsewhere: String,
 }
 
 pub(crate) struct Shared {
@@ -34,12 +36,20 @@ pub(crate) struct Shared {
     pub(crate) addresses: Addresses,
     pub(crate) cas: Cas,
     pub(crate) faults: Faults,
+    pub(crate) cards: Rules,
     pub(crate) record: Record,
 }
 
 impl Shared {
     pub(crate) fn new(addresses: Addresses, cas: Cas) -> Self {
-        Self { store: Mutex::default(), addresses, cas, faults: Faults::default(), record: Record::default() }
+        Self {
+            store: Mutex::default(),
+            addresses,
+            cas,
+            faults: Faults::default(),
+            cards: Rules::default(),
+            record: Record::default(),
+        }
     }
 
     /// The store, also after a panic: the test that panicked has failed already.
@@ -110,6 +120,8 @@ async fn handle(shared: &Shared, server: Server, parts: Parts, body: bytes::Byte
     match server {
         Server::Hub => routes::answer(shared, &parts, &body).await,
         Server::Cdn => cdn::answer(shared, &parts, body),
+        // An empty listing, so that whoever follows a link to here does not notice.
+        Server::Elsewhere => Answer::text(200, "application/json", "[]"),
         Server::Xet => match bearer(&parts.headers) {
             Some(token) if !Cas::issued(token) => {
                 Answer::error(401, "", "This token is not of the xet store")

@@ -1,5 +1,7 @@
 //! The model card, README.md of the output.
 
+mod front_matter;
+
 use std::fmt::Write as _;
 
 use mlx_format::Mode;
@@ -105,26 +107,40 @@ pub fn lacks_quality(card: &str) -> bool {
     card.contains(SCHEMES) && !card.contains(KL)
 }
 
-/// What a model's own card says of licence and language, as its lines of front matter (`mlx_lm/utils.py` keeps all of it; what names
+/// What front matter has from the source, and so from strangers.
+const INHERITED: [&str; 5] = ["license", "license_name", "license_link", "language", "base_model"];
+
+/// Whether a card is one of ours.
+pub fn is_own_card(card: &str) -> bool {
+    card.contains(SCHEMES)
+}
+
+/// The keys of a card's front matter that it has from the source.
+pub fn inherited_keys(card: &str) -> Vec<&'static str> {
+    let Some([_, yaml, _]) = front_matter::split(card) else { return Vec::new() };
+    INHERITED.into_iter().filter(|key| front_matter::has(yaml, key)).collect()
+}
+
+/// A card whose front matter has a key no more, and nothing that means nothing without it.
+pub fn without_key(card: &str, key: &str) -> String {
+    let Some([before, yaml, after]) = front_matter::split(card) else { return card.to_owned() };
+    let mut yaml = front_matter::without(yaml, key);
+    if key == "base_model" {
+        yaml = front_matter::without(&yaml, "base_model_relation");
+    }
+    format!("{before}{yaml}{after}")
+}
+
+/// What a model's own card says of licence and language, as lines of front matter (`mlx_lm/utils.py` keeps all of it; what names
 /// other libraries, widgets and results does not hold for the quantized model).
 fn inherited(source: &Model) -> String {
     const KEYS: [&str; 4] = ["license", "license_name", "license_link", "language"];
     let readme = source.checkpoint.directory().read("README.md").ok().flatten();
     let text = readme.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
-    let Some((front, _)) = text.strip_prefix("---\n").and_then(|rest| rest.split_once("\n---")) else {
-        return String::new();
-    };
-    let (mut lines, mut kept) = (String::new(), false);
-    for line in front.lines() {
-        let continues = line.starts_with([' ', '-', '\t']);
-        if !continues {
-            kept = line.split_once(':').is_some_and(|(key, _)| KEYS.contains(&key));
-        }
-        if kept {
-            let _ = writeln!(lines, "{line}");
-        }
-    }
-    lines
+    let Some([_, yaml, _]) = front_matter::split(&text) else { return String::new() };
+    let values = front_matter::values(yaml, &KEYS);
+    let lines = KEYS.iter().filter_map(|key| Some(front_matter::write(key, values.get(key)?)));
+    lines.collect()
 }
 
 fn card(plan: &Plan, source: Option<&Model>, how: &str, table: &str) -> String {
@@ -135,7 +151,7 @@ fn card(plan: &Plan, source: Option<&Model>, how: &str, table: &str) -> String {
     }
     let mut front = source.map_or_else(String::new, inherited);
     let name = source.map_or_else(|| "a quantized model".to_owned(), Model::name);
-    if !front.contains("language:") {
+    if !front_matter::has(&front, "language") {
         front.insert_str(0, "language: en\n");
     }
     let (mut of, mut from) = (String::new(), format!("`{name}`"));

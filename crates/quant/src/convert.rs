@@ -15,6 +15,21 @@ use crate::{Error, Model, model_card};
 use mlx_quant_model::decoder::{Block, Norm};
 use mlx_quant_model::{Producer, View};
 
+/// Starts or resumes the output, with a note where nothing keeps a second run out of it.
+pub(crate) fn open_writer(
+    target: &Path,
+    plan: &Plan,
+    run: &str,
+    observer: &dyn Observer,
+) -> Result<Writer, Error> {
+    let writer = Writer::open(target, plan.layout.clone(), run)?;
+    if !writer.is_locked() {
+        let text = "the output's disk knows no locks; do not start a second run into the same output";
+        observer.event(Event::Note { text });
+    }
+    Ok(writer)
+}
+
 /// What a conversion did.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Converted {
@@ -62,7 +77,7 @@ pub fn convert(
     let pool = thread_pool(threads)?;
     let weights = if plan.settings.search { column_weights(model, plan) } else { ColumnWeights::new() };
     let search = plan.settings.search.then_some(&weights);
-    let mut writer = Writer::open(target, plan.layout.clone(), &fingerprint(model, plan)?)?;
+    let mut writer = open_writer(target, plan, &fingerprint(model, plan)?, observer)?;
     let carrier = Carrier { model, plan, pool: &pool, observer, search };
     let read = match carrier.carry(&mut writer, 0..plan.items.len()) {
         Ok(read) => read,

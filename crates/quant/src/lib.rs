@@ -70,7 +70,7 @@ mod stream;
 mod testing;
 mod walk;
 
-pub use card::{lacks_quality, model_card, with_quality};
+pub use card::{inherited_keys, is_own_card, lacks_quality, model_card, with_quality, without_key};
 pub use compare::{CompareSettings, Comparison, Contestant, compare};
 pub use convert::{Converted, convert, peak_memory, threads_or_all};
 pub use data::{Corpus, DataError, DataReport, DataSource, Pick, SourceInfo, Window, Windows};

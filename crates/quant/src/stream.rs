@@ -17,7 +17,7 @@ use mlx_format::checkpoint::{Checkpoint, Directory, Writer, hollow_out};
 use serde::{Deserialize, Serialize};
 
 use crate::carry::{Carrier, item_bytes};
-use crate::convert::{fingerprint_of, finish, thread_pool};
+use crate::convert::{fingerprint_of, finish, open_writer, thread_pool};
 use crate::observer::{Event, Observer};
 use crate::plan::{Item, Plan};
 use crate::{Converted, Error, Model};
@@ -135,7 +135,7 @@ pub fn convert_streamed(
     let pool = thread_pool(threads)?;
     let directory = Directory::open(remote.directory)?;
     let model = crate::open(&directory)?;
-    let mut writer = Writer::open(target, plan.layout.clone(), &fingerprint_of(remote.identity, plan))?;
+    let mut writer = open_writer(target, plan, &fingerprint_of(remote.identity, plan), observer)?;
     let left = |writer: &Writer| -> Vec<usize> {
         let done = |index: &usize| writer.done().contains(&plan.items[*index].first_output);
         (0..plan.items.len()).filter(|index| !done(index)).collect()

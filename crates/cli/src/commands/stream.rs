@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use mlx_format::checkpoint::{Directory, Writer};
+use mlx_format::checkpoint::{Directory, Lock, Writer, try_lock};
 use mlx_quant::{Remote, Settings};
 
 use crate::Refusal;
@@ -37,7 +37,7 @@ pub(super) fn run(
     let target = &args.target.mlx_path;
     let place = place(target)?;
     let fresh = !place.exists();
-    let lock = lock(&place)?;
+    let lock = lock(&place, printer)?;
     let done = stream(args, &address, settings, &place, printer);
     // Kept after failures, because the same command goes on with it, and what an earlier run left is not this one's.
     let refused = |error: &anyhow::Error| crate::exit_code(error) == crate::REFUSED;
@@ -53,17 +53,21 @@ pub(super) fn run(
 }
 
 /// Keeps other processes out of the directory until the file is dropped.
-fn lock(place: &Path) -> Result<fs_err::File> {
+fn lock(place: &Path, printer: Printer) -> Result<fs_err::File> {
     fs_err::create_dir_all(place)?;
     let file = fs_err::File::create(place.join("lock"))?;
-    match file.file().try_lock() {
-        Ok(()) => Ok(file),
-        Err(std::fs::TryLockError::WouldBlock) => {
+    match try_lock(file.file())? {
+        Lock::Held => {}
+        Lock::Busy => {
             let why = format!("{} is in use by another process", place.display());
-            Err(Refusal(format!("{why}; hint: wait for it, or give another --mlx-path")).into())
+            return Err(Refusal(format!("{why}; hint: wait for it, or give another --mlx-path")).into());
         }
-        Err(std::fs::TryLockError::Error(error)) => Err(error.into()),
+        Lock::Unknown => printer.warn(&format!(
+            "{} is on a disk that knows no locks; do not start a second run into the same output",
+            place.display()
+        )),
     }
+    Ok(file)
 }
 
 /// Where shards wait, beside the output and on its disk.

@@ -38,6 +38,64 @@ impl From<Trouble> for mlx_quant::Error {
     }
 }
 
+/// Why a request gave nothing.
+#[derive(Debug)]
+pub(super) enum Problem {
+    /// In the words of hf-hub, and of connections.
+    Hub(HFError),
+    /// An answer to a request of our own.
+    Answer(Box<Answered>),
+}
+
+/// An answer that is no success.
+#[derive(Debug)]
+pub(super) struct Answered {
+    pub(super) status: reqwest::StatusCode,
+    /// The hub's word for the error.
+    pub(super) code: Option<String>,
+    pub(super) message: Option<String>,
+    pub(super) retry_after: Option<Duration>,
+    /// The host that a redirect leads to.
+    pub(super) elsewhere: Option<String>,
+}
+
+impl Problem {
+    pub(super) fn malformed(what: impl Into<String>) -> Self {
+        Self::Hub(HFError::malformed_response(what))
+    }
+
+    pub(super) fn other(what: impl Into<String>) -> Self {
+        Self::Hub(HFError::Other(what.into()))
+    }
+
+    /// The status of an answer that nobody has a better word for.
+    pub(super) fn status(&self) -> Option<u16> {
+        match self {
+            Self::Hub(HFError::Http { context }) => Some(context.status.as_u16()),
+            Self::Hub(_) => None,
+            Self::Answer(answer) => Some(answer.status.as_u16()),
+        }
+    }
+}
+
+impl From<HFError> for Problem {
+    fn from(error: HFError) -> Self {
+        Self::Hub(error)
+    }
+}
+
+impl From<reqwest::Error> for Problem {
+    fn from(error: reqwest::Error) -> Self {
+        Self::Hub(error.into())
+    }
+}
+
+impl From<serde_json::Error> for Problem {
+    fn from(error: serde_json::Error) -> Self {
+        Self::Hub(error.into())
+    }
+}
+
 /// The hub as it is named in messages, and what must not be in them.
 #[derive(Clone, Debug)]
 pub(super) struct Speaker {
@@ -66,11 +124,63 @@ impl Speaker {
     }
 
     /// What an error of the hub means for `address`.
-    pub(super) fn explain(&self, error: &HFError, address: &Address) -> Trouble {
+    pub(super) fn explain(&self, problem: &Problem, address: &Address) -> Trouble {
+        let error = match problem {
+            Problem::Hub(error) => error,
+            Problem::Answer(answer) => return self.explain_answer(answer, address),
+        };
         match self.refusal(error, address) {
             Some(text) => Trouble::Refused(self.scrub(&text)),
             None => self.failure(error, address),
         }
+    }
+
+    /// What an answer to a request of our own means.
+    fn explain_answer(&self, answer: &Answered, address: &Address) -> Trouble {
+        let (id, endpoint, message) = (address.id(), &self.endpoint, answer.message.as_deref());
+        let code = answer.code.as_deref();
+        if let Some(elsewhere) = &answer.elsewhere {
+            return Trouble::Refused(self.scrub(&format!(
+                "{endpoint} sends to {elsewhere}, which is not asked; hint: set HF_ENDPOINT to {elsewhere} if you trust it"
+            )));
+        }
+        let text = match (answer.status.as_u16(), code) {
+            (401 | 403, Some("GatedRepo")) => self.gated(&id),
+            (401, code) if code == Some("RepoNotFound") || self.secret.is_none() => self.missing(&id),
+            (401, _) => self.unaccepted(),
+            (403, _) => self.forbidden(&id, message),
+            (404, Some("RevisionNotFound")) => no_revision(&id, address.revision()),
+            (404, _) => self.missing(&id),
+            (429, _) => return Trouble::Failed(self.scrub(&self.crowded(answer.retry_after))),
+            _ => {
+                let text = self.scrub(&self.answered(answer.status, message));
+                let server = answer.status.is_server_error();
+                return if server { Trouble::Unreachable(text) } else { Trouble::Failed(text) };
+            }
+        };
+        Trouble::Refused(self.scrub(&text))
+    }
+
+    fn unaccepted(&self) -> String {
+        let endpoint = &self.endpoint;
+        format!(
+            "{endpoint} does not accept the token (HF_TOKEN, or the file that `hf auth login` wrote); hint: log in again"
+        )
+    }
+
+    fn forbidden(&self, id: &str, message: Option<&str>) -> String {
+        let (endpoint, said) = (&self.endpoint, said(message));
+        format!("{endpoint} forbids that with this token{said}; hint: does it have write access to {id}?")
+    }
+
+    fn crowded(&self, retry_after: Option<Duration>) -> String {
+        let wait = retry_after.map_or_else(String::new, |wait| format!(" (for {} s)", wait.as_secs()));
+        format!("{} takes no more requests for now{wait}; hint: {MORE}", self.endpoint)
+    }
+
+    fn answered(&self, status: reqwest::StatusCode, message: Option<&str>) -> String {
+        let (endpoint, said) = (&self.endpoint, said(message));
+        format!("{endpoint} answered {status}{said}; hint: repeat the command, it goes on where it stopped")
     }
 
     fn gated(&self, id: &str) -> String {
@@ -108,13 +218,8 @@ impl Speaker {
             {
                 self.missing(&id)
             }
-            HFError::AuthRequired { .. } => format!(
-                "{endpoint} does not accept the token (HF_TOKEN, or the file that `hf auth login` wrote); hint: log in again"
-            ),
-            HFError::Forbidden { context } => format!(
-                "{endpoint} forbids that with this token{}; hint: does it have write access to {id}?",
-                said(context.server_message.as_deref())
-            ),
+            HFError::AuthRequired { .. } => self.unaccepted(),
+            HFError::Forbidden { context } => self.forbidden(&id, context.server_message.as_deref()),
             HFError::RepoNotFound { context, .. } | HFError::RevisionNotFound { context, .. }
                 if context.as_ref().and_then(|context| context.error_code.as_deref())
                     == Some("RepoNotFound") =>
@@ -143,25 +248,15 @@ impl Speaker {
     fn failure(&self, error: &HFError, address: &Address) -> Trouble {
         let endpoint = &self.endpoint;
         let text = match error {
-            HFError::RateLimited { retry_after, .. } => format!(
-                "{endpoint} takes no more requests for now{}; hint: {MORE}",
-                retry_after.map_or_else(String::new, |wait| format!(" (for {} s)", wait.as_secs()))
-            ),
-            HFError::Http { context } if context.status.as_u16() == 429 => {
-                format!("{endpoint} takes no more requests for now; hint: {MORE}")
-            }
+            HFError::RateLimited { retry_after, .. } => self.crowded(*retry_after),
+            HFError::Http { context } if context.status.as_u16() == 429 => self.crowded(None),
             HFError::Http { context } if context.status.is_server_error() => {
-                return Trouble::Unreachable(self.scrub(&format!(
-                    "{endpoint} answered {}{}; hint: repeat the command, it goes on where it stopped",
-                    context.status,
-                    said(context.server_message.as_deref())
-                )));
+                let text = self.answered(context.status, context.server_message.as_deref());
+                return Trouble::Unreachable(self.scrub(&text));
             }
-            HFError::Http { context } | HFError::Conflict { context } => format!(
-                "{endpoint} answered {}{}; hint: repeat the command, it goes on where it stopped",
-                context.status,
-                said(context.server_message.as_deref())
-            ),
+            HFError::Http { context } | HFError::Conflict { context } => {
+                self.answered(context.status, context.server_message.as_deref())
+            }
             HFError::Request { source, .. } if is_unreadable(error) => format!(
                 "{endpoint} did not answer as the hub does ({}); hint: is HF_ENDPOINT right, or does a proxy or login page stand between?",
                 innermost(source)
@@ -175,6 +270,10 @@ impl Speaker {
                     innermost(source)
                 )));
             }
+            HFError::Request { source, .. } if source.is_redirect() => format!(
+                "{endpoint} redirects to where this does not follow: {}; hint: is HF_ENDPOINT right?",
+                innermost(source)
+            ),
             HFError::Request { source, .. } => format!(
                 "the connection to {endpoint} broke: {}; hint: repeat the command, it goes on where it stopped",
                 innermost(source)
@@ -226,32 +325,36 @@ fn is_unreadable(error: &HFError) -> bool {
 }
 
 /// How long to wait before the next of at most four further tries, where another try can help.
-pub(super) fn pause(error: &HFError, tries: u32) -> Option<Duration> {
+pub(super) fn pause(problem: &Problem, tries: u32) -> Option<Duration> {
     const TRIES: u32 = 4;
-    /// What the hub asks for may be long; beyond this it is better said than waited for.
-    const LONGEST: Duration = Duration::from_secs(300);
     let usual = Duration::from_millis(250) * 2u32.pow(tries.min(TRIES));
     if tries >= TRIES {
         return None;
     }
-    match error {
-        HFError::RateLimited { retry_after, .. } => {
-            let wait = retry_after.unwrap_or(usual * 8);
-            (wait <= LONGEST).then_some(wait)
-        }
-        // hf-hub forgets what a listing says of when to come again.
-        HFError::Http { context } if context.status.as_u16() == 429 => Some(usual * 8),
-        HFError::Http { context } => {
-            matches!(context.status.as_u16(), 408 | 500 | 502 | 503 | 504).then_some(usual)
-        }
-        HFError::Request { source, .. } => {
+    match problem {
+        Problem::Answer(answer) if answer.status.as_u16() == 429 => asked_for(answer.retry_after, usual),
+        Problem::Hub(HFError::RateLimited { retry_after, .. }) => asked_for(*retry_after, usual),
+        Problem::Hub(HFError::Http { .. }) | Problem::Answer(_) => match problem.status() {
+            // hf-hub forgets for how long.
+            Some(429) => asked_for(None, usual),
+            status => matches!(status, Some(408 | 500 | 502 | 503 | 504)).then_some(usual),
+        },
+        Problem::Hub(error @ HFError::Request { source, .. }) => {
             let lasting = source.is_builder() || source.is_status() || source.is_redirect();
             (!lasting && !is_unreadable(error)).then_some(usual)
         }
         // Silence, which hf-hub has no word for, and large files that broke.
-        HFError::Other(_) | HFError::Xet { .. } => Some(usual),
-        _ => None,
+        Problem::Hub(HFError::Other(_) | HFError::Xet { .. }) => Some(usual),
+        Problem::Hub(_) => None,
     }
+}
+
+/// What the hub asks to be waited for.
+fn asked_for(retry_after: Option<Duration>, usual: Duration) -> Option<Duration> {
+    /// It may be long; beyond this it is better said than waited for.
+    const LONGEST: Duration = Duration::from_secs(300);
+    let wait = retry_after.unwrap_or(usual * 8);
+    (wait <= LONGEST).then_some(wait)
 }
 
 #[cfg(test)]

@@ -8,13 +8,13 @@ use std::time::Duration;
 
 use fs_err as fs;
 use futures_util::StreamExt as _;
-use hf_hub::HFError;
+use mlx_format::checkpoint::Lock;
 use mlx_quant::data::hexadecimal;
 use mlx_quant::{Event, Observer};
 use sha1::Sha1;
 use sha2::{Digest as _, Sha256};
 
-use super::explain::{Trouble, pause};
+use super::explain::{Problem, Trouble, pause};
 use super::{Hub, RemoteFile, Snapshot, length, sleep};
 
 /// Files that are fetched at the same time.
@@ -162,7 +162,7 @@ enum Ended {
     Short,
     /// More came than belongs to the file: what was asked for was not heeded.
     Long,
-    Hub(HFError),
+    Hub(Problem),
     Local(std::io::Error),
     Interrupted,
 }
@@ -227,8 +227,7 @@ impl Hub {
                 Ended::Short | Ended::Long => None,
                 Ended::Hub(error) => Some(error),
             };
-            let unheeded =
-                matches!(&error, Some(HFError::Http { context }) if context.status.as_u16() == 416);
+            let unheeded = error.as_ref().and_then(Problem::status) == Some(416);
             if error.is_none() || unheeded {
                 // The part that is here may belong to something else, or parts are not to be had.
                 odd += 1;
@@ -243,7 +242,7 @@ impl Hub {
                 }
                 continue;
             }
-            let error = error.unwrap_or_else(|| HFError::Other("the answer ended too early".to_owned()));
+            let error = error.unwrap_or_else(|| Problem::other("the answer ended too early"));
             let Some(wait) = pause(&error, tries) else {
                 return Err(self.speaker.explain(&error, &snapshot.address));
             };
@@ -297,6 +296,15 @@ impl Hub {
         let cache = &snapshot.cache;
         let missing = |file: &&RemoteFile| cache.file(&snapshot.commit, &file.path, file.size).is_none();
         let mut missing: Vec<&RemoteFile> = files.iter().filter(missing).collect();
+        if let (Some(first), Some(place)) = (missing.first(), cache.unwritable(&snapshot.commit)) {
+            return Err(Trouble::Refused(format!(
+                "{} lacks {} of {} ({} file(s) in all) and cannot be written; hint: set HF_HOME or HF_HUB_CACHE to a directory that can",
+                place.display(),
+                first.path,
+                snapshot.address.id(),
+                missing.len()
+            )));
+        }
         // The longest first, so that they do not come last alone.
         missing.sort_by_key(|file| std::cmp::Reverse(file.size));
         let hashes: Vec<OnceLock<String>> = missing.iter().map(|_| OnceLock::new()).collect();
@@ -315,7 +323,7 @@ impl Hub {
         let (mut total, mut resumed) = (0, 0);
         for (file, hash) in coming.iter().filter(|(file, hash)| !is_whole(&cache.blob(hash), file.size)) {
             total = file.size.saturating_add(total);
-            resumed += length(&cache.incomplete(hash)).min(file.size);
+            resumed += cache.begun(hash).min(file.size);
         }
         check_room(cache.root(), total.saturating_sub(resumed))?;
         if total > 0 {
@@ -340,11 +348,11 @@ impl Hub {
         let cache = &snapshot.cache;
         let local = |error: std::io::Error| self.speaker.local(&error);
         let mut waited = false;
-        let _lock = loop {
+        let (_open, lock) = loop {
             match cache.lock(hash).map_err(local)? {
-                Some(lock) => break lock,
-                None if waited => {}
-                None => {
+                (file, lock @ (Lock::Held | Lock::Unknown)) => break (file, lock),
+                (_, Lock::Busy) if waited => {}
+                (_, Lock::Busy) => {
                     let text = format!("another process is downloading {}; waiting for it", file.path);
                     tally.event(Event::Note { text: &text });
                     waited = true;
@@ -352,12 +360,49 @@ impl Hub {
             }
             sleep(Duration::from_millis(200), tally)?;
         };
-        let blob = cache.blob(hash);
-        if !is_whole(&blob, file.size) {
-            self.fetch(snapshot, file, hash, (&cache.incomplete(hash), &blob), tally)?;
+        if lock == Lock::Unknown && !self.told.swap(true, Ordering::Relaxed) {
+            self.printer.warn(&format!(
+                "{} is on a disk that knows no locks; a second process would download the same once more",
+                cache.root().display()
+            ));
         }
-        cache.link(&snapshot.commit, &file.path, hash).map_err(local)?;
-        Ok(())
+        let here = || cache.file(&snapshot.commit, &file.path, file.size).is_some();
+        if here() {
+            return Ok(());
+        }
+        let blob = cache.blob(hash);
+        let new = !is_whole(&blob, file.size);
+        if new {
+            let growing = cache.growing(hash, lock);
+            self.fetch(snapshot, file, hash, (&growing.path, &blob), tally)?;
+        }
+        if cache.link(&snapshot.commit, &file.path, hash, new).map_err(local)? {
+            return Ok(());
+        }
+        check_room(cache.root(), file.size)?;
+        match cache.copy(&snapshot.commit, &file.path, hash) {
+            // Another process without a lock took the blob for the same file.
+            Err(error) if !here() => Err(local(error)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Leaves out README.md where the cache lacks it and cannot be written: mlx_lm and transformers do not fetch it, and only the card
+    /// tells of it.
+    pub(super) fn spare_card(&self, snapshot: &Snapshot, files: &mut Vec<RemoteFile>) {
+        let cache = &snapshot.cache;
+        let spared = |file: &RemoteFile| {
+            file.path == "README.md" && cache.file(&snapshot.commit, &file.path, file.size).is_none()
+        };
+        if files.iter().any(spared)
+            && let Some(place) = cache.unwritable(&snapshot.commit)
+        {
+            let place = place.display();
+            self.printer.warn(&format!(
+                "{place} lacks README.md and cannot be written: licence and language are not known"
+            ));
+            files.retain(|file| !spared(file));
+        }
     }
 }
 

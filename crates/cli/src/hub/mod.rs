@@ -5,11 +5,14 @@
 //! the cache of Python's huggingface_hub. Nothing that is downloaded is ever run; `.bin` and `.pt` files are not even fetched.
 
 mod cache;
+mod card;
 mod dataset;
+mod direct;
 mod explain;
 mod fetch;
 mod hash;
 mod id;
+mod listing;
 mod model;
 mod remote;
 mod repository;
@@ -17,15 +20,15 @@ mod upload;
 
 use std::future::Future;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
-use hf_hub::repository::RepoTreeEntry;
-use hf_hub::{HFClient, HFError};
+use hf_hub::HFClient;
 use mlx_quant::Observer;
 
 use self::cache::Cache;
 pub(crate) use self::explain::Trouble;
-use self::explain::{Speaker, pause};
+use self::explain::{Problem, Speaker, pause};
 pub(crate) use self::id::{Address, check_revision};
 use self::repository::Repository;
 pub(crate) use self::upload::Upload;
@@ -68,6 +71,8 @@ pub(crate) struct Hub {
     runtime: tokio::runtime::Runtime,
     speaker: Speaker,
     offline: bool,
+    /// Whether it was said that the cache knows no locks.
+    told: AtomicBool,
     /// Longest silence of a connection.
     patience: Duration,
     printer: Printer,
@@ -89,7 +94,8 @@ impl Hub {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
         let secret = token();
         let user_agent = concat!("mlx-quant/", env!("CARGO_PKG_VERSION"));
-        let mut builder = HFClient::builder().user_agent(user_agent).retry_max_attempts(0);
+        let following = direct::following_client(user_agent)?;
+        let mut builder = HFClient::builder().user_agent(user_agent).client(following).retry_max_attempts(0);
         if let Some(token) = &secret {
             builder = builder.token(token.clone());
         }
@@ -103,13 +109,14 @@ impl Hub {
         let speaker = Speaker { endpoint: shown(client.endpoint()), secret };
         let seconds = std::env::var("HF_HUB_DOWNLOAD_TIMEOUT").ok().and_then(|text| text.parse().ok());
         let patience = Duration::from_secs(seconds.filter(|seconds| *seconds > 0).unwrap_or(10));
-        let direct = hash::client(user_agent)?;
+        let direct = direct::client(user_agent)?;
         Ok(Self {
             client,
             direct,
             runtime,
             speaker,
             offline: is_offline(),
+            told: AtomicBool::new(false),
             patience,
             printer,
             interrupt: Interrupt::listen(),
@@ -117,28 +124,21 @@ impl Hub {
     }
 
     /// Runs a future to its end, or for as long as a connection may be silent.
-    fn wait<T>(&self, future: impl Future<Output = Result<T, HFError>>) -> Result<T, HFError> {
-        self.wait_for(self.patience, future)
-    }
-
-    fn wait_for<T>(
-        &self,
-        patience: Duration,
-        future: impl Future<Output = Result<T, HFError>>,
-    ) -> Result<T, HFError> {
+    fn wait<T, E: Into<Problem>>(&self, future: impl Future<Output = Result<T, E>>) -> Result<T, Problem> {
         const LOOK: Duration = Duration::from_millis(200);
+        let patience = self.patience;
         self.runtime.block_on(async move {
             let mut future = std::pin::pin!(future);
             let end = Instant::now() + patience;
             loop {
                 match tokio::time::timeout(LOOK.min(patience), &mut future).await {
-                    Ok(done) => return done,
+                    Ok(done) => return done.map_err(Into::into),
                     // Whoever asks finds out why.
                     Err(_) if self.interrupt.requested() => {
-                        return Err(HFError::Other("interrupted".to_owned()));
+                        return Err(Problem::other("interrupted"));
                     }
                     Err(_) if Instant::now() >= end => {
-                        return Err(HFError::Other(format!("nothing came for {} s", patience.as_secs())));
+                        return Err(Problem::other(format!("nothing came for {} s", patience.as_secs())));
                     }
                     Err(_) => {}
                 }
@@ -151,15 +151,15 @@ impl Hub {
         &self,
         address: &Address,
         observer: &dyn Observer,
-        mut attempt: impl FnMut() -> Result<T, HFError>,
+        mut attempt: impl FnMut() -> Result<T, Problem>,
     ) -> Result<T, Trouble> {
         let mut tries = 0;
         loop {
             match attempt() {
                 Ok(done) => return Ok(done),
-                Err(error) => match pause(&error, tries) {
+                Err(problem) => match pause(&problem, tries) {
                     Some(wait) => sleep(wait, observer)?,
-                    None => return Err(self.speaker.explain(&error, address)),
+                    None => return Err(self.speaker.explain(&problem, address)),
                 },
             }
             tries += 1;
@@ -223,32 +223,6 @@ impl Hub {
             return Ok(());
         }
         snapshot.cache.note_commit(revision, &snapshot.commit).map_err(|error| self.speaker.local(&error))
-    }
-
-    /// All files of a snapshot that can be on this machine; hashes that are none are refused.
-    fn list(&self, snapshot: &Snapshot, observer: &dyn Observer) -> Result<Vec<RemoteFile>, Trouble> {
-        let entries = self.ask(&snapshot.address, observer, || {
-            // Many requests, a page each.
-            self.wait_for(self.patience * 12, snapshot.repository.tree(&snapshot.commit))
-        })?;
-        let mut files = Vec::new();
-        for entry in entries {
-            let RepoTreeEntry::File { oid, size, path, lfs, .. } = entry else { continue };
-            let (large, size) = (lfs.is_some(), lfs.and_then(|lfs| lfs.size).unwrap_or(size));
-            // A name that cannot be on this machine is none of a file that is needed.
-            if id::check_path(&path).is_err() {
-                continue;
-            }
-            if !is_hash(&oid) {
-                return Err(Trouble::Refused(format!(
-                    "{} lists a file {path:?} called {oid:?}, which cannot be; hint: do not use this repository",
-                    snapshot.address.id()
-                )));
-            }
-            files.push(RemoteFile { path, size, id: oid, large });
-        }
-        files.sort_by(|left, right| left.path.cmp(&right.path));
-        Ok(files)
     }
 }
 

@@ -45,7 +45,8 @@ impl Hub {
 
     /// Lists a model's files and brings the small ones into the cache.
     pub(super) fn parts(&self, snapshot: &Snapshot, observer: &dyn Observer) -> Result<Parts, Trouble> {
-        let files = self.list(snapshot, observer)?;
+        let mut files = self.list(snapshot, observer)?;
+        self.spare_card(snapshot, &mut files);
         let id = snapshot.address.id();
         let (mut small, mut weights) = (Vec::new(), Vec::new());
         let mut others = Vec::new();

@@ -4,11 +4,11 @@ use std::path::{Path, PathBuf};
 
 use fs_err as fs;
 use futures_util::StreamExt as _;
-use hf_hub::HFError;
 use mlx_format::checkpoint::{MAX_HEADER_BYTES, make_hollow};
 use mlx_quant::{Event, Observer};
 
-use super::explain::Trouble;
+use super::cache::link_or_copy;
+use super::explain::{Problem, Trouble};
 use super::fetch::{Tally, check_room, each};
 use super::{Address, Hub, Kind, RemoteFile, Snapshot, length};
 
@@ -52,7 +52,7 @@ impl Hub {
                 .map_err(local)?;
             let link = directory.join(&file.path);
             if link.symlink_metadata().is_err() {
-                std::os::unix::fs::symlink(source, link).map_err(local)?;
+                link_or_copy(&source, &link).map_err(local)?;
             }
         }
         let tally = Tally::new(observer, 0);
@@ -88,7 +88,7 @@ impl Hub {
                     match self.wait(async { stream.next().await.transpose() })? {
                         Some(chunk) => bytes.extend_from_slice(&chunk),
                         None => {
-                            return Err(HFError::Other(format!("a part of {} came too short", file.path)));
+                            return Err(Problem::other(format!("a part of {} came too short", file.path)));
                         }
                     }
                 }
@@ -129,13 +129,8 @@ impl Hollow {
         let cached = self.snapshot.cache.file(&self.snapshot.commit, shard, file.size);
         if let Some(cached) = cached {
             let local = |error: std::io::Error| self.hub.speaker.local(&error);
-            let link = path.with_extension("link");
-            // An earlier run may have been killed here.
-            let _ = fs::remove_file(&link);
             let cached = fs::canonicalize(cached).map_err(local)?;
-            return std::os::unix::fs::symlink(cached, &link)
-                .and_then(|()| fs::rename(&link, &path))
-                .map_err(local);
+            return link_or_copy(&cached, &path).map_err(local);
         }
         let growing = self.directory.join(format!("{shard}.incomplete"));
         check_room(&self.directory, file.size.saturating_sub(length(&growing)))?;

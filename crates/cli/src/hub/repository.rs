@@ -2,9 +2,9 @@
 //! as if they were models', in 1.0.)
 
 use bytes::Bytes;
-use futures_util::{Stream, StreamExt as _};
+use futures_util::Stream;
 use hf_hub::progress::Progress;
-use hf_hub::repository::{CommitInfo, CommitOperation, RepoTreeEntry, RepoTypeDataset, RepoTypeModel};
+use hf_hub::repository::{CommitInfo, CommitOperation, RepoTypeDataset, RepoTypeModel};
 use hf_hub::{HFClient, HFError, HFRepository};
 
 use super::Kind;
@@ -53,18 +53,6 @@ impl Repository {
         };
         let missing = || HFError::malformed_response("the answer names no commit");
         Ok((commit.ok_or_else(missing)?, id))
-    }
-
-    /// Everything at a commit, on as many pages as it takes.
-    pub(super) async fn tree(&self, commit: &str) -> Result<Vec<RepoTreeEntry>, HFError> {
-        let mut entries = Vec::new();
-        either!(self, repository => {
-            let mut tree = std::pin::pin!(repository.list_tree().revision(commit).recursive(true).send()?);
-            while let Some(entry) = tree.next().await {
-                entries.push(entry?);
-            }
-        });
-        Ok(entries)
     }
 
     /// Bytes `range` of a file, or all of it, as they come.

@@ -9,7 +9,7 @@ use hf_hub::progress::{Progress, ProgressEvent, ProgressHandler, UploadEvent};
 use hf_hub::repository::{CommitInfo, CommitOperation, RepoTypeModel};
 use mlx_quant::{Event, Observer};
 
-use super::explain::{Trouble, pause};
+use super::explain::{Problem, Trouble, pause};
 use super::fetch::is_same;
 use super::{Address, Hub, Kind, RemoteFile, Repository, Snapshot, length, sleep};
 
@@ -148,13 +148,9 @@ impl Hub {
 
     /// Refuses a hub that takes large files in another way than the one that hf-hub knows: it would send them as text in the commit.
     fn check_xet(&self, address: &Address, observer: &dyn Observer) -> Result<(), Trouble> {
-        let url = format!("{}/api/models/{}/xet-write-token/main", self.client.endpoint(), address.id());
         let answer = self.ask(address, observer, || {
-            self.wait(async {
-                let request =
-                    self.direct.get(&url).bearer_auth(self.speaker.secret.as_deref().unwrap_or_default());
-                Ok(request.send().await?.status())
-            })
+            let parts = ["api", "models", &address.owner, &address.name, "xet-write-token", "main"];
+            Ok(self.ask_once(self.direct.get(self.url(parts)?))?.status())
         })?;
         match answer.as_u16() {
             404 => Err(Trouble::Refused(format!(
@@ -191,9 +187,11 @@ impl Hub {
                 Err(error) => error,
             };
             // Xet tries by itself.
-            let wait = pause(&error, tries).filter(|_| !matches!(error, HFError::Xet { .. }));
-            let Some(wait) = wait else { return Err(self.speaker.explain(&error, address)) };
+            let by_itself = matches!(error, HFError::Xet { .. });
             let why = format!("once more, because: {}", self.speaker.scrub(&error.to_string()));
+            let problem = Problem::Hub(error);
+            let wait = pause(&problem, tries).filter(|_| !by_itself);
+            let Some(wait) = wait else { return Err(self.speaker.explain(&problem, address)) };
             observer.event(Event::Note { text: &why });
             tries += 1;
             sleep(wait, observer)?;

@@ -7,10 +7,14 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod caches;
+mod cards;
 mod data;
 mod download;
 mod faults;
 mod guide;
+mod listing;
+mod machine;
 mod place;
 mod refusals;
 mod stream;

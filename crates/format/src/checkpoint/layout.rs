@@ -1,5 +1,8 @@
 //! Where every output tensor will stand, known before any work.
 
+use std::os::unix::fs::FileExt as _;
+use std::path::Path;
+
 use safetensors::Dtype;
 use serde_json::{Map, Value, json};
 
@@ -106,6 +109,19 @@ impl Layout {
 
     pub(super) fn shard_headers(&self) -> &[Shard] {
         &self.shards
+    }
+
+    /// Whether every shard is in a directory, of the right length and with its header.
+    pub(super) fn is_intact_in(&self, directory: &Path) -> bool {
+        self.shards.iter().all(|shard| {
+            let mut header = vec![0u8; shard.header.len()];
+            std::fs::File::open(directory.join(&shard.file)).is_ok_and(|file| {
+                let length = file.metadata().map(|metadata| metadata.len()).ok();
+                length == Some(shard.bytes)
+                    && file.read_exact_at(&mut header, 0).is_ok()
+                    && header == shard.header
+            })
+        })
     }
 
     /// Bytes of all tensors, without headers.

@@ -12,6 +12,7 @@ mod directory;
 mod files;
 mod hollow;
 mod layout;
+mod lock;
 mod safetensors;
 mod write_error;
 mod writer;
@@ -21,6 +22,7 @@ pub use directory::{Directory, DirectoryError, forget_cached};
 pub use files::{INDEX, WeightFiles, is_mlx_weights, weight_files};
 pub use hollow::{MAX_HEADER_BYTES, hollow_out, make_hollow};
 pub use layout::{Layout, Placement, SHARD_BYTES, TensorSpec};
+pub use lock::{Lock, try_lock};
 pub use safetensors::{
     Checkpoint, CheckpointError, HeaderTensor, LeftAside, Tensor, parse_header, parse_index,
 };

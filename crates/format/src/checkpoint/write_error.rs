@@ -54,3 +54,8 @@ impl From<std::io::Error> for WriteError {
         Self::Io(error.to_string())
     }
 }
+
+/// Whether the system says that there is no space left.
+pub(super) fn is_full(error: &std::io::Error) -> bool {
+    matches!(error.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded)
+}

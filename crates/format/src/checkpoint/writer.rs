@@ -15,7 +15,8 @@ use fs_err as fs;
 
 use super::directory::Directory;
 use super::layout::Layout;
-use super::write_error::WriteError;
+use super::lock::{Lock, try_lock};
+use super::write_error::{WriteError, is_full};
 
 const JOURNAL: &str = ".mlx-quant-run";
 /// Names of files that a run keeps for its own continuation begin so.
@@ -32,24 +33,7 @@ pub struct Writer {
     done: BTreeSet<usize>,
     /// Whether an earlier run's work is in the partial directory.
     resumed: bool,
-}
-
-/// Whether every shard that an earlier run made is there, of the right length and with its header.
-fn shards_are_intact(partial: &Path, layout: &Layout) -> bool {
-    layout.shard_headers().iter().all(|shard| {
-        let mut header = vec![0u8; shard.header.len()];
-        std::fs::File::open(partial.join(&shard.file)).is_ok_and(|file| {
-            let length = file.metadata().map(|metadata| metadata.len()).ok();
-            length == Some(shard.bytes)
-                && file.read_exact_at(&mut header, 0).is_ok()
-                && header == shard.header
-        })
-    })
-}
-
-/// Whether the system says that there is no space left.
-fn is_full(error: &std::io::Error) -> bool {
-    matches!(error.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded)
+    lock: Lock,
 }
 
 impl Writer {
@@ -102,10 +86,9 @@ impl Writer {
         }
         let mut journal =
             fs::OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path)?;
-        match journal.file().try_lock() {
-            Ok(()) => {}
-            Err(std::fs::TryLockError::WouldBlock) => return Err(WriteError::Busy(partial)),
-            Err(std::fs::TryLockError::Error(error)) => return Err(error.into()),
+        let lock = try_lock(journal.file())?;
+        if lock == Lock::Busy {
+            return Err(WriteError::Busy(partial));
         }
         // The run that held the lock may have renamed the directory away in the meantime.
         let (locked, current) = (journal.metadata()?, fs::metadata(&path)?);
@@ -128,7 +111,7 @@ impl Writer {
             }
             Some(_) => return Err(WriteError::OtherRun(partial)),
         };
-        if done.is_some() && !shards_are_intact(&partial, &layout) {
+        if done.is_some() && !layout.is_intact_in(&partial) {
             done = None;
         }
         let resumed = done.is_some();
@@ -139,8 +122,16 @@ impl Writer {
             journal.sync_data()?;
         }
         let done = done.unwrap_or_default();
-        let mut writer =
-            Self { target: target.to_owned(), partial, layout, shards: Vec::new(), journal, done, resumed };
+        let mut writer = Self {
+            target: target.to_owned(),
+            partial,
+            layout,
+            shards: Vec::new(),
+            journal,
+            done,
+            resumed,
+            lock,
+        };
         writer.remove_all_but_shards()?;
         if let Err(error) = writer.open_shards() {
             if matches!(error, WriteError::DiskFull { .. }) {
@@ -219,6 +210,11 @@ impl Writer {
         self.journal.rewind()?;
         self.journal.write_all(format!("{fingerprint}\n").as_bytes())?;
         Ok(self.journal.sync_data()?)
+    }
+
+    /// Whether other runs are kept out: not where the disk knows no locks.
+    pub fn is_locked(&self) -> bool {
+        self.lock == Lock::Held
     }
 
     /// Indices of the tensors that an earlier run finished.

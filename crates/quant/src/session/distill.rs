@@ -7,7 +7,7 @@ use mlx_format::checkpoint::Writer;
 
 use super::{QuantizeSettings, Quantized, conclude, run_line};
 use crate::carry::Carrier;
-use crate::convert::write_companions;
+use crate::convert::{open_writer, write_companions};
 use crate::data::Windows;
 use crate::dwq::{Distillation, Distilled};
 use crate::observer::Observer;
@@ -39,7 +39,7 @@ pub fn distill(
     crate::dwq::check(teacher, student, (&training, &held_out), target, &settings.dwq)?;
     let teacher_hash = teacher.map(Model::hash).transpose()?.unwrap_or_default();
     let run = format!("{} taught by {teacher_hash}", run_line(student, plan, windows, settings)?);
-    let mut writer = Writer::open(target, plan.layout.clone(), &run)?;
+    let mut writer = open_writer(target, plan, &run, observer)?;
     let carrier = Carrier { model: student, plan, pool: &pool, observer, search: None };
     let items = 0..plan.items.len();
     let carried = carrier.carry(&mut writer, items.clone());

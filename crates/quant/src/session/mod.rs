@@ -34,7 +34,7 @@ pub use self::memory::{QuantizeMemory, quantize_memory};
 pub use self::report::{ExpertTokens, Quantized};
 use crate::calibrate::{Collector, Passage, States, Statistics, Visitor as _};
 use crate::carry::{Carrier, ColumnWeights, plain};
-use crate::convert::write_companions;
+use crate::convert::{open_writer, write_companions};
 use crate::data::Windows;
 use crate::dwq::DwqSettings;
 use crate::evaluate::{EvaluationSettings, evaluate};
@@ -156,7 +156,7 @@ pub fn quantize(
         crate::dwq::preflight(Some(model), &session.walk, (&training, &held_out), target, &settings.dwq)?;
     }
     let run = run_line(model, plan, windows, settings)?;
-    let mut writer = Writer::open(target, plan.layout.clone(), &run)?;
+    let mut writer = open_writer(target, plan, &run, observer)?;
     let worked = if settings.recipe.walks() {
         session.run(&mut writer, windows, &run)
     } else {

@@ -24,16 +24,25 @@ pub(crate) fn run(args: &Args, printer: Printer) -> Result<()> {
     let target = Target::parse(&args.upload_repo, args.private, printer)?;
     let directory = Directory::open(&args.directory).map_err(mlx_quant::Error::from)?;
     mlx_quant::open(&directory)?;
+    let card = target.card(&args.directory, printer)?;
     let reference = Asked::new(args.reference.as_deref(), args.revision.as_deref());
     let reference = match args.reference {
         Some(_) => Some(source::open(reference, Need::Weights, printer)?),
         None => None,
     };
-    let done = target.upload(&args.directory, reference.as_deref(), printer)?;
+    let done = target.upload(&args.directory, card, reference.as_deref(), printer)?;
     if printer.is_json() {
         printer.data(&serde_json::to_string_pretty(&done)?);
     }
     Ok(())
+}
+
+/// The card of a model directory; empty if there is none.
+#[derive(Default)]
+struct Card {
+    was: String,
+    /// As it is to be uploaded.
+    now: String,
 }
 
 /// A repository that may be written to, as far as is known here.
@@ -65,7 +74,8 @@ impl Target {
 
     /// Uploads what a command has written.
     pub(crate) fn push(&self, directory: &Path, source: Option<&Model>, printer: Printer) -> Result<()> {
-        let done = self.upload(directory, source, printer);
+        let card = self.card(directory, printer);
+        let done = card.and_then(|card| self.upload(directory, card, source, printer));
         // The work is done: what is refused now is no bad input any more.
         done.map(|_| ()).map_err(|error| match error.downcast::<Refusal>() {
             Ok(refusal) => {
@@ -75,24 +85,43 @@ impl Target {
         })
     }
 
+    /// The card of a model directory, as far as the hub takes it, which is asked before anything is measured or sent.
+    fn card(&self, directory: &Path, printer: Printer) -> Result<Card> {
+        let path = directory.join("README.md");
+        if !path.is_file() {
+            return Ok(Card::default());
+        }
+        let was = String::from_utf8(fs_err::read(&path)?).map_err(|_| {
+            Refusal(format!("{} is no text in UTF-8; hint: mend it, or remove it", path.display()))
+        })?;
+        let screen = Screen::new(printer);
+        let now = self.hub.accepted_card(&self.address, was.clone(), &screen);
+        screen.clear();
+        Ok(Card { now: now?, was })
+    }
+
     /// Uploads a model directory; its card tells how close it is to `source`, measured now unless it was before.
     fn upload(
         &self,
         directory: &Path,
+        card: Card,
         source: Option<&Model>,
         printer: Printer,
     ) -> Result<serde_json::Value> {
         let model = mlx_quant::open(&Directory::open(directory).map_err(mlx_quant::Error::from)?)?;
         let screen = Screen::new(printer);
-        let card = fs_err::read_to_string(directory.join("README.md")).unwrap_or_default();
-        if let Some(source) = source.filter(|_| mlx_quant::lacks_quality(&card)) {
+        let Card { was, mut now } = card;
+        if let Some(source) = source.filter(|_| mlx_quant::lacks_quality(&now)) {
             match measure(&model, source, &screen) {
-                Ok(evaluation) => write_card(directory, &mlx_quant::with_quality(&card, &evaluation))?,
+                Ok(evaluation) => now = mlx_quant::with_quality(&now, &evaluation),
                 Err(error) if error.is::<mlx_quant::Error>() && screen.was_interrupted() => {
                     return Err(error);
                 }
                 Err(error) => printer.warn(&format!("not measured for the card: {error:#}")),
             }
+        }
+        if now != was {
+            write_card(directory, &now)?;
         }
         let upload = Upload {
             directory,
