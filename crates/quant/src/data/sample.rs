@@ -92,7 +92,7 @@ impl Demand {
             return vec![Portion::All { at_most: whole }; sizes.len()];
         }
         let needed = self.bytes(windows);
-        let least = if each { needed } else { self.bytes(2) };
+        let least = if each { needed } else { self.bytes(2).max(PLACE) };
         let share = |size: u64| {
             let part = u128::from(SAMPLE.max(needed)) * u128::from(size) / u128::from(total);
             (part as u64).max(least)

