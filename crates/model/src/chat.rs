@@ -1,8 +1,9 @@
 //! Chat templates: Jinja programs that come with a model and turn messages into its text.
 //!
-//! They are other people's programs, so they get a budget of steps and memory ([`FUEL`]) and of time ([`DEADLINE`]), see no file, no clock and no environment, and can do nothing but return text. What they find is what
-//! transformers gives them: `trim_blocks` and `lstrip_blocks`, loop controls, `raise_exception`, `strftime_now`,
-//! a `tojson` without HTML escapes, Python's string and dictionary methods, `{% generation %}`.
+//! They are other people's programs, so they get a budget of steps and memory ([`FUEL`]) and of time ([`DEADLINE`]), see no file, no
+//! clock and no environment, and can do nothing but return text. What they find is what transformers gives them: `trim_blocks` and
+//! `lstrip_blocks`, loop controls, `raise_exception`, `strftime_now`, a `tojson` without HTML escapes, Python's string and dictionary
+//! methods, `{% generation %}`.
 //!
 //! `strftime_now` tells [`TODAY`] whatever the day: data must give the same tokens on every day.
 
@@ -33,6 +34,9 @@ const MESSAGE_FUEL: u64 = 2_000;
 /// The time of one rendering, thousands of times what one takes. Not everything costs fuel: a list that holds
 /// itself twice, sixty times over, is small to build and endless to print or compare.
 const DEADLINE: Duration = Duration::from_secs(10);
+
+/// What the engine says of a macro that calls itself without end.
+const TOO_DEEP: &str = "recursion limit exceeded";
 
 /// A chat template with the special tokens it may name.
 #[derive(Debug)]
@@ -115,6 +119,7 @@ impl ChatTemplate {
         answer.map_err(|error| {
             let (file, reason) = (file(), error.to_string());
             match error.kind() {
+                _ if error.detail() == Some(TOO_DEEP) => TokenizerError::Runaway { file, reason },
                 ErrorKind::OutOfFuel => TokenizerError::Runaway { file, reason },
                 ErrorKind::SyntaxError => TokenizerError::Syntax { file, reason },
                 _ => TokenizerError::Template { file, reason },

@@ -47,7 +47,7 @@ pub enum DataError {
     #[error("{file}, {place}: {error}")]
     Tokenizer { file: String, place: String, error: TokenizerError },
     #[error(
-        "{file}: the model's chat template refuses {left_out} of {rows} rows, first {place}: {reason}; hint: is the data made for such a model? look at the roles, their order, and content"
+        "{file}, {place}: the model's chat template refuses the row (and in all {left_out} of {rows}): {reason}; hint: is the data made for such a model? look at the roles, their order, and content"
     )]
     LeftOut { file: String, left_out: usize, rows: usize, place: String, reason: String },
     #[error(

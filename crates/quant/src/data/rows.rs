@@ -173,22 +173,27 @@ impl Pump<'_> {
         let tokenizer = self.tokenizer;
         self.bytes = 0;
         let batch = std::mem::take(&mut self.batch);
-        let encoded: Vec<_> =
-            batch.into_par_iter().map(|(place, document)| (place, encode(&document, tokenizer))).collect();
-        for (place, encoded) in encoded {
-            match encoded {
-                Ok(ids) => self.append(&ids),
+        // Rendering is the smaller part, and a thread for templates has a large stack: one will do.
+        let mut texts = Vec::new();
+        for (place, document) in &batch {
+            match document.render(tokenizer) {
+                Ok(text) => texts.push((*place, text)),
                 Err(TokenizerError::Template { reason, .. }) if self.on_refusal == OnRefusal::LeaveOut => {
                     self.made.left_out += 1;
-                    self.made.first_left_out.get_or_insert_with(|| (place, one_line(&reason)));
+                    self.made.first_left_out.get_or_insert_with(|| (*place, one_line(&reason)));
                 }
-                Err(error) => {
-                    let place = self.source.place(place);
-                    return Err(DataError::Tokenizer { file: self.source.input.file.clone(), place, error });
-                }
+                Err(error) => return Err(self.failed(*place, error)),
             }
         }
+        let encoded: Vec<_> = texts.par_iter().map(|(_, text)| tokenizer.encode(text)).collect();
+        for ((place, _), ids) in texts.iter().zip(encoded) {
+            self.append(&ids.map_err(|error| self.failed(*place, error))?);
+        }
         Ok(())
+    }
+
+    fn failed(&self, place: Place, error: TokenizerError) -> DataError {
+        DataError::Tokenizer { file: self.source.input.file.clone(), place: self.source.place(place), error }
     }
 
     fn append(&mut self, ids: &[u32]) {

@@ -300,7 +300,7 @@ fn rows_that_the_template_refuses_are_left_out() {
             );
         }
         let error = windows(&[&good, &bad, &bad], template, OnRefusal::LeaveOut).unwrap_err().to_string();
-        let expected = "a.jsonl: the model's chat template refuses 2 of 3 rows, first line 3: ";
+        let expected = "a.jsonl, line 3: the model's chat template refuses the row (and in all 2 of 3): ";
         assert!(error.contains(expected) && error.contains("; hint: "), "{error}");
     }
     let clean = windows(&[&good, &good], raises, OnRefusal::Stop).unwrap();
