@@ -1,9 +1,9 @@
 //! Chat templates: Jinja programs that come with a model and turn messages into its text.
 //!
-//! They are other people's programs, so they get a budget of steps and memory ([`FUEL`]) and of time ([`DEADLINE`]), see no file, no
-//! clock and no environment, and can do nothing but return text. What they find is what transformers gives them: `trim_blocks` and
-//! `lstrip_blocks`, loop controls, `raise_exception`, `strftime_now`, a `tojson` without HTML escapes, Python's string and dictionary
-//! methods, `{% generation %}`.
+//! They are other people's programs, so they get a budget of steps and memory ([`FUEL`]) and of time ([`DEADLINE`]),
+//! see no file, no clock and no environment, and can do nothing but return text. What they find is what transformers
+//! gives them: `trim_blocks` and `lstrip_blocks`, loop controls, `raise_exception`, `strftime_now`, a `tojson` without
+//! HTML escapes, Python's string and dictionary methods, `{% generation %}`.
 //!
 //! `strftime_now` tells [`TODAY`] whatever the day: data must give the same tokens on every day.
 

@@ -140,8 +140,9 @@ impl Tokenizer {
     }
 
     /// Messages (objects with `role` and `content`) as one text with special tokens written out, ready for
-    /// [`Tokenizer::encode`]. Messages and `tools` are handed to the template as they are, with tools to the one that the model has
-    /// for these (`tool_use`), if any; `add_generation_prompt` asks for the opening of the assistant's next turn at the end.
+    /// [`Tokenizer::encode`]. Messages and `tools` are handed to the template as they are, with tools to the one that
+    /// the model has for these (`tool_use`), if any; `add_generation_prompt` asks for the opening of the assistant's
+    /// next turn at the end.
     ///
     /// # Errors
     /// If the model has no chat template, the template refuses the messages, or rendering exceeds its budget of
@@ -155,9 +156,9 @@ impl Tokenizer {
         self.template(tools)?.render(messages, tools, add_generation_prompt)
     }
 
-    /// A conversation of a data set as one text: [`Tokenizer::render_chat`] with contents in the form that the template takes. Parts
-    /// (`[{"type": "text", "text": ...}]`) are joined where it wants text, text becomes a part where it wants parts, and
-    /// parts that are no text (images) are dropped.
+    /// A conversation of a data set as one text: [`Tokenizer::render_chat`] with contents in the form that the template
+    /// takes. Parts (`[{"type": "text", "text": ...}]`) are joined where it wants text, text becomes a part where it
+    /// wants parts, and parts that are no text (images) are dropped.
     ///
     /// # Errors
     /// As [`Tokenizer::render_chat`].

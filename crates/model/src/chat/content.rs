@@ -1,9 +1,9 @@
 //! Contents of messages: text, or a list of parts, whichever a template takes.
 //!
-//! Data has either, and templates take text, parts, or both; one that is given the other kind often says nothing, and leaves the
-//! text out or prints the list. So each template is tried once: a known text is shown to it in both forms, for each role, and what
-//! comes out tells which it takes. Text goes first where both do, because then nothing but the text can be in the way (a template may
-//! have places for images).
+//! Data has either, and templates take text, parts, or both; one that is given the other kind often says nothing, and
+//! leaves the text out or prints the list. So each template is tried once: a known text is shown to it in both forms,
+//! for each role, and what comes out tells which it takes. Text goes first where both do, because then nothing but the
+//! text can be in the way (a template may have places for images).
 
 use serde_json::{Value, json};
 
@@ -44,11 +44,11 @@ impl Forms {
     }
 
     /// Messages in the form that the template takes. Parts that are no text are dropped.
-    pub(super) fn adapt(&self, messages: &[Value]) -> Vec<Value> {
+    pub(super) fn adapt(self, messages: &[Value]) -> Vec<Value> {
         messages.iter().map(|message| self.adapt_one(message)).collect()
     }
 
-    fn adapt_one(&self, message: &Value) -> Value {
+    fn adapt_one(self, message: &Value) -> Value {
         let mut message = message.clone();
         let role = message.get("role").and_then(Value::as_str);
         let role = if role == Some("developer") { Some("system") } else { role };
@@ -59,7 +59,7 @@ impl Forms {
                     *given = parts.iter().filter_map(text_of).collect::<String>().into();
                 }
                 (Value::Array(parts), Form::Parts) => {
-                    *given = parts.iter().filter_map(text_of).map(part).collect()
+                    *given = parts.iter().filter_map(text_of).map(part).collect();
                 }
                 (Value::String(text), Form::Parts) => *given = content(Form::Parts, text),
                 _ => {}

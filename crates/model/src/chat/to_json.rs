@@ -32,8 +32,8 @@ pub(super) fn to_json(state: &State, value: Item, options: Kwargs) -> Result<Str
     Ok(writer.text)
 }
 
-/// Writes a template's value, paying for each part before it goes on: values may hold the same list many times over, so that
-/// their text is exponentially longer than they are.
+/// Writes a template's value, paying for each part before it goes on: values may hold the same list many times over, so
+/// that their text is exponentially longer than they are.
 struct JsonWriter<'a, 'env> {
     state: &'a State<'a, 'env>,
     indent: Option<usize>,

@@ -37,8 +37,8 @@ impl Worker {
         Ok(Self { jobs, answers })
     }
 
-    /// Renders once. After an error of the channel the thread is of no use any more: it still works on what exceeded the
-    /// deadline, or is gone.
+    /// Renders once. After an error of the channel the thread is of no use any more: it still works on what exceeded
+    /// the deadline, or is gone.
     pub(super) fn render(
         &self,
         context: Item,

@@ -20,8 +20,8 @@ pub enum OnRefusal {
     Stop,
 }
 
-/// All tokens of a data set, or of the sample that windows need, source by source. Windows are cut from it by address, so that any window can
-/// be had without the ones before it.
+/// All tokens of a data set, or of the sample that windows need, source by source. Windows are cut from it by address,
+/// so that any window can be had without the ones before it.
 #[derive(Clone, Debug)]
 pub struct Corpus {
     sources: Vec<Tokens>,
@@ -38,20 +38,21 @@ struct Tokens {
 }
 
 impl Corpus {
-    /// Reads and tokenizes all of a data set for a model with `vocabulary` token ids. Rows that the chat template refuses are left out.
+    /// Reads and tokenizes all of a data set for a model with `vocabulary` token ids. Rows that the chat template
+    /// refuses are left out.
     ///
     /// Documents of one source follow each other with the tokenizer's end-of-text token between them, if it has one.
     ///
     /// # Errors
-    /// [`DataError`] if a file cannot be read or understood, has tokens that the model does not know, or mostly rows that the chat template
-    /// refuses.
+    /// [`DataError`] if a file cannot be read or understood, has tokens that the model does not know, or mostly rows
+    /// that the chat template refuses.
     pub fn read(data: &DataSource, tokenizer: &Tokenizer, vocabulary: usize) -> Result<Self, DataError> {
         let everything = Demand { sequence_length: 2, pick: Pick::EvenlySpaced { windows: 0 } };
         Self::sample(data, tokenizer, vocabulary, everything, OnRefusal::LeaveOut)
     }
 
-    /// The same of as much of the data as windows take: all of it up to 64 MiB of text, of more a part (8 MiB of text, or what the windows
-    /// need), which is a function of the files' sizes and of the demand.
+    /// The same of as much of the data as windows take: all of it up to 64 MiB of text, of more a part (8 MiB of text,
+    /// or what the windows need), which is a function of the files' sizes and of the demand.
     pub(super) fn sample(
         data: &DataSource,
         tokenizer: &Tokenizer,
@@ -200,8 +201,8 @@ fn sizes(files: &[Source], whole: u64) -> Result<Vec<u64>, DataError> {
     files.iter().map(size).collect()
 }
 
-/// Reads a portion of a file, and more where it does not hold the tokens that are needed: rows may be left out, and text may be
-/// a small part of them.
+/// Reads a portion of a file, and more where it does not hold the tokens that are needed: rows may be left out, and
+/// text may be a small part of them.
 fn read_enough(
     file: &Source,
     mut portion: Portion,

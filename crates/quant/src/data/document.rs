@@ -54,7 +54,7 @@ pub(super) fn named<'a>(columns: impl Iterator<Item = &'a str>) -> String {
     };
     let mut names: Vec<String> = columns.take(NAMED + 1).map(shortened).collect();
     if names.len() > NAMED {
-        names[NAMED] = "...".to_owned();
+        "...".clone_into(&mut names[NAMED]);
     }
     if names.is_empty() { "none".to_owned() } else { names.join(", ") }
 }
@@ -78,7 +78,8 @@ impl From<String> for Unfit {
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Document {
     Text(Cow<'static, str>),
-    /// Two texts: two turns of a conversation where the model has a chat template, else the two with what stands between them.
+    /// Two texts: two turns of a conversation where the model has a chat template, else the two with what stands
+    /// between them.
     Completion {
         prompt: String,
         between: &'static str,
@@ -92,8 +93,8 @@ pub(super) enum Document {
 }
 
 impl Document {
-    /// The document of a JSON object or a row. Where it has several forms, the order of precedence is mlx-lm's; forms that mlx-lm does
-    /// not know come last.
+    /// The document of a JSON object or a row. Where it has several forms, the order of precedence is mlx-lm's; forms
+    /// that mlx-lm does not know come last.
     pub(super) fn from_object(mut object: Map<String, Value>) -> Result<Self, Unfit> {
         // Tables have a cell for every column: null is the same as absent.
         object.retain(|_, value| !value.is_null());

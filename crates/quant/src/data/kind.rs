@@ -71,7 +71,8 @@ impl Kind {
     }
 }
 
-/// How likely a file is to be the data of the directory or repository that it stands in, by its name alone; the likeliest is greatest.
+/// How likely a file is to be the data of the directory or repository that it stands in, by its name alone; the
+/// likeliest is greatest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum DataFile {
     /// A .json file that usually says something about data or a model, such as dataset_infos.json.
@@ -87,7 +88,8 @@ pub enum DataFile {
 }
 
 impl DataFile {
-    /// What a file of that name is; nothing if it is of no kind that is read. Packed files (.gz, .zst) are as what is in them.
+    /// What a file of that name is; nothing if it is of no kind that is read. Packed files (.gz, .zst) are as what is
+    /// in them.
     pub fn of(name: &str) -> Option<Self> {
         Some(match Kind::of(name)?.form {
             Form::Text => Self::Prose,
@@ -130,8 +132,9 @@ fn json_rank(likely: DataFile) -> u8 {
     }
 }
 
-/// The files that a path stands for, sorted. Of a directory these are its .txt, .jsonl, .csv, .tsv and .parquet files; .json files
-/// only if there is nothing else, because most of them are settings. Hidden files and subdirectories are left out.
+/// The files that a path stands for, sorted. Of a directory these are its .txt, .jsonl, .csv, .tsv and .parquet files;
+/// .json files only if there is nothing else, because most of them are settings. Hidden files and subdirectories are
+/// left out.
 pub(super) fn files(path: &Path) -> Result<Vec<(PathBuf, Kind)>, DataError> {
     let name_of = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     if !fs::metadata(path)?.is_dir() {

@@ -1,8 +1,8 @@
 //! Conversations as data sets hold them, brought into the form that chat templates expect.
 //!
-//! Tables hold nested values as JSON text, or pad every struct of a column with nulls for the fields that other rows have. A template asks
-//! `'tool_calls' in message` and iterates over what it finds, so padding has to go. `content` alone may be null: of a message that
-//! only calls tools.
+//! Tables hold nested values as JSON text, or pad every struct of a column with nulls for the fields that other rows
+//! have. A template asks `'tool_calls' in message` and iterates over what it finds, so padding has to go. `content`
+//! alone may be null: of a message that only calls tools.
 
 use serde_json::{Map, Value, json};
 

@@ -1,10 +1,11 @@
 //! Calibration and evaluation data: files to documents to token windows.
 //!
-//! Windows are addressed, not streamed: window i of a source is the same tokens for everyone who reads the same data, and
-//! which windows are used is a function of few numbers ([`Pick`]). So workers can take any share of them, a cache
+//! Windows are addressed, not streamed: window i of a source is the same tokens for everyone who reads the same data,
+//! and which windows are used is a function of few numbers ([`Pick`]). So workers can take any share of them, a cache
 //! knows what it holds by [`Windows::data_hash`], and results name exactly what they were measured on.
 //!
-//! Data sets may be larger than memory: rows pass one by one, and only as much is read as the windows need (`sample.rs`).
+//! Data sets may be larger than memory: rows pass one by one, and only as much is read as the windows need
+//! (`sample.rs`).
 //!
 //! Sources stay apart by file, because results are reported by file too.
 

@@ -1,8 +1,8 @@
 //! Tables of documents, as most data sets on the hub are stored.
 //!
-//! Rows are read through parquet's record interface, without arrow: calibration needs some hundred thousand tokens,
-//! and arrow would be the largest dependency of the program. Pages are read and unpacked as rows ask for them, so a file is never in
-//! memory.
+//! Rows are read through parquet's record interface, without arrow: calibration needs some hundred thousand tokens, and
+//! arrow would be the largest dependency of the program. Pages are read and unpacked as rows ask for them, so a file is
+//! never in memory.
 
 use std::fs::File;
 use std::io::{BufReader, Read, Seek as _, SeekFrom};
@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use parquet::errors::ParquetError;
+use parquet::file::metadata::RowGroupMetaData;
 use parquet::file::reader::{ChunkReader, FileReader as _, Length, SerializedFileReader};
 use parquet::record::reader::TreeBuilder;
 use parquet::record::{Field, Row};
@@ -124,7 +125,7 @@ pub(super) fn documents(
     };
     let mut bytes = 0_u64;
     for group in visited {
-        let before = metadata.row_groups()[..group].iter().map(|group| group.num_rows());
+        let before = metadata.row_groups()[..group].iter().map(RowGroupMetaData::num_rows);
         let first = before.fold(1, |sum, rows| sum + usize::try_from(rows).unwrap_or(0));
         let rows = reader.get_row_group(group).map_err(|error| damaged(input, &error))?;
         let rows = TreeBuilder::new()

@@ -132,7 +132,7 @@ impl Input {
             if buffer.is_empty() {
                 return Ok(lines);
             }
-            lines += buffer.iter().filter(|byte| **byte == b'\n').count();
+            lines += buffer.split(|byte| *byte == b'\n').count() - 1;
             let length = buffer.len();
             reader.consume(length);
         }
@@ -158,7 +158,8 @@ impl Input {
         }
     }
 
-    /// Reads a line with its line feed into `line`, whatever was in it before; false at the end of the file. `place` names it.
+    /// Reads a line with its line feed into `line`, whatever was in it before; false at the end of the file. `place`
+    /// names it.
     pub(super) fn line(
         &self,
         reader: &mut dyn BufRead,

@@ -1,7 +1,7 @@
 //! Rows of a file on their way to tokens.
 //!
-//! Rows arrive one by one and are rendered and tokenized a batch at a time, on all cores, so that neither the rows nor their text are ever in
-//! memory together. Ids are the same as one by one.
+//! Rows arrive one by one and are rendered and tokenized a batch at a time, on all cores, so that neither the rows nor
+//! their text are ever in memory together. Ids are the same as one by one.
 
 use mlx_quant_model::{Tokenizer, TokenizerError};
 use rayon::prelude::*;
@@ -19,7 +19,7 @@ const BATCH: u64 = 2 << 20;
 /// Rows of a batch.
 const BATCH_ROWS: usize = 4096;
 
-/// The longest reason that is reported, in bytes.
+/// The longest reason that is reported, in characters.
 const LONGEST_REASON: usize = 200;
 
 /// Where a row stands.
@@ -216,8 +216,8 @@ pub(super) fn encode(document: &Document, tokenizer: &Tokenizer) -> Result<Vec<u
 /// A reason for reports: templates raise whatever they like.
 fn one_line(reason: &str) -> String {
     let mut line: String = reason.split_whitespace().collect::<Vec<_>>().join(" ");
-    if line.len() > LONGEST_REASON {
-        line.truncate(line.floor_char_boundary(LONGEST_REASON));
+    if let Some((end, _)) = line.char_indices().nth(LONGEST_REASON) {
+        line.truncate(end);
         line.push_str("...");
     }
     line

@@ -1,16 +1,17 @@
 //! How much of a data set is read.
 //!
-//! Calibration takes some hundred thousand tokens, and data sets have gigabytes. What fits into [`WHOLE`] is read whole, so that a file's
-//! windows are the same whatever number of them is asked for. Of more text only a sample is read: at places spread evenly over a
-//! file where it can be entered anywhere, else from its beginning. Everything here is a function of sizes and of what is asked
-//! for, so that the same command sees the same text again.
+//! Calibration takes some hundred thousand tokens, and data sets have gigabytes. What fits into [`WHOLE`] is read
+//! whole, so that a file's windows are the same whatever number of them is asked for. Of more text only a sample is
+//! read: at places spread evenly over a file where it can be entered anywhere, else from its beginning. Everything here
+//! is a function of sizes and of what is asked for, so that the same command sees the same text again.
 
 use super::Pick;
 
 /// Text in bytes up to which a data set is read whole.
 pub(super) const WHOLE: u64 = 64 << 20;
 
-/// The smallest sample in bytes of text: enough for 500 windows of 512 tokens, so that most runs on a data set share one.
+/// The smallest sample in bytes of text: enough for 500 windows of 512 tokens, so that most runs on a data set share
+/// one.
 const SAMPLE: u64 = 8 << 20;
 
 /// Bytes of text that are read for a token that is wanted; four or five would be used.
@@ -82,8 +83,8 @@ impl Demand {
         WHOLE.max(self.bytes(windows).saturating_mul(if each { files as u64 } else { 1 }))
     }
 
-    /// What is read of each file of a data set, by their sizes in bytes of text. The sample is shared out in proportion to size, but
-    /// each file gets what its windows need.
+    /// What is read of each file of a data set, by their sizes in bytes of text. The sample is shared out in proportion
+    /// to size, but each file gets what its windows need.
     pub(super) fn portions(&self, sizes: &[u64]) -> Vec<Portion> {
         let (windows, each) = self.windows();
         let whole = self.whole(sizes.len());
@@ -139,8 +140,8 @@ pub(super) fn stretches(size: u64, bytes: u64) -> impl Iterator<Item = Stretch> 
     })
 }
 
-/// `0..count` for a power of two in an order in which all beginnings are spread evenly: bits of the numbers reversed. So reading can stop
-/// early where rows are large.
+/// `0..count` for a power of two in an order in which all beginnings are spread evenly: bits of the numbers reversed.
+/// So reading can stop early where rows are large.
 pub(super) fn spread(count: usize) -> Vec<usize> {
     let bits = count.trailing_zeros();
     (0..count).map(|index| index.reverse_bits().checked_shr(usize::BITS - bits).unwrap_or(0)).collect()

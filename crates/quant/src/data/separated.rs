@@ -1,7 +1,7 @@
 //! Tables as text (.csv, .tsv) with a row of column names.
 //!
-//! Quotes and line ends in cells are the crate `csv`'s matter. Cells are text: lists of messages stand in them as JSON, and an empty cell is
-//! an absent one, as tables have a cell for every column.
+//! Quotes and line ends in cells are the crate `csv`'s matter. Cells are text: lists of messages stand in them as JSON,
+//! and an empty cell is an absent one, as tables have a cell for every column.
 
 use std::io::Read;
 

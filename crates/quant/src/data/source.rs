@@ -18,8 +18,8 @@ pub enum DataSource {
     BuiltinCalibration,
     /// The built-in text for evaluation (207 kB); no document is in both.
     BuiltinHeldOut,
-    /// A .txt, .jsonl, .json, .csv, .tsv or .parquet file, or a directory of these, which are taken in the order of their names. Text files may
-    /// be packed (.gz, .zst).
+    /// A .txt, .jsonl, .json, .csv, .tsv or .parquet file, or a directory of these, which are taken in the order of
+    /// their names. Text files may be packed (.gz, .zst).
     Path(PathBuf),
     /// Files of these kinds, in their order.
     Files(Vec<PathBuf>),

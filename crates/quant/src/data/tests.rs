@@ -1,5 +1,5 @@
-//! Expected windows come from `windows_of` of the measuring script (NumPy 2, transformers 5.24), expected samples from an
-//! implementation of the description of [`super::pick::sampled`] in Python.
+//! Expected windows come from `windows_of` of the measuring script (NumPy 2, transformers 5.24), expected samples from
+//! an implementation of the description of [`super::pick::sampled`] in Python.
 
 use std::fmt::Write as _;
 use std::path::Path;

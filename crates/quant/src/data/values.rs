@@ -1,7 +1,8 @@
 //! The values of a JSON file one after the other, without the file in memory.
 //!
-//! A .json file of documents is a list of objects, an object in which a list of objects stands (`{"data": [...]}`), or objects after each
-//! other (lines of JSON under that name). Which it is has to be known before the first row, so the first value is looked at twice.
+//! A .json file of documents is a list of objects, an object in which a list of objects stands (`{"data": [...]}`), or
+//! objects after each other (lines of JSON under that name). Which it is has to be known before the first row, so the
+//! first value is looked at twice.
 
 use std::io::BufRead;
 
@@ -366,7 +367,7 @@ mod tests {
             (r#"[{"a": 1} {"b"#, "'{' where ','"),
             (r#"[{"a": 1},]"#, "']' where '{'"),
             (r#"[{"a": 1}] x"#, "behind the end"),
-            (r#"[,]"#, "',' where '{'"),
+            ("[,]", "',' where '{'"),
         ] {
             let Err(Stop::Broken(reason)) = rows(text) else { panic!("{text}") };
             assert!(reason.contains(expected), "{text}: {reason}");

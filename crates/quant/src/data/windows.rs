@@ -56,9 +56,9 @@ impl Windows {
         Self { picked, sources, ..self.clone() }
     }
 
-    /// Reads as much of a data set as the windows need, and picks them. Data sets of up to 64 MiB of text are read whole and have the windows of
-    /// [`Corpus::read`] and [`Corpus::windows`]; of larger ones a part is read ([`SourceInfo::extent`]). Rows that the chat
-    /// template refuses are left out.
+    /// Reads as much of a data set as the windows need, and picks them. Data sets of up to 64 MiB of text are read
+    /// whole and have the windows of [`Corpus::read`] and [`Corpus::windows`]; of larger ones a part is read
+    /// ([`SourceInfo::extent`]). Rows that the chat template refuses are left out.
     ///
     /// # Errors
     /// As these two.

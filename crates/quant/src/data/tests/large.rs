@@ -127,7 +127,7 @@ fn long_text_is_read_in_pieces() {
         assert!((60 << 10..=64 << 10).contains(&made.bytes_read), "{unit}: {}", made.bytes_read);
         // Pieces are whole lines or words: each is made of the tokens that such text has.
         let known: Vec<u32> =
-            tokenizer.encode(&text[..text.floor_char_boundary(20_000)].replace("\r\n", "\n")).unwrap();
+            tokenizer.encode(&text.chars().take(15_000).collect::<String>().replace("\r\n", "\n")).unwrap();
         let end = tokenizer.end_of_text().unwrap();
         for piece in made.ids.split(|id| *id == end).filter(|_| breaks) {
             let middle = &piece[2..piece.len() - 2];
