@@ -219,8 +219,9 @@ Examples:
   mlx-quant eval --model Qwen/Qwen3-8B --low-memory --dry-run
       how much memory it would need
 
-Data: .txt; .jsonl with `text`, `prompt` and `completion`, or `messages` (rendered with the model's chat template);
-.parquet with the same columns; a directory of these, each file reported apart.";
+Data: .txt; rows with `text`, `prompt` and `completion`, `messages`, `conversations`, or `instruction` and `output` in .jsonl, .json, .csv,
+.tsv or .parquet (chats are rendered with the model's chat template); a directory of these, each file reported apart. Of more than 64 MiB of text
+only as much is read as the windows need.";
 
 /// Arguments of `eval`.
 #[derive(Debug, Args)]
@@ -239,9 +240,14 @@ pub(crate) struct Eval {
     #[arg(long, value_name = "MODEL")]
     pub(crate) reference: Option<PathBuf>,
 
-    /// Text to evaluate on: .txt, .jsonl, .parquet, a directory of these, or a hub dataset id [default: the built-in held-out text]
+    /// Text to evaluate on: .txt, .jsonl, .json, .csv, .tsv, .parquet (all but .parquet also as .gz or .zst), a directory of these, or a hub dataset
+    /// id [default: the built-in held-out text]
     #[arg(long, visible_alias = "data-path", value_name = "PATH")]
     pub(crate) data: Option<PathBuf>,
+
+    /// Stop at the first row of --data that the chat template refuses [default: leave such rows out, unless they are most]
+    #[arg(long)]
+    pub(crate) strict: bool,
 
     /// Windows, evenly spaced over each file; 0 for all
     #[arg(long, value_name = "N", default_value_t = 16)]

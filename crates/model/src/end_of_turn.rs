@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::chat::ChatTemplate;
-use crate::tokenizer::{named_tokens, read_object, template_source};
+use crate::tokenizer::{named_tokens, read_object, templates};
 
 /// Stands for an answer; no template writes it by itself.
 const ANSWER: &str = "an-answer-that-no-template-holds";
@@ -36,11 +36,11 @@ pub fn end_of_turn(directory: &Directory) -> Option<(u64, String)> {
     let settings = read_object(directory, "tokenizer_config.json").ok()?;
     let special =
         named_tokens(&settings, &read_object(directory, "special_tokens_map.json").unwrap_or_default());
-    let (file, source) = template_source(directory, &settings).ok()??;
-    let template = ChatTemplate::new(directory.display_file(file), &source, special);
+    let (file, source) = templates(directory, &settings).ok()?.default?;
+    let template = ChatTemplate::new(file, &source, special);
     let messages =
         [json!({"role": "user", "content": "a question"}), json!({"role": "assistant", "content": ANSWER})];
-    let text = template.render(&messages, None, false).ok()?;
+    let text = template.render_adapted(&messages, None).ok()?;
     let (_, behind) = text.rsplit_once(ANSWER)?;
     let behind = behind.trim_start_matches([' ', '\n']);
     let token = added.iter().filter(|token| token.special && !token.content.is_empty());
@@ -115,6 +115,9 @@ mod tests {
         assert_eq!(found(&each("{{ eos_token }}")), Some((2, "</s>".to_owned())));
         assert_eq!(found(&each("said")), None, "an ordinary token");
         assert_eq!(found(&each("")), None);
+        let parts =
+            "{% for m in messages %}{% for p in m.content %}{{ p.text }}{% endfor %}<end>{% endfor %}";
+        assert_eq!(found(parts), Some((7, "<end>".to_owned())), "a template that takes parts");
         assert_eq!(found("{{ raise_exception('no') }}"), None);
         assert_eq!(
             found("{% for m in messages %}{{ m.role }}{% endfor %}"),

@@ -5,8 +5,6 @@
 //! it in Python (special tokens by name, BOS or not, chat template) comes from the small files beside it and is
 //! interpreted here as transformers does.
 
-use std::borrow::Cow;
-
 use mlx_format::checkpoint::{Directory, DirectoryError};
 use serde_json::{Map, Value};
 
@@ -16,6 +14,8 @@ const TOKENIZER: &str = "tokenizer.json";
 const SETTINGS: &str = "tokenizer_config.json";
 const SPECIAL: &str = "special_tokens_map.json";
 const TEMPLATE: &str = "chat_template.jinja";
+const LEGACY: &str = "chat_template.json";
+const ADDITIONAL: &str = "additional_chat_templates";
 
 /// The special tokens that have a name.
 const NAMED: [&str; 7] =
@@ -44,6 +44,12 @@ pub enum TokenizerError {
     )]
     Template { file: String, reason: String },
     #[error(
+        "chat template of {file} is no template: {reason}; hint: the file is damaged or of a kind that is not known here, get it from the model's makers"
+    )]
+    Syntax { file: String, reason: String },
+    #[error("chat template of {file} was not rendered ({reason}); hint: is there memory left? try again")]
+    Thread { file: String, reason: String },
+    #[error(
         "chat template of {file} does not come to an end ({reason}); hint: the template is damaged or hostile, get it from the model's makers"
     )]
     Runaway { file: String, reason: String },
@@ -58,6 +64,7 @@ pub struct Tokenizer {
     end_of_text: Option<u32>,
     highest_id: u32,
     chat: Option<ChatTemplate>,
+    tool_use: Option<ChatTemplate>,
 }
 
 impl Tokenizer {
@@ -90,9 +97,17 @@ impl Tokenizer {
             (wanted, _) => bos.filter(|_| wanted == Some(&Value::Bool(true))).into_iter().collect(),
         };
         let highest_id = inner.get_vocab(true).into_values().max().unwrap_or(0);
-        let chat = template_source(directory, &settings)?
-            .map(|(file, source)| ChatTemplate::new(directory.display_file(file), &source, special));
-        Ok(Self { inner, directory: directory.display().into_owned(), prefix, end_of_text, highest_id, chat })
+        let Templates { default, tool_use } = templates(directory, &settings)?;
+        let chat = |(file, source): (String, String)| ChatTemplate::new(file, &source, special.clone());
+        Ok(Self {
+            inner,
+            directory: directory.display().into_owned(),
+            prefix,
+            end_of_text,
+            highest_id,
+            chat: default.map(chat),
+            tool_use: tool_use.map(chat),
+        })
     }
 
     /// The ids of a text, without any that the tokenizer would put around it. Special tokens that are written out
@@ -125,8 +140,9 @@ impl Tokenizer {
     }
 
     /// Messages (objects with `role` and `content`) as one text with special tokens written out, ready for
-    /// [`Tokenizer::encode`]. `tools` is handed to the template as it is; `add_generation_prompt` asks for the
-    /// opening of the assistant's next turn at the end.
+    /// [`Tokenizer::encode`]. Messages and `tools` are handed to the template as they are, with tools to the one that
+    /// the model has for these (`tool_use`), if any; `add_generation_prompt` asks for the opening of the assistant's
+    /// next turn at the end.
     ///
     /// # Errors
     /// If the model has no chat template, the template refuses the messages, or rendering exceeds its budget of
@@ -137,11 +153,28 @@ impl Tokenizer {
         tools: Option<&Value>,
         add_generation_prompt: bool,
     ) -> Result<String, TokenizerError> {
-        let chat = self
-            .chat
-            .as_ref()
-            .ok_or_else(|| TokenizerError::NoChatTemplate { directory: self.directory.clone() })?;
-        chat.render(messages, tools, add_generation_prompt)
+        self.template(tools)?.render(messages, tools, add_generation_prompt)
+    }
+
+    /// A conversation of a data set as one text: [`Tokenizer::render_chat`] with contents in the form that the template
+    /// takes. Parts (`[{"type": "text", "text": ...}]`) are joined where it wants text, text becomes a part where it
+    /// wants parts, and parts that are no text (images) are dropped.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::render_chat`].
+    pub fn render_conversation(
+        &self,
+        messages: &[Value],
+        tools: Option<&Value>,
+    ) -> Result<String, TokenizerError> {
+        self.template(tools)?.render_adapted(messages, tools)
+    }
+
+    fn template(&self, tools: Option<&Value>) -> Result<&ChatTemplate, TokenizerError> {
+        let special = self.tool_use.as_ref().filter(|_| tools.is_some());
+        special
+            .or(self.chat.as_ref())
+            .ok_or_else(|| TokenizerError::NoChatTemplate { directory: self.directory.clone() })
     }
 }
 
@@ -198,29 +231,56 @@ pub(crate) fn named_tokens(
     tokens
 }
 
-/// The chat template and the file it stands in: chat_template.jinja, else tokenizer_config.json's `chat_template`, a
-/// string or a list of `{name, template}` of which `default` is taken.
-pub(crate) fn template_source(
+/// The chat templates of a model, each with the file that it stands in.
+#[derive(Debug, Default)]
+pub(crate) struct Templates {
+    pub(crate) default: Option<(String, String)>,
+    /// For conversations with tools.
+    tool_use: Option<(String, String)>,
+}
+
+/// As transformers finds them: chat_template.jinja, else `chat_template` in tokenizer_config.json, else in
+/// chat_template.json (of a processor); beside these additional_chat_templates/NAME.jinja.
+pub(crate) fn templates(
     directory: &Directory,
     settings: &Map<String, Value>,
-) -> Result<Option<(&'static str, String)>, TokenizerError> {
-    if let Some(bytes) = directory.read(TEMPLATE)? {
-        let source = match bytes {
-            Cow::Borrowed(bytes) => std::str::from_utf8(bytes).map(str::to_owned),
-            Cow::Owned(bytes) => String::from_utf8(bytes).map_err(|error| error.utf8_error()),
-        };
-        let source = source.map_err(|error| TokenizerError::Damaged {
-            file: directory.display_file(TEMPLATE),
-            reason: error.to_string(),
-        })?;
-        return Ok(Some((TEMPLATE, source)));
+) -> Result<Templates, TokenizerError> {
+    let mut found = Templates { default: read_text(directory, TEMPLATE)?, tool_use: None };
+    if found.default.is_none() {
+        found = named_templates(directory.display_file(SETTINGS), settings);
     }
-    let source = match settings.get("chat_template") {
-        Some(Value::Array(named)) => named
-            .iter()
-            .find(|it| it.get("name") == Some(&Value::from("default")))
-            .and_then(|it| it.get("template")),
-        other => other,
+    if found.default.is_none() {
+        let others = named_templates(directory.display_file(LEGACY), &read_object(directory, LEGACY)?);
+        found = Templates { default: others.default, tool_use: found.tool_use.or(others.tool_use) };
+    }
+    if let Directory::Path(path) = directory
+        && let Ok(additional) = Directory::open(&path.join(ADDITIONAL))
+        && let Some(template) = read_text(&additional, "tool_use.jinja")?
+    {
+        found.tool_use = Some(template);
+    }
+    Ok(found)
+}
+
+/// A template file with its name for messages.
+fn read_text(directory: &Directory, file: &str) -> Result<Option<(String, String)>, TokenizerError> {
+    let Some(bytes) = directory.read(file)? else { return Ok(None) };
+    let name = directory.display_file(file);
+    match std::str::from_utf8(&bytes) {
+        Ok(text) => Ok(Some((name, text.to_owned()))),
+        Err(error) => Err(TokenizerError::Damaged { file: name, reason: error.to_string() }),
+    }
+}
+
+/// `chat_template` of a JSON file: a string, or a list of `{name, template}`.
+fn named_templates(file: String, object: &Map<String, Value>) -> Templates {
+    let template = |name: &str| {
+        let source = match object.get("chat_template")? {
+            Value::Array(named) => named.iter().find(|it| it["name"] == name)?.get("template")?,
+            other if name == "default" => other,
+            _ => return None,
+        };
+        Some((file.clone(), source.as_str()?.to_owned()))
     };
-    Ok(source.and_then(Value::as_str).map(|source| (SETTINGS, source.to_owned())))
+    Templates { default: template("default"), tool_use: template("tool_use") }
 }

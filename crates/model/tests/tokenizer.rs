@@ -22,7 +22,9 @@ fn with_files(files: &[(&str, &str)]) -> Result<Tokenizer, TokenizerError> {
     let directory = tempfile::tempdir().unwrap();
     std::fs::write(directory.path().join("tokenizer.json"), demo_file("tokenizer.json")).unwrap();
     for (name, content) in files {
-        std::fs::write(directory.path().join(name), content).unwrap();
+        let path = directory.path().join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, content).unwrap();
     }
     Tokenizer::load(&Directory::open(directory.path()).unwrap())
 }
@@ -119,6 +121,115 @@ fn a_list_of_templates_has_a_default() {
     ]});
     let tokenizer = with_files(&[("tokenizer_config.json", &settings.to_string())]).unwrap();
     assert_eq!(tokenizer.render_chat(&[json!({"role": "user"})], None, false).unwrap(), "1 messages");
+}
+
+#[test]
+fn templates_are_found_where_transformers_finds_them() {
+    let message = [json!({"role": "user", "content": "x"})];
+    let tools = json!([{"type": "function", "function": {"name": "f"}}]);
+    let list = json!({"chat_template": [{"name": "default", "template": "settings"}, {"name": "tool_use", "template": "settings for tools"}]}).to_string();
+    let text = json!({"chat_template": "settings"}).to_string();
+    let processor = json!({"chat_template": "processor"}).to_string();
+    let (settings, legacy, jinja) = ("tokenizer_config.json", "chat_template.json", "chat_template.jinja");
+    for (files, plain, with_tools) in [
+        (&[(settings, &*text)][..], "settings", "settings"),
+        (&[(settings, &*list)], "settings", "settings for tools"),
+        (&[(legacy, &*processor)], "processor", "processor"),
+        (&[(legacy, &*list)], "settings", "settings for tools"),
+        (&[(settings, &*text), (legacy, &*processor)], "settings", "settings"),
+        (&[(settings, &*list), (jinja, "file")], "file", "file"),
+        (&[(jinja, "file"), (legacy, &*processor)], "file", "file"),
+        (&[(jinja, "file"), ("additional_chat_templates/tool_use.jinja", "more")], "file", "more"),
+        (&[(settings, &*list), ("additional_chat_templates/tool_use.jinja", "more")], "settings", "more"),
+    ] {
+        let tokenizer = with_files(files).unwrap();
+        for (tools, expected) in [(None, plain), (Some(&tools), with_tools)] {
+            assert_eq!(tokenizer.render_chat(&message, tools, false).unwrap(), expected, "{files:?}");
+            assert_eq!(tokenizer.render_conversation(&message, tools).unwrap(), expected, "{files:?}");
+        }
+    }
+    for (file, content) in [(legacy, "["), ("additional_chat_templates/tool_use.jinja", "\u{0}")] {
+        let made = with_files(&[(file, content), (jinja, "file")]);
+        // What is not needed is not read.
+        assert!(made.is_ok(), "{file}");
+    }
+    let error = with_files(&[(legacy, "[")]).unwrap_err().to_string();
+    assert!(error.contains(legacy) && error.contains("; hint:"), "{error}");
+}
+
+#[test]
+fn contents_take_the_form_that_each_role_has() {
+    let text = json!([{"role": "system", "content": "s"}, {"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}, {"role": "tool", "content": "t"}]);
+    let parts = json!([
+        {"role": "system", "content": [{"type": "text", "text": "s"}]},
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": ""}, "u"]},
+        {"role": "assistant", "content": [{"type": "text", "text": "a"}]},
+        {"role": "tool", "content": [{"text": "t"}]},
+    ]);
+    let loops = "{%- for p in m.content %}{{ p.text }}{% endfor %}";
+    for template in [
+        // Text alone, and as its repr would show.
+        "{% for m in messages %}{{ m.content + '' }}{% endfor %}".to_owned(),
+        "{% for m in messages %}{{ m.content }}{% endfor %}".to_owned(),
+        "{% for m in messages %}{{ m.content | trim }}{% endfor %}".to_owned(),
+        // Parts alone.
+        format!("{{% for m in messages %}}{loops}{{% endfor %}}"),
+        "{% for m in messages %}{{ m.content | map(attribute='text') | join }}{% endfor %}".to_owned(),
+        // Both, and each for some roles.
+        format!(
+            "{{% for m in messages %}}{{% if m.content is string %}}{{{{ m.content }}}}{{% else %}}{loops}{{% endif %}}{{% endfor %}}"
+        ),
+        format!(
+            "{{% for m in messages %}}{{% if m.role == 'user' %}}{loops}{{% else %}}{{{{ m.content + '' }}}}{{% endif %}}{{% endfor %}}"
+        ),
+        format!(
+            "{{% for m in messages %}}{{% if m.role in ['tool', 'system'] %}}{loops}{{% else %}}{{{{ m.content + '' }}}}{{% endif %}}{{% endfor %}}"
+        ),
+        // One that wants a user's message first of all.
+        format!(
+            "{{% if messages | selectattr('role', 'equalto', 'user') | list | length == 0 %}}{{{{ raise_exception('no user') }}}}{{% endif %}}{{% for m in messages %}}{loops}{{% endfor %}}"
+        ),
+    ] {
+        let tokenizer = with_template(&template);
+        for messages in [&text, &parts] {
+            let messages = messages.as_array().unwrap();
+            assert_eq!(tokenizer.render_conversation(messages, None).unwrap(), "suat", "{template}");
+        }
+    }
+    // A null content stays one, and messages are handed over as they are where that is asked for.
+    let tokenizer = with_template("{% for m in messages %}{{ m.content | tojson }}{% endfor %}");
+    let null = [json!({"role": "assistant", "content": null})];
+    assert_eq!(tokenizer.render_conversation(&null, None).unwrap(), "null");
+    let given = [json!({"role": "user", "content": [{"type": "text", "text": "u"}]})];
+    assert_eq!(
+        tokenizer.render_chat(&given, None, false).unwrap(),
+        "[{\"type\": \"text\", \"text\": \"u\"}]"
+    );
+    assert_eq!(tokenizer.render_conversation(&given, None).unwrap(), "\"u\"");
+}
+
+#[test]
+fn a_template_is_compiled_once() {
+    // Half a megabyte of conditions that cost nothing to render and a moment to compile.
+    let template = "{% if messages[0].x %}{{ messages[0].y | upper ~ 'z' }}{% endif %}".repeat(8000)
+        + "{{ messages[0].content }}";
+    let tokenizer = with_template(&template);
+    let message = [json!({"role": "user", "content": "x"})];
+    let time = || {
+        let start = std::time::Instant::now();
+        assert_eq!(tokenizer.render_chat(&message, None, false).unwrap(), "x");
+        start.elapsed()
+    };
+    let first = time();
+    let later = (0..20).map(|_| time()).min().unwrap();
+    assert!(later * 2 < first, "first {first:?}, later {later:?}");
+    // An error does not end it, and threads render side by side.
+    assert!(tokenizer.render_chat(&[], None, false).is_err());
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| assert_eq!(tokenizer.render_chat(&message, None, false).unwrap(), "x"));
+        }
+    });
 }
 
 #[test]

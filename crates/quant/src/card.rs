@@ -38,7 +38,11 @@ pub(crate) fn calibrated_card(
     };
     row("calibration", format!("{} windows of {} tokens", windows.picked.len(), windows.sequence_length));
     for source in &windows.sources {
-        row("calibration file", format!("{}, sha256 `{}`", source.name, source.sha256));
+        let part = source.part_read().map_or_else(String::new, |part| format!(" ({part})"));
+        row("calibration file", format!("{}, sha256 `{}`{part}", source.name, source.sha256));
+        if let Some(rows) = source.left_out() {
+            row("calibration rows", rows.replace('|', "\\|"));
+        }
     }
     row("calibration data hash", format!("`{}`", windows.data_hash));
     if let crate::Pick::Sampled { seed, .. } = windows.pick {

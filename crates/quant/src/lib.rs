@@ -73,7 +73,9 @@ mod walk;
 pub use card::{inherited_keys, is_own_card, lacks_quality, model_card, with_quality, without_key};
 pub use compare::{CompareSettings, Comparison, Contestant, compare};
 pub use convert::{Converted, convert, peak_memory, threads_or_all};
-pub use data::{Corpus, DataError, DataReport, DataSource, Pick, SourceInfo, Window, Windows};
+pub use data::{
+    Corpus, DataError, DataFile, DataReport, DataSource, Extent, OnRefusal, Pick, SourceInfo, Window, Windows,
+};
 pub use dwq::{Distilled, DwqMemory, DwqSettings, dwq_memory, dwq_operations};
 pub use dynamic::{
     Allocation, Choice, Cost, DynamicPlan, DynamicSettings, Key, Layer, Seen, Sensitivities,

@@ -263,9 +263,14 @@ pub(crate) struct Calibrated {
     #[arg(long, visible_alias = "group-size", value_name = "N", default_value_t = 64)]
     pub(crate) q_group_size: usize,
 
-    /// Calibration text: .txt, .jsonl, .parquet, a directory of these, or a hub dataset id [default: the built-in calibration text]
+    /// Calibration text: .txt, .jsonl, .json, .csv, .tsv, .parquet (all but .parquet also as .gz or .zst), a directory of these, or a hub dataset
+    /// id [default: the built-in calibration text]
     #[arg(long, visible_alias = "data-path", value_name = "PATH")]
     pub(crate) data: Option<PathBuf>,
+
+    /// Stop at the first row of --data that the chat template refuses [default: leave such rows out, unless they are most]
+    #[arg(long)]
+    pub(crate) strict: bool,
 
     /// Calibration windows, and with dwq the windows that are trained on; 0 for all [default: 128; dwq trains on as many as its steps
     /// take]

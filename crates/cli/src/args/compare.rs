@@ -75,13 +75,18 @@ pub(crate) struct Compare {
     #[arg(long)]
     pub(crate) dry_run: bool,
 
-    /// Calibration text: .txt, .jsonl, .parquet, a directory of these, or a hub dataset id [default: the built-in calibration text]
+    /// Calibration text: .txt, .jsonl, .json, .csv, .tsv, .parquet (all but .parquet also as .gz or .zst), a directory of these, or a hub dataset
+    /// id [default: the built-in calibration text]
     #[arg(long, visible_alias = "data-path", value_name = "PATH")]
     pub(crate) data: Option<PathBuf>,
 
     /// Text on which everything is measured, also from the hub; no method sees it [default: the built-in held-out text]
     #[arg(long, value_name = "PATH")]
     pub(crate) eval_data: Option<PathBuf>,
+
+    /// Stop at the first row of --data or --eval-data that the chat template refuses [default: leave such rows out, unless they are most]
+    #[arg(long)]
+    pub(crate) strict: bool,
 
     /// Windows on which everything is measured, evenly spaced over each file; 0 for all
     #[arg(long, value_name = "N", default_value_t = 16)]

@@ -15,7 +15,7 @@ use serde_json::json;
 
 use super::line::{CommandLine, other, quoted};
 use super::quantize::affine;
-use super::windows::{self, Shares};
+use super::windows::{self, Shares, Text};
 use crate::Refusal;
 use crate::args::{Compare, KeepArg};
 use crate::commands::source::{self, Asked, Need};
@@ -153,12 +153,13 @@ fn settings(
         trains: true,
     };
     let data = source::data(args.data.as_deref(), DataSource::BuiltinCalibration, printer)?;
-    let (calibration, lessons) =
-        windows::calibration(model, &data, args.sequence_length, args.machine.seed, &shares, printer)?;
+    let text = Text::new(data, args.sequence_length, args.strict);
+    let (calibration, lessons) = windows::calibration(model, &text, args.machine.seed, &shares, printer)?;
     let lessons = lessons.unwrap_or_else(|| (calibration.clone(), calibration.clone()));
     let data = source::data(args.eval_data.as_deref(), DataSource::BuiltinHeldOut, printer)?;
     let pick = Pick::EvenlySpaced { windows: args.windows };
-    let held_out = windows::read(model, &data, args.sequence_length, pick)?;
+    let held_out = windows::read(model, &Text::new(data, args.sequence_length, args.strict), pick)?;
+    windows::tell(&held_out, printer);
     Ok(CompareSettings {
         contestants,
         calibration,

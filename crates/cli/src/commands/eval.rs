@@ -13,7 +13,7 @@ use serde_json::json;
 use crate::Refusal;
 use crate::args::Eval;
 use crate::commands::source::{self, Asked, Need};
-use crate::commands::windows;
+use crate::commands::windows::{self, Text};
 use crate::memory::{USUAL_RESIDENT, free_memory, resident_now, resident_peak};
 use crate::printer::{Printer, bytes};
 use crate::screen::Screen;
@@ -81,10 +81,13 @@ pub(crate) fn run(args: &Eval, printer: Printer) -> Result<()> {
 /// Tokenizes with the reference's tokenizer, as the text was made for it; without one with the model's.
 fn windows_of(args: &Eval, model: &Model, reference: Option<&Model>, printer: Printer) -> Result<Windows> {
     let data = source::data(args.data.as_deref(), DataSource::BuiltinHeldOut, printer)?;
-    let pick = Pick::EvenlySpaced { windows: args.windows };
-    let read = |model: &Model| windows::read(model, &data, args.sequence_length, pick);
-    let Some(reference) = reference else { return read(model) };
-    let windows = read(reference)?;
+    let text = Text::new(data, args.sequence_length, args.strict);
+    let read = |model: &Model| windows::read(model, &text, Pick::EvenlySpaced { windows: args.windows });
+    let windows = read(reference.unwrap_or(model))?;
+    windows::tell(&windows, printer);
+    if reference.is_none() {
+        return Ok(windows);
+    }
     match read(model) {
         Ok(own) if own.data_hash != windows.data_hash => {
             printer
@@ -104,6 +107,9 @@ fn dry_run(windows: &Windows, memory: Memory, printer: Printer) -> Result<()> {
     for source in &windows.sources {
         let (picked, total) = (source.windows_picked, source.windows_total);
         line("data", format!("{}: {} tokens, {picked} of {total} windows", source.name, source.tokens));
+        for note in [source.part_read(), source.left_out()].into_iter().flatten() {
+            line("", note);
+        }
     }
     line("process", bytes(memory.fixed));
     line("blocks", bytes(memory.blocks));

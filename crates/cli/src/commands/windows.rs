@@ -1,7 +1,7 @@
 //! Windows of text, shared out to what needs them.
 
 use anyhow::Result;
-use mlx_quant::{DataSource, Model, Pick, Windows};
+use mlx_quant::{DataSource, Model, OnRefusal, Pick, Windows};
 
 use crate::Refusal;
 use crate::printer::Printer;
@@ -16,12 +16,32 @@ pub(crate) struct Shares {
     pub(crate) trains: bool,
 }
 
+/// Text that windows are taken from.
+#[derive(Clone, Debug)]
+pub(crate) struct Text {
+    pub(crate) data: DataSource,
+    pub(crate) sequence_length: usize,
+    pub(crate) on_refusal: OnRefusal,
+}
+
+impl Text {
+    /// `strict` stops at the first row that the chat template refuses.
+    pub(crate) fn new(data: DataSource, sequence_length: usize, strict: bool) -> Self {
+        let on_refusal = if strict { OnRefusal::Stop } else { OnRefusal::LeaveOut };
+        Self { data, sequence_length, on_refusal }
+    }
+
+    /// A text of our own.
+    pub(crate) fn builtin(data: DataSource, sequence_length: usize) -> Self {
+        Self::new(data, sequence_length, true)
+    }
+}
+
 /// Windows of calibration text, and where something is trained its training and held-out windows. Calibration and training
 /// windows begin alike, held-out ones are none of them.
 pub(crate) fn calibration(
     model: &Model,
-    data: &DataSource,
-    sequence_length: usize,
+    text: &Text,
     seed: u64,
     shares: &Shares,
     printer: Printer,
@@ -33,7 +53,8 @@ pub(crate) fn calibration(
         (0, _) => 0,
         _ => calibration.max(training) + held_out,
     };
-    let all = read(model, data, sequence_length, Pick::Sampled { windows: wanted, seed })?;
+    let all = read(model, text, Pick::Sampled { windows: wanted, seed })?;
+    tell(&all, printer);
     let found = all.picked.len();
     if found < wanted {
         printer.warn(&format!(
@@ -55,7 +76,21 @@ pub(crate) fn calibration(
 }
 
 /// Tokenizes a text for a model.
-pub(crate) fn read(model: &Model, data: &DataSource, sequence_length: usize, pick: Pick) -> Result<Windows> {
-    let windows = Windows::read(data, &model.tokenizer()?, model.vocabulary()?, sequence_length, pick);
+pub(crate) fn read(model: &Model, text: &Text, pick: Pick) -> Result<Windows> {
+    let (tokenizer, vocabulary) = (model.tokenizer()?, model.vocabulary()?);
+    let windows =
+        Windows::read_with(&text.data, &tokenizer, vocabulary, text.sequence_length, pick, text.on_refusal);
     Ok(windows.map_err(mlx_quant::Error::from)?)
+}
+
+/// Says what of the text was not read, and what was left out.
+pub(crate) fn tell(windows: &Windows, printer: Printer) {
+    for source in &windows.sources {
+        if let Some(part) = source.part_read() {
+            printer.say(&format!("data     {}: {part}", source.name));
+        }
+        if let Some(rows) = source.left_out() {
+            printer.warn(&format!("{}: {rows}; --strict stops there", source.name));
+        }
+    }
 }

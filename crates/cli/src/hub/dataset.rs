@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use mlx_quant::Observer;
+use mlx_quant::{DataFile, Observer};
 
 use super::explain::Trouble;
 use super::{Address, Hub, Kind, RemoteFile};
@@ -10,11 +10,6 @@ use super::{Address, Hub, Kind, RemoteFile};
 /// Once the chosen files have this many bytes together no further one is taken: calibration needs megabytes, and datasets have
 /// thousands of files.
 const ENOUGH: u64 = 32 << 20;
-
-fn is_text(path: &str) -> bool {
-    let ending = path.rsplit_once('.').map(|(_, ending)| ending.to_ascii_lowercase());
-    matches!(ending.as_deref(), Some("parquet" | "jsonl" | "txt"))
-}
 
 /// Words of a path, as splits are named.
 fn says(path: &str, words: &[&str]) -> bool {
@@ -25,15 +20,16 @@ fn says(path: &str, words: &[&str]) -> bool {
 /// The files to read: those under `path`, else of the split for training (else of any but the ones for tests), in order, until there is
 /// enough.
 fn choose(files: Vec<RemoteFile>, path: Option<&str>) -> Vec<RemoteFile> {
-    let mut files: Vec<RemoteFile> = files.into_iter().filter(|file| is_text(&file.path)).collect();
+    let mut files: Vec<RemoteFile> =
+        files.into_iter().filter(|file| DataFile::of(&file.path).is_some()).collect();
     if let Some(path) = path {
         let folder = format!("{}/", path.trim_end_matches('/'));
         files.retain(|file| file.path == path || file.path.starts_with(&folder));
     }
-    // Prose about the data is not the data.
-    if files.iter().any(|file| !file.path.ends_with(".txt")) {
-        files.retain(|file| !file.path.ends_with(".txt") || path == Some(&file.path));
-    }
+    // Prose about the data is not the data, and most .json files are settings.
+    let likely = |file: &RemoteFile| DataFile::of(&file.path);
+    let best = files.iter().map(likely).max().flatten();
+    files.retain(|file| likely(file) == best || path == Some(&file.path));
     if files.iter().any(|file| says(&file.path, &["train"])) {
         files.retain(|file| says(&file.path, &["train"]));
     } else if files.iter().any(|file| !says(&file.path, &["test", "valid", "validation", "dev", "eval"])) {
@@ -69,7 +65,7 @@ impl Hub {
         if chosen.is_empty() {
             let place = path.map_or_else(String::new, |path| format!(" under {path:?}"));
             return Err(Trouble::Refused(format!(
-                "dataset {id} has no .parquet, .jsonl or .txt file{place}{}; hint: name one of its files, as in {id}/data/train-00000.parquet",
+                "dataset {id} has no .parquet, .jsonl, .json, .csv, .tsv or .txt file{place}{}; hint: name one of its files, as in {id}/data/train-00000.parquet",
                 if online { "" } else { " in the cache, and the hub is out of reach" }
             )));
         }
@@ -129,5 +125,21 @@ mod tests {
         assert_eq!(chosen(&[("a.jsonl", 5), ("test.jsonl", 5)], None), ["a.jsonl"]);
         assert_eq!(chosen(&[("trainable.jsonl", 5), ("b.jsonl", 5)], None), ["trainable.jsonl", "b.jsonl"]);
         assert!(chosen(&[("a.bin", 5)], None).is_empty());
+    }
+
+    #[test]
+    fn rows_go_before_settings_and_prose() {
+        for (files, expected) in [
+            (&["dataset_infos.json", "state.json", "a.jsonl.gz", "notes.txt"][..], &["a.jsonl.gz"][..]),
+            (&["dataset_infos.json", "data/train.json", "README.txt"], &["data/train.json"]),
+            (&["a.csv", "b.TSV.zst", "config.json", "other.json"], &["a.csv", "b.TSV.zst"]),
+            (&["dataset_info.json", "one.txt", "two.txt.gz"], &["one.txt", "two.txt.gz"]),
+            (&["a.parquet", "a.csv"], &["a.parquet"]),
+        ] {
+            let files: Vec<_> = files.iter().map(|name| (*name, 5)).collect();
+            assert_eq!(chosen(&files, None), expected);
+        }
+        let both = [("data/x.json", 5), ("data/y.jsonl", 5)];
+        assert_eq!(chosen(&both, Some("data/x.json")), ["data/x.json"]);
     }
 }

@@ -2,36 +2,54 @@
 
 use mlx_quant_model::TokenizerError;
 
+use super::kind::KINDS;
+
 /// Data that cannot be used; found before any work.
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the messages say what the fields are")]
 pub enum DataError {
     #[error("{0}; hint: check that --data names a file or directory that exists and that you may read")]
     Io(String),
-    #[error(
-        "{file} is not a plain file; hint: give a .txt, .jsonl or .parquet file, or a directory of these"
-    )]
+    #[error("{file} is not a plain file; hint: give a {KINDS} file, or a directory of these")]
     NotAFile { file: String },
     #[error(
-        "{file} is no kind of data that is known; hint: give a .txt, .jsonl or .parquet file, or a directory of these"
+        "{file} is no kind of data that is known; hint: give a {KINDS} file (packed too: .gz, .zst), or a directory of these"
     )]
     Kind { file: String },
-    #[error(
-        "directory {directory} holds no .txt, .jsonl or .parquet files; hint: give the directory that holds them itself"
-    )]
+    #[error("directory {directory} holds no {KINDS} files; hint: give the directory that holds them itself")]
     EmptyDirectory { directory: String },
     #[error("{file}, line {line}: not UTF-8; hint: convert the file, for example with iconv")]
     Utf8 { file: String, line: usize },
+    #[error("{file}, {place}: {reason}; hint: each line is one JSON object, such as {{\"text\": \"...\"}}")]
+    Json { file: String, place: String, reason: String },
     #[error(
-        "{file}, line {line}: {reason}; hint: each line is one JSON object, such as {{\"text\": \"...\"}}"
+        "{file}, {place}: {reason}; hint: a .json file is a list of objects, such as [{{\"text\": \"...\"}}]; is all of it there?"
     )]
-    Json { file: String, line: usize, reason: String },
+    List { file: String, place: String, reason: String },
+    #[error(
+        "{file}, {place}: {reason}; hint: the first row names the columns, and cells with separators, quotes or line ends stand in quotes; or write the file as .jsonl"
+    )]
+    Separated { file: String, place: String, reason: String },
+    #[error(
+        "{file}, {place}: more than {} MiB without an end; hint: is this a file of documents? split the row, or give the file as .txt", limit >> 20
+    )]
+    LongRow { file: String, place: String, limit: u64 },
+    #[error("{file} cannot be unpacked: {reason}; hint: the file is damaged or not whole, fetch it again")]
+    Packed { file: String, reason: String },
     #[error(
         "{file}, {place}: {reason}; hint: give a text, a prompt and a completion, or messages with role and content"
     )]
     Form { file: String, place: String, reason: String },
+    #[error(
+        "{file}, {place}: neither text, nor prompt and completion, nor messages, nor conversations, nor instruction and output; hint: the columns found are {found}; give the one that holds the documents one of these names"
+    )]
+    NoForm { file: String, place: String, found: String },
     #[error("{file}, {place}: {error}")]
     Tokenizer { file: String, place: String, error: TokenizerError },
+    #[error(
+        "{file}, {place}: the model's chat template refuses the row (and in all {left_out} of {rows}): {reason}; hint: is the data made for such a model? look at the roles, their order, and content"
+    )]
+    LeftOut { file: String, left_out: usize, rows: usize, place: String, reason: String },
     #[error(
         "{file}: {reason}; hint: the file is damaged or of a kind that is not read, write it anew, or as .jsonl"
     )]

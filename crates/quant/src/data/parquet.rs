@@ -1,63 +1,195 @@
 //! Tables of documents, as most data sets on the hub are stored.
 //!
-//! Rows are read through parquet's record interface, without arrow: calibration needs some hundred thousand tokens,
-//! and arrow would be the largest dependency of the program.
+//! Rows are read through parquet's record interface, without arrow: calibration needs some hundred thousand tokens, and
+//! arrow would be the largest dependency of the program. Pages are read and unpacked as rows ask for them, so a file is
+//! never in memory.
+
+use std::fs::File;
+use std::io::{BufReader, Read, Seek as _, SeekFrom};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use parquet::errors::ParquetError;
-use parquet::file::reader::{FileReader as _, SerializedFileReader};
+use parquet::file::metadata::RowGroupMetaData;
+use parquet::file::reader::{ChunkReader, FileReader as _, Length, SerializedFileReader};
+use parquet::record::reader::TreeBuilder;
 use parquet::record::{Field, Row};
-use parquet::schema::types::Type;
+use parquet::schema::types::{SchemaDescriptor, Type};
 use serde_json::{Map, Value};
-use std::sync::Arc;
 
-use super::DataError;
-use super::document::{COLUMNS, Document};
+use super::document::{has_form, is_column, named};
+use super::read::{Input, Tallied, Tally};
+use super::rows::{Place, Sink, Source};
+use super::sample::{GROUPS, Portion, spread};
+use super::{DataError, Extent};
 
-/// The documents of a .parquet file with their row numbers, counted from 1.
-pub(super) fn documents(file: &str, bytes: Vec<u8>) -> Result<Vec<(usize, Document)>, DataError> {
-    let damaged =
-        |error: ParquetError| DataError::Parquet { file: file.to_owned(), reason: error.to_string() };
-    let reader = SerializedFileReader::new(Bytes::from(bytes)).map_err(damaged)?;
-    let columns = known_columns(reader.metadata().file_metadata().schema()).map_err(damaged)?;
-    let Some(columns) = columns else {
-        return Err(DataError::Form {
-            file: file.to_owned(),
-            place: "columns".to_owned(),
-            reason: "neither text, nor prompt and completion, nor messages".to_owned(),
-        });
+/// Rows that are decoded together. They may be long.
+const BATCH_ROWS: usize = 64;
+
+/// A file that is read at many places, and what is read of it tallied.
+struct Chunks {
+    file: Arc<Mutex<File>>,
+    size: u64,
+    tally: Tally,
+}
+
+/// A place in it.
+struct Chunk {
+    file: Arc<Mutex<File>>,
+    at: u64,
+}
+
+impl Read for Chunk {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        file.seek(SeekFrom::Start(self.at))?;
+        let read = file.read(buffer)?;
+        self.at += read as u64;
+        Ok(read)
+    }
+}
+
+impl Length for Chunks {
+    fn len(&self) -> u64 {
+        self.size
+    }
+}
+
+impl ChunkReader for Chunks {
+    type T = BufReader<Tallied<Chunk>>;
+
+    fn get_read(&self, start: u64) -> Result<Self::T, ParquetError> {
+        let chunk = Chunk { file: Arc::clone(&self.file), at: start };
+        Ok(BufReader::new(Tallied { inner: chunk, tally: self.tally.clone() }))
+    }
+
+    fn get_bytes(&self, start: u64, length: usize) -> Result<Bytes, ParquetError> {
+        // A damaged file asks for more than there is; nothing is allocated for that.
+        if start.checked_add(length as u64).is_none_or(|end| end > self.size) {
+            return Err(ParquetError::EOF(format!(
+                "{length} bytes at {start} lie beyond the end of the file"
+            )));
+        }
+        let mut bytes = vec![0; length];
+        self.get_read(start)?.read_exact(&mut bytes)?;
+        Ok(bytes.into())
+    }
+}
+
+fn open(input: &Input, tally: &Tally) -> Result<SerializedFileReader<Chunks>, DataError> {
+    let file = Arc::new(Mutex::new(input.open()?));
+    let chunks = Chunks { file, size: input.size, tally: tally.clone() };
+    SerializedFileReader::new(chunks).map_err(|error| damaged(input, &error))
+}
+
+fn damaged(input: &Input, error: &ParquetError) -> DataError {
+    DataError::Parquet { file: input.file.clone(), reason: error.to_string() }
+}
+
+/// Bytes of the columns that are read, unpacked, as the file says.
+pub(super) fn text_size(input: &Input) -> Result<u64, DataError> {
+    let reader = open(input, &Tally::default())?;
+    let mut size = 0_u64;
+    for group in reader.metadata().row_groups() {
+        for column in group.columns() {
+            let name = column.column_path().parts().first();
+            if name.is_some_and(|name| is_column(name)) {
+                size = size.saturating_add(u64::try_from(column.uncompressed_size()).unwrap_or(0));
+            }
+        }
+    }
+    Ok(size)
+}
+
+/// Hands out the documents of a .parquet file with their row numbers, counted from 1.
+pub(super) fn documents(
+    source: &Source,
+    portion: Portion,
+    tally: &Tally,
+    sink: &mut Sink<'_>,
+) -> Result<Extent, DataError> {
+    let input = &source.input;
+    let sampled = matches!(portion, Portion::Sample { .. });
+    let of_rows = if sampled { tally.clone() } else { Tally::default() };
+    let reader = open(input, &of_rows)?;
+    let metadata = reader.metadata();
+    let columns = known_columns(source, metadata.file_metadata().schema())?;
+    let columns = Arc::new(SchemaDescriptor::new(Arc::new(columns)));
+    let groups = metadata.num_row_groups();
+    let (visited, share) = if sampled && groups > 0 {
+        let count = 1 << groups.min(GROUPS).ilog2();
+        let visited = spread(count).into_iter().map(|index| index * groups / count).collect();
+        (visited, portion.limit().div_ceil(count as u64))
+    } else {
+        ((0..groups).collect::<Vec<_>>(), u64::MAX)
     };
-    let mut documents = Vec::new();
-    for (index, row) in reader.get_row_iter(Some(columns)).map_err(damaged)?.enumerate() {
-        let number = index + 1;
-        let document = object(row.map_err(damaged)?).and_then(Document::from_object);
-        let document = document.map_err(|reason| DataError::Form {
-            file: file.to_owned(),
-            place: format!("row {number}"),
-            reason,
-        })?;
-        documents.push((number, document));
+    let mut bytes = 0_u64;
+    for group in visited {
+        let before = metadata.row_groups()[..group].iter().map(RowGroupMetaData::num_rows);
+        let first = before.fold(1, |sum, rows| sum + usize::try_from(rows).unwrap_or(0));
+        let rows = reader.get_row_group(group).map_err(|error| damaged(input, &error))?;
+        let rows = TreeBuilder::new()
+            .with_batch_size(BATCH_ROWS)
+            .as_iter(Arc::clone(&columns), &*rows)
+            .map_err(|error| damaged(input, &error))?;
+        let mut taken = 0;
+        for (index, row) in rows.enumerate() {
+            if bytes + taken >= portion.limit() || taken >= share {
+                break;
+            }
+            let place = Place::Number(first + index);
+            let row = row.map_err(|error| damaged(input, &error))?;
+            let object = object(row).map_err(|reason| DataError::Form {
+                file: input.file.clone(),
+                place: source.place(place),
+                reason,
+            })?;
+            let document = source.document(object, place)?;
+            taken += document.bytes();
+            sink(place, document)?;
+        }
+        bytes += taken;
+        if bytes >= portion.limit() {
+            break;
+        }
     }
-    Ok(documents)
+    if sampled {
+        return Ok(Extent::Spread);
+    }
+    let mut file = input.stream(tally)?;
+    std::io::copy(&mut file, &mut std::io::sink()).map_err(|error| input.unread(&error))?;
+    Ok(if bytes < portion.limit() { Extent::Whole } else { Extent::Beginning })
 }
 
-/// The part of a table that is read; `None` if there is none.
-fn known_columns(schema: &Type) -> Result<Option<Type>, ParquetError> {
-    let fields: Vec<Arc<Type>> =
-        schema.get_fields().iter().filter(|field| COLUMNS.contains(&field.name())).cloned().collect();
-    if fields.is_empty() {
-        return Ok(None);
+/// The part of a table that is read.
+fn known_columns(source: &Source, schema: &Type) -> Result<Type, DataError> {
+    let all = schema.get_fields();
+    if !has_form(|name| all.iter().any(|field| field.name() == name)) {
+        return Err(DataError::NoForm {
+            file: source.input.file.clone(),
+            place: "columns".to_owned(),
+            found: named(all.iter().map(|field| field.name())),
+        });
     }
-    Type::group_type_builder(schema.name()).with_fields(fields).build().map(Some)
+    let fields = all.iter().filter(|field| is_column(field.name())).cloned().collect();
+    let columns = Type::group_type_builder(schema.name()).with_fields(fields).build();
+    columns.map_err(|error| damaged(&source.input, &error))
 }
 
+/// A row as JSON. A text that is not UTF-8 is refused; below that, bytes are pictures and the like.
 fn object(row: Row) -> Result<Map<String, Value>, String> {
-    row.into_columns().into_iter().map(|(name, field)| Ok((name, value(field)?))).collect()
+    let cell = |(name, field): (String, Field)| match &field {
+        Field::Bytes(bytes) if std::str::from_utf8(bytes.data()).is_err() => {
+            Err(format!("{name} is not UTF-8"))
+        }
+        _ => Ok((name, value(field))),
+    };
+    row.into_columns().into_iter().map(cell).collect()
 }
 
-/// A cell as JSON. Cells that no document holds (dates, decimals) are refused.
-fn value(field: Field) -> Result<Value, String> {
-    Ok(match field {
+/// A cell as JSON. Dates and decimals become text, bytes that are no text null.
+fn value(field: Field) -> Value {
+    match field {
         Field::Null => Value::Null,
         Field::Bool(it) => it.into(),
         Field::Byte(it) => it.into(),
@@ -68,14 +200,22 @@ fn value(field: Field) -> Result<Value, String> {
         Field::UShort(it) => it.into(),
         Field::UInt(it) => it.into(),
         Field::ULong(it) => it.into(),
+        Field::Float16(it) => f32::from(it).into(),
         Field::Float(it) => it.into(),
         Field::Double(it) => it.into(),
         Field::Str(text) => text.into(),
-        Field::Bytes(bytes) => {
-            std::str::from_utf8(bytes.data()).map_err(|_| "a string is not UTF-8".to_owned())?.into()
+        Field::Bytes(bytes) => std::str::from_utf8(bytes.data()).map_or(Value::Null, Value::from),
+        Field::Group(row) => {
+            row.into_columns().into_iter().map(|(name, field)| (name, value(field))).collect()
         }
-        Field::Group(row) => Value::Object(object(row)?),
-        Field::ListInternal(list) => list.elements().iter().cloned().map(value).collect::<Result<_, _>>()?,
-        other => return Err(format!("a value ({other}) that no document has")),
-    })
+        Field::ListInternal(list) => list.elements().iter().cloned().map(value).collect(),
+        Field::MapInternal(map) => {
+            let key = |key: &Field| match key {
+                Field::Str(text) => text.clone(),
+                other => other.to_string(),
+            };
+            map.entries().iter().map(|(name, field)| (key(name), value(field.clone()))).collect()
+        }
+        other => other.to_string().into(),
+    }
 }

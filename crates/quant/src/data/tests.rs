@@ -1,5 +1,5 @@
-//! Expected windows come from `windows_of` of the measuring script (NumPy 2, transformers 5.24), expected samples from an
-//! implementation of the description of [`super::pick::sampled`] in Python.
+//! Expected windows come from `windows_of` of the measuring script (NumPy 2, transformers 5.24), expected samples from
+//! an implementation of the description of [`super::pick::sampled`] in Python.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -7,6 +7,10 @@ use std::path::Path;
 use mlx_quant_model::Tokenizer;
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
+
+mod files;
+mod forms;
+mod large;
 
 use super::pick::{evenly_spaced, sampled};
 use super::*;
@@ -26,6 +30,20 @@ fn plain() -> Tokenizer {
     Tokenizer::load(&Directory::open(directory.path()).unwrap()).unwrap()
 }
 
+/// The demo model's tokenizer with a chat template, and with one for tools.
+fn with_templates(default: &str, tool_use: Option<&str>) -> Tokenizer {
+    let directory = tempfile::tempdir().unwrap();
+    let (name, bytes) = mlx_quant_demo::FILES.iter().find(|(name, _)| *name == "tokenizer.json").unwrap();
+    std::fs::write(directory.path().join(name), bytes).unwrap();
+    std::fs::write(directory.path().join("chat_template.jinja"), default).unwrap();
+    if let Some(template) = tool_use {
+        let additional = directory.path().join("additional_chat_templates");
+        std::fs::create_dir(&additional).unwrap();
+        std::fs::write(additional.join("tool_use.jinja"), template).unwrap();
+    }
+    Tokenizer::load(&Directory::open(directory.path()).unwrap()).unwrap()
+}
+
 fn read(path: &Path, tokenizer: &Tokenizer) -> Result<Corpus, DataError> {
     Corpus::read(&DataSource::Path(path.to_owned()), tokenizer, 6144)
 }
@@ -35,6 +53,16 @@ fn read_file(name: &str, content: &[u8], tokenizer: &Tokenizer) -> Result<Corpus
     let path = directory.path().join(name);
     std::fs::write(&path, content).unwrap();
     read(&path, tokenizer)
+}
+
+/// What a file of that name and content is read as, documents one after the other.
+fn text_of(name: &str, content: &[u8], tokenizer: &Tokenizer, expected: &str) {
+    let corpus = read_file(name, content, tokenizer).unwrap_or_else(|error| panic!("{name}: {error}"));
+    let mut ids = tokenizer.encode(expected).unwrap();
+    let stride = 2 - tokenizer.prefix().len();
+    ids.truncate(ids.len() / stride * stride);
+    let shown = String::from_utf8_lossy(content);
+    assert_eq!(tokens(&corpus), ids, "{name}: {}", shown.chars().take(300).collect::<String>());
 }
 
 /// The tokens of a corpus of one source, apart from what does not fill a window of one token.
@@ -171,7 +199,10 @@ fn broken_lines_are_named() {
             "line 3: content of message 0 is a number",
         ),
         (b"{\"text\": \"\xff\"}", "line 3: not UTF-8"),
-        (b"{\"messages\": [{\"role\": \"user\", \"content\": [1]}]}", "line 3: chat template of"),
+        (
+            b"{\"messages\": [{\"role\": \"user\", \"content\": [1]}]}",
+            "line 3: part 0 of content of message 0 is a number",
+        ),
     ] {
         let content = [b"{\"text\": \"fine\"}\n\n", line, b"\n"].concat();
         let error = read_file("data.jsonl", &content, &demo()).unwrap_err().to_string();
@@ -188,9 +219,9 @@ fn unfit_data_is_refused() {
     let empty = tempfile::tempdir().unwrap();
     for (result, expected) in [
         (read(Path::new("/nowhere/at/all.txt"), &demo()), "/nowhere/at/all.txt"),
-        (read(empty.path(), &demo()), "holds no .txt, .jsonl or .parquet"),
+        (read(empty.path(), &demo()), "holds no .txt, .jsonl, .json, .csv, .tsv or .parquet files"),
         (read(Path::new("/dev/null"), &demo()), "no kind of data"),
-        (read_file("data.csv", b"x", &demo()), "no kind of data"),
+        (read_file("data.pdf", b"x", &demo()), "no kind of data"),
         (read_file("data.jsonl", b"\n\n", &demo()), "holds no text"),
         (read_file("data.txt", b"one\ntwo\n\xff", &demo()), "data.txt, line 3: not UTF-8"),
         (read_file("data.parquet", b"PAR1", &demo()), "data.parquet: "),

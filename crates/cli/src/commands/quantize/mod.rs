@@ -22,7 +22,7 @@ pub(crate) use self::request::Request;
 pub(crate) use self::request::affine;
 use self::show::{dry_run, show};
 use super::upload::Target;
-use super::windows::{self, Shares};
+use super::windows::{self, Shares, Text};
 use crate::Refusal;
 use crate::commands::source::{self, Need};
 use crate::machine;
@@ -165,15 +165,16 @@ fn prepare(request: &Request<'_>, model: &Model, printer: Printer) -> Result<(Wi
     let data = source::data(args.data.as_deref(), DataSource::BuiltinCalibration, printer)?;
     let (calibration, training, held_out) = request.windows();
     let shares = Shares { calibration, training, held_out, trains: request.recipe.trains() };
-    let (windows, lessons) =
-        windows::calibration(model, &data, args.sequence_length, args.machine.seed, &shares, printer)?;
+    let text = Text::new(data, args.sequence_length, args.strict);
+    let (windows, lessons) = windows::calibration(model, &text, args.machine.seed, &shares, printer)?;
     // The size of a model that is to reach a divergence is settled by measuring.
     let settled = request.dynamic.is_some_and(|flags| flags.target_kl.is_some());
     let evaluate = match if settled { args.eval_windows.max(8) } else { args.eval_windows } {
         0 => None,
         count => {
             let pick = Pick::EvenlySpaced { windows: count };
-            match windows::read(model, &DataSource::BuiltinHeldOut, args.sequence_length, pick) {
+            match windows::read(model, &Text::builtin(DataSource::BuiltinHeldOut, args.sequence_length), pick)
+            {
                 Ok(windows) => Some(windows),
                 Err(error) => {
                     printer.warn(&format!("the result will not be measured: {error:#}"));

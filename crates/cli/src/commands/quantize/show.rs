@@ -41,6 +41,9 @@ pub(super) fn dry_run(
     line("calibration", format!("{} windows of {} tokens", windows.picked.len(), windows.sequence_length));
     for source in &windows.sources {
         line("", format!("{}: {} of {} windows", source.name, source.windows_picked, source.windows_total));
+        for note in [source.part_read(), source.left_out()].into_iter().flatten() {
+            line("", note);
+        }
     }
     line("process", bytes(memory.fixed));
     line("block", bytes(memory.block));

@@ -10,7 +10,7 @@ use serde_json::json;
 use crate::Refusal;
 use crate::args::{HubFlags, Upload as Args};
 use crate::commands::source::{self, Asked, Need};
-use crate::commands::windows;
+use crate::commands::windows::{self, Text};
 use crate::hub::{Address, Hub, Upload};
 use crate::printer::{Printer, bytes};
 use crate::screen::Screen;
@@ -160,7 +160,7 @@ fn write_card(directory: &Path, card: &str) -> std::io::Result<()> {
 
 fn measure(model: &Model, source: &Model, screen: &Screen) -> Result<Evaluation> {
     let pick = Pick::EvenlySpaced { windows: WINDOWS };
-    let windows = windows::read(source, &DataSource::BuiltinHeldOut, WINDOW_TOKENS, pick)?;
+    let windows = windows::read(source, &Text::builtin(DataSource::BuiltinHeldOut, WINDOW_TOKENS), pick)?;
     let settings = EvaluationSettings { threads: 0, low_memory: true, cache: None };
     Ok(evaluate(model, Some(source), &windows, &settings, screen)?)
 }
