@@ -73,6 +73,13 @@ fn main() -> ExitCode {
         // SAFETY: as above. The hub's library for large files would send figures about itself.
         unsafe { std::env::set_var("HF_XET_TELEMETRY_ENABLED", "0") };
     }
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        // What a parser of damaged files panics about becomes an error.
+        if !mlx_quant::model::is_contained() {
+            usual(panic);
+        }
+    }));
     let cli = Cli::parse_from(arguments(std::env::args_os()));
     let printer = cli.command.output().map_or_else(
         || Printer::new(false, false, false),

@@ -36,6 +36,10 @@ pub fn end_of_turn(directory: &Directory) -> Option<(u64, String)> {
     let settings = read_object(directory, "tokenizer_config.json").ok()?;
     let special =
         named_tokens(&settings, &read_object(directory, "special_tokens_map.json").unwrap_or_default());
+    // What begins a text or fills it up ends no turn.
+    let begins =
+        |name: &str| special.get(name).filter(|token| special.get("eos_token") != Some(token)).cloned();
+    let others = [begins("bos_token"), begins("pad_token")];
     let (file, source) = templates(directory, &settings).ok()?.default?;
     let template = ChatTemplate::new(file, &source, special);
     let messages =
@@ -43,7 +47,11 @@ pub fn end_of_turn(directory: &Directory) -> Option<(u64, String)> {
     let text = template.render_adapted(&messages, None).ok()?;
     let (_, behind) = text.rsplit_once(ANSWER)?;
     let behind = behind.trim_start_matches([' ', '\n']);
-    let token = added.iter().filter(|token| token.special && !token.content.is_empty());
+    let own = |token: &&AddedToken| {
+        let text = Value::from(token.content.as_str());
+        token.special && !token.content.is_empty() && !others.iter().flatten().any(|other| *other == text)
+    };
+    let token = added.iter().filter(own);
     let token =
         token.filter(|token| behind.starts_with(&token.content)).max_by_key(|token| token.content.len())?;
     Some((token.id, token.content.clone()))

@@ -224,3 +224,13 @@ fn scheme_of(map: &Map<String, Value>) -> Option<Scheme> {
     let mode = map.get("mode").and_then(Value::as_str).map_or(Some(Mode::Affine), Mode::from_name)?;
     Scheme::new(mode, number("bits"), number("group_size").map(|n| n as usize)).ok()
 }
+
+/// The scheme that an object of config.json names, with MLX's defaults for what it leaves out.
+pub fn listed(entry: &Map<String, Value>) -> Option<Scheme> {
+    let number = |key: &str| match entry.get(key) {
+        None | Some(Value::Null) => Some(None),
+        Some(value) => value.as_u64().and_then(|n| u32::try_from(n).ok()).map(Some),
+    };
+    let mode = entry.get("mode").and_then(Value::as_str).map_or(Some(Mode::Affine), Mode::from_name)?;
+    Scheme::new(mode, number("bits")?, number("group_size")?.map(|n| n as usize)).ok()
+}

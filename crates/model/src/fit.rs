@@ -56,7 +56,10 @@ impl fmt::Display for Misfit {
                 write!(f, "{name} has shape {found:?}, config.json asks for [{}]", expected.join(", "))
             }
             Fault::Integers(dtype) => {
-                write!(f, "{name} is {dtype}, and config.json says nothing of how it is quantized")
+                write!(
+                    f,
+                    "{name} is {dtype}, and nothing in config.json explains it in a form that is read here"
+                )
             }
             Fault::Unread { shape } if shape.is_empty() => {
                 write!(f, "{name} is read by no part of the model")
@@ -143,7 +146,10 @@ pub(crate) fn misfits(
     missing.extend(halves(held, expected).map(|name| misfit(name, Fault::Missing)));
     for (name, held) in held {
         let axes = held.shape.as_ref().map_or(2, Vec::len);
-        if !held.packed && is_packed_weight(name, held.dtype, axes) {
+        // What a decoder reads is a number with a fraction, whatever it is called.
+        let read = expected.is_some_and(|expected| expected.contains_key(*name));
+        let integers_instead = read && FloatType::from_dtype(held.dtype).is_none();
+        if !held.packed && (integers_instead || is_packed_weight(name, held.dtype, axes)) {
             integers.push(misfit(name, Fault::Integers(held.dtype)));
         } else if expected.map_or_else(|| is_leftover(name), |expected| !expected.contains_key(*name)) {
             unread.push(misfit(name, Fault::Unread { shape: held.shape.clone().unwrap_or_default() }));

@@ -83,7 +83,10 @@ fn is_tied(architecture: &Architecture, config: &Config) -> bool {
 }
 
 /// Axes of networks' matrices, by path; outermost first.
-fn widths(config: &Config, decoder: &Decoder) -> Result<BTreeMap<String, Vec<Option<usize>>>, ConfigError> {
+pub(crate) fn widths(
+    config: &Config,
+    decoder: &Decoder,
+) -> Result<BTreeMap<String, Vec<Option<usize>>>, ConfigError> {
     // A key that is there and cannot be used is no reason to take another.
     let first = |keys: &[&str]| -> Result<Option<usize>, ConfigError> {
         let key = keys.iter().find(|key| config.get(key).is_some_and(|value| !value.is_null()));
@@ -134,7 +137,7 @@ fn adjusted(config: &Config, width: usize) -> usize {
 }
 
 /// An axis that only some families leave open.
-fn config_key(config: &Config, path: &str) -> Result<usize, ConfigError> {
+pub(crate) fn config_key(config: &Config, path: &str) -> Result<usize, ConfigError> {
     let keys: &[&str] = match path.rsplit('.').next().unwrap_or(path) {
         "wpe" | "embed_positions" => &["n_positions", "max_position_embeddings"],
         "embed_tokens_per_layer" => &["vocab_size_per_layer_input"],

@@ -7,7 +7,9 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test panics to fail"))]
 
 pub mod arch;
+mod asked;
 mod chat;
+mod contained;
 pub mod decoder;
 mod end_of_turn;
 mod error;
@@ -20,15 +22,17 @@ pub mod mixers;
 mod names;
 pub mod ops;
 mod parameters;
+mod tied;
 mod tokenizer;
 mod view;
 mod weights;
 
 pub use arch::Architecture;
+pub use contained::{contained, is_contained};
 pub use decoder::{Decoder, Producer, Site};
 pub use end_of_turn::{end_of_text, end_of_turn};
 pub use error::SourceError;
-pub use existing::Existing;
+pub use existing::{Existing, listed};
 pub use fit::{ExpectedTensor, Fault, Misfit, Misfits, without_numbers};
 pub use forward::{Course, Forward, Progress, State, Stop, Tap};
 pub use headers::expected_headers;

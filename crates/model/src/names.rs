@@ -2,13 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use mlx_format::checkpoint::{Checkpoint, Config, ConfigError, LeftAside, Tensor};
-use mlx_format::{Dtype, FloatType, Scheme};
-use serde_json::Value;
+use mlx_format::checkpoint::{Checkpoint, Config, ConfigError, LeftAside};
+use mlx_format::{Dtype, Scheme};
 
 use crate::arch::{self, Architecture, Rule, Sketch, Source};
+use crate::asked;
 use crate::decoder::{Decoder, Linear};
 use crate::fit::{self, ExpectedTensor, Fault, Held, Misfits};
+use crate::tied::{Tied, untied};
 use crate::view::View;
 use crate::{Existing, SourceError};
 
@@ -101,7 +102,7 @@ impl Named {
         };
         let mut expected = decoder.as_ref().map(|decoder| decoder.expected(rows));
         if let Some(expected) = &mut expected {
-            settle_biases(expected, config);
+            asked::settle(expected, decoder.as_ref(), config);
         }
         let left_aside = checkpoint.left_aside().map(|index| {
             format!(
@@ -193,30 +194,8 @@ impl Named {
             return Ok(());
         }
         let model = checkpoint.directory().display().into_owned();
-        Err(SourceError::Misfits { model, family: self.architecture.family, misfits: Misfits(misfits) })
-    }
-}
-
-/// Makes biases of linears that a model type always or never has required, or unread.
-fn settle_biases(expected: &mut BTreeMap<String, ExpectedTensor>, config: &Config) {
-    let linears: Vec<String> = expected
-        .keys()
-        .filter_map(|name| name.strip_suffix(".bias"))
-        // Norms have biases of their own; their weights are vectors.
-        .filter(|path| expected.get(&format!("{path}.weight")).is_some_and(|weight| weight.shape.len() > 1))
-        .map(str::to_owned)
-        .collect();
-    for path in linears {
-        let name = format!("{path}.bias");
-        match arch::has_bias(config, &path) {
-            Some(false) => {
-                expected.remove(&name);
-            }
-            Some(true) => {
-                expected.entry(name).and_modify(|bias| bias.optional = false);
-            }
-            None => {}
-        }
+        let family = if self.architecture.described { self.architecture.family } else { "language" };
+        Err(SourceError::Misfits { model, family, misfits: Misfits(misfits) })
     }
 }
 
@@ -227,8 +206,8 @@ pub(crate) fn described(
 ) -> Result<Option<Decoder>, ConfigError> {
     let mut decoder = arch::decoder(sketch)?;
     if let Some(decoder) = decoder.as_mut().filter(|decoder| decoder.head.linear.is_none())
-        && !architecture.drops_head()
-        && !architecture.tied_without_head
+        && (arch::tied(sketch.config) == Some(false)
+            || !architecture.drops_head() && !architecture.tied_without_head)
     {
         let outer = decoder.embedding.path.strip_suffix("model.embed_tokens").unwrap_or_default();
         decoder.head.linear = Some(Linear::new(format!("{outer}lm_head")));
@@ -236,97 +215,8 @@ pub(crate) fn described(
     Ok(decoder)
 }
 
-/// A config that says that head and embedding are two tables.
-fn untied(config: &Config) -> Config {
-    let mut config = config.clone();
-    let map = match config.0.get_mut("text_config") {
-        Some(Value::Object(text)) => text,
-        _ => &mut config.0,
-    };
-    map.insert("tie_word_embeddings".to_owned(), false.into());
-    config
-}
-
-/// Whether a head that is there is the embedding's table.
-struct Tied {
-    /// It is not, and config.json is silent.
-    untied: bool,
-    note: Option<String>,
-}
-
-impl Tied {
-    /// Compares rows of a head that would be dropped with the embedding's.
-    fn of(checkpoint: &Checkpoint, config: &Config) -> Result<Self, SourceError> {
-        let tied = Self { untied: false, note: None };
-        let silent = arch::tied(config).is_none();
-        let architecture = arch::describe(Source { config, tensors: checkpoint.tensors() })?;
-        let own = |end: &str| {
-            let ends = |name: &&String| *name == end || name.ends_with(&format!(".{end}"));
-            checkpoint.tensors().keys().find(ends)
-        };
-        let embedding = ["embed_tokens.weight", "wte.weight", "embed_in.weight"].into_iter().find_map(own);
-        let head = ["lm_head.weight", "embed_out.weight"].into_iter().find_map(own);
-        let (Some(embedding), Some(head)) = (embedding, head) else { return Ok(tied) };
-        let dropped = |architecture: &Architecture| {
-            let renamed = architecture.renamed(head);
-            architecture.rules.iter().any(|rule| rule.outputs.is_empty() && rule.captures(&renamed).is_some())
-        };
-        if !dropped(&architecture) || checkpoint.is_headers_only() {
-            return Ok(tied);
-        }
-        let differ = differ(checkpoint, head, embedding);
-        // Where config.json says nothing, the family's default is a guess, and the tensors know better.
-        let apart = untied(config);
-        let may_part =
-            silent && !dropped(&arch::describe(Source { config: &apart, tensors: checkpoint.tensors() })?);
-        let note = match differ {
-            Some(false) => return Ok(tied),
-            None if !may_part => return Ok(tied),
-            None => format!(
-                "config.json does not say whether {head} and {embedding} are one table, and their rows are not here to be compared: \
-                 they stay two"
-            ),
-            Some(true) if may_part => format!(
-                "{head} differs from {embedding}, and config.json does not say whether they are one table: they stay two"
-            ),
-            Some(true) => format!(
-                "{head} differs from {embedding}, but the model ties them: {head} is left out, as mlx_lm does; if the model was trained \
-                 with a head of its own, set tie_word_embeddings to false in its config.json"
-            ),
-        };
-        Ok(Self { untied: may_part, note: Some(note) })
-    }
-}
-
-/// Whether two tables differ, by up to 64 of their rows; nothing where all of these are zeros, as in files of which only headers
-/// are here.
-fn differ(checkpoint: &Checkpoint, left: &str, right: &str) -> Option<bool> {
-    const ROWS: usize = 64;
-    let (a, b) = (checkpoint.tensor(left)?, checkpoint.tensor(right)?);
-    if a.shape != b.shape {
-        return Some(true);
-    }
-    let (left, right) = (FloatType::from_dtype(a.dtype)?, FloatType::from_dtype(b.dtype)?);
-    let columns = a.shape.last().copied().unwrap_or(0);
-    let rows = a.elements().checked_div(columns).unwrap_or(0);
-    let row = |tensor: &Tensor, float: FloatType, row: usize| {
-        let bytes = &checkpoint.bytes(tensor)[row * columns * float.size()..][..columns * float.size()];
-        let mut values = vec![0f32; columns];
-        float.widen(bytes, &mut values);
-        values
-    };
-    let sample = rows.min(ROWS);
-    let mut zeros = true;
-    for at in (0..sample).map(|index| index * rows / sample) {
-        let (left, right) = (row(a, left, at), row(b, right, at));
-        // Bits, so that NaN equals itself.
-        if left.iter().zip(&right).any(|(left, right)| left.to_bits() != right.to_bits()) {
-            return Some(true);
-        }
-        zeros &= left.iter().all(|value| *value == 0.0);
-    }
-    (!zeros).then_some(false)
-}
+/// Ends of names of what fp8 checkpoints hold beside the weights.
+const FP8_SCALES: [&str; 3] = ["_scale_inv", "activation_scale", ".input_scale"];
 
 /// Tensors and dropped names.
 type Names = (Vec<(String, View)>, Vec<String>);
@@ -341,7 +231,7 @@ fn apply(
     let mut parts: BTreeMap<NaturalName, (String, Parts)> = BTreeMap::new();
     let mut dropped = Vec::new();
     for (source, tensor) in checkpoint.tensors() {
-        if fp8_block.is_some() && (source.ends_with("_scale_inv") || source.ends_with("activation_scale")) {
+        if fp8_block.is_some() && (FP8_SCALES.iter().any(|end| source.ends_with(end))) {
             continue;
         }
         let view = |rule_steps: &[_]| {
@@ -434,18 +324,27 @@ fn assemble(name: String, parts: Parts) -> Result<(String, View), SourceError> {
 
 /// Without an index, shards that call themselves one of several must all be there.
 fn check_shards(checkpoint: &Checkpoint) -> Result<(), SourceError> {
-    let expected =
-        |name: &str| name.strip_suffix(".safetensors")?.rsplit_once("-of-")?.1.parse::<usize>().ok();
-    let found = checkpoint.shards().count();
     if checkpoint.is_indexed() {
         return Ok(());
     }
-    match checkpoint.shards().filter_map(expected).max() {
-        Some(expected) if expected > found => {
-            let directory = checkpoint.directory().display().into_owned();
-            Err(SourceError::MissingShards { directory, found, expected })
+    // Stem and count of a series, and the numbers that are here.
+    let mut series: BTreeMap<(&str, usize), BTreeSet<usize>> = BTreeMap::new();
+    for name in checkpoint.shards() {
+        let parts = || {
+            let (before, count) = name.strip_suffix(".safetensors")?.rsplit_once("-of-")?;
+            let (stem, number) = before.rsplit_once('-')?;
+            Some((stem, count.parse::<usize>().ok()?, number.parse::<usize>().ok()?))
+        };
+        if let Some((stem, count, number)) = parts() {
+            series.entry((stem, count)).or_default().insert(number);
         }
-        _ => Ok(()),
+    }
+    match series.into_iter().find(|((_, count), numbers)| *count > numbers.len()) {
+        Some(((_, expected), numbers)) => {
+            let directory = checkpoint.directory().display().into_owned();
+            Err(SourceError::MissingShards { directory, found: numbers.len(), expected })
+        }
+        None => Ok(()),
     }
 }
 

@@ -9,6 +9,7 @@ use mlx_format::checkpoint::{Directory, DirectoryError};
 use serde_json::{Map, Value};
 
 use crate::chat::ChatTemplate;
+use crate::contained::contained;
 
 const TOKENIZER: &str = "tokenizer.json";
 const SETTINGS: &str = "tokenizer_config.json";
@@ -80,7 +81,8 @@ impl Tokenizer {
             file: directory.display_file(file),
             reason,
         };
-        let mut inner = tokenizers::Tokenizer::from_bytes(&bytes)
+        let mut inner = contained(|| tokenizers::Tokenizer::from_bytes(&bytes))
+            .map_err(|reason| damaged(TOKENIZER, reason))?
             .map_err(|error| damaged(TOKENIZER, error.to_string()))?;
         // Some files carry the settings of their makers' last call; a text is never cut or filled up here.
         inner.with_truncation(None).map_err(|error| damaged(TOKENIZER, error.to_string()))?;
@@ -179,9 +181,10 @@ impl Tokenizer {
 }
 
 fn encode(inner: &tokenizers::Tokenizer, text: &str, special: bool) -> Result<Vec<u32>, TokenizerError> {
-    match inner.encode_fast(text, special) {
-        Ok(encoding) => Ok(encoding.get_ids().to_vec()),
-        Err(error) => Err(TokenizerError::Encode { bytes: text.len(), reason: error.to_string() }),
+    match contained(|| inner.encode_fast(text, special)) {
+        Ok(Ok(encoding)) => Ok(encoding.get_ids().to_vec()),
+        Ok(Err(error)) => Err(TokenizerError::Encode { bytes: text.len(), reason: error.to_string() }),
+        Err(reason) => Err(TokenizerError::Encode { bytes: text.len(), reason }),
     }
 }
 

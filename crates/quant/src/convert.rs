@@ -10,7 +10,10 @@ use sha2::{Digest, Sha256};
 
 use crate::carry::{CHUNK_BYTES, CHUNKS_PER_THREAD, Carrier, ColumnWeights};
 use crate::observer::{Event, Observer};
-use crate::plan::{Item, Plan};
+use crate::plan::{GenerationConfig, Item, Plan};
+
+const GENERATION_CONFIG: &str = "generation_config.json";
+
 use crate::{Error, Model, model_card};
 use mlx_quant_model::decoder::{Block, Norm};
 use mlx_quant_model::{Producer, View};
@@ -121,9 +124,12 @@ pub(crate) fn write_companions(
     companions: Vec<String>,
 ) -> Result<(), Error> {
     for file in companions {
-        match plan.generation_config.as_ref().filter(|_| file == "generation_config.json") {
-            Some(config) => writer.write_file(&file, config.to_mlx_json().as_bytes())?,
-            None => writer.copy_file(model.checkpoint.directory(), &file)?,
+        match &plan.generation_config {
+            GenerationConfig::Replaced(config) if file == GENERATION_CONFIG => {
+                writer.write_file(&file, config.to_python_json().as_bytes())?;
+            }
+            GenerationConfig::LeftOut if file == GENERATION_CONFIG => {}
+            _ => writer.copy_file(model.checkpoint.directory(), &file)?,
         }
     }
     if let Some(overrides) = &plan.settings.overrides {

@@ -90,7 +90,8 @@ pub use methods::{Method, MethodSettings, Recipe, RecipeError};
 pub use mlx_quant_model as model;
 pub use observer::{Event, Observer, Silent};
 pub use plan::{
-    Item, Job, LayerReport, MixedRecipe, Overrides, OverridesError, Plan, PlanError, PlanReport, Settings,
+    GenerationConfig, Item, Job, LayerReport, MixedRecipe, Overrides, OverridesError, Plan, PlanError,
+    PlanReport, Settings,
 };
 pub use session::{
     ExpertTokens, QuantizeMemory, QuantizeSettings, Quantized, distill, operations, quantize,

@@ -94,6 +94,26 @@ impl Config {
         python_json(&Value::Object(sorted))
     }
 
+    /// JSON as Python writes it, keys in file order, tagged floats bare again: for files in which nobody expects tags.
+    pub fn to_python_json(&self) -> String {
+        const MARK: &str = "\u{0}float:";
+        fn bare(value: &Value) -> Value {
+            match value {
+                Value::Object(map) => match map.get(FLOAT_TAG).and_then(Value::as_str) {
+                    Some(float) if map.len() == 1 => format!("{MARK}{float}").into(),
+                    _ => Value::Object(map.iter().map(|(key, value)| (key.clone(), bare(value))).collect()),
+                },
+                Value::Array(items) => items.iter().map(bare).collect(),
+                other => other.clone(),
+            }
+        }
+        let mut text = python_json(&bare(&Value::Object(self.0.clone())));
+        for float in ["NaN", "Infinity", "-Infinity"] {
+            text = text.replace(&format!("\"\\u0000float:{float}\""), float);
+        }
+        text
+    }
+
     /// `model_type`.
     ///
     /// # Errors
@@ -246,6 +266,9 @@ mod tests {
                 .unwrap();
         let tagged = serde_json::json!({"limit": [0.0, {"__float__": "Infinity"}, {"__float__": "-Infinity"}, {"__float__": "NaN"}], "name": "Infinity \" NaN"});
         assert_eq!(Value::Object(config.0), tagged);
+        let bare = Config::parse(br#"{"limit": [0.0, Infinity, -Infinity, NaN], "a": {"t": NaN}}"#).unwrap();
+        assert_eq!(Config::parse(bare.to_python_json().as_bytes()).unwrap(), bare);
+        assert!(bare.to_python_json().contains("\"t\": NaN"), "{}", bare.to_python_json());
         assert!(Config::parse(b"[1]").is_err());
         assert!(Config::parse(b"{\"a\": Infinit}").is_err());
     }

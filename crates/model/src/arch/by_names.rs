@@ -4,12 +4,22 @@
 //! work, and nothing is promised of the rest. The facts about mlx-lm are those of version 0.32.2, measured by converting a small
 //! checkpoint of each type with both programs.
 
+use std::collections::BTreeMap;
+
 use super::{Architecture, Linears, Rule, Source, drop, drop_tied_head};
 use crate::{View, known};
 
 /// Parts of a path that see or hear (`mlx_vlm/utils.py`, `skip_multimodal_module`, and what mlx-lm's wrappers drop).
-const TOWERS: [&str; 20] = [
+const TOWERS: [&str; 28] = [
     "aligner",
+    "connector",
+    "embed_tokens_extend",
+    "mlp1",
+    "mm_proj",
+    "projector",
+    "resampler",
+    "vpm",
+    "apm",
     "audio_model",
     "audio_tower",
     "embed_audio",
@@ -31,20 +41,35 @@ const TOWERS: [&str; 20] = [
     "vl_connector",
 ];
 
-/// Parts of a name that adapters, quantizers and trainings leave beside a model's own weights.
-const LEFTOVERS: [&str; 12] = [
+/// Beginnings of parts of a name (in lower case) that adapters, quantizers and trainings leave beside a model's own weights.
+const LEFTOVERS: [&str; 27] = [
+    "absmax",
     "base_layer",
+    "dora_",
+    "ema_",
     "exp_avg",
-    "exp_avg_sq",
-    "lora_A",
-    "lora_B",
-    "lora_embedding_A",
-    "lora_embedding_B",
-    "lora_magnitude_vector",
+    "hada_w",
+    "ia3_l",
+    "lm_head_v",
+    "lokr_",
+    "lora_",
     "modules_to_save",
+    "momentum_buffer",
+    "nested_absmax",
+    "nested_quant_map",
     "optimizer",
     "original_module",
-    "SCB",
+    "prompt_encoder",
+    "quant_map",
+    "quant_state",
+    "reward_head",
+    "scb",
+    "score",
+    "v_head",
+    "value_head",
+    "vera_lambda",
+    "classification_head",
+    "classifier",
 ];
 
 /// Types whose model in mlx-lm stacks numbered experts as it loads, scales and biases too.
@@ -119,23 +144,50 @@ pub(super) fn architecture(source: Source<'_>) -> Architecture {
         protected: Vec::new(),
         keep_dtype: vec!["e_score_correction_bias", "A_log"],
         tied_without_head: false,
+        framed: wraps(source) && source.tensors.keys().any(|name| name.contains("language_model.")),
     }
 }
 
 /// mlx-lm runs the language model of its wrappers alone, and drops the rest as it loads.
 fn drop_towers(source: Source<'_>) -> Option<Rule> {
-    let model_type =
-        source.config.model_type().ok().filter(|name| known::model_type(name) && *name != SEES)?;
+    source.config.model_type().ok().filter(|name| known::model_type(name) && *name != SEES)?;
+    let names = || source.tensors.keys().map(String::as_str);
+    if wraps(source) && names().any(|name| name.contains("language_model.")) {
+        let others: Vec<String> = names()
+            .filter(|name| !is_inside(name))
+            .map(|name| format!("^{}$", regex::escape(name)))
+            .collect();
+        return (!others.is_empty()).then(|| drop(&others.join("|")));
+    }
+    wraps(source).then(|| drop(&format!(r"^(model\.)*({})\.", TOWERS.join("|"))))
+}
+
+/// Whether a model is a language model in a frame that sees or hears.
+fn wraps(source: Source<'_>) -> bool {
     let config = &source.config.0;
-    let wraps = ["text_config", "vision_config", "audio_config"].iter().any(|key| config.contains_key(*key));
-    let wraps = wraps || model_type.contains("vl") || model_type.contains("llava");
-    wraps.then(|| drop(&format!(r"^(model\.)?({})\.", TOWERS.join("|"))))
+    let parts = ["text_config", "vision_config", "audio_config", "llm_config", "thinker_config"];
+    let model_type = source.config.model_type().unwrap_or_default();
+    parts.iter().any(|key| config.contains_key(*key))
+        || model_type.contains("vl")
+        || model_type.contains("llava")
+}
+
+/// Whether a tensor belongs to the language model of a frame that sets it apart.
+pub(super) fn is_inside(name: &str) -> bool {
+    name.ends_with("lm_head")
+        || name.ends_with("lm_head.weight")
+        || name.split('.').take(3).any(|segment| segment == "language_model")
 }
 
 /// Whether a tensor belongs to a part that sees or hears.
 pub fn is_tower(name: &str) -> bool {
-    let own = name.strip_prefix("model.").unwrap_or(name);
-    own.split('.').next().is_some_and(|segment| TOWERS.contains(&segment))
+    const EARS_AND_EYES: [&str; 5] = ["vision", "visual", "audio", "speech", "image"];
+    // What lies within a layer of the language model is its own.
+    let mut outer = name.split('.').take_while(|segment| !matches!(*segment, "layers" | "h" | "blocks"));
+    outer.any(|segment| {
+        let lower = segment.to_ascii_lowercase();
+        TOWERS.contains(&lower.as_str()) || EARS_AND_EYES.iter().any(|part| lower.contains(part))
+    })
 }
 
 /// Whether the module at `path` stays as it is although it has a matrix: norms, routers, towers.
@@ -147,7 +199,8 @@ pub(super) fn is_kept(path: &str) -> bool {
 
 /// Whether a name says that its tensor is none of a model's own weights.
 pub(crate) fn is_leftover(name: &str) -> bool {
-    name.split('.').any(|segment| LEFTOVERS.contains(&segment))
+    let lower = name.to_ascii_lowercase();
+    lower.split('.').any(|segment| LEFTOVERS.iter().any(|start| segment.starts_with(start)))
 }
 
 /// Why mlx-lm does not load this type after it was quantized by tensor names, where that is known.
@@ -156,25 +209,78 @@ pub fn obstacle(model_type: &str) -> Option<&'static str> {
 }
 
 /// What would go wrong with a tensor of a type without a description if the model were quantized.
-pub fn unfit(model_type: &str, name: &str, view: &View) -> Option<Unfit> {
+pub fn unfit(architecture: &Architecture, model_type: &str, name: &str, view: &View) -> Option<Unfit> {
     let shape = view.shape();
-    if is_tower(name) || shape.len() < 2 {
+    if architecture.is_tower(name) || shape.len() < 2 {
         return None;
     }
-    let segments: Vec<&str> = name.split('.').collect();
-    let expert =
-        segments.iter().position(|segment| matches!(*segment, "experts" | "expert" | "local_experts"));
-    let numbered = expert.is_some_and(|at| {
-        segments.get(at + 1).is_some_and(|next| next.bytes().all(|byte| byte.is_ascii_digit()))
-    });
-    if numbered {
+    let expert = expert(name);
+    if matches!(expert, Some(Expert { number: Some(_), .. })) {
         return (!STACKS_PACKED_EXPERTS.contains(&model_type)).then_some(Unfit::NumberedExpert);
     }
-    // The kernel of a convolution is short, or it has one channel; matrices are neither.
-    let matrices = shape.len() == 3 && shape[1..].iter().all(|axis| *axis >= 16) && !name.contains("conv");
-    let bias = segments.last().is_some_and(|last| last.contains("bias"));
-    let unnamed = expert.is_some() && segments.last().is_some_and(|last| *last != "weight") && !bias;
+    let last = name.rsplit('.').next().unwrap_or(name);
+    let axes = &shape[shape.len().saturating_sub(2)..];
+    let stacked = shape.len() > 2 && shape[..shape.len() - 2].iter().product::<usize>() > 1;
+    // The kernel of a convolution is short, tables of positions and queries are no layer's; matrices are neither.
+    const TABLES: [&str; 6] = ["conv", "pos_emb", "position", "rel_pos", "query", "filter"];
+    let table = TABLES.iter().any(|part| name.contains(part));
+    let matrices =
+        stacked && axes.iter().all(|axis| *axis >= 8) && axes.iter().any(|axis| *axis >= 16) && !table;
+    let unnamed = expert.is_some() && last != "weight" && !last.contains("bias");
     (matrices || unnamed).then_some(Unfit::Stacked)
+}
+
+/// An expert that a name speaks of.
+struct Expert<'n> {
+    /// What stands before it, and behind it.
+    around: (&'n str, &'n str),
+    number: Option<usize>,
+}
+
+/// `X.experts.3.Y`, `X.expert_3.Y`, `X.mlps.3.Y`, or `X.experts.Y` of all together.
+fn expert(name: &str) -> Option<Expert<'_>> {
+    let mut start = 0;
+    for segment in name.split('.') {
+        let end = start + segment.len();
+        let (before, rest) = (&name[..start], name[end..].trim_start_matches('.'));
+        if let Some(number) = segment.strip_prefix("expert_").and_then(|number| number.parse().ok()) {
+            return Some(Expert { around: (before, rest), number: Some(number) });
+        }
+        let several = matches!(segment, "experts" | "expert" | "local_experts" | "mlps");
+        if several || segment.starts_with("expert_w") {
+            let (number, behind) = rest.split_once('.').unwrap_or((rest, ""));
+            return match number.parse() {
+                Ok(number) => Some(Expert { around: (before, behind), number: Some(number) }),
+                Err(_) if segment == "mlps" => None,
+                Err(_) => Some(Expert { around: (before, rest), number: None }),
+            };
+        }
+        start = end + 1;
+    }
+    None
+}
+
+/// Experts that are not all there, or not alike: a name that is missing, or one of another shape.
+pub fn incomplete_experts<'n>(tensors: impl Iterator<Item = (&'n str, Vec<usize>)>) -> Option<String> {
+    let mut groups: BTreeMap<(&str, &str), BTreeMap<usize, (&str, Vec<usize>)>> = BTreeMap::new();
+    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+    for (name, shape) in tensors {
+        if let Some(Expert { around, number: Some(number) }) = expert(name) {
+            groups.entry(around).or_default().insert(number, (name, shape));
+            let count = counts.entry(around.0).or_default();
+            *count = (*count).max(number.saturating_add(1));
+        }
+    }
+    groups.into_iter().find_map(|((before, behind), held)| {
+        let count = counts.get(before).copied().unwrap_or(0);
+        let (_, (first, shape)) = held.first_key_value()?;
+        let absent = || (0..count.min(1 << 16)).find(|number| !held.contains_key(number));
+        if let Some(missing) = (held.len() < count).then(absent).flatten() {
+            return Some(format!("{behind} of expert {missing} beside {first} is missing"));
+        }
+        let odd = held.values().find(|(_, other)| other != shape)?;
+        Some(format!("{} has shape {:?}, {first} {shape:?}", odd.0, odd.1))
+    })
 }
 
 #[cfg(test)]

@@ -2,11 +2,11 @@
 
 use mlx_format::checkpoint::ConfigError;
 
-use super::{Architecture, Sketch, Source, drop, drop_inv_freq, llama::LINEARS};
+use super::{Architecture, Sketch, Source, drop, llama::LINEARS};
 use crate::decoder::{Attention, Branch, Decoder, HeadNorms, Layer, Norm, Stage};
 
 pub(super) fn cohere2(source: Source<'_>) -> Result<Architecture, ConfigError> {
-    Ok(Architecture::plain(source, "cohere", &LINEARS)?.rules([drop(r"^lm_head\.weight$"), drop_inv_freq()]))
+    Ok(Architecture::plain(source, "cohere", &LINEARS)?.rules([drop(r"^lm_head\.weight$")]))
 }
 
 /// Command R: every layer alike, with norms per head in the larger models.

@@ -4,8 +4,8 @@
 use mlx_format::checkpoint::ConfigError;
 
 use super::{
-    Architecture, EXPERTS, SHARED_EXPERTS, Sketch, Source, Step, drop_inv_freq, drop_layers_from,
-    llama::LINEARS, make, stack_mlp_experts,
+    Architecture, EXPERTS, SHARED_EXPERTS, Sketch, Source, Step, drop_layers_from, llama::LINEARS, make,
+    stack_mlp_experts,
 };
 use crate::decoder::{
     Block, Decoder, Experts, Groups, Layer, Linear, Moe, Norm, Router, Scores, SharedExpert,
@@ -28,7 +28,7 @@ fn linears() -> Vec<&'static str> {
 
 pub(super) fn v2(source: Source<'_>) -> Result<Architecture, ConfigError> {
     let architecture = Architecture::plain(source, "deepseek_v2", &linears())?;
-    Ok(architecture.rules([drop_inv_freq(), stack_mlp_experts()]))
+    Ok(architecture.rules([stack_mlp_experts()]))
 }
 
 /// V3 splits `kv_b_proj` per head into the part that embeds queries (transposed) and the one that makes values.
@@ -48,7 +48,7 @@ pub(super) fn v3(source: Source<'_>) -> Result<Architecture, ConfigError> {
     // Packed words cannot be turned: older MLX models keep the joint form, which mlx-lm splits as it loads.
     let joint = source.any_name_ends_with(".kv_b_proj.scales");
     Ok(architecture
-        .rules([drop_layers_from(layers), drop_inv_freq(), stack_mlp_experts()])
+        .rules([drop_layers_from(layers), stack_mlp_experts()])
         .rules((!joint).then_some(split))
         .keep_dtype(&["e_score_correction_bias"]))
 }

@@ -2,13 +2,13 @@
 
 use mlx_format::checkpoint::ConfigError;
 
-use super::{Architecture, Sketch, Source, drop, drop_inv_freq, llama::LINEARS};
+use super::{Architecture, Sketch, Source, drop, llama::LINEARS};
 use crate::decoder::{Attention, Branch, Decoder, HeadNorms, Layer, Rope, Stage};
 use crate::ops::Activation;
 
 /// Gemma 1 and 2 have no head.
 pub(super) fn always_tied(source: Source<'_>) -> Result<Architecture, ConfigError> {
-    Ok(Architecture::plain(source, "gemma", &LINEARS)?.rules([drop(r"^lm_head\.weight$"), drop_inv_freq()]))
+    Ok(Architecture::plain(source, "gemma", &LINEARS)?.rules([drop(r"^lm_head\.weight$")]))
 }
 
 /// Gemma 3 is tied when the checkpoint has no head, whatever the config says.

@@ -27,6 +27,7 @@ pub(super) fn gpt2(source: Source<'_>) -> Result<Architecture, ConfigError> {
         protected: Vec::new(),
         keep_dtype: Vec::new(),
         tied_without_head: false,
+        framed: false,
     })
 }
 

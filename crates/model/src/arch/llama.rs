@@ -3,7 +3,7 @@
 
 use mlx_format::checkpoint::ConfigError;
 
-use super::{Architecture, Sketch, Source, drop_inv_freq, drop_tied_head};
+use super::{Architecture, Sketch, Source, drop_tied_head};
 use crate::decoder::{Attention, Decoder, Layer};
 
 pub(super) const LINEARS: [&str; 9] = [
@@ -30,7 +30,7 @@ pub(super) fn untied_by_default(source: Source<'_>) -> Result<Architecture, Conf
 
 /// Types that always have a head of their own.
 pub(super) fn separate_head(source: Source<'_>) -> Result<Architecture, ConfigError> {
-    Ok(Architecture::plain(source, "llama", &LINEARS)?.rules([drop_inv_freq()]))
+    Architecture::plain(source, "llama", &LINEARS)
 }
 
 fn with_head(source: Source<'_>, tied_by_default: bool) -> Result<Architecture, ConfigError> {

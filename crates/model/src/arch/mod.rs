@@ -157,6 +157,8 @@ pub struct Architecture {
     pub keep_dtype: Vec<&'static str>,
     /// Whether a checkpoint without a head is tied, although no rule drops a head (Gemma 3).
     pub tied_without_head: bool,
+    /// Whether the language model stands below `language_model.` in a frame that sees or hears, and only its matrices are linears.
+    pub framed: bool,
 }
 
 /// Separate projections of an attention layer.
@@ -251,11 +253,12 @@ impl Architecture {
             described: true,
             layers: source.config.count("num_hidden_layers")?,
             prefixes: Vec::new(),
-            rules: Vec::new(),
+            rules: vec![drop_inv_freq()],
             linears: Linears::Named(linears.to_vec()),
             protected: Vec::new(),
             keep_dtype: Vec::new(),
             tied_without_head: false,
+            framed: false,
         })
     }
 
@@ -290,7 +293,7 @@ impl Architecture {
             Linears::Named(names) => {
                 matches!(axes, 2 | 3) && names.iter().any(|name| ends_with_segments(path, name))
             }
-            Linears::ByShape => axes == 2 && !by_names::is_kept(path),
+            Linears::ByShape => axes == 2 && !by_names::is_kept(path) && !self.is_tower(path),
         }
     }
 
@@ -300,6 +303,11 @@ impl Architecture {
         self.rules
             .iter()
             .any(|rule| rule.outputs.is_empty() && heads.iter().any(|head| rule.captures(head).is_some()))
+    }
+
+    /// Whether a tensor or module belongs to a part that sees or hears.
+    pub fn is_tower(&self, name: &str) -> bool {
+        by_names::is_tower(name) || self.framed && !by_names::is_inside(name)
     }
 
     /// The protection of the module at `path`, if any.

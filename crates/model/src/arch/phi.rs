@@ -2,7 +2,7 @@
 
 use mlx_format::checkpoint::ConfigError;
 
-use super::{Architecture, Sketch, Source, drop_inv_freq, drop_tied_head};
+use super::{Architecture, Sketch, Source, drop_tied_head};
 use crate::decoder::{Attention, Branch, Decoder, Gate, HeadNorms, Layer, Linear, Mlp, Norm, Stage};
 use crate::ops::Activation;
 
@@ -15,9 +15,7 @@ pub(super) fn phi3(source: Source<'_>) -> Result<Architecture, ConfigError> {
         "mlp.down_proj",
         "lm_head",
     ];
-    Ok(Architecture::plain(source, "phi3", &linears)?
-        .rules([drop_inv_freq()])
-        .rules(drop_tied_head(source, false)))
+    Ok(Architecture::plain(source, "phi3", &linears)?.rules(drop_tied_head(source, false)))
 }
 
 pub(super) fn phi(source: Source<'_>) -> Result<Architecture, ConfigError> {
@@ -31,7 +29,7 @@ pub(super) fn phi(source: Source<'_>) -> Result<Architecture, ConfigError> {
         "mlp.fc2",
         "lm_head",
     ];
-    Ok(Architecture::plain(source, "phi", &linears)?.rules([drop_inv_freq()]))
+    Architecture::plain(source, "phi", &linears)
 }
 
 pub(super) fn phi3_decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {

@@ -2,15 +2,13 @@
 
 use mlx_format::checkpoint::ConfigError;
 
-use super::{ATTENTION, Architecture, Sketch, Source, drop_inv_freq, drop_tied_head};
+use super::{ATTENTION, Architecture, Sketch, Source, drop_tied_head};
 use crate::decoder::{Attention, Branch, Decoder, Gate, Layer, Linear, Mlp, Norm, Stage};
 use crate::ops::Activation;
 
 pub(super) fn starcoder2(source: Source<'_>) -> Result<Architecture, ConfigError> {
     let linears = [ATTENTION.as_slice(), &["embed_tokens", "mlp.c_fc", "mlp.c_proj", "lm_head"]].concat();
-    Ok(Architecture::plain(source, "starcoder2", &linears)?
-        .rules([drop_inv_freq()])
-        .rules(drop_tied_head(source, true)))
+    Ok(Architecture::plain(source, "starcoder2", &linears)?.rules(drop_tied_head(source, true)))
 }
 
 /// Layer norms and a plain MLP; the activation is the one that the config names (mlx-lm always takes exact GELU).

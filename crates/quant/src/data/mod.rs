@@ -17,6 +17,8 @@ mod lines;
 mod mend;
 mod messages;
 #[cfg(feature = "parquet")]
+mod pages;
+#[cfg(feature = "parquet")]
 mod parquet;
 mod pick;
 mod provenance;

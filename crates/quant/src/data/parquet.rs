@@ -9,6 +9,7 @@ use std::io::{BufReader, Read, Seek as _, SeekFrom};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
+use mlx_quant_model::contained;
 use parquet::errors::ParquetError;
 use parquet::file::metadata::RowGroupMetaData;
 use parquet::file::reader::{ChunkReader, FileReader as _, Length, SerializedFileReader};
@@ -18,6 +19,7 @@ use parquet::schema::types::{SchemaDescriptor, Type};
 use serde_json::{Map, Value};
 
 use super::document::{has_form, is_column, named};
+use super::pages::Checked;
 use super::read::{Input, Tallied, Tally};
 use super::rows::{Place, Sink, Source};
 use super::sample::{GROUPS, Portion, spread};
@@ -79,7 +81,15 @@ impl ChunkReader for Chunks {
 fn open(input: &Input, tally: &Tally) -> Result<SerializedFileReader<Chunks>, DataError> {
     let file = Arc::new(Mutex::new(input.open()?));
     let chunks = Chunks { file, size: input.size, tally: tally.clone() };
-    SerializedFileReader::new(chunks).map_err(|error| damaged(input, &error))
+    parsed(input, || SerializedFileReader::new(chunks))
+}
+
+/// What the parser says, also where it panics.
+fn parsed<T>(input: &Input, work: impl FnOnce() -> Result<T, ParquetError>) -> Result<T, DataError> {
+    match contained(work) {
+        Ok(done) => done.map_err(|error| damaged(input, &error)),
+        Err(reason) => Err(DataError::Parquet { file: input.file.clone(), reason }),
+    }
 }
 
 fn damaged(input: &Input, error: &ParquetError) -> DataError {
@@ -127,18 +137,17 @@ pub(super) fn documents(
     for group in visited {
         let before = metadata.row_groups()[..group].iter().map(RowGroupMetaData::num_rows);
         let first = before.fold(1, |sum, rows| sum + usize::try_from(rows).unwrap_or(0));
-        let rows = reader.get_row_group(group).map_err(|error| damaged(input, &error))?;
-        let rows = TreeBuilder::new()
-            .with_batch_size(BATCH_ROWS)
-            .as_iter(Arc::clone(&columns), &*rows)
-            .map_err(|error| damaged(input, &error))?;
+        let rows = parsed(input, || reader.get_row_group(group))?;
+        let checked = Checked(&*rows);
+        let builder = TreeBuilder::new().with_batch_size(BATCH_ROWS);
+        let mut rows = parsed(input, || builder.as_iter(Arc::clone(&columns), &checked))?;
         let mut taken = 0;
-        for (index, row) in rows.enumerate() {
+        for index in 0.. {
             if bytes + taken >= portion.limit() || taken >= share {
                 break;
             }
             let place = Place::Number(first + index);
-            let row = row.map_err(|error| damaged(input, &error))?;
+            let Some(row) = parsed(input, || rows.next().transpose())? else { break };
             let object = object(row).map_err(|reason| DataError::Form {
                 file: input.file.clone(),
                 place: source.place(place),

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use mlx_format::{Dtype, Mode, Scheme};
 use mlx_quant_model::{Existing, Named, View};
-use serde_json::{Map, Value};
+use serde_json::Map;
 
 /// A packed layer.
 #[derive(Clone, Copy, Debug)]
@@ -100,14 +100,4 @@ impl<'n> Packed<'n> {
         let existing = if named.existing.packed().is_some() { &named.existing } else { &unlisted };
         existing.scheme(self.path, self.row(), self.scales.dtype, named.columns(self.path)).ok()
     }
-}
-
-/// The scheme that an object of config.json names, with MLX's defaults for what it leaves out.
-pub(super) fn listed(entry: &Map<String, Value>) -> Option<Scheme> {
-    let number = |key: &str| match entry.get(key) {
-        None | Some(Value::Null) => Some(None),
-        Some(value) => value.as_u64().and_then(|n| u32::try_from(n).ok()).map(Some),
-    };
-    let mode = entry.get("mode").and_then(Value::as_str).map_or(Some(Mode::Affine), Mode::from_name)?;
-    Scheme::new(mode, number("bits")?, number("group_size")?.map(|n| n as usize)).ok()
 }

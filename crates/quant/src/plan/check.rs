@@ -44,6 +44,12 @@ pub(super) fn target_dtype(settings: &Settings, config: &Config) -> Option<Float
 /// How many tensors an error names.
 const SHOWN: usize = 10;
 
+/// Refuses a model without a description whose experts are not all there.
+pub(super) fn check_experts(named: &Named) -> Result<(), PlanError> {
+    let tensors = named.tensors.iter().map(|(name, view)| (name.as_str(), view.shape()));
+    by_names::incomplete_experts(tensors).map_or(Ok(()), |what| Err(PlanError::Experts { what }))
+}
+
 /// Refuses to quantize, by tensor names alone, a model of which is known that the result would not load or would hardly be smaller.
 pub(super) fn check_by_names(named: &Named, config: &Config) -> Result<(), PlanError> {
     let model_type = config.model_type()?;
@@ -51,10 +57,9 @@ pub(super) fn check_by_names(named: &Named, config: &Config) -> Result<(), PlanE
         return Err(PlanError::DoesNotLoad { model_type: model_type.to_owned(), why });
     }
     let unfit = |wanted: Unfit| {
-        let found = named
-            .tensors
-            .iter()
-            .filter(|(name, view)| by_names::unfit(model_type, name, view) == Some(wanted));
+        let found = named.tensors.iter().filter(|(name, view)| {
+            by_names::unfit(&named.architecture, model_type, name, view) == Some(wanted)
+        });
         let names: Vec<&str> = found.map(|(name, _)| name.as_str()).collect();
         let more = names.len().saturating_sub(SHOWN);
         let shown = names[..names.len() - more].join(", ");

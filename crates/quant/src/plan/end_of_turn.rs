@@ -7,14 +7,25 @@ use mlx_format::checkpoint::{Config, Directory, is_truthy};
 use mlx_quant_model::{end_of_text, end_of_turn};
 use serde_json::Value;
 
+/// generation_config.json of the output.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub enum GenerationConfig {
+    /// The source's, if it has one.
+    #[default]
+    AsItIs,
+    /// Another: the source's would hide tokens that end a text, or names what is none.
+    Replaced(Config),
+    /// None: the source's is no JSON object, which mlx_lm stops at.
+    LeftOut,
+}
+
 /// What the output's files say of the end of a text.
 #[derive(Debug, Default)]
 pub(super) struct EndOfTurn {
     /// `eos_token_id` of config.json, where it differs from what mlx_lm would take from the source.
     pub(super) value: Option<Value>,
-    /// generation_config.json, where the source's would hide some of the tokens.
-    pub(super) generation_config: Option<Config>,
-    pub(super) note: Option<String>,
+    pub(super) generation_config: GenerationConfig,
+    pub(super) notes: Vec<String>,
 }
 
 impl EndOfTurn {
@@ -23,46 +34,86 @@ impl EndOfTurn {
         if keep {
             return Self::default();
         }
-        let read = |file: &str| Config::parse(&directory.read(file).ok().flatten()?).ok();
-        let (raw, generation) =
-            (read("config.json").unwrap_or_else(|| config.clone()), read("generation_config.json"));
+        let mut found = Self::default();
+        let bytes = |file: &str| directory.read(file).ok().flatten();
+        let raw = bytes("config.json")
+            .and_then(|bytes| Config::parse(&bytes).ok())
+            .unwrap_or_else(|| config.clone());
+        let generation = match bytes("generation_config.json").map(|bytes| Config::parse(&bytes)) {
+            Some(Err(reason)) => {
+                found.generation_config = GenerationConfig::LeftOut;
+                found.notes.push(format!("generation_config.json is {reason}: it is left out"));
+                None
+            }
+            parsed => parsed.and_then(Result::ok),
+        };
+        let named: Vec<&Value> = [Some(config), Some(&raw), generation.as_ref()]
+            .into_iter()
+            .flatten()
+            .filter_map(|config| config.0.get("eos_token_id"))
+            .chain(raw.0.get("text_config").and_then(|text| text.get("eos_token_id")))
+            .collect();
+        let odd: Vec<String> =
+            named.iter().filter(|value| !is_plain(value)).map(ToString::to_string).collect();
+        if let Some(odd) = odd.first() {
+            found
+                .notes
+                .push(format!("eos_token_id {odd} is no token id or list of such: what is none is left out"));
+        }
         // Where the files name none, mlx_lm takes the tokenizer's, which a list in its place would hide.
         let mut taken = config.0.get("eos_token_id").map(ids).unwrap_or_default();
         if taken.is_empty() {
             taken.extend(end_of_text(directory));
         }
-        let nested = raw.0.get("text_config").and_then(|text| text.get("eos_token_id"));
         let turn = end_of_turn(directory);
         let mut all = taken.clone();
-        let named = raw.0.get("eos_token_id").into_iter().chain(nested).flat_map(ids);
-        for id in named.chain(turn.as_ref().map(|(id, _)| *id)) {
+        for id in named.into_iter().flat_map(ids).chain(turn.as_ref().map(|(id, _)| *id)) {
             if !all.contains(&id) {
                 all.push(id);
             }
         }
-        if all.len() == taken.len() {
-            return Self::default();
+        if all.len() == taken.len() && odd.is_empty() {
+            return found;
         }
-        let added: Vec<String> = all[taken.len()..]
-            .iter()
-            .map(|id| match &turn {
-                Some((own, text)) if own == id => {
-                    format!("{id} ({text}, which ends turns in the chat template)")
-                }
-                _ => id.to_string(),
-            })
-            .collect();
-        let note = format!(
-            "eos_token_id is {all:?}: the model's files name {} beside what mlx_lm would take; --keep-eos leaves them out",
-            added.join(", ")
-        );
-        let value = Value::from(all);
+        if all.len() > taken.len() {
+            found.notes.push(said(&all, taken.len(), turn.as_ref()));
+        }
+        let value = if all.is_empty() { Value::Null } else { Value::from(all) };
         let hides = |generation: &Config| generation.0.get("eos_token_id").is_some_and(is_truthy);
-        let generation_config = generation.filter(hides).map(|mut generation| {
-            generation.0.insert("eos_token_id".to_owned(), value.clone());
-            generation
-        });
-        Self { value: Some(value), generation_config, note: Some(note) }
+        if let Some(mut generation) = generation.filter(hides) {
+            if value.is_null() {
+                generation.0.shift_remove("eos_token_id");
+            } else {
+                generation.0.insert("eos_token_id".to_owned(), value.clone());
+            }
+            found.generation_config = GenerationConfig::Replaced(generation);
+        }
+        found.value = Some(value);
+        found
+    }
+}
+
+/// Which tokens were added to the first `taken` of `all`, and why.
+fn said(all: &[u64], taken: usize, turn: Option<&(u64, String)>) -> String {
+    let added: Vec<String> = all[taken..]
+        .iter()
+        .map(|id| match turn {
+            Some((own, text)) if own == id => format!("{id} ({text}, which ends turns in the chat template)"),
+            _ => id.to_string(),
+        })
+        .collect();
+    format!(
+        "eos_token_id is {all:?}: the model's files name {} beside what mlx_lm would take; --keep-eos leaves them out",
+        added.join(", ")
+    )
+}
+
+/// Whether a value is a token id or a list of them, as mlx_lm takes it.
+fn is_plain(value: &Value) -> bool {
+    match value {
+        Value::Array(items) => items.iter().all(Value::is_u64),
+        Value::Null => true,
+        other => other.is_u64(),
     }
 }
 
@@ -102,8 +153,15 @@ mod tests {
         let config = Config::load(&directory).unwrap();
         let found = EndOfTurn::of(&directory, &config, false);
         assert!(EndOfTurn::of(&directory, &config, true).value.is_none());
-        assert_eq!(found.value.is_some(), found.note.is_some());
-        (found.value, found.generation_config.map(|generation| generation.0["eos_token_id"].clone()))
+        assert!(found.value.is_none() || !found.notes.is_empty());
+        let generation = match found.generation_config {
+            GenerationConfig::AsItIs => None,
+            GenerationConfig::Replaced(config) => {
+                Some(config.0.get("eos_token_id").cloned().unwrap_or_default())
+            }
+            GenerationConfig::LeftOut => Some("left out".into()),
+        };
+        (found.value, generation)
     }
 
     const ENDS: &str = "{% for m in messages %}{{ m.content }}<end>{% endfor %}";
@@ -120,6 +178,18 @@ mod tests {
         assert_eq!(of(r#"{"eos_token_id": 2}"#, Some(r#"{"top_p": 1}"#), Some(ENDS)), (list(&[2, 5]), None));
         assert_eq!(of(r#"{"eos_token_id": [2, 5]}"#, None, Some(ENDS)), (None, None));
         assert_eq!(of(r#"{"text_config": {"eos_token_id": 7}}"#, None, None), (list(&[7]), None));
+    }
+
+    #[test]
+    fn what_is_no_token_id_is_left_out() {
+        let list = |ids: &[u64]| Some(Value::from(ids));
+        assert_eq!(of(r#"{"eos_token_id": "2"}"#, None, None), (Some(Value::Null), None));
+        assert_eq!(of(r#"{"eos_token_id": [2, "</s>", 3.0, -5, null]}"#, None, None), (list(&[2]), None));
+        let odd = of(r#"{"eos_token_id": 2}"#, Some(r#"{"eos_token_id": "</s>"}"#), None);
+        assert_eq!(odd, (list(&[2]), list(&[2])));
+        let odd = of(r#"{"eos_token_id": 2.0}"#, Some(r#"{"eos_token_id": {"a": 1}}"#), None);
+        assert_eq!(odd, (Some(Value::Null), Some(Value::Null)));
+        assert_eq!(of(r#"{"eos_token_id": 2}"#, Some("[1, 2]"), None), (None, Some("left out".into())));
     }
 
     #[test]

@@ -58,6 +58,8 @@ pub enum PlanError {
         "model type {model_type:?} has no description here, and these tensors hold many matrices each, which would stay unquantized: {tensors}; hint: without -q it converts as it is"
     )]
     Stacked { model_type: String, tensors: String },
+    #[error("{what}; hint: experts must be alike and all there, download the missing shard")]
+    Experts { what: String },
     #[error(
         "none of the {dropped} tensors of this checkpoint is one that MLX loads; hint: the weights themselves are missing, download the model again"
     )]

@@ -16,12 +16,13 @@ use std::collections::BTreeMap;
 use mlx_format::checkpoint::{Checkpoint, Config, Layout};
 use mlx_format::{FloatType, Scheme};
 
+pub use self::end_of_turn::GenerationConfig;
 pub use self::error::PlanError;
 pub use self::mixed::MixedRecipe;
 pub use self::overrides::{Overrides, OverridesError};
 pub use self::report::{LayerReport, PlanReport};
 
-use self::check::{check_by_names, check_settings};
+use self::check::{check_by_names, check_experts, check_settings};
 use self::end_of_turn::EndOfTurn;
 use self::planner::Planner;
 use mlx_quant_model::{Architecture, Named, View};
@@ -110,8 +111,8 @@ pub struct Plan {
     pub layout: Layout,
     /// config.json of the output.
     pub config: Config,
-    /// generation_config.json of the output, where it is not the source's: mlx_lm takes end-of-turn tokens from it.
-    pub generation_config: Option<Config>,
+    /// generation_config.json of the output: mlx_lm takes the tokens that end a text from it.
+    pub generation_config: GenerationConfig,
     /// Weights, as mlx-lm counts them: codes, not scales.
     pub parameters: u64,
     /// What a person should know.
@@ -129,6 +130,9 @@ impl Plan {
         let named = Named::read(checkpoint, config)?;
         check_settings(&settings, &named.existing)?;
         named.check(checkpoint, settings.allow_unread)?;
+        if !named.architecture.described {
+            check_experts(&named)?;
+        }
         if settings.quantize.is_some() && !named.architecture.described {
             check_by_names(&named, config)?;
         }

@@ -11,7 +11,6 @@ use super::end_of_turn::EndOfTurn;
 use super::mixed::Mixed;
 use super::{Item, Job, Plan, PlanError, Settings};
 use crate::parameters::OuterModules;
-use mlx_quant_model::arch::by_names;
 use mlx_quant_model::{Architecture, Existing, Named, SourceError, View, without_numbers};
 
 /// A linear or embedding layer's decision.
@@ -67,7 +66,7 @@ impl Planner {
                 .push(format!("{reason}: whether all tensors are there, each of its shape, was not checked"));
         }
         let (towers, others): (Vec<&String>, Vec<&String>) =
-            dropped.iter().partition(|name| by_names::is_tower(name));
+            dropped.iter().partition(|name| architecture.is_tower(name));
         if !towers.is_empty() {
             notes.push(format!(
                 "{} tensors of vision or audio ({}, ...) are dropped, as mlx_lm drops them: the output is the language model alone",
@@ -154,8 +153,8 @@ impl Planner {
         }
         self.check_divided()?;
         let mut config = self.output_config(config);
-        let EndOfTurn { value, generation_config, note } = eos;
-        self.notes.extend(note);
+        let EndOfTurn { value, generation_config, notes } = eos;
+        self.notes.extend(notes);
         if let Some(value) = value {
             config.0.insert("eos_token_id".to_owned(), value);
         }
@@ -295,6 +294,7 @@ impl Planner {
         }
         self.parameters += OuterModules::packed(&shape);
         if !self.settings.dequantize {
+            self.settle_entry(path, scheme);
             self.copy(&name("weight"), weight)?;
             self.copy(&name("scales"), scales)?;
             return biases.map_or(Ok(()), |biases| self.copy(&name("biases"), biases));
@@ -309,6 +309,28 @@ impl Planner {
         let spec = TensorSpec { name: name("weight"), dtype: float.dtype(), shape };
         self.push(path, Job::Dequantize { weight, scales, biases, float, scheme }, [spec]);
         Ok(())
+    }
+
+    /// Puts the scheme that a packed layer really has in the place of an entry that says something else: mlx_lm believes it.
+    fn settle_entry(&mut self, path: &str, scheme: Scheme) {
+        let (Existing::Mlx(map) | Existing::HubMx(map)) = &mut self.existing else { return };
+        let Some(said) = map.get(path) else { return };
+        let right = match said {
+            Value::Bool(true) => true,
+            Value::Object(fields) => {
+                let known =
+                    |key: &String| matches!(key.as_str(), "bits" | "group_size" | "mode" | "global_scale");
+                fields.keys().all(known) && mlx_quant_model::listed(fields) == Some(scheme)
+            }
+            _ => false,
+        };
+        if right {
+            return;
+        }
+        self.notes.push(format!(
+            "config.json says {said} of {path}, which is packed as {scheme}: that is written instead"
+        ));
+        map.insert(path.to_owned(), entry(scheme));
     }
 
     fn check_divided(&mut self) -> Result<(), PlanError> {
@@ -339,7 +361,7 @@ impl Planner {
 
     /// Whether parts that see or hear are carried along, which need their settings.
     fn keeps_tower(&self) -> bool {
-        !self.architecture.described && self.items.iter().any(|item| by_names::is_tower(&item.name))
+        !self.architecture.described && self.items.iter().any(|item| self.architecture.is_tower(&item.name))
     }
 
     /// config.json as mlx-lm writes it (`mlx_lm/utils.py`, `quantize_model` and `save_config`).
@@ -362,8 +384,13 @@ impl Planner {
                 config.0.insert(key.to_owned(), map.clone().into());
             }
         }
+        if self.existing == Existing::None {
+            config.0.shift_remove("compression_config");
+        }
         if let Some(Value::Object(text)) = config.0.get_mut("text_config") {
-            text.shift_remove("quantization_config");
+            for key in ["quantization_config", "quantization"] {
+                text.shift_remove(key);
+            }
             if self.untied {
                 text.insert("tie_word_embeddings".to_owned(), false.into());
             }

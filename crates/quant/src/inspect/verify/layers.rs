@@ -7,12 +7,12 @@ use std::collections::BTreeSet;
 
 use mlx_format::checkpoint::is_truthy;
 use mlx_format::{Dtype, FloatType, Scheme};
-use mlx_quant_model::{Fault, Misfit, Named, View};
+use mlx_quant_model::{Fault, Misfit, Named, View, listed};
 use serde_json::{Map, Value};
 
 use super::Findings;
 use crate::Model;
-use crate::inspect::stored::{Packed, Stored, listed, stored};
+use crate::inspect::stored::{Packed, Stored, stored};
 
 /// Returns the rows of the embedding, where the decoder is described.
 pub(super) fn check(model: &Model, named: &Named, findings: &mut Findings) -> Option<usize> {
@@ -110,6 +110,13 @@ impl<'a> Check<'a> {
                 self.findings.fatal(
                     path,
                     "is packed, config.json says that it is not: mlx_lm does not know its scales",
+                );
+                return None;
+            }
+            Some(other) if !matches!(other, Value::Object(_)) => {
+                self.findings.fatal(
+                    path,
+                    format!("has the entry {other} in config.json: mlx_lm takes true or an object"),
                 );
                 return None;
             }

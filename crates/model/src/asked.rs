@@ -1,0 +1,58 @@
+//! What config.json asks of the tensors beyond what the decoder's description fixes: inner widths, kernels, biases.
+//!
+//! The forward pass takes these as they come. mlx_lm does not: it makes its model from config.json and stops at any other shape.
+
+use std::collections::BTreeMap;
+
+use mlx_format::checkpoint::Config;
+
+use crate::arch;
+use crate::decoder::Decoder;
+use crate::fit::ExpectedTensor;
+use crate::headers;
+
+/// Makes `expected` as strict as config.json allows.
+pub(crate) fn settle(
+    expected: &mut BTreeMap<String, ExpectedTensor>,
+    decoder: Option<&Decoder>,
+    config: &Config,
+) {
+    settle_axes(expected, decoder, config);
+    settle_biases(expected, config);
+}
+
+fn settle_axes(expected: &mut BTreeMap<String, ExpectedTensor>, decoder: Option<&Decoder>, config: &Config) {
+    // Gemma 4 doubles the width of some layers, which only its tensors tell here.
+    let doubles = config.bool("use_double_wide_mlp", false);
+    let widths = decoder.filter(|_| !doubles).and_then(|decoder| headers::widths(config, decoder).ok());
+    for (path, axes) in widths.into_iter().flatten() {
+        let Some(tensor) = expected.get_mut(&format!("{path}.weight")) else { continue };
+        for (axis, length) in tensor.shape.iter_mut().zip(axes) {
+            *axis = length.or(*axis);
+        }
+    }
+    for (name, tensor) in expected.iter_mut().filter(|(_, tensor)| tensor.shape.contains(&None)) {
+        if let Ok(length) = headers::config_key(config, name.strip_suffix(".weight").unwrap_or(name)) {
+            tensor.shape.iter_mut().for_each(|axis| *axis = axis.or(Some(length)));
+        }
+    }
+}
+
+/// Makes biases that a model type always or never has required, or unread.
+fn settle_biases(expected: &mut BTreeMap<String, ExpectedTensor>, config: &Config) {
+    let paths: Vec<String> =
+        expected.keys().filter_map(|name| name.strip_suffix(".bias")).map(str::to_owned).collect();
+    for path in paths {
+        let norm = expected.get(&format!("{path}.weight")).is_some_and(|weight| weight.shape.len() == 1);
+        let name = format!("{path}.bias");
+        match arch::has_bias(config, &path, norm) {
+            Some(false) => {
+                expected.remove(&name);
+            }
+            Some(true) => {
+                expected.entry(name).and_modify(|bias| bias.optional = false);
+            }
+            None => {}
+        }
+    }
+}
