@@ -18,6 +18,7 @@ pub mod mixers;
 mod names;
 pub mod ops;
 mod parameters;
+mod pieces;
 mod tokenizer;
 mod view;
 mod weights;

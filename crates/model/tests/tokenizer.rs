@@ -64,6 +64,37 @@ fn ids_equal_hugging_face() {
 }
 
 #[test]
+fn long_texts_have_the_ids_of_the_whole() {
+    let mut tokenizers = vec![("the demo model's", demo_file("tokenizer.json"))];
+    let mut file: Value = serde_json::from_slice(&demo_file("tokenizer.json")).unwrap();
+    file["normalizer"] = json!({"type": "Prepend", "prepend": "x"});
+    tokenizers.push(("one that puts something in front", file.to_string().into_bytes()));
+    file["normalizer"] = json!({"type": "NFKC"});
+    file["pre_tokenizer"] =
+        json!({"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true});
+    tokenizers.push(("one that puts a space in front", file.to_string().into_bytes()));
+    file["pre_tokenizer"] =
+        json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
+    tokenizers.push(("GPT-2's splits", file.to_string().into_bytes()));
+    file["pre_tokenizer"] =
+        json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false});
+    tokenizers.push(("no splits", file.to_string().into_bytes()));
+    let text = include_str!("../../texts/files/held_out.txt");
+    let odd = "  \n\n naïve\r\n\tÅ <|im_start|>\nuser\n e\u{301}\n\u{301}x\n";
+    for (name, file) in &tokenizers {
+        // Without splits a merge may look far; a shorter text will do there.
+        let length = if *name == "no splits" { 2_200_000 } else { 4_000_000 };
+        let text = format!("{text}{odd}").repeat(length / text.len());
+        let whole = tokenizers::Tokenizer::from_bytes(file).unwrap().encode_fast(&*text, false).unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(directory.path().join("tokenizer.json"), file).unwrap();
+        let ours = Tokenizer::load(&Directory::open(directory.path()).unwrap()).unwrap();
+        let ids = ours.encode(&text).unwrap();
+        assert!(ids == whole.get_ids(), "{name}");
+    }
+}
+
+#[test]
 fn the_prefix_is_what_hugging_face_puts_in_front() {
     let prefix =
         |settings: &str| with_files(&[("tokenizer_config.json", settings)]).unwrap().prefix().to_vec();
