@@ -15,18 +15,15 @@ const AROUND: usize = 2 << 10;
 const TRIES: usize = 8;
 
 /// The pieces of a text whose ids together are those of the text. `encode` fails where the whole would.
-pub(crate) fn pieces<'a, E>(
-    text: &'a str,
-    encode: impl Fn(&str) -> Result<Vec<u32>, E>,
-) -> Result<Vec<&'a str>, E> {
+pub(crate) fn pieces<E>(text: &str, encode: impl Fn(&str) -> Result<Vec<u32>, E>) -> Result<Vec<&str>, E> {
     pieces_of(text, PIECE, encode)
 }
 
-fn pieces_of<'a, E>(
-    text: &'a str,
+fn pieces_of<E>(
+    text: &str,
     length: usize,
     encode: impl Fn(&str) -> Result<Vec<u32>, E>,
-) -> Result<Vec<&'a str>, E> {
+) -> Result<Vec<&str>, E> {
     let (mut pieces, mut rest) = (Vec::new(), text);
     while rest.len() > 2 * length {
         let Some(cut) = find_cut(rest, length, &encode)? else { break };
@@ -72,6 +69,7 @@ mod tests {
     use super::*;
 
     /// A tokenizer of characters.
+    #[expect(clippy::unnecessary_wraps, reason = "a tokenizer can fail")]
     fn letters(text: &str) -> Result<Vec<u32>, Infallible> {
         Ok(text.chars().map(u32::from).collect())
     }
