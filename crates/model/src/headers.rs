@@ -132,8 +132,8 @@ pub(crate) fn widths(
 /// LFM2's width: two thirds, times a factor, rounded up.
 fn adjusted(config: &Config, width: usize) -> usize {
     let factor = config.get("block_ffn_dim_multiplier").and_then(serde_json::Value::as_f64).unwrap_or(1.0);
-    let width = ((2 * width / 3) as f64 * factor) as usize;
-    width.next_multiple_of(config.count("block_multiple_of").unwrap_or(256).max(1))
+    let width = ((2 * width / 3) as f64 * factor).min(MOST_WIDTH as f64) as usize;
+    width.next_multiple_of(config.count("block_multiple_of").unwrap_or(256).clamp(1, MOST_WIDTH))
 }
 
 /// An axis that only some families leave open.

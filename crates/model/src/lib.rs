@@ -22,6 +22,7 @@ pub mod mixers;
 mod names;
 pub mod ops;
 mod parameters;
+mod pieces;
 mod tied;
 mod tokenizer;
 mod view;

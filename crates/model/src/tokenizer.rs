@@ -6,10 +6,12 @@
 //! interpreted here as transformers does.
 
 use mlx_format::checkpoint::{Directory, DirectoryError};
+use rayon::prelude::*;
 use serde_json::{Map, Value};
 
 use crate::chat::ChatTemplate;
 use crate::contained::contained;
+use crate::pieces::pieces;
 
 const TOKENIZER: &str = "tokenizer.json";
 const SETTINGS: &str = "tokenizer_config.json";
@@ -113,12 +115,18 @@ impl Tokenizer {
     }
 
     /// The ids of a text, without any that the tokenizer would put around it. Special tokens that are written out
-    /// in the text are recognised.
+    /// in the text are recognised. Long texts are tokenized in pieces on all cores, with the same ids.
     ///
     /// # Errors
     /// If the tokenizer knows no token for a part of the text.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
-        encode(&self.inner, text, false)
+        let whole = |text: &str| encode(&self.inner, text, false);
+        let pieces = pieces(text, whole)?;
+        if let [text] = pieces[..] {
+            return whole(text);
+        }
+        let ids: Vec<_> = pieces.into_par_iter().map(whole).collect::<Result<_, _>>()?;
+        Ok(ids.concat())
     }
 
     /// What the tokenizer puts in front of every text: the beginning-of-text token, or nothing.

@@ -100,6 +100,11 @@ fn what_ends_a_turn_ends_a_text() {
     let special = tokenizer["added_tokens"].as_array().unwrap();
     for (index, token) in special.iter().enumerate() {
         let text = token["content"].as_str().unwrap();
+        if ["<s>", "<pad>"].contains(&text) {
+            let (out, _) = done(CONVERT, &made(text).write(&at.path().join(format!("begins{index}"))));
+            assert_eq!(ends(&out), json!(200), "{text} ends no turn");
+            continue;
+        }
         let (out, said) = done(CONVERT, &made(text).write(&at.path().join(format!("turn{index}"))));
         assert_eq!(ends(&out), json!([200, token["id"]]), "{text}");
         assert!(said.contains(text), "{said}");

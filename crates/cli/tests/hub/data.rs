@@ -68,7 +68,7 @@ fn datasets_without_text() {
     let place = Place::with_model();
     place.hub.add(Kind::Dataset, "some-org/images", vec![("train/1.png".to_owned(), vec![1, 2, 3])]);
     let line = |data: &str| format!("gptq --model {ID} --data {data} {CALIBRATE} --mlx-path out");
-    place.fail(&line("some-org/images"), 2, &["has no .parquet, .jsonl or .txt file"]);
+    place.fail(&line("some-org/images"), 2, &["has no .parquet, .jsonl, .json, .csv, .tsv or .txt file"]);
     place.fail(&line("some-org/images/other"), 2, &["under \"other\""]);
     place.fail(&line("some-org/missing"), 2, &["no repository some-org/missing"]);
     assert!(!place.at("out").exists());

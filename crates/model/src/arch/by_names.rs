@@ -41,36 +41,29 @@ const TOWERS: [&str; 28] = [
     "vl_connector",
 ];
 
-/// Beginnings of parts of a name (in lower case) that adapters, quantizers and trainings leave beside a model's own weights.
-const LEFTOVERS: [&str; 27] = [
+/// Parts of a name (in lower case) that adapters, quantizers and trainings leave beside a model's own weights.
+const LEFTOVERS: [&str; 12] = [
     "absmax",
     "base_layer",
-    "dora_",
-    "ema_",
     "exp_avg",
-    "hada_w",
-    "ia3_l",
-    "lm_head_v",
-    "lokr_",
-    "lora_",
-    "modules_to_save",
+    "exp_avg_sq",
     "momentum_buffer",
     "nested_absmax",
     "nested_quant_map",
     "optimizer",
     "original_module",
-    "prompt_encoder",
     "quant_map",
     "quant_state",
-    "reward_head",
     "scb",
-    "score",
-    "v_head",
-    "value_head",
-    "vera_lambda",
-    "classification_head",
-    "classifier",
 ];
+
+/// Beginnings of such parts.
+const LEFTOVER_BEGINNINGS: [&str; 8] =
+    ["dora_", "hada_w", "ia3_l", "lokr_", "lora_", "modules_to_save", "prompt_encoder", "vera_lambda"];
+
+/// Heads of models that write no text; they stand first in a name.
+const OTHER_HEADS: [&str; 7] =
+    ["classification_head", "classifier", "regression_head", "reward_head", "score", "v_head", "value_head"];
 
 /// Types whose model in mlx-lm stacks numbered experts as it loads, scales and biases too.
 const STACKS_PACKED_EXPERTS: [&str; 19] = [
@@ -186,7 +179,7 @@ pub fn is_tower(name: &str) -> bool {
     let mut outer = name.split('.').take_while(|segment| !matches!(*segment, "layers" | "h" | "blocks"));
     outer.any(|segment| {
         let lower = segment.to_ascii_lowercase();
-        TOWERS.contains(&lower.as_str()) || EARS_AND_EYES.iter().any(|part| lower.contains(part))
+        TOWERS.contains(&lower.as_str()) || lower.split('_').any(|word| EARS_AND_EYES.contains(&word))
     })
 }
 
@@ -200,7 +193,11 @@ pub(super) fn is_kept(path: &str) -> bool {
 /// Whether a name says that its tensor is none of a model's own weights.
 pub(crate) fn is_leftover(name: &str) -> bool {
     let lower = name.to_ascii_lowercase();
-    lower.split('.').any(|segment| LEFTOVERS.iter().any(|start| segment.starts_with(start)))
+    let own = lower.strip_prefix("model.").unwrap_or(&lower);
+    let left = |segment: &str| {
+        LEFTOVERS.contains(&segment) || LEFTOVER_BEGINNINGS.iter().any(|start| segment.starts_with(start))
+    };
+    OTHER_HEADS.contains(&own.split('.').next().unwrap_or_default()) || lower.split('.').any(left)
 }
 
 /// Why mlx-lm does not load this type after it was quantized by tensor names, where that is known.

@@ -62,6 +62,20 @@ impl PageReader for Pages {
     fn skip_next_page(&mut self) -> Result<()> {
         self.inner.skip_next_page()
     }
+
+    fn supports_deferred_dictionary(&self) -> bool {
+        self.inner.supports_deferred_dictionary()
+    }
+
+    fn take_deferred_dictionary(&mut self) -> Result<Option<Page>> {
+        let page = self.inner.take_deferred_dictionary()?;
+        page.as_ref().map_or(Ok(()), |page| check(page, self.levels))?;
+        Ok(page)
+    }
+
+    fn at_record_boundary(&mut self) -> Result<bool> {
+        self.inner.at_record_boundary()
+    }
 }
 
 impl Iterator for Pages {
