@@ -89,3 +89,19 @@ fn what_is_no_part_of_the_model() {
     let (out, _) = done(CONVERT, &model);
     assert_eq!(read(&out), read(&right));
 }
+
+#[test]
+fn every_number_of_a_series_is_there() {
+    let at = tempfile::tempdir().unwrap();
+    let made = llama(2).set("model_type", serde_json::json!("helium"));
+    let each: [&[&str]; 3] = [
+        &["model-00001-of-00002.safetensors", "model-extra.safetensors"],
+        &["model-00001-of-00003.safetensors", "model-00003-of-00003.safetensors", "model-x.safetensors"],
+        &["model-00002-of-00002.safetensors"],
+    ];
+    for (index, names) in each.into_iter().enumerate() {
+        let model = made.write_shards(&at.path().join(index.to_string()), names, names);
+        std::fs::remove_file(model.join("model.safetensors.index.json")).unwrap();
+        refused(CONVERT, &model, &["shards that their names speak of"]);
+    }
+}

@@ -262,3 +262,23 @@ pub(crate) fn done(arguments: &str, model: &Path) -> (PathBuf, String) {
     assert_eq!(ran.code, 0, "{}: {}", model.display(), ran.text);
     (ran.out, ran.text)
 }
+
+/// A checkpoint of the zoo, changed.
+pub(crate) fn damaged(at: &Path, zoo: &str, change: impl FnOnce(&mut Made)) -> PathBuf {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../quant/tests/fixtures/zoo").join(zoo);
+    let index: Option<Value> = std::fs::read(source.join("model.safetensors.index.json"))
+        .ok()
+        .map(|bytes| serde_json::from_slice(&bytes).unwrap());
+    let named = |name: &str| index.as_ref().is_none_or(|index| index["weight_map"].get(name).is_some());
+    let mut made = Made { config: config(&source), tensors: BTreeMap::new(), files: Vec::new() };
+    let oracle = ["input_ids", "logits"];
+    for (name, (dtype, shape, bytes)) in read(&source) {
+        if named(&name) && !oracle.iter().any(|part| name.starts_with(part)) {
+            let known = ["BF16", "F32", "F16", "U8", "BOOL", "U32", "I32", "I64", "F8_E4M3"];
+            made.add(&name, (known.into_iter().find(|known| *known == dtype).unwrap(), shape, bytes));
+        }
+    }
+    change(&mut made);
+    let number = std::fs::read_dir(at).unwrap().count();
+    made.write(&at.join(format!("{zoo}-{number}")))
+}

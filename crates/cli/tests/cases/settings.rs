@@ -278,3 +278,61 @@ fn entries_of_experts_that_are_stacked() {
     apart.config["quantization"][expert(1)]["bits"] = json!(4);
     refused(DECODE, &apart.write(&at.path().join("unequal")), &[layer, "differently"]);
 }
+
+#[test]
+fn what_is_no_token_id_ends_nothing() {
+    let at = tempfile::tempdir().unwrap();
+    for (index, (eos, expected)) in [
+        (json!("2"), Value::Null),
+        (json!([2, "</s>", 3.0, -5, null]), json!([2])),
+        (json!([[2, 3], [4]]), Value::Null),
+        (json!(2.5), Value::Null),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let model = llama(1).set("eos_token_id", eos).write(&at.path().join(index.to_string()));
+        let (out, said) = done(CONVERT, &model);
+        assert_eq!(config(&out)["eos_token_id"], expected);
+        assert!(said.contains("no token id"), "{said}");
+    }
+    let model = llama(1).set("eos_token_id", json!(2)).file("generation_config.json", "[1, 2]");
+    let (out, said) = done(CONVERT, &model.write(&at.path().join("list")));
+    assert!(
+        !out.join("generation_config.json").exists() && said.contains("generation_config.json"),
+        "{said}"
+    );
+    let floats = llama(1)
+        .set("eos_token_id", json!(3))
+        .file("generation_config.json", "{\"eos_token_id\": 4, \"temperature\": NaN}");
+    let (out, _) = done(CONVERT, &floats.write(&at.path().join("floats")));
+    let written = std::fs::read_to_string(out.join("generation_config.json")).unwrap();
+    assert!(written.contains("\"temperature\": NaN") && !written.contains("__float__"), "{written}");
+}
+
+#[test]
+fn entries_that_say_something_else_than_the_layer() {
+    let at = tempfile::tempdir().unwrap();
+    let source = quantized(at.path(), "");
+    for (index, entry) in [
+        json!(false),
+        json!({}),
+        json!({"bits": 8, "group_size": 64}),
+        json!({"bits": 4, "group_size": 64, "foo": 1}),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let mut made = source.clone();
+        made.config["quantization"][Q] = entry;
+        let (out, said) =
+            done("convert --model {model} --mlx-path {out}", &made.write(&at.path().join(index.to_string())));
+        assert!(said.contains("that is written instead"), "{said}");
+        assert_eq!(config(&out)["quantization"][Q], json!({"group_size": 64, "bits": 4, "mode": "affine"}));
+        let (_, said) = done("inspect {model} --verify", &out);
+        assert!(said.contains("mlx_lm will load it"), "{said}");
+    }
+    let mut odd = source;
+    odd.config["quantization"][Q] = json!("4bit");
+    refused("inspect {model} --verify", &odd.write(&at.path().join("odd")), &[Q, "4bit"]);
+}

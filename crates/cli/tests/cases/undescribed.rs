@@ -174,3 +174,79 @@ fn much_that_stays_unquantized_is_said() {
     let (_, said) = done(CONVERT, &llama(2).write(&at.path().join("all")));
     assert!(!said.contains("stay unquantized"), "{said}");
 }
+
+#[test]
+fn experts_that_are_not_all_there() {
+    let at = tempfile::tempdir().unwrap();
+    let name = |index: usize, part: &str| format!("mlp.experts.{index}.{part}.weight");
+    let whole = || with_experts("solar_open", name);
+    let lost = "model.layers.1.mlp.experts.2.w2.weight";
+    for (index, made) in [
+        whole().without(lost),
+        whole().without("model.layers.0.mlp.experts.0.w1.weight"),
+        whole().with(lost, random(9, &[HIDDEN, 64])),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let model = made.write(&at.path().join(index.to_string()));
+        refused(CONVERT, &model, &["experts must be alike and all there"]);
+        refused("convert --model {model} --mlx-path {out}", &model, &["experts must be alike"]);
+    }
+}
+
+#[test]
+fn what_trainings_and_other_heads_leave() {
+    let at = tempfile::tempdir().unwrap();
+    let q = "model.layers.0.self_attn.q_proj";
+    let each = [
+        format!("{q}.lora_a"),
+        format!("{q}.lora_down.weight"),
+        format!("{q}.lokr_w1"),
+        format!("{q}.weight.absmax"),
+        format!("{q}.weight.quant_state.bitsandbytes__nf4"),
+        "optimizer.state.momentum_buffer".to_owned(),
+        "score.weight".to_owned(),
+        "v_head.summary.weight".to_owned(),
+        "classifier.dense.weight".to_owned(),
+    ];
+    for (index, name) in each.iter().enumerate() {
+        let made = unknown().with(name, random(9, &[8, HIDDEN]));
+        refused(CONVERT, &made.write(&at.path().join(index.to_string())), &[name]);
+    }
+}
+
+#[test]
+fn tables_are_no_experts() {
+    let at = tempfile::tempdir().unwrap();
+    for (index, (name, shape)) in [
+        ("model.pos_embed", vec![1, 64, HIDDEN]),
+        ("model.position_embedding.weight", vec![4, 64, HIDDEN]),
+        ("model.query_tokens", vec![1, 32, HIDDEN]),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        done(CONVERT, &unknown().with(name, random(4, &shape)).write(&at.path().join(index.to_string())));
+    }
+    let experts = unknown().with("model.layers.0.mlp.expert_weights", random(4, &[512, HIDDEN]));
+    refused(CONVERT, &experts.write(&at.path().join("experts")), &["expert_weights"]);
+}
+
+#[test]
+fn in_a_frame_only_the_language_model_is_quantized() {
+    let at = tempfile::tempdir().unwrap();
+    for (index, tower) in
+        ["mlp1.0", "resampler.kv_proj", "vpm.encoder.layers.0.q", "Vision_Tower.x", "abstractor.query_proj"]
+            .into_iter()
+            .enumerate()
+    {
+        let mut made = llama(2).renamed(|name| format!("language_model.{name}"));
+        made.config = json!({"model_type": "frame_of_tomorrow", "text_config": made.config, "vision_config": {}, "torch_dtype": "bfloat16"});
+        made.add(&format!("{tower}.weight"), random(8, &[HIDDEN, HIDDEN]));
+        let (out, _) = done(CONVERT, &made.write(&at.path().join(index.to_string())));
+        assert!(!read(&out).contains_key(&format!("{tower}.scales")), "{tower}");
+        assert!(read(&out).contains_key("language_model.lm_head.scales"));
+        assert!(config(&out).get("vision_config").is_some());
+    }
+}

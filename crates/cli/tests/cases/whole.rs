@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::model::{CONVERT, HIDDEN, done, llama, ones, random, raw, refused};
+use crate::model::{CONVERT, HIDDEN, damaged, done, llama, ones, random, raw, refused};
 
 const EVAL: &str = "eval --model {model} --windows 1 --sequence-length 32";
 
@@ -162,4 +162,63 @@ fn who_quantized_it_is_named() {
     // Beside plain weights such a file says nothing of them.
     let model = llama(2).file("quantize_config.json", json!({"bits": 4})).write(&at.path().join("plain"));
     done(CONVERT, &model);
+}
+
+#[test]
+fn inner_widths_and_kernels_are_as_config_says() {
+    let at = tempfile::tempdir().unwrap();
+    for (index, width) in [128, 512, 257].into_iter().enumerate() {
+        let model = llama(2).set("intermediate_size", json!(width)).write(&at.path().join(index.to_string()));
+        refused(CONVERT, &model, &["mlp.", &format!("config.json asks for [{width}, 128]")]);
+    }
+    let each: [(&str, &str, fn(&mut serde_json::Value)); 4] = [
+        ("qwen3_moe", "switch_mlp.", |config| config["moe_intermediate_size"] = json!(96)),
+        ("gpt2", "mlp.c_fc.weight", |config| config["n_inner"] = json!(64)),
+        ("gpt2", "wpe.weight", |config| config["n_positions"] = json!(33)),
+        ("deepseek_v3", "q_a_proj.weight", |config| config["q_lora_rank"] = json!(24)),
+    ];
+    for (zoo, says, change) in each {
+        let model = damaged(at.path(), zoo, |made| change(&mut made.config));
+        refused(CONVERT, &model, &[says]);
+    }
+}
+
+#[test]
+fn biases_of_families_that_always_have_them() {
+    let at = tempfile::tempdir().unwrap();
+    for (zoo, end) in [("gpt2", ".attn.c_attn.bias"), ("gpt2", ".ln_1.bias"), ("gpt_oss", ".o_proj.bias")] {
+        let model = damaged(at.path(), zoo, |made| made.tensors.retain(|name, _| !name.ends_with(end)));
+        refused(CONVERT, &model, &[end, "is missing"]);
+    }
+}
+
+#[test]
+fn what_is_read_as_a_number_is_one() {
+    let at = tempfile::tempdir().unwrap();
+    let (norm, q) = ("model.norm.weight", "model.layers.1.self_attn.q_proj.weight");
+    for (index, (name, dtype, shape)) in
+        [(q, "I64", vec![HIDDEN, HIDDEN]), (q, "BOOL", vec![HIDDEN, HIDDEN]), (norm, "I64", vec![HIDDEN])]
+            .into_iter()
+            .enumerate()
+    {
+        let bytes = shape.iter().product::<usize>() * if dtype == "I64" { 8 } else { 1 };
+        let made = llama(2).with(name, (dtype, shape, vec![1; bytes]));
+        refused(CONVERT, &made.write(&at.path().join(index.to_string())), &[name, dtype]);
+    }
+    // Buffers that no weight is are no reason to refuse a type that is not described.
+    let made = llama(1).set("model_type", json!("helium"));
+    let made = made
+        .with("model.token_map", raw("I32", &[1, 512], 1))
+        .with("model.causal_mask_u8", raw("U8", &[64, 64], 1));
+    done(CONVERT, &made.write(&at.path().join("buffers")));
+}
+
+#[test]
+fn frequencies_of_old_checkpoints_do_no_harm() {
+    let at = tempfile::tempdir().unwrap();
+    for zoo in ["qwen3_moe", "llama_tied", "gpt_oss"] {
+        let name = "model.layers.0.self_attn.rotary_emb.inv_freq";
+        let model = damaged(at.path(), zoo, |made| made.add(name, raw("F32", &[16], 0)));
+        done(CONVERT, &model);
+    }
 }
