@@ -119,8 +119,8 @@ pub(crate) fn is_packed_weight(name: &str, dtype: Dtype, axes: usize) -> bool {
     let plain =
         FloatType::from_dtype(dtype).is_some() || matches!(dtype, Dtype::F64 | Dtype::BOOL | Dtype::I64);
     let leaf = name.rsplit('.').next().unwrap_or(name);
-    let table =
-        ["bias", "mask", "ids", "index", "indices", "idx", "tid2eid"].iter().any(|end| leaf.ends_with(end));
+    let table = ["bias", "ids", "idx", "tid2eid"].iter().any(|end| leaf.ends_with(end))
+        || ["mask", "index", "indices", "map"].iter().any(|part| leaf.contains(part));
     !plain && !table && (axes >= 2 || leaf == "weight")
 }
 

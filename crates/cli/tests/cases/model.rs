@@ -187,7 +187,9 @@ pub(crate) fn read(directory: &Path) -> BTreeMap<String, (String, Vec<usize>, Ve
     let mut tensors = BTreeMap::new();
     for entry in std::fs::read_dir(directory).unwrap() {
         let path = entry.unwrap().path();
-        if path.extension().is_none_or(|ending| ending != "safetensors") {
+        if path.extension().is_none_or(|ending| ending != "safetensors")
+            || path.ends_with("oracle.safetensors")
+        {
             continue;
         }
         let bytes = std::fs::read(path).unwrap();
@@ -271,9 +273,8 @@ pub(crate) fn damaged(at: &Path, zoo: &str, change: impl FnOnce(&mut Made)) -> P
         .map(|bytes| serde_json::from_slice(&bytes).unwrap());
     let named = |name: &str| index.as_ref().is_none_or(|index| index["weight_map"].get(name).is_some());
     let mut made = Made { config: config(&source), tensors: BTreeMap::new(), files: Vec::new() };
-    let oracle = ["input_ids", "logits"];
     for (name, (dtype, shape, bytes)) in read(&source) {
-        if named(&name) && !oracle.iter().any(|part| name.starts_with(part)) {
+        if named(&name) {
             let known = ["BF16", "F32", "F16", "U8", "BOOL", "U32", "I32", "I64", "F8_E4M3"];
             made.add(&name, (known.into_iter().find(|known| *known == dtype).unwrap(), shape, bytes));
         }

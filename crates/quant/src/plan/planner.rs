@@ -320,7 +320,9 @@ impl Planner {
             Value::Object(fields) => {
                 let known =
                     |key: &String| matches!(key.as_str(), "bits" | "group_size" | "mode" | "global_scale");
-                fields.keys().all(known) && mlx_quant_model::listed(fields) == Some(scheme)
+                !fields.is_empty()
+                    && fields.keys().all(known)
+                    && mlx_quant_model::listed(fields) == Some(scheme)
             }
             _ => false,
         };
