@@ -15,6 +15,7 @@ mod faults;
 mod guide;
 mod listing;
 mod machine;
+mod names;
 mod place;
 mod refusals;
 mod stream;
