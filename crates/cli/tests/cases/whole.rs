@@ -171,14 +171,13 @@ fn inner_widths_and_kernels_are_as_config_says() {
         let model = llama(2).set("intermediate_size", json!(width)).write(&at.path().join(index.to_string()));
         refused(CONVERT, &model, &["mlp.", &format!("config.json asks for [{width}, 128]")]);
     }
-    let each: [(&str, &str, fn(&mut serde_json::Value)); 4] = [
-        ("qwen3_moe", "switch_mlp.", |config| config["moe_intermediate_size"] = json!(96)),
-        ("gpt2", "mlp.c_fc.weight", |config| config["n_inner"] = json!(64)),
-        ("gpt2", "wpe.weight", |config| config["n_positions"] = json!(33)),
-        ("deepseek_v3", "q_a_proj.weight", |config| config["q_lora_rank"] = json!(24)),
-    ];
-    for (zoo, says, change) in each {
-        let model = damaged(at.path(), zoo, |made| change(&mut made.config));
+    for (zoo, says, key, value) in [
+        ("qwen3_moe", "switch_mlp.", "moe_intermediate_size", 96),
+        ("gpt2", "mlp.c_fc.weight", "n_inner", 64),
+        ("gpt2", "wpe.weight", "n_positions", 33),
+        ("deepseek_v3", "q_a_proj.weight", "q_lora_rank", 24),
+    ] {
+        let model = damaged(at.path(), zoo, |made| made.config[key] = json!(value));
         refused(CONVERT, &model, &[says]);
     }
 }

@@ -207,6 +207,7 @@ pub fn obstacle(model_type: &str) -> Option<&'static str> {
 
 /// What would go wrong with a tensor of a type without a description if the model were quantized.
 pub fn unfit(architecture: &Architecture, model_type: &str, name: &str, view: &View) -> Option<Unfit> {
+    const TABLES: [&str; 6] = ["conv", "pos_emb", "position", "rel_pos", "query", "filter"];
     let shape = view.shape();
     if architecture.is_tower(name) || shape.len() < 2 {
         return None;
@@ -219,7 +220,6 @@ pub fn unfit(architecture: &Architecture, model_type: &str, name: &str, view: &V
     let axes = &shape[shape.len().saturating_sub(2)..];
     let stacked = shape.len() > 2 && shape[..shape.len() - 2].iter().product::<usize>() > 1;
     // The kernel of a convolution is short, tables of positions and queries are no layer's; matrices are neither.
-    const TABLES: [&str; 6] = ["conv", "pos_emb", "position", "rel_pos", "query", "filter"];
     let table = TABLES.iter().any(|part| name.contains(part));
     let matrices =
         stacked && axes.iter().all(|axis| *axis >= 8) && axes.iter().any(|axis| *axis >= 16) && !table;
@@ -257,9 +257,12 @@ fn expert(name: &str) -> Option<Expert<'_>> {
     None
 }
 
+/// Names and shapes of one matrix of several experts, by number.
+type Experts<'n> = BTreeMap<usize, (&'n str, Vec<usize>)>;
+
 /// Experts that are not all there, or not alike: a name that is missing, or one of another shape.
 pub fn incomplete_experts<'n>(tensors: impl Iterator<Item = (&'n str, Vec<usize>)>) -> Option<String> {
-    let mut groups: BTreeMap<(&str, &str), BTreeMap<usize, (&str, Vec<usize>)>> = BTreeMap::new();
+    let mut groups: BTreeMap<(&str, &str), Experts<'_>> = BTreeMap::new();
     let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
     for (name, shape) in tensors {
         if let Some(Expert { around, number: Some(number) }) = expert(name) {
