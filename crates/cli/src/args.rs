@@ -226,6 +226,7 @@ only as much is read as the windows need.";
 /// Arguments of `eval`.
 #[derive(Debug, Args)]
 #[command(after_help = EVAL_EXAMPLES)]
+#[expect(clippy::struct_excessive_bools, reason = "flags")]
 pub(crate) struct Eval {
     /// Model, Hugging Face, MLX dense or MLX quantized: a directory, or a hub id such as mlx-community/Qwen3-8B-4bit [default: the
     /// built-in demo model]

@@ -33,6 +33,7 @@ pub(crate) enum KeepArg {
 /// Arguments of `compare`.
 #[derive(Debug, Args)]
 #[command(after_help = COMPARE_EXAMPLES)]
+#[expect(clippy::struct_excessive_bools, reason = "flags")]
 pub(crate) struct Compare {
     /// Model: a directory, or a hub id such as Qwen/Qwen3-8B [default: the built-in demo model]
     #[arg(long, short = 'm', visible_alias = "hf-path", value_name = "MODEL")]
