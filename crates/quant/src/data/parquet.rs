@@ -46,6 +46,10 @@ impl Read for Chunk {
         let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
         file.seek(SeekFrom::Start(self.at))?;
         let read = file.read(buffer)?;
+        // The parser of page headers would ask again and again for what a damaged one counts.
+        if read == 0 && !buffer.is_empty() {
+            return Err(std::io::ErrorKind::UnexpectedEof.into());
+        }
         self.at += read as u64;
         Ok(read)
     }
