@@ -78,7 +78,7 @@ pub struct DataReport<'a> {
     pub windows: usize,
     /// How they were picked.
     pub pick: Pick,
-    /// See [`Windows::data_hash`].
+    /// See [`super::Windows::data_hash`].
     pub data_hash: &'a str,
     /// All sources.
     pub sources: &'a [SourceInfo],
