@@ -152,7 +152,9 @@ pub(super) fn documents(
             }
             let place = Place::Number(first + index);
             let Some(row) = parsed(input, || rows.next().transpose())? else { break };
-            let object = object(row).map_err(|reason| DataError::Form {
+            // Dates that no calendar has make the crate panic where it shows them.
+            let object = contained(|| object(row)).unwrap_or_else(Err);
+            let object = object.map_err(|reason| DataError::Form {
                 file: input.file.clone(),
                 place: source.place(place),
                 reason,
