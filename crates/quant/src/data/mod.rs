@@ -12,6 +12,8 @@
 mod corpus;
 mod document;
 mod error;
+#[cfg(feature = "parquet")]
+mod footer;
 mod kind;
 mod lines;
 mod mend;

@@ -19,6 +19,7 @@ use parquet::schema::types::{SchemaDescriptor, Type};
 use serde_json::{Map, Value};
 
 use super::document::{has_form, is_column, named};
+use super::footer::claims_too_much;
 use super::pages::Checked;
 use super::read::{Input, Tallied, Tally};
 use super::rows::{Place, Sink, Source};
@@ -85,7 +86,25 @@ impl ChunkReader for Chunks {
 fn open(input: &Input, tally: &Tally) -> Result<SerializedFileReader<Chunks>, DataError> {
     let file = Arc::new(Mutex::new(input.open()?));
     let chunks = Chunks { file, size: input.size, tally: tally.clone() };
+    check_footer(input, &chunks)?;
     parsed(input, || SerializedFileReader::new(chunks))
+}
+
+/// Looks at the footer before room is reserved for what it claims: its length and a mark stand at the end of the file.
+fn check_footer(input: &Input, chunks: &Chunks) -> Result<(), DataError> {
+    let tail = chunks.size.checked_sub(8).and_then(|at| chunks.get_bytes(at, 8).ok());
+    let Some(length) =
+        tail.as_deref().and_then(<[u8]>::first_chunk::<4>).map(|length| u32::from_le_bytes(*length))
+    else {
+        return Ok(());
+    };
+    let start = (chunks.size - 8).checked_sub(u64::from(length));
+    let footer = start.and_then(|start| chunks.get_bytes(start, length as usize).ok());
+    if footer.is_some_and(|footer| claims_too_much(&footer)) {
+        let reason = "its footer claims more than it holds".to_owned();
+        return Err(DataError::Parquet { file: input.file.clone(), reason });
+    }
+    Ok(())
 }
 
 /// What the parser says, also where it panics.
