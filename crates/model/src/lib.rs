@@ -2,7 +2,7 @@
 //!
 //! [`arch`] knows what each model type's checkpoint holds and how its decoder is built, in the vocabulary of
 //! [`decoder`]; [`Weights`] reads tensors as float32, one block at a time; [`Forward`] interprets the description with the
-//! operations of [`ops`].
+//! operations of an [`Engine`](mlx_quant_engine::Engine).
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test panics to fail"))]
 
@@ -20,7 +20,7 @@ mod headers;
 pub mod known;
 pub mod mixers;
 mod names;
-pub mod ops;
+mod ops;
 mod parameters;
 mod pieces;
 mod tied;

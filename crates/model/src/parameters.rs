@@ -3,9 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use candle_core::{Result, Tensor};
-
-use crate::ops::Kernels;
+use mlx_quant_engine::{Result, Tensor};
 
 /// A linear that computes in its own way, in the place of a plain product: observed, or trained.
 pub trait Reader: Send + Sync + std::fmt::Debug {
@@ -13,13 +11,7 @@ pub trait Reader: Send + Sync + std::fmt::Debug {
     ///
     /// # Errors
     /// Shapes that do not fit together.
-    fn read(
-        &self,
-        kernels: Kernels,
-        x: &Tensor,
-        expert: Option<usize>,
-        bias: Option<&Tensor>,
-    ) -> Result<Tensor>;
+    fn read(&self, x: &Tensor, expert: Option<usize>, bias: Option<&Tensor>) -> Result<Tensor>;
 }
 
 /// Float32 tensors by full name, and readers by module path, which stand above the tensors.
@@ -36,8 +28,8 @@ impl Parameters {
     ///
     /// # Errors
     /// If there is none.
-    pub fn tensor(&self, name: &str) -> candle_core::Result<&Tensor> {
-        self.get(name).ok_or_else(|| candle_core::Error::msg(format!("tensor {name} is missing")))
+    pub fn tensor(&self, name: &str) -> Result<&Tensor> {
+        self.get(name).ok_or_else(|| mlx_quant_engine::Error::msg(format!("tensor {name} is missing")))
     }
 
     /// Adds those of `other`.

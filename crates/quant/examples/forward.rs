@@ -8,7 +8,7 @@
 
 use std::time::Instant;
 
-use candle_core::{Device, Tensor};
+use mlx_quant_engine::{Device, Tensor};
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
 use mlx_format::checkpoint::Directory;
@@ -57,7 +57,7 @@ fn main() {
             windows.par_iter().for_each(|_| {
                 for weight in &linears {
                     let x =
-                        Tensor::ones((length, weight.dim(1).unwrap()), candle_core::DType::F32, &Device::Cpu);
+                        Tensor::ones((length, weight.dim(1).unwrap()), mlx_quant_engine::DType::F32, &mlx_quant_engine::cpu());
                     Kernels::Fused.linear(&x.unwrap(), weight, None).unwrap();
                 }
             });

@@ -7,7 +7,7 @@
 
 use std::sync::{Arc, OnceLock};
 
-use candle_core::{Device, Tensor};
+use mlx_quant_engine::{Device, Tensor};
 use mlx_quant_model::decoder::{Block, Branch, Layer, Linear};
 use mlx_quant_model::{Decoder, Forward, Parameters, State, Weights};
 use rayon::prelude::*;
@@ -56,7 +56,7 @@ impl<'m> Walk<'m> {
         let weights = Weights::open(&model.checkpoint, &model.config)?;
         let decoder = weights.decoder(&model.config, model.allow_unread)?;
         let blocks = decoder.blocks.iter().map(|_| OnceLock::new()).collect();
-        Ok(Self { weights, decoder, device: Device::Cpu, residency: Residency::Streaming, blocks })
+        Ok(Self { weights, decoder, device: mlx_quant_engine::cpu(), residency: Residency::Streaming, blocks })
     }
 
     /// Keeps blocks in memory from now on, or not.
@@ -193,7 +193,7 @@ impl<'m> Walk<'m> {
                 let parameters = pool.install(|| self.block(index))?;
                 let step = |state: State| forward.block(index, &parameters, state, &mut ());
                 let stepped = pool
-                    .install(|| states.into_par_iter().map(step).collect::<candle_core::Result<Vec<_>>>());
+                    .install(|| states.into_par_iter().map(step).collect::<mlx_quant_engine::Result<Vec<_>>>());
                 states = stepped.map_err(mlx_quant_model::WeightsError::from)?;
                 *done += wave.len() as u64;
                 observer.event(Event::Progress { done: *done });

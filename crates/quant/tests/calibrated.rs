@@ -7,7 +7,7 @@ mod common;
 
 use std::path::{Path, PathBuf};
 
-use candle_core::{Device, Tensor};
+use mlx_quant_engine::{Device, Tensor};
 use mlx_format::Scheme;
 use mlx_quant::model::{Forward, State, Weights};
 use mlx_quant::{
@@ -49,11 +49,11 @@ impl Blocks {
         let windows = windows(model, 99, 4, 48);
         let weights = Weights::open(&model.checkpoint, &model.config).unwrap();
         let decoder = weights.decoder(&model.config, false).unwrap();
-        let forward = Forward::new(&decoder, windows.sequence_length, &Device::Cpu).unwrap();
+        let forward = Forward::new(&decoder, windows.sequence_length, &mlx_quant_engine::cpu()).unwrap();
         let embed = |window: &Window| forward.embed(&weights, &[&window.tokens]).unwrap();
         let mut states = vec![windows.picked.iter().map(embed).collect::<Vec<_>>()];
         for (index, block) in decoder.blocks.iter().enumerate() {
-            let parameters = weights.load(&block.prefix, &Device::Cpu).unwrap();
+            let parameters = weights.load(&block.prefix, &mlx_quant_engine::cpu()).unwrap();
             let step = |state: &State| forward.block(index, &parameters, state.clone(), &mut ()).unwrap();
             states.push(states[index].iter().map(step).collect());
         }
@@ -64,14 +64,14 @@ impl Blocks {
     fn error(&self, model: &Model) -> f64 {
         let weights = Weights::open(&model.checkpoint, &model.config).unwrap();
         let decoder = weights.decoder(&model.config, false).unwrap();
-        let forward = Forward::new(&decoder, self.windows.sequence_length, &Device::Cpu).unwrap();
+        let forward = Forward::new(&decoder, self.windows.sequence_length, &mlx_quant_engine::cpu()).unwrap();
         let square = |a: &State, b: &State| {
             let difference = (&a.hidden - &b.hidden).unwrap().sqr().unwrap().sum_all().unwrap();
             difference.to_scalar::<f32>().unwrap() as f64
         };
         let mut sum = 0.0;
         for (index, block) in decoder.blocks.iter().enumerate() {
-            let parameters = weights.load(&block.prefix, &Device::Cpu).unwrap();
+            let parameters = weights.load(&block.prefix, &mlx_quant_engine::cpu()).unwrap();
             let (mut error, mut added) = (0.0, 0.0);
             for (before, after) in self.states[index].iter().zip(&self.states[index + 1]) {
                 let found = forward.block(index, &parameters, before.clone(), &mut ()).unwrap();
@@ -258,7 +258,7 @@ fn statistics_that_do_not_fit_are_refused() {
         files.sort();
         for file in [&files[0], &files[files.len() / 2], &files[files.len() - 1]] {
             let sound = std::fs::read(file).unwrap();
-            let size = candle_core::safetensors::load(file, &Device::Cpu).unwrap()["gram"].dims()[0];
+            let size = candle_core::safetensors::load(file, &mlx_quant_engine::cpu()).unwrap()["gram"].dims()[0];
             let eye = |rows: usize, columns: usize| -> Vec<f32> {
                 (0..rows * columns).map(|at| f32::from(u8::from(at % (columns + 1) == 0))).collect()
             };
@@ -277,8 +277,8 @@ fn statistics_that_do_not_fit_are_refused() {
                 (vec![size, size], with(0, -1.0), 9, false),
                 (vec![size, size], eye(size, size), -9, false),
             ] {
-                let gram = Tensor::from_vec(values, &shape[..], &Device::Cpu).unwrap();
-                let tokens = Tensor::new(&[tokens as i64], &Device::Cpu).unwrap();
+                let gram = Tensor::from_vec(values, &shape[..], &mlx_quant_engine::cpu()).unwrap();
+                let tokens = Tensor::new(&[tokens as i64], &mlx_quant_engine::cpu()).unwrap();
                 let both = [("gram", gram), ("tokens", tokens)].into_iter().collect();
                 candle_core::safetensors::save(&both, file).unwrap();
                 let target = out.path().join("refused");

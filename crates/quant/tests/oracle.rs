@@ -6,7 +6,7 @@ mod common;
 
 use std::path::{Path, PathBuf};
 
-use candle_core::{Device, Tensor};
+use mlx_quant_engine::{Device, Tensor};
 use mlx_quant::model::ops::Kernels;
 use mlx_quant::model::{Forward, Weights};
 use safetensors::SafeTensors;
@@ -27,7 +27,7 @@ fn deviation(directory: &Path, kernels: Kernels) -> f64 {
     let length = tokens.shape()[1];
     let windows: Vec<&[u32]> = ids.chunks_exact(length).collect();
 
-    let device = Device::Cpu;
+    let device = mlx_quant_engine::cpu();
     let forward = Forward::with_kernels(&decoder, length, &device, kernels).unwrap();
     let mut state = forward.embed(&weights, &windows).unwrap();
     for (index, block) in decoder.blocks.iter().enumerate() {
@@ -37,7 +37,7 @@ fn deviation(directory: &Path, kernels: Kernels) -> f64 {
     let last = weights.load_last(&decoder, &device).unwrap();
     let hidden = forward.finish(&last, &state).unwrap();
     let logits: Tensor = forward.logits(&last, &hidden).unwrap();
-    let found = logits.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    let found = logits.flatten_all().unwrap().to_vec().unwrap();
     let scale = expected.iter().fold(0f32, |max, value| max.max(value.abs()));
     // transformers' logits are those of the first row alone.
     assert!(found.len() >= expected.len() && found.len().is_multiple_of(expected.len()));

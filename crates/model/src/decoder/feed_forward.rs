@@ -1,7 +1,8 @@
 //! Feed-forward networks and mixtures of them.
 
+use mlx_quant_engine::{Activation, Groups};
+
 use super::Linear;
-use crate::ops::Activation;
 
 /// The first half of a feed-forward network.
 #[derive(Clone, Debug, PartialEq)]
@@ -49,17 +50,6 @@ pub enum Scores {
     Sigmoid,
     /// Softmax over the chosen experts only.
     SoftmaxOfChosen,
-}
-
-/// Experts are chosen from the best groups only (DeepSeek).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Groups {
-    /// Number of groups, of equal size.
-    pub count: usize,
-    /// How many of them remain.
-    pub keep: usize,
-    /// A group's score is the sum of its two best experts, else its best one.
-    pub best_two: bool,
 }
 
 /// Chooses experts for each token.

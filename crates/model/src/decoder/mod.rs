@@ -12,7 +12,9 @@ mod rope;
 mod site;
 
 pub use self::attention::{Attention, HeadNorms, Projections, QueryScaling};
-pub use self::feed_forward::{Experts, Gate, Groups, Mlp, Moe, Router, Scores, SharedExpert};
+pub use mlx_quant_engine::Groups;
+
+pub use self::feed_forward::{Experts, Gate, Mlp, Moe, Router, Scores, SharedExpert};
 pub use self::rope::{Frequencies, Rope};
 pub use self::site::{Producer, Site};
 use crate::mixers::{DeltaNet, LatentAttention, ShortConvolution};

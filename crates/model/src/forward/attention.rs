@@ -1,10 +1,9 @@
 //! Softmax attention: projections, head norms, rotation, softmax, output.
 
-use candle_core::{D, Result, Tensor};
+use mlx_quant_engine::{Activation, AttentionSettings, LAST, REST, Result, Tensor};
 
 use super::{Keys, Pass, scaled};
 use crate::decoder::{Attention, HeadNorms, Norm, Projections, QueryScaling};
-use crate::ops::{Activation, AttentionSettings};
 
 /// Queries, keys, values `[batch, tokens, heads, features]`, and the output gate `[batch, tokens, heads * features]`.
 struct Heads {
@@ -48,10 +47,10 @@ impl Pass<'_> {
             softcap: layer.softcap.map(|cap| cap as f32),
             sinks: layer.sinks.as_ref().map(|name| self.parameters.tensor(name)).transpose()?.cloned(),
         };
-        let output = self.kernels.attention(&heads.q, &heads.k, &heads.v, &settings)?; // [b, t, h, dv]
+        let output = self.engine.attention(&heads.q, &heads.k, &heads.v, &settings)?; // [b, t, h, dv]
         let mut output = output.reshape((batch, tokens, layer.heads * layer.value_dim))?;
         if let Some(gate) = &heads.gate {
-            output = self.kernels.glu(gate, &output, Activation::Sigmoid)?;
+            output = self.engine.glu(gate, &output, Activation::Sigmoid)?;
         }
         drop(heads);
         Ok(self.read(&[&layer.output], &output).await?.remove(0))
@@ -61,7 +60,7 @@ impl Pass<'_> {
     async fn heads(&mut self, layer: &Attention, x: &Tensor, keys: &Keys) -> Result<Heads> {
         let (batch, tokens, _) = x.dims3()?;
         let &Attention { heads, kv_heads, head_dim, value_dim, .. } = layer;
-        let by_head = |x: &Tensor, heads: usize| x.reshape((batch, tokens, heads, ()));
+        let by_head = |x: &Tensor, heads: usize| x.reshape((batch, tokens, heads, REST));
         let mut projected = self.read(&layer.projections.linears(), x).await?;
         let first = projected.remove(0);
         let (q, k, v) = match &layer.projections {
@@ -77,11 +76,11 @@ impl Pass<'_> {
             }
             Projections::Interleaved(_) => {
                 let all = first.reshape((batch, tokens, heads, 2 * head_dim + value_dim))?;
-                let q = all.narrow(3, 0, head_dim)?.reshape((batch, tokens, ()))?;
+                let q = all.narrow(3, 0, head_dim)?.reshape((batch, tokens, REST))?;
                 (q, all.narrow(3, head_dim, head_dim)?, all.narrow(3, 2 * head_dim, value_dim)?)
             }
             Projections::Shared { block, .. } => {
-                let missing = || candle_core::Error::msg(format!("block {block} kept no keys"));
+                let missing = || mlx_quant_engine::Error::msg(format!("block {block} kept no keys"));
                 let (k, v) = keys.get(block).ok_or_else(missing)?;
                 (first, k.clone(), v.clone())
             }
@@ -90,8 +89,8 @@ impl Pass<'_> {
         if !layer.output_gate {
             return Ok(Heads { q, k, v, gate: None });
         }
-        let gate = q.narrow(D::Minus1, head_dim, head_dim)?.reshape((batch, tokens, heads * head_dim))?;
-        Ok(Heads { q: q.narrow(D::Minus1, 0, head_dim)?, k, v, gate: Some(gate) })
+        let gate = q.narrow(LAST, head_dim, head_dim)?.reshape((batch, tokens, heads * head_dim))?;
+        Ok(Heads { q: q.narrow(LAST, 0, head_dim)?, k, v, gate: Some(gate) })
     }
 
     fn norm_heads(&self, layer: &Attention, norms: &HeadNorms, heads: &mut Heads) -> Result<()> {
@@ -118,8 +117,8 @@ impl Pass<'_> {
     /// Rotary embedding `rope` of `[batch, tokens, heads, features]`.
     pub(crate) fn rotate(&self, x: &Tensor, rope: usize) -> Result<Tensor> {
         let table =
-            self.tables.get(rope).ok_or_else(|| candle_core::Error::msg("no such rotary embedding"))?;
-        self.kernels.rotary(x, &table.cos, &table.sin, table.pairing)
+            self.tables.get(rope).ok_or_else(|| mlx_quant_engine::Error::msg("no such rotary embedding"))?;
+        self.engine.rotary(x, &table.cos, &table.sin, table.pairing)
     }
 }
 

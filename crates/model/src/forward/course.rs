@@ -10,7 +10,7 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
-use candle_core::{Error, Result, Tensor};
+use mlx_quant_engine::{Error, Result, Tensor};
 
 use super::{Forward, Pass, State, Tap};
 use crate::decoder::{Block, Linear};
@@ -144,7 +144,7 @@ impl<'d> Forward<'d> {
         let layer = &block.stages[stage].branches[branch].layer;
         let mut tap = ();
         let mut pass =
-            Pass { kernels: self.kernels, parameters, tables: &self.tables, watcher: Watcher::Tap(&mut tap) };
+            Pass { engine: &self.device, parameters, tables: &self.tables, watcher: Watcher::Tap(&mut tap) };
         at_once(async move { pass.layer(layer, index, input, None, &mut super::Keys::new()).await })
     }
 }

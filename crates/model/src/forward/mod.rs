@@ -3,8 +3,8 @@
 //! It goes block by block and keeps nothing between blocks but a [`State`], so that a caller may hold one block's
 //! weights at a time and take any number of windows through it. A [`Tap`] sees every [`Site`](crate::Site)'s input on the way.
 //!
-//! On CPU each call runs on its caller's thread: windows are the unit of parallel work, and the result of a window
-//! depends neither on the number of threads nor on the windows beside it.
+//! The result of a window depends neither on the number of threads nor on the windows beside it. The CPU engine runs each call on its
+//! caller's thread, so that windows are the unit of parallel work there.
 
 mod attention;
 mod course;
@@ -12,12 +12,11 @@ mod feed_forward;
 
 use std::collections::BTreeMap;
 
-use candle_core::{D, Device, Result, Tensor};
+use mlx_quant_engine::{Device, LAST, Pairing, Result, Tensor};
 
 use crate::decoder::{
     Block, Decoder, Layer, Linear, Norm, NormKind, PerLayerInputs, Projections, Rope, Stage,
 };
-use crate::ops::{Kernels, Pairing};
 use crate::parameters::Parameters;
 use crate::weights::{Weights, WeightsError};
 
@@ -45,7 +44,6 @@ impl Tap for () {
 #[derive(Clone, Debug)]
 pub struct Forward<'d> {
     decoder: &'d Decoder,
-    kernels: Kernels,
     device: Device,
     tokens: usize,
     /// Of each rotary embedding.
@@ -110,31 +108,18 @@ pub(crate) struct Table {
 
 /// One block's forward pass.
 pub(crate) struct Pass<'p> {
-    pub(crate) kernels: Kernels,
+    pub(crate) engine: &'p Device,
     pub(crate) parameters: &'p Parameters,
     pub(crate) tables: &'p [Table],
     pub(crate) watcher: Watcher<'p>,
 }
 
 impl<'d> Forward<'d> {
-    /// For windows of `tokens` tokens, with the kernels that suit the device.
+    /// For windows of `tokens` tokens, on a device.
     ///
     /// # Errors
     /// If the device has no memory left.
     pub fn new(decoder: &'d Decoder, tokens: usize, device: &Device) -> Result<Self> {
-        Self::with_kernels(decoder, tokens, device, Kernels::for_device(device))
-    }
-
-    /// With these kernels.
-    ///
-    /// # Errors
-    /// As [`Forward::new`].
-    pub fn with_kernels(
-        decoder: &'d Decoder,
-        tokens: usize,
-        device: &Device,
-        kernels: Kernels,
-    ) -> Result<Self> {
         let table = |rope: &Rope| {
             let (cos, sin) = rope.tables(tokens);
             let shape = (tokens, rope.frequencies(tokens).len());
@@ -142,7 +127,7 @@ impl<'d> Forward<'d> {
             Ok(Table { cos: tensor(cos)?, sin: tensor(sin)?, pairing: rope.pairing })
         };
         let tables = decoder.ropes.iter().map(table).collect::<Result<_>>()?;
-        Ok(Self { decoder, kernels, device: device.clone(), tokens, tables })
+        Ok(Self { decoder, device: device.clone(), tokens, tables })
     }
 
     /// The beginning: embeds windows of `tokens` tokens each. Only the rows that occur are read from the table.
@@ -209,7 +194,7 @@ impl<'d> Forward<'d> {
             parameters.extend(weights.module(norm, &self.device)?);
         }
         let pass = Pass {
-            kernels: self.kernels,
+            engine: &self.device,
             parameters: &parameters,
             tables: &[],
             watcher: Watcher::Tap(&mut ()),
@@ -245,7 +230,7 @@ impl<'d> Forward<'d> {
         let State { mut hidden, per_layer, mut keys } = state;
         let block = &self.decoder.blocks[index];
         let own = per_layer.as_ref().map(|all| all.narrow(2, index, 1)?.squeeze(2)).transpose()?;
-        let mut pass = Pass { kernels: self.kernels, parameters, tables: &self.tables, watcher };
+        let mut pass = Pass { engine: &self.device, parameters, tables: &self.tables, watcher };
         for stage in &block.stages {
             hidden = pass.stage(stage, index, &hidden, own.as_ref(), &mut keys).await?;
         }
@@ -260,7 +245,7 @@ impl<'d> Forward<'d> {
     /// # Errors
     /// As [`Forward::block`].
     pub fn finish(&self, parameters: &Parameters, state: &State) -> Result<Tensor> {
-        let pass = Pass { kernels: self.kernels, parameters, tables: &[], watcher: Watcher::Tap(&mut ()) };
+        let pass = Pass { engine: &self.device, parameters, tables: &[], watcher: Watcher::Tap(&mut ()) };
         pass.norm(&self.decoder.norm, &state.hidden)
     }
 
@@ -271,7 +256,7 @@ impl<'d> Forward<'d> {
     /// As [`Forward::block`].
     pub fn logits(&self, parameters: &Parameters, hidden: &Tensor) -> Result<Tensor> {
         let head = &self.decoder.head;
-        let pass = Pass { kernels: self.kernels, parameters, tables: &[], watcher: Watcher::Tap(&mut ()) };
+        let pass = Pass { engine: &self.device, parameters, tables: &[], watcher: Watcher::Tap(&mut ()) };
         let table = Linear::new(&*self.decoder.embedding.path);
         let logits = pass.linear(head.linear.as_ref().unwrap_or(&table), hidden)?;
         let logits = scaled(logits, head.multiplier)?;
@@ -325,12 +310,12 @@ impl Pass<'_> {
             }
             sum = Some(match sum {
                 None => output,
-                Some(sum) => self.kernels.add(&sum, &output, 1.0)?,
+                Some(sum) => self.engine.add(&sum, &output, 1.0)?,
             });
         }
         match sum {
             None => Ok(x.clone()),
-            Some(sum) => self.kernels.add(x, &sum, stage.multiplier),
+            Some(sum) => self.engine.add(x, &sum, stage.multiplier),
         }
     }
 
@@ -351,9 +336,9 @@ impl Pass<'_> {
             Layer::Mlp(mlp) => self.mlp(mlp, x).await,
             Layer::Moe(moe) => self.moe(moe, x).await,
             Layer::PerLayerInput { gate, activation, projection } => {
-                let own = own.ok_or_else(|| candle_core::Error::msg("no per-layer inputs"))?;
+                let own = own.ok_or_else(|| mlx_quant_engine::Error::msg("no per-layer inputs"))?;
                 let gate = self.read(&[gate], x).await?.remove(0);
-                let product = self.kernels.glu(&gate, own, *activation)?;
+                let product = self.engine.glu(&gate, own, *activation)?;
                 Ok(self.read(&[projection], &product).await?.remove(0))
             }
         }
@@ -368,8 +353,8 @@ impl Pass<'_> {
             }
         };
         match norm.kind {
-            NormKind::Rms => self.kernels.rms_norm(x, weight.as_ref(), norm.epsilon),
-            NormKind::Layer => self.kernels.layer_norm(x, weight.as_ref(), bias, norm.epsilon),
+            NormKind::Rms => self.engine.rms_norm(x, weight.as_ref(), norm.epsilon),
+            NormKind::Layer => self.engine.layer_norm(x, weight.as_ref(), bias, norm.epsilon),
         }
     }
 
@@ -391,7 +376,7 @@ impl Pass<'_> {
             None => linears.iter().map(|linear| self.linear(linear, x)).collect(),
             Some(weights) => {
                 let multiply = |(linear, weight): (&&Linear, &Tensor)| {
-                    self.kernels.linear(x, weight, self.parameters.get(&format!("{}.bias", linear.path)))
+                    self.engine.linear(x, weight, self.parameters.get(&format!("{}.bias", linear.path)))
                 };
                 linears.iter().zip(&weights).map(multiply).collect()
             }
@@ -402,17 +387,17 @@ impl Pass<'_> {
     pub(crate) fn linear(&self, linear: &Linear, x: &Tensor) -> Result<Tensor> {
         let bias = self.parameters.get(&format!("{}.bias", linear.path));
         if let Some(reader) = self.parameters.reader(&linear.path) {
-            return reader.read(self.kernels, x, None, bias);
+            return reader.read(x, None, bias);
         }
         let weight = self.parameters.tensor(&format!("{}.weight", linear.path))?;
-        let input = x.dim(D::Minus1)?;
+        let input = x.dim(LAST)?;
         if weight.rank() != 2 || weight.dim(1)? != input {
-            return Err(candle_core::Error::msg(format!(
+            return Err(mlx_quant_engine::Error::msg(format!(
                 "{}.weight is {:?}, but reads {input} features",
                 linear.path,
                 weight.dims()
             )));
         }
-        self.kernels.linear(x, weight, bias)
+        self.engine.linear(x, weight, bias)
     }
 }

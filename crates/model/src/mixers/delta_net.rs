@@ -3,12 +3,11 @@
 //! For every head, with keys and queries of unit length: `S = decay * S`, `S += k (beta * (v - S^T k))^T`, `o = S^T q`.
 //! Source: arXiv 2412.06464; the layout is `transformers`' `modeling_qwen3_next.py`.
 
-use candle_core::{D, Result, Tensor};
+use mlx_quant_engine::{Activation, LAST, REST, Result, Tensor};
 
 use super::causal_convolution;
 use crate::decoder::{Linear, Norm};
 use crate::forward::Pass;
-use crate::ops::Activation;
 
 /// The linears that read the layer's input.
 #[derive(Clone, Debug, PartialEq)]
@@ -84,7 +83,7 @@ impl DeltaNet {
         let keys = key_heads * key_dim;
         let Projected { qkv, z, b, a } = self.project(pass, x).await?;
         let kernel = pass.parameters.tensor(&format!("{}.weight", self.convolution))?;
-        let qkv = pass.kernels.activate(&causal_convolution(&qkv, kernel, None)?, Activation::Silu)?;
+        let qkv = pass.engine.activate(&causal_convolution(&qkv, kernel, None)?, Activation::Silu)?;
         let by_head = |start, heads: usize, dim: usize| {
             qkv.narrow(2, start, heads * dim)?.reshape((batch, tokens, heads, dim))
         };
@@ -93,14 +92,14 @@ impl DeltaNet {
         let k = self.for_value_heads(&unit(&by_head(keys, key_heads, key_dim)?)?)?;
         let v = by_head(2 * keys, value_heads, value_dim)?;
 
-        let beta = pass.kernels.activate(&b, Activation::Sigmoid)?;
+        let beta = pass.engine.activate(&b, Activation::Sigmoid)?;
         let step = a.broadcast_add(pass.parameters.tensor(&self.dt_bias)?)?;
-        let step = pass.kernels.activate(&step, Activation::Softplus)?;
+        let step = pass.engine.activate(&step, Activation::Softplus)?;
         let decay = step.broadcast_mul(&pass.parameters.tensor(&self.decay_log)?.exp()?)?.neg()?.exp()?;
 
-        let output = pass.kernels.gated_delta(&q, &k, &v, &decay, &beta)?; // [b, t, value_heads, value_dim]
+        let output = pass.engine.gated_delta(&q, &k, &v, &decay, &beta)?; // [b, t, value_heads, value_dim]
         let normed = pass.norm(&self.norm, &output)?;
-        let gated = pass.kernels.glu(&z, &normed, Activation::Silu)?;
+        let gated = pass.engine.glu(&z, &normed, Activation::Silu)?;
         let gated = gated.reshape((batch, tokens, value_heads * value_dim))?;
         Ok(pass.read(&[&self.output], &gated).await?.remove(0))
     }
@@ -109,7 +108,7 @@ impl DeltaNet {
     fn for_value_heads(&self, x: &Tensor) -> Result<Tensor> {
         let (batch, tokens, heads, dim) = x.dims4()?;
         let times = self.value_heads / self.key_heads;
-        x.unsqueeze(3)?.broadcast_as((batch, tokens, heads, times, dim))?.reshape((
+        x.unsqueeze(3)?.broadcast_as([batch, tokens, heads, times, dim])?.reshape((
             batch,
             tokens,
             heads * times,
@@ -122,7 +121,7 @@ impl DeltaNet {
         let &Self { key_heads, value_heads, key_dim, value_dim, .. } = self;
         let heads = |x: &Tensor| x.reshape((batch, tokens, value_heads, value_dim));
         let mut read = pass.read(&self.projections.linears(), x).await?.into_iter();
-        let mut next = || read.next().ok_or_else(|| candle_core::Error::msg("a projection is missing"));
+        let mut next = || read.next().ok_or_else(|| mlx_quant_engine::Error::msg("a projection is missing"));
         if let DeltaProjections::Separate { .. } = self.projections {
             return Ok(Projected { qkv: next()?, z: heads(&next()?)?, b: next()?, a: next()? });
         }
@@ -130,16 +129,16 @@ impl DeltaNet {
         let values = served * value_dim;
         let qkvz = next()?.reshape((batch, tokens, key_heads, 2 * key_dim + 2 * values))?;
         let ba = next()?.reshape((batch, tokens, key_heads, 2 * served))?;
-        let flat = |x: Tensor| x.reshape((batch, tokens, ()));
+        let flat = |x: Tensor| x.reshape((batch, tokens, REST));
         let (q, k) = (qkvz.narrow(3, 0, key_dim)?, qkvz.narrow(3, key_dim, key_dim)?);
         let (v, z) = (qkvz.narrow(3, 2 * key_dim, values)?, qkvz.narrow(3, 2 * key_dim + values, values)?);
         let qkv = Tensor::cat(&[flat(q)?, flat(k)?, flat(v)?], 2)?;
         let (b, a) = (flat(ba.narrow(3, 0, served)?)?, flat(ba.narrow(3, served, served)?)?);
-        Ok(Projected { qkv, z: heads(&z.contiguous()?)?, b, a })
+        Ok(Projected { qkv, z: heads(&z)?, b, a })
     }
 }
 
 /// x / sqrt(sum(x^2) + 1e-6) over the last axis.
 fn unit(x: &Tensor) -> Result<Tensor> {
-    x.broadcast_div(&(x.sqr()?.sum_keepdim(D::Minus1)? + 1e-6)?.sqrt()?)
+    x.broadcast_div(&(x.sqr()?.sum_keepdim(LAST)? + 1e-6)?.sqrt()?)
 }

@@ -3,11 +3,10 @@
 //! Computed as mlx-lm does for many tokens at once: the latent is expanded to keys and values of every head. A rotated
 //! part that all heads share is appended to the keys. Source: arXiv 2405.04434, section 2.1.
 
-use candle_core::{D, Result, Tensor};
+use mlx_quant_engine::{AttentionSettings, LAST, REST, Result, Tensor};
 
 use crate::decoder::{Linear, Norm};
 use crate::forward::Pass;
-use crate::ops::AttentionSettings;
 use crate::parameters::Parameters;
 
 /// How queries are made.
@@ -109,11 +108,11 @@ impl LatentAttention {
         let shared =
             pass.rotate(&shared, self.table)?.broadcast_as((batch, tokens, self.heads, self.rope))?;
         let (k, v) = self.expand(pass, &latent).await?;
-        let k = Tensor::cat(&[&k, &shared.contiguous()?], 3)?;
+        let k = Tensor::cat(&[&k, &shared], 3)?;
 
         let settings =
             AttentionSettings { scale: self.scale as f32, window: None, softcap: None, sinks: None };
-        let output = pass.kernels.attention(&q, &k, &v, &settings)?;
+        let output = pass.engine.attention(&q, &k, &v, &settings)?;
         let output = output.reshape((batch, tokens, self.heads * self.value))?;
         Ok(pass.read(&[&self.output], &output).await?.remove(0))
     }
@@ -126,7 +125,7 @@ impl LatentAttention {
     pub fn expansions(&self, parameters: &Parameters) -> Result<Vec<(String, Tensor)>> {
         let LatentKeys::Split { embed_q, unembed_out } = &self.keys else { return Ok(Vec::new()) };
         let module = |name: &str| name.strip_suffix(".weight").unwrap_or(name).to_owned();
-        let keys = parameters.tensor(embed_q)?.transpose(1, 2)?.contiguous()?;
+        let keys = parameters.tensor(embed_q)?.transpose(1, 2)?;
         let keys = keys.reshape((self.heads * self.nope, self.rank))?;
         let values = parameters.tensor(unembed_out)?.reshape((self.heads * self.value, self.rank))?;
         Ok(vec![(module(embed_q), keys), (module(unembed_out), values)])
@@ -135,20 +134,20 @@ impl LatentAttention {
     /// Keys without rotation `[batch, tokens, heads, nope]` and values `[batch, tokens, heads, value]`.
     async fn expand(&self, pass: &mut Pass<'_>, latent: &Tensor) -> Result<(Tensor, Tensor)> {
         let (batch, tokens, _) = latent.dims3()?;
-        let by_head = |x: Tensor| x.reshape((batch, tokens, self.heads, ()));
+        let by_head = |x: Tensor| x.reshape((batch, tokens, self.heads, REST));
         match &self.keys {
             LatentKeys::Joint(linear) => {
                 let both = by_head(pass.read(&[linear], latent).await?.remove(0))?;
-                Ok((both.narrow(D::Minus1, 0, self.nope)?, both.narrow(D::Minus1, self.nope, self.value)?))
+                Ok((both.narrow(LAST, 0, self.nope)?, both.narrow(LAST, self.nope, self.value)?))
             }
             LatentKeys::Split { .. } => {
                 let mut expanded = self.expansions(pass.parameters)?.into_iter().map(|(path, weight)| {
                     by_head(match pass.parameters.reader(&path) {
-                        Some(reader) => reader.read(pass.kernels, latent, None, None)?,
-                        None => pass.kernels.linear(latent, &weight, None)?,
+                        Some(reader) => reader.read(latent, None, None)?,
+                        None => pass.engine.linear(latent, &weight, None)?,
                     })
                 });
-                let missing = || candle_core::Error::msg("latent attention has no expansions");
+                let missing = || mlx_quant_engine::Error::msg("latent attention has no expansions");
                 let mut next = || expanded.next().unwrap_or_else(|| Err(missing()));
                 Ok((next()?, next()?))
             }

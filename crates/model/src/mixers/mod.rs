@@ -4,7 +4,7 @@ mod delta_net;
 mod latent;
 mod short_convolution;
 
-use candle_core::{D, Result, Tensor};
+use mlx_quant_engine::{LAST, REST, Result, Tensor};
 
 pub use self::delta_net::{DeltaNet, DeltaProjections};
 pub use self::latent::{LatentAttention, LatentKeys, LatentQueries};
@@ -15,10 +15,10 @@ pub use self::short_convolution::ShortConvolution;
 /// `x` `[batch, tokens, channels]`, `weight` `[channels, kernel, 1]` as MLX stores it; before the first token lie zeros.
 pub(crate) fn causal_convolution(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     let (_, tokens, channels) = x.dims3()?;
-    let weight = weight.reshape((channels, ()))?;
-    let kernel = weight.dim(D::Minus1)?;
+    let weight = weight.reshape((channels, REST))?;
+    let kernel = weight.dim(LAST)?;
     if kernel == 0 {
-        return Err(candle_core::Error::msg("a convolution without a kernel"));
+        return Err(mlx_quant_engine::Error::msg("a convolution without a kernel"));
     }
     let padded = x.pad_with_zeros(1, kernel - 1, 0)?;
     let mut sum: Option<Tensor> = None;
@@ -30,7 +30,7 @@ pub(crate) fn causal_convolution(x: &Tensor, weight: &Tensor, bias: Option<&Tens
             Some(sum) => (sum + part)?,
         });
     }
-    let sum = sum.ok_or_else(|| candle_core::Error::msg("a convolution without a kernel"))?;
+    let sum = sum.ok_or_else(|| mlx_quant_engine::Error::msg("a convolution without a kernel"))?;
     match bias {
         None => Ok(sum),
         Some(bias) => sum.broadcast_add(bias),

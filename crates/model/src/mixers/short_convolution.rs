@@ -1,6 +1,6 @@
 //! LFM2's gated short convolution: `output(c * convolution(b * x))` with b, c, x from one projection.
 
-use candle_core::{Result, Tensor};
+use mlx_quant_engine::{Result, Tensor};
 
 use super::causal_convolution;
 use crate::decoder::Linear;

@@ -9,7 +9,7 @@ mod packed;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
-use candle_core::{Device, Tensor};
+use mlx_quant_engine::{Device, Tensor};
 use mlx_format::checkpoint::{Checkpoint, Config};
 use mlx_format::{Dtype, FloatType, Mode, PackedRef, Scheme};
 use rayon::prelude::*;
@@ -48,7 +48,7 @@ pub enum WeightsError {
     )]
     Token { token: u32, rows: usize, tensor: String },
     #[error("{0}; hint: config.json does not describe these weights")]
-    Tensor(#[from] candle_core::Error),
+    Tensor(#[from] mlx_quant_engine::Error),
 }
 
 /// Where one float32 tensor is read from.

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use candle_core::Device;
+use mlx_quant_engine::Device;
 use mlx_format::{FloatType, Scheme};
 use rayon::prelude::*;
 

@@ -17,7 +17,7 @@ mod tests;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use candle_core::Tensor;
+use mlx_quant_engine::Tensor;
 use mlx_format::checkpoint::Writer;
 use mlx_quant_model::{Forward, State, WeightsError};
 use rayon::prelude::*;
@@ -207,7 +207,7 @@ impl Distillation<'_> {
         let norm = student.walk.last_norm()?;
         let finish = |state: &State| forward.finish(&norm, state).and_then(|hidden| hidden.squeeze(0));
         let hidden =
-            self.pool.install(|| trail.last.par_iter().map(finish).collect::<candle_core::Result<Vec<_>>>());
+            self.pool.install(|| trail.last.par_iter().map(finish).collect::<mlx_quant_engine::Result<Vec<_>>>());
         Ok((trail, hidden.map_err(WeightsError::from)?))
     }
 
@@ -279,7 +279,7 @@ impl Distillation<'_> {
         let ends = trail.last.par_iter().zip(&gradients);
         let mut gradients: Vec<Gradients> = self
             .pool
-            .install(|| ends.map(back).collect::<candle_core::Result<_>>())
+            .install(|| ends.map(back).collect::<mlx_quant_engine::Result<_>>())
             .map_err(WeightsError::from)?;
         trail.last.clear();
         let embedded = trail.inputs.first().cloned().unwrap_or_default();
@@ -292,7 +292,7 @@ impl Distillation<'_> {
             let all = inputs.par_iter().zip(&gradients);
             let stepped: Vec<_> = self
                 .pool
-                .install(|| all.map(step).collect::<candle_core::Result<_>>())
+                .install(|| all.map(step).collect::<mlx_quant_engine::Result<_>>())
                 .map_err(WeightsError::from)?;
             let (next, stores): (Vec<_>, Vec<_>) = stepped.into_iter().unzip();
             gradients = next;
@@ -441,7 +441,7 @@ fn write(grid: &Grid, writer: &Writer) -> Result<(), Error> {
     for (leaf, numbers) in [("scales", scales), ("biases", biases)] {
         let name = format!("{}.{leaf}", grid.path);
         let index = writer.layout().specs().iter().position(|spec| spec.name == name);
-        let missing = || WeightsError::Tensor(candle_core::Error::msg(format!("{name} has no place")));
+        let missing = || WeightsError::Tensor(mlx_quant_engine::Error::msg(format!("{name} has no place")));
         let mut bytes = vec![0u8; numbers.len() * grid.float.size()];
         grid.float.narrow(&numbers, &mut bytes);
         writer.write_at(index.ok_or_else(missing)?, 0, &bytes)?;

@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::Arc;
 
-use candle_core::{Tensor, Var};
+use mlx_quant_engine::{Tensor, Var};
 use mlx_format::Mode;
-use mlx_quant_model::ops::{Codes, Kernels, by_group, packed_linear};
+use mlx_quant_engine::{Codes, Kernels, by_group, packed_linear};
 use mlx_quant_model::{Parameters, Reader, WeightsError};
 
 use super::grids::{Grid, Slopes};
@@ -30,9 +30,9 @@ impl Reader for Trained {
         x: &Tensor,
         expert: Option<usize>,
         bias: Option<&Tensor>,
-    ) -> candle_core::Result<Tensor> {
+    ) -> mlx_quant_engine::Result<Tensor> {
         let (codes, [scales, centers]) = &self.experts[expert.unwrap_or(0)];
-        packed_linear(x, codes, scales.as_tensor(), centers.as_tensor(), bias)
+        packed_linear(x, codes, scales, centers, bias)
     }
 }
 
@@ -78,7 +78,7 @@ impl<'m> Student<'m> {
     fn codes(&self, grid: &Grid, rows: Range<usize>) -> Result<Vec<u8>, Error> {
         let packed = self.walk.weights.packed_rows(&grid.path, rows);
         let missing =
-            || WeightsError::Tensor(candle_core::Error::msg(format!("{} is not packed", grid.path)));
+            || WeightsError::Tensor(mlx_quant_engine::Error::msg(format!("{} is not packed", grid.path)));
         Ok(packed.ok_or_else(missing)?.codes)
     }
 
@@ -131,7 +131,7 @@ impl<'m> Student<'m> {
         let codes = self.codes(grid, rows.clone())?;
         let values = grid.decoded(rows.clone(), &codes);
         let own = rows.start * grid.groups()..rows.end * grid.groups();
-        let make = || -> candle_core::Result<_> {
+        let make = || -> mlx_quant_engine::Result<_> {
             let weight = Tensor::from_vec(values, (rows.len(), grid.columns), device)?;
             let variable = |all: &[f32]| {
                 Var::from_tensor(&Tensor::from_slice(&all[own.clone()], (rows.len(), grid.groups()), device)?)

@@ -14,7 +14,7 @@ mod plan;
 use std::path::Path;
 
 use mlx_format::FloatType;
-use mlx_quant_model::ops::Observed;
+use mlx_quant_engine::Observed;
 use serde::{Deserialize, Serialize};
 
 pub use self::allocate::{Allocation, Choice, allocate};

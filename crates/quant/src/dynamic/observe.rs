@@ -8,10 +8,10 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError};
 
-use candle_core::Tensor;
+use mlx_quant_engine::Tensor;
 use mlx_quant_model::decoder::{Block, Layer as DecoderLayer};
 use mlx_quant_model::mixers::{LatentAttention, LatentKeys};
-use mlx_quant_model::ops::{Kernels, Notebook, Observed, observed_linear};
+use mlx_quant_engine::{Kernels, Notebook, Observed, observed_linear};
 use mlx_quant_model::{Forward, Parameters, Reader, State, WeightsError};
 use rayon::prelude::*;
 
@@ -39,7 +39,7 @@ impl Reader for Probe {
         x: &Tensor,
         expert: Option<usize>,
         bias: Option<&Tensor>,
-    ) -> candle_core::Result<Tensor> {
+    ) -> mlx_quant_engine::Result<Tensor> {
         let weight = match expert {
             Some(expert) => self.weight.get(expert)?,
             None => self.weight.clone(),
@@ -135,7 +135,7 @@ impl Measurement<'_> {
         let norm = walk.last_norm()?;
         let hidden = |state: &State| forward.finish(&norm, state).and_then(|hidden| hidden.squeeze(0));
         let hidden =
-            pool.install(|| trail.last.par_iter().map(hidden).collect::<candle_core::Result<Vec<_>>>());
+            pool.install(|| trail.last.par_iter().map(hidden).collect::<mlx_quant_engine::Result<Vec<_>>>());
         let hidden = hidden.map_err(WeightsError::from)?;
         let tile = |rows| walk.head_tile(rows);
         let head = (decoder.head.multiplier, decoder.head.softcap);
@@ -144,7 +144,7 @@ impl Measurement<'_> {
             sampled(&forward, &tile, decoder.vocabulary, head, &hidden, (self.seed, first), rows, pool)?;
         for hidden in &hidden {
             let squares =
-                hidden.sqr().and_then(|squares| squares.sum(0)).and_then(|sum| sum.to_vec1::<f32>());
+                hidden.sqr().and_then(|squares| squares.sum(0)).and_then(|sum| sum.to_vec());
             let inputs = squares.map_err(WeightsError::from)?.into_iter().map(f64::from).collect();
             let tokens = hidden.dim(0).map_err(WeightsError::from)? as u64;
             sums.head.add(&Observed { tokens, inputs, gradients: Vec::new() });
@@ -155,7 +155,7 @@ impl Measurement<'_> {
         let back = |(state, gradient): (&State, &Tensor)| through_norm(&forward, &norm, state, gradient);
         let ends = trail.last.par_iter().zip(&gradients);
         let mut gradients: Vec<Gradients> = pool
-            .install(|| ends.map(back).collect::<candle_core::Result<_>>())
+            .install(|| ends.map(back).collect::<mlx_quant_engine::Result<_>>())
             .map_err(WeightsError::from)?;
         trail.last.clear();
         let embedded = trail.inputs.first().cloned().unwrap_or_default();
@@ -170,11 +170,11 @@ impl Measurement<'_> {
             let step = |(state, gradients): (&State, &Gradients)| {
                 let (observed, notebooks) = observed(&parameters, block)?;
                 let (gradients, _) = through_block(&forward, index, &observed, state, gradients)?;
-                candle_core::Result::Ok((gradients, notebooks))
+                mlx_quant_engine::Result::Ok((gradients, notebooks))
             };
             let all = inputs.par_iter().zip(&gradients);
             let stepped: Vec<_> = pool
-                .install(|| all.map(step).collect::<candle_core::Result<_>>())
+                .install(|| all.map(step).collect::<mlx_quant_engine::Result<_>>())
                 .map_err(WeightsError::from)?;
             gradients = Vec::with_capacity(stepped.len());
             for (own, notebooks) in stepped {
@@ -274,7 +274,7 @@ impl Measurement<'_> {
 type Notebooks = Vec<(String, Vec<Notebook>)>;
 
 /// A block whose linears note what passes, and their notebooks by path.
-fn observed(parameters: &Arc<Parameters>, block: &Block) -> candle_core::Result<(Parameters, Notebooks)> {
+fn observed(parameters: &Arc<Parameters>, block: &Block) -> mlx_quant_engine::Result<(Parameters, Notebooks)> {
     let mut own = (**parameters).clone();
     let mut all = Notebooks::new();
     let mut linears: Vec<(String, Tensor)> = Vec::new();

@@ -1,7 +1,7 @@
 //! The last matrix, a tile of the vocabulary at a time, for all windows and both models.
 
-use candle_core::{Device, Storage, Tensor};
-use mlx_quant_model::ops::running::{RunningDivergence, RunningScore};
+use mlx_quant_engine::{Device, Storage, Tensor};
+use mlx_quant_engine::running::{RunningDivergence, RunningScore};
 use mlx_quant_model::{Forward, Parameters, WeightsError};
 use rayon::prelude::*;
 
@@ -60,7 +60,7 @@ pub fn measure(
                 let predicting = hidden.narrow(0, 0, hidden.dim(0)? - 1)?;
                 forward.logits(parameters, &predicting)
             };
-        let step = |(window, running): (usize, &mut Vec<Running>)| -> candle_core::Result<()> {
+        let step = |(window, running): (usize, &mut Vec<Running>)| -> mlx_quant_engine::Result<()> {
             let own = logits(&own, &loaded[0], &model, window)?;
             let other = match (&other, &reference) {
                 (Some(other), Some(reference)) => Some(logits(other, &loaded[1], reference, window)?),
@@ -92,12 +92,12 @@ fn load(walk: &Walk<'_>, rows: std::ops::Range<usize>) -> Result<Parameters, Err
 }
 
 /// Lends out the numbers of a tensor, copied only from another device.
-fn with_values<R>(tensor: &Tensor, f: impl FnOnce(&[f32]) -> R) -> candle_core::Result<R> {
-    let tensor = tensor.to_device(&Device::Cpu)?.contiguous()?;
+fn with_values<R>(tensor: &Tensor, f: impl FnOnce(&[f32]) -> R) -> mlx_quant_engine::Result<R> {
+    let tensor = tensor.to_device(&mlx_quant_engine::cpu())?;
     let (storage, layout) = tensor.storage_and_layout();
     match (&*storage, layout.contiguous_offsets()) {
         (Storage::Cpu(storage), Some((start, end))) => Ok(f(&storage.as_slice::<f32>()?[start..end])),
-        _ => Err(candle_core::Error::msg("a tensor that was brought to the CPU is not there")),
+        _ => Err(mlx_quant_engine::Error::msg("a tensor that was brought to the CPU is not there")),
     }
 }
 

@@ -16,7 +16,7 @@ mod statistics;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use candle_core::Tensor;
+use mlx_quant_engine::Tensor;
 
 pub(crate) use self::head::TILE;
 pub use self::head::{States, measure};

@@ -4,10 +4,10 @@ use std::io::{Read as _, Write as _};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use candle_core::{Device, Tensor};
+use mlx_quant_engine::{Device, Tensor};
 use mlx_format::{FloatType, PackedMut, Scheme};
 use mlx_quant_model::WeightsError;
-use mlx_quant_model::ops::Kernels;
+use mlx_quant_engine::Kernels;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -68,15 +68,15 @@ impl Machine {
 }
 
 /// The best of several rounds, in which each thread computes a product of its own.
-fn products(threads: usize, time: Duration) -> candle_core::Result<f64> {
-    let x = Tensor::rand(-1f32, 1f32, (TOKENS, SIZE), &Device::Cpu)?;
-    let w = Tensor::rand(-1f32, 1f32, (SIZE, SIZE), &Device::Cpu)?;
+fn products(threads: usize, time: Duration) -> mlx_quant_engine::Result<f64> {
+    let x = Tensor::rand(-1f32, 1f32, (TOKENS, SIZE), &mlx_quant_engine::cpu())?;
+    let w = Tensor::rand(-1f32, 1f32, (SIZE, SIZE), &mlx_quant_engine::cpu())?;
     let (start, mut best) = (Instant::now(), f64::INFINITY);
     while start.elapsed() < time || best.is_infinite() {
         let round = Instant::now();
         (0..threads).into_par_iter().try_for_each(|_| {
             std::hint::black_box(Kernels::Fused.linear(&x, &w, None)?);
-            Ok::<_, candle_core::Error>(())
+            Ok::<_, mlx_quant_engine::Error>(())
         })?;
         best = best.min(round.elapsed().as_secs_f64());
     }

@@ -4,11 +4,10 @@
 
 use std::ops::Range;
 
-use candle_core::backprop::GradStore;
-use candle_core::{Device, Storage, Tensor, Var};
-use mlx_quant_model::ops::running::RunningScore;
-use mlx_quant_model::ops::seeded;
-use mlx_quant_model::ops::slopes::{self, probabilities, scaled_probabilities};
+use mlx_quant_engine::{Device, Storage, Tensor, Var};
+use mlx_quant_engine::running::RunningScore;
+use mlx_quant_engine::seeded;
+use mlx_quant_engine::slopes::{self, probabilities, scaled_probabilities};
 use mlx_quant_model::{Forward, Parameters, WeightsError};
 use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::{Rng as _, SeedableRng as _};
@@ -35,12 +34,12 @@ fn tiles(vocabulary: usize) -> impl Iterator<Item = Range<usize>> {
 }
 
 /// Lends out the numbers of a tensor.
-fn with_values<R>(tensor: &Tensor, f: impl FnOnce(&[f32]) -> R) -> candle_core::Result<R> {
-    let tensor = tensor.to_device(&Device::Cpu)?.contiguous()?;
+fn with_values<R>(tensor: &Tensor, f: impl FnOnce(&[f32]) -> R) -> mlx_quant_engine::Result<R> {
+    let tensor = tensor.to_device(&mlx_quant_engine::cpu())?;
     let (storage, layout) = tensor.storage_and_layout();
     match (&*storage, layout.contiguous_offsets()) {
         (Storage::Cpu(storage), Some((start, end))) => Ok(f(&storage.as_slice::<f32>()?[start..end])),
-        _ => Err(candle_core::Error::msg("a tensor that was brought to the CPU is not there")),
+        _ => Err(mlx_quant_engine::Error::msg("a tensor that was brought to the CPU is not there")),
     }
 }
 
@@ -59,7 +58,7 @@ fn log_sum_exps(
     }
     for rows in tiles(vocabulary) {
         let parameters = pool.install(|| tile(rows.clone()))?;
-        let step = |(running, hidden): (&mut Vec<RunningScore>, &Tensor)| -> candle_core::Result<()> {
+        let step = |(running, hidden): (&mut Vec<RunningScore>, &Tensor)| -> mlx_quant_engine::Result<()> {
             let logits = tempered(forward.logits(&parameters, hidden)?, factor)?;
             with_values(&logits, |values| {
                 for (score, row) in running.iter_mut().zip(values.chunks_exact(rows.len())) {
@@ -72,7 +71,7 @@ fn log_sum_exps(
     Ok(running.iter().map(|window| window.iter().map(RunningScore::log_sum_exp).collect()).collect())
 }
 
-fn tempered(logits: Tensor, factor: f64) -> candle_core::Result<Tensor> {
+fn tempered(logits: Tensor, factor: f64) -> mlx_quant_engine::Result<Tensor> {
     if factor == 1.0 { Ok(logits) } else { logits * factor }
 }
 
@@ -131,10 +130,10 @@ pub(crate) fn sampled(
     for rows in tiles(vocabulary) {
         let parameters = pool.install(|| tile(rows.clone()))?;
         let last = rows.end == vocabulary;
-        let step = |window: &mut Window<'_>| -> candle_core::Result<()> {
-            let input = Var::from_tensor(window.hidden)?;
-            let logits = forward.logits(&parameters, input.as_tensor())?;
-            let mut slopes = logits.detach().flatten_all()?.to_vec1::<f32>()?;
+        let step = |window: &mut Window<'_>| -> mlx_quant_engine::Result<()> {
+            let input = window.hidden.variable();
+            let logits = forward.logits(&parameters, input)?;
+            let mut slopes = logits.detach().to_vec()?;
             window.squares = vec![0.0; rows.len()];
             let caps: Option<Vec<f32>> = softcap.map(|cap| {
                 let slope = |logit: &f32| (1.0 - (f64::from(*logit) / cap).powi(2)) as f32;
@@ -161,8 +160,8 @@ pub(crate) fn sampled(
                 }
             }
             let slopes = Tensor::from_vec(slopes, logits.shape(), logits.device())?;
-            let store = seeded(&logits, &slopes)?.backward()?;
-            add(&mut window.gradient, store.get(input.as_tensor()))
+            let store = logits.gradients(&slopes)?;
+            add(&mut window.gradient, store.get(input))
         };
         pool.install(|| windows.par_iter_mut().try_for_each(step)).map_err(WeightsError::from)?;
         // Window by window, so that it does not matter how many are under way together.
@@ -176,8 +175,8 @@ pub(crate) fn sampled(
     Ok(Sampled { gradients })
 }
 
-fn add(sum: &mut Option<Tensor>, part: Option<&Tensor>) -> candle_core::Result<()> {
-    let part = part.ok_or_else(|| candle_core::Error::msg("the head passes no gradient"))?;
+fn add(sum: &mut Option<Tensor>, part: Option<&Tensor>) -> mlx_quant_engine::Result<()> {
+    let part = part.ok_or_else(|| mlx_quant_engine::Error::msg("the head passes no gradient"))?;
     *sum = Some(match sum.take() {
         None => part.clone(),
         Some(sum) => (sum + part)?,
@@ -271,10 +270,10 @@ pub(crate) fn divergence(
             Teacher::Whole { tile, .. } => Some(pool.install(|| tile(rows.clone()))?),
             Teacher::Top(_) => None,
         };
-        let step = |(window, pupil): (usize, &mut Pupil<'_>)| -> candle_core::Result<()> {
-            let input = Var::from_tensor(pupil.hidden)?;
-            let logits = forward.logits(&parameters, input.as_tensor())?;
-            let mut values = logits.detach().flatten_all()?.to_vec1::<f32>()?;
+        let step = |(window, pupil): (usize, &mut Pupil<'_>)| -> mlx_quant_engine::Result<()> {
+            let input = pupil.hidden.variable();
+            let logits = forward.logits(&parameters, input)?;
+            let mut values = logits.detach().to_vec()?;
             let width = rows.len();
             match (teacher, &theirs) {
                 (Teacher::Whole { forward, hidden, .. }, Some(theirs)) => {
@@ -308,8 +307,8 @@ pub(crate) fn divergence(
             }
             if gradients {
                 let values = Tensor::from_vec(values, logits.shape(), logits.device())?;
-                let store = seeded(&logits, &values)?.backward()?;
-                add(&mut pupil.gradient, store.get(input.as_tensor()))?;
+                let store = logits.gradients(&values)?;
+                add(&mut pupil.gradient, store.get(input))?;
                 pupil.store = Some(store);
             }
             Ok(())
@@ -334,11 +333,11 @@ pub(crate) fn sum_of<'s>(
     stores: impl Iterator<Item = &'s GradStore> + Clone,
     some: bool,
 ) -> Result<Vec<Vec<f32>>, Error> {
-    let missing = || candle_core::Error::msg("a trained scale has no gradient");
-    let one = |variable: &Var| -> candle_core::Result<Vec<f32>> {
+    let missing = || mlx_quant_engine::Error::msg("a trained scale has no gradient");
+    let one = |variable: &Var| -> mlx_quant_engine::Result<Vec<f32>> {
         let mut sum = vec![0f32; variable.elem_count()];
         for store in stores.clone() {
-            let gradient = match store.get(variable.as_tensor()) {
+            let gradient = match store.get(variable) {
                 None if some => continue,
                 found => found.ok_or_else(missing)?,
             };
@@ -348,7 +347,7 @@ pub(crate) fn sum_of<'s>(
         }
         Ok(sum)
     };
-    Ok(variables.iter().map(one).collect::<candle_core::Result<_>>().map_err(WeightsError::from)?)
+    Ok(variables.iter().map(one).collect::<mlx_quant_engine::Result<_>>().map_err(WeightsError::from)?)
 }
 
 impl Top {

@@ -12,9 +12,8 @@ mod memory;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use candle_core::backprop::GradStore;
-use candle_core::{Tensor, Var};
-use mlx_quant_model::ops::seeded;
+use mlx_quant_engine::{Tensor, Var};
+use mlx_quant_engine::seeded;
 use mlx_quant_model::{Forward, Parameters, State, Weights, WeightsError};
 use rayon::prelude::*;
 
@@ -55,7 +54,7 @@ impl Trail {
             }
             let parameters = pool.install(|| load(index))?;
             let step = |state: &State| forward.block(index, &parameters, state.clone(), &mut ());
-            let next: candle_core::Result<Vec<State>> =
+            let next: mlx_quant_engine::Result<Vec<State>> =
                 pool.install(|| states.par_iter().map(step).collect());
             let passed = std::mem::replace(&mut states, next.map_err(WeightsError::from)?);
             if keep {
@@ -74,15 +73,15 @@ pub(crate) fn through_block(
     parameters: &Parameters,
     input: &State,
     gradients: &Gradients,
-) -> candle_core::Result<(Gradients, GradStore)> {
+) -> mlx_quant_engine::Result<(Gradients, GradStore)> {
     let mut variables = Vec::new();
     let mut tensors = Vec::new();
     for (name, tensor) in input.tensors() {
-        let variable = Var::from_tensor(&tensor.detach())?;
-        tensors.push((name.clone(), variable.as_tensor().clone()));
+        let variable = tensor.variable();
+        tensors.push((name.clone(), variable.clone()));
         variables.push((name, variable));
     }
-    let missing = || candle_core::Error::msg("a state is incomplete");
+    let missing = || mlx_quant_engine::Error::msg("a state is incomplete");
     let state = State::from_tensors(tensors).ok_or_else(missing)?;
     let output = forward.block(index, parameters, state, &mut ())?;
     let mut sum: Option<Tensor> = None;
@@ -95,10 +94,10 @@ pub(crate) fn through_block(
         });
     }
     drop(output);
-    let store = sum.ok_or_else(|| candle_core::Error::msg("no gradient arrives at a block"))?.backward()?;
+    let store = sum.ok_or_else(|| mlx_quant_engine::Error::msg("no gradient arrives at a block"))?.backward()?;
     let own = variables
         .into_iter()
-        .filter_map(|(name, variable)| Some((name, store.get(variable.as_tensor())?.clone())));
+        .filter_map(|(name, variable)| Some((name, store.get(variable)?.clone())));
     Ok((own.collect(), store))
 }
 
@@ -111,15 +110,15 @@ pub(crate) fn through_embedding(
     embedded: &State,
     gradients: &Gradients,
 ) -> Result<Tensor, WeightsError> {
-    let missing = || candle_core::Error::msg("no gradient arrives at the embedding");
+    let missing = || mlx_quant_engine::Error::msg("no gradient arrives at the embedding");
     let gradient = gradients.get("hidden").ok_or_else(missing)?;
     let Some(beside) = gradients.get("per_layer") else { return Ok(gradient.clone()) };
-    let hidden = Var::from_tensor(&embedded.hidden.detach())?;
-    let Some(inputs) = forward.beside(weights, &[window], hidden.as_tensor())? else {
+    let hidden = embedded.hidden.variable();
+    let Some(inputs) = forward.beside(weights, &[window], hidden)? else {
         return Ok(gradient.clone());
     };
-    let store = seeded(&inputs, beside)?.backward()?;
-    let more = store.get(hidden.as_tensor()).ok_or_else(missing)?;
+    let store = inputs.gradients(beside)?;
+    let more = store.get(hidden).ok_or_else(missing)?;
     Ok((gradient + more)?)
 }
 
@@ -129,13 +128,13 @@ pub(crate) fn through_norm(
     parameters: &Parameters,
     state: &State,
     gradient: &Tensor,
-) -> candle_core::Result<Gradients> {
-    let hidden = Var::from_tensor(&state.hidden.detach())?;
+) -> mlx_quant_engine::Result<Gradients> {
+    let hidden = state.hidden.variable();
     let mut input = state.clone();
-    input.hidden = hidden.as_tensor().clone();
+    input.hidden = hidden.clone();
     let normed = forward.finish(parameters, &input)?;
     let store = seeded(&normed, &gradient.reshape(normed.shape())?)?.backward()?;
-    let missing = || candle_core::Error::msg("the last norm passes no gradient");
-    let gradient = store.get(hidden.as_tensor()).ok_or_else(missing)?.clone();
+    let missing = || mlx_quant_engine::Error::msg("the last norm passes no gradient");
+    let gradient = store.get(hidden).ok_or_else(missing)?.clone();
     Ok([("hidden".to_owned(), gradient)].into_iter().collect())
 }

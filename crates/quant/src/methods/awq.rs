@@ -8,7 +8,7 @@
 //! rounded is folded by its scales and biases alone, its codes stay: so a site's factors may be chosen when the site is reached,
 //! on the inputs it really gets.
 
-use candle_core::Tensor;
+use mlx_quant_engine::Tensor;
 use mlx_format::{FloatType, Scheme};
 use rayon::prelude::*;
 
@@ -104,12 +104,12 @@ pub(crate) fn helps_gptq(
 }
 
 /// Evenly spaced rows of a weight `[rows, columns]`, one after the other.
-pub(crate) fn sample(weight: &Tensor) -> candle_core::Result<Vec<f32>> {
+pub(crate) fn sample(weight: &Tensor) -> mlx_quant_engine::Result<Vec<f32>> {
     let (rows, columns) = weight.dims2()?;
     let count = rows.min(SAMPLE);
     let mut values = Vec::with_capacity(count * columns);
     for index in 0..count {
-        values.extend(weight.get(index * rows / count)?.to_vec1::<f32>()?);
+        values.extend(weight.get(index * rows / count)?.to_vec()?);
     }
     Ok(values)
 }

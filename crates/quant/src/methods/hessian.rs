@@ -3,7 +3,7 @@
 //! With inputs `X [tokens, in]` the error of a linear's output under a change `dW` of its weight is
 //! `tr(dW H dW^T)`, `H = X^T X / tokens`: whatever is judged by it needs no further pass over the tokens.
 
-use candle_core::{Device, Storage, Tensor};
+use mlx_quant_engine::{Device, Storage, Tensor};
 use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::cholesky::llt::factor::{cholesky_in_place, cholesky_in_place_scratch};
 use faer::linalg::matmul::matmul;
@@ -44,18 +44,18 @@ impl GramSum {
     ///
     /// # Errors
     /// What goes wrong on a device.
-    pub fn add(&mut self, inputs: &[&Tensor]) -> candle_core::Result<()> {
+    pub fn add(&mut self, inputs: &[&Tensor]) -> mlx_quant_engine::Result<()> {
         let size = self.size;
         let held: Vec<Tensor> = inputs
             .iter()
-            .map(|input| input.detach().to_device(&Device::Cpu)?.contiguous())
-            .collect::<candle_core::Result<_>>()?;
+            .map(|input| input.detach().to_device(&mlx_quant_engine::cpu())?.contiguous())
+            .collect::<mlx_quant_engine::Result<_>>()?;
         let storages: Vec<_> = held.iter().map(Tensor::storage_and_layout).collect();
         let mut windows: Vec<&[f32]> = Vec::with_capacity(held.len());
         for (storage, layout) in &storages {
             let (Storage::Cpu(storage), Some((start, end))) = (&**storage, layout.contiguous_offsets())
             else {
-                return Err(candle_core::Error::msg("a tensor that was brought to the CPU is not there"));
+                return Err(mlx_quant_engine::Error::msg("a tensor that was brought to the CPU is not there"));
             };
             windows.push(&storage.as_slice::<f32>()?[start..end]);
         }
@@ -269,7 +269,7 @@ mod tests {
         let values = numbers(windows * tokens * size, 7);
         let tensors: Vec<Tensor> = values
             .chunks_exact(tokens * size)
-            .map(|window| Tensor::from_slice(window, (1, tokens, size), &Device::Cpu).unwrap())
+            .map(|window| Tensor::from_slice(window, (1, tokens, size), &mlx_quant_engine::cpu()).unwrap())
             .collect();
         let mut sum = GramSum::new(size);
         for tensor in &tensors {

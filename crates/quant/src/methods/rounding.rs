@@ -134,7 +134,7 @@ pub fn round(values: &[f32], columns: usize, scheme: Scheme, float: FloatType, h
 #[cfg(test)]
 #[allow(clippy::print_stdout, reason = "a test shows its figures")]
 mod tests {
-    use candle_core::{Device, Tensor};
+    use mlx_quant_engine::{Device, Tensor};
 
     use super::super::hessian::{Gram, GramSum};
     use super::*;
@@ -160,7 +160,7 @@ mod tests {
             }
         }
         let mut sum = GramSum::new(size);
-        sum.add(&[&Tensor::from_vec(x, (1, tokens, size), &Device::Cpu).unwrap()]).unwrap();
+        sum.add(&[&Tensor::from_vec(x, (1, tokens, size), &mlx_quant_engine::cpu()).unwrap()]).unwrap();
         sum.finish()
     }
 

@@ -10,7 +10,7 @@
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
 use mlx_format::{FloatType, Scheme};
-use mlx_quant_model::ops::exp::vectorised;
+use mlx_quant_engine::exp::vectorised;
 
 use super::grid::{Grid, LANES, Lanes, code, search_in, stored};
 use super::hessian::Factor;

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use candle_core::Tensor;
+use mlx_quant_engine::Tensor;
 use mlx_format::checkpoint::Writer;
 use mlx_format::{FloatType, Mode, Scheme};
 use mlx_quant_model::decoder::{Block, Linear, Norm};
@@ -116,7 +116,7 @@ impl<'b> BlockWork<'b> {
             self.parameters.tensor(&format!("{}.weight", linear.path)).map_err(WeightsError::from)?;
         let weight = match (expert, weight.rank()) {
             (Some(expert), 3) => weight.get(expert),
-            (_, rank) => weight.reshape(((), weight.dims()[rank - 1])),
+            (_, rank) => weight.reshape((REST, weight.dims()[rank - 1])),
         };
         Ok(weight.map_err(WeightsError::from)?)
     }
@@ -124,7 +124,7 @@ impl<'b> BlockWork<'b> {
     pub(super) fn edit(&mut self, name: &str) -> Result<&mut Vec<f32>, Error> {
         if !self.edited.contains_key(name) {
             let tensor = self.parameters.tensor(name).and_then(Tensor::flatten_all);
-            let values = tensor.and_then(|tensor| tensor.to_vec1::<f32>()).map_err(WeightsError::from)?;
+            let values = tensor.and_then(|tensor| tensor.to_vec()).map_err(WeightsError::from)?;
             self.edited.insert(name.to_owned(), values);
         }
         Ok(self.edited.entry(name.to_owned()).or_default())
@@ -232,7 +232,7 @@ impl<'b> BlockWork<'b> {
         for ((weight, stored), (_, passed)) in weights.iter().zip(stored).zip(done) {
             let plain = self.session.pool.install(|| round_one(weight, *stored, None, How::Plain))?.1;
             let lost = |other: &Tensor| -> Result<f64, WeightsError> {
-                let changes = (other - weight)?.flatten_all()?.to_vec1::<f32>()?;
+                let changes = (other - weight)?.to_vec()?;
                 let rows = changes.par_chunks(gram.size.max(1) * 128);
                 Ok(self.session.pool.install(|| rows.map(|rows| gram.loss(rows)).sum()))
             };
@@ -360,7 +360,7 @@ pub(super) fn round_others(
         let name = format!("{}.weight", item.name);
         let weight = parameters.tensor(&name).map_err(WeightsError::from)?.clone();
         let columns = weight.dims()[weight.rank() - 1];
-        let flat = weight.reshape(((), columns)).map_err(WeightsError::from)?;
+        let flat = weight.reshape((REST, columns)).map_err(WeightsError::from)?;
         let stored = match scheme.mode() {
             Mode::Affine => Stored::Affine(*scheme, *float),
             _ => Stored::Float(*scheme, *float),
@@ -386,7 +386,7 @@ fn as_written(
 ) -> Result<(), WeightsError> {
     let Some(tensor) = parameters.get(name) else { return Ok(()) };
     let from = FloatType::from_dtype(view.dtype).unwrap_or(float);
-    let mut values = tensor.flatten_all()?.to_vec1::<f32>()?;
+    let mut values = tensor.to_vec()?;
     // One is added in the dtype of the source.
     for value in &mut values {
         *value = float.round(if view.add_one { from.round(*value) } else { *value });
@@ -405,7 +405,7 @@ fn round_one(
 ) -> Result<(Option<Codes>, Tensor), WeightsError> {
     let (rows, columns) = weight.dims2()?;
     let scaled = || -> Result<Vec<f32>, WeightsError> {
-        let mut values = weight.flatten_all()?.to_vec1::<f32>()?;
+        let mut values = weight.to_vec()?;
         if let Some(factors) = factors {
             awq::times(&mut values, factors);
         }

@@ -1,9 +1,9 @@
 //! AWQ within a block: which factors a site's features get, and what stands before the site divided by them.
 
-use candle_core::Tensor;
+use mlx_quant_engine::Tensor;
 use mlx_format::FloatType;
 use mlx_quant_model::decoder::{Attention, Gate, Layer, Linear, Mlp, Norm, Projections};
-use mlx_quant_model::ops::Activation;
+use mlx_quant_engine::Activation;
 use mlx_quant_model::{Parameters, Producer, Site, WeightsError};
 use rayon::prelude::*;
 
@@ -152,10 +152,10 @@ impl BlockWork<'_> {
     fn realised(&self, norm: &Norm, factors: &[f32]) -> Result<Vec<f32>, Error> {
         let Some(path) = &norm.path else { return Ok(factors.to_vec()) };
         let float = self.session.float_of(&format!("{path}.weight")).unwrap_or(FloatType::F32);
-        let weight = self.parameters.tensor(&format!("{path}.weight")).and_then(Tensor::to_vec1::<f32>);
+        let weight = self.parameters.tensor(&format!("{path}.weight")).and_then(Tensor::to_vec);
         let weight = weight.map_err(WeightsError::from)?;
         let one = if norm.plus_one { 1.0 } else { 0.0 };
-        let bias = self.parameters.get(&format!("{path}.bias")).map(Tensor::to_vec1::<f32>).transpose();
+        let bias = self.parameters.get(&format!("{path}.bias")).map(Tensor::to_vec).transpose();
         let bias = bias.map_err(WeightsError::from)?;
         let realise = |(at, (weight, factor)): (usize, (&f32, &f32))| {
             let stored = float.round((weight + one) / factor - one);
@@ -188,7 +188,7 @@ impl BlockWork<'_> {
             places.iter().flat_map(|place| rows.iter().map(|input| (*place, input))).collect();
         let outputs = |parameters: &Parameters| -> Result<Vec<Tensor>, WeightsError> {
             let run = |(place, input): &(Place, &Tensor)| {
-                let input = input.reshape((1, (), gram.size))?;
+                let input = input.reshape((1, REST, gram.size))?;
                 Ok(self.forward.branch(self.index, *place, parameters, &input)?)
             };
             self.session.pool.install(|| pairs.par_iter().map(run).collect())
@@ -241,7 +241,7 @@ impl BlockWork<'_> {
                 let name = format!("{}.weight", reader.path);
                 let weight = self.parameters.tensor(&name).map_err(WeightsError::from)?;
                 let mut values =
-                    weight.flatten_all().and_then(|w| w.to_vec1::<f32>()).map_err(WeightsError::from)?;
+                    weight.to_vec().map_err(WeightsError::from)?;
                 awq::times(&mut values, factors);
                 let how = match self.session.recipe.rounding() {
                     Method::Rtn => How::Plain,

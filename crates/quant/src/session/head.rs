@@ -1,6 +1,6 @@
 //! The head: the one matrix behind the last block, rounded on the final hidden states of the quantized model.
 
-use candle_core::Tensor;
+use mlx_quant_engine::Tensor;
 use mlx_format::checkpoint::Writer;
 use mlx_format::{FloatType, Mode, Scheme};
 use mlx_quant_model::{Forward, Parameters, WeightsError};
@@ -169,8 +169,7 @@ impl Session<'_> {
                 self.pool.install(|| self.walk.weights.load_tile(&item.name, range, &self.walk.device))?;
             let weight = tile.tensor(&format!("{}.weight", item.name)).map_err(WeightsError::from)?;
             let values = weight
-                .flatten_all()
-                .and_then(|weight| weight.to_vec1::<f32>())
+                .to_vec()
                 .map_err(WeightsError::from)?;
             let rounded = self.pool.install(|| round(&values, size, scheme, float, how));
             write_rounded(writer, item.first_output, start, float, &rounded)?;

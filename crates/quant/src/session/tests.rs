@@ -4,7 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
-use candle_core::{Device, Tensor};
+use mlx_quant_engine::{Device, Tensor};
 use mlx_format::checkpoint::Directory;
 use mlx_format::{FloatType, Scheme};
 use mlx_quant_model::{Forward, State, Weights};
@@ -60,7 +60,7 @@ fn run(model: &Model, plan: Settings, recipe: &str, drawn: bool, target: &Path) 
 
 /// What leaves the last block of a model on disk.
 fn states(model: &Model, windows: &Windows) -> Vec<State> {
-    let device = Device::Cpu;
+    let device = mlx_quant_engine::cpu();
     let weights = Weights::open(&model.checkpoint, &model.config).unwrap();
     let decoder = weights.decoder(&model.config, false).unwrap();
     let forward = Forward::new(&decoder, windows.sequence_length, &device).unwrap();
@@ -76,7 +76,7 @@ fn states(model: &Model, windows: &Windows) -> Vec<State> {
 
 /// Largest difference, and largest value.
 fn distance(a: &[State], b: &[State]) -> (f32, f32) {
-    let values = |tensor: &Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    let values = |tensor: &Tensor| tensor.flatten_all().unwrap().to_vec().unwrap();
     let mut largest = (0f32, 0f32);
     for (a, b) in a.iter().zip(b) {
         for (a, b) in values(&a.hidden).into_iter().zip(values(&b.hidden)) {

@@ -15,7 +15,7 @@ mod sources;
 
 use std::path::{Path, PathBuf};
 
-use candle_core::Tensor;
+use mlx_quant_engine::Tensor;
 use common::{convert_to, fixtures, open_path, quantize, write_checkpoint};
 use mlx_format::checkpoint::Directory;
 use mlx_format::{Dtype, Mode, Scheme};
@@ -126,7 +126,7 @@ fn hidden(walk: &Walk<'_>, windows: &[&[u32]]) -> Vec<Tensor> {
 }
 
 fn numbers(tensors: &[Tensor]) -> Vec<f32> {
-    tensors.iter().flat_map(|tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap()).collect()
+    tensors.iter().flat_map(|tensor| tensor.flatten_all().unwrap().to_vec().unwrap()).collect()
 }
 
 fn measured(model: &Walk<'_>, reference: &Walk<'_>, windows: &[&[u32]]) -> Vec<Vec<TokenMeasure>> {

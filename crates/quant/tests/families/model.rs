@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use candle_core::Device;
+use mlx_quant_engine::Device;
 use mlx_quant::Model;
 use mlx_quant::model::{Decoder, Forward, Tap, Weights};
 use safetensors::SafeTensors;
@@ -39,7 +39,7 @@ pub(crate) fn run(
     windows: &[&[u32]],
     tap: &mut dyn Tap,
 ) -> Result<Vec<f32>, String> {
-    let device = Device::Cpu;
+    let device = mlx_quant_engine::cpu();
     let forward = Forward::new(decoder, windows[0].len(), &device).map_err(text)?;
     let mut state = forward.embed(weights, windows).map_err(text)?;
     for (index, block) in decoder.blocks.iter().enumerate() {

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use candle_core::{D, Result, Tensor};
+use mlx_quant_engine::{D, Result, Tensor};
 use mlx_quant::model::decoder::{Block, Linear};
 use mlx_quant::model::{Tap, Weights};
 

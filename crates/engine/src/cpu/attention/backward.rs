@@ -6,8 +6,9 @@
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
 
-use super::{Attention, Shapes, Strided, TILE_ROWS};
-use crate::ops::exp::{exp, exponentials, largest, sum_of_pairs, tanh, vectorised};
+use super::{Attention, Strided, TILE_ROWS};
+use crate::cpu::exp::{exp, exponentials, largest, sum_of_pairs, tanh, vectorised};
+use crate::plain::Shapes;
 
 /// With respect to everything that attention reads.
 pub(super) struct Gradients {
@@ -47,7 +48,7 @@ impl Attention {
     ) -> Gradients {
         let Shapes { batch, tokens, heads, kv_heads } = shapes;
         let (d, dv, group) = (keys.features, all_values.features, heads / kv_heads);
-        let window = self.settings.window.unwrap_or(tokens);
+        let window = self.window.unwrap_or(tokens);
         let tile = (TILE_ROWS / group).clamp(1, tokens.max(1));
         let mut out = Gradients {
             q: vec![0.0; q.len()],
@@ -69,7 +70,7 @@ impl Attention {
                 let place = |i: usize| (start + first + i % length) * heads + kv_head * group + i / length;
                 for (i, to) in queries[..rows * d].chunks_exact_mut(d.max(1)).enumerate() {
                     for (to, from) in to.iter_mut().zip(&q[place(i) * d..][..d]) {
-                        *to = from * self.settings.scale;
+                        *to = from * self.scale;
                     }
                 }
                 for (i, to) in gradients[..rows * dv].chunks_exact_mut(dv.max(1)).enumerate() {
@@ -113,7 +114,7 @@ impl Attention {
                 multiply(&mut for_queries[..rows * d], (rows, d), slopes, own_keys);
                 for (i, from) in for_queries[..rows * d].chunks_exact(d.max(1)).enumerate() {
                     for (to, from) in out.q[place(i) * d..][..d].iter_mut().zip(from) {
-                        *to = from * self.settings.scale;
+                        *to = from * self.scale;
                     }
                 }
             }
@@ -124,13 +125,13 @@ impl Attention {
     /// Of one row's seen keys: scores become probabilities, gradients of probabilities those of scores. Gives the sink's gradient.
     #[inline(always)]
     fn turn(&self, scores: &mut [f32], slopes: &mut [f32], sink: Option<f32>) -> f32 {
-        if let Some(cap) = self.settings.softcap {
+        if let Some(cap) = self.softcap {
             for score in &mut *scores {
                 *score = cap * tanh(*score * (1.0 / cap));
             }
         }
         // The cap's slope is needed after the scores are gone.
-        let caps: Vec<f32> = match self.settings.softcap {
+        let caps: Vec<f32> = match self.softcap {
             Some(cap) => scores.iter().map(|score| 1.0 - (score / cap) * (score / cap)).collect(),
             None => Vec::new(),
         };

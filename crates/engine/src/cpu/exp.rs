@@ -7,7 +7,7 @@
 use std::f32::consts::{FRAC_1_SQRT_2, LOG2_E};
 
 /// Lanes of the sums; fixed, so that the order of a sum is.
-pub(super) const LANES: usize = 16;
+pub(crate) const LANES: usize = 16;
 
 /// Runs `f`, compiled for the widest instruction set of this machine; what it calls has to be inlined.
 #[inline(always)]
@@ -17,7 +17,7 @@ pub fn vectorised<R>(f: impl FnOnce() -> R) -> R {
 
 /// Adds lanes up as a fixed tree.
 #[inline(always)]
-pub(super) fn tree<T: Copy + std::ops::Add<Output = T>>(mut lanes: [T; LANES]) -> T {
+pub(crate) fn tree<T: Copy + std::ops::Add<Output = T>>(mut lanes: [T; LANES]) -> T {
     let mut width = LANES / 2;
     while width > 0 {
         for i in 0..width {

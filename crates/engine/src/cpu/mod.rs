@@ -1,0 +1,201 @@
+//! The CPU engine: each coarse operation in one pass over memory, products by faer.
+//!
+//! An operation runs on its caller's thread and sums in a fixed order, so callers spread windows over threads as they like: the
+//! result for a batch is, bit for bit, that of each of its rows alone. (The same machine is meant: faer multiplies
+//! differently on AVX2, AVX-512 and NEON.)
+
+mod activation;
+mod attention;
+mod delta;
+mod elementary;
+pub mod exp;
+mod linear;
+mod norm;
+mod rotary;
+pub mod running;
+pub mod slopes;
+mod softmax;
+
+use std::sync::Arc;
+
+use crate::Tensor;
+use crate::engine::{Buffer, Combine, Engine, Map, Reduce};
+use crate::error::Result;
+use crate::plain;
+use crate::settings::{Activation, AttentionSettings, Codes, Notebook, Pairing};
+use crate::shape::View;
+
+/// Parts into which products and factorisations of several threads are split. Fixed, so that results do not depend on
+/// the number of threads.
+pub const PARTS: usize = 8;
+
+/// The CPU engine.
+#[derive(Clone, Copy, Debug)]
+pub struct Cpu;
+
+/// A tensor of these numbers.
+fn tensor(values: Vec<f32>, shape: &[usize], like: &Tensor) -> Result<Tensor> {
+    Tensor::from_vec(values, shape, like.device())
+}
+
+/// The buffer of these numbers.
+fn buffer(values: Vec<f32>) -> Buffer {
+    Buffer::Host(Arc::new(values))
+}
+
+/// One value for each element of `x` and the same element of `y`.
+#[inline(always)]
+fn map_pairs(x: &[f32], y: &[f32], f: impl Fn(f32, f32) -> f32) -> Vec<f32> {
+    assert_eq!(x.len(), y.len(), "pairs of elements");
+    let mut out = Vec::with_capacity(x.len());
+    exp::vectorised(
+        #[inline(always)]
+        || {
+            for ((to, x), y) in out.spare_capacity_mut().iter_mut().zip(x).zip(y) {
+                to.write(f(*x, *y));
+            }
+        },
+    );
+    // SAFETY: the capacity is at least the length of `x`, which is that of `y`; the loop wrote as many elements.
+    unsafe { out.set_len(x.len()) };
+    out
+}
+
+impl Engine for Cpu {
+    fn name(&self) -> String {
+        format!("cpu {}", mlx_format::simd_name())
+    }
+
+    fn upload(&self, values: Vec<f32>) -> Result<Buffer> {
+        Ok(buffer(values))
+    }
+
+    fn read(&self, x: &Tensor, to: &mut dyn FnMut(&[f32])) -> Result<()> {
+        to(x.host()?);
+        Ok(())
+    }
+
+    fn map(&self, x: &Tensor, function: Map) -> Result<Buffer> {
+        Ok(buffer(elementary::map(x.host()?, function)))
+    }
+
+    fn combine(&self, x: &Tensor, y: &Tensor, shape: &[usize], function: Combine) -> Result<Buffer> {
+        Ok(buffer(elementary::combine(x, y, shape, function)?))
+    }
+
+    fn arrange(&self, x: &Tensor, view: &View) -> Result<Buffer> {
+        Ok(buffer(elementary::arrange(x.host()?, view)))
+    }
+
+    fn scatter(&self, x: &Tensor, view: &View, count: usize) -> Result<Buffer> {
+        Ok(buffer(elementary::scatter(x.host()?, view, count)))
+    }
+
+    fn join(&self, parts: &[&Tensor], widths: &[usize]) -> Result<Buffer> {
+        let parts = parts.iter().map(|part| part.host()).collect::<Result<Vec<_>>>()?;
+        Ok(buffer(elementary::join(&parts, widths)))
+    }
+
+    fn reduce(&self, x: &Tensor, sizes: [usize; 3], how: Reduce) -> Result<Buffer> {
+        Ok(buffer(elementary::reduce(x.host()?, sizes, how)))
+    }
+
+    fn multiply(&self, x: &Tensor, y: &Tensor, sizes: [usize; 4]) -> Result<Buffer> {
+        Ok(buffer(linear::multiply(x.host()?, y.host()?, sizes)))
+    }
+
+    fn rows(&self, x: &Tensor, width: usize, ids: &[u32]) -> Result<Buffer> {
+        Ok(buffer(elementary::rows(x.host()?, width, ids)))
+    }
+
+    fn add_rows(&self, x: &Tensor, width: usize, ids: &[u32], count: usize) -> Result<Buffer> {
+        Ok(buffer(elementary::add_rows(x.host()?, width, ids, count)))
+    }
+
+    fn linear(&self, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+        linear::linear(x, weight, bias)
+    }
+
+    fn observed_linear(
+        &self,
+        x: &Tensor,
+        weight: &Tensor,
+        bias: Option<&Tensor>,
+        notebook: &Notebook,
+    ) -> Result<Tensor> {
+        linear::observed_linear(x, weight, bias, notebook)
+    }
+
+    fn packed_linear(
+        &self,
+        x: &Tensor,
+        codes: &Arc<Codes>,
+        scales: &Tensor,
+        centers: &Tensor,
+        bias: Option<&Tensor>,
+    ) -> Result<Tensor> {
+        linear::packed_linear(x, codes, scales, centers, bias)
+    }
+
+    fn rms_norm(&self, x: &Tensor, weight: Option<&Tensor>, eps: f64) -> Result<Tensor> {
+        plain::check_norm(x, weight, "weight of rms_norm")?;
+        norm::rms_norm(x, weight, eps)
+    }
+
+    fn layer_norm(
+        &self,
+        x: &Tensor,
+        weight: Option<&Tensor>,
+        bias: Option<&Tensor>,
+        eps: f64,
+    ) -> Result<Tensor> {
+        plain::check_norm(x, weight, "weight of layer_norm")?;
+        plain::check_norm(x, bias, "bias of layer_norm")?;
+        norm::layer_norm(x, weight, bias, eps)
+    }
+
+    fn add(&self, x: &Tensor, y: &Tensor, factor: f64) -> Result<Tensor> {
+        plain::check_same(x, y, "add")?;
+        let small = factor as f32;
+        let sum = map_pairs(x.host()?, y.host()?, |x, y| x + small * y);
+        Ok(Tensor::made(x.device(), x.dims().to_vec(), buffer(sum), "add", &[x, y], move |pull| {
+            Ok(vec![
+                Some(pull.grad.clone()),
+                Some(if factor == 1.0 { pull.grad.clone() } else { (pull.grad * factor)? }),
+            ])
+        }))
+    }
+
+    fn rotary(&self, x: &Tensor, cos: &Tensor, sin: &Tensor, pairing: Pairing) -> Result<Tensor> {
+        plain::check_rotary(x, cos, sin)?;
+        rotary::rotary(x, cos, sin, pairing)
+    }
+
+    fn attention(&self, q: &Tensor, k: &Tensor, v: &Tensor, settings: &AttentionSettings) -> Result<Tensor> {
+        attention::attention(q, k, v, settings)
+    }
+
+    fn gated_delta(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        decay: &Tensor,
+        beta: &Tensor,
+    ) -> Result<Tensor> {
+        delta::gated_delta(q, k, v, decay, beta)
+    }
+
+    fn activate(&self, x: &Tensor, activation: Activation) -> Result<Tensor> {
+        activation::activate(x, activation)
+    }
+
+    fn glu(&self, gate: &Tensor, up: &Tensor, glu: Activation) -> Result<Tensor> {
+        plain::check_same(gate, up, "glu: gate and up")?;
+        activation::glu(gate, up, glu)
+    }
+
+    fn softmax(&self, x: &Tensor) -> Result<Tensor> {
+        softmax::softmax(x)
+    }
+}

@@ -1,0 +1,259 @@
+//! What an engine is.
+
+use std::any::Any;
+use std::ops::Deref;
+use std::sync::Arc;
+
+use crate::error::Result;
+use crate::routing::Selection;
+use crate::settings::{Activation, AttentionSettings, Codes, Notebook, Pairing};
+use crate::shape::View;
+use crate::{Tensor, plain};
+
+/// Where a tensor's float32 numbers lie.
+#[derive(Clone, Debug)]
+pub enum Buffer {
+    /// In this process's memory.
+    Host(Arc<Vec<f32>>),
+    /// Somewhere that only its engine knows.
+    Device(Arc<dyn Opaque>),
+}
+
+/// A buffer of an engine's own.
+pub trait Opaque: Any + std::fmt::Debug + Send + Sync {}
+
+/// A function of one number.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[expect(missing_docs, reason = "the names say it")]
+pub enum Map {
+    Exp,
+    Log,
+    Sqrt,
+    Tanh,
+    /// `2 / sqrt(pi)` times the integral of `exp(-t^2)` from 0 to `x`.
+    Erf,
+    Reciprocal,
+    Absolute,
+    /// -1, 0 or 1.
+    Sign,
+    /// `factor * x + offset`.
+    Affine { factor: f64, offset: f64 },
+    /// `x` within bounds.
+    Clamp { low: f32, high: f32 },
+    /// 1 strictly within bounds, 0 elsewhere.
+    Within { low: f32, high: f32 },
+}
+
+/// A function of two numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the names say it")]
+pub enum Combine {
+    Add,
+    Subtract,
+    Multiply,
+    Divide,
+}
+
+/// What becomes of the numbers along an axis.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the names say it")]
+pub enum Reduce {
+    Sum,
+    Largest,
+}
+
+/// Something that computes with tensors.
+///
+/// Elementary operations give a buffer in row-major order; their gradients are written once, for all engines, in [`Tensor`]'s methods.
+/// Coarse operations give a tensor that remembers how gradients pass it. Without an override they are what
+/// [`plain`] makes of elementary ones.
+///
+/// What one engine, adapter and driver computes is the same bits on every run, whatever the number of threads, and for each
+/// window of a batch what it is for that window alone.
+pub trait Engine: std::fmt::Debug + Send + Sync + 'static {
+    /// What decides the bits: for identities and cards. `cpu x86-v4`.
+    fn name(&self) -> String;
+
+    /// Brings numbers to where the engine computes.
+    ///
+    /// # Errors
+    /// If the device has no room.
+    fn upload(&self, values: Vec<f32>) -> Result<Buffer>;
+
+    /// Lends out all numbers of a tensor.
+    ///
+    /// # Errors
+    /// If the device does not answer.
+    fn read(&self, x: &Tensor, to: &mut dyn FnMut(&[f32])) -> Result<()>;
+
+    /// `function` of each element.
+    ///
+    /// # Errors
+    /// If the device has no room; so all that follow.
+    fn map(&self, x: &Tensor, function: Map) -> Result<Buffer>;
+
+    /// `function` of each pair, both repeated to `shape` ([`View::broadcast`]).
+    fn combine(&self, x: &Tensor, y: &Tensor, shape: &[usize], function: Combine) -> Result<Buffer>;
+
+    /// The elements that `view` sees.
+    fn arrange(&self, x: &Tensor, view: &View) -> Result<Buffer>;
+
+    /// The transpose of [`Engine::arrange`]: `count` zeros, to which each element is added where `view` sees it.
+    fn scatter(&self, x: &Tensor, view: &View, count: usize) -> Result<Buffer>;
+
+    /// Parts side by side: row `i` of the result is row `i` of each part in turn; `widths` are lengths of their rows.
+    fn join(&self, parts: &[&Tensor], widths: &[usize]) -> Result<Buffer>;
+
+    /// Of `x` seen as `[outer, count, inner]`: `[outer, inner]`.
+    fn reduce(&self, x: &Tensor, sizes: [usize; 3], how: Reduce) -> Result<Buffer>;
+
+    /// `x [batch, m, k] @ y [batch, k, n]`, `sizes` being `[batch, m, k, n]`.
+    fn multiply(&self, x: &Tensor, y: &Tensor, sizes: [usize; 4]) -> Result<Buffer>;
+
+    /// Rows `ids` of `x` seen as rows of `width`.
+    fn rows(&self, x: &Tensor, width: usize, ids: &[u32]) -> Result<Buffer>;
+
+    /// The transpose of [`Engine::rows`]: `count` rows of zeros, to which row `i` of `x` is added at `ids[i]`, in their order.
+    fn add_rows(&self, x: &Tensor, width: usize, ids: &[u32], count: usize) -> Result<Buffer>;
+
+    /// `x [.., k] @ weight [n, k]^T (+ bias [n])`, as `[.., n]`.
+    ///
+    /// # Errors
+    /// Shapes that do not fit together; so all that follow.
+    fn linear(&self, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+        plain::linear(x, weight, bias)
+    }
+
+    /// [`Engine::linear`] that adds squares of its inputs to `notebook` now, and squares of output gradients when gradients are
+    /// taken. No gradient reaches weight or bias.
+    fn observed_linear(
+        &self,
+        x: &Tensor,
+        weight: &Tensor,
+        bias: Option<&Tensor>,
+        notebook: &Notebook,
+    ) -> Result<Tensor> {
+        plain::observed_linear(x, weight, bias, notebook)
+    }
+
+    /// `x [.., columns] @ weight^T (+ bias)`; gradients go to `scales` and `centers`, both `[rows, groups]`, as if the
+    /// weight were `(code - middle) * scale + center`, whatever rounding the stored weight has seen (a straight-through
+    /// estimate, arXiv 1308.3432).
+    fn packed_linear(
+        &self,
+        x: &Tensor,
+        codes: &Arc<Codes>,
+        scales: &Tensor,
+        centers: &Tensor,
+        bias: Option<&Tensor>,
+    ) -> Result<Tensor> {
+        plain::packed_linear(x, codes, scales, centers, bias)
+    }
+
+    /// `x / sqrt(mean(x^2) + eps) * weight` over the last axis.
+    ///
+    /// `weight` is `[d]`, or `[h, d]` for `x [.., h, d]`: a weight for each head.
+    fn rms_norm(&self, x: &Tensor, weight: Option<&Tensor>, eps: f64) -> Result<Tensor> {
+        plain::rms_norm(x, weight, eps)
+    }
+
+    /// `(x - mean) / sqrt(variance + eps) * weight + bias` over the last axis, weight and bias as in [`Engine::rms_norm`].
+    fn layer_norm(
+        &self,
+        x: &Tensor,
+        weight: Option<&Tensor>,
+        bias: Option<&Tensor>,
+        eps: f64,
+    ) -> Result<Tensor> {
+        plain::layer_norm(x, weight, bias, eps)
+    }
+
+    /// `x + factor * y`, tensors of one shape.
+    fn add(&self, x: &Tensor, y: &Tensor, factor: f64) -> Result<Tensor> {
+        plain::add(x, y, factor)
+    }
+
+    /// Rotates the first `2 * r` features of each head of `x [batch, tokens, heads, d]` by the angles whose
+    /// cosines and sines are `cos` and `sin`, both `[tokens, r]`; the other features pass unchanged. No gradient reaches the angles.
+    fn rotary(&self, x: &Tensor, cos: &Tensor, sin: &Tensor, pairing: Pairing) -> Result<Tensor> {
+        plain::rotary(x, cos, sin, pairing)
+    }
+
+    /// Causal attention: `q [batch, tokens, heads, d]`, `k [batch, tokens, kv_heads, d]`,
+    /// `v [batch, tokens, kv_heads, dv]` give `[batch, tokens, heads, dv]`.
+    ///
+    /// Head `h` reads key and value head `h / (heads / kv_heads)`.
+    ///
+    /// # Errors
+    /// Shapes that do not fit together; a window of no tokens.
+    fn attention(&self, q: &Tensor, k: &Tensor, v: &Tensor, settings: &AttentionSettings) -> Result<Tensor> {
+        plain::attention(q, k, v, settings)
+    }
+
+    /// The gated delta rule over the tokens of each head (arXiv 2412.06464), whose state `S [key_dim, value_dim]` begins as
+    /// zeros: `S = decay * S`, `S = S + k (beta * (v - S^T k))^T`, `o = S^T q`.
+    ///
+    /// `q` and `k` `[batch, tokens, heads, key_dim]`, `v [batch, tokens, heads, value_dim]`, `decay` and `beta`
+    /// `[batch, tokens, heads]` give `o [batch, tokens, heads, value_dim]`.
+    fn gated_delta(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        decay: &Tensor,
+        beta: &Tensor,
+    ) -> Result<Tensor> {
+        plain::gated_delta(q, k, v, decay, beta)
+    }
+
+    /// `activation(x)`, element by element.
+    ///
+    /// # Errors
+    /// [`Activation::ClampedSwiglu`], which needs two inputs.
+    fn activate(&self, x: &Tensor, activation: Activation) -> Result<Tensor> {
+        plain::activate(x, activation)
+    }
+
+    /// `glu(gate) * up`, element by element; for [`Activation::ClampedSwiglu`] as said there.
+    ///
+    /// # Errors
+    /// `gate` and `up` of different shapes.
+    fn glu(&self, gate: &Tensor, up: &Tensor, glu: Activation) -> Result<Tensor> {
+        plain::glu(gate, up, glu)
+    }
+
+    /// Softmax over the last axis.
+    ///
+    /// # Errors
+    /// A scalar.
+    fn softmax(&self, x: &Tensor) -> Result<Tensor> {
+        plain::softmax(x)
+    }
+
+    /// Which experts each token goes to: of each row of `scores [tokens, experts]` the `top_k` best, best first.
+    ///
+    /// # Errors
+    /// Scores that are no matrix.
+    fn route(&self, scores: &Tensor, selection: &Selection) -> Result<Vec<Vec<u32>>> {
+        plain::route(scores, selection)
+    }
+}
+
+/// An engine, shared by the tensors that it made.
+#[derive(Clone, Debug)]
+pub struct Device(Arc<dyn Engine>);
+
+impl Device {
+    /// Of an engine.
+    pub fn new(engine: impl Engine) -> Self {
+        Self(Arc::new(engine))
+    }
+}
+
+impl Deref for Device {
+    type Target = dyn Engine;
+
+    fn deref(&self) -> &Self::Target {
+        &*self.0
+    }
+}

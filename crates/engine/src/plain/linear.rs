@@ -1,0 +1,113 @@
+//! Linear layers: plain, observed, and in codes whose grids are trained.
+
+use std::sync::{Arc, PoisonError};
+
+use crate::error::{Result, bail};
+use crate::settings::{Codes, Notebook};
+use crate::shape::REST;
+use crate::{LAST, Tensor};
+
+/// Refuses an input, a weight and a bias that do not fit together.
+pub(crate) fn check(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<()> {
+    let fits = match (x.dims(), weight.dims()) {
+        ([.., k], [_, columns]) => k == columns,
+        _ => false,
+    };
+    if !fits {
+        bail!("linear: input {:?} and weight {:?} do not fit together", x.dims(), weight.dims());
+    }
+    if let Some(bias) = bias
+        && bias.dims() != &weight.dims()[..1]
+    {
+        bail!("linear: bias {:?} does not fit weight {:?}", bias.dims(), weight.dims());
+    }
+    Ok(())
+}
+
+/// Refuses scales and centers that do not fit the codes.
+pub(crate) fn check_codes(codes: &Codes, scales: &Tensor, centers: &Tensor) -> Result<()> {
+    let (rows, columns) = codes.weight.dims2()?;
+    if scales.dims() != [rows, columns / codes.group_size.max(1)] || centers.dims() != scales.dims() {
+        bail!("packed_linear: scales {:?} for weight [{rows}, {columns}]", scales.dims());
+    }
+    Ok(())
+}
+
+/// The shape of the result.
+pub(crate) fn shape(x: &[usize], n: usize) -> Vec<usize> {
+    let mut shape = x.to_vec();
+    shape.pop();
+    shape.push(n);
+    shape
+}
+
+pub(crate) fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    check(x, weight, bias)?;
+    let (n, k) = weight.dims2()?;
+    let shape = shape(x.dims(), n);
+    let rows: usize = shape[..shape.len() - 1].iter().product();
+    let y = x.reshape((rows, k))?.matmul(&weight.t()?)?;
+    let y = if let Some(bias) = bias { y.broadcast_add(bias)? } else { y };
+    y.reshape(shape)
+}
+
+/// Adds squares of the features of `rows` to `sums`, in order.
+fn squares(sums: &mut Vec<f64>, rows: &[f32], features: usize) {
+    sums.resize(features, 0.0);
+    for row in rows.chunks_exact(features.max(1)) {
+        for (sum, value) in sums.iter_mut().zip(row) {
+            *sum += f64::from(*value) * f64::from(*value);
+        }
+    }
+}
+
+pub(crate) fn observed_linear(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    notebook: &Notebook,
+) -> Result<Tensor> {
+    check(x, weight, bias)?;
+    let (n, features) = weight.dims2()?;
+    x.read(|values| {
+        let mut seen = notebook.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.tokens += (values.len() / features.max(1)) as u64;
+        squares(&mut seen.inputs, values, features);
+    })?;
+    let y = linear(x, &weight.detach(), bias.map(Tensor::detach).as_ref())?;
+    let notebook = notebook.clone();
+    let (buffer, shape) = (y.buffer().0.clone(), y.dims().to_vec());
+    Ok(Tensor::made(y.device(), shape, buffer, "observed linear", &[&y], move |pull| {
+        pull.grad.read(|values| {
+            let mut seen = notebook.lock().unwrap_or_else(PoisonError::into_inner);
+            squares(&mut seen.gradients, values, n);
+        })?;
+        Ok(vec![Some(pull.grad.clone())])
+    }))
+}
+
+pub(crate) fn packed_linear(
+    x: &Tensor,
+    codes: &Arc<Codes>,
+    scales: &Tensor,
+    centers: &Tensor,
+    bias: Option<&Tensor>,
+) -> Result<Tensor> {
+    check(x, &codes.weight, bias)?;
+    check_codes(codes, scales, centers)?;
+    let (rows, columns) = codes.weight.dims2()?;
+    let groups = columns / codes.group_size.max(1);
+    // The trained weight less itself, detached, adds nothing to the stored one but its gradient.
+    let numbers: Vec<f32> = codes.codes.iter().map(|code| f32::from(*code) - codes.middle).collect();
+    let numbers = Tensor::from_vec(numbers, (rows, groups, codes.group_size), x.device())?;
+    let trained = numbers.broadcast_mul(&scales.unsqueeze(2)?)?.broadcast_add(&centers.unsqueeze(2)?)?;
+    let trained = trained.reshape((rows, columns))?;
+    let weight = (&codes.weight + (&trained - trained.detach())?)?;
+    linear(x, &weight, bias.map(Tensor::detach).as_ref())
+}
+
+/// `y` summed over all axes but the last.
+pub(crate) fn sum_of_rows(y: &Tensor) -> Result<Tensor> {
+    let width = y.dim(LAST)?;
+    y.reshape((REST, width))?.sum(0)
+}

@@ -1,0 +1,119 @@
+//! What the coarse operations are told besides their tensors.
+
+use std::sync::{Arc, Mutex};
+
+use crate::Tensor;
+use crate::cpu::exp::{LANES, tree, vectorised};
+
+/// An elementwise function of a layer.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Activation {
+    /// `x * sigmoid(x)`.
+    Silu,
+    /// `x` times the normal distribution function of `x`.
+    Gelu,
+    /// The approximation of [`Activation::Gelu`] with tanh.
+    GeluTanh,
+    /// `max(x, 0)`.
+    Relu,
+    /// `max(x, 0)^2`.
+    ReluSquared,
+    /// `1 / (1 + exp(-x))`.
+    Sigmoid,
+    /// `ln(1 + exp(x))`.
+    Softplus,
+    /// `x`.
+    Identity,
+    /// gpt-oss, of a gate and an up: `gate * sigmoid(alpha * gate) * (up + 1)`, with the gate clamped to at most
+    /// `limit` and up to `-limit..=limit`.
+    ClampedSwiglu {
+        /// Slope of the sigmoid.
+        alpha: f32,
+        /// Bound of the inputs.
+        limit: f32,
+    },
+}
+
+/// Which features of a head form the pairs that are rotated together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pairing {
+    /// Feature `i` with `i + r`.
+    Halves,
+    /// Feature `2 * i` with `2 * i + 1`; they stay there.
+    Interleaved,
+}
+
+/// What an attention layer does besides the scaled dot product.
+#[derive(Clone, Debug)]
+pub struct AttentionSettings {
+    /// Factor of the scores.
+    pub scale: f32,
+    /// Each token sees itself and `window - 1` tokens before it; `None`: all before it.
+    pub window: Option<usize>,
+    /// Scores become `cap * tanh(scores / cap)` before masking.
+    pub softcap: Option<f32>,
+    /// A logit for each head, `[heads]`, that takes part in the softmax and has no value (gpt-oss).
+    pub sinks: Option<Tensor>,
+}
+
+/// Sums over the tokens that passed an observed linear.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Observed {
+    /// Tokens.
+    pub tokens: u64,
+    /// `[in]`: squares of the inputs.
+    pub inputs: Vec<f64>,
+    /// `[out]`: squares of the loss's gradients with respect to the outputs.
+    pub gradients: Vec<f64>,
+}
+
+impl Observed {
+    /// Adds what another saw.
+    pub fn add(&mut self, other: &Self) {
+        self.tokens += other.tokens;
+        for (own, other) in [(&mut self.inputs, &other.inputs), (&mut self.gradients, &other.gradients)] {
+            own.resize(own.len().max(other.len()), 0.0);
+            own.iter_mut().zip(other).for_each(|(own, other)| *own += other);
+        }
+    }
+}
+
+/// Where an observed linear leaves its sums. One for each window: sums of several threads would come in any order.
+pub type Notebook = Arc<Mutex<Observed>>;
+
+/// A weight `[rows, columns]` in codes, whose grids are trained: `(code - middle) * scale + center` for each group.
+#[derive(Clone, Debug)]
+pub struct Codes {
+    /// `[rows, columns]`.
+    pub codes: Vec<u8>,
+    /// Columns that share a scale.
+    pub group_size: usize,
+    /// The code that decodes to the center.
+    pub middle: f32,
+    /// `[rows, columns]`: what codes and stored scales and biases decode to.
+    pub weight: Tensor,
+}
+
+/// What a weight's gradient means for the scale and the center of each group.
+pub fn by_group(gradient: &[f32], codes: &[u8], group_size: usize, middle: f32) -> (Vec<f32>, Vec<f32>) {
+    let groups = gradient.len() / group_size.max(1);
+    let (mut scales, mut centers) = (Vec::with_capacity(groups), Vec::with_capacity(groups));
+    vectorised(
+        #[inline(always)]
+        || {
+            for (gradient, codes) in gradient.chunks_exact(group_size).zip(codes.chunks_exact(group_size)) {
+                let [mut scale, mut center] = [[0f32; LANES]; 2];
+                let gradient = gradient.as_chunks::<LANES>().0.iter();
+                for (gradient, codes) in gradient.zip(codes.as_chunks::<LANES>().0) {
+                    for lane in 0..LANES {
+                        scale[lane] += gradient[lane] * (f32::from(codes[lane]) - middle);
+                        center[lane] += gradient[lane];
+                    }
+                }
+                scales.push(tree(scale));
+                centers.push(tree(center));
+            }
+        },
+    );
+    (scales, centers)
+}

@@ -1,0 +1,573 @@
+//! The handle: a shape, a buffer, and where it came from.
+
+use std::sync::Arc;
+
+use crate::engine::{Buffer, Combine, Device, Map, Reduce};
+use crate::error::{Result, bail};
+use crate::shape::{Axis, IntoShape, View, common, filled};
+use crate::tape::{Node, Origin, Pull};
+
+/// Float32 numbers in row-major order, somewhere. Cloning copies a pointer.
+#[derive(Clone)]
+pub struct Tensor(Arc<Inner>);
+
+struct Inner {
+    shape: Vec<usize>,
+    /// The first element in the buffer.
+    start: usize,
+    buffer: Buffer,
+    device: Device,
+    origin: Origin,
+}
+
+impl std::fmt::Debug for Tensor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Tensor {:?}", self.0.shape)
+    }
+}
+
+/// A result of an operation, given to [`Tensor::made`].
+pub(crate) type Pulled = Result<Vec<Option<Tensor>>>;
+
+impl Tensor {
+    fn constant(shape: Vec<usize>, buffer: Buffer, start: usize, device: &Device) -> Self {
+        let origin = Origin::Constant;
+        Self(Arc::new(Inner { shape, start, buffer, device: device.clone(), origin }))
+    }
+
+    /// Numbers in row-major order.
+    ///
+    /// # Errors
+    /// If they do not fill the shape, or the device has no room.
+    pub fn from_vec(values: Vec<f32>, shape: impl IntoShape, device: &Device) -> Result<Self> {
+        let shape = filled(&shape, values.len())?;
+        Ok(Self::constant(shape, device.upload(values)?, 0, device))
+    }
+
+    /// [`Tensor::from_vec`] of a copy.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn from_slice(values: &[f32], shape: impl IntoShape, device: &Device) -> Result<Self> {
+        Self::from_vec(values.to_vec(), shape, device)
+    }
+
+    /// One number everywhere.
+    ///
+    /// # Errors
+    /// If the device has no room.
+    pub fn full(value: f32, shape: impl IntoShape, device: &Device) -> Result<Self> {
+        let sizes = shape.sizes();
+        Self::from_vec(vec![value; sizes.iter().product()], sizes, device)
+    }
+
+    /// What an operation made. `vjp` gives the gradients of `inputs`; it is kept only where gradients reach one of them.
+    pub(crate) fn made(
+        device: &Device,
+        shape: Vec<usize>,
+        buffer: Buffer,
+        name: &'static str,
+        inputs: &[&Tensor],
+        vjp: impl Fn(&Pull<'_>) -> Pulled + Send + Sync + 'static,
+    ) -> Self {
+        Self::with_origin(device, shape, (buffer, 0), name, inputs, vjp)
+    }
+
+    fn with_origin(
+        device: &Device,
+        shape: Vec<usize>,
+        (buffer, start): (Buffer, usize),
+        name: &'static str,
+        inputs: &[&Tensor],
+        vjp: impl Fn(&Pull<'_>) -> Pulled + Send + Sync + 'static,
+    ) -> Self {
+        let origin = if inputs.iter().any(|input| input.is_tracked()) {
+            let inputs = inputs.iter().copied().cloned().collect();
+            Origin::Made(Node { name, inputs, vjp: Box::new(vjp) })
+        } else {
+            Origin::Constant
+        };
+        Self(Arc::new(Inner { shape, start, buffer, device: device.clone(), origin }))
+    }
+
+    /// The same numbers, from which no gradient goes further.
+    #[must_use]
+    pub fn detach(&self) -> Self {
+        Self::constant(self.0.shape.clone(), self.0.buffer.clone(), self.0.start, &self.0.device)
+    }
+
+    /// The same numbers as a variable: [`Tensor::gradients`] of what is made of it finds its gradient.
+    #[must_use]
+    pub fn variable(&self) -> Self {
+        let Inner { shape, start, buffer, device, .. } = &*self.0;
+        let origin = Origin::Variable;
+        let (shape, buffer, device) = (shape.clone(), buffer.clone(), device.clone());
+        Self(Arc::new(Inner { shape, start: *start, buffer, device, origin }))
+    }
+
+    /// Whether gradients reach it.
+    pub(crate) fn is_tracked(&self) -> bool {
+        !matches!(self.0.origin, Origin::Constant)
+    }
+
+    pub(crate) fn origin(&self) -> &Origin {
+        &self.0.origin
+    }
+
+    /// The same for all clones, and another one for everything else that lives.
+    pub(crate) fn address(&self) -> usize {
+        Arc::as_ptr(&self.0).addr()
+    }
+
+    /// What computes with it.
+    pub fn device(&self) -> &Device {
+        &self.0.device
+    }
+
+    /// Its buffer, and the place of its first element there: for engines.
+    pub fn buffer(&self) -> (&Buffer, usize) {
+        (&self.0.buffer, self.0.start)
+    }
+
+    /// Its numbers, if they lie in this process's memory.
+    pub(crate) fn host(&self) -> Result<&[f32]> {
+        match &self.0.buffer {
+            Buffer::Host(values) => Ok(&values[self.0.start..self.0.start + self.elem_count()]),
+            Buffer::Device(_) => bail!("a tensor {:?} of another engine", self.0.shape),
+        }
+    }
+
+    /// Lends out its numbers; copies them only from another memory.
+    ///
+    /// # Errors
+    /// If the device does not answer.
+    pub fn read<R>(&self, f: impl FnOnce(&[f32]) -> R) -> Result<R> {
+        if let Buffer::Host(_) = &self.0.buffer {
+            return Ok(f(self.host()?));
+        }
+        let (mut once, mut result) = (Some(f), None);
+        self.device().read(self, &mut |values| {
+            if let Some(f) = once.take() {
+                result = Some(f(values));
+            }
+        })?;
+        match result {
+            Some(result) => Ok(result),
+            None => bail!("the device gave no numbers of a tensor {:?}", self.0.shape),
+        }
+    }
+
+    /// A copy of its numbers.
+    ///
+    /// # Errors
+    /// As [`Tensor::read`].
+    pub fn to_vec(&self) -> Result<Vec<f32>> {
+        self.read(<[f32]>::to_vec)
+    }
+
+    /// Sizes of its axes.
+    pub fn dims(&self) -> &[usize] {
+        &self.0.shape
+    }
+
+    /// Number of axes.
+    pub fn rank(&self) -> usize {
+        self.0.shape.len()
+    }
+
+    /// Number of elements.
+    pub fn elem_count(&self) -> usize {
+        self.0.shape.iter().product()
+    }
+
+    /// Size of an axis.
+    ///
+    /// # Errors
+    /// If there is no such axis.
+    pub fn dim(&self, axis: impl Axis) -> Result<usize> {
+        Ok(self.0.shape[axis.index(self.rank())?])
+    }
+
+    /// Sizes of a matrix.
+    ///
+    /// # Errors
+    /// Another number of axes.
+    pub fn dims2(&self) -> Result<(usize, usize)> {
+        match self.0.shape[..] {
+            [a, b] => Ok((a, b)),
+            _ => bail!("a tensor {:?} where two axes are needed", self.0.shape),
+        }
+    }
+
+    /// Sizes of three axes.
+    ///
+    /// # Errors
+    /// Another number of axes.
+    pub fn dims3(&self) -> Result<(usize, usize, usize)> {
+        match self.0.shape[..] {
+            [a, b, c] => Ok((a, b, c)),
+            _ => bail!("a tensor {:?} where three axes are needed", self.0.shape),
+        }
+    }
+
+    /// Sizes of four axes.
+    ///
+    /// # Errors
+    /// Another number of axes.
+    pub fn dims4(&self) -> Result<(usize, usize, usize, usize)> {
+        match self.0.shape[..] {
+            [a, b, c, d] => Ok((a, b, c, d)),
+            _ => bail!("a tensor {:?} where four axes are needed", self.0.shape),
+        }
+    }
+
+    /// Some of its elements that lie beside each other, without a copy.
+    fn part(&self, shape: Vec<usize>, first: usize) -> Self {
+        let place = (self.0.buffer.clone(), self.0.start + first);
+        let count = self.elem_count();
+        Self::with_origin(self.device(), shape, place, "part", &[self], move |pull| {
+            let input = &pull.inputs[0];
+            if pull.grad.elem_count() == count {
+                return Ok(vec![Some(pull.grad.reshape(input.dims())?)]);
+            }
+            let view = View { shape: vec![pull.grad.elem_count()], strides: vec![1], start: first };
+            let buffer = input.device().scatter(pull.grad, &view, count)?;
+            Ok(vec![Some(Self::constant(input.dims().to_vec(), buffer, 0, input.device()))])
+        })
+    }
+
+    /// The same elements in order, with other axes.
+    ///
+    /// # Errors
+    /// If the sizes have another product.
+    pub fn reshape(&self, shape: impl IntoShape) -> Result<Self> {
+        let shape = filled(&shape, self.elem_count())?;
+        if shape == self.0.shape {
+            return Ok(self.clone());
+        }
+        Ok(self.part(shape, 0))
+    }
+
+    /// All in one axis.
+    ///
+    /// # Errors
+    /// None today.
+    pub fn flatten_all(&self) -> Result<Self> {
+        self.reshape(self.elem_count())
+    }
+
+    /// Without an axis of size 1.
+    ///
+    /// # Errors
+    /// An axis of another size.
+    pub fn squeeze(&self, axis: impl Axis) -> Result<Self> {
+        let axis = axis.index(self.rank())?;
+        if self.0.shape[axis] != 1 {
+            bail!("axis {axis} of {:?} is not of size 1", self.0.shape);
+        }
+        let mut shape = self.0.shape.clone();
+        shape.remove(axis);
+        Ok(self.part(shape, 0))
+    }
+
+    /// With an axis of size 1 in front of axis `at`.
+    ///
+    /// # Errors
+    /// A place beyond all axes.
+    pub fn unsqueeze(&self, at: usize) -> Result<Self> {
+        let mut shape = self.0.shape.clone();
+        if at > shape.len() {
+            bail!("no place {at} among the axes of {shape:?}");
+        }
+        shape.insert(at, 1);
+        Ok(self.part(shape, 0))
+    }
+
+    /// Element `index` of the first axis.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub fn get(&self, index: usize) -> Result<Self> {
+        self.narrow(0, index, 1)?.squeeze(0)
+    }
+
+    /// Elements `start..start + length` of an axis.
+    ///
+    /// # Errors
+    /// If it does not reach so far.
+    pub fn narrow(&self, axis: impl Axis, start: usize, length: usize) -> Result<Self> {
+        let axis = axis.index(self.rank())?;
+        let size = self.0.shape[axis];
+        if start.checked_add(length).is_none_or(|end| end > size) {
+            bail!("{start}..{start}+{length} of axis {axis} of {:?}", self.0.shape);
+        }
+        if length == size {
+            return Ok(self.clone());
+        }
+        let mut view = View::all(&self.0.shape);
+        view.shape[axis] = length;
+        view.start = start * view.strides[axis];
+        if self.0.shape[..axis].iter().all(|size| *size == 1) {
+            return Ok(self.part(view.shape, view.start));
+        }
+        self.seen(view)
+    }
+
+    /// With two axes exchanged.
+    ///
+    /// # Errors
+    /// If there is no such axis.
+    pub fn transpose(&self, a: impl Axis, b: impl Axis) -> Result<Self> {
+        let (a, b) = (a.index(self.rank())?, b.index(self.rank())?);
+        let mut view = View::all(&self.0.shape);
+        view.shape.swap(a, b);
+        view.strides.swap(a, b);
+        self.seen(view)
+    }
+
+    /// Repeated to `shape` ([`View::broadcast`]).
+    ///
+    /// # Errors
+    /// If it cannot be.
+    pub fn broadcast_as(&self, shape: impl IntoShape) -> Result<Self> {
+        let shape = shape.sizes();
+        if shape == self.0.shape {
+            return Ok(self.clone());
+        }
+        self.seen(View::broadcast(&self.0.shape, &shape)?)
+    }
+
+    fn seen(&self, view: View) -> Result<Self> {
+        let buffer = self.device().arrange(self, &view)?;
+        let count = self.elem_count();
+        Ok(Self::made(self.device(), view.shape.clone(), buffer, "view", &[self], move |pull| {
+            let input = &pull.inputs[0];
+            let buffer = input.device().scatter(pull.grad, &view, count)?;
+            Ok(vec![Some(Self::constant(input.dims().to_vec(), buffer, 0, input.device()))])
+        }))
+    }
+
+    /// Tensors one after the other along an axis.
+    ///
+    /// # Errors
+    /// None at all; other axes that differ.
+    pub fn cat<T: std::borrow::Borrow<Self>>(parts: &[T], axis: impl Axis) -> Result<Self> {
+        let parts: Vec<&Self> = parts.iter().map(std::borrow::Borrow::borrow).collect();
+        let Some(first) = parts.first() else { bail!("nothing to put together") };
+        let axis = axis.index(first.rank())?;
+        let mut shape = first.dims().to_vec();
+        shape[axis] = 0;
+        for part in &parts {
+            let mut own = part.dims().to_vec();
+            if own.len() != shape.len() {
+                bail!("{own:?} beside {:?}", first.dims());
+            }
+            shape[axis] += std::mem::replace(&mut own[axis], shape[axis]);
+            if own.iter().zip(&shape).enumerate().any(|(at, (a, b))| at != axis && a != b) {
+                bail!("{:?} beside {:?} along axis {axis}", part.dims(), first.dims());
+            }
+        }
+        let widths: Vec<usize> = parts.iter().map(|part| part.dims()[axis..].iter().product()).collect();
+        let buffer = first.device().join(&parts, &widths)?;
+        Ok(Self::made(first.device(), shape, buffer, "cat", &parts, move |pull| {
+            let mut start = 0;
+            let own = |part: &Self| {
+                let size = part.dims()[axis];
+                start += size;
+                pull.grad.narrow(axis, start - size, size).map(Some)
+            };
+            pull.inputs.iter().map(own).collect()
+        }))
+    }
+
+    /// Tensors of one shape along a new axis.
+    ///
+    /// # Errors
+    /// As [`Tensor::cat`].
+    pub fn stack<T: std::borrow::Borrow<Self>>(parts: &[T], axis: usize) -> Result<Self> {
+        let parts: Vec<Self> =
+            parts.iter().map(|part| part.borrow().unsqueeze(axis)).collect::<Result<_>>()?;
+        Self::cat(&parts, axis)
+    }
+
+    /// With zeros before and behind along an axis.
+    ///
+    /// # Errors
+    /// If there is no such axis.
+    pub fn pad_with_zeros(&self, axis: usize, before: usize, behind: usize) -> Result<Self> {
+        let zeros = |size: usize| {
+            let mut shape = self.0.shape.clone();
+            *shape.get_mut(axis).unwrap_or(&mut 0) = size;
+            Self::full(0.0, shape, self.device())
+        };
+        let parts = [zeros(before)?, self.clone(), zeros(behind)?];
+        let parts: Vec<&Self> = parts.iter().filter(|part| part.elem_count() > 0).collect();
+        if parts.is_empty() { Ok(self.clone()) } else { Self::cat(&parts, axis) }
+    }
+
+    /// `ids` of the first axis, one below the other.
+    ///
+    /// # Errors
+    /// If there is no such row.
+    pub fn rows(&self, ids: &[u32]) -> Result<Self> {
+        let count = self.dim(0)?;
+        if let Some(id) = ids.iter().find(|id| **id as usize >= count) {
+            bail!("row {id} of {:?}", self.0.shape);
+        }
+        let width = self.0.shape[1..].iter().product();
+        let mut shape = self.0.shape.clone();
+        shape[0] = ids.len();
+        let buffer = self.device().rows(self, width, ids)?;
+        let ids = ids.to_vec();
+        Ok(Self::made(self.device(), shape, buffer, "rows", &[self], move |pull| {
+            let input = &pull.inputs[0];
+            let buffer = input.device().add_rows(pull.grad, width, &ids, count)?;
+            Ok(vec![Some(Self::constant(input.dims().to_vec(), buffer, 0, input.device()))])
+        }))
+    }
+
+    /// A function of each element.
+    pub(crate) fn map(&self, function: Map) -> Result<Self> {
+        let buffer = self.device().map(self, function)?;
+        let name = "map";
+        Ok(Self::made(self.device(), self.0.shape.clone(), buffer, name, &[self], move |pull| {
+            let (x, y, grad) = (&pull.inputs[0], pull.output, pull.grad);
+            let slope = match function {
+                Map::Exp => y.clone(),
+                Map::Log => x.recip()?,
+                Map::Sqrt => (y * 2.0)?.recip()?,
+                Map::Tanh => y.sqr()?.affine(-1.0, 1.0)?,
+                Map::Erf => (x.sqr()?.neg()?.exp()? * std::f64::consts::FRAC_2_SQRT_PI)?,
+                Map::Reciprocal => y.sqr()?.neg()?,
+                Map::Absolute => x.map(Map::Sign)?,
+                Map::Sign | Map::Within { .. } => bail!("{function:?} has no gradient"),
+                Map::Affine { factor, .. } => return Ok(vec![Some((grad * factor)?)]),
+                Map::Clamp { low, high } => x.map(Map::Within { low, high })?,
+            };
+            Ok(vec![Some((grad * slope)?)])
+        }))
+    }
+
+    /// A function of pairs, both repeated to a common shape.
+    pub(crate) fn combine(&self, other: &Self, function: Combine) -> Result<Self> {
+        let shape = common(self.dims(), other.dims())?;
+        let buffer = self.device().combine(self, other, &shape, function)?;
+        Ok(Self::made(self.device(), shape, buffer, "combine", &[self, other], move |pull| {
+            let (x, y, grad) = (&pull.inputs[0], &pull.inputs[1], pull.grad);
+            let for_x = || match function {
+                Combine::Add | Combine::Subtract => Ok(grad.clone()),
+                Combine::Multiply => grad.combine(y, Combine::Multiply),
+                Combine::Divide => grad.combine(y, Combine::Divide),
+            };
+            let for_y = || match function {
+                Combine::Add => Ok(grad.clone()),
+                Combine::Subtract => grad.neg(),
+                Combine::Multiply => grad.combine(x, Combine::Multiply),
+                Combine::Divide => {
+                    grad.combine(pull.output, Combine::Multiply)?.combine(y, Combine::Divide)?.neg()
+                }
+            };
+            Ok(vec![
+                if pull.wanted[0] { Some(for_x()?.summed_to(x.dims())?) } else { None },
+                if pull.wanted[1] { Some(for_y()?.summed_to(y.dims())?) } else { None },
+            ])
+        }))
+    }
+
+    /// The transpose of [`Tensor::broadcast_as`].
+    fn summed_to(&self, shape: &[usize]) -> Result<Self> {
+        if self.0.shape == shape {
+            return Ok(self.clone());
+        }
+        let view = View::broadcast(shape, &self.0.shape)?;
+        let buffer = self.device().scatter(self, &view, shape.iter().product())?;
+        Ok(Self::constant(shape.to_vec(), buffer, 0, self.device()))
+    }
+
+    fn reduce(&self, axis: usize, how: Reduce) -> Result<Self> {
+        let shape = &self.0.shape;
+        let sizes = [shape[..axis].iter().product(), shape[axis], shape[axis + 1..].iter().product()];
+        let buffer = self.device().reduce(self, sizes, how)?;
+        let mut kept = shape.clone();
+        kept[axis] = 1;
+        Ok(Self::made(self.device(), kept, buffer, "reduce", &[self], move |pull| match how {
+            Reduce::Sum => Ok(vec![Some(pull.grad.broadcast_as(pull.inputs[0].dims())?)]),
+            Reduce::Largest => bail!("the largest has no gradient"),
+        }))
+    }
+
+    /// Sums over an axis, which stays with size 1.
+    ///
+    /// # Errors
+    /// If there is no such axis.
+    pub fn sum_keepdim(&self, axis: impl Axis) -> Result<Self> {
+        self.reduce(axis.index(self.rank())?, Reduce::Sum)
+    }
+
+    /// Sums over an axis.
+    ///
+    /// # Errors
+    /// If there is no such axis.
+    pub fn sum(&self, axis: impl Axis) -> Result<Self> {
+        let axis = axis.index(self.rank())?;
+        self.reduce(axis, Reduce::Sum)?.squeeze(axis)
+    }
+
+    /// The sum of all elements, a scalar.
+    ///
+    /// # Errors
+    /// If the device has no room.
+    pub fn sum_all(&self) -> Result<Self> {
+        self.flatten_all()?.sum(0)
+    }
+
+    /// Means over an axis, which stays with size 1.
+    ///
+    /// # Errors
+    /// If there is no such axis.
+    pub fn mean_keepdim(&self, axis: impl Axis) -> Result<Self> {
+        let size = self.dim(axis)?;
+        self.sum_keepdim(axis)? * (1.0 / size as f64)
+    }
+
+    /// The largest along an axis, which stays with size 1. Nothing that gradients reach.
+    ///
+    /// # Errors
+    /// If there is no such axis.
+    pub fn max_keepdim(&self, axis: impl Axis) -> Result<Self> {
+        self.detach().reduce(axis.index(self.rank())?, Reduce::Largest)
+    }
+
+    /// `self [batch.., m, k] @ other [batch.., k, n]`, batches of one shape.
+    ///
+    /// # Errors
+    /// Shapes that do not fit together.
+    pub fn matmul(&self, other: &Self) -> Result<Self> {
+        let (x, y) = (self.dims(), other.dims());
+        let fits = x.len() >= 2
+            && x.len() == y.len()
+            && x[..x.len() - 2] == y[..y.len() - 2]
+            && x[x.len() - 1] == y[y.len() - 2];
+        if !fits {
+            bail!("matmul: {x:?} and {y:?} do not fit together");
+        }
+        let (outer, [m, k], n) = (&x[..x.len() - 2], [x[x.len() - 2], x[x.len() - 1]], y[y.len() - 1]);
+        let buffer = self.device().multiply(self, other, [outer.iter().product(), m, k, n])?;
+        let shape = [outer, &[m, n]].concat();
+        Ok(Self::made(self.device(), shape, buffer, "matmul", &[self, other], |pull| {
+            let (x, y, grad) = (&pull.inputs[0], &pull.inputs[1], pull.grad);
+            Ok(vec![Some(grad.matmul(&y.t()?)?), Some(x.t()?.matmul(grad)?)])
+        }))
+    }
+
+    /// With its last two axes exchanged.
+    ///
+    /// # Errors
+    /// Fewer than two axes.
+    pub fn t(&self) -> Result<Self> {
+        if self.rank() < 2 {
+            bail!("a tensor {:?} has no transpose", self.0.shape);
+        }
+        self.transpose(self.rank() - 2, self.rank() - 1)
+    }
+}

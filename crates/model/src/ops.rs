@@ -1,0 +1,3 @@
+//! Words of the engine that decoder descriptions use.
+
+pub(crate) use mlx_quant_engine::{Activation, Pairing};
