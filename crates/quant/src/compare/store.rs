@@ -231,8 +231,12 @@ fn hash(settings: &CompareSettings) -> String {
         hash.update(windows.tokens_hash());
         hash.update(windows.sequence_length.to_le_bytes());
     }
-    let dwq =
-        crate::DwqSettings { target_dir: None, teacher_states: None, save_every: 0, ..settings.dwq.clone() };
+    let dwq = crate::DwqSettings {
+        target_dir: None,
+        teacher_states: None,
+        save_seconds: 0,
+        ..settings.dwq.clone()
+    };
     hash.update(format!("{:?} {dwq:?} {} {}", settings.method, settings.seed, settings.shared_statistics));
     hexadecimal(&hash.finalize())
 }
