@@ -3,24 +3,12 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use etcetera::BaseStrategy as _;
 use mlx_quant::forecast::Machine;
 use mlx_quant::threads_or_all;
-use serde::{Deserialize, Serialize};
 
 use crate::printer::{Printer, bytes};
-
-/// Raised when what is measured changes.
-const VERSION: u32 = 1;
-
-/// A measurement with what it holds for.
-#[derive(Debug, Serialize, Deserialize)]
-struct Kept {
-    version: u32,
-    kernels: String,
-    machine: Machine,
-}
 
 /// `~/.cache/mlx-quant/machine-2.json`, or where XDG_CACHE_HOME says.
 fn path(threads: usize) -> Option<PathBuf> {
@@ -29,12 +17,7 @@ fn path(threads: usize) -> Option<PathBuf> {
 }
 
 fn kept(threads: usize) -> Option<Machine> {
-    let text = fs_err::read_to_string(path(threads)?).ok()?;
-    let kept: Kept = serde_json::from_str(&text).ok()?;
-    let Machine { products, rounding, read, write, .. } = kept.machine;
-    let sound = [products, rounding, read, write].iter().all(|rate| rate.is_finite() && *rate > 0.0);
-    let same = kept.version == VERSION && kept.kernels == mlx_format::simd_name();
-    (sound && same && kept.machine.threads == threads).then_some(kept.machine)
+    Machine::known(&path(threads)?, threads)
 }
 
 /// What was measured before, or a look of a few milliseconds.
@@ -65,18 +48,9 @@ pub(crate) fn measured(threads: usize, anew: bool, printer: Printer) -> Result<M
     ));
     // A place where nothing can be kept only costs two seconds again.
     if let Some(path) = path(threads)
-        && let Err(error) = keep(&path, machine)
+        && let Err(error) = machine.keep(&path)
     {
-        printer.detail(&format!("the measurement is not kept: {error:#}"));
+        printer.detail(&format!("the measurement is not kept: {error}"));
     }
     Ok(machine)
-}
-
-fn keep(path: &std::path::Path, machine: Machine) -> Result<()> {
-    let kept = Kept { version: VERSION, kernels: mlx_format::simd_name().to_owned(), machine };
-    let partial = path.with_extension(format!("{}.partial", std::process::id()));
-    let parent = path.parent().context("no directory")?;
-    fs_err::create_dir_all(parent)?;
-    fs_err::write(&partial, serde_json::to_string_pretty(&kept)?)?;
-    Ok(fs_err::rename(&partial, path)?)
 }

@@ -145,6 +145,7 @@ impl Observer for Screen {
             Event::Working { name } => self.bar.set_message(name.to_owned()),
             Event::Progress { done } => self.bar.set_position(done),
             Event::Note { text } => self.bar.suspend(|| self.printer.detail(text)),
+            Event::Warning { text } => self.bar.suspend(|| self.printer.warn(text)),
             Event::Finishing => {
                 self.end();
                 self.bar.set_message("finishing");

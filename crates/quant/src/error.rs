@@ -95,6 +95,22 @@ pub enum Error {
         /// What the system says.
         reason: String,
     },
+    /// Something on which another process is at work.
+    #[error("{path} is in use by another process; hint: wait until it has ended, or choose another place")]
+    Busy {
+        /// The file or directory.
+        path: String,
+    },
+    /// A file without which an unfinished run cannot go on.
+    #[error(
+        "{path}: {reason}; hint: delete the directory that it lies in and repeat the command, which then begins anew"
+    )]
+    Lost {
+        /// The file.
+        path: String,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// A directory of statistics that cannot be used.
     #[error("{path}: {reason}; hint: give another directory to --statistics")]
     Statistics {
@@ -162,6 +178,21 @@ impl Error {
         Self::Cache { path: path.display().to_string(), reason: error.to_string(), working }
     }
 
+    /// A file of a run's own that cannot be written or read.
+    pub(crate) fn state(path: &std::path::Path, error: &dyn std::fmt::Display) -> Self {
+        Self::State { path: path.display().to_string(), reason: error.to_string() }
+    }
+
+    /// A file without which an unfinished run cannot go on.
+    pub(crate) fn lost(path: &std::path::Path, reason: String) -> Self {
+        Self::Lost { path: path.display().to_string(), reason }
+    }
+
+    /// Something on which another process is at work.
+    pub fn busy(path: &std::path::Path) -> Self {
+        Self::Busy { path: path.display().to_string() }
+    }
+
     /// Whether input or settings are to blame (nothing was written then), rather than something that happened
     /// during the work.
     pub fn is_refusal(&self) -> bool {
@@ -176,6 +207,7 @@ impl Error {
             | Self::Vocabulary(_)
             | Self::Weights(_)
             | Self::NonFinite { .. }
+            | Self::Busy { .. }
             | Self::Statistics { .. }
             | Self::Targets { .. }
             | Self::Comparison { .. }
@@ -187,6 +219,7 @@ impl Error {
             Self::Cache { working, .. } => !working,
             Self::Threads { .. }
             | Self::State { .. }
+            | Self::Lost { .. }
             | Self::Report(_)
             | Self::Fetch(_)
             | Self::Interrupted => false,

@@ -58,6 +58,7 @@ mod evaluate;
 pub mod forecast;
 mod gradient;
 pub mod inspect;
+pub mod kept;
 pub mod methods;
 mod observer;
 mod parameters;

@@ -44,6 +44,11 @@ pub enum Event<'a> {
         /// What a person reads.
         text: &'a str,
     },
+    /// Something that everybody should know, although work goes on.
+    Warning {
+        /// What a person reads.
+        text: &'a str,
+    },
     /// Weights are written; the directory is being synced and renamed.
     Finishing,
 }

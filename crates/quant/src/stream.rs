@@ -20,7 +20,7 @@ use crate::carry::{Carrier, item_bytes};
 use crate::convert::{fingerprint_of, finish, open_writer, thread_pool};
 use crate::observer::{Event, Observer};
 use crate::plan::{Item, Plan};
-use crate::{Converted, Error, Model};
+use crate::{Converted, Error, Model, kept};
 use mlx_quant_model::View;
 
 /// A model whose weights are elsewhere.
@@ -52,6 +52,7 @@ impl Here {
 
     /// What is written down and still so. Whatever else is in the files is given back to the disk.
     fn load(directory: &Path, shards: &[String]) -> Result<Self, Error> {
+        kept::sweep(directory, |name| name == Self::FILE);
         let text = std::fs::read(directory.join(Self::FILE)).unwrap_or_default();
         let files = serde_json::from_slice(&text).unwrap_or_default();
         let mut here = Self { directory: directory.to_owned(), files };
@@ -60,7 +61,7 @@ impl Here {
         here.files.retain(|shard, held| stamps.get(shard) == Some(&held.stamp));
         for shard in shards.iter().filter(|shard| !here.files.contains_key(*shard)) {
             let path = directory.join(shard);
-            hollow_out(&path, &[]).map_err(|error| state(&path, &error))?;
+            hollow_out(&path, &[]).map_err(|error| Error::state(&path, &error))?;
         }
         Ok(here)
     }
@@ -68,7 +69,7 @@ impl Here {
     fn stamp(&self, shard: &str) -> Result<(u64, i128), Error> {
         use std::os::unix::fs::MetadataExt as _;
         let path = self.directory.join(shard);
-        let found = fs::metadata(&path).map_err(|error| state(&path, &error))?;
+        let found = fs::metadata(&path).map_err(|error| Error::state(&path, &error))?;
         Ok((found.ino(), i128::from(found.mtime()) * 1_000_000_000 + i128::from(found.mtime_nsec())))
     }
 
@@ -77,20 +78,14 @@ impl Here {
         let stamp = self.stamp(shard)?;
         self.files.insert(shard.to_owned(), Held { stamp, tensors });
         let path = self.directory.join(Self::FILE);
-        let next = path.with_extension("next");
-        let text = serde_json::to_vec(&self.files).map_err(|error| state(&path, &error.into()))?;
-        let written = fs::write(&next, text).and_then(|()| fs::rename(&next, &path));
-        written.map_err(|error| state(&path, &error))
+        let text = serde_json::to_vec(&self.files).map_err(|error| Error::state(&path, &error))?;
+        kept::write(&path, &text).map_err(|error| Error::state(&path, &error))
     }
 
     fn holds(&self, shard: &str, tensor: &str) -> bool {
         let held = self.files.get(shard);
         held.is_some_and(|held| held.tensors.as_ref().is_none_or(|tensors| tensors.contains(tensor)))
     }
-}
-
-fn state(path: &Path, error: &std::io::Error) -> Error {
-    Error::State { path: path.display().to_string(), reason: error.to_string() }
 }
 
 /// The shard of each tensor that an item is made of.
@@ -228,7 +223,7 @@ fn release(kept: &Kept, here: &mut Here) -> Result<(), Error> {
         }
         let path = here.directory.join(shard);
         let ranges: Vec<_> = tensors.values().cloned().collect();
-        hollow_out(&path, &ranges).map_err(|error| state(&path, &error))?;
+        hollow_out(&path, &ranges).map_err(|error| Error::state(&path, &error))?;
         here.note(shard, Some(names))?;
     }
     Ok(())

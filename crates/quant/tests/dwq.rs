@@ -15,8 +15,13 @@ use mlx_quant::{
 use crate::common::{Stopper, fixtures, open_path, random_windows as windows, shared};
 
 fn settings(model: &Model, recipe: &str, iterations: usize) -> QuantizeSettings {
-    let dwq =
-        DwqSettings { iterations, batch_size: 2, save_every: 1, validate_every: 2, ..DwqSettings::default() };
+    let dwq = DwqSettings {
+        iterations,
+        batch_size: 2,
+        save_seconds: 0,
+        validate_every: 2,
+        ..DwqSettings::default()
+    };
     let lessons = Some((windows(model, 1, 6, 32), windows(model, 2, 3, 32)));
     QuantizeSettings { threads: 2, dwq, lessons, ..QuantizeSettings::new(recipe.parse().unwrap()) }
 }

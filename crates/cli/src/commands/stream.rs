@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use mlx_format::checkpoint::{Directory, Lock, Writer, try_lock};
+use mlx_format::checkpoint::{Directory, Writer};
+use mlx_quant::kept::Claim;
 use mlx_quant::{Remote, Settings};
 
 use crate::Refusal;
@@ -37,37 +38,26 @@ pub(super) fn run(
     let target = &args.target.mlx_path;
     let place = place(target)?;
     let fresh = !place.exists();
-    let lock = lock(&place, printer)?;
+    let claim = Claim::within(&place, "lock")?;
+    let claim = claim.ok_or_else(|| mlx_quant::Error::busy(target))?;
+    if !claim.is_certain() {
+        printer.warn(&format!(
+            "{} is on a disk that knows no locks; do not start a second run into the same output",
+            place.display()
+        ));
+    }
     let done = stream(args, &address, settings, &place, printer);
     // Kept after failures, because the same command goes on with it, and what an earlier run left is not this one's.
     let refused = |error: &anyhow::Error| crate::exit_code(error) == crate::REFUSED;
     if done.as_ref().map_or_else(|error| fresh && refused(error), |streamed| fresh || *streamed) {
         fs_err::remove_dir_all(&place)?;
     }
-    drop(lock);
+    drop(claim);
     let streamed = done?;
     if let Some(upload) = upload.filter(|_| streamed) {
         upload.push(target, None, printer)?;
     }
     Ok(streamed)
-}
-
-/// Keeps other processes out of the directory until the file is dropped.
-fn lock(place: &Path, printer: Printer) -> Result<fs_err::File> {
-    fs_err::create_dir_all(place)?;
-    let file = fs_err::File::create(place.join("lock"))?;
-    match try_lock(file.file())? {
-        Lock::Held => {}
-        Lock::Busy => {
-            let why = format!("{} is in use by another process", place.display());
-            return Err(Refusal(format!("{why}; hint: wait for it, or give another --mlx-path")).into());
-        }
-        Lock::Unknown => printer.warn(&format!(
-            "{} is on a disk that knows no locks; do not start a second run into the same output",
-            place.display()
-        )),
-    }
-    Ok(file)
 }
 
 /// Where shards wait, beside the output and on its disk.

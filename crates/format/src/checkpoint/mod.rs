@@ -7,20 +7,24 @@
 //! Writing: [`Layout`] knows every file, header and offset from names, dtypes and shapes alone, so that
 //! [`Writer`] can put tensors in place in any order, from any thread, and resume after a crash.
 
+mod arrays;
 mod config;
 mod directory;
 mod files;
 mod hollow;
+mod journal;
 mod layout;
 mod lock;
 mod safetensors;
 mod write_error;
 mod writer;
 
+pub use arrays::{Array, Arrays, Values, array_shapes, read_arrays, write_arrays};
 pub use config::{Config, ConfigError, is_truthy};
 pub use directory::{Directory, DirectoryError, forget_cached};
 pub use files::{INDEX, WeightFiles, is_mlx_weights, weight_files};
 pub use hollow::{MAX_HEADER_BYTES, hollow_out, make_hollow};
+pub use journal::tidy;
 pub use layout::{Layout, Placement, SHARD_BYTES, TensorSpec};
 pub use lock::{Lock, try_lock};
 pub use safetensors::{

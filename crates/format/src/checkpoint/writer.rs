@@ -6,21 +6,17 @@
 //! started again continues behind it.
 
 use std::collections::BTreeSet;
-use std::fmt::Write as _;
-use std::io::{Read as _, Seek as _, Write as _};
-use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+use std::io::{ErrorKind, Write as _};
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
 use fs_err as fs;
 
 use super::directory::Directory;
+use super::journal::{JOURNAL, Journal, STATE, clean, tidy};
 use super::layout::Layout;
 use super::lock::{Lock, try_lock};
 use super::write_error::{WriteError, is_full};
-
-const JOURNAL: &str = ".mlx-quant-run";
-/// Names of files that a run keeps for its own continuation begin so.
-const STATE: &str = ".state-";
 
 /// A model directory being written. Tensors are addressed by their index in the [`Layout`].
 #[derive(Debug)]
@@ -29,11 +25,10 @@ pub struct Writer {
     partial: PathBuf,
     layout: Layout,
     shards: Vec<fs::File>,
-    journal: fs::File,
+    journal: Journal,
     done: BTreeSet<usize>,
     /// Whether an earlier run's work is in the partial directory.
     resumed: bool,
-    lock: Lock,
 }
 
 impl Writer {
@@ -52,15 +47,20 @@ impl Writer {
         Ok(parent.join(format!(".{name}.partial")))
     }
 
-    /// Refuses a target that exists or cannot be made, before any work.
+    /// Refuses a target that exists, cannot be made or is being made, before any work. A finished model that a killed run left with
+    /// files of its own in it is relieved of them.
     ///
     /// # Errors
-    /// [`WriteError::Exists`] or [`WriteError::BadPath`].
+    /// [`WriteError::Exists`], [`WriteError::BadPath`] or [`WriteError::Busy`].
     pub fn check_target(target: &Path) -> Result<(), WriteError> {
-        if target.symlink_metadata().is_ok() {
-            return Err(WriteError::Exists(target.to_owned()));
+        // What cannot be tidied exists all the same.
+        let _ = tidy(target);
+        check_absent(target)?;
+        let partial = Self::partial_path(target)?;
+        match std::fs::OpenOptions::new().write(true).open(partial.join(JOURNAL)) {
+            Ok(journal) if try_lock(&journal)? == Lock::Busy => Err(WriteError::Busy(partial)),
+            _ => Ok(()),
         }
-        Self::partial_path(target).map(|_| ())
     }
 
     /// Starts, or resumes if `.<name>.partial` holds a run with the same `fingerprint` (a line of text that
@@ -76,62 +76,37 @@ impl Writer {
             path: partial.clone(),
             reason: error.to_string(),
         };
-        let path = partial.join(JOURNAL);
-        if partial.is_dir() {
-            if !path.is_file() && std::fs::read_dir(&partial).map_err(unwritable)?.next().is_some() {
-                return Err(WriteError::Foreign(partial));
+        let mut made = false;
+        match std::fs::create_dir(&partial) {
+            Ok(()) => made = true,
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+                if !partial.join(JOURNAL).is_file()
+                    && std::fs::read_dir(&partial).map_err(unwritable)?.next().is_some()
+                {
+                    return Err(WriteError::Foreign(partial));
+                }
             }
-        } else {
-            std::fs::create_dir(&partial).map_err(unwritable)?;
+            Err(error) => return Err(unwritable(error)),
         }
-        let mut journal =
-            fs::OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path)?;
-        let lock = try_lock(journal.file())?;
-        if lock == Lock::Busy {
-            return Err(WriteError::Busy(partial));
-        }
-        // The run that held the lock may have renamed the directory away in the meantime.
-        let (locked, current) = (journal.metadata()?, fs::metadata(&path)?);
-        if (locked.dev(), locked.ino()) != (current.dev(), current.ino()) {
-            return Err(WriteError::Busy(partial));
-        }
-        let mut text = String::new();
-        journal.read_to_string(&mut text)?;
-        let mut done = match text.split_once('\n') {
-            // A crash before the first line was complete, and so before anything else was made.
-            None => None,
-            Some((first, rest)) if first == fingerprint => {
-                // A last line that was cut off is forgotten, also in the file.
-                let lines = rest.rsplit_once('\n').map_or("", |(whole, _)| whole);
-                let kept = text.len() - rest.len() + if lines.is_empty() { 0 } else { lines.len() + 1 };
-                journal.set_len(kept as u64)?;
-                journal.seek(std::io::SeekFrom::End(0))?;
-                let indices = lines.lines().filter_map(|line| line.parse().ok());
-                Some(indices.filter(|index| *index < layout.specs().len()).collect::<BTreeSet<usize>>())
+        let mut journal = Journal::open(&partial)?;
+        // Another process may have finished in the meantime.
+        if let Err(error) = check_absent(target) {
+            if made {
+                fs::remove_dir_all(&partial)?;
             }
-            Some(_) => return Err(WriteError::OtherRun(partial)),
-        };
+            return Err(error);
+        }
+        let mut done = journal.read(fingerprint, layout.specs().len(), &partial)?;
         if done.is_some() && !layout.is_intact_in(&partial) {
             done = None;
         }
         let resumed = done.is_some();
         if !resumed {
-            journal.set_len(0)?;
-            journal.rewind()?;
-            journal.write_all(format!("{fingerprint}\n").as_bytes())?;
-            journal.sync_data()?;
+            journal.begin(fingerprint)?;
         }
         let done = done.unwrap_or_default();
-        let mut writer = Self {
-            target: target.to_owned(),
-            partial,
-            layout,
-            shards: Vec::new(),
-            journal,
-            done,
-            resumed,
-            lock,
-        };
+        let mut writer =
+            Self { target: target.to_owned(), partial, layout, shards: Vec::new(), journal, done, resumed };
         writer.remove_all_but_shards()?;
         if let Err(error) = writer.open_shards() {
             if matches!(error, WriteError::DiskFull { .. }) {
@@ -148,7 +123,8 @@ impl Writer {
         for entry in fs::read_dir(&self.partial)? {
             let entry = entry?;
             let kept = entry.file_name().to_str().is_some_and(|name| {
-                name == JOURNAL || shards.contains(name) || self.resumed && name.starts_with(STATE)
+                let state = name.starts_with(STATE) && !name.ends_with(".partial");
+                name == JOURNAL || shards.contains(name) || self.resumed && state
             });
             if !kept && entry.file_type()?.is_file() {
                 fs::remove_file(entry.path())?;
@@ -206,15 +182,12 @@ impl Writer {
     /// [`WriteError`].
     pub fn forget(&mut self, fingerprint: &str) -> Result<(), WriteError> {
         self.done.clear();
-        self.journal.set_len(0)?;
-        self.journal.rewind()?;
-        self.journal.write_all(format!("{fingerprint}\n").as_bytes())?;
-        Ok(self.journal.sync_data()?)
+        self.journal.begin(fingerprint)
     }
 
     /// Whether other runs are kept out: not where the disk knows no locks.
     pub fn is_locked(&self) -> bool {
-        self.lock == Lock::Held
+        self.journal.is_locked()
     }
 
     /// Indices of the tensors that an earlier run finished.
@@ -251,18 +224,15 @@ impl Writer {
     /// # Errors
     /// [`WriteError`].
     pub fn record(&mut self, indices: impl IntoIterator<Item = usize>) -> Result<(), WriteError> {
-        let mut lines = String::new();
-        let mut touched = BTreeSet::new();
-        for index in indices {
-            let _ = writeln!(lines, "{index}");
-            touched.insert(self.layout.placement(index).shard);
-            self.done.insert(index);
-        }
+        let indices: Vec<usize> = indices.into_iter().collect();
+        let touched: BTreeSet<usize> =
+            indices.iter().map(|index| self.layout.placement(*index).shard).collect();
         for shard in touched {
             self.shards[shard].sync_data()?;
         }
+        self.done.extend(&indices);
         self.journal
-            .write_all(lines.as_bytes())
+            .add(&indices)
             .map_err(|error| if is_full(&error) { self.full(", which then resumes") } else { error.into() })
     }
 
@@ -305,17 +275,12 @@ impl Writer {
             shard.sync_data()?;
         }
         sync_directory(&self.partial)?;
-        Self::check_target(&self.target)?;
+        check_absent(&self.target)?;
         rename_to_new(&self.partial, &self.target)?;
-        for entry in fs::read_dir(&self.target)? {
-            let entry = entry?;
-            if entry.file_name().to_str().is_some_and(|name| name.starts_with(STATE)) {
-                fs::remove_file(entry.path())?;
-            }
-        }
-        fs::remove_file(self.target.join(JOURNAL))?;
-        sync_directory(&self.target)?;
-        self.partial.parent().map_or(Ok(()), sync_directory)
+        // The name is on the disk before anything is gone that could make the directory again. Who is killed from here on leaves
+        // files in a finished model, which the next command that meets it removes.
+        self.partial.parent().map_or(Ok(()), sync_directory)?;
+        Ok(clean(&self.target)?)
     }
 
     /// Removes what this run made, unless an earlier run's work is in it.
@@ -330,6 +295,13 @@ impl Writer {
             fs::remove_file(entry?.path())?;
         }
         Ok(fs::remove_dir(&self.partial)?)
+    }
+}
+
+fn check_absent(target: &Path) -> Result<(), WriteError> {
+    match target.symlink_metadata() {
+        Ok(_) => Err(WriteError::Exists(target.to_owned())),
+        Err(_) => Writer::partial_path(target).map(|_| ()),
     }
 }
 
@@ -418,7 +390,9 @@ mod tests {
         writer.write_at(1, 0, &[2; 12]).unwrap();
         writer.record([1]).unwrap();
         // A crash in the middle of a journal line.
-        writer.journal.write_all(b"0").unwrap();
+        let journal = writer.partial().join(JOURNAL);
+        let mut journal = std::fs::File::options().append(true).open(journal).unwrap();
+        journal.write_all(b"0").unwrap();
         drop(writer);
         std::fs::write(directory.path().join(".out.partial/stale.json"), "x").unwrap();
         assert!(matches!(Writer::open(&target, layout(), "y"), Err(WriteError::OtherRun(_))));

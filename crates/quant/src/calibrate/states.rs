@@ -1,16 +1,17 @@
 //! Where windows wait between blocks: in memory, or in files alone.
 //!
 //! In both cases every window's state behind the last finished block lies in a file of its own, from which an interrupted run goes
-//! on: the files of a block are complete before the block counts as done, and those of the block before go only then.
+//! on: the files of a block are complete before the block counts as done. Those of the block before stay until they make room for
+//! the block after, so that a file that cannot be read any more costs one block, not all of them.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-use candle_core::Device;
-use fs_err as fs;
 use mlx_quant_model::{State, WeightsError};
 use rayon::prelude::*;
 
-use crate::Error;
+use crate::observer::{Event, Observer};
+use crate::{Error, kept};
 
 /// States of all windows, in front of a block.
 #[derive(Debug)]
@@ -26,27 +27,19 @@ pub(crate) struct States {
     still: bool,
 }
 
-fn failed(path: &Path, error: &dyn std::fmt::Display) -> Error {
-    Error::State { path: path.display().to_string(), reason: error.to_string() }
-}
-
 fn missing() -> Error {
     WeightsError::Tensor(candle_core::Error::msg("a window is under way")).into()
 }
 
 fn save(path: &Path, state: &State) -> Result<(), Error> {
-    let partial = path.with_extension("partial");
-    let all = state.tensors().into_iter().collect();
-    candle_core::safetensors::save(&all, &partial).map_err(|error| failed(path, &error))?;
-    let synced = fs::File::open(&partial).and_then(|file| file.sync_data());
-    synced.map_err(|error| failed(path, &error))?;
-    fs::rename(&partial, path).map_err(|error| failed(path, &error))
+    let arrays = kept::from_candle(state.tensors()).map_err(WeightsError::from)?;
+    kept::store(path, &arrays).map_err(|error| Error::state(path, &error))
 }
 
 fn load(path: &Path) -> Result<State, Error> {
-    let tensors = candle_core::safetensors::load(path, &Device::Cpu);
-    let state = State::from_tensors(tensors.map_err(|error| failed(path, &error))?);
-    state.ok_or_else(|| failed(path, &"tensors are missing"))
+    let tensors = kept::load(path).map_err(|error| Error::state(path, &error))?;
+    let tensors = kept::to_candle(tensors).map_err(|error| Error::state(path, &error))?;
+    State::from_tensors(tensors).ok_or_else(|| Error::state(path, &"tensors are missing"))
 }
 
 impl States {
@@ -69,19 +62,43 @@ impl States {
         Ok(own)
     }
 
-    /// What an interrupted run left: the states behind as many blocks as possible, at most `most`.
-    pub(crate) fn resume(windows: usize, files: PathBuf, spill: bool, most: usize) -> Option<Self> {
+    /// What an interrupted run left: the states behind as many blocks as possible, at most `most`. Files that are there and cannot be read
+    /// are told of.
+    pub(crate) fn resume(
+        windows: usize,
+        files: PathBuf,
+        spill: bool,
+        most: usize,
+        observer: &dyn Observer,
+    ) -> Option<Self> {
         let mut own = Self { block: 0, windows, files, held: None, still: false };
-        own.block =
-            (0..=most).rev().find(|block| (0..windows).all(|window| own.file(*block, window).is_file()))?;
-        let states = (0..windows).map(|window| load(&own.file(own.block, window)).ok());
-        if spill {
-            // A file that a power failure cut off is noticed now.
-            let mut states = states;
-            return states.all(|state| state.is_some()).then_some(own);
+        let begun = |own: &Self, block| (0..windows).all(|window| own.file(block, window).is_file());
+        for block in (0..=most).rev().filter(|block| begun(&own, *block)).collect::<Vec<_>>() {
+            own.block = block;
+            match own.read_all(spill) {
+                Ok(held) => {
+                    own.held = held;
+                    return Some(own);
+                }
+                Err(error) => {
+                    let why = error.to_string();
+                    let why = why.split("; hint").next().unwrap_or_default();
+                    let text = format!("{why}; what left the last of {block} finished blocks is lost");
+                    observer.event(Event::Warning { text: &text });
+                }
+            }
         }
-        own.held = Some(states.map(|state| state.map(Some)).collect::<Option<_>>()?);
-        Some(own)
+        None
+    }
+
+    /// Reads the states of all windows, to notice what a power failure cut off; keeps them if they are not to stay in files alone.
+    fn read_all(&self, spill: bool) -> Result<Option<Vec<Option<State>>>, Error> {
+        let states = (0..self.windows).map(|window| load(&self.file(self.block, window)));
+        if spill {
+            let mut states = states;
+            return states.try_for_each(|state| state.map(drop)).map(|()| None);
+        }
+        Ok(Some(states.map(|state| state.map(Some)).collect::<Result<_, _>>()?))
     }
 
     /// No windows, in front of a block: where all statistics are there. Nothing is kept in files.
@@ -128,23 +145,109 @@ impl States {
     /// Some behind the block, from window `first` on. [`States::passed`] follows when all are.
     pub(crate) fn put(&mut self, first: usize, states: Vec<State>) -> Result<(), Error> {
         let next = self.block + 1;
-        states
-            .par_iter()
-            .enumerate()
-            .try_for_each(|(at, state)| save(&self.file(next, first + at), state))?;
+        states.par_iter().enumerate().try_for_each(|(at, state)| {
+            let window = first + at;
+            save(&self.file(next, window), state)?;
+            // As much room as the new one has taken.
+            self.block.checked_sub(1).map_or(Ok(()), |before| remove(&self.file(before, window)))
+        })?;
+        let directory = self.files.parent().unwrap_or(Path::new("."));
+        kept::sync_directory(directory).map_err(|error| Error::state(directory, &error))?;
         if let Some(held) = &mut self.held {
             held[first..].iter_mut().zip(states).for_each(|(place, state)| *place = Some(state));
         }
         Ok(())
     }
 
-    /// All are behind the block, and it is on disk: the files in front of it are needed no more.
-    pub(crate) fn passed(&mut self) -> Result<(), Error> {
+    /// All are behind the block, and it is on disk.
+    pub(crate) fn passed(&mut self) {
         self.block += 1;
-        for window in 0..self.windows {
-            let path = self.file(self.block - 1, window);
-            fs::remove_file(&path).map_err(|error| failed(&path, &error))?;
+    }
+}
+
+fn remove(path: &Path) -> Result<(), Error> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(Error::state(path, &error)),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use candle_core::{Device, Tensor};
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Told(Mutex<Vec<String>>);
+
+    impl Observer for Told {
+        fn event(&self, event: Event<'_>) {
+            if let Event::Warning { text } = event {
+                self.0.lock().unwrap().push(text.to_owned());
+            }
         }
-        Ok(())
+    }
+
+    fn state(value: f32) -> State {
+        let hidden = Tensor::full(value, (1, 3, 4), &Device::Cpu).unwrap();
+        State::from_tensors([("hidden".to_owned(), hidden)]).unwrap()
+    }
+
+    fn value(states: &States, window: usize) -> f32 {
+        states.get(window).unwrap().hidden.flatten_all().unwrap().to_vec1::<f32>().unwrap()[0]
+    }
+
+    /// Three windows behind `blocks` blocks, and what an observer hears of taking them up again.
+    fn resumed(
+        blocks: usize,
+        spill: bool,
+        damage: &[&str],
+    ) -> (tempfile::TempDir, Option<States>, Vec<String>) {
+        let directory = tempfile::tempdir().unwrap();
+        let files = directory.path().join(".state-");
+        let mut states = States::new(3, files.clone(), spill, |window| Ok(state(window as f32))).unwrap();
+        for block in 0..blocks {
+            for window in 0..3 {
+                states.put(window, vec![state((10 * (block + 1) + window) as f32)]).unwrap();
+            }
+            states.passed();
+        }
+        assert!(std::fs::read_dir(directory.path()).unwrap().count() <= 6, "of two blocks at most");
+        for name in damage {
+            let path = directory.path().join(format!(".state-{name}.safetensors"));
+            let bytes = std::fs::read(&path).unwrap();
+            std::fs::write(&path, &bytes[..bytes.len() - 1]).unwrap();
+        }
+        let told = Told::default();
+        let resumed = States::resume(3, files, spill, blocks, &told);
+        (directory, resumed, told.0.into_inner().unwrap())
+    }
+
+    #[test]
+    fn goes_on_behind_the_last_block() {
+        for spill in [false, true] {
+            let (_files, states, told) = resumed(3, spill, &[]);
+            let states = states.unwrap();
+            assert_eq!((states.block(), told.len()), (3, 0));
+            assert_eq!((value(&states, 0), value(&states, 2)), (30.0, 32.0));
+        }
+    }
+
+    #[test]
+    fn an_unreadable_file_costs_one_block_and_is_told() {
+        for spill in [false, true] {
+            let (_files, states, told) = resumed(3, spill, &["3-1"]);
+            let states = states.unwrap();
+            assert_eq!((states.block(), value(&states, 2)), (2, 22.0));
+            assert!(told.len() == 1 && told[0].contains("3-1.safetensors"), "{told:?}");
+            let (_files, states, told) = resumed(3, spill, &["3-1", "2-0"]);
+            assert!(states.is_none() && told.len() == 2, "{told:?}");
+            // A single block has the beginning behind it.
+            let (_files, states, _) = resumed(1, spill, &["1-0"]);
+            assert_eq!(states.unwrap().block(), 0);
+        }
     }
 }

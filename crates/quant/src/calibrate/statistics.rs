@@ -4,23 +4,22 @@
 //! the same weights and windows, which a key in the directory makes sure of. A run that finds all of them
 //! passes no window through the model.
 
-use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
-use candle_core::{Device, Tensor};
-use fs_err as fs;
+use candle_core::Tensor;
+use mlx_format::checkpoint::{Array, Arrays, array_shapes};
 use mlx_quant_model::{Parameters, Site, WeightsError};
 use serde::{Deserialize, Serialize};
 
 use super::Visitor;
 use crate::data::Windows;
+use crate::kept::{self, Keyed};
 use crate::methods::Gram;
 use crate::{Error, Model};
 
 const KEY: &str = "statistics.json";
-
-/// Longest header of a file of ours that is looked at; theirs have some hundred bytes.
-const HEADER_BYTES: u64 = 1 << 20;
+/// Raised when the form or the meaning of what is kept changes.
+const VERSION: u32 = 1;
 
 /// What the matrices were made from.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,34 +39,21 @@ pub(crate) struct Statistics {
 }
 
 impl Statistics {
-    /// Makes the directory, or checks that what is in it was made from the same model and windows.
+    /// Makes the directory, or checks that what is in it was made from the same model and windows. Several processes may work in it at
+    /// once: what they write follows from the key.
     pub(crate) fn open(directory: &Path, model: &Model, windows: &Windows) -> Result<Self, Error> {
-        let refused = |reason: String| Error::Statistics { path: directory.display().to_string(), reason };
         let key = Key {
-            version: 1,
+            version: VERSION,
             model: model.hash()?,
             windows: windows.tokens_hash(),
             sequence_length: windows.sequence_length,
         };
-        fs::create_dir_all(directory).map_err(|error| refused(error.to_string()))?;
-        let path = directory.join(KEY);
-        if path.is_file() {
-            let text = fs::read_to_string(&path).map_err(|error| refused(error.to_string()))?;
-            let found: Key =
-                serde_json::from_str(&text).map_err(|error| refused(format!("{KEY}: {error}")))?;
-            if found != key {
-                let what =
-                    if found.model == key.model { "other calibration windows" } else { "another model" };
-                return Err(refused(format!("the statistics in it are of {what}")));
-            }
-        } else {
-            if fs::read_dir(directory).map_err(|error| refused(error.to_string()))?.next().is_some() {
-                return Err(refused(format!("it is not empty and has no {KEY}")));
-            }
-            let text = serde_json::to_string_pretty(&key).unwrap_or_default();
-            let partial = directory.join("statistics.partial");
-            let written = fs::write(&partial, text + "\n").and_then(|()| fs::rename(&partial, &path));
-            written.map_err(|error| refused(error.to_string()))?;
+        let keyed = Keyed { directory, file: KEY, version: VERSION.into() };
+        let found = keyed.read().and_then(|found| found.map_or_else(|| keyed.make(&key), Ok));
+        let found: Key = found.map_err(|reason| refused(directory, reason))?;
+        if found != key {
+            let what = if found.model == key.model { "other calibration windows" } else { "another model" };
+            return Err(refused(directory, format!("the statistics in it are of {what}")));
         }
         Ok(Self { directory: directory.to_owned() })
     }
@@ -81,23 +67,21 @@ impl Statistics {
         self.directory.join(format!("block-{block}.done")).is_file()
     }
 
+    /// All matrices of a block are there, and on the disk before this is said of them.
     fn finish(&self, block: usize) -> Result<(), Error> {
         let path = self.directory.join(format!("block-{block}.done"));
-        fs::write(&path, "").map_err(|error| failed(&path, &error))
+        let written = kept::sync_directory(&self.directory).and_then(|()| kept::write(&path, b""));
+        written.map_err(|error| Error::state(&path, &error))
     }
 
     fn store(&self, block: usize, site: usize, gram: &Gram) -> Result<(), Error> {
         let path = self.path(block, site);
-        let partial = path.with_extension("partial");
-        let tensors = || -> candle_core::Result<_> {
-            let values = Tensor::from_slice(&gram.values, (gram.size, gram.size), &Device::Cpu)?;
-            let tokens =
-                Tensor::from_slice(&[i64::try_from(gram.tokens).unwrap_or(i64::MAX)], 1, &Device::Cpu)?;
-            Ok([("gram".to_owned(), values), ("tokens".to_owned(), tokens)].into_iter().collect())
-        };
-        let all: std::collections::HashMap<String, Tensor> = tensors().map_err(WeightsError::from)?;
-        candle_core::safetensors::save(&all, &partial).map_err(|error| failed(&path, &error))?;
-        fs::rename(&partial, &path).map_err(|error| failed(&path, &error))
+        let tokens = vec![i64::try_from(gram.tokens).unwrap_or(i64::MAX)];
+        let arrays = Arrays::from([
+            ("gram".to_owned(), Array::new([gram.size, gram.size], &gram.values[..])),
+            ("tokens".to_owned(), Array::flat(tokens)),
+        ]);
+        kept::store(&path, &arrays).map_err(|error| Error::state(&path, &error))
     }
 
     /// The one matrix of what is no block (`block` lies behind the last), made and kept if it is not there. `size` as in
@@ -125,7 +109,9 @@ impl Statistics {
         if !path.is_file() {
             return Ok(());
         }
-        let shape = shape(&path).map_err(|reason| refused(&path, reason))?;
+        let shapes = std::fs::File::open(&path).and_then(array_shapes);
+        let mut shapes = shapes.map_err(|error| refused(&path, error.to_string()))?;
+        let shape = shapes.remove("gram").ok_or_else(|| refused(&path, "it has no matrix".to_owned()))?;
         if shape == [size, size] { Ok(()) } else { Err(misshapen(&path, &shape, size)) }
     }
 
@@ -135,18 +121,14 @@ impl Statistics {
         if !path.is_file() {
             return Ok(None);
         }
-        let read = || -> candle_core::Result<(Tensor, Vec<i64>)> {
-            let mut all = candle_core::safetensors::load(&path, &Device::Cpu)?;
-            let missing = || candle_core::Error::msg("gram or tokens are missing");
-            let values = all.remove("gram").ok_or_else(missing)?;
-            Ok((values, all.get("tokens").ok_or_else(missing)?.to_vec1::<i64>()?))
-        };
-        let (values, tokens) = read().map_err(|error| refused(&path, error.to_string()))?;
-        if values.dims() != [size, size] {
-            return Err(misshapen(&path, values.dims(), size));
+        let mut all = kept::load(&path).map_err(|error| refused(&path, error.to_string()))?;
+        let none = || refused(&path, "it holds no mean of products of inputs".to_owned());
+        let gram = all.remove("gram").ok_or_else(none)?;
+        if gram.shape != [size, size] {
+            return Err(misshapen(&path, &gram.shape, size));
         }
-        let values = values.flatten_all().and_then(|values| values.to_vec1());
-        let values: Vec<f32> = values.map_err(|error| refused(&path, error.to_string()))?;
+        let values = gram.into_f32().ok_or_else(none)?;
+        let tokens = all.remove("tokens").and_then(Array::into_i64).ok_or_else(none)?;
         // Sums of squares on the diagonal.
         let sound = values.iter().all(|value| value.is_finite())
             && values.iter().step_by(size + 1).all(|square| *square >= 0.0);
@@ -154,26 +136,9 @@ impl Statistics {
             [tokens] if tokens >= 0 && sound => {
                 Ok(Some(Gram { size, tokens: tokens.unsigned_abs(), values }))
             }
-            _ => Err(refused(&path, "it holds no mean of products of inputs".to_owned())),
+            _ => Err(none()),
         }
     }
-}
-
-/// The shape of the matrix in a file, from its header.
-fn shape(path: &Path) -> Result<Vec<usize>, String> {
-    let read = || -> std::io::Result<Vec<u8>> {
-        let mut file = fs::File::open(path)?;
-        let mut length = [0; 8];
-        file.read_exact(&mut length)?;
-        let mut header = Vec::new();
-        file.take(u64::from_le_bytes(length).min(HEADER_BYTES)).read_to_end(&mut header)?;
-        Ok(header)
-    };
-    let header = read().map_err(|error| error.to_string())?;
-    let header: serde_json::Value = serde_json::from_slice(&header).map_err(|error| error.to_string())?;
-    let shape = header["gram"]["shape"].as_array().ok_or("it has no matrix")?;
-    let axis = |axis: &serde_json::Value| axis.as_u64().map(|axis| axis as usize);
-    shape.iter().map(axis).collect::<Option<_>>().ok_or_else(|| "its shape is none".to_owned())
 }
 
 fn misshapen(path: &Path, shape: &[usize], size: usize) -> Error {
@@ -182,10 +147,6 @@ fn misshapen(path: &Path, shape: &[usize], size: usize) -> Error {
 
 fn refused(path: &Path, reason: String) -> Error {
     Error::Statistics { path: path.display().to_string(), reason }
-}
-
-fn failed(path: &Path, error: &dyn std::fmt::Display) -> Error {
-    Error::State { path: path.display().to_string(), reason: error.to_string() }
 }
 
 /// Keeps matrices and lets windows pass as they are.

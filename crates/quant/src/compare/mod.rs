@@ -96,7 +96,7 @@ struct Run<'r> {
 /// [`quantize`] and [`evaluate`] report.
 ///
 /// # Errors
-/// A directory that holds something else ([`Error::Comparison`]); otherwise as [`quantize`] and [`evaluate`].
+/// A directory that holds something else ([`Error::Comparison`]) or in which another process compares ([`Error::Busy`]); otherwise as [`quantize`] and [`evaluate`].
 pub fn compare(
     model: &Model,
     settings: &CompareSettings,
@@ -106,6 +106,10 @@ pub fn compare(
     let start = Instant::now();
     let plans = check(model, settings)?;
     let store = Store::open(output, model, settings)?;
+    if !store.is_claimed() {
+        let text = "the output's disk knows no locks; do not start a second comparison into the same output";
+        observer.event(Event::Warning { text });
+    }
     let mut run = Run { model, settings, store, observer, sensitivities: None };
     let (mut entries, mut made) = (Vec::new(), 0);
     for (index, (contestant, plan)) in settings.contestants.iter().zip(plans).enumerate() {
@@ -231,9 +235,9 @@ impl Run<'_> {
         let observer = self.observer;
         let path = self.store.model_path(contestant);
         let begun = Writer::partial_path(&path)?.exists();
-        // Made and measured, but the result was not written any more.
+        // Made and measured, but the result was not written any more. Nobody else is at work here: the store is claimed.
         if path.exists() {
-            std::fs::remove_dir_all(&path).map_err(|error| store::failed(&path, &error))?;
+            std::fs::remove_dir_all(&path).map_err(|error| Error::state(&path, &error))?;
         }
         let mut how = self.how(contestant);
         let (plan, predicted_kl, mut parts) = self.allocated(contestant, plan, &mut how)?;
@@ -339,7 +343,7 @@ impl Run<'_> {
             };
             let path = self.store.model_path(contestant);
             if !stays && path.exists() {
-                std::fs::remove_dir_all(&path).map_err(|error| store::failed(&path, &error))?;
+                std::fs::remove_dir_all(&path).map_err(|error| Error::state(&path, &error))?;
             }
         }
         Ok(())

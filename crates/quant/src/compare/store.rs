@@ -10,11 +10,13 @@ use sha2::{Digest as _, Sha256};
 
 use super::{CompareSettings, Contestant, Entry};
 use crate::data::hexadecimal;
+use crate::kept::{self, Claim, Keyed};
 use crate::dynamic::{Sensitivities, known_sensitivities};
 use crate::observer::Observer;
 use crate::{Error, Model};
 
 const KEY: &str = "comparison.json";
+const LOCK: &str = "comparison.lock";
 const PARTS: &str = "parts.json";
 /// The part that is all of them.
 const WHOLE: &str = "comparison";
@@ -50,10 +52,8 @@ impl Part {
 pub(super) struct Store {
     output: PathBuf,
     work: PathBuf,
-}
-
-pub(super) fn failed(path: &Path, error: &dyn std::fmt::Display) -> Error {
-    Error::State { path: path.display().to_string(), reason: error.to_string() }
+    /// Models and entries are one process's to make and to remove.
+    claim: Claim,
 }
 
 fn refused(path: &Path, reason: impl Into<String>) -> Error {
@@ -70,8 +70,7 @@ fn file_name(contestant: &Contestant) -> String {
 }
 
 fn write(path: &Path, text: &str) -> Result<(), Error> {
-    let partial = path.with_extension("partial");
-    fs::write(&partial, text).and_then(|()| fs::rename(&partial, path)).map_err(|error| failed(path, &error))
+    kept::write(path, text.as_bytes()).map_err(|error| Error::state(path, &error))
 }
 
 fn read<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<Option<T>, Error> {
@@ -84,7 +83,10 @@ fn read<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<Option<T>, Error> {
 }
 
 impl Store {
-    /// Makes the directories, or checks that what is in them belongs to the same comparison.
+    /// Makes the directories, or checks that what is in them belongs to the same comparison, and keeps other processes out of them.
+    ///
+    /// # Errors
+    /// [`Error::Comparison`], or [`Error::Busy`] while another process compares there.
     pub(super) fn open(output: &Path, model: &Model, settings: &CompareSettings) -> Result<Self, Error> {
         let work = output.join("work");
         let key = Key {
@@ -93,37 +95,31 @@ impl Store {
             model: model.hash()?,
             settings: hash(settings),
         };
-        let path = work.join(KEY);
-        match read::<Key>(&path)? {
-            Some(found) if found == key => {}
-            Some(found) => {
-                let what = if found.version != key.version {
-                    "by another version of this program"
-                } else if found.kernels != key.kernels {
-                    "on a processor with other kernels"
-                } else if found.model != key.model {
-                    "of another model"
-                } else {
-                    "with other settings"
-                };
-                return Err(refused(output, format!("it holds a comparison {what}")));
-            }
-            None => {
-                if output.exists()
-                    && fs::read_dir(output)
-                        .map_err(|error| refused(output, error.to_string()))?
-                        .next()
-                        .is_some()
-                {
-                    return Err(refused(output, "it exists and holds something else"));
-                }
-                fs::create_dir_all(&work)
-                    .and_then(|()| fs::create_dir_all(output.join("models")))
-                    .map_err(|error| refused(output, error.to_string()))?;
-                write(&path, &text(&key)?)?;
-            }
+        let keyed = Keyed { directory: &work, file: KEY, version: key.version.as_str().into() };
+        let found = keyed.read::<Key>().map_err(|reason| refused(output, reason))?;
+        if found.is_none() && holds_others(output) {
+            return Err(refused(output, "it exists and holds something else"));
         }
-        Ok(Self { output: output.to_owned(), work })
+        let claim = Claim::within(&work, LOCK).map_err(|error| refused(output, error.to_string()))?;
+        let claim = claim.ok_or_else(|| Error::busy(output))?;
+        std::fs::create_dir_all(output.join("models")).map_err(|error| refused(output, error.to_string()))?;
+        let found = keyed.make(&key).map_err(|reason| refused(output, reason))?;
+        if found != key {
+            let what = if found.kernels != key.kernels {
+                "on a processor with other kernels"
+            } else if found.model != key.model {
+                "of another model"
+            } else {
+                "with other settings"
+            };
+            return Err(refused(output, format!("it holds a comparison {what}")));
+        }
+        Ok(Self { output: output.to_owned(), work, claim })
+    }
+
+    /// Whether other processes are kept out.
+    pub(super) fn is_claimed(&self) -> bool {
+        self.claim.is_certain()
     }
 
     /// Where shared work lies.
@@ -207,21 +203,32 @@ impl Store {
     pub(super) fn conclude(&self) -> Result<(), Error> {
         for directory in ["teacher", "statistics"].map(|name| self.work.join(name)) {
             if directory.exists() {
-                fs::remove_dir_all(&directory).map_err(|error| failed(&directory, &error))?;
+                fs::remove_dir_all(&directory).map_err(|error| Error::state(&directory, &error))?;
             }
         }
-        let entries = fs::read_dir(&self.work).map_err(|error| failed(&self.work, &error))?;
+        let entries = fs::read_dir(&self.work).map_err(|error| Error::state(&self.work, &error))?;
         for entry in entries.filter_map(Result::ok) {
             if entry.path().extension().is_some_and(|ending| ending == "hidden") {
-                fs::remove_file(entry.path()).map_err(|error| failed(&entry.path(), &error))?;
+                fs::remove_file(entry.path()).map_err(|error| Error::state(&entry.path(), &error))?;
             }
         }
         Ok(())
     }
 }
 
+/// Whether a directory has anything but the beginning of a comparison in it.
+fn holds_others(output: &Path) -> bool {
+    let Ok(entries) = fs::read_dir(output) else { return false };
+    entries.filter_map(Result::ok).any(|entry| match entry.file_name().to_str() {
+        Some("work") => false,
+        // As a killed process may have left it before there was a key.
+        Some("models") => fs::read_dir(entry.path()).is_ok_and(|mut models| models.next().is_some()),
+        _ => true,
+    })
+}
+
 fn text(value: &impl Serialize) -> Result<String, Error> {
-    serde_json::to_string_pretty(value).map_err(|error| failed(Path::new(KEY), &error))
+    serde_json::to_string_pretty(value).map_err(|error| Error::state(Path::new(KEY), &error))
 }
 
 /// Of everything that decides a result but the method itself: more methods can join later.
@@ -231,8 +238,12 @@ fn hash(settings: &CompareSettings) -> String {
         hash.update(windows.tokens_hash());
         hash.update(windows.sequence_length.to_le_bytes());
     }
-    let dwq =
-        crate::DwqSettings { target_dir: None, teacher_states: None, save_every: 0, ..settings.dwq.clone() };
+    let dwq = crate::DwqSettings {
+        target_dir: None,
+        teacher_states: None,
+        save_seconds: 0,
+        ..settings.dwq.clone()
+    };
     hash.update(format!("{:?} {dwq:?} {} {}", settings.method, settings.seed, settings.shared_statistics));
     hexadecimal(&hash.finalize())
 }

@@ -16,6 +16,7 @@ mod tests;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use mlx_quant_engine::Tensor;
 use mlx_format::checkpoint::Writer;
@@ -68,15 +69,35 @@ pub(crate) struct Distillation<'d> {
     pub(crate) observer: &'d dyn Observer,
 }
 
+/// What a training ended with.
+pub(crate) struct Trained {
+    pub(crate) distilled: Distilled,
+    grids: Vec<Grid>,
+}
+
+impl Trained {
+    /// Says that the numbers of the student have been written over.
+    fn mark(writer: &Writer) -> PathBuf {
+        writer.state_path("dwq-written")
+    }
+
+    /// Writes scales and biases over those of the student, which nobody may have open.
+    pub(crate) fn write(&self, writer: &Writer) -> Result<(), Error> {
+        let mark = Self::mark(writer);
+        crate::kept::write(&mark, b"").map_err(|error| Error::state(&mark, &error))?;
+        self.grids.iter().try_for_each(|grid| write(grid, writer))
+    }
+}
+
 impl Distillation<'_> {
-    /// Trains the model that stands in a writer's directory, and writes the best scales and biases there. `student` is that directory,
-    /// opened.
+    /// Trains the model that stands in a writer's directory. `student` is that directory, opened; [`Trained::write`] follows when it is
+    /// closed.
     pub(crate) fn run(
         &self,
         teacher: Option<&Model>,
         student: &Model,
         writer: &Writer,
-    ) -> Result<Distilled, Error> {
+    ) -> Result<Trained, Error> {
         let mut own = Student::open(student)?;
         if own.grids.is_empty() {
             return Err(Error::NothingToTrain(student.name()));
@@ -94,11 +115,18 @@ impl Distillation<'_> {
         let targets =
             Targets::prepare(teacher, &own.walk, &lessons, directory, files, self.pool, self.observer)?;
         let file = StateFile(writer.state_path("dwq.safetensors"));
-        let (mut journey, mut best) = if let Some(found) = file.load(&mut own.grids)? {
-            found
-        } else {
-            (Journey { rate: f64::NAN, ..Journey::default() }, values(&own.grids))
+        let (mut journey, mut best) = match file.load(&mut own.grids) {
+            Ok(Some(found)) => found,
+            Ok(None) => (Journey { rate: f64::NAN, ..Journey::default() }, values(&own.grids)),
+            // The numbers to begin with are there no more.
+            Err(reason) if Trained::mark(writer).exists() => return Err(Error::lost(&file.0, reason)),
+            Err(reason) => {
+                let text = format!("{}: {reason}; the training begins again", file.0.display());
+                self.observer.event(Event::Warning { text: &text });
+                (Journey { rate: f64::NAN, ..Journey::default() }, values(&own.grids))
+            }
         };
+        let mut saved = Instant::now();
         let resumed_steps = journey.step;
         let steps = self.settings.iterations;
         let a_step = self.settings.batch_size.min(self.training.picked.len()) * self.training.sequence_length;
@@ -127,8 +155,9 @@ impl Distillation<'_> {
             if journey.step % every == 0 || last {
                 self.look(&mut own, &targets, &lessons, &mut journey, &mut best)?;
             }
-            if journey.step % self.settings.save_every.max(1) == 0 || last {
+            if saved.elapsed().as_secs() >= self.settings.save_seconds || last {
                 file.save(&journey, &own.grids, &best)?;
+                saved = Instant::now();
             }
             self.observer.event(Event::Progress { done: journey.step as u64 });
         }
@@ -136,21 +165,20 @@ impl Distillation<'_> {
             grid.scales.clone_from(scales);
             grid.centers.clone_from(centers);
         }
-        for grid in &own.grids {
-            write(grid, writer)?;
-        }
-        Ok(Distilled {
+        let grids = std::mem::take(&mut own.grids);
+        let distilled = Distilled {
             steps: journey.step,
             resumed_steps,
             rate: journey.rate,
             start_kl: journey.kl_at(0),
             best_kl: journey.kl_at(journey.best),
             best_step: journey.best,
-            trained: own.grids.iter().map(|grid| 2 * grid.scales.len() as u64).sum(),
+            trained: grids.iter().map(|grid| 2 * grid.scales.len() as u64).sum(),
             held_out: journey.held_out,
             losses: journey.losses,
             stopped: journey.stopped,
-        })
+        };
+        Ok(Trained { distilled, grids })
     }
 
     /// Targets into their directory.

@@ -17,8 +17,8 @@ pub struct DwqSettings {
     pub temperature: f64,
     /// Steps between looks at the held-out windows, 0 for a tenth of all (fewer where looks would cost much).
     pub validate_every: usize,
-    /// Steps between states from which an interrupted run goes on.
-    pub save_every: usize,
+    /// Seconds between states from which an interrupted run goes on: what a kill costs at most, and a step.
+    pub save_seconds: u64,
     /// Directory in which the teacher's targets are kept, or from which they are taken.
     pub target_dir: Option<PathBuf>,
     /// Directory in which the teacher's final hidden states are kept for other runs with the same windows; `None`: they go with the run.
@@ -35,7 +35,7 @@ impl Default for DwqSettings {
             learning_rate: None,
             temperature: 2.0,
             validate_every: 0,
-            save_every: 20,
+            save_seconds: 90,
             target_dir: None,
             teacher_states: None,
             seed: 123,

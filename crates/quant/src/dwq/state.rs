@@ -1,15 +1,12 @@
 //! The state of a training run in one file, from which an interrupted run goes on to the same bytes.
 
-use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use candle_core::{Device, Tensor};
-use fs_err as fs;
-use mlx_quant_model::WeightsError;
+use mlx_format::checkpoint::{Array, Arrays};
 use serde::{Deserialize, Serialize};
 
 use super::grids::Grid;
-use crate::Error;
+use crate::{Error, kept};
 
 /// How far it came.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -42,59 +39,43 @@ pub(super) type Best = Vec<[Vec<f32>; 2]>;
 
 pub(super) struct StateFile(pub(super) PathBuf);
 
-fn failed(path: &Path, error: &dyn std::fmt::Display) -> Error {
-    Error::State { path: path.display().to_string(), reason: error.to_string() }
-}
-
 const LEAVES: [&str; 6] = ["scales", "centers", "m.scales", "v.scales", "m.centers", "v.centers"];
 
 impl StateFile {
     pub(super) fn save(&self, journey: &Journey, grids: &[Grid], best: &Best) -> Result<(), Error> {
-        let path = &self.0;
-        let mut all: HashMap<String, Tensor> = HashMap::new();
-        let mut put = |name: String, values: &[f32]| -> candle_core::Result<()> {
-            all.insert(name, Tensor::from_slice(values, values.len(), &Device::Cpu)?);
-            Ok(())
-        };
-        let mut fill = || -> candle_core::Result<()> {
-            for (grid, best) in grids.iter().zip(best) {
-                let [ms, vs, mc, vc] = &grid.moments;
-                let own = [&grid.scales, &grid.centers, ms, vs, mc, vc];
-                for (leaf, values) in LEAVES.iter().zip(own) {
-                    put(format!("{}.{leaf}", grid.path), values)?;
-                }
-                put(format!("{}.best.scales", grid.path), &best[0])?;
-                put(format!("{}.best.centers", grid.path), &best[1])?;
+        let mut all = Arrays::new();
+        let mut put = |name: String, values| all.insert(name, Array::flat(values));
+        for (grid, best) in grids.iter().zip(best) {
+            let [ms, vs, mc, vc] = &grid.moments;
+            let own = [&grid.scales, &grid.centers, ms, vs, mc, vc];
+            for (leaf, values) in LEAVES.iter().zip(own) {
+                put(format!("{}.{leaf}", grid.path), &values[..]);
             }
-            Ok(())
-        };
-        fill().map_err(WeightsError::from)?;
+            put(format!("{}.best.scales", grid.path), &best[0][..]);
+            put(format!("{}.best.centers", grid.path), &best[1][..]);
+        }
         let text = serde_json::to_vec(journey).unwrap_or_default();
-        let length = text.len();
-        let journey = Tensor::from_vec(text, length, &Device::Cpu).map_err(WeightsError::from)?;
-        all.insert("journey".to_owned(), journey);
-        let partial = path.with_extension("partial");
-        candle_core::safetensors::save(&all, &partial).map_err(|error| failed(path, &error))?;
-        fs::File::open(&partial)
-            .and_then(|file| file.sync_data())
-            .and_then(|()| fs::rename(&partial, path))
-            .map_err(|error| failed(path, &error))
+        all.insert("journey".to_owned(), Array::flat(text));
+        kept::store(&self.0, &all).map_err(|error| Error::state(&self.0, &error))
     }
 
-    /// `None` if there is none, or one that does not fit.
-    pub(super) fn load(&self, grids: &mut [Grid]) -> Result<Option<(Journey, Best)>, Error> {
+    /// Where an earlier run came to; `None` if there was none.
+    ///
+    /// # Errors
+    /// In words: a file that cannot be read or does not fit.
+    pub(super) fn load(&self, grids: &mut [Grid]) -> Result<Option<(Journey, Best)>, String> {
         if !self.0.is_file() {
             return Ok(None);
         }
-        let all =
-            candle_core::safetensors::load(&self.0, &Device::Cpu).map_err(|error| failed(&self.0, &error))?;
-        let get = |name: &str, length: usize| {
-            let values = all.get(name)?.to_vec1::<f32>().ok()?;
-            (values.len() == length).then_some(values)
-        };
-        let journey = all.get("journey").and_then(|text| text.to_vec1::<u8>().ok());
-        let Some(journey) = journey.and_then(|text| serde_json::from_slice(&text).ok()) else {
-            return Ok(None);
+        let all = kept::load(&self.0).map_err(|error| error.to_string())?;
+        Self::fill(all, grids).map(Some).ok_or_else(|| "it is the state of another training".to_owned())
+    }
+
+    fn fill(mut all: Arrays<'static>, grids: &mut [Grid]) -> Option<(Journey, Best)> {
+        let journey = all.remove("journey").and_then(Array::into_u8)?;
+        let journey = serde_json::from_slice(&journey).ok()?;
+        let mut get = |name: &str, length: usize| {
+            all.remove(name).and_then(Array::into_f32).filter(|values| values.len() == length)
         };
         let mut found = Vec::with_capacity(grids.len());
         for grid in &*grids {
@@ -103,8 +84,7 @@ impl StateFile {
                 .chain(&["best.scales", "best.centers"])
                 .map(|leaf| get(&format!("{}.{leaf}", grid.path), grid.scales.len()))
                 .collect::<Option<Vec<_>>>();
-            let Some(own) = own else { return Ok(None) };
-            found.push(own);
+            found.push(own?);
         }
         let mut best = Best::with_capacity(grids.len());
         for (grid, own) in grids.iter_mut().zip(found) {
@@ -114,6 +94,6 @@ impl StateFile {
             grid.moments = std::array::from_fn(|_| next());
             best.push([next(), next()]);
         }
-        Ok(Some((journey, best)))
+        Some((journey, best))
     }
 }

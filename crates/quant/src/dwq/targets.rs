@@ -5,8 +5,8 @@
 
 use std::path::{Path, PathBuf};
 
-use candle_core::{Device, Tensor};
-use fs_err as fs;
+use candle_core::Tensor;
+use mlx_format::checkpoint::{Array, Arrays, array_shapes};
 use mlx_quant_model::ops::running::RunningScore;
 use mlx_quant_model::{Forward, WeightsError};
 use rayon::prelude::*;
@@ -16,6 +16,7 @@ use sha2::{Digest as _, Sha256};
 use crate::data::{Windows, hexadecimal};
 use crate::evaluate::TILE;
 use crate::gradient::{Teacher, Top};
+use crate::kept::{self, Keyed};
 use crate::observer::{Event, Observer, Quiet};
 use crate::walk::Walk;
 use crate::{Error, Model};
@@ -23,6 +24,8 @@ use crate::{Error, Model};
 /// Tokens kept for each token.
 const KEPT: usize = 1024;
 const KEY: &str = "targets.json";
+/// Raised when the form or the meaning of targets changes.
+const VERSION: u32 = 1;
 
 /// What the targets of a directory were made from.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -65,10 +68,6 @@ pub(super) enum Targets<'t> {
     Directory(PathBuf),
 }
 
-fn failed(path: &Path, error: &dyn std::fmt::Display) -> Error {
-    Error::State { path: path.display().to_string(), reason: error.to_string() }
-}
-
 fn refused(path: &Path, reason: impl Into<String>) -> Error {
     Error::Targets { path: path.display().to_string(), reason: reason.into() }
 }
@@ -99,13 +98,9 @@ pub(super) fn shape_of(walk: &Walk<'_>) -> String {
     hexadecimal(&Sha256::digest(format!("{:?}", walk.decoder))[..8])
 }
 
-fn save(path: &Path, tensors: Vec<(&str, Tensor)>) -> Result<(), Error> {
-    let partial = path.with_extension("partial");
-    let all: std::collections::HashMap<String, Tensor> =
-        tensors.into_iter().map(|(name, tensor)| (name.to_owned(), tensor)).collect();
-    candle_core::safetensors::save(&all, &partial).map_err(|error| failed(path, &error))?;
-    let synced = fs::File::open(&partial).and_then(|file| file.sync_data());
-    synced.and_then(|()| fs::rename(&partial, path)).map_err(|error| failed(path, &error))
+/// Whether a file is there and not cut off.
+fn is_whole(path: &Path) -> bool {
+    std::fs::File::open(path).and_then(array_shapes).is_ok()
 }
 
 fn with_suffix(files: &Path, suffix: &str) -> PathBuf {
@@ -192,7 +187,7 @@ impl<'t> Targets<'t> {
         let all = all
             .into_iter()
             .flat_map(|part| (0..lessons.windows(part).picked.len()).map(move |window| (part, window)));
-        all.filter(|one| !self.path(*one).is_file()).collect()
+        all.filter(|one| !is_whole(&self.path(*one))).collect()
     }
 
     /// Those that are missing.
@@ -223,7 +218,8 @@ impl<'t> Targets<'t> {
                 match self {
                     Self::States { .. } => {
                         for (one, hidden) in some.iter().zip(hidden) {
-                            save(&self.path(**one), vec![("hidden", hidden)])?;
+                            let arrays = kept::from_candle([("hidden".to_owned(), hidden)]);
+                            self.save(**one, &arrays.map_err(WeightsError::from)?)?;
                         }
                     }
                     Self::Directory(_) => {
@@ -242,14 +238,17 @@ impl<'t> Targets<'t> {
 
     fn save_top(&self, one: (Part, usize), top: Top) -> Result<(), Error> {
         let tokens = top.ids.len() / top.count.max(1);
-        let shape = (tokens, top.count);
-        let make = || -> candle_core::Result<_> {
-            Ok(vec![
-                ("ids", Tensor::from_vec(top.ids, shape, &Device::Cpu)?),
-                ("log_probabilities", Tensor::from_vec(top.log_probabilities, shape, &Device::Cpu)?),
-            ])
-        };
-        save(&self.path(one), make().map_err(WeightsError::from)?)
+        let shape = [tokens, top.count];
+        let arrays = Arrays::from([
+            ("ids".to_owned(), Array::new(shape, top.ids)),
+            ("log_probabilities".to_owned(), Array::new(shape, top.log_probabilities)),
+        ]);
+        self.save(one, &arrays)
+    }
+
+    fn save(&self, one: (Part, usize), arrays: &Arrays<'_>) -> Result<(), Error> {
+        let path = self.path(one);
+        kept::store(&path, arrays).map_err(|error| Error::state(&path, &error))
     }
 
     /// Lends out the targets of some windows.
@@ -262,15 +261,17 @@ impl<'t> Targets<'t> {
     ) -> Result<R, Error> {
         let load = |window: usize| {
             let path = self.path((part, window));
-            let all = candle_core::safetensors::load(&path, &Device::Cpu);
-            all.map(|all| (path.clone(), all)).map_err(|error| failed(&path, &error))
+            let all = kept::load(&path).map_err(|error| Error::state(&path, &error))?;
+            Ok::<_, Error>((path, all))
         };
         match self {
             Self::States { teacher, .. } => {
                 let mut hidden = Vec::with_capacity(windows.len());
                 for &window in windows {
-                    let (path, mut all) = load(window)?;
-                    hidden.push(all.remove("hidden").ok_or_else(|| failed(&path, &"no hidden states"))?);
+                    let (path, all) = load(window)?;
+                    let all = kept::to_candle(all).map_err(|error| Error::state(&path, &error));
+                    let own = all?.remove("hidden");
+                    hidden.push(own.ok_or_else(|| Error::state(&path, &"no hidden states"))?);
                 }
                 let forward =
                     Forward::new(&teacher.decoder, 0, &teacher.device).map_err(WeightsError::from)?;
@@ -280,17 +281,16 @@ impl<'t> Targets<'t> {
             Self::Directory(_) => {
                 let mut tops = Vec::with_capacity(windows.len());
                 for &window in windows {
-                    let (path, all) = load(window)?;
+                    let (path, mut all) = load(window)?;
                     let damaged = || refused(&path, "it is damaged");
-                    let read =
+                    let mut read =
                         || -> Option<Top> {
-                            let (ids, logs) = (all.get("ids")?, all.get("log_probabilities")?);
-                            let (rows, count) = ids.dims2().ok()?;
-                            if (rows, count) != (tokens, KEPT.min(vocabulary)) {
+                            let (ids, logs) = (all.remove("ids")?, all.remove("log_probabilities")?);
+                            let count = KEPT.min(vocabulary);
+                            if ids.shape != [tokens, count] {
                                 return None;
                             }
-                            let ids = ids.flatten_all().ok()?.to_vec1::<u32>().ok()?;
-                            let log_probabilities = logs.flatten_all().ok()?.to_vec1::<f32>().ok()?;
+                            let (ids, log_probabilities) = (ids.into_u32()?, logs.into_f32()?);
                             let sorted =
                                 ids.chunks_exact(count.max(1)).all(|row| row.is_sorted_by(|a, b| a < b));
                             let known = ids.iter().all(|id| (*id as usize) < vocabulary);
@@ -312,7 +312,8 @@ pub(super) fn shared_states(
     teacher: Option<&Model>,
     lessons: &Lessons<'_>,
 ) -> Result<PathBuf, Error> {
-    fs::create_dir_all(directory).map_err(|error| failed(directory, &error))?;
+    std::fs::create_dir_all(directory).map_err(|error| Error::state(directory, &error))?;
+    kept::sweep(directory, |name| name.starts_with("teacher-"));
     let mut hash = Sha256::new();
     hash.update(teacher.map(Model::hash).transpose()?.unwrap_or_default());
     for windows in [lessons.training, lessons.held_out] {
@@ -335,7 +336,7 @@ pub(super) fn check_complete(directory: &Path, lessons: &Lessons<'_>) -> Result<
 
 fn key(teacher: Option<&Model>, student: &Walk<'_>, lessons: &Lessons<'_>) -> Result<Key, Error> {
     Ok(Key {
-        version: 1,
+        version: VERSION,
         teacher: teacher.map(Model::hash).transpose()?.unwrap_or_default(),
         decoder: shape_of(student),
         training: lessons.training.tokens_hash(),
@@ -346,23 +347,20 @@ fn key(teacher: Option<&Model>, student: &Walk<'_>, lessons: &Lessons<'_>) -> Re
     })
 }
 
-/// Makes a directory with its key, if it is not there.
+fn keyed(directory: &Path) -> Keyed<'_> {
+    Keyed { directory, file: KEY, version: VERSION.into() }
+}
+
+/// Makes a directory with its key, if it is not there. Several processes may work in it at once: what they write follows from the key.
 fn begin(
     directory: &Path,
     teacher: Option<&Model>,
     student: &Walk<'_>,
     lessons: &Lessons<'_>,
 ) -> Result<(), Error> {
-    let path = directory.join(KEY);
-    if path.is_file() {
-        return Ok(());
-    }
-    let text = serde_json::to_string_pretty(&key(teacher, student, lessons)?).unwrap_or_default();
-    let partial = directory.join("targets.partial");
-    fs::create_dir_all(directory)
-        .and_then(|()| fs::write(&partial, text + "\n"))
-        .and_then(|()| fs::rename(&partial, &path))
-        .map_err(|error| refused(directory, error.to_string()))
+    let key = key(teacher, student, lessons)?;
+    let found = keyed(directory).make(&key).map_err(|reason| refused(directory, reason))?;
+    same(directory, &found, &key)
 }
 
 /// Checks a directory's key, if it has one.
@@ -373,34 +371,29 @@ pub(super) fn check(
     lessons: &Lessons<'_>,
 ) -> Result<(), Error> {
     let mut key = key(teacher, student, lessons)?;
-    let path = directory.join(KEY);
-    if path.is_file() {
-        let text = fs::read_to_string(&path).map_err(|error| refused(directory, error.to_string()))?;
-        let found: Key =
-            serde_json::from_str(&text).map_err(|error| refused(directory, format!("{KEY}: {error}")))?;
-        if teacher.is_none() {
+    let found = keyed(directory).read::<Key>().map_err(|reason| refused(directory, reason))?;
+    match (found, teacher) {
+        (Some(found), None) => {
             key.teacher.clone_from(&found.teacher);
+            same(directory, &found, &key)
         }
-        let what = if found.teacher != key.teacher || found.decoder != key.decoder {
-            "another model"
-        } else if found.temperature != key.temperature {
-            "another temperature"
-        } else if found != key {
-            "other data (its windows follow from --data, --seed, --sequence-length, --n-samples, --iters and --batch-size)"
-        } else {
-            return Ok(());
-        };
-        return Err(refused(directory, format!("the targets in it are of {what}")));
+        (Some(found), Some(_)) => same(directory, &found, &key),
+        (None, Some(_)) => Ok(()),
+        (None, None) => Err(refused(directory, format!("it has no {KEY}, and no teacher was given"))),
     }
-    if teacher.is_none() {
-        return Err(refused(directory, format!("it has no {KEY}, and no teacher was given")));
-    }
-    if directory.exists()
-        && fs::read_dir(directory).map_err(|error| refused(directory, error.to_string()))?.next().is_some()
-    {
-        return Err(refused(directory, format!("it is not empty and has no {KEY}")));
-    }
-    Ok(())
+}
+
+fn same(directory: &Path, found: &Key, key: &Key) -> Result<(), Error> {
+    let what = if found.teacher != key.teacher || found.decoder != key.decoder {
+        "another model"
+    } else if found.temperature != key.temperature {
+        "another temperature"
+    } else if found != key {
+        "other data (its windows follow from --data, --seed, --sequence-length, --n-samples, --iters and --batch-size)"
+    } else {
+        return Ok(());
+    };
+    Err(refused(directory, format!("the targets in it are of {what}")))
 }
 
 /// Of one token: candidates, and all logits' sum.

@@ -2,13 +2,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use fs_err as fs;
 
 use super::observe::observed_paths;
 use super::{Cost, Key, Layer, Seen, Sensitivities, candidates};
 use crate::data::Windows;
+use crate::kept::{self, Claim};
+use crate::observer::{Event, Observer};
 use crate::walk::Walk;
 use crate::{Error, Model};
 
@@ -110,29 +112,28 @@ pub(super) fn check_costs(path: Option<&Path>, layers: &[Layer]) -> Result<(), E
     }
 }
 
-/// Tries to write beside a file that is to be made, before the long work.
-pub(super) fn check_writable(path: &Path) -> Result<(), Error> {
-    let partial = partial(path);
-    if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty() && !parent.exists()) {
+/// The right to make a file, before the long work; waits while another process makes it.
+///
+/// # Errors
+/// A place that cannot be written to; [`Error::Interrupted`].
+pub(super) fn claim(path: &Path, observer: &dyn Observer) -> Result<Claim, Error> {
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    if let Some(parent) = parent.filter(|parent| !parent.exists()) {
         return Err(refused(path, format!("{} is no directory", parent.display())));
     }
-    fs::write(&partial, "")
-        .and_then(|()| fs::remove_file(&partial))
-        .map_err(|error| refused(path, error.to_string()))
-}
-
-fn partial(path: &Path) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(".partial");
-    PathBuf::from(name)
-}
-
-/// Beside its name, then renamed.
-pub(super) fn store(path: &Path, all: &Sensitivities) -> Result<(), Error> {
-    let failed = |error: &dyn std::fmt::Display| Error::State {
-        path: path.display().to_string(),
-        reason: error.to_string(),
+    let waits = || {
+        let text = format!("{} is being measured by another process; waiting for it", path.display());
+        observer.event(Event::Warning { text: &text });
     };
+    let claim = Claim::wait(&Claim::beside(path), || observer.cancelled(), waits);
+    let claim = claim.map_err(|error| refused(path, error.to_string()))?.ok_or(Error::Interrupted)?;
+    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    kept::sweep(parent.unwrap_or(Path::new(".")), |of| of == name);
+    Ok(claim)
+}
+
+/// The file, whole or not at all.
+pub(super) fn store(path: &Path, all: &Sensitivities) -> Result<(), Error> {
     let mut text = format!(
         "{{\n\"key\": {},\n\"tokens\": {},\n\"dtype\": {},\n\"layers\": [\n",
         json(&all.key),
@@ -144,8 +145,7 @@ pub(super) fn store(path: &Path, all: &Sensitivities) -> Result<(), Error> {
         let _ = writeln!(text, "{}{end}", json(layer));
     }
     text.push_str("]\n}\n");
-    let partial = partial(path);
-    fs::write(&partial, text).and_then(|()| fs::rename(&partial, path)).map_err(|error| failed(&error))
+    kept::write(path, text.as_bytes()).map_err(|error| Error::state(path, &error))
 }
 
 fn json(value: &impl serde::Serialize) -> String {

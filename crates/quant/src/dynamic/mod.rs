@@ -164,7 +164,8 @@ pub(crate) fn known_sensitivities(
 }
 
 /// Measures sensitivities of `model` on calibration windows, or takes them from `file` if they are there; writes them there if
-/// they are not. With a file of the same model, windows and seed no token passes the model.
+/// they are not. With a file of the same model, windows and seed no token passes the model. While another process measures into the same
+/// file this one waits.
 ///
 /// # Errors
 /// A file that was made from something else or is damaged ([`Error::Sensitivities`]); otherwise as [`crate::quantize`].
@@ -177,18 +178,23 @@ pub fn sensitivities(
 ) -> Result<Sensitivities, Error> {
     let key = file::key(model, windows, settings.seed)?;
     let walk = Walk::open(model)?;
-    let known = file.map(|path| file::load(path, &key, &walk)).transpose()?.flatten();
-    if let (Some(path), None) = (file, &known) {
-        file::check_writable(path)?;
+    let load = || Ok::<_, Error>(file.map(|path| file::load(path, &key, &walk)).transpose()?.flatten());
+    let dtype = settings.dtype.map_or_else(|| "own".to_owned(), |float| float.name().to_owned());
+    let is_whole = |known: &Sensitivities| known.dtype == dtype && known.is_judged();
+    let mut known = load()?;
+    let mut claim = None;
+    if let Some(path) = file.filter(|_| !known.as_ref().is_some_and(is_whole)) {
+        claim = Some(file::claim(path, observer)?);
+        // Another process may have measured in the meantime.
+        known = load()?;
     }
     let threads = threads_or_all(settings.threads);
     let pool = rayon::ThreadPoolBuilder::new()
         .num_threads(threads)
         .build()
         .map_err(|error| Error::Threads { threads, reason: error.to_string() })?;
-    let dtype = settings.dtype.map_or_else(|| "own".to_owned(), |float| float.name().to_owned());
     let mut all = match known {
-        Some(known) if known.dtype == dtype && known.is_judged() => return Ok(known),
+        Some(known) if is_whole(&known) => return Ok(known),
         Some(known) => Sensitivities { dtype, ..known },
         None => {
             let measurement = observe::Measurement {
@@ -213,5 +219,6 @@ pub fn sensitivities(
     if let Some(path) = file {
         file::store(path, &all)?;
     }
+    drop(claim);
     Ok(all)
 }

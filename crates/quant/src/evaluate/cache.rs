@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use crate::data::{Windows, hexadecimal};
-use crate::{Error, Model};
+use crate::{Error, Model, kept};
 
 /// Raised when the arithmetic of the forward pass changes.
 const FORMAT: u32 = 1;
@@ -35,13 +35,15 @@ pub(super) struct Cache {
 }
 
 impl Cache {
-    /// Creates the directory if it is missing, and tries to write there, before the long work.
+    /// Creates the directory if it is missing, and tries to write there, before the long work. Several processes may use it at once: what
+    /// they write follows from the key in the name.
     pub(super) fn open(directory: &Path, reference: &Model, windows: &Windows) -> Result<Self, Error> {
         let probe = directory.join(format!(".{}.probe", std::process::id()));
         std::fs::create_dir_all(directory)
             .and_then(|()| std::fs::File::create(&probe))
             .and_then(|_| std::fs::remove_file(&probe))
             .map_err(|error| Error::cache(directory, &error, false))?;
+        kept::sweep(directory, |name| name.starts_with("reference-"));
         let mut hash = Sha256::new();
         hash.update(reference.hash()?);
         hash.update(&windows.data_hash);
@@ -87,7 +89,7 @@ impl Cache {
         Ok(Some(windows.map_err(WeightsError::from)?))
     }
 
-    /// Writes the states beside their final name, then renames.
+    /// Keeps the states.
     pub(super) fn store(&self, states: &[Tensor]) -> Result<(), Error> {
         let mut data = Vec::new();
         for state in states {
@@ -103,19 +105,11 @@ impl Cache {
             shape,
             sha256: hexadecimal(&Sha256::digest(&data)),
         };
-        let failed = |error: &std::io::Error| Error::cache(&self.path, error, true);
-        let partial = self.path.with_extension(format!("{}.partial", std::process::id()));
-        let write = || -> std::io::Result<()> {
-            let mut file = std::fs::File::create(&partial)?;
-            serde_json::to_writer(&mut file, &header)?;
-            file.write_all(b"\n")?;
-            file.write_all(&data)?;
-            file.sync_all()?;
-            std::fs::rename(&partial, &self.path)
-        };
-        write().map_err(|error| {
-            let _ = std::fs::remove_file(&partial);
-            failed(&error)
-        })
+        let written = kept::write_with(&self.path, |out| {
+            serde_json::to_writer(&mut *out, &header)?;
+            out.write_all(b"\n")?;
+            out.write_all(&data)
+        });
+        written.map_err(|error| Error::cache(&self.path, &error, true))
     }
 }

@@ -11,7 +11,18 @@ use mlx_quant_engine::Kernels;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, threads_or_all};
+use crate::{Error, kept, threads_or_all};
+
+/// Raised when what is measured changes.
+const VERSION: u32 = 1;
+
+/// A measurement with what it holds for.
+#[derive(Debug, Serialize, Deserialize)]
+struct Kept {
+    version: u32,
+    kernels: String,
+    machine: Machine,
+}
 
 /// Rates of a machine with all its threads.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -37,6 +48,28 @@ const ROUNDS: usize = 3;
 const PIECES: usize = 8;
 
 impl Machine {
+    /// What [`Machine::keep`] wrote into a file on a machine like this, for so many threads.
+    pub fn known(path: &Path, threads: usize) -> Option<Self> {
+        let kept: Kept = serde_json::from_slice(&std::fs::read(path).ok()?).ok()?;
+        let Self { products, rounding, read, write, .. } = kept.machine;
+        let sound = [products, rounding, read, write].iter().all(|rate| rate.is_finite() && *rate > 0.0);
+        let same = kept.version == VERSION && kept.kernels == mlx_format::simd_name();
+        (sound && same && kept.machine.threads == threads_or_all(threads)).then_some(kept.machine)
+    }
+
+    /// Writes the rates into a file for later runs. Its directory is made if it is not there.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn keep(self, path: &Path) -> std::io::Result<()> {
+        let kept = Kept { version: VERSION, kernels: mlx_format::simd_name().to_owned(), machine: self };
+        if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+            std::fs::create_dir_all(parent)?;
+            kept::sweep(parent, |name| name.starts_with("machine-"));
+        }
+        kept::write(path, serde_json::to_string_pretty(&kept)?.as_bytes())
+    }
+
     /// Measures for about two seconds; the disk is that of `directory`, in which a file comes and goes.
     ///
     /// # Errors
@@ -150,5 +183,22 @@ mod tests {
         }
         assert_eq!(machine.threads, 1);
         assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn rates_are_kept_for_a_machine_like_this() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("deep/machine-2.json");
+        let machine = Machine { threads: 2, products: 1e9, rounding: 2e9, read: 3e9, write: 4e9 };
+        assert_eq!(Machine::known(&path, 2), None);
+        machine.keep(&path).unwrap();
+        assert_eq!(Machine::known(&path, 2), Some(machine));
+        assert_eq!(Machine::known(&path, 3), None);
+        let text = std::fs::read_to_string(&path).unwrap();
+        for (from, to) in [("\"version\": 1", "\"version\": 0"), ("1000000000.0", "-1.0"), ("}", "")] {
+            assert!(text.contains(from), "{text}");
+            std::fs::write(&path, text.replace(from, to)).unwrap();
+            assert_eq!(Machine::known(&path, 2), None, "{from}");
+        }
     }
 }

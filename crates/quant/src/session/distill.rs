@@ -99,5 +99,9 @@ pub(super) fn train(
     let student = crate::open(&mlx_format::checkpoint::Directory::open(writer.partial())?)?;
     let (training, held_out) = &lessons(windows, settings);
     let distillation = Distillation { settings: &settings.dwq, training, held_out, pool, observer };
-    distillation.run(teacher, &student, writer)
+    let trained = distillation.run(teacher, &student, writer)?;
+    // Its files are mapped, and are written to now.
+    drop(student);
+    trained.write(writer)?;
+    Ok(trained.distilled)
 }

@@ -26,7 +26,7 @@ pub(super) fn run_line(
     let mut hash = Sha256::new();
     if settings.recipe.trains() {
         let own =
-            DwqSettings { target_dir: None, teacher_states: None, save_every: 0, ..settings.dwq.clone() };
+            DwqSettings { target_dir: None, teacher_states: None, save_seconds: 0, ..settings.dwq.clone() };
         hash.update(format!("{own:?} {}", settings.dwq.target_dir.is_some()));
         for windows in settings.lessons.iter().flat_map(|(training, held_out)| [training, held_out]) {
             hash.update(windows.tokens_hash());

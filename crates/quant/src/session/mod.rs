@@ -310,7 +310,7 @@ impl Session<'_> {
             self.carrier(&Quiet(observer)).carry(writer, left.iter().copied())?;
             let left = left.iter().map(|item| self.plan.items[*item].first_output);
             writer.record(done.into_iter().chain(left))?;
-            states.passed()?;
+            states.passed();
             observer.event(Event::Progress { done: index as u64 + 1 });
         }
         if let Some(head) = self.head_item() {
@@ -350,8 +350,13 @@ impl Session<'_> {
             if known {
                 return Ok(States::still(files, finished));
             }
-            if let Some(states) = States::resume(windows.picked.len(), files.clone(), spill, finished) {
+            let count = windows.picked.len();
+            if let Some(states) = States::resume(count, files.clone(), spill, finished, self.observer) {
                 return Ok(states);
+            }
+            if finished > 0 {
+                let text = "the files of an earlier run's activations are lost; all blocks are done again";
+                self.observer.event(Event::Warning { text });
             }
         }
         if !writer.done().is_empty() {

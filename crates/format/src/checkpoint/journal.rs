@@ -1,0 +1,222 @@
+//! The journal of an output that is being written: which run it is, what it has finished, and the lock on both.
+//!
+//! The first line stands for the run, each further one is the index of a finished tensor. A power failure may cut the file off or
+//! fill its end with zeros: what stands before the damage still holds, because a tensor is on the disk before its line is written.
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::io::{ErrorKind, Read as _, Seek as _, SeekFrom, Write as _};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+
+use fs_err as fs;
+
+use super::lock::{Lock, try_lock};
+use super::write_error::WriteError;
+
+pub(super) const JOURNAL: &str = ".mlx-quant-run";
+/// Names of files that a run keeps for its own continuation begin so.
+pub(super) const STATE: &str = ".state-";
+
+/// What is written last of all.
+const LAST: &str = "README.md";
+
+/// An open journal.
+#[derive(Debug)]
+pub(super) struct Journal {
+    file: fs::File,
+    lock: Lock,
+}
+
+/// Whether a path still leads to an open file.
+pub(super) fn is_at(file: &std::fs::File, path: &Path) -> bool {
+    match (file.metadata(), path.metadata()) {
+        (Ok(own), Ok(there)) => (own.dev(), own.ino()) == (there.dev(), there.ino()),
+        _ => false,
+    }
+}
+
+impl Journal {
+    /// Opens or makes the journal in a directory and locks it.
+    ///
+    /// # Errors
+    /// [`WriteError::Busy`] where another process holds it, or has renamed the directory away meanwhile.
+    pub(super) fn open(directory: &Path) -> Result<Self, WriteError> {
+        let path = directory.join(JOURNAL);
+        let busy = || WriteError::Busy(directory.to_owned());
+        let mut options = fs::OpenOptions::new();
+        let file = options.read(true).write(true).create(true).truncate(false).open(&path);
+        let file =
+            file.map_err(
+                |error| {
+                    if error.kind() == ErrorKind::NotFound { busy() } else { WriteError::from(error) }
+                },
+            )?;
+        let lock = try_lock(file.file())?;
+        if lock == Lock::Busy || !is_at(file.file(), &path) {
+            return Err(busy());
+        }
+        Ok(Self { file, lock })
+    }
+
+    /// Whether other runs are kept out: not where the disk knows no locks.
+    pub(super) fn is_locked(&self) -> bool {
+        self.lock == Lock::Held
+    }
+
+    /// What an earlier run has finished, of `count` tensors; `None` if there was none. `partial` is named in errors.
+    ///
+    /// # Errors
+    /// [`WriteError::OtherRun`].
+    pub(super) fn read(
+        &mut self,
+        fingerprint: &str,
+        count: usize,
+        partial: &Path,
+    ) -> Result<Option<BTreeSet<usize>>, WriteError> {
+        let mut bytes = Vec::new();
+        self.file.read_to_end(&mut bytes)?;
+        // A crash before the first line was complete, and so before anything else was made.
+        let Some(end) = bytes.iter().position(|byte| *byte == b'\n') else { return Ok(None) };
+        let first = &bytes[..end];
+        if first != fingerprint.as_bytes() {
+            let text = std::str::from_utf8(first).ok();
+            let whole = text.is_some_and(|text| !text.is_empty() && !text.contains(char::is_control));
+            return if whole { Err(WriteError::OtherRun(partial.to_owned())) } else { Ok(None) };
+        }
+        let (mut done, mut kept) = (BTreeSet::new(), end + 1);
+        for line in bytes[kept..].split_inclusive(|byte| *byte == b'\n') {
+            let index = line.strip_suffix(b"\n").and_then(|line| std::str::from_utf8(line).ok());
+            let Some(index) = index.and_then(|line| line.parse::<usize>().ok()) else { break };
+            kept += line.len();
+            done.extend(Some(index).filter(|index| *index < count));
+        }
+        self.file.set_len(kept as u64)?;
+        self.file.seek(SeekFrom::End(0))?;
+        Ok(Some(done))
+    }
+
+    /// Begins anew, with nothing finished.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub(super) fn begin(&mut self, fingerprint: &str) -> Result<(), WriteError> {
+        self.file.set_len(0)?;
+        self.file.rewind()?;
+        self.file.write_all(format!("{fingerprint}\n").as_bytes())?;
+        Ok(self.file.sync_data()?)
+    }
+
+    /// Adds finished tensors.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub(super) fn add(&mut self, indices: &[usize]) -> std::io::Result<()> {
+        let mut lines = String::new();
+        for index in indices {
+            let _ = writeln!(lines, "{index}");
+        }
+        self.file.write_all(lines.as_bytes())
+    }
+}
+
+/// Removes from a finished model what a run that was killed between the last rename and its end left in it: the journal, and files
+/// with activations, often gigabytes. Does nothing to anything else: not while a process is at work on it, and not to a model
+/// that is not finished. Gives whether something was removed.
+///
+/// # Errors
+/// What the system says.
+pub fn tidy(model: &Path) -> std::io::Result<bool> {
+    let path = model.join(JOURNAL);
+    let name = model.file_name().unwrap_or_default().to_string_lossy();
+    let unfinished = name.starts_with('.') && name.ends_with(".partial");
+    if unfinished || ![JOURNAL, LAST, "config.json"].iter().all(|file| model.join(file).is_file()) {
+        return Ok(false);
+    }
+    let journal = fs::OpenOptions::new().write(true).open(&path)?;
+    if try_lock(journal.file())? != Lock::Held || !is_at(journal.file(), &path) {
+        return Ok(false);
+    }
+    clean(model)?;
+    Ok(true)
+}
+
+/// Removes the journal, last, and files of states.
+pub(super) fn clean(model: &Path) -> std::io::Result<()> {
+    for entry in fs::read_dir(model)? {
+        let entry = entry?;
+        if entry.file_name().to_str().is_some_and(|name| name.starts_with(STATE)) {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    fs::remove_file(model.join(JOURNAL))?;
+    fs::File::open(model)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is done by a journal with these bytes.
+    fn read(bytes: &[u8]) -> Result<Option<Vec<usize>>, WriteError> {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join(JOURNAL);
+        std::fs::write(&path, bytes).unwrap();
+        let mut journal = Journal::open(directory.path()).unwrap();
+        let done = journal.read("mlx-quant x", 20, directory.path())?;
+        let Some(done) = done else { return Ok(None) };
+        // What is added stands behind what held.
+        journal.add(&[19]).unwrap();
+        drop(journal);
+        let mut again = Journal::open(directory.path()).unwrap();
+        let mut all = done.clone();
+        all.insert(19);
+        assert_eq!(again.read("mlx-quant x", 20, directory.path()).unwrap(), Some(all));
+        Ok(Some(done.into_iter().collect()))
+    }
+
+    #[test]
+    fn damage_costs_what_stands_behind_it() {
+        assert_eq!(read(b"mlx-quant x\n1\n2\n").unwrap(), Some(vec![1, 2]));
+        assert_eq!(read(b"mlx-quant x\n1\n2").unwrap(), Some(vec![1]));
+        assert_eq!(read(b"mlx-quant x\n1\n\0\0\0\n7\n").unwrap(), Some(vec![1]));
+        assert_eq!(read(b"mlx-quant x\n1\n\xff\xfe\n7\n").unwrap(), Some(vec![1]));
+        assert_eq!(read(b"mlx-quant x\n1\n99\n7\n").unwrap(), Some(vec![1, 7]));
+        // No first line that could be a run.
+        assert_eq!(read(b"").unwrap(), None);
+        assert_eq!(read(b"\0\0\0\0").unwrap(), None);
+        assert_eq!(read(b"\0\0\0\0\n1\n").unwrap(), None);
+        assert_eq!(read(b"mlx-quant \xff\n1\n").unwrap(), None);
+        assert!(matches!(read(b"mlx-quant y\n1\n"), Err(WriteError::OtherRun(_))));
+    }
+
+    #[test]
+    fn a_finished_model_is_tidied_and_nothing_else() {
+        let directory = tempfile::tempdir().unwrap();
+        let make = |name: &str, files: &[&str]| {
+            let model = directory.path().join(name);
+            std::fs::create_dir(&model).unwrap();
+            for file in files {
+                std::fs::write(model.join(file), "x").unwrap();
+            }
+            model
+        };
+        let all = ["config.json", LAST, JOURNAL, ".state-0-0.safetensors", "model.safetensors"];
+        let model = make("out", &all);
+        // A process that is about to tidy up itself.
+        let held = Journal::open(&model).unwrap();
+        assert!(!tidy(&model).unwrap());
+        drop(held);
+        assert!(tidy(&model).unwrap());
+        let mut left: Vec<_> =
+            std::fs::read_dir(&model).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        left.sort();
+        assert_eq!(left, [LAST, "config.json", "model.safetensors"]);
+        assert!(!tidy(&model).unwrap());
+        for (name, files) in [(".out.partial", &all[..]), ("moved", &all[2..])] {
+            let model = make(name, files);
+            assert!(!tidy(&model).unwrap());
+            assert_eq!(std::fs::read_dir(&model).unwrap().count(), files.len());
+        }
+    }
+}

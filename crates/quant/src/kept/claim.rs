@@ -1,0 +1,173 @@
+//! What only one process may do at a time.
+
+use std::fs::{File, OpenOptions};
+use std::io::{ErrorKind, Result};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use mlx_format::checkpoint::{Lock, try_lock};
+
+/// How often somebody who waits looks again.
+const PAUSE: Duration = Duration::from_millis(200);
+
+/// The right to work on something, for as long as this lives; the system takes it from a process that is killed.
+///
+/// It is a lock on a file of its own, which goes with the claim. Whoever opened that file before it went notices, and opens
+/// another one.
+#[derive(Debug)]
+pub struct Claim {
+    path: PathBuf,
+    lock: Lock,
+    /// Closed last, after the file is removed.
+    _file: File,
+}
+
+impl Claim {
+    /// Where the claim on a file or directory lies that is to be made: `.NAME.lock` beside it.
+    pub fn beside(target: &Path) -> PathBuf {
+        let name = target.file_name().unwrap_or_default().to_string_lossy();
+        target.with_file_name(format!(".{name}.lock"))
+    }
+
+    /// Claims a directory by its file `name`; the directory is made if it is not there. `None` while another process claims it.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn within(directory: &Path, name: &str) -> Result<Option<Self>> {
+        loop {
+            std::fs::create_dir_all(directory)?;
+            match Self::try_new(&directory.join(name)) {
+                // It was removed meanwhile, by whoever had the claim.
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                other => return other,
+            }
+        }
+    }
+
+    /// Claims what the file `path` stands for; `None` while another process does.
+    ///
+    /// # Errors
+    /// What the system says of the file.
+    pub fn try_new(path: &Path) -> Result<Option<Self>> {
+        loop {
+            let file = OpenOptions::new().write(true).create(true).truncate(false).open(path)?;
+            let lock = try_lock(&file)?;
+            if lock == Lock::Busy {
+                return Ok(None);
+            }
+            let (own, there) = (file.metadata()?, path.metadata());
+            if there.is_ok_and(|there| (own.dev(), own.ino()) == (there.dev(), there.ino())) {
+                return Ok(Some(Self { path: path.to_owned(), lock, _file: file }));
+            }
+        }
+    }
+
+    /// Claims it as soon as no other process does; `None` if `stop` says so first. `waits` is called once, where it has to wait.
+    ///
+    /// # Errors
+    /// As [`Claim::try_new`].
+    pub fn wait(path: &Path, stop: impl Fn() -> bool, waits: impl FnOnce()) -> Result<Option<Self>> {
+        let mut waits = Some(waits);
+        loop {
+            if let Some(own) = Self::try_new(path)? {
+                return Ok(Some(own));
+            }
+            if let Some(waits) = waits.take() {
+                waits();
+            }
+            if stop() {
+                return Ok(None);
+            }
+            std::thread::sleep(PAUSE);
+        }
+    }
+
+    /// Whether other processes are kept out: not where the disk knows no locks.
+    pub fn is_certain(&self) -> bool {
+        self.lock == Lock::Held
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        // The lock is still held: whoever has the file open will find that it is at its path no more.
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    #[test]
+    fn one_at_a_time_and_nothing_is_left() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = Claim::beside(&directory.path().join("out"));
+        assert!(path.ends_with(".out.lock"));
+        let (inside, passed) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    for _ in 0..200 {
+                        let Some(own) = Claim::try_new(&path).unwrap() else { continue };
+                        assert!(own.is_certain());
+                        assert_eq!(inside.fetch_add(1, Ordering::SeqCst), 0, "two at once");
+                        std::thread::yield_now();
+                        inside.fetch_sub(1, Ordering::SeqCst);
+                        passed.fetch_add(1, Ordering::SeqCst);
+                    }
+                });
+            }
+        });
+        assert!(passed.into_inner() > 0);
+        assert_eq!(std::fs::read_dir(path.parent().unwrap()).unwrap().count(), 0);
+    }
+
+    /// Whoever has the claim may remove the directory with it.
+    #[test]
+    fn a_directory_may_go_with_the_claim() {
+        let directory = tempfile::tempdir().unwrap();
+        let place = directory.path().join("a/place");
+        let passed = AtomicUsize::new(0);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..200 {
+                        let Some(own) = Claim::within(&place, "lock").unwrap() else { continue };
+                        std::fs::write(place.join("work"), "x").unwrap();
+                        assert!(place.join("work").exists(), "somebody else removed it");
+                        std::fs::remove_file(place.join("work")).unwrap();
+                        // Another thread may have opened the lock again.
+                        let _ = std::fs::remove_dir_all(&place);
+                        drop(own);
+                        passed.fetch_add(1, Ordering::SeqCst);
+                    }
+                });
+            }
+        });
+        assert!(passed.into_inner() > 0);
+    }
+
+    #[test]
+    fn who_waits_says_so_and_may_give_up() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("lock");
+        // What a killed process left is no claim.
+        std::fs::write(&path, "").unwrap();
+        let own = Claim::try_new(&path).unwrap().unwrap();
+        assert!(Claim::try_new(&path).unwrap().is_none());
+        let mut told = 0;
+        assert!(Claim::wait(&path, || true, || told += 1).unwrap().is_none());
+        assert_eq!(told, 1);
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| Claim::wait(&path, || false, || {}).unwrap().is_some());
+            std::thread::sleep(Duration::from_millis(20));
+            drop(own);
+            assert!(waiting.join().unwrap());
+        });
+        assert!(!path.exists());
+    }
+}

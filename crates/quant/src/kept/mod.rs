@@ -1,0 +1,35 @@
+//! What lies on disk under a key: the one way in which work is kept for later runs, and shared by several at once.
+//!
+//! * **A file is there whole or not at all** ([`write()`]): it grows under a name that no other process has, its bytes are on the
+//!   disk before it gets its own name, and what a killed process left of that is removed by the next one ([`sweep`]).
+//! * **A directory says what is in it** ([`Keyed`]): a file with a key, made once, by whichever process comes first. Another key,
+//!   another version or somebody else's files are refused in words.
+//! * **What only one process may do is claimed** ([`Claim`]): the second waits or is refused. What follows from a key alone
+//!   (statistics, targets, hidden states) needs no claim: two processes write the same bytes.
+//!
+//! None of it deletes what it did not make.
+
+mod candle;
+mod claim;
+mod file;
+mod keyed;
+
+use std::path::Path;
+
+use mlx_format::checkpoint::{Arrays, read_arrays, write_arrays};
+
+pub(crate) use self::candle::{from_candle, to_candle};
+pub use self::claim::Claim;
+pub use self::file::write;
+pub(crate) use self::file::{sweep, sync_directory, write_part, write_with};
+pub(crate) use self::keyed::Keyed;
+
+/// Arrays as a file that is there whole or not at all. Its name may be lost in a power failure until [`sync_directory`].
+pub(crate) fn store(path: &Path, arrays: &Arrays<'_>) -> std::io::Result<()> {
+    write_part(path, |out| write_arrays(out, arrays))
+}
+
+/// The arrays of a file.
+pub(crate) fn load(path: &Path) -> std::io::Result<Arrays<'static>> {
+    read_arrays(std::fs::File::open(path)?)
+}
