@@ -145,9 +145,6 @@ pub enum Error {
         /// Why not.
         reason: String,
     },
-    /// A page that could not be drawn.
-    #[error("the report cannot be drawn: {0}")]
-    Report(String),
     /// A part of the source that could not be brought here.
     #[error("{0}")]
     Fetch(String),
@@ -185,11 +182,7 @@ impl Error {
             | Self::Overflow { .. } => true,
             Self::Write(error) => !matches!(error, WriteError::Io(_) | WriteError::DiskFull { .. }),
             Self::Cache { working, .. } => !working,
-            Self::Threads { .. }
-            | Self::State { .. }
-            | Self::Report(_)
-            | Self::Fetch(_)
-            | Self::Interrupted => false,
+            Self::Threads { .. } | Self::State { .. } | Self::Fetch(_) | Self::Interrupted => false,
         }
     }
 }
