@@ -60,13 +60,9 @@ fn arguments(mut given: impl Iterator<Item = OsString>) -> Vec<OsString> {
 }
 
 fn main() -> ExitCode {
-    if std::env::var_os("CANDLE_NUM_THREADS").is_none() {
-        // SAFETY: nothing else runs yet. Windows are the parallel unit here; candle's own threads would spin beside them.
-        unsafe { std::env::set_var("CANDLE_NUM_THREADS", "1") };
-    }
     #[cfg(feature = "hub")]
     if std::env::var_os("HF_HUB_DISABLE_IMPLICIT_TOKEN").is_none() {
-        // SAFETY: as above. hf-hub is given the token and must not look for one itself; for our own look this is not set.
+        // SAFETY: nothing else runs yet. hf-hub is given the token and must not look for one itself; for our own look this is not set.
         unsafe { std::env::set_var("HF_HUB_DISABLE_IMPLICIT_TOKEN", "given") };
     }
     if std::env::var_os("HF_XET_TELEMETRY_ENABLED").is_none() {

@@ -5,7 +5,7 @@ use std::io::Write as _;
 
 use anstyle::AnsiColor;
 use indicatif::{ProgressBar, ProgressDrawTarget};
-pub(crate) use mlx_quant::report::bytes;
+pub(crate) use mlx_quant::numbers::bytes;
 
 /// What is shown, and how.
 #[derive(Clone, Copy, Debug)]

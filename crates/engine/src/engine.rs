@@ -37,11 +37,20 @@ pub enum Map {
     /// -1, 0 or 1.
     Sign,
     /// `factor * x + offset`.
-    Affine { factor: f64, offset: f64 },
+    Affine {
+        factor: f64,
+        offset: f64,
+    },
     /// `x` within bounds.
-    Clamp { low: f32, high: f32 },
+    Clamp {
+        low: f32,
+        high: f32,
+    },
     /// 1 strictly within bounds, 0 elsewhere.
-    Within { low: f32, high: f32 },
+    Within {
+        low: f32,
+        high: f32,
+    },
 }
 
 /// A function of two numbers.

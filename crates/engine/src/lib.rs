@@ -29,8 +29,8 @@ mod shape;
 mod tape;
 mod tensor;
 
-pub use cpu::{exp, running, slopes};
 pub use cpu::{Cpu, PARTS};
+pub use cpu::{exp, running, slopes};
 pub use engine::{Buffer, Combine, Device, Engine, Map, Reduce};
 pub use error::{Error, Result};
 pub use plain::Plain;

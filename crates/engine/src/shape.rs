@@ -82,7 +82,11 @@ pub(crate) fn filled(shape: &impl IntoShape, count: usize) -> Result<Vec<usize>>
         }
         sizes[at] = count / others;
     }
-    if sizes.iter().product::<usize>() == count { Ok(sizes) } else { bail!("{count} elements are no {sizes:?}") }
+    if sizes.iter().product::<usize>() == count {
+        Ok(sizes)
+    } else {
+        bail!("{count} elements are no {sizes:?}")
+    }
 }
 
 /// Elements of a tensor in another arrangement: element `i` of axis `a` lies `i * strides[a]` behind the first.
@@ -166,7 +170,8 @@ impl View {
 /// The shape to which both can be repeated.
 pub(crate) fn common(x: &[usize], y: &[usize]) -> Result<Vec<usize>> {
     let rank = x.len().max(y.len());
-    let size = |shape: &[usize], axis: usize| (axis + shape.len()).checked_sub(rank).map_or(1, |at| shape[at]);
+    let size =
+        |shape: &[usize], axis: usize| (axis + shape.len()).checked_sub(rank).map_or(1, |at| shape[at]);
     (0..rank)
         .map(|axis| match (size(x, axis), size(y, axis)) {
             (a, b) if a == b || b == 1 => Ok(a),

@@ -8,12 +8,11 @@
 
 use std::time::Instant;
 
-use mlx_quant_engine::{Device, Tensor};
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
 use mlx_format::checkpoint::Directory;
-use mlx_quant::model::ops::Kernels;
 use mlx_quant::{Residency, Silent, Walk, measure, open, threads_or_all};
+use mlx_quant_engine::Tensor;
 use rayon::prelude::*;
 use serde_json::json;
 
@@ -56,9 +55,8 @@ fn main() {
         pool.install(|| {
             windows.par_iter().for_each(|_| {
                 for weight in &linears {
-                    let x =
-                        Tensor::ones((length, weight.dim(1).unwrap()), mlx_quant_engine::DType::F32, &mlx_quant_engine::cpu());
-                    Kernels::Fused.linear(&x.unwrap(), weight, None).unwrap();
+                    let x = Tensor::full(1.0, (length, weight.dim(1).unwrap()), weight.device());
+                    weight.device().linear(&x.unwrap(), weight, None).unwrap();
                 }
             });
         });

@@ -173,7 +173,7 @@ fn column_weights(model: &Model, plan: &Plan) -> ColumnWeights {
     let of = |norm: &Norm| -> Option<Vec<f32>> {
         let path = norm.path.as_ref().filter(|path| !path.contains("{head}"))?;
         let parameters = walk.weights.module(path, &walk.device).ok()?;
-        let weight = parameters.get(&format!("{path}.weight"))?.to_vec1::<f32>().ok()?;
+        let weight = parameters.get(&format!("{path}.weight"))?.to_vec().ok()?;
         let one = if norm.plus_one { 1.0 } else { 0.0 };
         Some(weight.iter().map(|value| (value + one) * (value + one)).collect())
     };

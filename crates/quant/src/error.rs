@@ -161,9 +161,6 @@ pub enum Error {
         /// Why not.
         reason: String,
     },
-    /// A page that could not be drawn.
-    #[error("the report cannot be drawn: {0}")]
-    Report(String),
     /// A part of the source that could not be brought here.
     #[error("{0}")]
     Fetch(String),
@@ -220,7 +217,6 @@ impl Error {
             Self::Threads { .. }
             | Self::State { .. }
             | Self::Lost { .. }
-            | Self::Report(_)
             | Self::Fetch(_)
             | Self::Interrupted => false,
         }

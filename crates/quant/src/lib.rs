@@ -24,7 +24,7 @@
 //! let (tokenizer, vocabulary) = (source.tokenizer()?, source.vocabulary()?);
 //! let windows = Windows::read(&DataSource::BuiltinHeldOut, &tokenizer, vocabulary, 128, pick)?;
 //! let quality = evaluate(&written, Some(&source), &windows, &EvaluationSettings::default(), &Silent)?;
-//! println!("{}", mlx_quant::report::table(&quality));
+//! println!("KL to the original: {:.4} nats a token", quality.total.against.as_ref().unwrap().kl_mean);
 //! # assert!(quality.total.against.unwrap().kl_mean < 0.2);
 //! # }
 //! # Ok(())
@@ -60,10 +60,10 @@ mod gradient;
 pub mod inspect;
 pub mod kept;
 pub mod methods;
+pub mod numbers;
 mod observer;
 mod parameters;
 mod plan;
-pub mod report;
 mod session;
 mod source;
 mod stream;

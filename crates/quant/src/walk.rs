@@ -56,7 +56,13 @@ impl<'m> Walk<'m> {
         let weights = Weights::open(&model.checkpoint, &model.config)?;
         let decoder = weights.decoder(&model.config, model.allow_unread)?;
         let blocks = decoder.blocks.iter().map(|_| OnceLock::new()).collect();
-        Ok(Self { weights, decoder, device: mlx_quant_engine::cpu(), residency: Residency::Streaming, blocks })
+        Ok(Self {
+            weights,
+            decoder,
+            device: mlx_quant_engine::cpu(),
+            residency: Residency::Streaming,
+            blocks,
+        })
     }
 
     /// Keeps blocks in memory from now on, or not.
@@ -192,8 +198,9 @@ impl<'m> Walk<'m> {
                     .event(Event::Working { name: self.decoder.blocks[index].prefix.trim_end_matches('.') });
                 let parameters = pool.install(|| self.block(index))?;
                 let step = |state: State| forward.block(index, &parameters, state, &mut ());
-                let stepped = pool
-                    .install(|| states.into_par_iter().map(step).collect::<mlx_quant_engine::Result<Vec<_>>>());
+                let stepped = pool.install(|| {
+                    states.into_par_iter().map(step).collect::<mlx_quant_engine::Result<Vec<_>>>()
+                });
                 states = stepped.map_err(mlx_quant_model::WeightsError::from)?;
                 *done += wave.len() as u64;
                 observer.event(Event::Progress { done: *done });

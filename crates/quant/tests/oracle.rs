@@ -6,13 +6,12 @@ mod common;
 
 use std::path::{Path, PathBuf};
 
-use mlx_quant_engine::{Device, Tensor};
-use mlx_quant::model::ops::Kernels;
 use mlx_quant::model::{Forward, Weights};
+use mlx_quant_engine::{Device, Tensor, cpu, plain};
 use safetensors::SafeTensors;
 
 /// Largest |logit - oracle| / largest |oracle|.
-fn deviation(directory: &Path, kernels: Kernels) -> f64 {
+fn deviation(directory: &Path, device: &Device) -> f64 {
     let model = common::open_path(directory).unwrap();
     let weights = Weights::open(&model.checkpoint, &model.config).unwrap();
     let decoder = weights.decoder(&model.config, false).unwrap();
@@ -27,17 +26,16 @@ fn deviation(directory: &Path, kernels: Kernels) -> f64 {
     let length = tokens.shape()[1];
     let windows: Vec<&[u32]> = ids.chunks_exact(length).collect();
 
-    let device = mlx_quant_engine::cpu();
-    let forward = Forward::with_kernels(&decoder, length, &device, kernels).unwrap();
+    let forward = Forward::new(&decoder, length, device).unwrap();
     let mut state = forward.embed(&weights, &windows).unwrap();
     for (index, block) in decoder.blocks.iter().enumerate() {
-        let parameters = weights.load(&block.prefix, &device).unwrap();
+        let parameters = weights.load(&block.prefix, device).unwrap();
         state = forward.block(index, &parameters, state, &mut ()).unwrap();
     }
-    let last = weights.load_last(&decoder, &device).unwrap();
+    let last = weights.load_last(&decoder, device).unwrap();
     let hidden = forward.finish(&last, &state).unwrap();
     let logits: Tensor = forward.logits(&last, &hidden).unwrap();
-    let found = logits.flatten_all().unwrap().to_vec().unwrap();
+    let found = logits.to_vec().unwrap();
     let scale = expected.iter().fold(0f32, |max, value| max.max(value.abs()));
     // transformers' logits are those of the first row alone.
     assert!(found.len() >= expected.len() && found.len().is_multiple_of(expected.len()));
@@ -55,16 +53,16 @@ fn check_all(directory: &Path) {
     names.sort();
     assert!(!names.is_empty());
     let mut failed = Vec::new();
-    println!("{:<24}{:>12}{:>12}", "checkpoint", "fused", "plain");
+    println!("{:<24}{:>12}{:>12}", "checkpoint", "cpu", "plain");
     for path in &names {
         let name = path.file_name().unwrap().to_string_lossy();
-        let run = |kernels| {
+        let run = |device: Device| {
             let path = path.clone();
-            std::panic::catch_unwind(move || deviation(&path, kernels)).unwrap_or(f64::NAN)
+            std::panic::catch_unwind(move || deviation(&path, &device)).unwrap_or(f64::NAN)
         };
-        let (fused, plain) = (run(Kernels::Fused), run(Kernels::Plain));
-        println!("{name:<24}{fused:>12.1e}{plain:>12.1e}");
-        if !(fused <= 1e-4 && plain <= 1e-4) {
+        let (cpu, plain) = (run(cpu()), run(plain()));
+        println!("{name:<24}{cpu:>12.1e}{plain:>12.1e}");
+        if !(cpu <= 1e-4 && plain <= 1e-4) {
             failed.push(name.into_owned());
         }
     }

@@ -8,9 +8,8 @@ use mlx_quant::compare::{Keep, budget, foresee};
 use mlx_quant::forecast::Forecast;
 use mlx_quant::{
     CompareSettings, Comparison, Contestant, DataSource, DwqSettings, MethodSettings, Model, Pick, compare,
-    report,
 };
-
+use mlx_quant_report as report;
 use serde_json::json;
 
 use super::line::{CommandLine, other, quoted};

@@ -5,9 +5,8 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
-use mlx_quant::{
-    DataSource, Evaluation, EvaluationSettings, Memory, Model, Pick, Windows, evaluate, memory, report,
-};
+use mlx_quant::{DataSource, Evaluation, EvaluationSettings, Memory, Model, Pick, Windows, evaluate, memory};
+use mlx_quant_report as report;
 use serde_json::json;
 
 use crate::Refusal;

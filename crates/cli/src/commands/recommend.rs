@@ -3,9 +3,10 @@
 use anyhow::Result;
 use mlx_format::Scheme;
 use mlx_format::checkpoint::CheckpointError;
+use mlx_quant::Target;
 use mlx_quant::forecast::{Choice, Machine, Recommendation, Wish, recommend};
 use mlx_quant::inspect::inspect;
-use mlx_quant::{Target, report};
+use mlx_quant_report as report;
 use serde_json::json;
 
 use super::line::{CommandLine, other};

@@ -418,7 +418,7 @@ pub(super) fn check_room(place: &Path, needed: u64) -> Result<(), Trouble> {
     if needed <= free {
         return Ok(());
     }
-    let bytes = mlx_quant::report::bytes;
+    let bytes = mlx_quant::numbers::bytes;
     Err(Trouble::Refused(format!(
         "{} are to be downloaded and {} has room for {}; hint: make room, set HF_HOME to a larger disk, or use `convert --stream`",
         bytes(needed),

@@ -152,7 +152,7 @@ impl Observer for Watcher<'_> {
     fn event(&self, event: Event<'_>) {
         match event {
             Event::Progress { done } => {
-                let bytes = mlx_quant::report::bytes;
+                let bytes = mlx_quant::numbers::bytes;
                 let text = format!("fetching {}: {} of {}", self.shard, bytes(done), bytes(self.size));
                 self.observer.event(Event::Working { name: &text });
             }

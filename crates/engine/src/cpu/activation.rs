@@ -118,11 +118,11 @@ fn limited(gate: f32, up: f32, limit: f32) -> (f32, f32) {
 pub(super) fn glu(gate: &Tensor, up: &Tensor, glu: Activation) -> Result<Tensor> {
     let (gates, ups) = (gate.host()?, up.host()?);
     let out = with_curve!(glu,
-        curve => map_pairs(gates, ups, #[inline(always)] |gate, up| curve.value(gate) * up),
-        Activation::ClampedSwiglu { alpha, limit } => map_pairs(gates, ups, #[inline(always)] |gate, up| {
-            let (gate, up) = limited(gate, up, limit);
-            gate * sigmoid(alpha * gate) * (up + 1.0)
-        }));
+    curve => map_pairs(gates, ups, #[inline(always)] |gate, up| curve.value(gate) * up),
+    Activation::ClampedSwiglu { alpha, limit } => map_pairs(gates, ups, #[inline(always)] |gate, up| {
+        let (gate, up) = limited(gate, up, limit);
+        gate * sigmoid(alpha * gate) * (up + 1.0)
+    }));
     Ok(Tensor::made(gate.device(), gate.dims().to_vec(), buffer(out), "glu", &[gate, up], move |pull| {
         let (gate, up) = (&pull.inputs[0], &pull.inputs[1]);
         let (for_gate, for_up) = slopes(gate.host()?, up.host()?, pull.grad.host()?, glu);

@@ -14,12 +14,7 @@ use crate::error::Result;
 use crate::plain::Shapes;
 use crate::settings::AttentionSettings;
 
-pub(super) fn attention(
-    q: &Tensor,
-    k: &Tensor,
-    v: &Tensor,
-    settings: &AttentionSettings,
-) -> Result<Tensor> {
+pub(super) fn attention(q: &Tensor, k: &Tensor, v: &Tensor, settings: &AttentionSettings) -> Result<Tensor> {
     let shapes = Shapes::of(q, k, v, settings)?;
     let own = Attention { window: settings.window, scale: settings.scale, softcap: settings.softcap };
     let sinks = settings.sinks.as_ref();

@@ -25,8 +25,17 @@ pub(super) fn gated_delta(
     let value_dim = v.dim(3)?;
     let (q_values, k_values, decays, betas) = (q.host()?, k.host()?, decay.host()?, beta.host()?);
     let v_values = v.host()?;
-    let source =
-        Source { q: q_values, k: k_values, v: v_values, decay: decays, beta: betas, tokens, heads, key_dim, value_dim };
+    let source = Source {
+        q: q_values,
+        k: k_values,
+        v: v_values,
+        decay: decays,
+        beta: betas,
+        tokens,
+        heads,
+        key_dim,
+        value_dim,
+    };
     let mut out = vec![0f32; batch * tokens * heads * value_dim];
     let mut state = vec![[0f32; COLUMNS]; key_dim];
     vectorised(

@@ -77,7 +77,6 @@ fn multiply_rows(out: &mut [f32], x: &[f32], weight: MatRef<'_, f32>) {
     matmul(out, Accum::Add, x, weight, 1.0, Par::Seq);
 }
 
-
 /// `x [m, k] @ weight [n, k]^T (+ bias [n])`.
 fn forward(x: &[f32], weight: &[f32], bias: Option<&[f32]>, (m, k, n): (usize, usize, usize)) -> Vec<f32> {
     if bias.is_none() && n > 1 && k > 0 && m >= least_rows(n, k) {

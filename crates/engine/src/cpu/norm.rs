@@ -132,7 +132,13 @@ fn centred(x: &Tensor, weight: Option<&Tensor>, bias: Option<&Tensor>, d: usize,
 }
 
 /// With `y = (x - mean) * f` and `v = g * w`: `f * (v - mean(v) - y * mean(v * y))`, `g * y` for the weight, `g` for the bias.
-fn layer_backward(x: &[f32], weights: &[f32], grads: &[f32], d: usize, eps: f64) -> (Vec<f32>, [Vec<f32>; 2]) {
+fn layer_backward(
+    x: &[f32],
+    weights: &[f32],
+    grads: &[f32],
+    d: usize,
+    eps: f64,
+) -> (Vec<f32>, [Vec<f32>; 2]) {
     let rows = (weights.len() / d).max(1);
     let mut for_x = Vec::with_capacity(x.len());
     let [mut for_weight, mut for_bias] = [0, 1].map(|_| vec![0.0; weights.len()]);

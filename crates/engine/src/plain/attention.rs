@@ -48,12 +48,7 @@ fn mask(tokens: usize, window: Option<usize>, like: &Tensor) -> Result<Tensor> {
     Tensor::from_vec(values, (tokens, tokens), like.device())
 }
 
-pub(crate) fn attention(
-    q: &Tensor,
-    k: &Tensor,
-    v: &Tensor,
-    settings: &AttentionSettings,
-) -> Result<Tensor> {
+pub(crate) fn attention(q: &Tensor, k: &Tensor, v: &Tensor, settings: &AttentionSettings) -> Result<Tensor> {
     let Shapes { batch, tokens, heads, kv_heads } = Shapes::of(q, k, v, settings)?;
     let (d, dv, group) = (q.dim(LAST)?, v.dim(LAST)?, heads / kv_heads);
     let q = q.transpose(1, 2)?.reshape((batch * kv_heads, group * tokens, d))?;

@@ -10,10 +10,11 @@ use crate::routing::Selection;
 use crate::settings::{Activation, Pairing};
 use crate::{LAST, Tensor};
 
-pub use self::elementary::Plain;
 pub(crate) use self::attention::{Shapes, attention, check_delta, gated_delta};
+pub use self::elementary::Plain;
 pub(crate) use self::linear::{
-    check as check_linear, check_codes, linear, observed_linear, packed_linear, shape as linear_shape, sum_of_rows,
+    check as check_linear, check_codes, linear, observed_linear, packed_linear, shape as linear_shape,
+    sum_of_rows,
 };
 
 /// Refuses a parameter that is not as wide as the last axes of what it belongs to.

@@ -9,9 +9,9 @@ mod packed;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
-use mlx_quant_engine::{Device, Tensor};
 use mlx_format::checkpoint::{Checkpoint, Config};
 use mlx_format::{Dtype, FloatType, Mode, PackedRef, Scheme};
+use mlx_quant_engine::{Device, Tensor};
 use rayon::prelude::*;
 
 use crate::decoder::Decoder;

@@ -2,8 +2,8 @@
 
 use std::ops::Range;
 
-use mlx_quant_engine::Device;
 use mlx_format::{FloatType, Scheme};
+use mlx_quant_engine::Device;
 use rayon::prelude::*;
 
 use super::{Stored, TASK_ELEMENTS, Weights, WeightsError};

@@ -45,7 +45,9 @@ fn site_of(sites: &[Site<'_>], stop: &Stop) -> Result<usize, Error> {
         |site: &&Site<'_>| site.expert == stop.expert && site.readers.iter().copied().eq(stop.readers.iter());
     let unknown = || {
         let readers: Vec<&str> = stop.readers.iter().map(|reader| reader.path.as_str()).collect();
-        WeightsError::Tensor(mlx_quant_engine::Error::msg(format!("no site of the block is read by {readers:?}")))
+        WeightsError::Tensor(mlx_quant_engine::Error::msg(format!(
+            "no site of the block is read by {readers:?}"
+        )))
     };
     Ok(sites.iter().position(|site| same(&site)).ok_or_else(unknown)?)
 }
@@ -200,7 +202,8 @@ impl<'p> Passage<'p> {
         from: usize,
     ) -> Result<(), Error> {
         self.reach(&mut travellers, beyond, answers)?;
-        let unfinished = || WeightsError::Tensor(mlx_quant_engine::Error::msg("a window did not leave its block"));
+        let unfinished =
+            || WeightsError::Tensor(mlx_quant_engine::Error::msg("a window did not leave its block"));
         let done = travellers.into_iter().map(|traveller| Ok(traveller.done.ok_or_else(unfinished)?));
         let done = done.collect::<Result<Vec<State>, Error>>()?;
         self.pool.install(|| states.put(from, done))

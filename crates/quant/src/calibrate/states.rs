@@ -7,6 +7,7 @@
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
+use mlx_quant_engine::Device;
 use mlx_quant_model::{State, WeightsError};
 use rayon::prelude::*;
 
@@ -25,20 +26,22 @@ pub(crate) struct States {
     held: Option<Vec<Option<State>>>,
     /// No window travels: what is known of the blocks is known from elsewhere.
     still: bool,
+    /// Where states that are read from files go.
+    device: Device,
 }
 
 fn missing() -> Error {
-    WeightsError::Tensor(candle_core::Error::msg("a window is under way")).into()
+    WeightsError::Tensor(mlx_quant_engine::Error::msg("a window is under way")).into()
 }
 
 fn save(path: &Path, state: &State) -> Result<(), Error> {
-    let arrays = kept::from_candle(state.tensors()).map_err(WeightsError::from)?;
+    let arrays = kept::from_tensors(state.tensors()).map_err(WeightsError::from)?;
     kept::store(path, &arrays).map_err(|error| Error::state(path, &error))
 }
 
-fn load(path: &Path) -> Result<State, Error> {
+fn load(path: &Path, device: &Device) -> Result<State, Error> {
     let tensors = kept::load(path).map_err(|error| Error::state(path, &error))?;
-    let tensors = kept::to_candle(tensors).map_err(|error| Error::state(path, &error))?;
+    let tensors = kept::to_tensors(tensors, device).map_err(|error| Error::state(path, &error))?;
     State::from_tensors(tensors).ok_or_else(|| Error::state(path, &"tensors are missing"))
 }
 
@@ -48,10 +51,11 @@ impl States {
         windows: usize,
         files: PathBuf,
         spill: bool,
+        device: &Device,
         state: impl Fn(usize) -> Result<State, Error>,
     ) -> Result<Self, Error> {
         let held = if spill { None } else { Some(vec![None; windows]) };
-        let mut own = Self { block: 0, windows, files, held, still: false };
+        let mut own = Self { block: 0, windows, files, held, still: false, device: device.clone() };
         for window in 0..windows {
             let state = state(window)?;
             save(&own.file(0, window), &state)?;
@@ -69,9 +73,10 @@ impl States {
         files: PathBuf,
         spill: bool,
         most: usize,
+        device: &Device,
         observer: &dyn Observer,
     ) -> Option<Self> {
-        let mut own = Self { block: 0, windows, files, held: None, still: false };
+        let mut own = Self { block: 0, windows, files, held: None, still: false, device: device.clone() };
         let begun = |own: &Self, block| (0..windows).all(|window| own.file(block, window).is_file());
         for block in (0..=most).rev().filter(|block| begun(&own, *block)).collect::<Vec<_>>() {
             own.block = block;
@@ -93,7 +98,7 @@ impl States {
 
     /// Reads the states of all windows, to notice what a power failure cut off; keeps them if they are not to stay in files alone.
     fn read_all(&self, spill: bool) -> Result<Option<Vec<Option<State>>>, Error> {
-        let states = (0..self.windows).map(|window| load(&self.file(self.block, window)));
+        let states = (0..self.windows).map(|window| load(&self.file(self.block, window), &self.device));
         if spill {
             let mut states = states;
             return states.try_for_each(|state| state.map(drop)).map(|()| None);
@@ -102,8 +107,8 @@ impl States {
     }
 
     /// No windows, in front of a block: where all statistics are there. Nothing is kept in files.
-    pub(crate) fn still(files: PathBuf, block: usize) -> Self {
-        Self { block, windows: 0, files, held: None, still: true }
+    pub(crate) fn still(files: PathBuf, block: usize, device: &Device) -> Self {
+        Self { block, windows: 0, files, held: None, still: true, device: device.clone() }
     }
 
     /// Whether no window travels.
@@ -129,7 +134,7 @@ impl States {
     /// A copy of one.
     pub(crate) fn get(&self, window: usize) -> Result<State, Error> {
         match &self.held {
-            None => load(&self.file(self.block, window)),
+            None => load(&self.file(self.block, window), &self.device),
             Some(held) => held[window].clone().ok_or_else(missing),
         }
     }
@@ -176,7 +181,7 @@ fn remove(path: &Path) -> Result<(), Error> {
 mod tests {
     use std::sync::Mutex;
 
-    use candle_core::{Device, Tensor};
+    use mlx_quant_engine::{Tensor, cpu};
 
     use super::*;
 
@@ -192,12 +197,12 @@ mod tests {
     }
 
     fn state(value: f32) -> State {
-        let hidden = Tensor::full(value, (1, 3, 4), &Device::Cpu).unwrap();
+        let hidden = Tensor::full(value, (1, 3, 4), &cpu()).unwrap();
         State::from_tensors([("hidden".to_owned(), hidden)]).unwrap()
     }
 
     fn value(states: &States, window: usize) -> f32 {
-        states.get(window).unwrap().hidden.flatten_all().unwrap().to_vec1::<f32>().unwrap()[0]
+        states.get(window).unwrap().hidden.to_vec().unwrap()[0]
     }
 
     /// Three windows behind `blocks` blocks, and what an observer hears of taking them up again.
@@ -208,7 +213,8 @@ mod tests {
     ) -> (tempfile::TempDir, Option<States>, Vec<String>) {
         let directory = tempfile::tempdir().unwrap();
         let files = directory.path().join(".state-");
-        let mut states = States::new(3, files.clone(), spill, |window| Ok(state(window as f32))).unwrap();
+        let mut states =
+            States::new(3, files.clone(), spill, &cpu(), |window| Ok(state(window as f32))).unwrap();
         for block in 0..blocks {
             for window in 0..3 {
                 states.put(window, vec![state((10 * (block + 1) + window) as f32)]).unwrap();
@@ -222,7 +228,7 @@ mod tests {
             std::fs::write(&path, &bytes[..bytes.len() - 1]).unwrap();
         }
         let told = Told::default();
-        let resumed = States::resume(3, files, spill, blocks, &told);
+        let resumed = States::resume(3, files, spill, blocks, &cpu(), &told);
         (directory, resumed, told.0.into_inner().unwrap())
     }
 

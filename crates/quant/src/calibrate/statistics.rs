@@ -6,8 +6,8 @@
 
 use std::path::{Path, PathBuf};
 
-use candle_core::Tensor;
 use mlx_format::checkpoint::{Array, Arrays, array_shapes};
+use mlx_quant_engine::Tensor;
 use mlx_quant_model::{Parameters, Site, WeightsError};
 use serde::{Deserialize, Serialize};
 
@@ -168,7 +168,7 @@ impl Visitor for Collector<'_> {
     fn visit(&mut self, index: usize, gram: Gram, _: &[Tensor]) -> Result<Vec<Tensor>, Error> {
         self.statistics.store(self.block, index, &gram)?;
         let site = &self.sites[index];
-        let weight = |path: &str| -> candle_core::Result<Tensor> {
+        let weight = |path: &str| -> mlx_quant_engine::Result<Tensor> {
             let weight = self.parameters.tensor(&format!("{path}.weight"))?;
             match site.expert {
                 Some(expert) => weight.get(expert),
@@ -176,7 +176,7 @@ impl Visitor for Collector<'_> {
             }
         };
         let weights =
-            site.readers.iter().map(|reader| weight(&reader.path)).collect::<candle_core::Result<_>>();
+            site.readers.iter().map(|reader| weight(&reader.path)).collect::<mlx_quant_engine::Result<_>>();
         Ok(weights.map_err(WeightsError::from)?)
     }
 

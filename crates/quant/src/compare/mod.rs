@@ -20,8 +20,6 @@ use serde::{Deserialize, Serialize};
 
 pub use self::contestant::Contestant;
 pub use self::ranking::{Ranked, Rankings};
-#[cfg(test)]
-pub(crate) use self::result::tests::entry as test_entry;
 pub use self::result::{Comparison, Entry, LayerBits, LayerSensitivity, Text};
 use self::store::{Part, Store};
 use crate::data::Windows;

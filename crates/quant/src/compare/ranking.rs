@@ -55,7 +55,8 @@ fn apart((difference, error): (f64, Option<f64>)) -> bool {
 }
 
 impl Rankings {
-    pub(crate) fn of(entries: &[Entry]) -> Self {
+    /// The orders of `entries` by quality (mean KL) and by speed, and those of them that nothing beats in both size and quality.
+    pub fn of(entries: &[Entry]) -> Self {
         let order = |key: &dyn Fn(&Entry) -> f64| {
             let mut order: Vec<usize> = (0..entries.len()).collect();
             order.sort_by(|a, b| key(&entries[*a]).total_cmp(&key(&entries[*b])));

@@ -193,11 +193,11 @@ impl Comparison {
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
+pub(super) mod tests {
     use super::*;
 
     /// A result with these means of windows.
-    pub(crate) fn entry(
+    pub(in crate::compare) fn entry(
         name: &str,
         recipe: &str,
         bits_per_weight: f64,

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::Pick;
-use crate::report::bytes;
+use crate::numbers::bytes;
 
 /// Which part of a file was read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

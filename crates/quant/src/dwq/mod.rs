@@ -18,8 +18,8 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use mlx_quant_engine::Tensor;
 use mlx_format::checkpoint::Writer;
+use mlx_quant_engine::Tensor;
 use mlx_quant_model::{Forward, State, WeightsError};
 use rayon::prelude::*;
 
@@ -234,8 +234,9 @@ impl Distillation<'_> {
         let trail = Trail::of(forward, blocks, &load, states, keep, self.pool, self.observer)?;
         let norm = student.walk.last_norm()?;
         let finish = |state: &State| forward.finish(&norm, state).and_then(|hidden| hidden.squeeze(0));
-        let hidden =
-            self.pool.install(|| trail.last.par_iter().map(finish).collect::<mlx_quant_engine::Result<Vec<_>>>());
+        let hidden = self
+            .pool
+            .install(|| trail.last.par_iter().map(finish).collect::<mlx_quant_engine::Result<Vec<_>>>());
         Ok((trail, hidden.map_err(WeightsError::from)?))
     }
 

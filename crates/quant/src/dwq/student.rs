@@ -4,9 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::Arc;
 
-use mlx_quant_engine::{Tensor, Var};
 use mlx_format::Mode;
-use mlx_quant_engine::{Codes, Kernels, by_group, packed_linear};
+use mlx_quant_engine::{Codes, Tensor, by_group};
 use mlx_quant_model::{Parameters, Reader, WeightsError};
 
 use super::grids::{Grid, Slopes};
@@ -20,24 +19,23 @@ const TRAINED_BELOW: u32 = 8;
 #[derive(Debug)]
 struct Trained {
     /// One an expert.
-    experts: Vec<(Arc<Codes>, [Var; 2])>,
+    experts: Vec<(Arc<Codes>, [Tensor; 2])>,
 }
 
 impl Reader for Trained {
     fn read(
         &self,
-        _: Kernels,
         x: &Tensor,
         expert: Option<usize>,
         bias: Option<&Tensor>,
     ) -> mlx_quant_engine::Result<Tensor> {
         let (codes, [scales, centers]) = &self.experts[expert.unwrap_or(0)];
-        packed_linear(x, codes, scales, centers, bias)
+        x.device().packed_linear(x, codes, scales, centers, bias)
     }
 }
 
 /// Variables of a block: grid, expert, scales and centers.
-pub(super) type Variables = Vec<(usize, usize, [Var; 2])>;
+pub(super) type Variables = Vec<(usize, usize, [Tensor; 2])>;
 
 pub(super) struct Student<'m> {
     pub(super) walk: Walk<'m>,
@@ -126,7 +124,7 @@ impl<'m> Student<'m> {
         Ok((parameters, variables))
     }
 
-    fn trained_rows(&self, grid: &Grid, rows: Range<usize>) -> Result<(Arc<Codes>, [Var; 2]), Error> {
+    fn trained_rows(&self, grid: &Grid, rows: Range<usize>) -> Result<(Arc<Codes>, [Tensor; 2]), Error> {
         let device = &self.walk.device;
         let codes = self.codes(grid, rows.clone())?;
         let values = grid.decoded(rows.clone(), &codes);
@@ -134,7 +132,8 @@ impl<'m> Student<'m> {
         let make = || -> mlx_quant_engine::Result<_> {
             let weight = Tensor::from_vec(values, (rows.len(), grid.columns), device)?;
             let variable = |all: &[f32]| {
-                Var::from_tensor(&Tensor::from_slice(&all[own.clone()], (rows.len(), grid.groups()), device)?)
+                let values = Tensor::from_slice(&all[own.clone()], (rows.len(), grid.groups()), device)?;
+                Ok(values.variable())
             };
             let variables = [variable(&grid.scales)?, variable(&grid.centers)?];
             let (group_size, middle) = (grid.scheme.group_size(), grid.middle());
@@ -149,7 +148,7 @@ impl<'m> Student<'m> {
     }
 
     /// Rows of the head, with variables where they are trained.
-    pub(super) fn head_tile(&self, rows: Range<usize>) -> Result<(Parameters, Option<[Var; 2]>), Error> {
+    pub(super) fn head_tile(&self, rows: Range<usize>) -> Result<(Parameters, Option<[Tensor; 2]>), Error> {
         let Some(at) = self.head_grid() else { return Ok((self.walk.head_tile(rows)?, None)) };
         let grid = &self.grids[at];
         let (codes, variables) = self.trained_rows(grid, rows.clone())?;
@@ -188,9 +187,9 @@ impl<'m> Student<'m> {
         let embedding = &self.walk.decoder.embedding;
         let Some(at) = self.grid(&embedding.path) else { return Ok(()) };
         let grid = &self.grids[at];
-        let rows = gradient.squeeze(0).and_then(|rows| rows.to_vec2::<f32>()).map_err(WeightsError::from)?;
+        let rows = gradient.to_vec().map_err(WeightsError::from)?;
         let groups = grid.groups();
-        for (&token, row) in tokens.iter().zip(rows) {
+        for (&token, row) in tokens.iter().zip(rows.chunks_exact(grid.columns.max(1))) {
             let codes = self.codes(grid, token as usize..token as usize + 1)?;
             let row: Vec<f32> = row.iter().map(|value| value * embedding.multiplier as f32).collect();
             let own = by_group(&row, &codes, grid.scheme.group_size(), grid.middle());

@@ -5,9 +5,9 @@
 
 use std::path::{Path, PathBuf};
 
-use candle_core::Tensor;
 use mlx_format::checkpoint::{Array, Arrays, array_shapes};
-use mlx_quant_model::ops::running::RunningScore;
+use mlx_quant_engine::Tensor;
+use mlx_quant_engine::running::RunningScore;
 use mlx_quant_model::{Forward, WeightsError};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -218,7 +218,7 @@ impl<'t> Targets<'t> {
                 match self {
                     Self::States { .. } => {
                         for (one, hidden) in some.iter().zip(hidden) {
-                            let arrays = kept::from_candle([("hidden".to_owned(), hidden)]);
+                            let arrays = kept::from_tensors([("hidden".to_owned(), hidden)]);
                             self.save(**one, &arrays.map_err(WeightsError::from)?)?;
                         }
                     }
@@ -269,7 +269,8 @@ impl<'t> Targets<'t> {
                 let mut hidden = Vec::with_capacity(windows.len());
                 for &window in windows {
                     let (path, all) = load(window)?;
-                    let all = kept::to_candle(all).map_err(|error| Error::state(&path, &error));
+                    let all =
+                        kept::to_tensors(all, &teacher.device).map_err(|error| Error::state(&path, &error));
                     let own = all?.remove("hidden");
                     hidden.push(own.ok_or_else(|| Error::state(&path, &"no hidden states"))?);
                 }
@@ -429,9 +430,9 @@ fn tops(
     for start in (0..vocabulary).step_by(TILE) {
         let rows = start..vocabulary.min(start + TILE);
         let parameters = pool.install(|| teacher.head_tile(rows.clone()))?;
-        let step = |(best, hidden): (&mut Vec<Best>, &Tensor)| -> candle_core::Result<()> {
+        let step = |(best, hidden): (&mut Vec<Best>, &Tensor)| -> mlx_quant_engine::Result<()> {
             let logits = (forward.logits(&parameters, hidden)? / temperature)?;
-            let values = logits.flatten_all()?.to_vec1::<f32>()?;
+            let values = logits.to_vec()?;
             for (best, row) in best.iter_mut().zip(values.chunks_exact(rows.len())) {
                 best.score.add(row, rows.start as u32, 0);
                 best.candidates

@@ -103,7 +103,7 @@ fn samples(walk: &Walk<'_>, layer: &Layer, float: FloatType) -> Result<Vec<Sampl
     let [rows, columns] = [1, 0].map(|at| layer.shape.iter().rev().nth(at).copied().unwrap_or(0));
     let read = |ids: &[u32]| -> Result<Vec<f32>, Error> {
         let rows = walk.weights.rows(&layer.path, ids, &walk.device)?;
-        let values = rows.flatten_all().and_then(|rows| rows.to_vec1::<f32>()).map_err(WeightsError::from)?;
+        let values = rows.to_vec().map_err(WeightsError::from)?;
         walk.weights.release();
         Ok(values.into_iter().map(|value| float.round(value)).collect())
     };

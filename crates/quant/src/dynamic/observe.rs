@@ -8,10 +8,9 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError};
 
-use mlx_quant_engine::Tensor;
+use mlx_quant_engine::{Notebook, Observed, Tensor};
 use mlx_quant_model::decoder::{Block, Layer as DecoderLayer};
 use mlx_quant_model::mixers::{LatentAttention, LatentKeys};
-use mlx_quant_engine::{Kernels, Notebook, Observed, observed_linear};
 use mlx_quant_model::{Forward, Parameters, Reader, State, WeightsError};
 use rayon::prelude::*;
 
@@ -35,7 +34,6 @@ struct Probe {
 impl Reader for Probe {
     fn read(
         &self,
-        _: Kernels,
         x: &Tensor,
         expert: Option<usize>,
         bias: Option<&Tensor>,
@@ -44,7 +42,7 @@ impl Reader for Probe {
             Some(expert) => self.weight.get(expert)?,
             None => self.weight.clone(),
         };
-        observed_linear(x, &weight, bias, &self.notebooks[expert.unwrap_or(0)])
+        x.device().observed_linear(x, &weight, bias, &self.notebooks[expert.unwrap_or(0)])
     }
 }
 
@@ -143,8 +141,7 @@ impl Measurement<'_> {
         let Sampled { gradients } =
             sampled(&forward, &tile, decoder.vocabulary, head, &hidden, (self.seed, first), rows, pool)?;
         for hidden in &hidden {
-            let squares =
-                hidden.sqr().and_then(|squares| squares.sum(0)).and_then(|sum| sum.to_vec());
+            let squares = hidden.sqr().and_then(|squares| squares.sum(0)).and_then(|sum| sum.to_vec());
             let inputs = squares.map_err(WeightsError::from)?.into_iter().map(f64::from).collect();
             let tokens = hidden.dim(0).map_err(WeightsError::from)? as u64;
             sums.head.add(&Observed { tokens, inputs, gradients: Vec::new() });
@@ -201,14 +198,15 @@ impl Measurement<'_> {
     /// What the embedding's rows are worth: squared gradients by token (and position), and by feature.
     fn tables(&self, tokens: &[u32], gradient: &Tensor, sums: &mut Sums) -> Result<(), Error> {
         let embedding = &self.walk.decoder.embedding;
-        let rows = gradient.squeeze(0).and_then(|rows| rows.to_vec2::<f32>()).map_err(WeightsError::from)?;
+        let features = gradient.dims().last().copied().unwrap_or(1).max(1);
+        let rows = gradient.to_vec().map_err(WeightsError::from)?;
         let positions: Vec<u32> = (0..tokens.len() as u32).collect();
         let tables = std::iter::once((&embedding.path, tokens, embedding.multiplier));
         let tables =
             tables.chain(embedding.positions.iter().map(|path| (path, &*positions, embedding.multiplier)));
         for (path, ids, multiplier) in tables {
             let (by_row, by_feature) = sums.tables.entry(path.clone()).or_default();
-            for (id, row) in ids.iter().zip(&rows) {
+            for (id, row) in ids.iter().zip(rows.chunks_exact(features)) {
                 by_feature.resize(row.len(), 0.0);
                 let own = by_row.entry(*id).or_default();
                 for (feature, value) in by_feature.iter_mut().zip(row) {
@@ -274,7 +272,10 @@ impl Measurement<'_> {
 type Notebooks = Vec<(String, Vec<Notebook>)>;
 
 /// A block whose linears note what passes, and their notebooks by path.
-fn observed(parameters: &Arc<Parameters>, block: &Block) -> mlx_quant_engine::Result<(Parameters, Notebooks)> {
+fn observed(
+    parameters: &Arc<Parameters>,
+    block: &Block,
+) -> mlx_quant_engine::Result<(Parameters, Notebooks)> {
     let mut own = (**parameters).clone();
     let mut all = Notebooks::new();
     let mut linears: Vec<(String, Tensor)> = Vec::new();

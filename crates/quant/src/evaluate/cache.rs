@@ -6,7 +6,7 @@
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
-use candle_core::{Device, Tensor};
+use mlx_quant_engine::Tensor;
 use mlx_quant_model::WeightsError;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
@@ -82,10 +82,10 @@ impl Cache {
             let values = data
                 .chunks_exact(4)
                 .map(|bytes| f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]));
-            Tensor::from_vec(values.collect(), (self.tokens, hidden), &Device::Cpu)
+            Tensor::from_vec(values.collect(), (self.tokens, hidden), &mlx_quant_engine::cpu())
         };
         let windows =
-            data.chunks_exact(self.tokens * hidden * 4).map(window).collect::<candle_core::Result<_>>();
+            data.chunks_exact(self.tokens * hidden * 4).map(window).collect::<mlx_quant_engine::Result<_>>();
         Ok(Some(windows.map_err(WeightsError::from)?))
     }
 
@@ -93,8 +93,7 @@ impl Cache {
     pub(super) fn store(&self, states: &[Tensor]) -> Result<(), Error> {
         let mut data = Vec::new();
         for state in states {
-            let values =
-                state.flatten_all().and_then(|flat| flat.to_vec1::<f32>()).map_err(WeightsError::from)?;
+            let values = state.to_vec().map_err(WeightsError::from)?;
             data.extend(values.into_iter().flat_map(f32::to_le_bytes));
         }
         let hidden = data.len() / 4 / (self.windows * self.tokens).max(1);

@@ -1,6 +1,6 @@
 //! The last matrix, a tile of the vocabulary at a time, for all windows and both models.
 
-use mlx_quant_engine::{Device, Storage, Tensor};
+use mlx_quant_engine::Tensor;
 use mlx_quant_engine::running::{RunningDivergence, RunningScore};
 use mlx_quant_model::{Forward, Parameters, WeightsError};
 use rayon::prelude::*;
@@ -67,12 +67,12 @@ pub fn measure(
                 _ => None,
             };
             let targets = &windows[window][1..];
-            with_values(&own, |own| match &other {
+            own.read(|own| match &other {
                 None => {
                     add(running, targets, rows.clone(), own, &[]);
                     Ok(())
                 }
-                Some(other) => with_values(other, |other| add(running, targets, rows.clone(), own, other)),
+                Some(other) => other.read(|other| add(running, targets, rows.clone(), own, other)),
             })?
         };
         pool.install(|| running.par_iter_mut().enumerate().try_for_each(step)).map_err(WeightsError::from)?;
@@ -89,16 +89,6 @@ fn load(walk: &Walk<'_>, rows: std::ops::Range<usize>) -> Result<Parameters, Err
     let head = walk.decoder.head.linear.as_ref();
     let path = head.map_or(&walk.decoder.embedding.path, |linear| &linear.path);
     Ok(walk.weights.load_tile(path, rows, &walk.device)?)
-}
-
-/// Lends out the numbers of a tensor, copied only from another device.
-fn with_values<R>(tensor: &Tensor, f: impl FnOnce(&[f32]) -> R) -> mlx_quant_engine::Result<R> {
-    let tensor = tensor.to_device(&mlx_quant_engine::cpu())?;
-    let (storage, layout) = tensor.storage_and_layout();
-    match (&*storage, layout.contiguous_offsets()) {
-        (Storage::Cpu(storage), Some((start, end))) => Ok(f(&storage.as_slice::<f32>()?[start..end])),
-        _ => Err(mlx_quant_engine::Error::msg("a tensor that was brought to the CPU is not there")),
-    }
 }
 
 fn add(running: &mut [Running], targets: &[u32], rows: std::ops::Range<usize>, own: &[f32], other: &[f32]) {

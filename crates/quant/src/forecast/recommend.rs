@@ -275,11 +275,11 @@ fn peer(method: Method, model: &Model, parameters: u64, bits: u32) -> Result<Opt
 
 fn obstacle(needs: &Forecast, wish: &Wish) -> Option<String> {
     if beyond(needs, wish) {
-        let (needs, has) = (crate::report::bytes(needs.peak_memory), crate::report::bytes(wish.memory));
+        let (needs, has) = (crate::numbers::bytes(needs.peak_memory), crate::numbers::bytes(wish.memory));
         return Some(format!("needs about {needs} of memory, {has} may be used"));
     }
     let time = wish.time.filter(|time| needs.seconds > *time)?;
-    let (needs, has) = (crate::report::duration(needs.seconds), crate::report::duration(time));
+    let (needs, has) = (crate::numbers::duration(needs.seconds), crate::numbers::duration(time));
     Some(format!("needs {needs}, {has} may be used"))
 }
 

@@ -4,10 +4,9 @@
 
 use std::ops::Range;
 
-use mlx_quant_engine::{Device, Storage, Tensor, Var};
 use mlx_quant_engine::running::RunningScore;
-use mlx_quant_engine::seeded;
 use mlx_quant_engine::slopes::{self, probabilities, scaled_probabilities};
+use mlx_quant_engine::{Gradients, Tensor};
 use mlx_quant_model::{Forward, Parameters, WeightsError};
 use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::{Rng as _, SeedableRng as _};
@@ -33,16 +32,6 @@ fn tiles(vocabulary: usize) -> impl Iterator<Item = Range<usize>> {
     (0..vocabulary).step_by(TILE).map(move |start| start..vocabulary.min(start + TILE))
 }
 
-/// Lends out the numbers of a tensor.
-fn with_values<R>(tensor: &Tensor, f: impl FnOnce(&[f32]) -> R) -> mlx_quant_engine::Result<R> {
-    let tensor = tensor.to_device(&mlx_quant_engine::cpu())?;
-    let (storage, layout) = tensor.storage_and_layout();
-    match (&*storage, layout.contiguous_offsets()) {
-        (Storage::Cpu(storage), Some((start, end))) => Ok(f(&storage.as_slice::<f32>()?[start..end])),
-        _ => Err(mlx_quant_engine::Error::msg("a tensor that was brought to the CPU is not there")),
-    }
-}
-
 /// The log-sum-exp of every token's logits times `factor`, by window.
 fn log_sum_exps(
     forward: &Forward<'_>,
@@ -60,7 +49,7 @@ fn log_sum_exps(
         let parameters = pool.install(|| tile(rows.clone()))?;
         let step = |(running, hidden): (&mut Vec<RunningScore>, &Tensor)| -> mlx_quant_engine::Result<()> {
             let logits = tempered(forward.logits(&parameters, hidden)?, factor)?;
-            with_values(&logits, |values| {
+            logits.read(|values| {
                 for (score, row) in running.iter_mut().zip(values.chunks_exact(rows.len())) {
                     score.add(row, rows.start as u32, 0);
                 }
@@ -132,7 +121,7 @@ pub(crate) fn sampled(
         let last = rows.end == vocabulary;
         let step = |window: &mut Window<'_>| -> mlx_quant_engine::Result<()> {
             let input = window.hidden.variable();
-            let logits = forward.logits(&parameters, input)?;
+            let logits = forward.logits(&parameters, &input)?;
             let mut slopes = logits.detach().to_vec()?;
             window.squares = vec![0.0; rows.len()];
             let caps: Option<Vec<f32>> = softcap.map(|cap| {
@@ -159,9 +148,9 @@ pub(crate) fn sampled(
                     row[at] -= 1.0;
                 }
             }
-            let slopes = Tensor::from_vec(slopes, logits.shape(), logits.device())?;
+            let slopes = Tensor::from_vec(slopes, logits.dims(), logits.device())?;
             let store = logits.gradients(&slopes)?;
-            add(&mut window.gradient, store.get(input))
+            add(&mut window.gradient, store.get(&input))
         };
         pool.install(|| windows.par_iter_mut().try_for_each(step)).map_err(WeightsError::from)?;
         // Window by window, so that it does not matter how many are under way together.
@@ -205,7 +194,7 @@ pub(crate) struct Top {
 
 /// A head that learns: rows of it, and the variables (scales and centers) of these rows where they are trained.
 pub(crate) type TrainedHead<'h> =
-    &'h (dyn Fn(Range<usize>) -> Result<(Parameters, Option<[Var; 2]>), Error> + Sync);
+    &'h (dyn Fn(Range<usize>) -> Result<(Parameters, Option<[Tensor; 2]>), Error> + Sync);
 
 /// Mean divergence of student from teacher, and its gradients.
 pub(crate) struct Divergence {
@@ -226,7 +215,7 @@ struct Pupil<'h> {
     rest: Vec<f32>,
     loss: f64,
     gradient: Option<Tensor>,
-    store: Option<GradStore>,
+    store: Option<Gradients>,
 }
 
 /// `KL(teacher || student)` at a temperature, averaged over all tokens, and gradients of it if they are asked for.
@@ -272,13 +261,13 @@ pub(crate) fn divergence(
         };
         let step = |(window, pupil): (usize, &mut Pupil<'_>)| -> mlx_quant_engine::Result<()> {
             let input = pupil.hidden.variable();
-            let logits = forward.logits(&parameters, input)?;
+            let logits = forward.logits(&parameters, &input)?;
             let mut values = logits.detach().to_vec()?;
             let width = rows.len();
             match (teacher, &theirs) {
                 (Teacher::Whole { forward, hidden, .. }, Some(theirs)) => {
                     let reference = forward.logits(theirs, &hidden[window])?;
-                    with_values(&reference, |reference| {
+                    reference.read(|reference| {
                         let both = values.chunks_exact_mut(width).zip(reference.chunks_exact(width));
                         for (token, (row, reference)) in both.enumerate() {
                             let lse = pupil.reference_lse[token];
@@ -306,9 +295,9 @@ pub(crate) fn divergence(
                 _ => {}
             }
             if gradients {
-                let values = Tensor::from_vec(values, logits.shape(), logits.device())?;
+                let values = Tensor::from_vec(values, logits.dims(), logits.device())?;
                 let store = logits.gradients(&values)?;
-                add(&mut pupil.gradient, store.get(input))?;
+                add(&mut pupil.gradient, store.get(&input))?;
                 pupil.store = Some(store);
             }
             Ok(())
@@ -329,19 +318,19 @@ pub(crate) fn divergence(
 
 /// Sums of variables' gradients over stores, in their order; every variable must have one in each, but for `some`.
 pub(crate) fn sum_of<'s>(
-    variables: &[Var],
-    stores: impl Iterator<Item = &'s GradStore> + Clone,
+    variables: &[Tensor],
+    stores: impl Iterator<Item = &'s Gradients> + Clone,
     some: bool,
 ) -> Result<Vec<Vec<f32>>, Error> {
     let missing = || mlx_quant_engine::Error::msg("a trained scale has no gradient");
-    let one = |variable: &Var| -> mlx_quant_engine::Result<Vec<f32>> {
+    let one = |variable: &Tensor| -> mlx_quant_engine::Result<Vec<f32>> {
         let mut sum = vec![0f32; variable.elem_count()];
         for store in stores.clone() {
             let gradient = match store.get(variable) {
                 None if some => continue,
                 found => found.ok_or_else(missing)?,
             };
-            with_values(gradient, |values| {
+            gradient.read(|values| {
                 sum.iter_mut().zip(values).for_each(|(sum, value)| *sum += value);
             })?;
         }
@@ -376,7 +365,7 @@ fn weigh_rest(
         let parameters = pool.install(|| tile(rows.clone()))?;
         let step = |((pupil, top), known): ((&Pupil<'_>, &Top), &mut Vec<f64>)| {
             let logits = forward.logits(&parameters, pupil.hidden)?;
-            with_values(&logits, |values| {
+            logits.read(|values| {
                 for (token, row) in values.chunks_exact(rows.len()).enumerate() {
                     for id in top.within(token, &rows).0 {
                         let logit = f64::from(row[*id as usize - rows.start]);

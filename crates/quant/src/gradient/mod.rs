@@ -12,8 +12,7 @@ mod memory;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use mlx_quant_engine::{Tensor, Var};
-use mlx_quant_engine::seeded;
+use mlx_quant_engine::{Gradients as Store, Tensor};
 use mlx_quant_model::{Forward, Parameters, State, Weights, WeightsError};
 use rayon::prelude::*;
 
@@ -73,7 +72,7 @@ pub(crate) fn through_block(
     parameters: &Parameters,
     input: &State,
     gradients: &Gradients,
-) -> mlx_quant_engine::Result<(Gradients, GradStore)> {
+) -> mlx_quant_engine::Result<(Gradients, Store)> {
     let mut variables = Vec::new();
     let mut tensors = Vec::new();
     for (name, tensor) in input.tensors() {
@@ -84,20 +83,15 @@ pub(crate) fn through_block(
     let missing = || mlx_quant_engine::Error::msg("a state is incomplete");
     let state = State::from_tensors(tensors).ok_or_else(missing)?;
     let output = forward.block(index, parameters, state, &mut ())?;
-    let mut sum: Option<Tensor> = None;
-    for (name, tensor) in output.tensors() {
-        let Some(gradient) = gradients.get(&name) else { continue };
-        let seed = seeded(&tensor, gradient)?;
-        sum = Some(match sum {
-            None => seed,
-            Some(sum) => (sum + seed)?,
-        });
+    let outputs = output.tensors();
+    let seeded: Vec<(&Tensor, &Tensor)> =
+        outputs.iter().filter_map(|(name, tensor)| Some((tensor, gradients.get(name)?))).collect();
+    if seeded.is_empty() {
+        return Err(mlx_quant_engine::Error::msg("no gradient arrives at a block"));
     }
-    drop(output);
-    let store = sum.ok_or_else(|| mlx_quant_engine::Error::msg("no gradient arrives at a block"))?.backward()?;
-    let own = variables
-        .into_iter()
-        .filter_map(|(name, variable)| Some((name, store.get(variable)?.clone())));
+    let store = Tensor::gradients_of(&seeded)?;
+    let own =
+        variables.into_iter().filter_map(|(name, variable)| Some((name, store.get(&variable)?.clone())));
     Ok((own.collect(), store))
 }
 
@@ -114,11 +108,11 @@ pub(crate) fn through_embedding(
     let gradient = gradients.get("hidden").ok_or_else(missing)?;
     let Some(beside) = gradients.get("per_layer") else { return Ok(gradient.clone()) };
     let hidden = embedded.hidden.variable();
-    let Some(inputs) = forward.beside(weights, &[window], hidden)? else {
+    let Some(inputs) = forward.beside(weights, &[window], &hidden)? else {
         return Ok(gradient.clone());
     };
     let store = inputs.gradients(beside)?;
-    let more = store.get(hidden).ok_or_else(missing)?;
+    let more = store.get(&hidden).ok_or_else(missing)?;
     Ok((gradient + more)?)
 }
 
@@ -133,8 +127,8 @@ pub(crate) fn through_norm(
     let mut input = state.clone();
     input.hidden = hidden.clone();
     let normed = forward.finish(parameters, &input)?;
-    let store = seeded(&normed, &gradient.reshape(normed.shape())?)?.backward()?;
+    let store = normed.gradients(&gradient.reshape(normed.dims())?)?;
     let missing = || mlx_quant_engine::Error::msg("the last norm passes no gradient");
-    let gradient = store.get(hidden).ok_or_else(missing)?.clone();
+    let gradient = store.get(&hidden).ok_or_else(missing)?.clone();
     Ok([("hidden".to_owned(), gradient)].into_iter().collect())
 }

@@ -9,20 +9,20 @@
 //!
 //! None of it deletes what it did not make.
 
-mod candle;
 mod claim;
 mod file;
 mod keyed;
+mod tensors;
 
 use std::path::Path;
 
 use mlx_format::checkpoint::{Arrays, read_arrays, write_arrays};
 
-pub(crate) use self::candle::{from_candle, to_candle};
 pub use self::claim::Claim;
 pub use self::file::write;
 pub(crate) use self::file::{sweep, sync_directory, write_part, write_with};
 pub(crate) use self::keyed::Keyed;
+pub(crate) use self::tensors::{from_tensors, to_tensors};
 
 /// Arrays as a file that is there whole or not at all. Its name may be lost in a power failure until [`sync_directory`].
 pub(crate) fn store(path: &Path, arrays: &Arrays<'_>) -> std::io::Result<()> {

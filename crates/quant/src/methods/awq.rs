@@ -8,8 +8,8 @@
 //! rounded is folded by its scales and biases alone, its codes stay: so a site's factors may be chosen when the site is reached,
 //! on the inputs it really gets.
 
-use mlx_quant_engine::Tensor;
 use mlx_format::{FloatType, Scheme};
+use mlx_quant_engine::Tensor;
 use rayon::prelude::*;
 
 use super::MethodSettings;

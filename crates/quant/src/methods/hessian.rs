@@ -3,13 +3,13 @@
 //! With inputs `X [tokens, in]` the error of a linear's output under a change `dW` of its weight is
 //! `tr(dW H dW^T)`, `H = X^T X / tokens`: whatever is judged by it needs no further pass over the tokens.
 
-use mlx_quant_engine::{Device, Storage, Tensor};
 use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::cholesky::llt::factor::{cholesky_in_place, cholesky_in_place_scratch};
 use faer::linalg::matmul::matmul;
 use faer::linalg::matmul::triangular::{self, BlockStructure};
 use faer::linalg::triangular_inverse::invert_lower_triangular;
 use faer::{Accum, MatMut, MatRef, Par};
+use mlx_quant_engine::Tensor;
 use rayon::prelude::*;
 
 /// Parts into which products and factorisations are split. Fixed, so that results do not depend on the number of threads.
@@ -45,36 +45,28 @@ impl GramSum {
     /// # Errors
     /// What goes wrong on a device.
     pub fn add(&mut self, inputs: &[&Tensor]) -> mlx_quant_engine::Result<()> {
-        let size = self.size;
-        let held: Vec<Tensor> = inputs
-            .iter()
-            .map(|input| input.detach().to_device(&mlx_quant_engine::cpu())?.contiguous())
-            .collect::<mlx_quant_engine::Result<_>>()?;
-        let storages: Vec<_> = held.iter().map(Tensor::storage_and_layout).collect();
-        let mut windows: Vec<&[f32]> = Vec::with_capacity(held.len());
-        for (storage, layout) in &storages {
-            let (Storage::Cpu(storage), Some((start, end))) = (&**storage, layout.contiguous_offsets())
-            else {
-                return Err(mlx_quant_engine::Error::msg("a tensor that was brought to the CPU is not there"));
-            };
-            windows.push(&storage.as_slice::<f32>()?[start..end]);
-        }
-        self.tokens += windows.iter().map(|window| (window.len() / size.max(1)) as u64).sum::<u64>();
-        for window in &windows {
-            let x = MatRef::from_row_major_slice(window, window.len() / size.max(1), size);
-            triangular::matmul(
-                MatMut::from_row_major_slice_mut(&mut self.values, size, size),
-                BlockStructure::TriangularLower,
-                Accum::Add,
-                x.transpose(),
-                BlockStructure::Rectangular,
-                x,
-                BlockStructure::Rectangular,
-                1.0,
-                Par::rayon(PARTS),
-            );
+        for input in inputs {
+            input.read(|values| self.add_rows(values))?;
         }
         Ok(())
+    }
+
+    fn add_rows(&mut self, values: &[f32]) {
+        let size = self.size;
+        let tokens = values.len() / size.max(1);
+        self.tokens += tokens as u64;
+        let x = MatRef::from_row_major_slice(values, tokens, size);
+        triangular::matmul(
+            MatMut::from_row_major_slice_mut(&mut self.values, size, size),
+            BlockStructure::TriangularLower,
+            Accum::Add,
+            x.transpose(),
+            BlockStructure::Rectangular,
+            x,
+            BlockStructure::Rectangular,
+            1.0,
+            Par::rayon(PARTS),
+        );
     }
 
     /// The mean over all tokens; nothing but zeros if there were none.

@@ -462,7 +462,7 @@ fn unquantized(items: &[Item], specs: &[TensorSpec], parameters: u64) -> Option<
     let named: Vec<String> = kinds
         .iter()
         .take(SHOWN)
-        .map(|(name, bytes)| format!("{name}: {}", crate::report::bytes(*bytes)))
+        .map(|(name, bytes)| format!("{name}: {}", crate::numbers::bytes(*bytes)))
         .collect();
     let more = if kinds.len() > SHOWN { ", ..." } else { "" };
     Some(format!(

@@ -2,9 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use mlx_quant_engine::Tensor;
 use mlx_format::checkpoint::Writer;
 use mlx_format::{FloatType, Mode, Scheme};
+use mlx_quant_engine::{REST, Tensor};
 use mlx_quant_model::decoder::{Block, Linear, Norm};
 use mlx_quant_model::{Forward, Parameters, Producer, Site, View, WeightsError};
 use rayon::prelude::*;
@@ -371,7 +371,7 @@ pub(super) fn round_others(
             _ => How::Nearest { weights: &even },
         };
         let (codes, decoded) = session.pool.install(|| round_one(&flat, stored, None, how))?;
-        parameters.insert(name, decoded.reshape(weight.shape()).map_err(WeightsError::from)?);
+        parameters.insert(name, decoded.reshape(weight.dims()).map_err(WeightsError::from)?);
         all.extend(codes.map(|codes| ((item.name.clone(), None), codes)));
     }
     Ok((parameters, all))
@@ -391,7 +391,7 @@ fn as_written(
     for value in &mut values {
         *value = float.round(if view.add_one { from.round(*value) } else { *value });
     }
-    let tensor = Tensor::from_vec(values, tensor.shape(), tensor.device())?;
+    let tensor = Tensor::from_vec(values, tensor.dims(), tensor.device())?;
     parameters.insert(name.to_owned(), tensor);
     Ok(())
 }

@@ -1,9 +1,9 @@
 //! AWQ within a block: which factors a site's features get, and what stands before the site divided by them.
 
-use mlx_quant_engine::Tensor;
 use mlx_format::FloatType;
-use mlx_quant_model::decoder::{Attention, Gate, Layer, Linear, Mlp, Norm, Projections};
 use mlx_quant_engine::Activation;
+use mlx_quant_engine::{REST, Tensor};
+use mlx_quant_model::decoder::{Attention, Gate, Layer, Linear, Mlp, Norm, Projections};
 use mlx_quant_model::{Parameters, Producer, Site, WeightsError};
 use rayon::prelude::*;
 
@@ -198,7 +198,7 @@ impl BlockWork<'_> {
         let error = |factors: &[f32]| -> Result<f64, Error> {
             let mut sum = 0.0;
             for (truth, found) in truths.iter().zip(outputs(&self.trial(norm, gram, factors)?)?) {
-                let error = (truth - found).and_then(|error| error.sqr()?.sum_all()?.to_scalar::<f32>());
+                let error = (truth - found).and_then(|error| error.sqr()?.sum_all()?.read(|sum| sum[0]));
                 sum += error.map_err(WeightsError::from)? as f64;
             }
             Ok(sum)
@@ -240,8 +240,7 @@ impl BlockWork<'_> {
                 let Stored::Affine(scheme, float) = self.stored(reader) else { continue };
                 let name = format!("{}.weight", reader.path);
                 let weight = self.parameters.tensor(&name).map_err(WeightsError::from)?;
-                let mut values =
-                    weight.to_vec().map_err(WeightsError::from)?;
+                let mut values = weight.to_vec().map_err(WeightsError::from)?;
                 awq::times(&mut values, factors);
                 let how = match self.session.recipe.rounding() {
                     Method::Rtn => How::Plain,
@@ -250,7 +249,7 @@ impl BlockWork<'_> {
                 let mut values =
                     self.session.pool.install(|| round(&values, gram.size, scheme, float, how).decoded());
                 awq::over(&mut values, factors);
-                let tensor = Tensor::from_vec(values, weight.shape(), weight.device());
+                let tensor = Tensor::from_vec(values, weight.dims(), weight.device());
                 parameters.insert(name, tensor.map_err(WeightsError::from)?);
             }
         }

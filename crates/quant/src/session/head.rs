@@ -1,8 +1,8 @@
 //! The head: the one matrix behind the last block, rounded on the final hidden states of the quantized model.
 
-use mlx_quant_engine::Tensor;
 use mlx_format::checkpoint::Writer;
 use mlx_format::{FloatType, Mode, Scheme};
+use mlx_quant_engine::Tensor;
 use mlx_quant_model::{Forward, Parameters, WeightsError};
 
 use super::Session;
@@ -168,9 +168,7 @@ impl Session<'_> {
             let tile =
                 self.pool.install(|| self.walk.weights.load_tile(&item.name, range, &self.walk.device))?;
             let weight = tile.tensor(&format!("{}.weight", item.name)).map_err(WeightsError::from)?;
-            let values = weight
-                .to_vec()
-                .map_err(WeightsError::from)?;
+            let values = weight.to_vec().map_err(WeightsError::from)?;
             let rounded = self.pool.install(|| round(&values, size, scheme, float, how));
             write_rounded(writer, item.first_output, start, float, &rounded)?;
             self.walk.weights.release();

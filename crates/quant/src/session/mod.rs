@@ -348,10 +348,12 @@ impl Session<'_> {
         let known = statistics.is_some_and(|statistics| self.has_all(statistics));
         if done(writer, &tables) {
             if known {
-                return Ok(States::still(files, finished));
+                return Ok(States::still(files, finished, &self.walk.device));
             }
             let count = windows.picked.len();
-            if let Some(states) = States::resume(count, files.clone(), spill, finished, self.observer) {
+            if let Some(states) =
+                States::resume(count, files.clone(), spill, finished, &self.walk.device, self.observer)
+            {
                 return Ok(states);
             }
             if finished > 0 {
@@ -368,7 +370,7 @@ impl Session<'_> {
         self.carrier(&Quiet(self.observer)).carry(writer, others)?;
         writer.record(tables.iter().map(|item| self.plan.items[*item].first_output))?;
         if known {
-            return Ok(States::still(files, 0));
+            return Ok(States::still(files, 0, &self.walk.device));
         }
         // Statistics are those of the full-precision model.
         if statistics.is_none() {
@@ -376,7 +378,7 @@ impl Session<'_> {
         }
         let (decoder, device) = (&self.walk.decoder, &self.walk.device);
         let forward = Forward::new(decoder, windows.sequence_length, device).map_err(WeightsError::from)?;
-        let states = States::new(windows.picked.len(), files, spill, |window| {
+        let states = States::new(windows.picked.len(), files, spill, &self.walk.device, |window| {
             Ok(forward.embed(&self.walk.weights, &[&windows.picked[window].tokens])?)
         });
         self.walk.weights.restore_rows();
@@ -475,8 +477,7 @@ impl Session<'_> {
             let Job::Quantize { view, float, scheme } = &self.plan.items[item].job else { continue };
             let (ids, columns): (Vec<u32>, usize) = (ids.into_iter().collect(), view.columns());
             let rows = self.pool.install(|| self.walk.weights.rows(&path, &ids, &self.walk.device))?;
-            let mut values =
-                rows.flatten_all().and_then(|rows| rows.to_vec1::<f32>()).map_err(WeightsError::from)?;
+            let mut values = rows.to_vec().map_err(WeightsError::from)?;
             let table = table.filter(|_| path == self.walk.decoder.embedding.path);
             let decoded = self.pool.install(|| match table {
                 Some(table) => round(&values, columns, *scheme, *float, table.how(self)).decoded(),

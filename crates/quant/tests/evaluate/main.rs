@@ -15,7 +15,6 @@ mod sources;
 
 use std::path::{Path, PathBuf};
 
-use mlx_quant_engine::Tensor;
 use common::{convert_to, fixtures, open_path, quantize, write_checkpoint};
 use mlx_format::checkpoint::Directory;
 use mlx_format::{Dtype, Mode, Scheme};
@@ -24,6 +23,7 @@ use mlx_quant::{
     Against, DataError, DataSource, Error, Evaluation, EvaluationSettings, Event, Measures, Model, Observer,
     Pick, Residency, Settings, Silent, TokenMeasure, Walk, Windows, evaluate, measure, memory,
 };
+use mlx_quant_engine::Tensor;
 use serde_json::Value;
 use tempfile::TempDir;
 

@@ -4,13 +4,17 @@ use super::*;
 
 /// Logits in float64, a whole row at a time: head times hidden state, bias, factor, cap.
 fn logits(walk: &Walk<'_>, window: &[u32]) -> Vec<Vec<f64>> {
-    let hidden = hidden(walk, &[window])[0].to_vec2::<f32>().unwrap();
+    let rows = |matrix: &Tensor| -> Vec<Vec<f32>> {
+        let columns = matrix.dim(1).unwrap();
+        matrix.to_vec().unwrap().chunks_exact(columns).map(<[f32]>::to_vec).collect()
+    };
+    let hidden = rows(&hidden(walk, &[window])[0]);
     let last = walk.weights.load_last(&walk.decoder, &walk.device).unwrap();
     let head = &walk.decoder.head;
     let path = head.linear.as_ref().map_or(&walk.decoder.embedding.path, |linear| &linear.path);
-    let weight = last.tensor(&format!("{path}.weight")).unwrap().to_vec2::<f32>().unwrap();
+    let weight = rows(last.tensor(&format!("{path}.weight")).unwrap());
     let bias = match last.get(&format!("{path}.bias")) {
-        Some(bias) => bias.to_vec1::<f32>().unwrap(),
+        Some(bias) => bias.to_vec().unwrap(),
         None => vec![0.0; weight.len()],
     };
     let product = |left: &[f32], right: &[f32]| -> f64 {

@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use mlx_quant_engine::Device;
 use mlx_quant::Model;
 use mlx_quant::model::{Decoder, Forward, Tap, Weights};
+use mlx_quant_engine::Device;
 use safetensors::SafeTensors;
 
 use crate::common::open_path;

@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use mlx_quant_engine::{D, Result, Tensor};
 use mlx_quant::model::decoder::{Block, Linear};
 use mlx_quant::model::{Tap, Weights};
+use mlx_quant_engine::{D, Result, Tensor};
 
 use crate::{Verdict, model};
 

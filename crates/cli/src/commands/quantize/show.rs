@@ -2,7 +2,8 @@
 
 use anyhow::Result;
 use mlx_quant::forecast::Forecast;
-use mlx_quant::{Distilled, Plan, Quantized, Windows, report};
+use mlx_quant::{Distilled, Plan, Quantized, Windows};
+use mlx_quant_report as report;
 use serde_json::json;
 
 use super::Request;

@@ -194,8 +194,8 @@ fn data_sets_beyond_the_limit_are_sampled() {
         large.part_read().unwrap(),
         format!(
             "read {} of {}, evenly spaced",
-            crate::report::bytes(large.bytes_read),
-            crate::report::bytes(large.bytes_total)
+            crate::numbers::bytes(large.bytes_read),
+            crate::numbers::bytes(large.bytes_total)
         )
     );
     // A larger number with the same seed begins with the same windows, as they are of the same sample.

@@ -1,10 +1,11 @@
 //! What tables of evaluations show: one row for all data and one for each file.
 
+use mlx_quant::{Evaluation, Measures};
+
 use super::numbers::with_error;
-use crate::{Evaluation, Measures};
 
 /// Heads of the columns.
-pub(super) fn heads(evaluation: &Evaluation) -> Vec<&'static str> {
+pub(crate) fn heads(evaluation: &Evaluation) -> Vec<&'static str> {
     let mut heads = vec!["data", "windows", "tokens", "perplexity"];
     if evaluation.total.against.is_some() {
         heads.extend(["reference", "KL, nats/token", "p50", "p99", "p99.9", "max", "top-1 agreement"]);
@@ -13,7 +14,7 @@ pub(super) fn heads(evaluation: &Evaluation) -> Vec<&'static str> {
 }
 
 /// Cells of all rows.
-pub(super) fn rows(evaluation: &Evaluation) -> Vec<Vec<String>> {
+pub(crate) fn rows(evaluation: &Evaluation) -> Vec<Vec<String>> {
     let name = match evaluation.sources.as_slice() {
         [only] => only.name.as_str(),
         _ => "all",
@@ -43,7 +44,7 @@ fn row(name: &str, measures: &Measures) -> Vec<String> {
 }
 
 /// What was evaluated, in a line.
-pub(super) fn title(evaluation: &Evaluation) -> String {
+pub(crate) fn title(evaluation: &Evaluation) -> String {
     let subject = &evaluation.subject;
     let mut title = format!("{} ({:.3} bits per weight)", subject.model, subject.bits_per_weight);
     if let Some(reference) = &subject.reference {

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::rows::{heads, rows, title};
-use crate::Evaluation;
+use mlx_quant::Evaluation;
 
 /// The evaluation as a heading, a table and a line that says how it was measured.
 pub fn markdown(evaluation: &Evaluation) -> String {

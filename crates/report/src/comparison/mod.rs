@@ -7,11 +7,12 @@ mod rows;
 
 use std::fmt::Write as _;
 
+use mlx_quant::compare::Comparison;
+
 pub use self::page::comparison_html;
 pub use self::plots::size_plot;
 use self::rows::{HEADS, facts, quality_order, rows, speed_order};
-use crate::compare::Comparison;
-use crate::report::plain_table;
+use crate::plain_table;
 
 /// The table, best quality first, with both orders below it.
 pub fn comparison_table(comparison: &Comparison) -> String {

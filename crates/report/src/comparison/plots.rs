@@ -3,8 +3,9 @@
 use kuva::plot::scatter::MarkerShape;
 use kuva::prelude::{ColorMap, Heatmap, Layout, LegendPosition, LinePlot, Plot, ScatterPlot};
 
+use mlx_quant::compare::{Comparison, Entry};
+
 use super::layers::Grid;
-use crate::compare::{Comparison, Entry};
 
 /// Colours that people with any colour vision tell apart (Okabe and Ito), light and dark alike.
 const COLORS: [&str; 8] =

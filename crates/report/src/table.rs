@@ -2,8 +2,9 @@
 
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 
+use mlx_quant::Evaluation;
+
 use super::rows::{heads, rows, title};
-use crate::Evaluation;
 
 /// A table without lines; columns from `right` on are aligned to the right.
 pub fn plain_table(heads: &[&str], rows: Vec<Vec<String>>, right: usize) -> String {

@@ -1,7 +1,8 @@
 //! What tables of a comparison show.
 
-use crate::compare::{Comparison, Entry};
-use crate::report::{bytes, duration, weights, with_error};
+use mlx_quant::compare::{Comparison, Entry};
+
+use crate::{bytes, duration, weights, with_error};
 
 /// Heads of the columns.
 pub(super) const HEADS: [&str; 11] = [

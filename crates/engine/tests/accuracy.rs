@@ -1,7 +1,7 @@
 //! The stated error bounds of the float32 functions, against float64.
 #![allow(clippy::unwrap_used, reason = "a test panics to fail")]
 
-use mlx_quant_model::ops::exp;
+use mlx_quant_engine::exp;
 
 /// Every 257th float32 from `-range` to `range`.
 fn sweep(range: f32) -> impl Iterator<Item = f32> {

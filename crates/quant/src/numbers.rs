@@ -1,12 +1,4 @@
-//! Numbers as people read them.
-
-/// A value and its standard error.
-pub(super) fn with_error(value: f64, error: Option<f64>, digits: usize) -> String {
-    match error {
-        Some(error) => format!("{value:.digits$} ± {error:.digits$}"),
-        None => format!("{value:.digits$}"),
-    }
-}
+//! Bytes and times as people read them, for errors and for whoever shows results.
 
 /// `1.23 GB`, in powers of 1000.
 pub fn bytes(count: u64) -> String {
@@ -29,27 +21,6 @@ pub fn duration(seconds: f64) -> String {
         _ if seconds < 600.0 => format!("{seconds:.0} s"),
         _ if seconds < 5970.0 => format!("{:.0} min", seconds / 60.0),
         _ => format!("{:.1} h", seconds / 3600.0),
-    }
-}
-
-/// What a mean KL to the original, in nats a token, is like.
-pub fn reading(kl: f64) -> &'static str {
-    match kl {
-        _ if kl < 0.01 => "hard to tell from the original",
-        _ if kl < 0.05 => "very close to the original",
-        _ if kl < 0.2 => "noticeable in hard tasks",
-        _ if kl < 0.5 => "clearly worse than the original",
-        _ => "another model; use more bits or a better method",
-    }
-}
-
-/// `7.9 million weights`, `8.03 billion weights`.
-pub fn weights(count: u64) -> String {
-    let millions = count as f64 / 1e6;
-    if millions < 1000.0 {
-        format!("{millions:.1} million weights")
-    } else {
-        format!("{:.2} billion weights", millions / 1e3)
     }
 }
 

@@ -2,14 +2,13 @@
 
 use minijinja::value::Serde;
 use minijinja::{AutoEscape, Environment, Value, context};
+use mlx_quant::compare::{Comparison, Ranked};
 use serde::Serialize;
 
 use super::layers::Grid;
 use super::plots::{sensitivity_plot, size_plot, training_plot};
 use super::rows::{HEADS, facts, in_order, quality_order, rows, speed_order};
-use crate::Error;
-use crate::compare::Comparison;
-use crate::report::with_error;
+use crate::{Error, with_error};
 
 const PAGE: &str = include_str!("page.html");
 
@@ -30,9 +29,9 @@ struct Gap {
 pub fn comparison_html(comparison: &Comparison, commands: &[String]) -> Result<String, Error> {
     let mut environment = Environment::new();
     environment.set_auto_escape_callback(|_| AutoEscape::Html);
-    let failed = |error: minijinja::Error| Error::Report(error.to_string());
+    let failed = |error: minijinja::Error| Error::Page(error.to_string());
     environment.add_template("page", PAGE).map_err(failed)?;
-    let gap = |ranked: &crate::compare::Ranked| Gap {
+    let gap = |ranked: &Ranked| Gap {
         name: comparison.entries[ranked.entry].name.clone(),
         behind: ranked.behind.map(|behind| with_error(behind, ranked.behind_stderr, 5)),
         apart: ranked.apart,
@@ -74,9 +73,10 @@ pub fn comparison_html(comparison: &Comparison, commands: &[String]) -> Result<S
 
 #[cfg(test)]
 mod tests {
+    use mlx_quant::compare::{Entry, Keep, Rankings, Text};
+    use mlx_quant::{Against, Evaluation, Measures, Pick, Subject};
+
     use super::*;
-    use crate::compare::{Rankings, Text, test_entry};
-    use crate::data::Pick;
 
     fn text() -> Text {
         let pick = Pick::EvenlySpaced { windows: 3 };
@@ -89,11 +89,46 @@ mod tests {
         }
     }
 
+    /// A result with these divergences by window.
+    fn entry(name: &str, recipe: &str, bits_per_weight: f64, seconds: f64, windows: &[f64]) -> Entry {
+        let against = Against {
+            kl_mean: windows.iter().sum::<f64>() / windows.len() as f64,
+            kl_by_window: windows.to_vec(),
+            ..Against::default()
+        };
+        let total = Measures { windows: windows.len(), against: Some(against), ..Measures::default() };
+        Entry {
+            name: name.to_owned(),
+            recipe: recipe.to_owned(),
+            bits: bits_per_weight as u32,
+            group_size: 64,
+            bits_per_weight,
+            bytes: 1000,
+            seconds,
+            resumed: false,
+            peak_memory: None,
+            predicted_kl: None,
+            evaluation: Evaluation {
+                subject: Subject::default(),
+                total,
+                by_source: Vec::new(),
+                sequence_length: 8,
+                data_hash: String::new(),
+                pick: Pick::EvenlySpaced { windows: windows.len() },
+                sources: Vec::new(),
+            },
+            layers: Vec::new(),
+            distilled: None,
+            keep: Keep::Best,
+            model: None,
+        }
+    }
+
     #[test]
     fn names_are_text_and_nothing_is_left_out() {
         let entries = vec![
-            test_entry("basic", "rtn", 4.5, 1.0, &[0.1, 0.12, 0.11]),
-            test_entry("gptq", "gptq", 4.5, 9.0, &[0.05, 0.07, 0.06]),
+            entry("basic", "rtn", 4.5, 1.0, &[0.1, 0.12, 0.11]),
+            entry("gptq", "gptq", 4.5, 9.0, &[0.05, 0.07, 0.06]),
         ];
         let comparison = Comparison {
             version: "1".to_owned(),

@@ -1,0 +1,48 @@
+//! Figures as tables show them; bytes and times are [`mlx_quant::numbers`], which errors need too.
+
+/// A value and its standard error.
+pub(crate) fn with_error(value: f64, error: Option<f64>, digits: usize) -> String {
+    match error {
+        Some(error) => format!("{value:.digits$} ± {error:.digits$}"),
+        None => format!("{value:.digits$}"),
+    }
+}
+
+/// What a mean KL to the original, in nats a token, is like.
+pub fn reading(kl: f64) -> &'static str {
+    match kl {
+        _ if kl < 0.01 => "hard to tell from the original",
+        _ if kl < 0.05 => "very close to the original",
+        _ if kl < 0.2 => "noticeable in hard tasks",
+        _ if kl < 0.5 => "clearly worse than the original",
+        _ => "another model; use more bits or a better method",
+    }
+}
+
+/// `7.9 million weights`, `8.03 billion weights`.
+pub fn weights(count: u64) -> String {
+    let millions = count as f64 / 1e6;
+    if millions < 1000.0 {
+        format!("{millions:.1} million weights")
+    } else {
+        format!("{:.2} billion weights", millions / 1e3)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_are_rounded_as_values_are() {
+        assert_eq!(with_error(0.123_456, Some(0.001_26), 4), "0.1235 ± 0.0013");
+        assert_eq!(with_error(0.123_456, None, 2), "0.12");
+    }
+
+    #[test]
+    fn weights_change_their_unit_at_a_billion() {
+        assert_eq!(weights(7_940_000), "7.9 million weights");
+        assert_eq!(weights(999_900_000), "999.9 million weights");
+        assert_eq!(weights(8_030_000_000), "8.03 billion weights");
+    }
+}
