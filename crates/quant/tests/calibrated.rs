@@ -8,11 +8,11 @@ mod common;
 use std::path::{Path, PathBuf};
 
 use mlx_format::Scheme;
+use mlx_format::checkpoint::{Array, Arrays, read_arrays, write_arrays};
 use mlx_quant::model::{Forward, State, Weights};
 use mlx_quant::{
     Error, Model, Plan, QuantizeSettings, Quantized, Settings, Silent, Window, Windows, convert, quantize,
 };
-use mlx_quant_engine::{Device, Tensor};
 
 use crate::common::{Stopper, fixtures, open_path, random_windows as windows, shared};
 
@@ -67,7 +67,7 @@ impl Blocks {
         let forward = Forward::new(&decoder, self.windows.sequence_length, &mlx_quant_engine::cpu()).unwrap();
         let square = |a: &State, b: &State| {
             let difference = (&a.hidden - &b.hidden).unwrap().sqr().unwrap().sum_all().unwrap();
-            difference.to_scalar::<f32>().unwrap() as f64
+            difference.to_vec().unwrap()[0] as f64
         };
         let mut sum = 0.0;
         for (index, block) in decoder.blocks.iter().enumerate() {

@@ -4,6 +4,7 @@
 
 mod common;
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 use mlx_quant::model::{Forward, Weights};
@@ -58,7 +59,8 @@ fn check_all(directory: &Path) {
         let name = path.file_name().unwrap().to_string_lossy();
         let run = |device: Device| {
             let path = path.clone();
-            std::panic::catch_unwind(move || deviation(&path, &device)).unwrap_or(f64::NAN)
+            let run = AssertUnwindSafe(move || deviation(&path, &device));
+            catch_unwind(run).unwrap_or(f64::NAN)
         };
         let (cpu, plain) = (run(cpu()), run(plain()));
         println!("{name:<24}{cpu:>12.1e}{plain:>12.1e}");

@@ -134,7 +134,7 @@ pub fn round(values: &[f32], columns: usize, scheme: Scheme, float: FloatType, h
 #[cfg(test)]
 #[allow(clippy::print_stdout, reason = "a test shows its figures")]
 mod tests {
-    use mlx_quant_engine::{Device, Tensor};
+    use mlx_quant_engine::Tensor;
 
     use super::super::hessian::{Gram, GramSum};
     use super::*;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use mlx_format::checkpoint::Directory;
 use mlx_format::{FloatType, Scheme};
-use mlx_quant_engine::{Device, Tensor};
+use mlx_quant_engine::Tensor;
 use mlx_quant_model::{Forward, State, Weights};
 
 use super::{DRAWN, QuantizeSettings, Quantized, quantize};

@@ -4,7 +4,6 @@ use std::path::Path;
 
 use mlx_quant::Model;
 use mlx_quant::model::{Decoder, Forward, Tap, Weights};
-use mlx_quant_engine::Device;
 use safetensors::SafeTensors;
 
 use crate::common::open_path;
@@ -49,7 +48,7 @@ pub(crate) fn run(
     let last = weights.load_last(decoder, &device).map_err(text)?;
     let hidden = forward.finish(&last, &state).map_err(text)?;
     let logits = forward.logits(&last, &hidden).map_err(text)?;
-    logits.flatten_all().and_then(|logits| logits.to_vec1()).map_err(text)
+    logits.to_vec().map_err(text)
 }
 
 /// Opens, describes and runs a model.

@@ -113,7 +113,7 @@ pub(crate) fn streaming_equals_resident(directory: &Path) -> Verdict {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
     let states = |walk: &Walk<'_>| -> Result<Vec<f32>, String> {
         let hidden = walk.hidden(&windows, &pool, &Silent, &mut 0).map_err(model::text)?;
-        let flat = hidden.iter().map(|state| state.flatten_all().and_then(|state| state.to_vec1::<f32>()));
+        let flat = hidden.iter().map(|state| state.to_vec());
         Ok(flat.collect::<Result<Vec<_>, _>>().map_err(model::text)?.concat())
     };
     let streaming = states(&Walk::open(&source).map_err(model::text)?)?;

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use mlx_quant::model::decoder::{Block, Linear};
 use mlx_quant::model::{Tap, Weights};
-use mlx_quant_engine::{D, Result, Tensor};
+use mlx_quant_engine::{LAST, Result, Tensor};
 
 use crate::{Verdict, model};
 
@@ -21,7 +21,7 @@ struct Seen(Vec<(Readers, usize)>);
 
 impl Tap for Seen {
     fn see(&mut self, readers: &[&Linear], expert: Option<usize>, input: &Tensor) -> Result<()> {
-        self.0.push(((paths(readers), expert), input.dim(D::Minus1)?));
+        self.0.push(((paths(readers), expert), input.dim(LAST)?));
         Ok(())
     }
 }
