@@ -10,8 +10,8 @@ use sha2::{Digest as _, Sha256};
 
 use super::{CompareSettings, Contestant, Entry};
 use crate::data::hexadecimal;
-use crate::kept::{self, Claim, Keyed};
 use crate::dynamic::{Sensitivities, known_sensitivities};
+use crate::kept::{self, Claim, Keyed};
 use crate::observer::Observer;
 use crate::{Error, Model};
 
