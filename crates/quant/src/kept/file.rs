@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions, Permissions};
-use std::io::{BufWriter, Result, Write};
+use std::io::{BufWriter, ErrorKind, Result, Write};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
@@ -87,7 +87,11 @@ pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
 /// # Errors
 /// What the system says.
 pub(crate) fn sync_directory(directory: &Path) -> Result<()> {
-    File::open(directory)?.sync_all()
+    match File::open(directory)?.sync_all() {
+        // Some network disks do not know it for directories.
+        Err(error) if matches!(error.kind(), ErrorKind::InvalidInput | ErrorKind::Unsupported) => Ok(()),
+        other => other,
+    }
 }
 
 /// Removes partial files of processes that have ended, those whose own name is `ours`. What cannot be removed stays.
