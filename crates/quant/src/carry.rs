@@ -8,6 +8,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Mutex;
+use std::time::{Duration, Instant};
 
 use mlx_format::checkpoint::{Layout, Writer};
 use mlx_format::{FloatType, Mode, PackedMut, PackedRef, Scheme};
@@ -23,8 +24,9 @@ use crate::{Error, Model};
 pub(crate) const CHUNK_BYTES: usize = 1 << 20;
 /// Chunks that each thread works on between looks at progress and cancellation.
 pub(crate) const CHUNKS_PER_THREAD: usize = 16;
-/// Output is synced and journalled whenever this much input has been done.
+/// Output is synced and journalled whenever this much input has been done, or so much time has gone by: that is what a kill costs.
 const JOURNAL_BYTES: u64 = 1 << 30;
+const JOURNAL_TIME: Duration = Duration::from_secs(60);
 
 /// Weights of a layer's columns for the searched grid, by module path, `[in]` or `[experts * in]`; layers that are not named weigh
 /// all alike, and large weights more.
@@ -103,7 +105,7 @@ impl Carrier<'_> {
         let mut pending = chunks(plan, left);
         // The disk reads a round ahead of the processors.
         let mut next = self.next_round(&mut pending);
-        let (mut read, mut unrecorded) = (0u64, 0u64);
+        let (mut read, mut unrecorded, mut recorded) = (0u64, 0u64, Instant::now());
         let mut finished = Vec::new();
         while !next.is_empty() {
             if observer.cancelled() {
@@ -144,9 +146,9 @@ impl Carrier<'_> {
                     finished.push(plan.items[chunk.item].first_output);
                 }
             }
-            if unrecorded >= JOURNAL_BYTES {
+            if unrecorded >= JOURNAL_BYTES || recorded.elapsed() >= JOURNAL_TIME {
                 writer.record(std::mem::take(&mut finished))?;
-                unrecorded = 0;
+                (unrecorded, recorded) = (0, Instant::now());
             }
             observer.event(Event::Progress { done: resumed + read });
         }

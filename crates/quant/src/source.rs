@@ -1,7 +1,7 @@
 //! Opening a model: weights, config, and the small files that go along.
 
 use mlx_format::Dtype;
-use mlx_format::checkpoint::{Checkpoint, Config, Directory};
+use mlx_format::checkpoint::{Checkpoint, Config, Directory, tidy};
 use mlx_quant_model::Tokenizer;
 use sha2::{Digest as _, Sha256};
 
@@ -18,14 +18,23 @@ pub struct Model {
     pub allow_unread: bool,
 }
 
-/// Opens a model directory and validates everything in it.
+/// Opens a model directory and validates everything in it. What a run that was killed at its very end left in a model of ours
+/// is removed, where the disk lets it ([`tidy`]).
 ///
 /// # Errors
 /// [`Error`] for whatever is missing, unreadable or damaged.
 pub fn open(directory: &Directory) -> Result<Model, Error> {
+    relieve(directory);
     // The config first: without one, a directory of weights is not a model.
     let config = Config::load(directory)?;
     Ok(Model { checkpoint: Checkpoint::open(directory.clone())?, config, allow_unread: false })
+}
+
+/// A model is read all the same where nothing can be removed.
+fn relieve(directory: &Directory) {
+    if let Directory::Path(path) = directory {
+        let _ = tidy(path);
+    }
 }
 
 /// Opens a model directory as mlx_lm does: every `model*.safetensors`, whatever the index says, damaged files left out; where there
@@ -35,6 +44,7 @@ pub fn open(directory: &Directory) -> Result<Model, Error> {
 /// # Errors
 /// [`Error`] if config.json or all weights are missing or unreadable.
 pub fn open_files(directory: &Directory) -> Result<Model, Error> {
+    relieve(directory);
     let config = Config::load(directory)?;
     let (checkpoint, _) = Checkpoint::open_files(directory.clone())?;
     Ok(Model { checkpoint, config, allow_unread: false })

@@ -14,7 +14,7 @@ use mlx_quant::{
     Error, Model, Plan, QuantizeSettings, Quantized, Settings, Silent, Window, Windows, convert, quantize,
 };
 
-use crate::common::{Stopper, fixtures, open_path, random_windows as windows, shared};
+use crate::common::{Stopper, Warned, fixtures, open_path, random_windows as windows, shared};
 
 fn plan(model: &Model, bits: u32) -> Plan {
     let quantize = Some(Scheme::affine(bits, 32).unwrap());
@@ -185,6 +185,35 @@ fn an_interrupted_run_goes_on_where_it_stopped() {
                     std::fs::read_dir(&target).unwrap().map(|entry| entry.unwrap().file_name()).collect();
                 assert!(left.iter().all(|name| !name.to_string_lossy().starts_with('.')), "{left:?}");
             }
+        }
+    }
+}
+
+/// A file of activations that was cut off costs the block that it came out of, not those before; that is told, and the bytes
+/// are the same.
+#[test]
+fn a_damaged_state_costs_one_block() {
+    for model in several() {
+        let out = tempfile::tempdir().unwrap();
+        run(&model, &out.path().join("whole"), &settings("gptq"));
+        for (damaged, words) in [(&["1"][..], 1), (&["1", "0"], 3)] {
+            let target = out.path().join(damaged.len().to_string());
+            let (plan, windows, settings) = (plan(&model, 4), windows(&model, 1, 6, 48), settings("gptq"));
+            // Behind the first block.
+            let stopped = quantize(&model, &plan, &windows, &target, &settings, &Stopper(2.into()));
+            assert!(matches!(stopped, Err(Error::Interrupted)), "{stopped:?}");
+            for block in damaged {
+                let name = format!(".{}.partial/.state-{block}-4.safetensors", damaged.len());
+                let file = std::fs::File::options().write(true).open(out.path().join(name)).unwrap();
+                file.set_len(100).unwrap();
+            }
+            let warned = Warned::default();
+            let made = quantize(&model, &plan, &windows, &target, &settings, &warned).unwrap();
+            assert_eq!(made.resumed_blocks, 0);
+            let told = warned.0.into_inner().unwrap();
+            assert_eq!(told.len(), words, "{told:?}");
+            assert!(told[0].contains(".state-1-4.safetensors"), "{told:?}");
+            assert!(bytes(&target) == bytes(&out.path().join("whole")));
         }
     }
 }

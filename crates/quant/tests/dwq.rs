@@ -12,7 +12,7 @@ use mlx_quant::{
     distill, quantize, targets,
 };
 
-use crate::common::{Stopper, fixtures, open_path, random_windows as windows, shared};
+use crate::common::{Stopper, Warned, fixtures, open_path, random_windows as windows, shared};
 
 fn settings(model: &Model, recipe: &str, iterations: usize) -> QuantizeSettings {
     let dwq = DwqSettings {
@@ -126,6 +126,40 @@ fn threads_and_interruptions_decide_nothing() {
     other.dwq.seed = 5;
     run(&model, &at("seed"), &other, &Silent).unwrap();
     assert!(whole != bytes(&at("seed")), "the seed orders the windows");
+}
+
+/// A state that was cut off costs the steps, which is told, and only where the student is what it was; a file of the teacher's is made
+/// again.
+#[test]
+fn damaged_states_cost_what_they_hold() {
+    let model = some_model();
+    let out = tempfile::tempdir().unwrap();
+    let own = settings(&model, "rtn+dwq", 5);
+    run(&model, &out.path().join("whole"), &own, &Silent).unwrap();
+    let target = out.path().join("out");
+    let at = |name: &str| out.path().join(".out.partial").join(name);
+    let cut = |name: &str| {
+        let file = std::fs::File::options().write(true).open(at(name)).unwrap();
+        file.set_len(100).unwrap();
+    };
+    let stop = (1..60).find(|stop| {
+        assert!(matches!(run(&model, &target, &own, &Stopper((*stop).into())), Err(Error::Interrupted)));
+        at(".state-dwq.safetensors").exists()
+    });
+    assert!(stop.is_some());
+    cut(".state-dwq.safetensors");
+    cut(".state-dwq-teacher-training-3.safetensors");
+    // As if the best numbers were written when the power failed.
+    std::fs::write(at(".state-dwq-written"), "").unwrap();
+    let error = run(&model, &target, &own, &Silent).unwrap_err();
+    assert!(matches!(error, Error::Lost { .. }) && error.to_string().contains("hint: delete"), "{error}");
+    std::fs::remove_file(at(".state-dwq-written")).unwrap();
+    let warned = Warned::default();
+    let made = run(&model, &target, &own, &warned).unwrap();
+    assert_eq!(made.distilled.unwrap().resumed_steps, 0);
+    let told = warned.0.into_inner().unwrap();
+    assert!(told.len() == 1 && told[0].contains(".state-dwq.safetensors"), "{told:?}");
+    assert!(bytes(&target) == bytes(&out.path().join("whole")));
 }
 
 /// A rate that ruins the model, and one that makes it infinite, leave what was there before.

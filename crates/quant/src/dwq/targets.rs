@@ -4,6 +4,7 @@
 //! head; a directory of targets keeps the likeliest tokens and what the others have together, after which no teacher is needed.
 
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use mlx_format::checkpoint::{Array, Arrays, array_shapes};
 use mlx_quant_engine::Tensor;
@@ -13,6 +14,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
+use super::wave::Wave;
 use crate::data::{Windows, hexadecimal};
 use crate::evaluate::TILE;
 use crate::gradient::{Teacher, Top};
@@ -203,34 +205,52 @@ impl<'t> Targets<'t> {
         observer.event(Event::Phase { name: "teacher", total: missing.len() as u64, tokens });
         // Of the likeliest, thousands a token are looked at together.
         let most = if matches!(self, Self::Directory(_)) { 8 } else { 256 };
-        let wave = teacher.wave(lessons.training.sequence_length).min(most);
+        let most = teacher.wave(lessons.training.sequence_length).min(most);
+        let mut wave = Wave::new(pool.current_num_threads(), most);
         let mut done = 0;
-        for (part, all) in [Part::Training, Part::HeldOut]
-            .map(|part| (part, missing.iter().filter(|one| one.0 == part).collect::<Vec<_>>()))
-        {
-            for some in all.chunks(wave) {
+        for part in [Part::Training, Part::HeldOut] {
+            let all: Vec<_> = missing.iter().filter(|one| one.0 == part).collect();
+            let mut left = &all[..];
+            while !left.is_empty() {
                 if observer.cancelled() {
                     return Err(Error::Interrupted);
                 }
-                let tokens: Vec<&[u32]> =
-                    some.iter().map(|one| &*lessons.windows(part).picked[one.1].tokens).collect();
-                let hidden = teacher.hidden(&tokens, pool, &Quiet(observer), &mut 0)?;
-                match self {
-                    Self::States { .. } => {
-                        for (one, hidden) in some.iter().zip(hidden) {
-                            let arrays = kept::from_tensors([("hidden".to_owned(), hidden)]);
-                            self.save(**one, &arrays.map_err(WeightsError::from)?)?;
-                        }
-                    }
-                    Self::Directory(_) => {
-                        let tops = tops(teacher, &hidden, lessons.temperature(part), pool)?;
-                        for (one, top) in some.iter().zip(tops) {
-                            self.save_top(**one, top)?;
-                        }
-                    }
-                }
+                let some;
+                (some, left) = left.split_at(wave.windows().min(left.len()));
+                let begun = Instant::now();
+                self.make_some(teacher, lessons, (part, some), pool, observer)?;
+                wave.took(begun.elapsed());
                 done += some.len() as u64;
                 observer.event(Event::Progress { done });
+            }
+        }
+        Ok(())
+    }
+
+    /// Those of some windows together.
+    fn make_some(
+        &self,
+        teacher: &Walk<'_>,
+        lessons: &Lessons<'_>,
+        (part, some): (Part, &[&(Part, usize)]),
+        pool: &rayon::ThreadPool,
+        observer: &dyn Observer,
+    ) -> Result<(), Error> {
+        let tokens: Vec<&[u32]> =
+            some.iter().map(|one| &*lessons.windows(part).picked[one.1].tokens).collect();
+        let hidden = teacher.hidden(&tokens, pool, &Quiet(observer), &mut 0)?;
+        match self {
+            Self::States { .. } => {
+                for (one, hidden) in some.iter().zip(hidden) {
+                    let arrays = kept::from_tensors([("hidden".to_owned(), hidden)]);
+                    self.save(**one, &arrays.map_err(WeightsError::from)?)?;
+                }
+            }
+            Self::Directory(_) => {
+                let tops = tops(teacher, &hidden, lessons.temperature(part), pool)?;
+                for (one, top) in some.iter().zip(tops) {
+                    self.save_top(**one, top)?;
+                }
             }
         }
         Ok(())

@@ -3,7 +3,7 @@
 //! A file holds a header line of JSON with the key, then float32 numbers. The key says what the reference was (size and
 //! time of its files, its tensors and config), which tokens it read, and how they were computed; a file with another key or length is no hit.
 
-use std::io::Write as _;
+use std::io::{BufRead as _, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 
 use mlx_quant_engine::Tensor;
@@ -16,6 +16,8 @@ use crate::{Error, Model, kept};
 
 /// Raised when the arithmetic of the forward pass changes.
 const FORMAT: u32 = 1;
+/// Longest header line; they have some hundred bytes.
+const LINE: u64 = 4096;
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 struct Header {
@@ -64,51 +66,67 @@ impl Cache {
 
     /// The states `[tokens, hidden]` of every window, if they are there, whole and of this key.
     pub(super) fn load(&self, hidden: usize) -> Result<Option<Vec<Tensor>>, Error> {
-        let Ok(bytes) = std::fs::read(&self.path) else { return Ok(None) };
-        let Some(end) = bytes.iter().take(4096).position(|byte| *byte == b'\n') else { return Ok(None) };
-        let (line, data) = (&bytes[..end], &bytes[end + 1..]);
-        let shape = [self.windows, self.tokens, hidden];
-        let expected = Header {
-            format: FORMAT,
-            key: self.key.clone(),
-            shape,
-            sha256: hexadecimal(&Sha256::digest(data)),
-        };
-        let whole = data.len() == shape.iter().product::<usize>() * 4;
-        if !whole || serde_json::from_slice::<Header>(line).ok() != Some(expected) {
+        let Ok(file) = std::fs::File::open(&self.path) else { return Ok(None) };
+        let Some((sha256, all)) = self.read(file, hidden) else { return Ok(None) };
+        if hash(&all) != sha256 {
             return Ok(None);
         }
-        let window = |data: &[u8]| {
-            let values = data
-                .chunks_exact(4)
-                .map(|bytes| f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]));
-            Tensor::from_vec(values.collect(), (self.tokens, hidden), &mlx_quant_engine::cpu())
-        };
-        let windows =
-            data.chunks_exact(self.tokens * hidden * 4).map(window).collect::<mlx_quant_engine::Result<_>>();
+        let tensor = |window| Tensor::from_vec(window, (self.tokens, hidden), &mlx_quant_engine::cpu());
+        let windows = all.into_iter().map(tensor).collect::<mlx_quant_engine::Result<_>>();
         Ok(Some(windows.map_err(WeightsError::from)?))
+    }
+
+    /// The numbers of every window and what their hash is said to be, of a file with the right header and length.
+    fn read(&self, file: std::fs::File, hidden: usize) -> Option<(String, Vec<Vec<f32>>)> {
+        let bytes = file.metadata().ok()?.len();
+        let mut file = std::io::BufReader::new(file);
+        let mut line = Vec::new();
+        file.by_ref().take(LINE).read_until(b'\n', &mut line).ok()?;
+        let header: Header = serde_json::from_slice(&line).ok()?;
+        let shape = [self.windows, self.tokens, hidden];
+        let length = line.len() as u64 + 4 * shape.iter().product::<usize>() as u64;
+        if (header.format, &header.key, header.shape, length) != (FORMAT, &self.key, shape, bytes) {
+            return None;
+        }
+        let mut window = vec![0; self.tokens * hidden * 4];
+        let mut read = || {
+            file.read_exact(&mut window).ok()?;
+            Some(window.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect())
+        };
+        Some((header.sha256, (0..self.windows).map(|_| read()).collect::<Option<_>>()?))
     }
 
     /// Keeps the states.
     pub(super) fn store(&self, states: &[Tensor]) -> Result<(), Error> {
-        let mut data = Vec::new();
-        for state in states {
-            let values = state.to_vec().map_err(WeightsError::from)?;
-            data.extend(values.into_iter().flat_map(f32::to_le_bytes));
-        }
-        let hidden = data.len() / 4 / (self.windows * self.tokens).max(1);
-        let shape = [self.windows, self.tokens, hidden];
+        let all: Vec<Vec<f32>> = states
+            .iter()
+            .map(Tensor::to_vec)
+            .collect::<mlx_quant_engine::Result<_>>()
+            .map_err(WeightsError::from)?;
+        let hidden = all.iter().map(Vec::len).sum::<usize>() / (self.windows * self.tokens).max(1);
         let header = Header {
             format: FORMAT,
             key: self.key.clone(),
-            shape,
-            sha256: hexadecimal(&Sha256::digest(&data)),
+            shape: [self.windows, self.tokens, hidden],
+            sha256: hash(&all),
         };
         let written = kept::write_with(&self.path, |out| {
             serde_json::to_writer(&mut *out, &header)?;
             out.write_all(b"\n")?;
-            out.write_all(&data)
+            pieces(&all).try_for_each(|piece| out.write_all(&piece))
         });
         written.map_err(|error| Error::cache(&self.path, &error, true))
     }
+}
+
+/// Numbers as they stand in the file.
+fn pieces(windows: &[Vec<f32>]) -> impl Iterator<Item = Vec<u8>> {
+    let pieces = windows.iter().flat_map(|window| window.chunks(4096));
+    pieces.map(|values| values.iter().flat_map(|value| value.to_le_bytes()).collect())
+}
+
+fn hash(windows: &[Vec<f32>]) -> String {
+    let mut hash = Sha256::new();
+    pieces(windows).for_each(|piece| hash.update(piece));
+    hexadecimal(&hash.finalize())
 }

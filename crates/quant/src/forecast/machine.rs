@@ -75,10 +75,7 @@ impl Machine {
     /// If threads cannot be started or the file cannot be written.
     pub fn measure(threads: usize, directory: &Path) -> Result<Self, Error> {
         let mut machine = Self::quick(threads, Duration::from_secs(1))?;
-        let failed = |error: std::io::Error| Error::State {
-            path: directory.display().to_string(),
-            reason: error.to_string(),
-        };
+        let failed = |error: std::io::Error| Error::state(directory, &error);
         (machine.read, machine.write) = disk(directory, Duration::from_millis(700)).map_err(failed)?;
         Ok(machine)
     }

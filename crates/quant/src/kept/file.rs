@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions, Permissions};
-use std::io::{BufWriter, Result, Write};
+use std::io::{BufWriter, ErrorKind, Result, Write};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
@@ -10,6 +10,8 @@ use mlx_format::checkpoint::{Lock, try_lock};
 use tempfile::NamedTempFile;
 
 const PARTIAL: &str = ".partial";
+/// Letters and digits before that.
+const RANDOM: usize = 6;
 
 fn parent(path: &Path) -> &Path {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
@@ -23,7 +25,7 @@ pub(super) fn partial(path: &Path) -> Result<NamedTempFile> {
     loop {
         let mut builder = tempfile::Builder::new();
         // As of any file that is made: what the umask leaves.
-        builder.prefix(&prefix).suffix(PARTIAL).permissions(Permissions::from_mode(0o666));
+        builder.prefix(&prefix).suffix(PARTIAL).rand_bytes(RANDOM).permissions(Permissions::from_mode(0o666));
         let made = builder.tempfile_in(parent(path))?;
         // Another process may have met it before it was locked.
         if try_lock(made.as_file())? != Lock::Busy && made.path().exists() {
@@ -85,7 +87,11 @@ pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
 /// # Errors
 /// What the system says.
 pub(crate) fn sync_directory(directory: &Path) -> Result<()> {
-    File::open(directory)?.sync_all()
+    match File::open(directory)?.sync_all() {
+        // Some network disks do not know it for directories.
+        Err(error) if matches!(error.kind(), ErrorKind::InvalidInput | ErrorKind::Unsupported) => Ok(()),
+        other => other,
+    }
 }
 
 /// Removes partial files of processes that have ended, those whose own name is `ours`. What cannot be removed stays.
@@ -94,7 +100,11 @@ pub(crate) fn sweep(directory: &Path, ours: impl Fn(&str) -> bool) {
     for entry in entries.filter_map(Result::ok) {
         let name = entry.file_name();
         let own = name.to_str().and_then(|name| name.strip_suffix(PARTIAL)?.rsplit_once('.'));
-        if !own.is_some_and(|(own, _)| ours(own)) || !entry.file_type().is_ok_and(|kind| kind.is_file()) {
+        let random =
+            |part: &str| part.len() == RANDOM && part.bytes().all(|byte| byte.is_ascii_alphanumeric());
+        if !own.is_some_and(|(own, part)| random(part) && ours(own))
+            || !entry.file_type().is_ok_and(|kind| kind.is_file())
+        {
             continue;
         }
         if let Ok(file) = OpenOptions::new().write(true).open(entry.path())

@@ -63,9 +63,13 @@ impl Keyed<'_> {
         let made = std::fs::create_dir_all(self.directory)
             .and_then(|()| filled(&path, |out| out.write_all(text.as_bytes())))
             .and_then(|partial| match partial.persist_noclobber(&path) {
-                Err(error) if error.error.kind() != ErrorKind::AlreadyExists => Err(error.error),
-                _ => sync_directory(self.directory),
-            });
+                // Some disks cannot refuse to replace.
+                Err(error) if !path.exists() => {
+                    error.file.persist(&path).map(drop).map_err(|error| error.error)
+                }
+                _ => Ok(()),
+            })
+            .and_then(|()| sync_directory(self.directory));
         made.map_err(|error| error.to_string())?;
         let gone = || format!("{} was removed while it was made", self.file);
         self.read()?.ok_or_else(gone)

@@ -357,7 +357,7 @@ impl Session<'_> {
                 return Ok(states);
             }
             if finished > 0 {
-                let text = "the files of an earlier run's activations are lost; all blocks are done again";
+                let text = "an earlier run's activations cannot be read any more; all blocks are done again";
                 self.observer.event(Event::Warning { text });
             }
         }

@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use half::bf16;
@@ -122,5 +123,18 @@ impl Observer for Stopper {
 
     fn cancelled(&self) -> bool {
         self.0.load(Ordering::Relaxed) == 0
+    }
+}
+
+/// Keeps what everybody should know.
+#[allow(dead_code, reason = "not every test binary uses it")]
+#[derive(Default)]
+pub(crate) struct Warned(pub(crate) Mutex<Vec<String>>);
+
+impl Observer for Warned {
+    fn event(&self, event: Event<'_>) {
+        if let Event::Warning { text } = event {
+            self.0.lock().unwrap().push(text.to_owned());
+        }
     }
 }
