@@ -13,6 +13,7 @@ mod files;
 mod hollow;
 mod layout;
 mod lock;
+mod lock_file;
 mod safetensors;
 mod write_error;
 mod writer;
@@ -23,8 +24,9 @@ pub use files::{INDEX, WeightFiles, is_mlx_weights, weight_files};
 pub use hollow::{MAX_HEADER_BYTES, hollow_out, make_hollow};
 pub use layout::{Layout, Placement, SHARD_BYTES, TensorSpec};
 pub use lock::{Lock, try_lock};
+pub use lock_file::LockFile;
 pub use safetensors::{
     Checkpoint, CheckpointError, HeaderTensor, LeftAside, Tensor, parse_header, parse_index,
 };
 pub use write_error::WriteError;
-pub use writer::Writer;
+pub use writer::{Writer, rename_to_new};

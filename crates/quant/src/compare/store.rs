@@ -233,6 +233,7 @@ fn hash(settings: &CompareSettings) -> String {
     }
     let dwq =
         crate::DwqSettings { target_dir: None, teacher_states: None, save_every: 0, ..settings.dwq.clone() };
-    hash.update(format!("{:?} {dwq:?} {} {}", settings.method, settings.seed, settings.shared_statistics));
+    let (device, shared) = (settings.device.name(), settings.shared_statistics);
+    hash.update(format!("{:?} {dwq:?} {} {shared} {device}", settings.method, settings.seed));
     hexadecimal(&hash.finalize())
 }
