@@ -82,18 +82,20 @@ mod tests {
         let inside = std::sync::atomic::AtomicUsize::new(0);
         let work = || {
             let mut taken = 0;
-            while taken < 200 {
+            while taken < 300 {
                 if let Some(lock) = LockFile::take(&path).unwrap() {
                     use std::sync::atomic::Ordering::SeqCst;
                     assert_eq!(inside.fetch_add(1, SeqCst), 0);
                     taken += 1;
+                    // Long enough for the others to meet.
+                    std::thread::sleep(std::time::Duration::from_micros(200));
                     inside.fetch_sub(1, SeqCst);
                     drop(lock);
                 }
             }
         };
         std::thread::scope(|scope| {
-            for _ in 0..3 {
+            for _ in 0..4 {
                 scope.spawn(work);
             }
         });
