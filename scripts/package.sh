@@ -2,9 +2,9 @@
 # Makes what is released, for the platform that it runs on:
 #
 #   target/wheels/mlx_quant-VERSION-*.whl                      for PyPI
-#   target/dist/mlx-quant-VERSION-TARGET.tar.gz, and .sha256   for GitHub releases, cargo-binstall, Homebrew
+#   target/archives/mlx-quant-VERSION-TARGET.tar.gz, and .sha256   for GitHub releases, cargo-binstall, Homebrew
 #
-# On Linux it is one release build against glibc 2.17, with zig as C compiler and linker; on macOS the system's own tools.
+# On Linux it is one build (profile dist: everything optimized as a whole) against glibc 2.17, with zig as C compiler and linker; on macOS the system's own tools.
 # Both files hold the same binary, completions and man pages.
 #
 # The first call makes a virtual environment (needs python3 with venv, and pip's index):
@@ -52,11 +52,11 @@ step() { printf '\n== %s\n' "$*"; }
 work=target/package
 data=packaging/wheel/data
 rm -rf "$work" "$data"
-mkdir -p "$work" target/wheels target/dist
+mkdir -p "$work" target/wheels target/archives
 
 # Builds a wheel into $work/NAME and unpacks it there; sets $wheel and $binary.
 build() {
-  maturin build --release --target "$target" "${how[@]}" --out "$work/$1"
+  maturin build --profile dist --target "$target" "${how[@]}" --out "$work/$1"
   wheel=$(echo "$work/$1"/*.whl)
   python -m zipfile -e "$wheel" "$work/$1/unpacked"
   binary=$(echo "$work/$1"/unpacked/mlx_quant-*.data/scripts/mlx-quant)
@@ -101,9 +101,9 @@ cp -R "$data/share" "$work/$name"
 for command in convert awq gptq dynamic_quant dwq; do
   ln -s ../mlx-quant "$work/$name/bin-compat/mlx_lm.$command"
 done
-COPYFILE_DISABLE=1 tar -C "$work" -czf "target/dist/$name.tar.gz" "$name"
+COPYFILE_DISABLE=1 tar -C "$work" -czf "target/archives/$name.tar.gz" "$name"
 (
-  cd target/dist
+  cd target/archives
   if command -v sha256sum >/dev/null; then sha256sum "$name.tar.gz"; else shasum -a 256 "$name.tar.gz"; fi >"$name.tar.gz.sha256"
 )
 mv "$wheel" target/wheels/
@@ -111,5 +111,5 @@ mv "$wheel" target/wheels/
 step "done"
 bytes() { printf '%12d  %s\n' "$(wc -c <"$1")" "${2:-$1}"; }
 bytes "target/wheels/$(basename "$wheel")"
-bytes "target/dist/$name.tar.gz"
+bytes "target/archives/$name.tar.gz"
 bytes "$binary" "the binary in them, stripped"

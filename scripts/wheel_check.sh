@@ -3,7 +3,7 @@
 #
 #   scripts/wheel_check.sh WHEEL [UNSTRIPPED]
 #
-# UNSTRIPPED is the same program with its symbols (default: target/release/mlx-quant, if it is there): code by crate.
+# UNSTRIPPED is the same program with its symbols (default: target/dist/mlx-quant, if it is there): code by crate.
 # No network; needs python3 with venv (PYTHON: another one).
 set -euo pipefail
 
@@ -13,7 +13,7 @@ step() { printf '\n== %s\n' "$*"; }
 [[ $# -ge 1 && -f $1 ]] || { echo "usage: scripts/wheel_check.sh WHEEL [UNSTRIPPED]" >&2; exit 2; }
 root=$(cd "$(dirname "$0")/.." && pwd)
 wheel=$(cd "$(dirname "$1")" && pwd)/$(basename "$1")
-unstripped=${2:-$root/target/release/mlx-quant}
+unstripped=${2:-$root/target/dist/mlx-quant}
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

@@ -11,6 +11,7 @@ use std::sync::LazyLock;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use mlx_format::{FloatType, Mode};
 use mlx_quant::MixedRecipe;
+use mlx_quant::recipes::{Device, DeviceChoice};
 
 pub(crate) use self::calibrated::{
     Awq, AwqFlags, Calibrated, Dwq, DwqFlags, DynamicFlags, DynamicQuant, Gptq, GptqFlags, Quantize,
@@ -20,6 +21,7 @@ pub(crate) use self::hub::HubFlags;
 #[cfg(feature = "hub")]
 pub(crate) use self::hub::Upload;
 pub(crate) use self::recommend::Recommend;
+use crate::Refusal;
 
 /// Version, what is built in, and the kernels that this machine gets.
 static LONG_VERSION: LazyLock<String> = LazyLock::new(|| {
@@ -487,6 +489,23 @@ choices!(
 /// `--device`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum DeviceArg {
+    /// The best that there is
+    Auto,
     /// The processor
     Cpu,
+    /// A graphics card
+    #[value(hide = true)]
+    Gpu,
+}
+
+impl DeviceArg {
+    /// What will compute.
+    pub(crate) fn choose(self) -> Result<Device, Refusal> {
+        let choice = match self {
+            Self::Auto => DeviceChoice::Auto,
+            Self::Cpu => DeviceChoice::Cpu,
+            Self::Gpu => DeviceChoice::Gpu,
+        };
+        Ok(Device::choose(choice)?)
+    }
 }

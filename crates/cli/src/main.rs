@@ -9,6 +9,7 @@ mod interrupt;
 mod machine;
 mod memory;
 mod printer;
+mod refusal;
 mod screen;
 
 use std::ffi::OsString;
@@ -18,6 +19,7 @@ use clap::Parser as _;
 
 use crate::args::{Cli, Command};
 use crate::printer::Printer;
+pub(crate) use crate::refusal::Refusal;
 
 /// Activations of megabytes come and go for every window and block: the system's allocator would give them back each time.
 #[global_allocator]
@@ -29,18 +31,6 @@ const REFUSED: u8 = 2;
 const FAILED: u8 = 1;
 /// Interrupted, resumable.
 const INTERRUPTED: u8 = 130;
-
-/// A command line that was parsed but cannot be followed.
-#[derive(Debug)]
-pub(crate) struct Refusal(pub(crate) String);
-
-impl std::fmt::Display for Refusal {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for Refusal {}
 
 /// Called under the name of an mlx-lm command (a symbolic link), the binary behaves as that command.
 fn arguments(mut given: impl Iterator<Item = OsString>) -> Vec<OsString> {

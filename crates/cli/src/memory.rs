@@ -1,14 +1,11 @@
-//! What the system says of memory; nothing where it does not say.
-
-/// What a process holds after it has tokenized a text, where the system does not tell.
-pub(crate) const USUAL_RESIDENT: u64 = 80 << 20;
+//! The highest memory of this process, where the system tells; what is free says the library.
 
 /// Highest resident set of this process so far, or since [`reset_peak`].
 pub(crate) fn resident_peak() -> Option<u64> {
     status_bytes("VmHWM:")
 }
 
-/// Resident set of this process.
+/// Resident set of this process, as cheaply as a progress bar asks for it.
 pub(crate) fn resident_now() -> Option<u64> {
     status_bytes("VmRSS:")
 }
@@ -24,23 +21,9 @@ pub(crate) fn give_back() {
     unsafe { libmimalloc_sys::mi_collect(true) };
 }
 
-/// Memory that programs may still take.
-pub(crate) fn free_memory() -> Option<u64> {
-    kilobytes("/proc/meminfo", "MemAvailable:")
-}
-
-/// Memory of the machine.
-pub(crate) fn total_memory() -> Option<u64> {
-    kilobytes("/proc/meminfo", "MemTotal:")
-}
-
+/// A line of Linux's file on this process, in bytes.
 fn status_bytes(key: &str) -> Option<u64> {
-    kilobytes("/proc/self/status", key)
-}
-
-/// A line of Linux's files, in bytes.
-fn kilobytes(file: &str, key: &str) -> Option<u64> {
-    let text = fs_err::read_to_string(file).ok()?;
+    let text = fs_err::read_to_string("/proc/self/status").ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix(key))?;
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kilobytes| kilobytes * 1024)
 }

@@ -5,6 +5,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressState, ProgressStyle};
+use mlx_quant::numbers::duration;
 use mlx_quant::{Event, Observer};
 
 use crate::interrupt::Interrupt;
@@ -141,11 +142,40 @@ impl Observer for Screen {
                 give_back();
                 self.say(&format!("[{}/{total}] {name}", index + 1));
             }
+            Event::ContestantDone {
+                kl,
+                kl_stderr,
+                bits_per_weight,
+                bytes: size,
+                seconds,
+                peak_memory,
+                known,
+                ..
+            } => {
+                self.end();
+                let error = kl_stderr.map_or_else(String::new, |error| format!(" ± {error:.4}"));
+                let memory = peak_memory.map_or_else(String::new, |peak| format!(", memory {}", bytes(peak)));
+                self.say(&format!(
+                    "      KL {kl:.4}{error}, {bits_per_weight:.3} bits per weight, {}, {}{memory}{}",
+                    bytes(size),
+                    duration(seconds),
+                    if known { " (by an earlier run)" } else { "" },
+                ));
+            }
             Event::Phase { name, total, tokens } => self.begin(name, total, tokens),
             Event::Working { name } => self.bar.set_message(name.to_owned()),
             Event::Progress { done } => self.bar.set_position(done),
             Event::Note { text } => self.bar.suspend(|| self.printer.detail(text)),
             Event::Warning { text } => self.bar.suspend(|| self.printer.warn(text)),
+            Event::Allocated { bits_per_weight, predicted_kl, bound_kl, range, range_kl } => {
+                self.say(&format!(
+                    "dynamic: {bits_per_weight:.3} bits per weight, predicted KL {predicted_kl:.4} (at best {bound_kl:.4} at this size); reachable: {:.3} to {:.3} bits per weight, KL {:.4} to {:.5}",
+                    range.0, range.1, range_kl.0, range_kl.1
+                ));
+            }
+            Event::Tried { bits_per_weight, kl, wanted } => self.say(&format!(
+                "measured KL {kl:.4} at {bits_per_weight:.3} bits per weight, asked for {wanted}"
+            )),
             Event::Finishing => {
                 self.end();
                 self.bar.set_message("finishing");

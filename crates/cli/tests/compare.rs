@@ -166,6 +166,35 @@ fn more_methods_join_and_the_best_stays() {
     assert!(left.iter().all(|name| name.to_str().unwrap().ends_with(".json")), "{left:?}");
 }
 
+/// Nobody waits for the last method to see the first.
+#[test]
+fn each_method_has_its_row_as_soon_as_it_is_measured() {
+    let directory = tempfile::tempdir().unwrap();
+    let output = directory.path().join("out");
+    let said = || {
+        let made = small("basic,gptq", &output).assert().success();
+        let (stdout, stderr) = (made.get_output().stdout.clone(), made.get_output().stderr.clone());
+        (String::from_utf8(stdout).unwrap(), String::from_utf8(stderr).unwrap())
+    };
+    let (table, rows) = said();
+    let places = ["[1/2] basic", "      KL ", "[2/2] gptq", "      KL ", "kept "];
+    let mut rest = rows.as_str();
+    for text in places {
+        let at = rest.find(text).unwrap_or_else(|| panic!("{text:?} does not follow: {rows}"));
+        rest = &rest[at + text.len()..];
+    }
+    let figures: Vec<&str> = rows.lines().filter_map(|line| line.strip_prefix("      KL ")).collect();
+    for (row, name) in figures.iter().zip(["basic", "gptq"]) {
+        let kl = row.split(',').next().unwrap();
+        let line = table.lines().find(|line| line.trim_start().starts_with(name)).unwrap();
+        assert!(line.contains(kl) && row.contains("bits per weight"), "{row} and {line}");
+    }
+    assert!(!rows.contains("by an earlier run") && figures.len() == 2);
+    let (again, rows) = said();
+    assert!(again == table && rows.matches("(by an earlier run)").count() == 2, "{rows}");
+    small("basic,gptq", &output).arg("--quiet").assert().success().stderr("");
+}
+
 #[test]
 fn models_that_were_to_stay_stay() {
     let directory = tempfile::tempdir().unwrap();

@@ -201,6 +201,8 @@ fn refuses_what_it_cannot_do() {
         (&["gptq", "--damping", "0"], "--damping"),
         (&["gptq", "--damping", "NaN"], "--damping"),
         (&["gptq", "--block-size", "0"], "block-size"),
+        (&["gptq", "--device", "gpu"], "--device gpu is not supported"),
+        (&["gptq", "--device", "tpu"], "--device"),
         (&["awq", "--n-grid", "0"], "n-grid"),
         (&["awq", "--sequence-length", "1"], "sequence"),
         (&["awq", "--data", short], "short.txt"),

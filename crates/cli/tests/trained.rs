@@ -96,6 +96,33 @@ fn a_divergence_can_be_asked_for() {
     assert_eq!(names, ["out"]);
 }
 
+/// Two searches into one output: the second is told so before any work, and takes nothing from the first.
+#[test]
+fn a_search_under_way_is_left_alone() {
+    let directory = tempfile::tempdir().unwrap();
+    let target = directory.path().join("out");
+    let tried = directory.path().join(".out.try-0");
+    std::fs::create_dir(&tried).unwrap();
+    let lock = std::fs::File::create(directory.path().join(".out.lock")).unwrap();
+    lock.lock().unwrap();
+    let search = || {
+        let mut run = small("dynamic-quant", &target);
+        run.args(["--target-kl", "5"]);
+        run
+    };
+    search()
+        .assert()
+        .code(2)
+        .stderr(contains("out is being written by another process").and(contains("hint:")));
+    assert!(tried.exists() && !target.exists());
+    drop(lock);
+    // What that one would have left, had it been killed, goes.
+    search().assert().success();
+    let names: Vec<_> =
+        std::fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(names, ["out"]);
+}
+
 #[test]
 fn dwq_learns_and_says_so() {
     let directory = tempfile::tempdir().unwrap();

@@ -6,6 +6,7 @@ use mlx_quant_model::{TokenizerError, WeightsError};
 use crate::data::DataError;
 use crate::evaluate::VocabularyMismatch;
 use crate::plan::PlanError;
+use crate::setting::SettingError;
 
 /// Why a model was not converted.
 #[derive(Debug, thiserror::Error)]
@@ -153,6 +154,19 @@ pub enum Error {
         "nothing in {0} can be trained: it has no affine layer below 8 bits; hint: quantize it to fewer bits first"
     )]
     NothingToTrain(String),
+    /// A setting that no run could follow.
+    #[error(transparent)]
+    Setting(#[from] SettingError),
+    /// No size at which a model diverges as little as was asked for.
+    #[error(
+        "no model with a measured KL below {wanted} was found in {tries} tries; hint: ask for a larger one, or use gptq in the recipe"
+    )]
+    Divergence {
+        /// Nats a token.
+        wanted: f64,
+        /// Models that were made at most.
+        tries: usize,
+    },
     /// Threads could not be started.
     #[error("cannot start {threads} threads: {reason}; hint: use fewer --threads")]
     Threads {
@@ -211,10 +225,12 @@ impl Error {
             | Self::Student(_)
             | Self::NothingToTrain(_)
             | Self::Sensitivities { .. }
+            | Self::Setting(_)
             | Self::Overflow { .. } => true,
             Self::Write(error) => !matches!(error, WriteError::Io(_) | WriteError::DiskFull { .. }),
             Self::Cache { working, .. } => !working,
             Self::Threads { .. }
+            | Self::Divergence { .. }
             | Self::State { .. }
             | Self::Lost { .. }
             | Self::Fetch(_)

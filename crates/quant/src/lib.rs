@@ -51,6 +51,7 @@ mod carry;
 pub mod compare;
 mod convert;
 pub mod data;
+mod device;
 mod dwq;
 mod dynamic;
 mod error;
@@ -64,7 +65,9 @@ pub mod numbers;
 mod observer;
 mod parameters;
 mod plan;
+pub mod recipes;
 mod session;
+mod setting;
 mod source;
 mod stream;
 #[cfg(test)]

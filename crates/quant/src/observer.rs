@@ -29,6 +29,25 @@ pub enum Event<'a> {
         /// Of so many.
         total: usize,
     },
+    /// A comparison is done with a method: what it made is measured.
+    ContestantDone {
+        /// Its name.
+        name: &'a str,
+        /// Mean KL(original || made) on held-out text, nats a token.
+        kl: f64,
+        /// Standard error of that, over windows.
+        kl_stderr: Option<f64>,
+        /// Of what was made.
+        bits_per_weight: f64,
+        /// Of all its safetensors files.
+        bytes: u64,
+        /// Wall time of making it, what it shares with other methods included.
+        seconds: f64,
+        /// Largest resident memory while it was made, bytes.
+        peak_memory: Option<u64>,
+        /// Whether an earlier run had done it.
+        known: bool,
+    },
     /// This many bytes of input (or steps of a phase) are done, earlier runs included.
     Progress {
         /// Bytes.
@@ -48,6 +67,28 @@ pub enum Event<'a> {
     Warning {
         /// What a person reads.
         text: &'a str,
+    },
+    /// Every layer has its bits; nothing is written yet.
+    Allocated {
+        /// Of the whole model.
+        bits_per_weight: f64,
+        /// Nats a token.
+        predicted_kl: f64,
+        /// No allocation of the same size is predicted to diverge less.
+        bound_kl: f64,
+        /// Bits per weight between which a target can lie.
+        range: (f64, f64),
+        /// Predicted divergence at both ends of the range.
+        range_kl: (f64, f64),
+    },
+    /// A search for a divergence has made a model and measured it.
+    Tried {
+        /// Of the model.
+        bits_per_weight: f64,
+        /// Measured, nats a token.
+        kl: f64,
+        /// What is to be reached.
+        wanted: f64,
     },
     /// Weights are written; the directory is being synced and renamed.
     Finishing,

@@ -6,6 +6,7 @@ use std::path::Path;
 use anyhow::{Context as _, Result};
 use mlx_quant::compare::{Keep, budget, foresee};
 use mlx_quant::forecast::Forecast;
+use mlx_quant::recipes::{Device, Room, Shares, Text, VALIDATION_WINDOWS, choose_low_memory};
 use mlx_quant::{
     CompareSettings, Comparison, Contestant, DataSource, DwqSettings, MethodSettings, Model, Pick, compare,
 };
@@ -14,34 +15,23 @@ use serde_json::json;
 
 use super::line::{CommandLine, other, quoted};
 use super::quantize::affine;
-use super::windows::{self, Shares, Text};
+use super::windows;
 use crate::Refusal;
 use crate::args::{Compare, KeepArg};
 use crate::commands::source::{self, Asked, Need};
 use crate::machine;
-use crate::memory::{USUAL_RESIDENT, free_memory, resident_now};
 use crate::printer::{Printer, bytes};
 use crate::screen::Screen;
-
-/// Calibration windows where nothing else is said, and windows on which dwq judges its steps.
-const WINDOWS: usize = 128;
-const JUDGED: usize = 16;
 
 /// Runs the command.
 pub(crate) fn run(args: &Compare, printer: Printer) -> Result<()> {
     let contestants = contestants(args)?;
+    let device = args.machine.device.choose()?;
     let asked = asked(args);
     source::check(&[asked], &[args.data.as_deref(), args.eval_data.as_deref()])?;
     let model = source::open(asked, Need::of(args.dry_run), printer)?.allow_unread(args.allow_unread);
-    let mut settings = settings(args, &model, contestants, printer)?;
-    let (resident, machine) = (resident_now().unwrap_or(USUAL_RESIDENT), machine::known(settings.threads)?);
-    let peak = |needs: &[Forecast]| needs.iter().map(|needs| needs.peak_memory).max().unwrap_or(0);
-    let mut needs = foresee(&model, &settings, &machine, resident)?;
-    if !settings.low_memory && free_memory().is_some_and(|free| peak(&needs) > free + resident) {
-        settings.low_memory = true;
-        needs = foresee(&model, &settings, &machine, resident)?;
-        printer.detail("--low-memory, because all windows' activations do not fit in free memory");
-    }
+    let settings = settings(args, &model, contestants, device, printer)?;
+    let (settings, needs) = fitted(&model, settings, printer)?;
     let commands = commands(args, &model, &settings)?;
     if args.dry_run {
         return dry_run(&settings, &needs, &commands, printer);
@@ -73,6 +63,26 @@ pub(crate) fn run(args: &Compare, printer: Printer) -> Result<()> {
         report::duration(made.seconds)
     ));
     Ok(())
+}
+
+/// What each method needs; all of them save memory where one does not fit the usual way.
+fn fitted(
+    model: &Model,
+    settings: CompareSettings,
+    printer: Printer,
+) -> Result<(CompareSettings, Vec<Forecast>)> {
+    let (room, machine) = (Room::now(), machine::known(settings.threads)?);
+    let asked = settings.low_memory;
+    let foresee = |low_memory| {
+        let settings = CompareSettings { low_memory, ..settings.clone() };
+        foresee(model, &settings, &machine, room.resident)
+    };
+    let peak = |needs: &Vec<Forecast>| needs.iter().map(|needs| needs.peak_memory).max().unwrap_or(0);
+    let (low_memory, needs) = choose_low_memory(asked, room, foresee, peak)?;
+    if low_memory && !asked {
+        printer.detail("--low-memory, because all windows' activations do not fit in free memory");
+    }
+    Ok((CompareSettings { low_memory, ..settings }, needs))
 }
 
 /// What each method would need, and nothing done.
@@ -141,24 +151,22 @@ fn settings(
     args: &Compare,
     model: &Model,
     contestants: Vec<Contestant>,
+    device: Device,
     printer: Printer,
 ) -> Result<CompareSettings> {
-    let steps = args.iters.saturating_mul(args.batch_size as usize).max(1);
-    let shares = Shares {
-        calibration: args.n_samples.unwrap_or(WINDOWS),
-        training: args.n_samples.unwrap_or(steps),
-        held_out: JUDGED,
-        // Whoever takes part, so that all see the same windows and others can join later.
-        trains: true,
-    };
+    // With a training whoever takes part, so that all see the same windows and others can join later.
+    let (asked, batch) = (args.n_samples, args.batch_size as usize);
+    let shares = Shares::new(asked).with_training(asked, args.iters, batch, VALIDATION_WINDOWS);
     let data = source::data(args.data.as_deref(), DataSource::BuiltinCalibration, printer)?;
-    let text = Text::new(data, args.sequence_length, args.strict);
-    let (calibration, lessons) = windows::calibration(model, &text, args.machine.seed, &shares, printer)?;
-    let lessons = lessons.unwrap_or_else(|| (calibration.clone(), calibration.clone()));
+    let text = Text::new(data, args.sequence_length).strict(args.strict);
+    let shared = windows::shared(model, &text, args.machine.seed, &shares, printer)?;
+    let calibration = shared.calibration;
+    let lessons = shared.training.unwrap_or_else(|| (calibration.clone(), calibration.clone()));
     let data = source::data(args.eval_data.as_deref(), DataSource::BuiltinHeldOut, printer)?;
     let pick = Pick::EvenlySpaced { windows: args.windows };
-    let held_out = windows::read(model, &Text::new(data, args.sequence_length, args.strict), pick)?;
-    windows::tell(&held_out, printer);
+    let text = Text::new(data, args.sequence_length).strict(args.strict);
+    let held_out = text.windows(model, pick)?;
+    windows::tell(&held_out.sources, printer);
     Ok(CompareSettings {
         contestants,
         calibration,
@@ -173,6 +181,7 @@ fn settings(
         },
         seed: args.machine.seed,
         threads: args.machine.threads.map_or(0, |threads| threads as usize),
+        device,
         low_memory: args.machine.low_memory,
         shared_statistics: args.share_statistics,
         keep: match args.keep {

@@ -19,6 +19,7 @@ use crate::screen::Screen;
 
 /// Runs the command.
 pub(crate) fn run(args: &Convert, printer: Printer) -> Result<()> {
+    args.machine.device.choose()?;
     let settings = settings(args, printer)?;
     if !args.target.dry_run {
         Writer::check_target(&args.target.mlx_path).map_err(mlx_quant::Error::from)?;

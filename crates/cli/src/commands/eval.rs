@@ -5,6 +5,7 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
+use mlx_quant::recipes::{Room, Text, choose_low_memory};
 use mlx_quant::{DataSource, Evaluation, EvaluationSettings, Memory, Model, Pick, Windows, evaluate, memory};
 use mlx_quant_report as report;
 use serde_json::json;
@@ -12,13 +13,14 @@ use serde_json::json;
 use crate::Refusal;
 use crate::args::Eval;
 use crate::commands::source::{self, Asked, Need};
-use crate::commands::windows::{self, Text};
-use crate::memory::{USUAL_RESIDENT, free_memory, resident_now, resident_peak};
+use crate::commands::windows;
+use crate::memory::resident_peak;
 use crate::printer::{Printer, bytes};
 use crate::screen::Screen;
 
 /// Runs the command.
 pub(crate) fn run(args: &Eval, printer: Printer) -> Result<()> {
+    args.device.choose()?;
     let report = args.report.as_deref().map(Report::create).transpose()?;
     let need = Need::of(args.dry_run);
     let asked = Asked::new(args.model.as_deref(), args.revision.as_deref());
@@ -30,17 +32,16 @@ pub(crate) fn run(args: &Eval, printer: Printer) -> Result<()> {
     let reference = reference.map(open).transpose()?;
     let reference = reference.as_deref();
     let windows = windows_of(args, &model, reference, printer)?;
-    let mut settings = EvaluationSettings {
+    let with = |low_memory| EvaluationSettings {
         threads: args.threads.map_or(0, |threads| threads as usize),
-        low_memory: args.low_memory,
+        low_memory,
         cache: args.cache.clone(),
     };
-    let resident = resident_now().unwrap_or(USUAL_RESIDENT);
-    let needed = |settings: &EvaluationSettings| memory(&model, reference, &windows, settings, resident);
-    let mut memory = needed(&settings)?;
-    if !settings.low_memory && free_memory().is_some_and(|free| memory.peak > free + resident) {
-        settings.low_memory = true;
-        memory = needed(&settings)?;
+    let room = Room::now();
+    let foresee = |low_memory| memory(&model, reference, &windows, &with(low_memory), room.resident);
+    let (low_memory, memory) = choose_low_memory(args.low_memory, room, foresee, |memory| memory.peak)?;
+    let settings = with(low_memory);
+    if low_memory && !args.low_memory {
         printer.detail("--low-memory, because the model does not fit in free memory");
     }
     if args.dry_run {
@@ -80,10 +81,10 @@ pub(crate) fn run(args: &Eval, printer: Printer) -> Result<()> {
 /// Tokenizes with the reference's tokenizer, as the text was made for it; without one with the model's.
 fn windows_of(args: &Eval, model: &Model, reference: Option<&Model>, printer: Printer) -> Result<Windows> {
     let data = source::data(args.data.as_deref(), DataSource::BuiltinHeldOut, printer)?;
-    let text = Text::new(data, args.sequence_length, args.strict);
-    let read = |model: &Model| windows::read(model, &text, Pick::EvenlySpaced { windows: args.windows });
+    let text = Text::new(data, args.sequence_length).strict(args.strict);
+    let read = |model: &Model| text.windows(model, Pick::EvenlySpaced { windows: args.windows });
     let windows = read(reference.unwrap_or(model))?;
-    windows::tell(&windows, printer);
+    windows::tell(&windows.sources, printer);
     if reference.is_none() {
         return Ok(windows);
     }

@@ -6,6 +6,7 @@ use mlx_format::checkpoint::CheckpointError;
 use mlx_quant::Target;
 use mlx_quant::forecast::{Choice, Machine, Recommendation, Wish, recommend};
 use mlx_quant::inspect::inspect;
+use mlx_quant::recipes::{available_memory, total_memory};
 use mlx_quant_report as report;
 use serde_json::json;
 
@@ -13,7 +14,6 @@ use super::line::{CommandLine, other};
 use crate::Refusal;
 use crate::args::Recommend;
 use crate::commands::source::{self, Asked, Need, Opened};
-use crate::memory::{free_memory, total_memory};
 use crate::printer::{Printer, bytes};
 use crate::{amount, machine};
 
@@ -83,7 +83,7 @@ fn wish(args: &Recommend) -> Result<Wish> {
     super::quantize::affine(args.q_bits, args.q_group_size)?;
     let memory = args.memory.as_deref().map(|text| amount::size("--memory", text)).transpose()?;
     Ok(Wish {
-        memory: memory.or_else(free_memory).unwrap_or(USUAL_MEMORY),
+        memory: memory.or_else(available_memory).unwrap_or(USUAL_MEMORY),
         time: args.time.as_deref().map(|text| amount::time("--time", text)).transpose()?,
         target,
         bits: args.q_bits,

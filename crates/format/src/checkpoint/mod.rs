@@ -15,6 +15,7 @@ mod hollow;
 mod journal;
 mod layout;
 mod lock;
+mod lock_file;
 mod safetensors;
 mod write_error;
 mod writer;
@@ -27,8 +28,9 @@ pub use hollow::{MAX_HEADER_BYTES, hollow_out, make_hollow};
 pub use journal::tidy;
 pub use layout::{Layout, Placement, SHARD_BYTES, TensorSpec};
 pub use lock::{Lock, try_lock};
+pub use lock_file::LockFile;
 pub use safetensors::{
     Checkpoint, CheckpointError, HeaderTensor, LeftAside, Tensor, parse_header, parse_index,
 };
 pub use write_error::WriteError;
-pub use writer::Writer;
+pub use writer::{Writer, rename_to_new};

@@ -305,8 +305,12 @@ fn check_absent(target: &Path) -> Result<(), WriteError> {
     }
 }
 
-/// Renames a directory to a name that must not exist.
-fn rename_to_new(from: &Path, to: &Path) -> Result<(), WriteError> {
+/// Renames a directory to a name that must not exist. [`Writer::finish`] does it; whoever keeps a finished model under a
+/// name of its own for a while calls it with that.
+///
+/// # Errors
+/// [`WriteError::Exists`] or [`WriteError::Io`].
+pub fn rename_to_new(from: &Path, to: &Path) -> Result<(), WriteError> {
     #[cfg(any(target_os = "linux", target_os = "macos"))]
     {
         use rustix::fs::{CWD, RenameFlags, renameat_with};

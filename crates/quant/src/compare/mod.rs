@@ -23,6 +23,7 @@ pub use self::ranking::{Ranked, Rankings};
 pub use self::result::{Comparison, Entry, LayerBits, LayerSensitivity, Text};
 use self::store::{Part, Store};
 use crate::data::Windows;
+use crate::device::Device;
 use crate::dwq::DwqSettings;
 use crate::dynamic::{
     DynamicPlan, DynamicSettings, Sensitivities, SensitivitySettings, Target, sensitivities,
@@ -67,6 +68,8 @@ pub struct CompareSettings {
     pub seed: u64,
     /// Threads, 0 for one per core; no result depends on it.
     pub threads: usize,
+    /// What computes; decides bytes.
+    pub device: Device,
     /// As [`QuantizeSettings::low_memory`].
     pub low_memory: bool,
     /// All methods take one set of Gram matrices, of the full-precision model: less time, and sites do not see what was quantized
@@ -90,8 +93,8 @@ struct Run<'r> {
 
 /// Carries out all methods on `model`, below the directory `output`, and measures them.
 ///
-/// An unfinished comparison of the same model and settings is resumed. Reports [`Event::Contestant`] for every method and within it what
-/// [`quantize`] and [`evaluate`] report.
+/// An unfinished comparison of the same model and settings is resumed. Reports [`Event::Contestant`] for every method, within it what
+/// [`quantize`] and [`evaluate`] report, and [`Event::ContestantDone`] as soon as it is measured.
 ///
 /// # Errors
 /// A directory that holds something else ([`Error::Comparison`]) or in which another process compares ([`Error::Busy`]); otherwise as [`quantize`] and [`evaluate`].
@@ -113,12 +116,13 @@ pub fn compare(
     for (index, (contestant, plan)) in settings.contestants.iter().zip(plans).enumerate() {
         let total = settings.contestants.len();
         observer.event(Event::Contestant { name: &contestant.name, index, total });
-        let entry = if let Some(entry) = run.store.entry(contestant)? {
-            entry
-        } else {
-            made += 1;
-            run.contest(contestant, plan)?
+        let known = run.store.entry(contestant)?;
+        let (entry, known) = match known {
+            Some(entry) => (entry, true),
+            None => (run.contest(contestant, plan)?, false),
         };
+        made += usize::from(!known);
+        observer.event(entry.done(known));
         entries.push(entry);
         run.tidy(&entries)?;
     }
@@ -148,6 +152,7 @@ impl CompareSettings {
         QuantizeSettings {
             method: self.method.clone(),
             threads: self.threads,
+            device: self.device,
             low_memory: self.low_memory,
             dwq: self.dwq.clone(),
             lessons: contestant.recipe.trains().then(|| self.lessons.clone()),

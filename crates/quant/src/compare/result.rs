@@ -10,6 +10,7 @@ use crate::data::{Pick, SourceInfo, Windows};
 use crate::dwq::Distilled;
 use crate::dynamic::Layer;
 use crate::evaluate::{Against, Evaluation};
+use crate::observer::Event;
 use crate::plan::{Job, Plan};
 
 /// How a layer is stored.
@@ -166,6 +167,22 @@ impl Entry {
     /// Mean KL(reference || model), nats a token.
     pub fn kl(&self) -> f64 {
         self.evaluation.total.against.as_ref().map_or(f64::INFINITY, |against| against.kl_mean)
+    }
+}
+
+impl Entry {
+    /// What is told of it at once.
+    pub(super) fn done(&self, known: bool) -> Event<'_> {
+        Event::ContestantDone {
+            name: &self.name,
+            kl: self.kl(),
+            kl_stderr: self.against().kl_stderr,
+            bits_per_weight: self.bits_per_weight,
+            bytes: self.bytes,
+            seconds: self.seconds,
+            peak_memory: self.peak_memory,
+            known,
+        }
     }
 }
 

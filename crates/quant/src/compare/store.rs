@@ -244,6 +244,7 @@ fn hash(settings: &CompareSettings) -> String {
         save_seconds: 0,
         ..settings.dwq.clone()
     };
-    hash.update(format!("{:?} {dwq:?} {} {}", settings.method, settings.seed, settings.shared_statistics));
+    let (device, shared) = (settings.device.name(), settings.shared_statistics);
+    hash.update(format!("{:?} {dwq:?} {} {shared} {device}", settings.method, settings.seed));
     hexadecimal(&hash.finalize())
 }

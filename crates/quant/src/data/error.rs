@@ -58,6 +58,10 @@ pub enum DataError {
         "{file}: this build does not read .parquet; hint: build with the feature parquet, or convert the file to .jsonl"
     )]
     NoParquet { file: String },
+    #[error(
+        "the text holds a single window: nothing is left to judge steps on; hint: give more text or a shorter --sequence-length"
+    )]
+    OneWindow,
     #[error("{file} holds no text; hint: is this the right file?")]
     Empty { file: String },
     #[error(

@@ -8,10 +8,12 @@ use serde::Serialize;
 
 use super::{Forecast, Machine, Peer, forecast, mlx_lm, nominal_windows};
 use crate::compare::{Contestant, budget};
+use crate::data::{Shares, VALIDATION_WINDOWS};
 use crate::dwq::DwqSettings;
 use crate::dynamic::{DynamicPlan, DynamicSettings, Target};
 use crate::methods::Method;
 use crate::plan::{Plan, Settings};
+use crate::recipes::USUAL_RESIDENT;
 use crate::session::QuantizeSettings;
 use crate::{Error, Model};
 
@@ -106,12 +108,34 @@ const GUIDE: [(&str, &str); 7] = [
 const BY_QUALITY: [&str; 7] =
     ["dynamic+awq+gptq+dwq", "dynamic+awq+gptq", "dynamic", "dwq", "gptq", "awq", "basic"];
 
-/// Calibration windows where nothing is said, and held-out windows on which dwq judges its steps, as the commands have them.
-const WINDOWS: usize = 128;
-const JUDGED: usize = 16;
+/// Held-out windows on which a command measures what it made, for the model card.
+const MEASURED_WINDOWS: usize = 4;
 
-/// The part of the work a text's process holds before it begins: program, tokenizer, tokens.
-const RESIDENT: u64 = 80 << 20;
+/// What was found out about a method, and where that is written down: to be looked at again when methods change.
+struct Finding {
+    method: &'static str,
+    /// As the rest of a sentence about the method that is recommended.
+    text: &'static str,
+    /// Day of the measurement.
+    date: &'static str,
+    /// Where it is, in this repository.
+    source: &'static str,
+}
+
+const FINDINGS: [Finding; 2] = [
+    Finding {
+        method: "dynamic+awq+gptq",
+        text: "of what needs no training it was the closest to the original at every size measured (the guide's default is awq)",
+        date: "2026-11-25",
+        source: "benches/results/trained-2026-11-25.md",
+    },
+    Finding {
+        method: "dynamic+awq+gptq+dwq",
+        text: "all methods stacked were the closest to the original, or within two standard errors of it, wherever they were measured",
+        date: "2026-11-25",
+        source: "benches/results/trained-2026-11-25.md",
+    },
+];
 
 /// Foresees every method of the guide on `model` and picks one.
 ///
@@ -211,25 +235,23 @@ fn choice(
     if made.obstacle.is_some() {
         return Ok(made);
     }
-    let calibration = wish.windows.unwrap_or(WINDOWS);
-    let windows = nominal_windows(calibration, wish.sequence_length);
-    let held_out = nominal_windows(4, wish.sequence_length);
     let dwq = DwqSettings { iterations: wish.iterations, ..DwqSettings::default() };
-    let lessons = || {
-        let training = wish.windows.unwrap_or(wish.iterations * dwq.batch_size);
-        // Of few windows no more than a quarter is held out.
-        let held_out = JUDGED.min(((calibration.max(training) + JUDGED) / 4).max(1));
-        (nominal_windows(training, wish.sequence_length), nominal_windows(held_out, wish.sequence_length))
-    };
+    let shares = shares(wish, recipe.trains().then_some(&dwq));
+    // Of a text that holds what is asked for.
+    let split = shares.split(shares.wanted())?;
+    let nominal = |count: usize| nominal_windows(count, wish.sequence_length);
+    let windows = nominal(split.calibration.len());
+    let held_out = nominal(MEASURED_WINDOWS);
+    let lessons = split.training.map(|(training, judged)| (nominal(training.len()), nominal(judged.len())));
     let mut how = QuantizeSettings {
         threads: wish.threads,
-        lessons: recipe.trains().then(lessons),
+        lessons,
         dwq: dwq.clone(),
         // What a command measures for its model card.
         evaluate: recipe.needs_calibration().then_some(held_out),
         ..QuantizeSettings::new(recipe)
     };
-    let first = forecast(model, &plan, &windows, &how, false, machine, RESIDENT);
+    let first = forecast(model, &plan, &windows, &how, false, machine, USUAL_RESIDENT);
     let mut needs = match first {
         Err(Error::Weights(error @ WeightsError::Undescribed { .. })) => {
             made.obstacle = Some(error.to_string());
@@ -239,7 +261,7 @@ fn choice(
     };
     if beyond(&needs, wish) && how.recipe.needs_calibration() {
         how.low_memory = true;
-        needs = forecast(model, &plan, &windows, &how, false, machine, RESIDENT)?;
+        needs = forecast(model, &plan, &windows, &how, false, machine, USUAL_RESIDENT)?;
     }
     if let Some(bits) = made.target_bpw {
         needs.bits_per_weight = bits;
@@ -248,6 +270,16 @@ fn choice(
     made.obstacle = obstacle(&needs, wish);
     made.forecast = Some(needs);
     Ok(made)
+}
+
+/// Windows of a text as the commands share them out. A forecast cannot know how many a text holds, so that "all" is as many as are usual.
+fn shares(wish: &Wish, dwq: Option<&DwqSettings>) -> Shares {
+    let asked = wish.windows.filter(|asked| *asked > 0);
+    let shares = Shares::new(asked);
+    match dwq {
+        Some(dwq) => shares.with_training(asked, wish.iterations, dwq.batch_size, VALIDATION_WINDOWS),
+        None => shares,
+    }
 }
 
 fn asked(target: Target, parameters: u64) -> f64 {
@@ -301,13 +333,10 @@ fn pick(choices: &[Choice], wish: &Wish) -> (Option<usize>, String) {
     let mut why = match (wish.quality, choices[pick].method.as_str()) {
         (Quality::Fast, "basic") => "it is the fastest, and equal to mlx_lm.convert".to_owned(),
         (Quality::Fast, _) => "only an allocation of bits reaches that size".to_owned(),
-        (_, "dynamic+awq+gptq") => {
-            "of what needs no training it was the closest to the original at every size measured (the guide's default is awq)".to_owned()
-        }
-        (_, "dynamic+awq+gptq+dwq") => {
-            "all methods stacked were the closest to the original, or within two standard errors of it, wherever they were measured".to_owned()
-        }
-        (_, other) => format!("{other} is the best that fits"),
+        (_, other) => match FINDINGS.iter().find(|finding| finding.method == other) {
+            Some(Finding { text, date, source, .. }) => format!("{text} ({date}, {source})"),
+            None => format!("{other} is the best that fits"),
+        },
     };
     if let Some(better) = wanted[..place].first() {
         let obstacle =
@@ -351,6 +380,17 @@ mod tests {
         }
     }
 
+    /// A claim without its measurement is a rumour.
+    #[test]
+    fn findings_are_written_down_where_they_say() {
+        let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+        for Finding { method, date, source, .. } in FINDINGS {
+            let text = std::fs::read_to_string(root.join(source)).unwrap();
+            assert!(text.contains(method) && source.contains(date), "{method}: {source}");
+            assert!(BY_QUALITY.contains(&method) && GUIDE.iter().any(|(name, _)| *name == method));
+        }
+    }
+
     #[test]
     fn takes_the_best_that_is_possible() {
         let all: Vec<Choice> = GUIDE.iter().map(|(name, _)| choice(name, None)).collect();
@@ -361,6 +401,8 @@ mod tests {
         assert_eq!(method(&all, Quality::Fast).0, "basic");
         assert_eq!(method(&all, Quality::Balanced).0, "dynamic+awq+gptq");
         assert_eq!(method(&all, Quality::Best).0, "dynamic+awq+gptq+dwq");
+        let why = method(&all, Quality::Best).1;
+        assert!(why.ends_with("(2026-11-25, benches/results/trained-2026-11-25.md)"), "{why}");
         let slow: Vec<Choice> = GUIDE
             .iter()
             .map(|(name, _)| choice(name, name.contains("dynamic").then_some("needs 2 h, 1 h may be used")))

@@ -8,7 +8,7 @@ use mlx_format::checkpoint::Writer;
 use super::{QuantizeSettings, Quantized, conclude, run_line};
 use crate::carry::Carrier;
 use crate::convert::{open_writer, write_companions};
-use crate::data::Windows;
+use crate::data::{Shares, TrainingShares, VALIDATION_WINDOWS, Windows};
 use crate::dwq::{Distillation, Distilled};
 use crate::observer::Observer;
 use crate::plan::Plan;
@@ -35,7 +35,7 @@ pub fn distill(
         .num_threads(threads)
         .build()
         .map_err(|error| Error::Threads { threads, reason: error.to_string() })?;
-    let (training, held_out) = lessons(windows, settings);
+    let (training, held_out) = lessons(windows, settings)?;
     crate::dwq::check(teacher, student, (&training, &held_out), target, &settings.dwq)?;
     let teacher_hash = teacher.map(Model::hash).transpose()?.unwrap_or_default();
     let run = format!("{} taught by {teacher_hash}", run_line(student, plan, windows, settings)?);
@@ -79,12 +79,14 @@ pub fn targets(teacher: &Model, settings: &QuantizeSettings, observer: &dyn Obse
 }
 
 /// Windows of the training, and windows on which its steps are judged.
-pub(super) fn lessons(windows: &Windows, settings: &QuantizeSettings) -> (Windows, Windows) {
-    settings.lessons.clone().unwrap_or_else(|| {
-        let all = windows.picked.len();
-        let kept = (all / 8).clamp(1, 16).min(all);
-        (windows.part(0..(all - kept).max(1)), windows.part(all - kept..all))
-    })
+pub(super) fn lessons(windows: &Windows, settings: &QuantizeSettings) -> Result<(Windows, Windows), Error> {
+    if let Some(lessons) = &settings.lessons {
+        return Ok(lessons.clone());
+    }
+    let all = TrainingShares { windows: 0, validation: VALIDATION_WINDOWS };
+    let split = Shares { calibration: 0, training: Some(all) }.split(windows.picked.len())?;
+    let (training, validation) = split.training.unwrap_or_default();
+    Ok((windows.part(training), windows.part(validation)))
 }
 
 /// Trains what stands in the writer's directory.
@@ -97,7 +99,7 @@ pub(super) fn train(
     observer: &dyn Observer,
 ) -> Result<Distilled, Error> {
     let student = crate::open(&mlx_format::checkpoint::Directory::open(writer.partial())?)?;
-    let (training, held_out) = &lessons(windows, settings);
+    let (training, held_out) = &lessons(windows, settings)?;
     let distillation = Distillation { settings: &settings.dwq, training, held_out, pool, observer };
     let trained = distillation.run(teacher, &student, writer)?;
     // Its files are mapped, and are written to now.

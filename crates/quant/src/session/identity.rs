@@ -21,7 +21,8 @@ pub(super) fn run_line(
     settings: &QuantizeSettings,
 ) -> Result<String, Error> {
     let mut line = fingerprint(model, plan)?;
-    let all = format!("{} {:?} {}", settings.recipe, settings.method, settings.statistics.is_some());
+    let device = settings.device.name();
+    let all = format!("{} {:?} {} {device}", settings.recipe, settings.method, settings.statistics.is_some());
     let _ = write!(line, " {} ", all.replace('\n', " "));
     let mut hash = Sha256::new();
     if settings.recipe.trains() {

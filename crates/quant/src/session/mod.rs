@@ -36,6 +36,7 @@ use crate::calibrate::{Collector, Passage, States, Statistics, Visitor as _};
 use crate::carry::{Carrier, ColumnWeights, plain};
 use crate::convert::{open_writer, write_companions};
 use crate::data::Windows;
+use crate::device::Device;
 use crate::dwq::DwqSettings;
 use crate::evaluate::{EvaluationSettings, evaluate};
 use crate::methods::{How, Method, MethodSettings, Recipe, round};
@@ -53,6 +54,8 @@ pub struct QuantizeSettings {
     pub method: MethodSettings,
     /// Threads, 0 for one per core; nothing depends on it.
     pub threads: usize,
+    /// What computes; decides bytes.
+    pub device: Device,
     /// Activations wait in files, and windows pass a block a few at a time.
     pub low_memory: bool,
     /// Directory in which the Gram matrices of the full-precision model are kept, or from which they are taken. Sites then
@@ -62,8 +65,8 @@ pub struct QuantizeSettings {
     pub columns: BTreeMap<String, Vec<f32>>,
     /// How scales and biases are trained, for recipes with dwq.
     pub dwq: DwqSettings,
-    /// Windows of the training and windows on which its steps are judged; without them the calibration windows, all but the last eighth
-    /// (at most 16) and those.
+    /// Windows of the training and windows on which its steps are judged; without them those that [`Shares`](crate::data::Shares)
+    /// makes of the calibration windows: the last 16, or a quarter of few, and all before them.
     pub lessons: Option<(Windows, Windows)>,
     /// Held-out windows on which the result is measured against the source, for the model card.
     pub evaluate: Option<Windows>,
@@ -78,6 +81,7 @@ impl QuantizeSettings {
             recipe,
             method: MethodSettings::default(),
             threads: 0,
+            device: Device::default(),
             low_memory: false,
             statistics: None,
             columns: BTreeMap::new(),
@@ -148,7 +152,7 @@ pub fn quantize(
     };
     session.check(windows, target)?;
     if settings.recipe.trains() {
-        let (training, held_out) = lessons(windows, settings);
+        let (training, held_out) = lessons(windows, settings)?;
         let trained = |item: &crate::Item| matches!(item.job, Job::Quantize { scheme, .. } if scheme.mode() == Mode::Affine && scheme.bits() < 8);
         if !plan.items.iter().any(trained) {
             return Err(Error::NothingToTrain("this plan".to_owned()));

@@ -3,16 +3,19 @@
 use std::path::Path;
 
 use anyhow::Result;
+use mlx_quant::forecast::forecast;
+use mlx_quant::recipes::{Device, Room};
 use mlx_quant::{Model, Plan, QuantizeSettings, Settings};
 
 use super::{Request, prepare, show};
 use crate::commands::source::{self, Asked, Need};
 use crate::commands::upload::Target;
+use crate::machine;
 use crate::printer::Printer;
 use crate::screen::Screen;
 
 /// Trains `student`, an MLX quantized model.
-pub(super) fn run(request: &Request<'_>, student: &Path, printer: Printer) -> Result<()> {
+pub(super) fn run(request: &Request<'_>, student: &Path, device: Device, printer: Printer) -> Result<()> {
     let args = request.common;
     let need = Need::of(args.target.dry_run);
     let upload = Target::of(&args.hub, args.target.dry_run, printer)?;
@@ -32,8 +35,9 @@ pub(super) fn run(request: &Request<'_>, student: &Path, printer: Printer) -> Re
     };
     let plan = Plan::new(&student.checkpoint, &student.config, as_it_is);
     let plan = plan.map_err(mlx_quant::Error::from)?;
-    let (windows, settings) = prepare(request, &student, printer)?;
-    let needs = super::needs(&student, &plan, &windows, &settings, true)?;
+    let (windows, settings) = prepare(request, &student, device, printer)?;
+    let machine = machine::known(settings.threads)?;
+    let needs = forecast(&student, &plan, &windows, &settings, true, &machine, Room::now().resident)?;
     if args.target.dry_run {
         return super::dry_run(request, &plan, &windows, needs, printer);
     }

@@ -1,7 +1,7 @@
 //! `mlx-quant quantize`, and `awq`, `gptq`, `dynamic-quant` and `dwq`, which are four of its recipes.
 
 mod distill;
-mod dynamic;
+mod mode;
 mod request;
 mod show;
 
@@ -9,24 +9,24 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::Result;
-use mlx_format::Scheme;
 use mlx_format::checkpoint::Writer;
 use mlx_quant::forecast::{Forecast, forecast};
+use mlx_quant::recipes::{
+    Allocator, Device, Room, Search, Text, check_place, choose_low_memory, table_schemes,
+};
 use mlx_quant::{
-    DataSource, DynamicPlan, DynamicSettings, Method, Model, Pick, Plan, QuantizeSettings,
+    DataSource, DynamicPlan, DynamicSettings, Error, Method, Model, Pick, Plan, QuantizeSettings, Quantized,
     SensitivitySettings, Settings, Windows,
 };
 
-use self::dynamic::Allocator;
-pub(crate) use self::request::Request;
-pub(crate) use self::request::affine;
+use self::mode::Mode;
+pub(crate) use self::request::{Request, affine};
 use self::show::{dry_run, show};
 use super::upload::Target;
-use super::windows::{self, Shares, Text};
+use super::windows;
 use crate::Refusal;
 use crate::commands::source::{self, Need};
 use crate::machine;
-use crate::memory::{USUAL_RESIDENT, free_memory, resident_now};
 use crate::printer::Printer;
 use crate::screen::Screen;
 
@@ -34,26 +34,24 @@ use crate::screen::Screen;
 pub(crate) fn run(request: &Request<'_>, printer: Printer) -> Result<()> {
     let args = request.common;
     let base = affine(args.q_bits, args.q_group_size)?;
-    let embedding = request.embedding(base)?;
+    let tables = request.tables(base)?;
+    let device = args.machine.device.choose()?;
     request.check()?;
-    let dynamic = match request.dynamic.filter(|_| request.recipe.allocates()) {
-        Some(flags) => Some(dynamic::settings(flags)?),
-        None => None,
-    };
+    let dynamic = request.allocation()?;
     let overrides = source::overrides(args.target.recipe_file.as_deref(), base)?;
-    let targets_only = request.alone.is_some_and(|dwq| dwq.targets_only);
+    let targets_only = request.targets_only();
     if !args.target.dry_run && !targets_only {
-        Writer::check_target(&args.target.mlx_path).map_err(mlx_quant::Error::from)?;
+        Writer::check_target(&args.target.mlx_path).map_err(Error::from)?;
     }
     source::check(&[request.asked()], &[args.data.as_deref()])?;
     if let Some(student) = request.alone.and_then(|dwq| dwq.quantized_model.as_deref()) {
-        return distill::run(request, student, printer);
+        return distill::run(request, student, device, printer);
     }
     let upload = Target::of(&args.hub, args.target.dry_run || targets_only, printer)?;
     let model = source::open(request.asked(), Need::of(args.target.dry_run), printer)?;
     let model = model.allow_unread(args.target.allow_unread);
     let calibrated = request.recipe.needs_calibration();
-    let schemes = if embedding == base { BTreeMap::new() } else { tables(&model, embedding)? };
+    let schemes = if tables == base { BTreeMap::new() } else { table_schemes(&model, tables)? };
     let settings = Settings {
         quantize: Some(base),
         overrides,
@@ -64,14 +62,11 @@ pub(crate) fn run(request: &Request<'_>, printer: Printer) -> Result<()> {
         keep_eos: args.target.keep_eos,
         ..Settings::default()
     };
-    let plan = Plan::new(&model.checkpoint, &model.config, settings).map_err(mlx_quant::Error::from)?;
-    for note in &plan.notes {
-        printer.warn(note);
-    }
+    let plan = super::convert::plan(&model, settings, printer)?;
     let threads = args.machine.threads.map_or(0, |threads| threads as usize);
     let target = &args.target.mlx_path;
     if calibrated {
-        carry_out(request, &model, plan, dynamic, printer)?;
+        carry_out(request, &model, plan, dynamic, device, printer)?;
     } else {
         super::convert::carry_out(&model, &plan, target, args.target.dry_run, threads, printer)?;
     }
@@ -82,135 +77,186 @@ pub(crate) fn run(request: &Request<'_>, printer: Printer) -> Result<()> {
 fn carry_out(
     request: &Request<'_>,
     model: &Model,
-    mut plan: Plan,
+    plan: Plan,
     dynamic: Option<DynamicSettings>,
+    device: Device,
     printer: Printer,
 ) -> Result<()> {
-    let args = request.common;
-    let target = &args.target.mlx_path;
-    let targets_only = request.alone.is_some_and(|dwq| dwq.targets_only);
-    let file = request.dynamic.and_then(|flags| flags.sensitivities.as_deref());
-    if let Some(file) = file {
-        dynamic::check_place(file, target)?;
-    }
-    let mut range = None;
-    if let Some(dynamic) = &dynamic {
-        range = Some(DynamicPlan::check(model, &plan.settings, dynamic)?);
-    }
-    let (windows, mut settings) = prepare(request, model, printer)?;
-    if targets_only && !args.target.dry_run {
+    let target = &request.common.target.mlx_path;
+    let file = request.sensitivities();
+    file.map_or(Ok(()), |file| check_place(file, target))?;
+    let range = dynamic.as_ref().map(|dynamic| DynamicPlan::check(model, &plan.settings, dynamic));
+    let range = range.transpose()?;
+    let measured = file.is_some_and(Path::exists);
+    let mode = Mode::of(request, dynamic, measured);
+    let (windows, settings) = prepare(request, model, device, printer)?;
+    if let Mode::Targets = mode {
         return distill::targets(request, model, &settings, printer);
     }
-    let measured = file.is_some_and(Path::exists);
-    let mut needs = needs(model, &plan, &windows, &settings, measured)?;
-    if !settings.low_memory && free_memory().is_some_and(|free| needs.peak_memory > free + needs.memory.fixed)
-    {
-        settings.low_memory = true;
-        needs = self::needs(model, &plan, &windows, &settings, measured)?;
-        printer.detail("--low-memory, because all windows' activations do not fit in free memory");
-    }
+    let (settings, needs) = fitted(model, &plan, &windows, settings, measured, printer)?;
     let screen = Screen::new(printer);
-    let make = |plan: &Plan, path: &Path, settings: &QuantizeSettings| -> Result<_> {
-        let made = mlx_quant::quantize(model, plan, &windows, path, settings, &screen);
-        screen.clear();
-        Ok(made?)
-    };
-    // A dry run reads what was measured, and measures nothing.
-    if let (Some((low, high)), true, false) = (range, args.target.dry_run, measured) {
-        printer.say(&format!(
-            "dynamic: layers get their bits once they are measured; the plan shows all alike; reachable: {low:.3} to {high:.3} bits per weight"
-        ));
-        return dry_run(request, &plan, &windows, needs, printer);
+    let mut run = Run { request, model, plan, windows, settings, needs, screen, printer };
+    match mode {
+        Mode::Targets => Ok(()),
+        Mode::Foresee => run.foresee(range),
+        Mode::ForeseeAllocated(dynamic) => {
+            run.allocate(dynamic)?;
+            run.foresee(None)
+        }
+        Mode::Make => run.make(),
+        Mode::Allocate(dynamic) => {
+            run.allocate(dynamic)?;
+            run.make()
+        }
+        Mode::Settle(dynamic, wanted) => run.settle(dynamic, wanted),
     }
-    if let Some(dynamic) = dynamic {
+}
+
+/// A recipe on a text, with everything that it was told.
+struct Run<'r> {
+    request: &'r Request<'r>,
+    model: &'r Model,
+    plan: Plan,
+    windows: Windows,
+    settings: QuantizeSettings,
+    needs: Forecast,
+    screen: Screen,
+    printer: Printer,
+}
+
+impl<'r> Run<'r> {
+    /// Shows the plan, with `range` where its layers are still all alike.
+    fn foresee(self, range: Option<(f64, f64)>) -> Result<()> {
+        if let Some((low, high)) = range {
+            self.printer.say(&format!(
+                "dynamic: layers get their bits once they are measured; the plan shows all alike; reachable: {low:.3} to {high:.3} bits per weight"
+            ));
+        }
+        dry_run(self.request, &self.plan, &self.windows, self.needs, self.printer)
+    }
+
+    /// What every layer costs, measured or read.
+    fn measure(&self, dynamic: DynamicSettings) -> Result<Allocator<'r>> {
+        let args = self.request.common;
         let measure = SensitivitySettings {
             seed: args.machine.seed,
-            threads: settings.threads,
-            low_memory: settings.low_memory,
+            threads: self.settings.threads,
+            low_memory: self.settings.low_memory,
             dtype: args.target.dtype.map(Into::into),
         };
-        let both = (plan.settings.clone(), dynamic);
-        let allocator = Allocator::new(model, both, &windows, &measure, file, &screen)?;
-        settings.columns = allocator.columns();
-        if let Some(wanted) = allocator.target_kl().filter(|_| !args.target.dry_run) {
-            if settings.evaluate.is_none() {
-                let why = "--target-kl measures on held-out text, which cannot be read for this model";
-                return Err(Refusal(format!("{why}; hint: give --target-bpw")).into());
-            }
-            let make = |plan: &DynamicPlan, path: &Path| {
-                let made = make(&plan.plan, path, &settings)?;
-                let measured = made.evaluation.as_ref().and_then(|all| all.total.against.as_ref());
-                let kl = measured.map(|against| against.kl_mean);
-                Ok((made, kl.ok_or_else(|| anyhow::anyhow!("nothing was measured"))?))
-            };
-            let (plan, made) = allocator.settle(wanted, target, printer, make)?;
-            return show(request, &plan.plan, &windows, &made, needs, printer);
-        }
-        let noted = plan.notes.len();
-        plan = allocator.plan(printer)?.plan;
+        let (settings, file) = (self.plan.settings.clone(), self.request.sensitivities());
+        let allocator =
+            Allocator::measure(self.model, settings, dynamic, &self.windows, &measure, file, &self.screen);
+        self.screen.clear();
+        Ok(allocator?)
+    }
+
+    /// Gives every layer its bits.
+    fn allocate(&mut self, dynamic: DynamicSettings) -> Result<()> {
+        let noted = self.plan.notes.len();
+        let allocator = self.measure(dynamic)?;
+        let plan = allocator.plan(&self.screen)?.plan;
+        self.settings.columns = allocator.columns();
         for note in plan.notes.iter().skip(noted) {
-            printer.warn(note);
+            self.printer.warn(note);
         }
+        self.plan = plan;
+        Ok(())
     }
-    if args.target.dry_run {
-        return dry_run(request, &plan, &windows, needs, printer);
+
+    /// Carries the plan out.
+    fn make(self) -> Result<()> {
+        let made = self.quantize(&self.plan, &self.request.common.target.mlx_path)?;
+        show(self.request, &self.plan, &self.windows, &made, self.needs, self.printer)
     }
-    let made = make(&plan, target, &settings)?;
-    show(request, &plan, &windows, &made, needs, printer)
+
+    /// Makes the smallest model that diverges by at most `wanted`.
+    fn settle(mut self, dynamic: DynamicSettings, wanted: f64) -> Result<()> {
+        if self.settings.evaluate.is_none() {
+            let why = "--target-kl measures on held-out text, which cannot be read for this model";
+            return Err(Refusal(format!("{why}; hint: give --target-bpw")).into());
+        }
+        let search = Search::begin(&self.request.common.target.mlx_path, &self.screen)?;
+        let allocator = self.measure(dynamic)?;
+        self.settings.columns = allocator.columns();
+        let make = |plan: &DynamicPlan, path: &Path| {
+            let made = self.quantize(&plan.plan, path)?;
+            let measured = made.evaluation.as_ref().and_then(|all| all.total.against.as_ref());
+            let kl = measured.map_or(f64::INFINITY, |against| against.kl_mean);
+            Ok((made, kl))
+        };
+        let (plan, made) = allocator.settle(wanted, search, &self.screen, make)?;
+        show(self.request, &plan.plan, &self.windows, &made, self.needs, self.printer)
+    }
+
+    fn quantize(&self, plan: &Plan, path: &Path) -> Result<Quantized, Error> {
+        let made = mlx_quant::quantize(self.model, plan, &self.windows, path, &self.settings, &self.screen);
+        self.screen.clear();
+        made
+    }
 }
 
 /// Windows for calibration, and everything that a run is told.
-fn prepare(request: &Request<'_>, model: &Model, printer: Printer) -> Result<(Windows, QuantizeSettings)> {
+fn prepare(
+    request: &Request<'_>,
+    model: &Model,
+    device: Device,
+    printer: Printer,
+) -> Result<(Windows, QuantizeSettings)> {
     let args = request.common;
     let data = source::data(args.data.as_deref(), DataSource::BuiltinCalibration, printer)?;
-    let (calibration, training, held_out) = request.windows();
-    let shares = Shares { calibration, training, held_out, trains: request.recipe.trains() };
-    let text = Text::new(data, args.sequence_length, args.strict);
-    let (windows, lessons) = windows::calibration(model, &text, args.machine.seed, &shares, printer)?;
-    // The size of a model that is to reach a divergence is settled by measuring.
-    let settled = request.dynamic.is_some_and(|flags| flags.target_kl.is_some());
-    let evaluate = match if settled { args.eval_windows.max(8) } else { args.eval_windows } {
-        0 => None,
-        count => {
-            let pick = Pick::EvenlySpaced { windows: count };
-            match windows::read(model, &Text::builtin(DataSource::BuiltinHeldOut, args.sequence_length), pick)
-            {
-                Ok(windows) => Some(windows),
-                Err(error) => {
-                    printer.warn(&format!("the result will not be measured: {error:#}"));
-                    None
-                }
-            }
-        }
-    };
+    let text = Text::new(data, args.sequence_length).strict(args.strict);
+    let shared = windows::shared(model, &text, args.machine.seed, &request.shares(), printer)?;
     let settings = QuantizeSettings {
         method: request.method(),
         threads: args.machine.threads.map_or(0, |threads| threads as usize),
+        device,
         low_memory: args.machine.low_memory,
         statistics: args.statistics.clone(),
         dwq: request.training(),
-        lessons,
-        evaluate,
+        lessons: shared.training,
+        evaluate: held_out(request, model, printer),
         ..QuantizeSettings::new(request.recipe.clone())
     };
-    Ok((windows, settings))
+    Ok((shared.calibration, settings))
 }
 
-/// Memory, arithmetic and time of a run.
-fn needs(
+/// Windows on which the result is measured; none where they are not wanted or the text cannot be read for this model.
+fn held_out(request: &Request<'_>, model: &Model, printer: Printer) -> Option<Windows> {
+    let args = request.common;
+    // The size of a model that is to reach a divergence is settled by measuring.
+    let settled = request.dynamic.is_some_and(|flags| flags.target_kl.is_some());
+    let windows = if settled { args.eval_windows.max(8) } else { args.eval_windows };
+    if windows == 0 {
+        return None;
+    }
+    match Text::held_out(args.sequence_length).windows(model, Pick::EvenlySpaced { windows }) {
+        Ok(windows) => Some(windows),
+        Err(error) => {
+            printer.warn(&format!("the result will not be measured: {error:#}"));
+            None
+        }
+    }
+}
+
+/// Memory, arithmetic and time of a run, which saves memory where the usual way does not fit.
+fn fitted(
     model: &Model,
     plan: &Plan,
     windows: &Windows,
-    settings: &QuantizeSettings,
+    settings: QuantizeSettings,
     measured: bool,
-) -> Result<Forecast> {
-    let resident = resident_now().unwrap_or(USUAL_RESIDENT);
-    let machine = machine::known(settings.threads)?;
-    Ok(forecast(model, plan, windows, settings, measured, &machine, resident)?)
-}
-
-/// Embeddings and head at their own scheme.
-fn tables(model: &Model, scheme: Scheme) -> Result<BTreeMap<String, Scheme>> {
-    let walk = mlx_quant::Walk::open(model)?;
-    Ok(walk.decoder.tables().into_iter().map(|path| (path.to_owned(), scheme)).collect())
+    printer: Printer,
+) -> Result<(QuantizeSettings, Forecast)> {
+    let (room, machine) = (Room::now(), machine::known(settings.threads)?);
+    let asked = settings.low_memory;
+    let foresee = |low_memory| {
+        let settings = QuantizeSettings { low_memory, ..settings.clone() };
+        forecast(model, plan, windows, &settings, measured, &machine, room.resident)
+    };
+    let (low_memory, needs) = choose_low_memory(asked, room, foresee, |needs| needs.peak_memory)?;
+    if low_memory && !asked {
+        printer.detail("--low-memory, because all windows' activations do not fit in free memory");
+    }
+    Ok((QuantizeSettings { low_memory, ..settings }, needs))
 }

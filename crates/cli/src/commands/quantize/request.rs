@@ -1,18 +1,17 @@
 //! The quantizing commands as one: a recipe with the flags of its methods.
 
+use std::path::Path;
+
 use mlx_format::Scheme;
-use mlx_quant::{DwqSettings, Method, MethodSettings, Recipe};
+use mlx_quant::recipes::{self, Shares, check_allocation, check_method, check_training, table_scheme};
+use mlx_quant::{DwqSettings, DynamicSettings, Method, MethodSettings, Recipe, Target};
 
 use crate::Refusal;
+use crate::amount;
 use crate::args::{
     Awq, AwqFlags, Calibrated, Dwq, DwqFlags, DynamicFlags, DynamicQuant, Gptq, GptqFlags, Quantize,
 };
 use crate::commands::source::Asked;
-
-/// Calibration windows where nothing else is said.
-const WINDOWS: usize = 128;
-/// Windows a step of dwq.
-const BATCH: u32 = 4;
 
 /// One of the commands.
 pub(crate) struct Request<'a> {
@@ -80,28 +79,35 @@ impl Request<'_> {
     /// What is wrong with the flags alone.
     pub(super) fn check(&self) -> Result<(), Refusal> {
         self.check_methods()?;
-        if let Some(gptq) = self.gptq
-            && !(gptq.damping > 0.0 && gptq.damping <= 1.0)
-        {
-            let damping = gptq.damping;
-            return Err(Refusal(format!(
-                "--damping {damping}: hint: give a number above 0 and at most 1, such as 0.01"
-            )));
-        }
-        let Some(dwq) = self.dwq.filter(|_| self.recipe.trains()) else { return Ok(()) };
-        for (name, value) in
-            [("--temperature", Some(dwq.temperature)), ("--learning-rate", dwq.learning_rate)]
-        {
-            if value.is_some_and(|value| !(value.is_finite() && value > 0.0)) {
-                let value = value.unwrap_or_default();
-                return Err(Refusal(format!("{name} {value}: hint: give a number above 0")));
-            }
-        }
-        if dwq.valid_samples == 0 {
-            let hint = "steps are judged on them, give at least 1";
-            return Err(Refusal(format!("--valid-samples 0: hint: {hint}")));
+        check_method(&self.method())?;
+        if let Some(dwq) = self.dwq.filter(|_| self.recipe.trains()) {
+            check_training(&self.training(), dwq.valid_samples)?;
         }
         Ok(())
+    }
+
+    /// What dynamic is asked for, where the recipe has it.
+    pub(super) fn allocation(&self) -> Result<Option<DynamicSettings>, Refusal> {
+        let Some(flags) = self.dynamic.filter(|_| self.recipe.allocates()) else { return Ok(None) };
+        let target = match (&flags.target_size, flags.target_kl) {
+            (Some(text), _) => Target::Bytes(amount::size("--target-size", text)?),
+            (_, Some(kl)) => Target::Divergence(kl),
+            _ => Target::BitsPerWeight(flags.target_bpw.unwrap_or(4.0)),
+        };
+        let (min_bits, max_bits) = (flags.min_bits, flags.max_bits);
+        let settings = DynamicSettings { min_bits, max_bits, ..DynamicSettings::new(target) };
+        check_allocation(&settings)?;
+        Ok(Some(settings))
+    }
+
+    /// File of what dynamic measures.
+    pub(super) fn sensitivities(&self) -> Option<&Path> {
+        self.dynamic.and_then(|flags| flags.sensitivities.as_deref())
+    }
+
+    /// Whether only the teacher's targets are computed.
+    pub(super) fn targets_only(&self) -> bool {
+        self.alone.is_some_and(|dwq| dwq.targets_only)
     }
 
     /// Refuses flags of methods that the recipe does not have.
@@ -159,11 +165,10 @@ impl Request<'_> {
     }
 
     pub(super) fn training(&self) -> DwqSettings {
-        let mut settings = DwqSettings {
-            batch_size: self.common.batch_size.unwrap_or(BATCH) as usize,
-            seed: self.common.machine.seed,
-            ..DwqSettings::default()
-        };
+        let mut settings = DwqSettings { seed: self.common.machine.seed, ..DwqSettings::default() };
+        if let Some(windows) = self.common.batch_size {
+            settings.batch_size = windows as usize;
+        }
         if let Some(dwq) = self.dwq {
             settings.iterations = dwq.iters;
             settings.learning_rate = dwq.learning_rate;
@@ -173,36 +178,30 @@ impl Request<'_> {
         settings
     }
 
-    /// Windows: calibration, training, held out. 0: all.
-    pub(super) fn windows(&self) -> (usize, usize, usize) {
+    /// Windows of the calibration text.
+    pub(super) fn shares(&self) -> Shares {
         let asked = self.common.n_samples;
-        let calibration = asked.unwrap_or(WINDOWS);
-        let Some(dwq) = self.dwq.filter(|_| self.recipe.trains()) else { return (calibration, 0, 0) };
-        let steps = dwq.iters.saturating_mul(self.common.batch_size.unwrap_or(BATCH) as usize);
-        (calibration, asked.unwrap_or(steps.max(1)), dwq.valid_samples)
+        let shares = Shares::new(asked);
+        match self.dwq.filter(|_| self.recipe.trains()) {
+            Some(dwq) => {
+                shares.with_training(asked, dwq.iters, self.training().batch_size, dwq.valid_samples)
+            }
+            None => shares,
+        }
     }
 
-    /// The scheme of embeddings and head, where it is not that of the rest.
-    pub(super) fn embedding(&self, base: Scheme) -> Result<Scheme, Refusal> {
+    /// The scheme of embeddings and head.
+    pub(super) fn tables(&self, base: Scheme) -> Result<Scheme, Refusal> {
         let gptq = self.gptq.filter(|_| self.recipe.rounding() == Method::Gptq);
-        let (awq_bits, awq_group) =
-            self.awq.map_or((None, None), |awq| (awq.embed_bits, awq.embed_group_size));
-        // Dynamic decides of them too, if nothing is said.
-        let usual = if self.recipe.allocates() { (None, None) } else { (Some(6), Some(64)) };
-        let (gptq_bits, gptq_group) = gptq.map_or((None, None), |gptq| {
-            (gptq.fallback_bits.or(usual.0), gptq.fallback_group_size.or(usual.1))
-        });
-        let bits = awq_bits.or(gptq_bits).unwrap_or(base.bits());
-        let group_size = awq_group.or(gptq_group).unwrap_or(base.group_size());
-        affine(bits, group_size)
+        let bits = self.awq.and_then(|awq| awq.embed_bits).or(gptq.and_then(|gptq| gptq.fallback_bits));
+        let group_size = self.awq.and_then(|awq| awq.embed_group_size);
+        let group_size = group_size.or(gptq.and_then(|gptq| gptq.fallback_group_size));
+        let scheme = table_scheme(&self.recipe, base, bits, group_size);
+        scheme.map_err(|error| Refusal(error.to_string()))
     }
 }
 
+/// A scheme that every MLX loads.
 pub(crate) fn affine(bits: u32, group_size: usize) -> Result<Scheme, Refusal> {
-    // MLX has one bit since 0.32.4; older versions do not load it.
-    let refused = |error: mlx_format::SchemeError| Refusal(error.to_string());
-    if bits == 1 {
-        return Err(refused(mlx_format::SchemeError::Bits(1)));
-    }
-    Scheme::affine(bits, group_size).map_err(refused)
+    recipes::affine(bits, group_size).map_err(|error| Refusal(error.to_string()))
 }

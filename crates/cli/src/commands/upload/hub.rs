@@ -4,13 +4,13 @@ use std::path::Path;
 
 use anyhow::Result;
 use mlx_format::checkpoint::Directory;
-use mlx_quant::{DataSource, Evaluation, EvaluationSettings, Model, Pick, evaluate};
+use mlx_quant::recipes::Text;
+use mlx_quant::{Evaluation, EvaluationSettings, Model, Pick, evaluate};
 use serde_json::json;
 
 use crate::Refusal;
 use crate::args::{HubFlags, Upload as Args};
 use crate::commands::source::{self, Asked, Need};
-use crate::commands::windows::{self, Text};
 use crate::hub::{Address, Hub, Upload};
 use crate::printer::{Printer, bytes};
 use crate::screen::Screen;
@@ -160,7 +160,7 @@ fn write_card(directory: &Path, card: &str) -> std::io::Result<()> {
 
 fn measure(model: &Model, source: &Model, screen: &Screen) -> Result<Evaluation> {
     let pick = Pick::EvenlySpaced { windows: WINDOWS };
-    let windows = windows::read(source, &Text::builtin(DataSource::BuiltinHeldOut, WINDOW_TOKENS), pick)?;
+    let windows = Text::held_out(WINDOW_TOKENS).windows(source, pick)?;
     let settings = EvaluationSettings { threads: 0, low_memory: true, cache: None };
     Ok(evaluate(model, Some(source), &windows, &settings, screen)?)
 }

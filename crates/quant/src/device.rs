@@ -1,0 +1,63 @@
+//! Which processor computes.
+
+use crate::setting::{Setting, SettingError};
+
+/// What somebody asks for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DeviceChoice {
+    /// The best that this build can use here.
+    Auto,
+    /// The processor.
+    #[default]
+    Cpu,
+    /// A graphics card.
+    Gpu,
+}
+
+/// What computes. It decides bytes: sums in another order round otherwise, so it stands in the identity of a run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Device {
+    /// The processor.
+    #[default]
+    Cpu,
+}
+
+impl Device {
+    /// The device for a choice, before any work.
+    ///
+    /// # Errors
+    /// A card: this version cannot use one.
+    pub fn choose(choice: DeviceChoice) -> Result<Self, SettingError> {
+        match choice {
+            DeviceChoice::Auto | DeviceChoice::Cpu => Ok(Self::Cpu),
+            DeviceChoice::Gpu => Err(SettingError {
+                setting: Setting::Device,
+                value: "gpu".to_owned(),
+                problem: "is not supported by this version, which computes on the processor alone".to_owned(),
+                hint: "use cpu, or auto for the best that there is",
+            }),
+        }
+    }
+
+    /// As identities and settings name it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Cpu => "cpu",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_card_is_refused_in_words() {
+        assert_eq!(Device::choose(DeviceChoice::Auto), Ok(Device::Cpu));
+        assert_eq!(Device::choose(DeviceChoice::Cpu), Ok(Device::Cpu));
+        let error = Device::choose(DeviceChoice::Gpu).unwrap_err();
+        assert_eq!(error.setting, Setting::Device);
+        assert!(error.to_string().starts_with("device gpu is not supported"), "{error}");
+    }
+}

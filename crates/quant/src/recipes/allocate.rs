@@ -1,0 +1,126 @@
+//! Bits where they matter: measured once, then spent on a size, or on a divergence that is to be reached.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use super::search::{Search, TRIES, Tried, Tries};
+use crate::data::Windows;
+use crate::dynamic::{
+    DynamicPlan, DynamicSettings, Sensitivities, SensitivitySettings, Target, sensitivities,
+};
+use crate::observer::{Event, Observer};
+use crate::plan::Settings;
+use crate::{Error, Model};
+
+/// A model whose divergence is so close below the target is small enough.
+const CLOSE: f64 = 0.95;
+/// More than was measured is expected of the next model, so that it does not miss by a hair.
+const CAUTION: f64 = 1.02;
+
+/// What was measured of a model, and what is asked of its size.
+#[derive(Debug)]
+pub struct Allocator<'a> {
+    model: &'a Model,
+    settings: Settings,
+    sensitivities: Sensitivities,
+    dynamic: DynamicSettings,
+}
+
+impl<'a> Allocator<'a> {
+    /// Measures, or reads what was measured from `file`.
+    ///
+    /// # Errors
+    /// As [`sensitivities`].
+    pub fn measure(
+        model: &'a Model,
+        settings: Settings,
+        dynamic: DynamicSettings,
+        windows: &Windows,
+        measure: &SensitivitySettings,
+        file: Option<&Path>,
+        observer: &dyn Observer,
+    ) -> Result<Self, Error> {
+        let measured = sensitivities(model, windows, measure, file, observer)?;
+        Ok(Self { model, settings, sensitivities: measured, dynamic })
+    }
+
+    /// The allocation, reported as [`Event::Allocated`].
+    ///
+    /// # Errors
+    /// As [`DynamicPlan::new`].
+    pub fn plan(&self, observer: &dyn Observer) -> Result<DynamicPlan, Error> {
+        let plan = DynamicPlan::new(self.model, &self.settings, &self.sensitivities, &self.dynamic)?;
+        observer.event(Event::Allocated {
+            bits_per_weight: plan.plan.bits_per_weight(),
+            predicted_kl: plan.predicted_kl,
+            bound_kl: plan.bound_kl,
+            range: plan.range,
+            range_kl: plan.range_kl,
+        });
+        Ok(plan)
+    }
+
+    /// Weights of columns for a search without a walk ([`crate::QuantizeSettings::columns`]).
+    pub fn columns(&self) -> BTreeMap<String, Vec<f32>> {
+        self.sensitivities.columns()
+    }
+
+    /// The divergence that is to be reached, where the size follows from that: then [`Self::settle`] is called, else
+    /// [`Self::plan`].
+    pub fn target_divergence(&self) -> Option<f64> {
+        match self.dynamic.target {
+            Target::Divergence(target) => Some(target),
+            _ => None,
+        }
+    }
+
+    /// Makes models beside the output of `search` until the smallest is found whose measured divergence is at most `wanted`, and gives that one
+    /// the name. `make` carries a plan out into a directory and gives what it made, and the divergence that it measured.
+    ///
+    /// A prediction leads to the first model, and what is measured of each corrects the next. Reports [`Event::Allocated`] and
+    /// [`Event::Tried`] for each. Tries lie beside the output as `.NAME.try-N`, under the lock of the search.
+    ///
+    /// # Errors
+    /// Nothing that suffices ([`Error::Divergence`]); those of `make`.
+    pub fn settle<M>(
+        mut self,
+        wanted: f64,
+        search: Search<'_>,
+        observer: &dyn Observer,
+        mut make: impl FnMut(&DynamicPlan, &Path) -> Result<(M, f64), Error>,
+    ) -> Result<(DynamicPlan, M), Error> {
+        let mut tries = Tries::new(search);
+        let mut last = None;
+        for attempt in 0..TRIES {
+            // What cannot be predicted to suffice any more ends the search.
+            let Ok(plan) = self.plan(observer) else { break };
+            let size = plan.plan.layout.tensor_bytes();
+            if last.replace(size) == Some(size) {
+                break;
+            }
+            let path = tries.place(attempt)?;
+            let (made, kl) = make(&plan, &path)?;
+            observer.event(Event::Tried { bits_per_weight: plan.plan.bits_per_weight(), kl, wanted });
+            let factor = self.dynamic.factor * kl / plan.predicted_kl;
+            self.dynamic.factor = if kl > wanted { factor * CAUTION } else { factor };
+            let enough = kl <= wanted;
+            tries.judge(Tried { made: (plan, made), path, bytes: size }, enough)?;
+            if tries.has_best() && kl >= wanted * CLOSE {
+                break;
+            }
+        }
+        tries.conclude()?.ok_or(Error::Divergence { wanted, tries: TRIES })
+    }
+}
+
+/// Refuses a file of sensitivities that lies where the output will be.
+///
+/// # Errors
+/// [`Error::Sensitivities`].
+pub fn check_place(file: &Path, target: &Path) -> Result<(), Error> {
+    if crate::session::is_within(file, target)? {
+        let reason = "it lies in the output directory".to_owned();
+        return Err(Error::Sensitivities { path: file.display().to_string(), reason });
+    }
+    Ok(())
+}

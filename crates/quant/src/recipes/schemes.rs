@@ -1,0 +1,74 @@
+//! How everything is stored where nothing is said of single layers.
+
+use std::collections::BTreeMap;
+
+use mlx_format::{Scheme, SchemeError};
+
+use crate::methods::{Method, Recipe};
+use crate::{Error, Model};
+
+/// Bits and group size of embeddings and head under gptq, as mlx-lm's gptq has them.
+const TABLES_OF_GPTQ: (u32, usize) = (6, 64);
+
+/// An affine scheme that every MLX loads: one bit came with 0.32.4, and older versions do not know it.
+///
+/// # Errors
+/// As [`Scheme::affine`].
+pub fn affine(bits: u32, group_size: usize) -> Result<Scheme, SchemeError> {
+    if bits == 1 {
+        return Err(SchemeError::Bits(1));
+    }
+    Scheme::affine(bits, group_size)
+}
+
+/// The scheme of embeddings and head: what is asked for, or what the recipe usually gives them.
+///
+/// # Errors
+/// As [`affine`].
+pub fn table_scheme(
+    recipe: &Recipe,
+    base: Scheme,
+    bits: Option<u32>,
+    group_size: Option<usize>,
+) -> Result<Scheme, SchemeError> {
+    // Dynamic decides of them too.
+    let own = recipe.rounding() == Method::Gptq && !recipe.allocates();
+    let usual = if own { TABLES_OF_GPTQ } else { (base.bits(), base.group_size()) };
+    affine(bits.unwrap_or(usual.0), group_size.unwrap_or(usual.1))
+}
+
+/// Embeddings and head of a model at a scheme of their own, by path: for [`crate::Settings::schemes`].
+///
+/// # Errors
+/// As [`crate::Walk::open`]: a model type without a decoder description.
+pub fn table_schemes(model: &Model, scheme: Scheme) -> Result<BTreeMap<String, Scheme>, Error> {
+    let walk = crate::Walk::open(model)?;
+    Ok(walk.decoder.tables().into_iter().map(|path| (path.to_owned(), scheme)).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gptq_keeps_embeddings_wider_unless_dynamic_decides() {
+        let base = affine(3, 32).unwrap();
+        let of = |recipe: &str, bits, group_size| {
+            let scheme = table_scheme(&recipe.parse().unwrap(), base, bits, group_size).unwrap();
+            (scheme.bits(), scheme.group_size())
+        };
+        assert_eq!(of("gptq", None, None), (6, 64));
+        assert_eq!(of("awq+gptq", Some(4), None), (4, 64));
+        assert_eq!(of("gptq+dwq", None, Some(128)), (6, 128));
+        assert_eq!(of("dynamic+awq+gptq", None, None), (3, 32));
+        assert_eq!(of("awq", None, None), (3, 32));
+        assert_eq!(of("awq", Some(6), Some(64)), (6, 64));
+    }
+
+    #[test]
+    fn one_bit_is_refused() {
+        assert!(matches!(affine(1, 64), Err(SchemeError::Bits(1))));
+        let gptq = Recipe::of(Method::Gptq);
+        assert!(table_scheme(&gptq, affine(4, 64).unwrap(), Some(1), None).is_err());
+    }
+}
