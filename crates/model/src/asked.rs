@@ -1,6 +1,7 @@
 //! What config.json asks of the tensors beyond what the decoder's description fixes: inner widths, kernels, biases.
 //!
-//! The forward pass takes these as they come. mlx_lm does not: it makes its model from config.json and stops at any other shape.
+//! The forward pass takes these as they come. mlx_lm does not: it makes its model from config.json and stops at any
+//! other shape.
 
 use std::collections::BTreeMap;
 
@@ -22,9 +23,9 @@ pub(crate) fn settle(
 }
 
 fn settle_axes(expected: &mut BTreeMap<String, ExpectedTensor>, decoder: Option<&Decoder>, config: &Config) {
-    // Gemma 4 doubles the width of some layers, which only its tensors tell here.
-    let doubles = config.bool("use_double_wide_mlp", false);
-    let widths = decoder.filter(|_| !doubles).and_then(|decoder| headers::widths(config, decoder).ok());
+    let Some(family) = arch::family(config) else { return };
+    let decoder = decoder.filter(|_| family.has_even_widths(config));
+    let widths = decoder.and_then(|decoder| headers::widths(family, config, decoder).ok());
     for (path, axes) in widths.into_iter().flatten() {
         let Some(tensor) = expected.get_mut(&format!("{path}.weight")) else { continue };
         for (axis, length) in tensor.shape.iter_mut().zip(axes) {
@@ -32,7 +33,7 @@ fn settle_axes(expected: &mut BTreeMap<String, ExpectedTensor>, decoder: Option<
         }
     }
     for (name, tensor) in expected.iter_mut().filter(|(_, tensor)| tensor.shape.contains(&None)) {
-        if let Ok(length) = headers::config_key(config, name.strip_suffix(".weight").unwrap_or(name)) {
+        if let Ok(length) = family.length(config, name.strip_suffix(".weight").unwrap_or(name)) {
             tensor.shape.iter_mut().for_each(|axis| *axis = axis.or(Some(length)));
         }
     }
@@ -40,12 +41,13 @@ fn settle_axes(expected: &mut BTreeMap<String, ExpectedTensor>, decoder: Option<
 
 /// Makes biases that a model type always or never has required, or unread.
 fn settle_biases(expected: &mut BTreeMap<String, ExpectedTensor>, config: &Config) {
+    let Some(family) = arch::family(config) else { return };
     let paths: Vec<String> =
         expected.keys().filter_map(|name| name.strip_suffix(".bias")).map(str::to_owned).collect();
     for path in paths {
         let norm = expected.get(&format!("{path}.weight")).is_some_and(|weight| weight.shape.len() == 1);
         let name = format!("{path}.bias");
-        match arch::has_bias(config, &path, norm) {
+        match family.has_bias(config, &path, norm) {
             Some(false) => {
                 expected.remove(&name);
             }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use mlx_format::checkpoint::{Checkpoint, Config, ConfigError, LeftAside};
 use mlx_format::{Dtype, Scheme};
 
-use crate::arch::{self, Architecture, Rule, Sketch, Source};
+use crate::arch::{self, Architecture, Rule, Source};
 use crate::asked;
 use crate::decoder::{Decoder, Linear};
 use crate::fit::{self, ExpectedTensor, Fault, Held, Misfits};
@@ -85,7 +85,7 @@ impl Named {
         let existing = existing.renamed(&tensors)?;
         let names: BTreeSet<&str> = tensors.iter().map(|(name, _)| name.as_str()).collect();
         let mut wrong = None;
-        let (decoder, undescribed) = match described(&architecture, Sketch { config, names: &names }) {
+        let (decoder, undescribed) = match described(&architecture, config, Some(&names)) {
             Ok(decoder) => (decoder, None),
             Err(ConfigError::Undescribed { key, reason }) => {
                 (None, Some(format!("{key} {reason}, which is not described here")))
@@ -199,14 +199,16 @@ impl Named {
     }
 }
 
-/// The decoder of a model with tensors of these names, with a head of its own unless something says that it has none.
+/// The decoder of a model with tensors of these names (of any, if there are none), with a head of its own unless
+/// something says that it has none.
 pub(crate) fn described(
     architecture: &Architecture,
-    sketch: Sketch<'_>,
+    config: &Config,
+    names: Option<&BTreeSet<&str>>,
 ) -> Result<Option<Decoder>, ConfigError> {
-    let mut decoder = arch::decoder(sketch)?;
+    let mut decoder = arch::decoder(config, names)?;
     if let Some(decoder) = decoder.as_mut().filter(|decoder| decoder.head.linear.is_none())
-        && (arch::tied(sketch.config) == Some(false)
+        && (arch::tied(config) == Some(false)
             || !architecture.drops_head() && !architecture.tied_without_head)
     {
         let outer = decoder.embedding.path.strip_suffix("model.embed_tokens").unwrap_or_default();

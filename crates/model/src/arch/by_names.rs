@@ -1,45 +1,15 @@
 //! Model types without a description: names stay as they are, and shapes tell which weights are linears.
 //!
-//! That is right for most dense models and wrong for others, so what is known to end badly is listed here and refused before any
-//! work, and nothing is promised of the rest. The facts about mlx-lm are those of version 0.32.2, measured by converting a small
-//! checkpoint of each type with both programs.
+//! That is right for most dense models and wrong for others, so what is known to end badly is listed here and refused
+//! before any work, and nothing is promised of the rest. The facts about mlx-lm are those of version 0.32.2, measured
+//! by converting a small checkpoint of each type with both programs.
 
 use std::collections::BTreeMap;
 
-use super::{Architecture, Linears, Rule, Source, drop, drop_tied_head};
+use super::architecture::{Architecture, Linears, Rule, Source};
+use super::rules::{drop, drop_tied_head};
+use super::towers::{TOWERS, is_inside};
 use crate::{View, known};
-
-/// Parts of a path that see or hear (`mlx_vlm/utils.py`, `skip_multimodal_module`, and what mlx-lm's wrappers drop).
-const TOWERS: [&str; 28] = [
-    "aligner",
-    "connector",
-    "embed_tokens_extend",
-    "mlp1",
-    "mm_proj",
-    "projector",
-    "resampler",
-    "vpm",
-    "apm",
-    "audio_model",
-    "audio_tower",
-    "embed_audio",
-    "embed_vision",
-    "img_projector",
-    "mm_projector",
-    "multi_modal_projector",
-    "patch_merge_mlp",
-    "sam_model",
-    "speech_encoder",
-    "vision",
-    "vision_adapter",
-    "vision_embed_tokens",
-    "vision_embedder",
-    "vision_model",
-    "vision_projection",
-    "vision_tower",
-    "visual",
-    "vl_connector",
-];
 
 /// Parts of a name (in lower case) that adapters, quantizers and trainings leave beside a model's own weights.
 const LEFTOVERS: [&str; 12] = [
@@ -127,17 +97,15 @@ pub(super) fn architecture(source: Source<'_>) -> Architecture {
     });
     let layers =
         source.config.count("num_hidden_layers").ok().or_else(|| highest.max().map(|layer| layer + 1));
+    let plain = Architecture::with_layers("by tensor names", layers.unwrap_or(0), &[]);
     Architecture {
-        family: "by tensor names",
         described: false,
-        layers: layers.unwrap_or(0),
-        prefixes: Vec::new(),
-        rules: drop_tied_head(source, false).into_iter().chain(drop_towers(source)).collect(),
         linears: Linears::ByShape,
-        protected: Vec::new(),
-        keep_dtype: vec!["e_score_correction_bias", "A_log"],
-        tied_without_head: false,
         framed: wraps(source) && source.tensors.keys().any(|name| name.contains("language_model.")),
+        ..plain
+            .rules(drop_tied_head(source, false))
+            .rules(drop_towers(source))
+            .keep_dtype(&["e_score_correction_bias", "A_log"])
     }
 }
 
@@ -163,31 +131,6 @@ fn wraps(source: Source<'_>) -> bool {
     parts.iter().any(|key| config.contains_key(*key))
         || model_type.contains("vl")
         || model_type.contains("llava")
-}
-
-/// Whether a tensor belongs to the language model of a frame that sets it apart.
-pub(super) fn is_inside(name: &str) -> bool {
-    name.ends_with("lm_head")
-        || name.ends_with("lm_head.weight")
-        || name.split('.').take(3).any(|segment| segment == "language_model")
-}
-
-/// Whether a tensor belongs to a part that sees or hears.
-pub fn is_tower(name: &str) -> bool {
-    const EARS_AND_EYES: [&str; 5] = ["vision", "visual", "audio", "speech", "image"];
-    // What lies within a layer of the language model is its own.
-    let mut outer = name.split('.').take_while(|segment| !matches!(*segment, "layers" | "h" | "blocks"));
-    outer.any(|segment| {
-        let lower = segment.to_ascii_lowercase();
-        TOWERS.contains(&lower.as_str()) || lower.split('_').any(|word| EARS_AND_EYES.contains(&word))
-    })
-}
-
-/// Whether the module at `path` stays as it is although it has a matrix: norms, routers, towers.
-pub(super) fn is_kept(path: &str) -> bool {
-    let last = path.rsplit('.').next().unwrap_or(path);
-    let norm = last.contains("norm") || last.starts_with("ln_") || last.ends_with("_ln");
-    norm || path.split('.').any(|segment| matches!(segment, "gate" | "router" | "wg")) || is_tower(path)
 }
 
 /// Whether a name says that its tensor is none of a model's own weights.
@@ -286,45 +229,6 @@ pub fn incomplete_experts<'n>(tensors: impl Iterator<Item = (&'n str, Vec<usize>
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn any_segment_tells_a_router() {
-        for path in [
-            "model.layers.0.mlp.gate",
-            "layers.3.router.proj",
-            "model.layers.1.mlp.router.classifier",
-            "x.gate.wg",
-        ] {
-            assert!(is_kept(path), "{path}");
-        }
-        for path in [
-            "model.layers.0.mlp.gate_proj",
-            "model.layers.0.self_attn.q_proj",
-            "lm_head",
-            "model.visualize.x",
-        ] {
-            assert!(!is_kept(path), "{path}");
-        }
-    }
-
-    #[test]
-    fn towers_are_told_by_their_first_segment() {
-        for name in [
-            "vision_tower.a.weight",
-            "model.visual.blocks.0.x",
-            "model.embed_audio.weight",
-            "mm_projector.0.weight",
-        ] {
-            assert!(is_tower(name), "{name}");
-        }
-        for name in [
-            "language_model.model.layers.0.vision.weight",
-            "model.layers.0.visual.weight",
-            "model.embed_tokens.weight",
-        ] {
-            assert!(!is_tower(name), "{name}");
-        }
-    }
 
     #[test]
     fn leftovers_are_whole_segments() {

@@ -3,15 +3,32 @@
 
 use mlx_format::checkpoint::ConfigError;
 
-use super::{
-    Architecture, EXPERTS, SHARED_EXPERTS, Sketch, Source, Step, drop_layers_from, llama::LINEARS, make,
-    stack_mlp_experts,
-};
+use super::architecture::{Architecture, Source, Step};
+use super::biases::{Bias, BiasRule, OTHERS};
+use super::family::Family;
+use super::keys::wrong;
+use super::llama;
+use super::rules::{EXPERTS, SHARED_EXPERTS, drop_layers_from, make, stack_mlp_experts};
+use super::sketch::Sketch;
 use crate::decoder::{
     Block, Decoder, Experts, Groups, Layer, Linear, Moe, Norm, Router, Scores, SharedExpert,
 };
 use crate::mixers::{LatentAttention, LatentKeys, LatentQueries};
 use crate::ops::Activation;
+
+pub(super) const FAMILIES: &[Family] = &[
+    Family { biases: BIASES, lengths: LENGTHS, ..Family::new(&["deepseek_v2"], v2, v2_decoder) },
+    Family {
+        biases: BIASES,
+        lengths: LENGTHS,
+        ..Family::new(&["deepseek_v3", "kimi_k2", "joyai_llm_flash"], v3, v3_decoder)
+    },
+];
+
+const BIASES: &[BiasRule] =
+    &[(&["q_a_proj", "kv_a_proj_with_mqa", "o_proj"], Bias::If("attention_bias")), (OTHERS, Bias::Never)];
+
+const LENGTHS: &[(&[&str], &[&str])] = &[(&["q_a_proj", "q_b_proj", "q_a_layernorm"], &["q_lora_rank"])];
 
 const LATENT: [&str; 6] = [
     "self_attn.q_a_proj",
@@ -23,16 +40,16 @@ const LATENT: [&str; 6] = [
 ];
 
 fn linears() -> Vec<&'static str> {
-    [LINEARS.as_slice(), &LATENT, &SHARED_EXPERTS, &EXPERTS].concat()
+    [&llama::linears()[..], &LATENT, &SHARED_EXPERTS, &EXPERTS].concat()
 }
 
-pub(super) fn v2(source: Source<'_>) -> Result<Architecture, ConfigError> {
+fn v2(source: Source<'_>) -> Result<Architecture, ConfigError> {
     let architecture = Architecture::plain(source, "deepseek_v2", &linears())?;
     Ok(architecture.rules([stack_mlp_experts()]))
 }
 
 /// V3 splits `kv_b_proj` per head into the part that embeds queries (transposed) and the one that makes values.
-pub(super) fn v3(source: Source<'_>) -> Result<Architecture, ConfigError> {
+fn v3(source: Source<'_>) -> Result<Architecture, ConfigError> {
     let heads = source.config.count("num_attention_heads")?;
     let (nope, value) = (source.config.count("qk_nope_head_dim")?, source.config.count("v_head_dim")?);
     let rows = |start, count| Step::Rows { start, count, of: nope + value };
@@ -53,7 +70,15 @@ pub(super) fn v3(source: Source<'_>) -> Result<Architecture, ConfigError> {
         .keep_dtype(&["e_score_correction_bias"]))
 }
 
-pub(super) fn decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
+fn v2_decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
+    decoder(sketch, Corrected::WhereThere)
+}
+
+fn v3_decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
+    decoder(sketch, Corrected::Always)
+}
+
+fn decoder(sketch: Sketch<'_>, corrected: Corrected) -> Result<Decoder, ConfigError> {
     let rope_dim = sketch.count("qk_rope_head_dim")?;
     let rope = sketch.rope_for(None, rope_dim, 1.0, sketch.rope_theta(10000.0))?;
     // transformers' V2 always turns neighbours; V3 where the config does not deny it.
@@ -61,7 +86,7 @@ pub(super) fn decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
     let block = |index| {
         let layer = sketch.layer(index);
         let attention = Layer::Latent(latent(sketch, &layer)?);
-        let feed_forward = feed_forward(sketch, &layer, index)?;
+        let feed_forward = feed_forward(sketch, corrected, &layer, index)?;
         let stages = sketch.pre_norm(&layer, attention, feed_forward);
         Ok(Block::new(layer, stages))
     };
@@ -105,19 +130,31 @@ fn latent(sketch: Sketch<'_>, layer: &str) -> Result<LatentAttention, ConfigErro
     })
 }
 
+/// Whether the router adds a correction to its scores before it chooses experts.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Corrected {
+    /// V2 has none; some models of its type have.
+    WhereThere,
+    /// V3's model in mlx-lm does not load without.
+    Always,
+}
+
 /// A dense network in the first layers, then experts; what GLM-4 MoE has, too.
-pub(super) fn feed_forward(sketch: Sketch<'_>, layer: &str, index: usize) -> Result<Layer, ConfigError> {
+pub(super) fn feed_forward(
+    sketch: Sketch<'_>,
+    corrected: Corrected,
+    layer: &str,
+    index: usize,
+) -> Result<Layer, ConfigError> {
     let dense = index < sketch.count_or("first_k_dense_replace", 0)?
         || !index.is_multiple_of(sketch.count_or("moe_layer_freq", 1)?.max(1));
     if dense || sketch.config.get("n_routed_experts").is_none() {
         return Ok(Layer::Mlp(sketch.mlp(layer)?));
     }
     let activation = sketch.activation("hidden_act", Activation::Silu)?;
-    let network = |name: &str| Sketch::gated(&format!("{layer}mlp.{name}"), activation);
+    let network = |names| Sketch::gated(&format!("{layer}mlp."), names, activation);
     let correction = format!("{layer}mlp.gate.e_score_correction_bias");
-    // V2 has none; V3's model in mlx-lm does not load without.
-    let v2 = sketch.config.model_type().is_ok_and(|model_type| model_type == "deepseek_v2");
-    let correction = (!v2 || sketch.has(&correction)).then_some(correction);
+    let correction = (corrected == Corrected::Always || sketch.has(&correction)).then_some(correction);
     let sigmoid = correction.is_some() || sketch.config.str("scoring_func") == Some("sigmoid");
     let count = sketch.count("n_routed_experts")?;
     let groups = Groups {
@@ -126,10 +163,7 @@ pub(super) fn feed_forward(sketch: Sketch<'_>, layer: &str, index: usize) -> Res
         best_two: sigmoid,
     };
     if groups.count == 0 || count % groups.count != 0 {
-        return Err(super::sketch::wrong(
-            "n_group",
-            &format!("is {}, which does not divide {count} experts", groups.count),
-        ));
+        return Err(wrong("n_group", &format!("is {}, which does not divide {count} experts", groups.count)));
     }
     let grouped = groups.count > 1 && sketch.config.str("topk_method") != Some("greedy");
     Ok(Layer::Moe(Moe {
@@ -143,8 +177,8 @@ pub(super) fn feed_forward(sketch: Sketch<'_>, layer: &str, index: usize) -> Res
             renormalize: (sigmoid && sketch.config.bool("norm_topk_prob", true)).then_some(1e-20),
             multiplier: sketch.float_or("routed_scaling_factor", 1.0),
         },
-        experts: Experts { count, mlp: network("switch_mlp") },
+        experts: Experts { count, mlp: network(EXPERTS) },
         shared: (sketch.count_or("n_shared_experts", 0)? > 0)
-            .then(|| SharedExpert { mlp: network("shared_experts"), gate: None }),
+            .then(|| SharedExpert { mlp: network(SHARED_EXPERTS), gate: None }),
     }))
 }

@@ -2,18 +2,29 @@
 
 use mlx_format::checkpoint::ConfigError;
 
-use super::{Architecture, Sketch, Source, drop, llama::LINEARS};
+use super::architecture::{Architecture, Source};
+use super::biases;
+use super::family::Family;
+use super::llama;
+use super::rules::{MLP, drop};
+use super::sketch::Sketch;
 use crate::decoder::{Attention, Branch, Decoder, HeadNorms, Layer, Rope, Stage};
 use crate::ops::Activation;
 
+pub(super) const FAMILIES: &[Family] = &[
+    Family { biases: biases::NONE, ..Family::new(&["gemma"], always_tied, gemma) },
+    Family { biases: biases::NONE, ..Family::new(&["gemma2"], always_tied, gemma2) },
+    Family { biases: biases::NONE, ..Family::new(&["gemma3_text"], tied_if_missing, gemma3) },
+];
+
 /// Gemma 1 and 2 have no head.
-pub(super) fn always_tied(source: Source<'_>) -> Result<Architecture, ConfigError> {
-    Ok(Architecture::plain(source, "gemma", &LINEARS)?.rules([drop(r"^lm_head\.weight$")]))
+fn always_tied(source: Source<'_>) -> Result<Architecture, ConfigError> {
+    Ok(Architecture::plain(source, "gemma", &llama::linears())?.rules([drop(r"^lm_head\.weight$")]))
 }
 
 /// Gemma 3 is tied when the checkpoint has no head, whatever the config says.
-pub(super) fn tied_if_missing(source: Source<'_>) -> Result<Architecture, ConfigError> {
-    Ok(Architecture { tied_without_head: true, ..Architecture::plain(source, "gemma3", &LINEARS)? })
+fn tied_if_missing(source: Source<'_>) -> Result<Architecture, ConfigError> {
+    Ok(Architecture { tied_without_head: true, ..Architecture::plain(source, "gemma3", &llama::linears())? })
 }
 
 /// Norms that multiply by `1 + w`, embedding times the root of its width.
@@ -26,10 +37,7 @@ fn common(
     let mut decoder = sketch.llama_with(ropes, stages)?;
     decoder.embedding.multiplier = (decoder.hidden_size as f64).sqrt();
     decoder.norm.plus_one = true;
-    decoder.head.softcap = match sketch.config.model_type() {
-        Ok("gemma2") => sketch.float_or_null("final_logit_softcapping", 30.0),
-        _ => sketch.float("final_logit_softcapping"),
-    };
+    decoder.head.softcap = sketch.float("final_logit_softcapping");
     Ok(decoder)
 }
 
@@ -38,11 +46,11 @@ fn activation(sketch: Sketch<'_>) -> Result<Activation, ConfigError> {
 }
 
 /// Gemma 1; its `hidden_act` "gelu" means the tanh form.
-pub(super) fn gemma(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
+fn gemma(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
     let activation = activation(sketch)?;
     common(sketch, vec![sketch.rope_of(sketch.count_or("head_dim", 256)?, 1.0)?], |layer, _, attention| {
         let norm = |name: &str| sketch.rms(format!("{layer}{name}")).plus_one();
-        let mlp = Sketch::gated(&format!("{layer}mlp"), activation);
+        let mlp = Sketch::gated(layer, MLP, activation);
         Ok(vec![
             Stage::new(Branch::pre(norm("input_layernorm"), Layer::Attention(attention))),
             Stage::new(Branch::pre(norm("post_attention_layernorm"), Layer::Mlp(mlp))),
@@ -53,7 +61,7 @@ pub(super) fn gemma(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
 /// Norms before and after attention and MLP.
 fn sandwich(sketch: Sketch<'_>, layer: &str, attention: Attention) -> Result<Vec<Stage>, ConfigError> {
     let norm = |name: &str| sketch.rms(format!("{layer}{name}")).plus_one();
-    let mlp = Sketch::gated(&format!("{layer}mlp"), activation(sketch)?);
+    let mlp = Sketch::gated(layer, MLP, activation(sketch)?);
     Ok(vec![
         Stage::sandwich(
             norm("input_layernorm"),
@@ -73,9 +81,9 @@ fn score_scale(sketch: Sketch<'_>) -> f64 {
 }
 
 /// Soft caps, every other layer with a sliding window.
-pub(super) fn gemma2(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
+fn gemma2(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
     let window = sketch.window_or(Some(4096));
-    common(sketch, vec![sketch.rope()?], |layer, index, attention| {
+    let mut decoder = common(sketch, vec![sketch.rope()?], |layer, index, attention| {
         let attention = Attention {
             scale: score_scale(sketch),
             softcap: sketch.float_or_null("attn_logit_softcapping", 50.0),
@@ -83,11 +91,13 @@ pub(super) fn gemma2(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
             ..attention
         };
         sandwich(sketch, layer, attention)
-    })
+    })?;
+    decoder.head.softcap = sketch.float_or_null("final_logit_softcapping", 30.0);
+    Ok(decoder)
 }
 
 /// Five sliding layers with a rotary base of their own to each global one; queries and keys normed.
-pub(super) fn gemma3(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
+fn gemma3(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
     let window = sketch.window_or(Some(4096));
     let pattern = sketch.count_or("sliding_window_pattern", 6)?.max(1);
     let head_dim = sketch.head_dim()?;
@@ -99,14 +109,7 @@ pub(super) fn gemma3(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
     common(sketch, vec![global, local], |layer, index, attention| {
         let sliding = sketch.is_sliding(index, (index + 1) % pattern != 0);
         let norm = |name: &str| sketch.rms(format!("{layer}self_attn.{name}")).plus_one();
-        let norms = HeadNorms {
-            q: norm("q_norm"),
-            k: Some(norm("k_norm")),
-            v: None,
-            flat: false,
-            per_head: false,
-            after_rope: false,
-        };
+        let norms = HeadNorms::new(norm("q_norm"), norm("k_norm"));
         let attention = Attention {
             scale: score_scale(sketch),
             norms: Some(norms),

@@ -3,8 +3,13 @@
 
 use mlx_format::checkpoint::ConfigError;
 
-use super::sketch::undescribed;
-use super::{Architecture, Sketch, Source, Step, drop, drop_in_layers, drop_tied_head, llama, make};
+use super::architecture::{Architecture, Source, Step};
+use super::biases;
+use super::family::Family;
+use super::keys::undescribed;
+use super::llama;
+use super::rules::{ATTENTION, MLP, drop, drop_in_layers, drop_tied_head, gated, make};
+use super::sketch::{self, Sketch};
 use crate::decoder::{
     Attention, Branch, Decoder, HeadNorms, Layer, Linear, Norm, PerLayerInputs, Projections, Stage,
 };
@@ -13,21 +18,23 @@ use crate::ops::Activation;
 /// Upper layers without keys of their own where the config says nothing; mlx-lm's default.
 const SHARED_LAYERS: usize = 20;
 
-pub(super) fn gemma4_text(source: Source<'_>) -> Result<Architecture, ConfigError> {
-    let linears = [
-        llama::LINEARS.as_slice(),
-        &[
-            "embed_tokens_per_layer",
-            "per_layer_model_projection",
-            "per_layer_input_gate",
-            "per_layer_projection",
-            "router.proj",
-            "switch_glu.gate_proj",
-            "switch_glu.up_proj",
-            "switch_glu.down_proj",
-        ],
-    ]
-    .concat();
+pub(super) const FAMILIES: &[Family] = &[Family {
+    biases: biases::NONE,
+    widened_by: Some("use_double_wide_mlp"),
+    lengths: &[(&["embed_tokens_per_layer"], &["vocab_size_per_layer_input"])],
+    ..Family::new(&["gemma4_text"], gemma4_text, decoder)
+}];
+
+const TABLE: &str = "embed_tokens_per_layer";
+const MODEL_PROJECTION: &str = "per_layer_model_projection";
+
+/// Of each layer: what gates its own input, and what brings that into the residual stream.
+const INPUTS: [&str; 2] = ["per_layer_input_gate", "per_layer_projection"];
+
+fn gemma4_text(source: Source<'_>) -> Result<Architecture, ConfigError> {
+    let experts = gated!("switch_glu");
+    let linears =
+        [&llama::linears()[..], &[TABLE, MODEL_PROJECTION, "router.proj"], &INPUTS, &experts].concat();
     let architecture = Architecture::plain(source, "gemma4", &linears)?;
     let shared = source.config.count("num_kv_shared_layers").unwrap_or(SHARED_LAYERS);
     let layers = architecture.layers;
@@ -52,7 +59,7 @@ pub(super) fn gemma4_text(source: Source<'_>) -> Result<Architecture, ConfigErro
 }
 
 /// The E-models and dense models; those with experts beside the MLP convert, but have no decoder description yet.
-pub(super) fn decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
+fn decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
     for key in ["enable_moe_block", "attention_k_eq_v"] {
         if sketch.config.bool(key, false) {
             return Err(undescribed(key, "is true"));
@@ -77,27 +84,19 @@ pub(super) fn decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
     let width = sketch.count_or("hidden_size_per_layer_input", 0)?;
     let window = sketch.window_or(Some(512));
     let mut decoder = sketch.llama_with(ropes, |layer, index, _| {
-        let linear = |name: &str| Linear::new(format!("{layer}{name}"));
+        let [q, k, v, output] = sketch::linears(layer, ATTENTION);
         let norm = |name: &str| sketch.rms(format!("{layer}{name}"));
         let sliding = slides(index);
         let head_dim = head_dim(sliding)?;
         let kv_heads = sketch.kv_heads()?;
         let source = (0..own).rev().find(|&earlier| slides(earlier) == sliding);
         let projections = match source {
-            Some(block) if index >= own => Projections::Shared { q: linear("self_attn.q_proj"), block },
-            _ => Projections::Separate {
-                q: linear("self_attn.q_proj"),
-                k: linear("self_attn.k_proj"),
-                v: linear("self_attn.v_proj"),
-            },
+            Some(block) if index >= own => Projections::Shared { q, block },
+            _ => Projections::Separate { q, k, v },
         };
         let norms = HeadNorms {
-            q: norm("self_attn.q_norm"),
-            k: Some(norm("self_attn.k_norm")),
             v: Some(Norm { path: None, ..norm("") }),
-            flat: false,
-            per_head: false,
-            after_rope: false,
+            ..sketch.head_norms(layer, "q_norm", "k_norm")
         };
         let attention = Attention {
             scale: 1.0,
@@ -105,9 +104,9 @@ pub(super) fn decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
             rope: Some(usize::from(sliding)),
             window: window.filter(|_| sliding),
             keep_keys: own < layers && source == Some(index),
-            ..Attention::new(sketch.heads()?, kv_heads, head_dim, projections, linear("self_attn.o_proj"))
+            ..Attention::new(sketch.heads()?, kv_heads, head_dim, projections, output)
         };
-        let mlp = Sketch::gated(&format!("{layer}mlp"), activation);
+        let mlp = Sketch::gated(layer, MLP, activation);
         let mut stages = vec![
             Stage::sandwich(
                 norm("input_layernorm"),
@@ -121,11 +120,8 @@ pub(super) fn decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
             ),
         ];
         if width > 0 {
-            let own = Layer::PerLayerInput {
-                gate: linear("per_layer_input_gate"),
-                activation,
-                projection: linear("per_layer_projection"),
-            };
+            let [gate, projection] = sketch::linears(layer, INPUTS);
+            let own = Layer::PerLayerInput { gate, activation, projection };
             stages.push(Stage::new(Branch::post(own, norm("post_per_layer_input_norm"))));
         }
         Ok(stages)
@@ -137,9 +133,9 @@ pub(super) fn decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
     decoder.embedding.multiplier = (hidden_size as f64).sqrt();
     decoder.head.softcap = sketch.float("final_logit_softcapping");
     decoder.embedding.per_layer = (width > 0).then(|| PerLayerInputs {
-        path: "model.embed_tokens_per_layer".to_owned(),
+        path: format!("model.{TABLE}"),
         multiplier: (width as f64).sqrt(),
-        projection: Linear::new("model.per_layer_model_projection"),
+        projection: Linear::new(format!("model.{MODEL_PROJECTION}")),
         projection_multiplier: (hidden_size as f64).powf(-0.5),
         norm: sketch.rms("model.per_layer_projection_norm"),
         sum_multiplier: 0.5f64.sqrt(),

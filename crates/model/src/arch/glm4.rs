@@ -2,19 +2,41 @@
 
 use mlx_format::checkpoint::ConfigError;
 
-use super::{
-    Architecture, EXPERTS, SHARED_EXPERTS, Sketch, Source, deepseek, drop_layers_from, llama::LINEARS,
-    stack_mlp_experts,
-};
-use crate::decoder::{Attention, Decoder, Gate, HeadNorms, Layer, Linear, Mlp, Stage};
+use super::architecture::{Architecture, Source};
+use super::biases::{Bias, BiasRule, OTHERS, QKV};
+use super::deepseek::{self, Corrected};
+use super::defaults::Defaults;
+use super::family::Family;
+use super::llama;
+use super::rules::{EXPERTS, SHARED_EXPERTS, drop_layers_from, stack_mlp_experts};
+use super::sketch::{Sketch, linears};
+use crate::decoder::{Attention, Decoder, Gate, Layer, Mlp, Stage};
 use crate::ops::Activation;
 
-pub(super) fn dense(source: Source<'_>) -> Result<Architecture, ConfigError> {
-    Architecture::plain(source, "glm4", &[LINEARS.as_slice(), &["mlp.gate_up_proj"]].concat())
+const BIASES: &[BiasRule] = &[(QKV, Bias::If("attention_bias")), (OTHERS, Bias::Never)];
+
+pub(super) const FAMILIES: &[Family] = &[
+    Family {
+        defaults: Defaults { rms_norm_eps: 1.5625e-7, ..Defaults::LLAMA },
+        biases: BIASES,
+        ..Family::new(&["glm4"], dense, dense_decoder)
+    },
+    Family {
+        defaults: Defaults { rms_norm_eps: 1e-5, ..Defaults::LLAMA },
+        biases: BIASES,
+        ..Family::new(&["glm4_moe"], moe, moe_decoder)
+    },
+];
+
+/// The network of a dense model: gate and up in one, then down.
+const NETWORK: [&str; 2] = ["mlp.gate_up_proj", "mlp.down_proj"];
+
+fn dense(source: Source<'_>) -> Result<Architecture, ConfigError> {
+    Architecture::plain(source, "glm4", &[&llama::linears()[..], &NETWORK[..1]].concat())
 }
 
-pub(super) fn moe(source: Source<'_>) -> Result<Architecture, ConfigError> {
-    let linears = [LINEARS.as_slice(), &SHARED_EXPERTS, &EXPERTS].concat();
+fn moe(source: Source<'_>) -> Result<Architecture, ConfigError> {
+    let linears = [&llama::linears()[..], &SHARED_EXPERTS, &EXPERTS].concat();
     let architecture = Architecture::plain(source, "glm4_moe", &linears)?;
     let layers = architecture.layers;
     Ok(architecture
@@ -23,13 +45,13 @@ pub(super) fn moe(source: Source<'_>) -> Result<Architecture, ConfigError> {
 }
 
 /// Norms before and after each layer; half of each head turns in pairs of neighbours.
-pub(super) fn dense_decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
+fn dense_decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
     let activation = sketch.activation("hidden_act", Activation::Silu)?;
     let rope = sketch.rope_of(sketch.head_dim()?, 0.5)?.interleaved();
     sketch.llama_with(vec![rope], |layer, _, attention| {
         let norm = |name: &str| sketch.rms(format!("{layer}{name}"));
-        let linear = |name: &str| Linear::new(format!("{layer}mlp.{name}"));
-        let mlp = Mlp { gate: Gate::Fused(linear("gate_up_proj")), activation, down: linear("down_proj") };
+        let [gate_up, down] = linears(layer, NETWORK);
+        let mlp = Mlp { gate: Gate::Fused(gate_up), activation, down };
         Ok(vec![
             Stage::sandwich(
                 norm("input_layernorm"),
@@ -42,19 +64,12 @@ pub(super) fn dense_decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> 
 }
 
 /// DeepSeek V3's routing on grouped-query attention.
-pub(super) fn moe_decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
+fn moe_decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
     let rope = sketch.rope_of(sketch.head_dim()?, 0.5)?;
     sketch.llama_with(vec![rope], |layer, index, attention| {
-        let norm = |name: &str| sketch.rms(format!("{layer}self_attn.{name}"));
-        let norms = sketch.config.bool("use_qk_norm", false).then(|| HeadNorms {
-            q: norm("q_norm"),
-            k: Some(norm("k_norm")),
-            v: None,
-            flat: false,
-            per_head: false,
-            after_rope: false,
-        });
-        let feed_forward = deepseek::feed_forward(sketch, layer, index)?;
+        let normed = sketch.config.bool("use_qk_norm", false);
+        let norms = normed.then(|| sketch.head_norms(layer, "q_norm", "k_norm"));
+        let feed_forward = deepseek::feed_forward(sketch, Corrected::Always, layer, index)?;
         Ok(sketch.pre_norm(layer, Layer::Attention(Attention { norms, ..attention }), feed_forward))
     })
 }

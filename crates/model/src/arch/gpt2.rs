@@ -1,20 +1,38 @@
 //! GPT-2: its `Conv1D` weights are stored `[in, out]`, its names have no `model.` prefix, its head is tied.
 
-use mlx_format::checkpoint::ConfigError;
+use mlx_format::checkpoint::{Config, ConfigError};
 
-use super::{Architecture, Linears, Sketch, Source, Step, drop, make};
+use super::architecture::{Architecture, Source, Step};
+use super::biases::{self, Bias};
+use super::family::Family;
+use super::keys::first_width;
+use super::rules::{drop, make};
+use super::sketch::{Sketch, linears};
 use crate::decoder::{
-    Attention, Block, Branch, Decoder, Embedding, Gate, Head, Layer, Linear, Mlp, Norm, Projections, Stage,
+    Attention, Block, Branch, Decoder, Embedding, Gate, Head, Layer, Mlp, Norm, Projections, Stage,
 };
 use crate::ops::Activation;
 
-pub(super) fn gpt2(source: Source<'_>) -> Result<Architecture, ConfigError> {
+pub(super) const FAMILIES: &[Family] = &[Family {
+    biases: biases::ALL,
+    norm_bias: Bias::Always,
+    inner_width,
+    lengths: &[(&[POSITIONS], &["n_positions", "max_position_embeddings"])],
+    ..Family::new(&["gpt2"], gpt2, decoder)
+}];
+
+const EMBEDDING: &str = "wte";
+const POSITIONS: &str = "wpe";
+
+/// Queries, keys and values in one, output; the two linears of the network.
+const LAYER: [&str; 4] = ["attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"];
+
+fn gpt2(source: Source<'_>) -> Result<Architecture, ConfigError> {
+    let linears = [&[EMBEDDING, POSITIONS][..], &LAYER].concat();
+    let architecture = Architecture::with_layers("gpt2", source.config.count("n_layer")?, &linears);
     Ok(Architecture {
-        family: "gpt2",
-        described: true,
-        layers: source.config.count("n_layer")?,
         prefixes: vec![("model.", "model."), ("transformer.", "model."), ("", "model.")],
-        rules: vec![
+        ..architecture.rules([
             drop(r"\.attn\.(bias|masked_bias)$"),
             drop(r"^model\.lm_head\.weight$"),
             make(
@@ -22,13 +40,14 @@ pub(super) fn gpt2(source: Source<'_>) -> Result<Architecture, ConfigError> {
                 // A checkpoint that already carries the prefix was written by MLX and is transposed.
                 [("$x", if source.any_name_is_prefixed() { vec![] } else { vec![Step::Transpose] })],
             ),
-        ],
-        linears: Linears::Named(vec!["wte", "wpe", "attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"]),
-        protected: Vec::new(),
-        keep_dtype: Vec::new(),
-        tied_without_head: false,
-        framed: false,
+        ])
     })
+}
+
+/// Four times the hidden size where config.json says nothing.
+fn inner_width(config: &Config) -> Result<Option<usize>, ConfigError> {
+    let found = first_width(config, &["n_inner"])?;
+    Ok(found.or(first_width(config, &["n_embd"])?.map(|width| width.saturating_mul(4))))
 }
 
 impl Source<'_> {
@@ -38,7 +57,7 @@ impl Source<'_> {
 }
 
 /// Learned positions, layer norms, tied head.
-pub(super) fn decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
+fn decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
     let norm = |path: String| Norm::layer(path, sketch.float_or("layer_norm_epsilon", 1e-5));
     let activation = sketch.activation("activation_function", Activation::GeluTanh)?;
     let (hidden_size, heads) = (sketch.count("n_embd")?, sketch.count("n_head")?);
@@ -51,14 +70,14 @@ pub(super) fn decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
     };
     let block = |index| {
         let layer = format!("model.h.{index}.");
-        let linear = |name: &str| Linear::new(format!("{layer}{name}"));
-        let projections = Projections::Concatenated(linear("attn.c_attn"));
+        let [qkv, output, first, second] = linears(&layer, LAYER);
+        let projections = Projections::Concatenated(qkv);
         let attention = Attention {
             rope: None,
             scale: score_scale(index),
-            ..Attention::new(heads, heads, hidden_size / heads, projections, linear("attn.c_proj"))
+            ..Attention::new(heads, heads, hidden_size / heads, projections, output)
         };
-        let mlp = Mlp { gate: Gate::None(linear("mlp.c_fc")), activation, down: linear("mlp.c_proj") };
+        let mlp = Mlp { gate: Gate::None(first), activation, down: second };
         let stages = vec![
             Stage::new(Branch::pre(norm(format!("{layer}ln_1")), Layer::Attention(attention))),
             Stage::new(Branch::pre(norm(format!("{layer}ln_2")), Layer::Mlp(mlp))),
@@ -69,8 +88,8 @@ pub(super) fn decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
         hidden_size,
         vocabulary: sketch.count("vocab_size")?,
         embedding: Embedding {
-            path: "model.wte".to_owned(),
-            positions: Some("model.wpe".to_owned()),
+            path: format!("model.{EMBEDDING}"),
+            positions: Some(format!("model.{POSITIONS}")),
             multiplier: 1.0,
             per_layer: None,
         },

@@ -2,23 +2,26 @@
 
 use mlx_format::checkpoint::ConfigError;
 
-use super::{ATTENTION, Architecture, Sketch, Source, Step, make};
+use super::architecture::{Architecture, Source, Step};
+use super::biases;
+use super::defaults::Defaults;
+use super::family::Family;
+use super::rules::{ATTENTION, gated, make};
+use super::sketch::Sketch;
 use crate::decoder::{Attention, Decoder, Experts, Layer, Linear, Moe, Router, Scores};
 use crate::ops::Activation;
 
-pub(super) fn gpt_oss(source: Source<'_>) -> Result<Architecture, ConfigError> {
-    let linears = [
-        ATTENTION.as_slice(),
-        &[
-            "embed_tokens",
-            "mlp.router",
-            "experts.gate_proj",
-            "experts.up_proj",
-            "experts.down_proj",
-            "lm_head",
-        ],
-    ]
-    .concat();
+pub(super) const FAMILIES: &[Family] = &[Family {
+    defaults: Defaults { rms_norm_eps: 1e-5, rope_theta: 150_000.0 },
+    biases: biases::ALL_BUT_HEAD,
+    ..Family::new(&["gpt_oss"], gpt_oss, decoder)
+}];
+
+const ROUTER: &str = "mlp.router";
+const EXPERTS: [&str; 3] = gated!("experts");
+
+fn gpt_oss(source: Source<'_>) -> Result<Architecture, ConfigError> {
+    let linears = [ATTENTION.as_slice(), &["embed_tokens", ROUTER, "lm_head"], &EXPERTS].concat();
     let architecture = Architecture::plain(source, "gpt_oss", &linears)?.protect(&["router"]);
     if source.any_name_ends_with("gate_proj.weight") {
         return Ok(architecture);
@@ -63,7 +66,7 @@ pub(super) fn gpt_oss(source: Source<'_>) -> Result<Architecture, ConfigError> {
 }
 
 /// Attention with sinks, every other layer sliding; clamped SwiGLU experts with biases.
-pub(super) fn decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
+fn decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
     let window = sketch.window_or(Some(128));
     let count = sketch.count("num_local_experts")?;
     let top_k = sketch.top_k("num_experts_per_tok", count)?;
@@ -79,7 +82,7 @@ pub(super) fn decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
         };
         let moe = Moe {
             router: Router {
-                linear: Linear::new(format!("{layer}mlp.router")),
+                linear: Linear::new(format!("{layer}{ROUTER}")),
                 scores: Scores::SoftmaxOfChosen,
                 correction: None,
                 groups: None,
@@ -87,7 +90,7 @@ pub(super) fn decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
                 renormalize: None,
                 multiplier: 1.0,
             },
-            experts: Experts { count, mlp: Sketch::gated(&format!("{layer}mlp.experts"), activation) },
+            experts: Experts { count, mlp: Sketch::gated(&format!("{layer}mlp."), EXPERTS, activation) },
             shared: None,
         };
         Ok(sketch.pre_norm(layer, Layer::Attention(attention), Layer::Moe(moe)))

@@ -3,17 +3,24 @@
 
 use mlx_format::checkpoint::ConfigError;
 
-use super::{Architecture, Sketch, Source, llama};
+use super::architecture::{Architecture, Source};
+use super::biases;
+use super::family::Family;
+use super::llama;
+use super::sketch::Sketch;
 use crate::decoder::{Attention, Decoder, Layer};
 
-pub(super) fn granite(source: Source<'_>) -> Result<Architecture, ConfigError> {
+pub(super) const FAMILIES: &[Family] =
+    &[Family { biases: biases::ATTENTION_AND_NETWORK, ..Family::new(&["granite"], granite, decoder) }];
+
+fn granite(source: Source<'_>) -> Result<Architecture, ConfigError> {
     let mut architecture = llama::llama(source)?.protect(&["self_attn.o_proj", "mlp.down_proj", "lm_head"]);
     architecture.family = "granite";
     Ok(architecture)
 }
 
 /// Multipliers on embedding, scores, residual branches and logits.
-pub(super) fn decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
+fn decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
     let residual = sketch.float_or("residual_multiplier", 1.0);
     let mut decoder = sketch.llama_with(vec![sketch.rope()?], |layer, _, attention| {
         let attention = Attention { scale: sketch.float_or("attention_multiplier", 1.0), ..attention };

@@ -2,19 +2,24 @@
 
 use mlx_format::checkpoint::ConfigError;
 
-use super::Sketch;
+use super::biases;
+use super::defaults::Defaults;
+use super::family::Family;
+use super::llama;
+use super::sketch::Sketch;
 use crate::decoder::{Attention, Decoder, HeadNorms, Layer};
 
-pub(super) fn decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
+pub(super) const FAMILIES: &[Family] = &[Family {
+    defaults: Defaults { rms_norm_eps: 1e-5, ..Defaults::LLAMA },
+    biases: biases::ATTENTION,
+    ..Family::new(&["hunyuan_v1_dense"], llama::untied_by_default, decoder)
+}];
+
+fn decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
     sketch.llama_with(vec![sketch.rope()?], |layer, _, attention| {
-        let norm = |name: &str| sketch.rms(format!("{layer}self_attn.{name}"));
         let norms = sketch.any_layer_has(".self_attn.query_layernorm.weight").then(|| HeadNorms {
-            q: norm("query_layernorm"),
-            k: Some(norm("key_layernorm")),
-            v: None,
-            flat: false,
-            per_head: false,
             after_rope: true,
+            ..sketch.head_norms(layer, "query_layernorm", "key_layernorm")
         });
         let attention = Attention { norms, ..attention };
         Ok(sketch.pre_norm(layer, Layer::Attention(attention), Layer::Mlp(sketch.mlp(layer)?)))

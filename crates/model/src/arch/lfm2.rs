@@ -1,25 +1,35 @@
 //! Liquid LFM2: short convolutions between attention layers, always tied.
 
-use mlx_format::checkpoint::ConfigError;
+use mlx_format::checkpoint::{Config, ConfigError};
 
-use super::{Architecture, Sketch, Source, Step, drop, make};
-use crate::decoder::{Attention, Branch, Decoder, Gate, HeadNorms, Layer, Linear, Mlp, Norm, Stage};
+use super::architecture::{Architecture, Source, Step};
+use super::biases::{Bias, OTHERS};
+use super::defaults::Defaults;
+use super::family::Family;
+use super::keys::{MOST_WIDTH, first_width};
+use super::rules::{drop, make};
+use super::sketch::{Sketch, linears};
+use crate::decoder::{Attention, Branch, Decoder, HeadNorms, Layer, Norm, Projections, Stage};
 use crate::mixers::ShortConvolution;
 use crate::ops::Activation;
 
-pub(super) fn lfm2(source: Source<'_>) -> Result<Architecture, ConfigError> {
-    let linears = [
-        "embed_tokens",
-        "conv.in_proj",
-        "conv.out_proj",
-        "self_attn.q_proj",
-        "self_attn.k_proj",
-        "self_attn.v_proj",
-        "self_attn.out_proj",
-        "feed_forward.w1",
-        "feed_forward.w2",
-        "feed_forward.w3",
-    ];
+pub(super) const FAMILIES: &[Family] = &[Family {
+    defaults: Defaults { rope_theta: 1_000_000.0, ..Defaults::LLAMA },
+    biases: &[(&["conv", "in_proj", "out_proj"], Bias::Unknown), (OTHERS, Bias::Never)],
+    inner_width,
+    lengths: &[(&["conv"], &["conv_L_cache"])],
+    ..Family::new(&["lfm2"], lfm2, decoder)
+}];
+
+const CONVOLUTION: [&str; 2] = ["conv.in_proj", "conv.out_proj"];
+const ATTENTION: [&str; 4] =
+    ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj"];
+
+/// Gate, up, down.
+const NETWORK: [&str; 3] = ["feed_forward.w1", "feed_forward.w3", "feed_forward.w2"];
+
+fn lfm2(source: Source<'_>) -> Result<Architecture, ConfigError> {
+    let linears = [&["embed_tokens"][..], &CONVOLUTION, &ATTENTION, &NETWORK].concat();
     let mut architecture = Architecture::plain(source, "lfm2", &linears)?.rules([drop(r"^lm_head\.weight$")]);
     // `[channels, 1, kernel]` as transformers stores it; MLX's own form is `[channels, kernel, 1]`.
     let untouched = source
@@ -32,7 +42,21 @@ pub(super) fn lfm2(source: Source<'_>) -> Result<Architecture, ConfigError> {
     Ok(architecture)
 }
 
-pub(super) fn decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
+/// Two thirds of the width that config.json says, times a factor, rounded up, where it says so.
+fn inner_width(config: &Config) -> Result<Option<usize>, ConfigError> {
+    let width = first_width(config, &["intermediate_size", "block_ff_dim"])?;
+    if !config.bool("block_auto_adjust_ff_dim", false) {
+        return Ok(width);
+    }
+    let factor = config.get("block_ffn_dim_multiplier").and_then(serde_json::Value::as_f64).unwrap_or(1.0);
+    let multiple = config.count("block_multiple_of").unwrap_or(256).clamp(1, MOST_WIDTH);
+    Ok(width.map(|width| {
+        let width = ((2 * width / 3) as f64 * factor).min(MOST_WIDTH as f64) as usize;
+        width.next_multiple_of(multiple)
+    }))
+}
+
+fn decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
     let norm = |path: String| Norm::rms(path, sketch.float_or("norm_eps", 1e-5));
     let listed = sketch.config.get("full_attn_idxs").and_then(serde_json::Value::as_array);
     let attends = |index: usize| match sketch.layer_type(index) {
@@ -40,33 +64,18 @@ pub(super) fn decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
         None => listed.is_none_or(|list| list.iter().any(|layer| layer.as_u64() == Some(index as u64))),
     };
     let mut decoder = sketch.llama_with(vec![sketch.rope()?], |layer, index, attention| {
-        let linear = |name: &str| Linear::new(format!("{layer}{name}"));
         let mixer = if attends(index) {
-            let norms = HeadNorms {
-                q: norm(format!("{layer}self_attn.q_layernorm")),
-                k: Some(norm(format!("{layer}self_attn.k_layernorm"))),
-                v: None,
-                flat: false,
-                per_head: false,
-                after_rope: false,
-            };
-            Layer::Attention(Attention {
-                norms: Some(norms),
-                output: linear("self_attn.out_proj"),
-                ..attention
-            })
+            let head_norm = |name: &str| norm(format!("{layer}self_attn.{name}"));
+            let norms = Some(HeadNorms::new(head_norm("q_layernorm"), head_norm("k_layernorm")));
+            let [q, k, v, output] = linears(layer, ATTENTION);
+            let projections = Projections::Separate { q, k, v };
+            Layer::Attention(Attention { norms, projections, output, ..attention })
         } else {
-            Layer::ShortConvolution(ShortConvolution {
-                input: linear("conv.in_proj"),
-                convolution: format!("{layer}conv.conv"),
-                output: linear("conv.out_proj"),
-            })
+            let [input, output] = linears(layer, CONVOLUTION);
+            let convolution = format!("{layer}conv.conv");
+            Layer::ShortConvolution(ShortConvolution { input, convolution, output })
         };
-        let mlp = Mlp {
-            gate: Gate::Separate { gate: linear("feed_forward.w1"), up: linear("feed_forward.w3") },
-            activation: Activation::Silu,
-            down: linear("feed_forward.w2"),
-        };
+        let mlp = Sketch::gated(layer, NETWORK, Activation::Silu);
         Ok(vec![
             Stage::new(Branch::pre(norm(format!("{layer}operator_norm")), mixer)),
             Stage::new(Branch::pre(norm(format!("{layer}ffn_norm")), Layer::Mlp(mlp))),

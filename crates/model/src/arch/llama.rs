@@ -3,20 +3,46 @@
 
 use mlx_format::checkpoint::ConfigError;
 
-use super::{Architecture, Sketch, Source, drop_tied_head};
+use super::architecture::{Architecture, Source};
+use super::biases::{self, Bias, BiasRule, NETWORK, OTHERS, OUT, QKV};
+use super::defaults::Defaults;
+use super::family::Family;
+use super::rules::{ATTENTION, MLP, drop_tied_head};
+use super::sketch::Sketch;
 use crate::decoder::{Attention, Decoder, Layer};
 
-pub(super) const LINEARS: [&str; 9] = [
-    "embed_tokens",
-    "self_attn.q_proj",
-    "self_attn.k_proj",
-    "self_attn.v_proj",
-    "self_attn.o_proj",
-    "mlp.gate_proj",
-    "mlp.up_proj",
-    "mlp.down_proj",
-    "lm_head",
+const SEED_BIASES: &[BiasRule] = &[
+    (QKV, Bias::If("attention_bias")),
+    (OUT, Bias::If("attention_out_bias")),
+    (NETWORK, Bias::If("mlp_bias")),
+    (OTHERS, Bias::Never),
 ];
+
+const ERNIE_BIASES: &[BiasRule] = &[
+    (QKV, Bias::If("use_bias")),
+    (OUT, Bias::If("use_bias")),
+    (NETWORK, Bias::If("use_bias")),
+    (OTHERS, Bias::Never),
+];
+
+pub(super) const FAMILIES: &[Family] = &[
+    Family {
+        biases: biases::ATTENTION_AND_NETWORK,
+        ..Family::new(&["llama", "iquestcoder", "xverse"], llama, decoder)
+    },
+    Family { biases: biases::ATTENTION_AND_NETWORK, ..Family::new(&["mistral"], llama, mistral) },
+    Family { biases: SEED_BIASES, ..Family::new(&["seed_oss"], llama, decoder) },
+    Family {
+        defaults: Defaults { rms_norm_eps: 1e-5, rope_theta: 500_000.0 },
+        biases: ERNIE_BIASES,
+        ..Family::new(&["ernie4_5"], untied_by_default, ernie)
+    },
+];
+
+/// Linear and embedding layers of the Llama shape.
+pub(super) fn linears() -> Vec<&'static str> {
+    [&["embed_tokens", "lm_head"][..], &ATTENTION, &MLP].concat()
+}
 
 /// Types whose mlx-lm model ties the head unless the config says otherwise.
 pub(super) fn llama(source: Source<'_>) -> Result<Architecture, ConfigError> {
@@ -30,7 +56,7 @@ pub(super) fn untied_by_default(source: Source<'_>) -> Result<Architecture, Conf
 
 /// Types that always have a head of their own.
 pub(super) fn separate_head(source: Source<'_>) -> Result<Architecture, ConfigError> {
-    Architecture::plain(source, "llama", &LINEARS)
+    Architecture::plain(source, "llama", &linears())
 }
 
 fn with_head(source: Source<'_>, tied_by_default: bool) -> Result<Architecture, ConfigError> {
@@ -38,12 +64,12 @@ fn with_head(source: Source<'_>, tied_by_default: bool) -> Result<Architecture, 
 }
 
 /// Llama, and Mistral with its sliding window.
-pub(super) fn decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
+fn decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
     plain(sketch, None)
 }
 
 /// Where config.json says nothing, Mistral's window is 4096.
-pub(super) fn mistral(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
+fn mistral(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
     plain(sketch, sketch.window_or(Some(4096)))
 }
 
@@ -55,7 +81,7 @@ fn plain(sketch: Sketch<'_>, window: Option<usize>) -> Result<Decoder, ConfigErr
 }
 
 /// ERNIE 4.5: pairs of neighbours turn.
-pub(super) fn ernie(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
+fn ernie(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
     let mut decoder = plain(sketch, None)?;
     decoder.ropes = vec![sketch.rope()?.interleaved()];
     Ok(decoder)

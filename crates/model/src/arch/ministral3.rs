@@ -3,10 +3,20 @@
 use mlx_format::checkpoint::ConfigError;
 use serde_json::Value;
 
-use super::Sketch;
+use super::biases;
+use super::defaults::Defaults;
+use super::family::Family;
+use super::llama;
+use super::sketch::Sketch;
 use crate::decoder::{Attention, Decoder, Layer, QueryScaling};
 
-pub(super) fn decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
+pub(super) const FAMILIES: &[Family] = &[Family {
+    defaults: Defaults { rms_norm_eps: 1e-5, ..Defaults::LLAMA },
+    biases: biases::NONE,
+    ..Family::new(&["ministral3"], llama::llama, decoder)
+}];
+
+fn decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
     let parameter =
         |key: &str| sketch.config.get("rope_parameters").and_then(|map| map.get(key)).and_then(Value::as_f64);
     let query_scaling = parameter("llama_4_scaling_beta")

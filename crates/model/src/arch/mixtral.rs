@@ -2,18 +2,34 @@
 
 use mlx_format::checkpoint::ConfigError;
 
-use super::{ATTENTION, Architecture, EXPERTS, Sketch, Source, drop_tied_head, stack};
+use super::architecture::{Architecture, Source};
+use super::biases;
+use super::defaults::Defaults;
+use super::family::Family;
+use super::rules::{ATTENTION, EXPERTS, drop_tied_head, stack};
+use super::sketch::Sketch;
 use crate::decoder::{Attention, Decoder, Experts, Layer, Linear, Moe, Router, Scores};
 use crate::ops::Activation;
 
-pub(super) fn mixtral(source: Source<'_>) -> Result<Architecture, ConfigError> {
+pub(super) const FAMILIES: &[Family] = &[
+    Family {
+        defaults: Defaults { rms_norm_eps: 1e-5, rope_theta: 1_000_000.0 },
+        biases: biases::NONE,
+        ..Family::new(&["mixtral"], mixtral, decoder)
+    },
+    // Its router (sparsemixer) is not described.
+    Family { decoder: None, ..Family::new(&["phimoe"], phimoe, decoder) },
+];
+
+const ROUTER: &str = "block_sparse_moe.gate";
+
+fn mixtral(source: Source<'_>) -> Result<Architecture, ConfigError> {
     Ok(phimoe(source)?.rules(drop_tied_head(source, false)))
 }
 
 /// Always has a head of its own.
-pub(super) fn phimoe(source: Source<'_>) -> Result<Architecture, ConfigError> {
-    let linears =
-        [ATTENTION.as_slice(), &EXPERTS, &["embed_tokens", "block_sparse_moe.gate", "lm_head"]].concat();
+fn phimoe(source: Source<'_>) -> Result<Architecture, ConfigError> {
+    let linears = [ATTENTION.as_slice(), &EXPERTS, &["embed_tokens", ROUTER, "lm_head"]].concat();
     let experts = |source_name: &str, name| {
         let text = format!(
             r"^(?<x>.*\.block_sparse_moe)\.experts\.(?<e>\d+)\.{source_name}\.(?<k>weight|scales|biases)$"
@@ -27,7 +43,7 @@ pub(super) fn phimoe(source: Source<'_>) -> Result<Architecture, ConfigError> {
     ]))
 }
 
-pub(super) fn decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
+fn decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
     let activation = sketch.activation("hidden_act", Activation::Silu)?;
     let window = sketch.window_or(None);
     let count = sketch.count("num_local_experts")?;
@@ -35,7 +51,7 @@ pub(super) fn decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
     sketch.llama_with(vec![sketch.rope()?], |layer, _, attention| {
         let moe = Moe {
             router: Router {
-                linear: Linear::new(format!("{layer}block_sparse_moe.gate")),
+                linear: Linear::new(format!("{layer}{ROUTER}")),
                 scores: Scores::SoftmaxOfChosen,
                 correction: None,
                 groups: None,
@@ -45,7 +61,7 @@ pub(super) fn decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
             },
             experts: Experts {
                 count,
-                mlp: Sketch::gated(&format!("{layer}block_sparse_moe.switch_mlp"), activation),
+                mlp: Sketch::gated(&format!("{layer}block_sparse_moe."), EXPERTS, activation),
             },
             shared: None,
         };

@@ -1,30 +1,47 @@
-//! Qwen mixtures of experts, generations 2 and 3.
+//! Qwen 2 and 3, dense and mixtures of experts.
 
 use mlx_format::checkpoint::ConfigError;
 
-use super::{Architecture, EXPERTS, Sketch, Source, drop_tied_head, llama::LINEARS, stack_mlp_experts};
+use super::architecture::{Architecture, Source};
+use super::biases;
+use super::family::Family;
+use super::keys::wrong;
+use super::llama;
+use super::rules::{EXPERTS, drop_tied_head, gated, stack_mlp_experts};
+use super::sketch::Sketch;
 use crate::decoder::{
     Attention, Decoder, Experts, HeadNorms, Layer, Linear, Moe, Router, Scores, SharedExpert,
 };
 use crate::ops::Activation;
 
-/// The expert that every token passes, with a gate of its own.
-pub(super) const SHARED_EXPERT: [&str; 4] =
-    ["shared_expert.gate_proj", "shared_expert.up_proj", "shared_expert.down_proj", "shared_expert_gate"];
+pub(super) const FAMILIES: &[Family] = &[
+    Family { biases: biases::QKV_ALONE, ..Family::new(&["qwen2"], llama::llama, qwen2) },
+    Family { biases: biases::NONE, ..Family::new(&["qwen3"], llama::llama, qwen3) },
+    Family { biases: biases::QKV_ALONE, ..Family::new(&["qwen2_moe"], qwen2_moe, qwen2_moe_decoder) },
+    Family { biases: biases::NONE, ..Family::new(&["qwen3_moe"], qwen3_moe, qwen3_moe_decoder) },
+];
+
+/// The expert that every token passes.
+pub(super) const SHARED_EXPERT: [&str; 3] = gated!("shared_expert");
+
+/// Its gate.
+pub(super) const SHARED_GATE: &str = "shared_expert_gate";
+
+pub(super) const ROUTER: &str = "mlp.gate";
 
 /// Qwen 1.5 and 2 MoE: routers at the base width.
-pub(super) fn qwen2_moe(source: Source<'_>) -> Result<Architecture, ConfigError> {
-    let linears = [LINEARS.as_slice(), &["mlp.gate"], &EXPERTS, &SHARED_EXPERT].concat();
+fn qwen2_moe(source: Source<'_>) -> Result<Architecture, ConfigError> {
+    let linears = [&llama::linears()[..], &[ROUTER, SHARED_GATE], &EXPERTS, &SHARED_EXPERT].concat();
     Ok(Architecture::plain(source, "qwen2_moe", &linears)?.rules([stack_mlp_experts()]))
 }
 
 /// Qwen 3 MoE: routers at 8 bits.
-pub(super) fn qwen3_moe(source: Source<'_>) -> Result<Architecture, ConfigError> {
-    let linears = [LINEARS.as_slice(), &["mlp.gate"], &EXPERTS].concat();
+fn qwen3_moe(source: Source<'_>) -> Result<Architecture, ConfigError> {
+    let linears = [&llama::linears()[..], &[ROUTER], &EXPERTS].concat();
     Ok(Architecture::plain(source, "qwen3_moe", &linears)?
         .rules(drop_tied_head(source, false))
         .rules([stack_mlp_experts()])
-        .protect(&["mlp.gate"]))
+        .protect(&[ROUTER]))
 }
 
 /// Sliding windows of Qwen 2 and 3, which the config must switch on.
@@ -36,25 +53,17 @@ fn window(sketch: Sketch<'_>, index: usize) -> Result<Option<usize>, ConfigError
 
 /// Norms of queries and keys by head, since Qwen 3.
 pub(super) fn head_norms(sketch: Sketch<'_>, layer: &str) -> HeadNorms {
-    let norm = |name: &str| sketch.rms(format!("{layer}self_attn.{name}"));
-    HeadNorms {
-        q: norm("q_norm"),
-        k: Some(norm("k_norm")),
-        v: None,
-        flat: false,
-        per_head: false,
-        after_rope: false,
-    }
+    sketch.head_norms(layer, "q_norm", "k_norm")
 }
 
-pub(super) fn qwen2(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
+fn qwen2(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
     sketch.llama_with(vec![sketch.rope()?], |layer, index, attention| {
         let attention = Attention { window: window(sketch, index)?, ..attention };
         Ok(sketch.pre_norm(layer, Layer::Attention(attention), Layer::Mlp(sketch.mlp(layer)?)))
     })
 }
 
-pub(super) fn qwen3(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
+fn qwen3(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
     sketch.llama_with(vec![sketch.rope()?], |layer, index, attention| {
         let attention =
             Attention { window: window(sketch, index)?, norms: Some(head_norms(sketch, layer)), ..attention };
@@ -62,15 +71,31 @@ pub(super) fn qwen3(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
     })
 }
 
+/// What differs between the generations.
+#[derive(Clone, Copy)]
+pub(super) struct Generation {
+    /// Whether there are dense models of the same type, whose config.json has no experts.
+    pub(super) may_be_dense: bool,
+    /// `norm_topk_prob` where config.json says nothing: whether the weights of the chosen experts are made to sum to 1.
+    pub(super) renormalizes: bool,
+}
+
+const MOE: Generation = Generation { may_be_dense: false, renormalizes: false };
+
 /// Experts behind a softmax router, some layers dense; with a gated shared expert where the checkpoint has one.
-pub(super) fn feed_forward(sketch: Sketch<'_>, layer: &str, index: usize) -> Result<Layer, ConfigError> {
+pub(super) fn feed_forward(
+    sketch: Sketch<'_>,
+    generation: Generation,
+    layer: &str,
+    index: usize,
+) -> Result<Layer, ConfigError> {
     // transformers 5 saves it under the second name.
     let count = match sketch.config.get("num_experts") {
         Some(_) => sketch.count_or("num_experts", 0)?,
         None => sketch.count_or("num_local_experts", 0)?,
     };
-    if count == 0 && matches!(sketch.config.model_type()?, "qwen2_moe" | "qwen3_moe") {
-        return Err(super::sketch::wrong("num_experts", "is missing"));
+    if count == 0 && !generation.may_be_dense {
+        return Err(wrong("num_experts", "is missing"));
     }
     let dense = sketch.config.get("mlp_only_layers").and_then(serde_json::Value::as_array);
     let dense = dense.is_some_and(|list| list.iter().any(|layer| layer.as_u64() == Some(index as u64)));
@@ -78,17 +103,16 @@ pub(super) fn feed_forward(sketch: Sketch<'_>, layer: &str, index: usize) -> Res
         return Ok(Layer::Mlp(sketch.mlp(layer)?));
     }
     let activation = sketch.activation("hidden_act", Activation::Silu)?;
-    let network = |name: &str| Sketch::gated(&format!("{layer}mlp.{name}"), activation);
-    let shared = sketch.has(&format!("{layer}mlp.shared_expert_gate.weight")).then(|| SharedExpert {
-        mlp: network("shared_expert"),
-        gate: Some(Linear::new(format!("{layer}mlp.shared_expert_gate"))),
-    });
-    // Where config.json says nothing, Qwen3-Next and 3.5 do it, the others do not.
-    let default = matches!(sketch.config.model_type()?, "qwen3_next" | "qwen3_5" | "qwen3_5_moe");
-    let renormalize = sketch.config.bool("norm_topk_prob", default).then_some(0.0);
+    let network = |names| Sketch::gated(&format!("{layer}mlp."), names, activation);
+    let gate = format!("{layer}mlp.{SHARED_GATE}");
+    let has_width = sketch.config.count("shared_expert_intermediate_size").is_ok_and(|width| width > 0);
+    let shared = sketch
+        .has_or(&format!("{gate}.weight"), has_width)
+        .then(|| SharedExpert { mlp: network(SHARED_EXPERT), gate: Some(Linear::new(gate)) });
+    let renormalize = sketch.config.bool("norm_topk_prob", generation.renormalizes).then_some(0.0);
     Ok(Layer::Moe(Moe {
         router: Router {
-            linear: Linear::new(format!("{layer}mlp.gate")),
+            linear: Linear::new(format!("{layer}{ROUTER}")),
             scores: Scores::Softmax,
             correction: None,
             groups: None,
@@ -96,25 +120,25 @@ pub(super) fn feed_forward(sketch: Sketch<'_>, layer: &str, index: usize) -> Res
             renormalize,
             multiplier: 1.0,
         },
-        experts: Experts { count, mlp: network("switch_mlp") },
+        experts: Experts { count, mlp: network(EXPERTS) },
         shared,
     }))
 }
 
-pub(super) fn qwen2_moe_decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
+fn qwen2_moe_decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
     let window = sketch.window_or(Some(4096)).filter(|_| sketch.config.bool("use_sliding_window", false));
     let below = sketch.count_or("max_window_layers", 28)?;
     sketch.llama_with(vec![sketch.rope()?], |layer, index, attention| {
         let window = window.filter(|_| sketch.is_sliding(index, (index + 1) % 2 != 0 && index < below));
         let attention = Layer::Attention(Attention { window, ..attention });
-        Ok(sketch.pre_norm(layer, attention, feed_forward(sketch, layer, index)?))
+        Ok(sketch.pre_norm(layer, attention, feed_forward(sketch, MOE, layer, index)?))
     })
 }
 
-pub(super) fn qwen3_moe_decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
+fn qwen3_moe_decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
     let window = sketch.window_or(Some(4096)).filter(|_| sketch.config.bool("use_sliding_window", false));
     sketch.llama_with(vec![sketch.rope()?], |layer, index, attention| {
         let attention = Attention { window, norms: Some(head_norms(sketch, layer)), ..attention };
-        Ok(sketch.pre_norm(layer, Layer::Attention(attention), feed_forward(sketch, layer, index)?))
+        Ok(sketch.pre_norm(layer, Layer::Attention(attention), feed_forward(sketch, MOE, layer, index)?))
     })
 }

@@ -3,13 +3,33 @@
 
 use mlx_format::checkpoint::ConfigError;
 
-use super::qwen::{self, SHARED_EXPERT};
-use super::{
-    Architecture, EXPERTS, Rule, Sketch, Source, Step, drop, drop_tied_head, llama::LINEARS, make,
-    stack_mlp_experts,
-};
-use crate::decoder::{Attention, Decoder, Layer, Linear};
+use super::architecture::{Architecture, Rule, Source, Step};
+use super::biases;
+use super::family::Family;
+use super::keys::wrong;
+use super::llama;
+use super::qwen::{self, Generation, ROUTER, SHARED_EXPERT, SHARED_GATE};
+use super::rules::{EXPERTS, drop, drop_tied_head, make, stack_mlp_experts};
+use super::sketch::{self, Sketch};
+use crate::decoder::{Attention, Decoder, Layer};
 use crate::mixers::{DeltaNet, DeltaProjections};
+
+pub(super) const FAMILIES: &[Family] = &[
+    Family {
+        biases: biases::ATTENTION,
+        lengths: LENGTHS,
+        ..Family::new(&["qwen3_next"], qwen3_next, decoder)
+    },
+    Family {
+        biases: biases::ATTENTION,
+        lengths: LENGTHS,
+        ..Family::new(&["qwen3_5", "qwen3_5_moe"], qwen3_5, decoder)
+    },
+];
+
+const LENGTHS: &[(&[&str], &[&str])] = &[(&["conv1d"], &["linear_conv_kernel_dim"])];
+
+const GENERATION: Generation = Generation { may_be_dense: true, renormalizes: true };
 
 const DELTA_NET: [&str; 7] = [
     "linear_attn.in_proj_qkvz",
@@ -35,12 +55,11 @@ fn transpose_conv() -> Rule {
 }
 
 fn linears() -> Vec<&'static str> {
-    [LINEARS.as_slice(), &["mlp.gate"], &EXPERTS, &SHARED_EXPERT, &DELTA_NET].concat()
+    [&llama::linears()[..], &[ROUTER, SHARED_GATE], &EXPERTS, &SHARED_EXPERT, &DELTA_NET].concat()
 }
 
-pub(super) fn qwen3_next(source: Source<'_>) -> Result<Architecture, ConfigError> {
-    let architecture =
-        Architecture::plain(source, "qwen3_next", &linears())?.protect(&["mlp.gate", "shared_expert_gate"]);
+fn qwen3_next(source: Source<'_>) -> Result<Architecture, ConfigError> {
+    let architecture = Architecture::plain(source, "qwen3_next", &linears())?.protect(&[ROUTER, SHARED_GATE]);
     if !source.any_name_ends_with(".mlp.experts.0.up_proj.weight") {
         return Ok(architecture);
     }
@@ -52,7 +71,7 @@ pub(super) fn qwen3_next(source: Source<'_>) -> Result<Architecture, ConfigError
 }
 
 /// Qwen 3.5: the language model inside a vision-language checkpoint. Experts, where it has them, come fused.
-pub(super) fn qwen3_5(source: Source<'_>) -> Result<Architecture, ConfigError> {
+fn qwen3_5(source: Source<'_>) -> Result<Architecture, ConfigError> {
     let untouched = source
         .tensors
         .iter()
@@ -77,7 +96,7 @@ pub(super) fn qwen3_5(source: Source<'_>) -> Result<Architecture, ConfigError> {
         architecture = architecture.rules([transpose_conv(), add_one_to_norms()]);
     }
     if source.config.count("num_experts").unwrap_or(0) > 0 {
-        architecture = architecture.protect(&["mlp.gate", "shared_expert_gate"]);
+        architecture = architecture.protect(&[ROUTER, SHARED_GATE]);
     }
     architecture.prefixes = vec![
         ("vision_tower", "vision_tower"),
@@ -90,7 +109,7 @@ pub(super) fn qwen3_5(source: Source<'_>) -> Result<Architecture, ConfigError> {
 }
 
 /// Every fourth layer attends (with an output gate), the others are gated delta nets.
-pub(super) fn decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
+fn decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
     let interval = sketch.count_or("full_attention_interval", 4)?.max(1);
     let rope = sketch.rope_of(sketch.head_dim()?, 0.25)?;
     sketch.llama_with(vec![rope], |layer, index, attention| {
@@ -105,27 +124,22 @@ pub(super) fn decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
         } else {
             Layer::DeltaNet(delta_net(sketch, layer)?)
         };
-        Ok(sketch.pre_norm(layer, mixer, qwen::feed_forward(sketch, layer, index)?))
+        Ok(sketch.pre_norm(layer, mixer, qwen::feed_forward(sketch, GENERATION, layer, index)?))
     })
 }
 
 fn delta_net(sketch: Sketch<'_>, layer: &str) -> Result<DeltaNet, ConfigError> {
     let path = |name: &str| format!("{layer}linear_attn.{name}");
-    let linear = |name: &str| Linear::new(path(name));
-    let projections = if sketch.has(&path("in_proj_qkvz.weight")) {
-        DeltaProjections::Grouped { qkvz: linear("in_proj_qkvz"), ba: linear("in_proj_ba") }
+    let [qkvz, ba, qkv, z, a, b, output] = sketch::linears(layer, DELTA_NET);
+    let projections = if sketch.has(&format!("{}.weight", qkvz.path)) {
+        DeltaProjections::Grouped { qkvz, ba }
     } else {
-        DeltaProjections::Separate {
-            qkv: linear("in_proj_qkv"),
-            z: linear("in_proj_z"),
-            b: linear("in_proj_b"),
-            a: linear("in_proj_a"),
-        }
+        DeltaProjections::Separate { qkv, z, b, a }
     };
     let (key_heads, value_heads) =
         (sketch.count("linear_num_key_heads")?, sketch.count("linear_num_value_heads")?);
     if value_heads % key_heads != 0 {
-        return Err(super::sketch::wrong(
+        return Err(wrong(
             "linear_num_key_heads",
             &format!("is {key_heads}, which does not divide {value_heads} value heads"),
         ));
@@ -140,6 +154,6 @@ fn delta_net(sketch: Sketch<'_>, layer: &str) -> Result<DeltaNet, ConfigError> {
         dt_bias: path("dt_bias"),
         decay_log: path("A_log"),
         norm: sketch.rms(path("norm")),
-        output: linear("out_proj"),
+        output,
     })
 }

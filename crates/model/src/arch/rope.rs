@@ -5,7 +5,8 @@
 use mlx_format::checkpoint::ConfigError;
 use serde_json::{Map, Value};
 
-use super::sketch::{Sketch, undescribed, wrong};
+use super::keys::{undescribed, wrong};
+use super::sketch::Sketch;
 use crate::decoder::{Frequencies, Rope};
 use crate::ops::Pairing;
 
@@ -38,7 +39,7 @@ impl Sketch<'_> {
     /// The rotary embedding of the first `partial_rotary_factor` of `head_dim` features; `default` where the config
     /// does not say which part.
     pub(super) fn rope_of(&self, head_dim: usize, default: f64) -> Result<Rope, ConfigError> {
-        self.rope_for(None, head_dim, default, self.rope_theta(self.default_theta()))
+        self.rope_for(None, head_dim, default, self.rope_theta(self.defaults.rope_theta))
     }
 
     /// All features of a head, unless the config says otherwise.
@@ -84,17 +85,6 @@ impl Sketch<'_> {
         }
         let dims = (head_dim as f64 * partial) as usize;
         self.scaled_rope(scaling, theta, head_dim, dims)
-    }
-
-    /// What transformers takes where the config has no `rope_theta`.
-    pub(super) fn default_theta(&self) -> f64 {
-        match self.config.model_type() {
-            Ok("cohere" | "olmo3" | "ernie4_5") => 500_000.0,
-            Ok("lfm2" | "mixtral") => 1_000_000.0,
-            Ok("gpt_oss") => 150_000.0,
-            Ok("smollm3") => 2_000_000.0,
-            _ => 10_000.0,
-        }
     }
 
     /// Without scaling, whatever the config says of other layers.

@@ -1,58 +1,48 @@
-//! What decoder descriptions are drawn from: config.json, the tensors that are there, and the parts most families share.
+//! What decoder descriptions are drawn from: config.json, the tensors that are there, and the parts most families
+//! share.
 
 use std::collections::BTreeSet;
 
 use mlx_format::checkpoint::{Config, ConfigError};
 use serde_json::Value;
 
-use super::tied;
+use super::defaults::Defaults;
+use super::keys::{MOST_HEADS, MOST_LAYERS, MOST_WIDTH, at_most, undescribed, wrong};
+use super::rules::{ATTENTION, MLP, tied};
 use crate::decoder::{
-    Attention, Block, Branch, Decoder, Embedding, Gate, Head, Layer, Linear, Mlp, Norm, Projections, Rope,
-    Stage,
+    Attention, Block, Branch, Decoder, Embedding, Gate, Head, HeadNorms, Layer, Linear, Mlp, Norm,
+    Projections, Rope, Stage,
 };
 use crate::ops::Activation;
 
 /// What a family's decoder function sees.
 #[derive(Clone, Copy, Debug)]
-pub struct Sketch<'a> {
+pub(super) struct Sketch<'a> {
     /// config.json.
-    pub config: &'a Config,
-    /// Names of all tensors, by MLX's names.
-    pub names: &'a BTreeSet<&'a str>,
+    pub(super) config: &'a Config,
+    /// Names of all tensors, by MLX's names; `None` if only config.json is known.
+    pub(super) names: Option<&'a BTreeSet<&'a str>>,
+    /// Numbers that config.json may leave out.
+    pub(super) defaults: Defaults,
 }
 
-/// No dimension of a matrix is larger. It keeps products of two of them, and tables made before the weights' shapes
-/// are compared, within bounds.
-const MOST: usize = 1 << 24;
-
-/// No model has more layers.
-const MOST_LAYERS: usize = 1024;
-
-/// No model has more heads.
-const MOST_HEADS: usize = 1 << 16;
-
-/// A key of config.json that cannot be used.
-pub(super) fn wrong(key: &str, reason: &str) -> ConfigError {
-    ConfigError::Key { key: key.to_owned(), reason: reason.to_owned() }
-}
-
-/// A key of config.json that asks for something that is right but not described here.
-pub(super) fn undescribed(key: &str, reason: &str) -> ConfigError {
-    ConfigError::Undescribed { key: key.to_owned(), reason: reason.to_owned() }
-}
-
-fn at_most(most: usize, key: &str, count: usize) -> Result<usize, ConfigError> {
-    if count > most { Err(wrong(key, &format!("is {count}, more than any model has"))) } else { Ok(count) }
+/// Linears below a prefix such as `model.layers.0.`, by the names that the family lists.
+pub(super) fn linears<const N: usize>(prefix: &str, names: [&str; N]) -> [Linear; N] {
+    names.map(|name| Linear::new(format!("{prefix}{name}")))
 }
 
 impl Sketch<'_> {
     pub(super) fn count(&self, key: &str) -> Result<usize, ConfigError> {
         let count = self.config.count(key)?;
-        if count == 0 { Err(wrong(key, "is 0")) } else { at_most(MOST, key, count) }
+        if count == 0 { Err(wrong(key, "is 0")) } else { at_most(MOST_WIDTH, key, count) }
     }
 
     pub(super) fn count_or(&self, key: &str, default: usize) -> Result<usize, ConfigError> {
-        if self.config.get(key).is_none() { Ok(default) } else { at_most(MOST, key, self.config.count(key)?) }
+        if self.config.get(key).is_none() {
+            Ok(default)
+        } else {
+            at_most(MOST_WIDTH, key, self.config.count(key)?)
+        }
     }
 
     pub(super) fn float_or(&self, key: &str, default: f64) -> f64 {
@@ -72,8 +62,14 @@ impl Sketch<'_> {
         Ok(top_k)
     }
 
+    /// Whether a tensor is there.
     pub(super) fn has(&self, name: &str) -> bool {
-        self.names.contains(name)
+        self.has_or(name, false)
+    }
+
+    /// Whether a tensor is there; where only config.json is known, what that lets expect.
+    pub(super) fn has_or(&self, name: &str, expected: bool) -> bool {
+        self.names.map_or(expected, |names| names.contains(name))
     }
 
     pub(super) fn heads(&self) -> Result<usize, ConfigError> {
@@ -145,7 +141,8 @@ impl Sketch<'_> {
 
     /// Whether a tensor is there in any layer, so that it has to be in all of them.
     pub(super) fn any_layer_has(&self, name: &str) -> bool {
-        self.names.iter().any(|own| own.ends_with(name) && own.contains(".layers."))
+        let mut names = self.names.into_iter().flatten();
+        names.any(|own| own.ends_with(name) && own.contains(".layers."))
     }
 
     /// Whether layer `index` is a sliding one: `layer_types` where the config has it, else `default`.
@@ -164,7 +161,7 @@ impl Sketch<'_> {
 
     /// What stands before `model.`: vision-language checkpoints keep the language model's own prefix.
     fn outer(&self) -> &'static str {
-        let inner = self.names.range("language_model.model."..).next();
+        let inner = self.names.and_then(|names| names.range("language_model.model."..).next());
         if inner.is_some_and(|name| name.starts_with("language_model.model.")) {
             "language_model."
         } else {
@@ -173,47 +170,36 @@ impl Sketch<'_> {
     }
 
     pub(super) fn rms(&self, path: impl Into<String>) -> Norm {
-        // transformers' defaults, where the config says nothing.
-        let default = match self.config.model_type() {
-            Ok(
-                "mixtral" | "ministral3" | "phi3" | "olmo2" | "olmo3" | "gpt_oss" | "ernie4_5"
-                | "hunyuan_v1_dense" | "exaone4" | "glm4_moe",
-            ) => 1e-5,
-            Ok("glm4") => 1.5625e-7,
-            _ => 1e-6,
-        };
-        Norm::rms(path, self.float_or("rms_norm_eps", default))
+        Norm::rms(path, self.float_or("rms_norm_eps", self.defaults.rms_norm_eps))
+    }
+
+    /// RMS norms of queries and keys, by their names below `self_attn`.
+    pub(super) fn head_norms(&self, layer: &str, q: &str, k: &str) -> HeadNorms {
+        let norm = |name: &str| self.rms(format!("{layer}self_attn.{name}"));
+        HeadNorms::new(norm(q), norm(k))
     }
 
     /// Attention with separate projections and rotary embedding 0.
     pub(super) fn attention(&self, layer: &str) -> Result<Attention, ConfigError> {
-        let linear = |name: &str| Linear::new(format!("{layer}self_attn.{name}"));
-        let projections =
-            Projections::Separate { q: linear("q_proj"), k: linear("k_proj"), v: linear("v_proj") };
-        Ok(Attention::new(self.heads()?, self.kv_heads()?, self.head_dim()?, projections, linear("o_proj")))
+        let [q, k, v, output] = linears(layer, ATTENTION);
+        let projections = Projections::Separate { q, k, v };
+        Ok(Attention::new(self.heads()?, self.kv_heads()?, self.head_dim()?, projections, output))
     }
 
     /// Attention with q, k and v in one matrix.
-    pub(super) fn fused_attention(&self, qkv: String, output: String) -> Result<Attention, ConfigError> {
-        let projections = Projections::Concatenated(Linear::new(qkv));
-        Ok(Attention::new(
-            self.heads()?,
-            self.kv_heads()?,
-            self.head_dim()?,
-            projections,
-            Linear::new(output),
-        ))
+    pub(super) fn fused_attention(&self, qkv: Linear, output: Linear) -> Result<Attention, ConfigError> {
+        let projections = Projections::Concatenated(qkv);
+        Ok(Attention::new(self.heads()?, self.kv_heads()?, self.head_dim()?, projections, output))
     }
 
-    /// Gated network at a path such as `model.layers.0.mlp`.
-    pub(super) fn gated(path: &str, activation: Activation) -> Mlp {
-        let linear = |name: &str| Linear::new(format!("{path}.{name}"));
-        let gate = Gate::Separate { gate: linear("gate_proj"), up: linear("up_proj") };
-        Mlp { gate, activation, down: linear("down_proj") }
+    /// Gated network with gate, up and down at these names below a prefix such as `model.layers.0.`.
+    pub(super) fn gated(prefix: &str, names: [&str; 3], activation: Activation) -> Mlp {
+        let [gate, up, down] = linears(prefix, names);
+        Mlp { gate: Gate::Separate { gate, up }, activation, down }
     }
 
     pub(super) fn mlp(&self, layer: &str) -> Result<Mlp, ConfigError> {
-        Ok(Self::gated(&format!("{layer}mlp"), self.activation("hidden_act", Activation::Silu)?))
+        Ok(Self::gated(layer, MLP, self.activation("hidden_act", Activation::Silu)?))
     }
 
     /// `x + attention(norm(x))`, then `x + feed_forward(norm(x))`, under the Llama names.
@@ -225,7 +211,8 @@ impl Sketch<'_> {
         ]
     }
 
-    /// A decoder under the Llama names; the head is tied where the checkpoint has none and config.json does not deny it.
+    /// A decoder under the Llama names; the head is tied where the checkpoint has none and config.json does not deny
+    /// it.
     pub(super) fn decoder(&self, ropes: Vec<Rope>, blocks: Vec<Block>) -> Result<Decoder, ConfigError> {
         let outer = self.outer();
         let head = format!("{outer}lm_head");

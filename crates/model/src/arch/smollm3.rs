@@ -2,10 +2,20 @@
 
 use mlx_format::checkpoint::ConfigError;
 
-use super::Sketch;
+use super::biases;
+use super::defaults::Defaults;
+use super::family::Family;
+use super::llama;
+use super::sketch::Sketch;
 use crate::decoder::{Attention, Decoder, Layer};
 
-pub(super) fn decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
+pub(super) const FAMILIES: &[Family] = &[Family {
+    defaults: Defaults { rope_theta: 2_000_000.0, ..Defaults::LLAMA },
+    biases: biases::ATTENTION_AND_NETWORK,
+    ..Family::new(&["smollm3"], llama::llama, decoder)
+}];
+
+fn decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
     let interval = sketch.count_or("no_rope_layer_interval", 4)?.max(1);
     let list = sketch.config.get("no_rope_layers").and_then(serde_json::Value::as_array);
     let turns = |index: usize| {

@@ -2,23 +2,35 @@
 
 use mlx_format::checkpoint::ConfigError;
 
-use super::{ATTENTION, Architecture, Sketch, Source, drop_tied_head};
-use crate::decoder::{Attention, Branch, Decoder, Gate, Layer, Linear, Mlp, Norm, Stage};
+use super::architecture::{Architecture, Source};
+use super::biases::{self, Bias};
+use super::family::Family;
+use super::rules::{ATTENTION, drop_tied_head};
+use super::sketch::{Sketch, linears};
+use crate::decoder::{Attention, Branch, Decoder, Gate, Layer, Mlp, Norm, Stage};
 use crate::ops::Activation;
 
-pub(super) fn starcoder2(source: Source<'_>) -> Result<Architecture, ConfigError> {
-    let linears = [ATTENTION.as_slice(), &["embed_tokens", "mlp.c_fc", "mlp.c_proj", "lm_head"]].concat();
+pub(super) const FAMILIES: &[Family] = &[Family {
+    biases: biases::ALL_BUT_HEAD,
+    norm_bias: Bias::Always,
+    ..Family::new(&["starcoder2"], starcoder2, decoder)
+}];
+
+const NETWORK: [&str; 2] = ["mlp.c_fc", "mlp.c_proj"];
+
+fn starcoder2(source: Source<'_>) -> Result<Architecture, ConfigError> {
+    let linears = [ATTENTION.as_slice(), &NETWORK, &["embed_tokens", "lm_head"]].concat();
     Ok(Architecture::plain(source, "starcoder2", &linears)?.rules(drop_tied_head(source, true)))
 }
 
 /// Layer norms and a plain MLP; the activation is the one that the config names (mlx-lm always takes exact GELU).
-pub(super) fn decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
+fn decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
     let norm = |path: String| Norm::layer(path, sketch.float_or("norm_epsilon", 1e-5));
     let activation = sketch.activation("hidden_act", Activation::GeluTanh)?;
     let window = sketch.window_or(None);
     let mut decoder = sketch.llama_with(vec![sketch.rope()?], |layer, _, attention| {
-        let linear = |name: &str| Linear::new(format!("{layer}mlp.{name}"));
-        let mlp = Mlp { gate: Gate::None(linear("c_fc")), activation, down: linear("c_proj") };
+        let [inner, down] = linears(layer, NETWORK);
+        let mlp = Mlp { gate: Gate::None(inner), activation, down };
         let (first, second) =
             (norm(format!("{layer}input_layernorm")), norm(format!("{layer}post_attention_layernorm")));
         Ok(vec![

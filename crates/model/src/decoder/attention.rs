@@ -56,6 +56,13 @@ pub struct HeadNorms {
     pub after_rope: bool,
 }
 
+impl HeadNorms {
+    /// Norms of each head of queries and keys, before the rotation.
+    pub fn new(q: Norm, k: Norm) -> Self {
+        Self { q, k: Some(k), v: None, flat: false, per_head: false, after_rope: false }
+    }
+}
+
 /// Queries grow with the position: `1 + beta * ln(1 + floor(position / original))` (Ministral 3, Llama 4).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct QueryScaling {

@@ -2,31 +2,47 @@
 
 use mlx_format::checkpoint::ConfigError;
 
-use super::{Architecture, Sketch, Source, drop, llama::LINEARS};
+use super::architecture::{Architecture, Source};
+use super::biases::{self, Bias};
+use super::defaults::Defaults;
+use super::family::Family;
+use super::llama;
+use super::rules::drop;
+use super::sketch::Sketch;
 use crate::decoder::{Attention, Branch, Decoder, HeadNorms, Layer, Norm, Stage};
 
-pub(super) fn cohere2(source: Source<'_>) -> Result<Architecture, ConfigError> {
-    Ok(Architecture::plain(source, "cohere", &LINEARS)?.rules([drop(r"^lm_head\.weight$")]))
+pub(super) const FAMILIES: &[Family] = &[
+    Family {
+        defaults: Defaults { rope_theta: 500_000.0, ..Defaults::LLAMA },
+        biases: biases::ATTENTION,
+        norm_bias: Bias::If("layer_norm_bias"),
+        ..Family::new(&["cohere"], always_tied, cohere)
+    },
+    Family {
+        biases: biases::ATTENTION,
+        norm_bias: Bias::If("layer_norm_bias"),
+        ..Family::new(&["cohere2"], always_tied, cohere2)
+    },
+];
+
+fn always_tied(source: Source<'_>) -> Result<Architecture, ConfigError> {
+    Ok(Architecture::plain(source, "cohere", &llama::linears())?.rules([drop(r"^lm_head\.weight$")]))
 }
 
 /// Command R: every layer alike, with norms per head in the larger models.
-pub(super) fn cohere(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
+fn cohere(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
     parallel(sketch, |layer, _, attention| {
         let norm = |name: &str| layer_norm(sketch, format!("{layer}self_attn.{name}"));
-        let norms = sketch.config.bool("use_qk_norm", false).then(|| HeadNorms {
-            q: norm("q_norm"),
-            k: Some(norm("k_norm")),
-            v: None,
-            flat: false,
-            per_head: true,
-            after_rope: false,
-        });
+        let norms = sketch
+            .config
+            .bool("use_qk_norm", false)
+            .then(|| HeadNorms { per_head: true, ..HeadNorms::new(norm("q_norm"), norm("k_norm")) });
         Attention { norms, ..attention }
     })
 }
 
 /// Command R7B, Command A: three sliding layers with rotary embedding to each global one without positions.
-pub(super) fn decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
+fn cohere2(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
     let window = sketch.window_or(Some(4096));
     let pattern = sketch.count_or("sliding_window_pattern", 4)?.max(1);
     parallel(sketch, |_, index, attention| {

@@ -1,0 +1,192 @@
+//! What a family says of a checkpoint: which names change, which tensors are stacked, split or dropped, which
+//! weights are linear or embedding layers. Plain data, which `names.rs` applies.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use mlx_format::checkpoint::{Config, Tensor};
+use regex::{Captures, Regex};
+
+use super::towers;
+
+/// What a family's function sees.
+#[derive(Clone, Copy, Debug)]
+pub struct Source<'a> {
+    /// config.json.
+    pub config: &'a Config,
+    /// Names and shapes in the checkpoint.
+    pub tensors: &'a BTreeMap<String, Tensor>,
+}
+
+impl Source<'_> {
+    /// Whether any tensor name ends so.
+    pub(super) fn any_name_ends_with(&self, suffix: &str) -> bool {
+        self.tensors.keys().any(|name| name.ends_with(suffix))
+    }
+}
+
+/// One step of turning a source tensor into an output tensor; none of them touches a value but the last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Splits the first axis into `[parts, rows / parts]`.
+    SplitRows(usize),
+    /// Keeps `count` rows (the axis before the last) from `start` on; there are `of`.
+    Rows {
+        /// First row.
+        start: usize,
+        /// How many, at least one.
+        count: usize,
+        /// Length of the axis.
+        of: usize,
+    },
+    /// Keeps every other element of the axis that many places before the last (0 is the last), the odd ones
+    /// or the even ones.
+    EveryOther {
+        /// 0 is the last axis.
+        from_last: usize,
+        /// Odd ones.
+        odd: bool,
+    },
+    /// One of the two halves of the axis before the last (`false` the first).
+    HalfOfRows(bool),
+    /// Swaps the last two axes.
+    Transpose,
+    /// Bytes `[.., n, 16]` read as uint32 `[.., n * 4]`.
+    Words,
+    /// Adds 1 in the dtype of the file: norms that multiply by `1 + w`.
+    AddOne,
+}
+
+/// An output tensor that a rule makes.
+#[derive(Clone, Debug)]
+pub struct Output {
+    /// Name, with `$1`, `$2`, ... for the groups of the rule's pattern.
+    pub name: &'static str,
+    /// Applied in order.
+    pub steps: Vec<Step>,
+    /// Whether the group named `e` in the pattern is the index on a new first axis.
+    pub stacked: bool,
+}
+
+/// Source names that match `pattern` become `outputs`; none means that they are dropped.
+#[derive(Clone, Debug)]
+pub struct Rule {
+    /// Matched against the renamed source name.
+    pub pattern: Regex,
+    /// Only for layers (the pattern's group `l`) in this range.
+    pub layers: Range<usize>,
+    /// What it becomes.
+    pub outputs: Vec<Output>,
+}
+
+/// Layers that mlx-lm's model keeps at other bits (`quant_predicate`): affine, whatever the mode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Protected {
+    /// End of the module path.
+    pub path: &'static str,
+    /// Bits.
+    pub bits: u32,
+    /// Group size.
+    pub group_size: usize,
+}
+
+/// Which weights are linear or embedding layers.
+#[derive(Clone, Debug)]
+pub enum Linears {
+    /// Module paths that end in one of these (whole segments).
+    Named(Vec<&'static str>),
+    /// Any two-dimensional `*.weight` that is not a norm or a router: for types without a description.
+    ByShape,
+}
+
+/// Everything about a checkpoint that its tensors do not say themselves.
+#[derive(Clone, Debug)]
+pub struct Architecture {
+    /// Family name, for reports.
+    pub family: &'static str,
+    /// Whether the model type is described, or guessed by names.
+    pub described: bool,
+    /// Number of decoder layers.
+    pub layers: usize,
+    /// Prefix replacements; the first that matches is applied, before the rules.
+    pub prefixes: Vec<(&'static str, &'static str)>,
+    /// The first that matches decides; without one the tensor keeps its name.
+    pub rules: Vec<Rule>,
+    /// Linear and embedding layers.
+    pub linears: Linears,
+    /// Layers with bits of their own.
+    pub protected: Vec<Protected>,
+    /// Names containing one of these keep the dtype of the file (`cast_predicate`).
+    pub keep_dtype: Vec<&'static str>,
+    /// Whether a checkpoint without a head is tied, although no rule drops a head (Gemma 3).
+    pub tied_without_head: bool,
+    /// Whether the language model stands below `language_model.` in a frame that sees or hears, and only its matrices
+    /// are linears.
+    pub framed: bool,
+}
+
+impl Rule {
+    /// The groups, if the rule applies to a name.
+    pub fn captures<'n>(&self, name: &'n str) -> Option<Captures<'n>> {
+        let captures = self.pattern.captures(name)?;
+        let layer = captures.name("l").map(|layer| layer.as_str().parse().unwrap_or(usize::MAX - 1));
+        layer.is_none_or(|layer| self.layers.contains(&layer)).then_some(captures)
+    }
+}
+
+impl Architecture {
+    /// The name after prefix replacement.
+    pub fn renamed(&self, name: &str) -> String {
+        for (from, to) in &self.prefixes {
+            if let Some(rest) = name.strip_prefix(from) {
+                return format!("{to}{rest}");
+            }
+        }
+        name.to_owned()
+    }
+
+    /// Whether the module at `path` with a weight of `axes` axes is a linear or embedding layer.
+    pub fn is_linear(&self, path: &str, axes: usize) -> bool {
+        match &self.linears {
+            Linears::Named(names) => {
+                matches!(axes, 2 | 3) && names.iter().any(|name| ends_with_segments(path, name))
+            }
+            Linears::ByShape => axes == 2 && !towers::is_kept(path) && !self.is_tower(path),
+        }
+    }
+
+    /// Whether a head of its own is dropped, because it is the embedding's table.
+    pub fn drops_head(&self) -> bool {
+        let heads = ["lm_head.weight", "language_model.lm_head.weight", "model.lm_head.weight"];
+        self.rules
+            .iter()
+            .any(|rule| rule.outputs.is_empty() && heads.iter().any(|head| rule.captures(head).is_some()))
+    }
+
+    /// Whether a tensor or module belongs to a part that sees or hears.
+    pub fn is_tower(&self, name: &str) -> bool {
+        towers::is_tower(name) || self.framed && !towers::is_inside(name)
+    }
+
+    /// The protection of the module at `path`, if any.
+    pub fn protection(&self, path: &str) -> Option<Protected> {
+        self.protected.iter().find(|protected| ends_with_segments(path, protected.path)).copied()
+    }
+}
+
+/// Whether the last segments of a dotted path are `suffix`.
+fn ends_with_segments(path: &str, suffix: &str) -> bool {
+    path.strip_suffix(suffix).is_some_and(|before| before.is_empty() || before.ends_with('.'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn segments_are_whole() {
+        assert!(ends_with_segments("model.layers.0.mlp.gate", "mlp.gate"));
+        assert!(ends_with_segments("lm_head", "lm_head"));
+        assert!(!ends_with_segments("model.xlm_head", "lm_head"));
+    }
+}

@@ -1,0 +1,134 @@
+//! The words in which a family says what its checkpoints hold: rules, and the names that most families share.
+
+use std::ops::Range;
+
+use mlx_format::checkpoint::{Config, ConfigError, is_truthy};
+use regex::Regex;
+use serde_json::Value;
+
+use super::architecture::{Architecture, Linears, Output, Protected, Rule, Source, Step};
+
+/// The linears of a gated network below a path.
+macro_rules! gated {
+    ($path:literal) => {
+        [concat!($path, ".gate_proj"), concat!($path, ".up_proj"), concat!($path, ".down_proj")]
+    };
+}
+pub(super) use gated;
+
+/// Separate projections of an attention layer: queries, keys, values, output.
+pub(super) const ATTENTION: [&str; 4] =
+    ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"];
+
+/// The gated network of a dense layer.
+pub(super) const MLP: [&str; 3] = gated!("mlp");
+
+/// Stacked experts.
+pub(super) const EXPERTS: [&str; 3] = gated!("switch_mlp");
+
+/// Experts that every token passes, fused to one.
+pub(super) const SHARED_EXPERTS: [&str; 3] = gated!("shared_experts");
+
+/// A rule pattern; they are constants of this crate.
+fn pattern(text: &str) -> Regex {
+    Regex::new(text).expect("rule patterns are valid")
+}
+
+/// Tensors that mlx-lm does not load.
+pub(super) fn drop(text: &str) -> Rule {
+    drop_in_layers(text, 0..usize::MAX)
+}
+
+/// Tensors of some layers (the group `l`) that mlx-lm does not load.
+pub(super) fn drop_in_layers(text: &str, layers: Range<usize>) -> Rule {
+    Rule { pattern: pattern(text), layers, outputs: Vec::new() }
+}
+
+/// Tensors that become one or more others.
+pub(super) fn make(text: &str, outputs: impl IntoIterator<Item = (&'static str, Vec<Step>)>) -> Rule {
+    let outputs = outputs.into_iter().map(|(name, steps)| Output { name, steps, stacked: false }).collect();
+    Rule { pattern: pattern(text), layers: 0..usize::MAX, outputs }
+}
+
+/// Per-expert tensors stacked on a new first axis; the pattern's group `e` is the expert.
+pub(super) fn stack(text: &str, name: &'static str) -> Rule {
+    let outputs = vec![Output { name, steps: Vec::new(), stacked: true }];
+    Rule { pattern: pattern(text), layers: 0..usize::MAX, outputs }
+}
+
+/// `X.mlp.experts.E.P.weight` (scales and biases too) to `X.mlp.switch_mlp.P.weight`, as most MoE models do.
+pub(super) fn stack_mlp_experts() -> Rule {
+    stack(
+        r"^(?<x>.*\.mlp)\.experts\.(?<e>\d+)\.(?<p>gate_proj|up_proj|down_proj)\.(?<k>weight|scales|biases)$",
+        "$x.switch_mlp.$p.$k",
+    )
+}
+
+/// Layers from `layers` on: multi-token prediction heads, which mlx-lm does not load.
+pub(super) fn drop_layers_from(layers: usize) -> Rule {
+    drop_in_layers(r"^model\.layers\.(?<l>\d+)\.", layers..usize::MAX)
+}
+
+/// Precomputed rotary frequencies of old checkpoints.
+pub(super) fn drop_inv_freq() -> Rule {
+    drop(r"rotary_emb\.inv_freq")
+}
+
+/// The head of a model whose config may tie it to the embedding; `default` is what mlx-lm's model assumes. Like
+/// there, the nested config alone counts where there is one, and what is not true in Python is not tied.
+pub(super) fn drop_tied_head(source: Source<'_>, default: bool) -> Vec<Rule> {
+    if tied(source.config).unwrap_or(default) {
+        vec![drop(r"^(language_model\.)?lm_head\.weight$")]
+    } else {
+        Vec::new()
+    }
+}
+
+/// What config.json says of head and embedding being one table; the nested config alone counts where there is one.
+pub(crate) fn tied(config: &Config) -> Option<bool> {
+    let config = config.0.get("text_config").and_then(Value::as_object).unwrap_or(&config.0);
+    config.get("tie_word_embeddings").map(is_truthy)
+}
+
+impl Architecture {
+    /// A family with nothing special: names stay, `linears` are the layers.
+    pub(super) fn plain(
+        source: Source<'_>,
+        family: &'static str,
+        linears: &[&'static str],
+    ) -> Result<Self, ConfigError> {
+        let layers = source.config.count("num_hidden_layers")?;
+        Ok(Self::with_layers(family, layers, linears).rules([drop_inv_freq()]))
+    }
+
+    /// The same for configs that count their layers under another key; no rules.
+    pub(super) fn with_layers(family: &'static str, layers: usize, linears: &[&'static str]) -> Self {
+        Self {
+            family,
+            described: true,
+            layers,
+            prefixes: Vec::new(),
+            rules: Vec::new(),
+            linears: Linears::Named(linears.to_vec()),
+            protected: Vec::new(),
+            keep_dtype: Vec::new(),
+            tied_without_head: false,
+            framed: false,
+        }
+    }
+
+    pub(super) fn rules(mut self, rules: impl IntoIterator<Item = Rule>) -> Self {
+        self.rules.extend(rules);
+        self
+    }
+
+    pub(super) fn protect(mut self, paths: &[&'static str]) -> Self {
+        self.protected.extend(paths.iter().map(|path| Protected { path, bits: 8, group_size: 64 }));
+        self
+    }
+
+    pub(super) fn keep_dtype(mut self, names: &[&'static str]) -> Self {
+        self.keep_dtype.extend(names);
+        self
+    }
+}
