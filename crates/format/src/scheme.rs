@@ -110,6 +110,14 @@ impl Scheme {
         Self::new(Mode::Affine, Some(bits), Some(group_size))
     }
 
+    /// Refuses one bit: MLX has it since 0.32.4, and older versions do not load such a model.
+    ///
+    /// # Errors
+    /// [`SchemeError::Bits`].
+    pub const fn widely_loaded(self) -> Result<Self, SchemeError> {
+        if self.bits == 1 { Err(SchemeError::Bits(1)) } else { Ok(self) }
+    }
+
     /// The mode.
     pub const fn mode(self) -> Mode {
         self.mode

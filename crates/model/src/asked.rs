@@ -8,8 +8,7 @@ use std::collections::BTreeMap;
 use mlx_format::checkpoint::Config;
 
 use crate::arch;
-use crate::decoder::Decoder;
-use crate::fit::ExpectedTensor;
+use crate::decoder::{Decoder, ExpectedTensor};
 use crate::headers;
 
 /// Makes `expected` as strict as config.json allows.

@@ -10,7 +10,7 @@ use std::fmt;
 use mlx_format::{Dtype, FloatType};
 
 use crate::arch::by_names::is_leftover;
-use crate::decoder::{Decoder, Linear};
+use crate::decoder::{Decoder, ExpectedTensor, Linear};
 
 /// How many misfits an error names.
 const SHOWN: usize = 10;
@@ -184,31 +184,11 @@ pub fn without_numbers(name: &str) -> String {
     segments.join(".")
 }
 
-/// What a tensor must be.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ExpectedTensor {
-    /// Axes after decoding, outermost first; `None` where any length will do.
-    pub shape: Vec<Option<usize>>,
-    /// Whether it may be missing.
-    pub optional: bool,
-}
-
-impl ExpectedTensor {
-    /// Whether a tensor of this shape is one.
-    pub fn fits(&self, shape: &[usize]) -> bool {
-        let fits = |(found, expected): (&usize, &Option<usize>)| expected.is_none_or(|axis| axis == *found);
-        shape.len() == self.shape.len() && shape.iter().zip(&self.shape).all(fits)
-    }
-}
-
 impl Decoder {
     /// Every tensor that the forward pass reads, by name. The inner width of a feed-forward network is taken from the
     /// rows of its first linear, which `rows` tells by tensor name (rows are not packed).
     pub fn expected(&self, rows: impl Fn(&str) -> Option<usize>) -> BTreeMap<String, ExpectedTensor> {
-        let reads = self.reads().0.into_iter();
-        let mut expected: BTreeMap<String, ExpectedTensor> = reads
-            .map(|(name, read)| (name, ExpectedTensor { shape: read.shape, optional: read.optional }))
-            .collect();
+        let mut expected = self.reads().0;
         let name = |linear: &Linear| format!("{}.weight", linear.path);
         for network in self.networks() {
             let linears = network.gate.linears();

@@ -30,11 +30,11 @@ mod weights;
 
 pub use arch::Architecture;
 pub use contained::{contained, is_contained};
-pub use decoder::{Decoder, Producer, Site};
+pub use decoder::{Decoder, ExpectedTensor, Producer, Site};
 pub use end_of_turn::{end_of_text, end_of_turn};
 pub use error::SourceError;
 pub use existing::{Existing, listed};
-pub use fit::{ExpectedTensor, Fault, Misfit, Misfits, without_numbers};
+pub use fit::{Fault, Misfit, Misfits, without_numbers};
 pub use forward::{Course, Forward, Progress, State, Stop, Tap};
 pub use headers::expected_headers;
 pub use names::Named;

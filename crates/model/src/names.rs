@@ -7,8 +7,8 @@ use mlx_format::{Dtype, Scheme};
 
 use crate::arch::{self, Architecture, Rule, Source};
 use crate::asked;
-use crate::decoder::{Decoder, Linear};
-use crate::fit::{self, ExpectedTensor, Fault, Held, Misfits};
+use crate::decoder::{Decoder, ExpectedTensor, Linear};
+use crate::fit::{self, Fault, Held, Misfits};
 use crate::tied::{Tied, untied};
 use crate::view::View;
 use crate::{Existing, SourceError};

@@ -48,11 +48,6 @@ impl Parameters {
         self.1.get(path).map(|reader| &**reader)
     }
 
-    /// Removes a tensor.
-    pub fn remove(&mut self, name: &str) -> Option<Tensor> {
-        self.0.remove(name)
-    }
-
     /// Sets or replaces a tensor.
     pub fn insert(&mut self, name: String, tensor: Tensor) {
         self.0.insert(name, tensor);
@@ -61,10 +56,5 @@ impl Parameters {
     /// All, by name.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Tensor)> {
         self.0.iter().map(|(name, tensor)| (name.as_str(), tensor))
-    }
-
-    /// Bytes of all tensors in float32.
-    pub fn bytes(&self) -> usize {
-        self.0.values().map(|tensor| tensor.elem_count() * 4).sum()
     }
 }

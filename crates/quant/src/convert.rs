@@ -14,7 +14,7 @@ use crate::plan::{GenerationConfig, Item, Plan};
 
 const GENERATION_CONFIG: &str = "generation_config.json";
 
-use crate::{Error, Model, model_card};
+use crate::{Error, Model, model_card, threads};
 use mlx_quant_model::decoder::{Block, Norm};
 use mlx_quant_model::{Producer, View};
 
@@ -42,11 +42,6 @@ pub struct Converted {
     pub output_bytes: u64,
     /// Wall time of the work.
     pub seconds: f64,
-}
-
-/// One thread per core where none are asked for; the environment has no say.
-pub fn threads_or_all(threads: usize) -> usize {
-    if threads == 0 { std::thread::available_parallelism().map_or(1, usize::from) } else { threads }
 }
 
 /// Upper estimate of the resident memory of a conversion in bytes: program, headers, and for every thread the
@@ -77,7 +72,7 @@ pub fn convert(
     for file in &model.companions()? {
         model.checkpoint.directory().check_readable(file)?;
     }
-    let pool = thread_pool(threads)?;
+    let pool = threads::pool(threads)?;
     let weights = if plan.settings.search { column_weights(model, plan) } else { ColumnWeights::new() };
     let search = plan.settings.search.then_some(&weights);
     let mut writer = open_writer(target, plan, &fingerprint(model, plan)?, observer)?;
@@ -94,13 +89,6 @@ pub fn convert(
     finish(writer, model, plan, observer)?;
     let seconds = start.elapsed().as_secs_f64();
     Ok(Converted { input_bytes: read, output_bytes: plan.layout.file_bytes(), seconds })
-}
-
-/// A pool of `threads` threads, or of one per core for 0.
-pub(crate) fn thread_pool(threads: usize) -> Result<rayon::ThreadPool, Error> {
-    let threads = threads_or_all(threads);
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
-    pool.map_err(|error| Error::Threads { threads, reason: error.to_string() })
 }
 
 /// Writes what stands beside the weights, and gives the directory its name.

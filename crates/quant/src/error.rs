@@ -1,5 +1,7 @@
 //! Everything that can end a command, and whether it ended before any work.
 
+use std::path::Path;
+
 use mlx_format::checkpoint::{CheckpointError, ConfigError, DirectoryError, WriteError};
 use mlx_quant_model::{TokenizerError, WeightsError};
 
@@ -184,14 +186,14 @@ pub enum Error {
 }
 
 impl Error {
+    /// A file in which intermediate results wait cannot be read or written.
+    pub(crate) fn state(path: &Path, reason: &dyn std::fmt::Display) -> Self {
+        Self::State { path: path.display().to_string(), reason: reason.to_string() }
+    }
+
     /// A file or directory of a cache that cannot be used.
     pub(crate) fn cache(path: &std::path::Path, error: &std::io::Error, working: bool) -> Self {
         Self::Cache { path: path.display().to_string(), reason: error.to_string(), working }
-    }
-
-    /// A file of a run's own that cannot be written or read.
-    pub(crate) fn state(path: &std::path::Path, error: &dyn std::fmt::Display) -> Self {
-        Self::State { path: path.display().to_string(), reason: error.to_string() }
     }
 
     /// A file without which an unfinished run cannot go on.

@@ -72,11 +72,12 @@ mod source;
 mod stream;
 #[cfg(test)]
 mod testing;
+mod threads;
 mod walk;
 
 pub use card::{inherited_keys, is_own_card, lacks_quality, model_card, with_quality, without_key};
 pub use compare::{CompareSettings, Comparison, Contestant, compare};
-pub use convert::{Converted, convert, peak_memory, threads_or_all};
+pub use convert::{Converted, convert, peak_memory};
 pub use data::{
     Corpus, DataError, DataFile, DataReport, DataSource, Extent, OnRefusal, Pick, SourceInfo, Window, Windows,
 };
@@ -95,7 +96,7 @@ pub use mlx_quant_model as model;
 pub use observer::{Event, Observer, Silent};
 pub use plan::{
     GenerationConfig, Item, Job, LayerReport, MixedRecipe, Overrides, OverridesError, Plan, PlanError,
-    PlanReport, Settings,
+    PlanReport, Settings, TensorId,
 };
 pub use session::{
     ExpertTokens, QuantizeMemory, QuantizeSettings, Quantized, distill, operations, quantize,
@@ -105,4 +106,5 @@ pub use session::{
 pub use source::demo;
 pub use source::{Model, is_companion, open, open_config, open_files};
 pub use stream::{Remote, convert_streamed};
+pub use threads::threads_or_all;
 pub use walk::{Residency, Walk};

@@ -17,10 +17,10 @@ use mlx_format::checkpoint::{Checkpoint, Directory, Writer, hollow_out};
 use serde::{Deserialize, Serialize};
 
 use crate::carry::{Carrier, item_bytes};
-use crate::convert::{fingerprint_of, finish, open_writer, thread_pool};
+use crate::convert::{fingerprint_of, finish, open_writer};
 use crate::observer::{Event, Observer};
 use crate::plan::{Item, Plan};
-use crate::{Converted, Error, Model, kept};
+use crate::{Converted, Error, Model, kept, threads};
 use mlx_quant_model::View;
 
 /// A model whose weights are elsewhere.
@@ -127,7 +127,7 @@ pub fn convert_streamed(
     observer: &dyn Observer,
 ) -> Result<Converted, Error> {
     let start = Instant::now();
-    let pool = thread_pool(threads)?;
+    let pool = threads::pool(threads)?;
     let directory = Directory::open(remote.directory)?;
     let model = crate::open(&directory)?;
     let mut writer = open_writer(target, plan, &fingerprint_of(remote.identity, plan), observer)?;

@@ -102,6 +102,24 @@ fn an_interrupted_run_resumes_to_the_same_bytes() {
 }
 
 #[test]
+fn every_item_is_found_by_its_path() {
+    let model = moe();
+    let plan = Plan::new(&model.checkpoint, &model.config, quantize(4, 64)).unwrap();
+    for (index, item) in plan.items.iter().enumerate() {
+        let id = plan.by_path(&item.name).unwrap();
+        assert_eq!(id.index(), index);
+        assert_eq!(plan.item(id), item);
+    }
+    assert_eq!(plan.by_path("model.layers.0"), None);
+    let prefix = "model.layers.1.";
+    let below: Vec<usize> = plan.below(prefix).into_iter().map(|id| id.index()).collect();
+    let scanned: Vec<usize> =
+        (0..plan.items.len()).filter(|index| plan.items[*index].name.starts_with(prefix)).collect();
+    assert!(scanned.len() > 3, "{scanned:?}");
+    assert_eq!(below, scanned);
+}
+
+#[test]
 fn decoding_gives_what_the_codes_say() {
     let temporary = tempfile::tempdir().unwrap();
     let model = moe();

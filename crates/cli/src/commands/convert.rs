@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 use mlx_format::checkpoint::Writer;
-use mlx_format::{FloatType, PackedMut, Scheme, SchemeError};
+use mlx_format::{FloatType, PackedMut, Scheme};
 use mlx_quant::{Converted, Job, Model, Plan, PlanReport, Settings};
 use serde_json::json;
 
@@ -97,12 +97,9 @@ pub(super) fn show(done: &Converted, plan: &Plan, target: &Path, printer: Printe
 }
 
 fn settings(args: &Convert, printer: Printer) -> Result<Settings> {
-    // MLX has one bit since 0.32.4; older versions do not load it.
-    if args.q_bits == Some(1) {
-        return Err(Refusal(SchemeError::Bits(1).to_string()).into());
-    }
-    let scheme = Scheme::new(args.q_mode.into(), args.q_bits, args.q_group_size);
-    let scheme = scheme.map_err(|error| Refusal(error.to_string()))?;
+    let scheme = Scheme::new(args.q_mode.into(), args.q_bits, args.q_group_size)
+        .and_then(Scheme::widely_loaded)
+        .map_err(|error| Refusal(error.to_string()))?;
     if !args.quantize
         && (args.q_bits.is_some() || args.q_group_size.is_some() || args.quant_predicate.is_some())
     {

@@ -1,5 +1,6 @@
 //! Where every output tensor will stand, known before any work.
 
+use std::collections::HashMap;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
@@ -52,6 +53,7 @@ pub(super) struct Shard {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Layout {
     specs: Vec<TensorSpec>,
+    by_name: HashMap<String, usize>,
     placements: Vec<Placement>,
     shards: Vec<Shard>,
 }
@@ -89,12 +91,18 @@ impl Layout {
             };
             shards.push(Shard { file, header, bytes: offset });
         }
-        Self { specs, placements, shards }
+        let by_name = specs.iter().enumerate().map(|(index, spec)| (spec.name.clone(), index)).collect();
+        Self { specs, by_name, placements, shards }
     }
 
     /// The tensors, in the order given.
     pub fn specs(&self) -> &[TensorSpec] {
         &self.specs
+    }
+
+    /// Which of the tensors has this name.
+    pub fn index_of(&self, name: &str) -> Option<usize> {
+        self.by_name.get(name).copied()
     }
 
     /// Where tensor `index` stands.
@@ -181,6 +189,7 @@ mod tests {
         let layout = Layout::new(specs, 96);
         let members: Vec<usize> = (0..6).map(|index| layout.placement(index).shard).collect();
         assert_eq!(members, [0, 0, 1, 2, 3, 3]);
+        assert_eq!((layout.index_of("huge"), layout.index_of("none")), (Some(3), None));
         let names: Vec<&str> = layout.shards().map(|(name, _)| name).collect();
         assert_eq!(names[0], "model-00001-of-00004.safetensors");
         for shard in layout.shard_headers() {

@@ -6,28 +6,36 @@ use super::{Attention, Block, Decoder, Gate, Layer, Linear, Mlp, Norm, NormKind,
 use crate::mixers::{DeltaNet, DeltaProjections, LatentAttention, LatentKeys, LatentQueries};
 
 /// Length of an axis; `None`: any.
-pub(crate) type Axis = Option<usize>;
+type Axis = Option<usize>;
 
 /// What a tensor must be.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Expected {
-    /// Axes, outermost first.
-    pub(crate) shape: Vec<Axis>,
+pub struct ExpectedTensor {
+    /// Axes after decoding, outermost first; `None` where any length will do.
+    pub shape: Vec<Option<usize>>,
     /// Whether it may be missing.
-    pub(crate) optional: bool,
+    pub optional: bool,
+}
+
+impl ExpectedTensor {
+    /// Whether a tensor of this shape is one.
+    pub fn fits(&self, shape: &[usize]) -> bool {
+        let fits = |(found, expected): (&usize, &Option<usize>)| expected.is_none_or(|axis| axis == *found);
+        shape.len() == self.shape.len() && shape.iter().zip(&self.shape).all(fits)
+    }
 }
 
 /// Every tensor that a description reads, by name.
 #[derive(Debug, Default)]
-pub(crate) struct Reads(pub(crate) BTreeMap<String, Expected>);
+pub(crate) struct Reads(pub(crate) BTreeMap<String, ExpectedTensor>);
 
 impl Reads {
     fn tensor(&mut self, name: String, shape: &[Axis]) {
-        self.0.insert(name, Expected { shape: shape.to_vec(), optional: false });
+        self.0.insert(name, ExpectedTensor { shape: shape.to_vec(), optional: false });
     }
 
     fn optional(&mut self, name: String, shape: &[Axis]) {
-        self.0.insert(name, Expected { shape: shape.to_vec(), optional: true });
+        self.0.insert(name, ExpectedTensor { shape: shape.to_vec(), optional: true });
     }
 
     /// A matrix and its bias, stacked if `experts` says of how many.

@@ -12,13 +12,13 @@ mod rope;
 mod site;
 
 pub use self::attention::{Attention, HeadNorms, Projections, QueryScaling};
-pub use mlx_quant_engine::Groups;
-
+pub use self::check::ExpectedTensor;
 pub use self::feed_forward::{Experts, Gate, Mlp, Moe, Router, Scores, SharedExpert};
 pub use self::rope::{Frequencies, Rope};
 pub use self::site::{Producer, Site};
 use crate::mixers::{DeltaNet, LatentAttention, ShortConvolution};
 use crate::ops::Activation;
+pub use mlx_quant_engine::Groups;
 
 /// A matrix `path.weight` `[out, in]`, with `path.bias` `[out]` where the checkpoint has one.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

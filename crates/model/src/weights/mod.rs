@@ -188,6 +188,14 @@ impl<'c> Weights<'c> {
         self.entries.get(name).map(|entry| entry.shape.as_slice())
     }
 
+    /// Shape of a tensor after decoding, one that has to be there.
+    ///
+    /// # Errors
+    /// [`WeightsError::Missing`].
+    pub fn shape_of(&self, name: &str) -> Result<&[usize], WeightsError> {
+        self.shape(name).ok_or_else(|| self.missing(name.to_owned()))
+    }
+
     /// The scheme of a packed module.
     pub fn scheme(&self, path: &str) -> Option<Scheme> {
         match &self.entries.get(&format!("{path}.weight"))?.stored {

@@ -470,7 +470,7 @@ fn write(grid: &Grid, writer: &Writer) -> Result<(), Error> {
     }
     for (leaf, numbers) in [("scales", scales), ("biases", biases)] {
         let name = format!("{}.{leaf}", grid.path);
-        let index = writer.layout().specs().iter().position(|spec| spec.name == name);
+        let index = writer.layout().index_of(&name);
         let missing = || WeightsError::Tensor(mlx_quant_engine::Error::msg(format!("{name} has no place")));
         let mut bytes = vec![0u8; numbers.len() * grid.float.size()];
         grid.float.narrow(&numbers, &mut bytes);

@@ -69,10 +69,7 @@ pub fn evaluate(
 ) -> Result<Evaluation, Error> {
     let start = Instant::now();
     let threads = threads_or_all(settings.threads);
-    let pool = rayon::ThreadPoolBuilder::new()
-        .num_threads(threads)
-        .build()
-        .map_err(|error| Error::Threads { threads, reason: error.to_string() })?;
+    let pool = crate::threads::pool(threads)?;
     let open = |model| -> Result<_, Error> {
         let walk = Walk::open(model)?;
         let residency = walk.residency(settings.low_memory, windows);

@@ -10,7 +10,7 @@ use mlx_quant_model::WeightsError;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, kept, threads_or_all};
+use crate::{Error, kept, threads};
 
 /// Raised when what is measured changes.
 const VERSION: u32 = 1;
@@ -53,7 +53,7 @@ impl Machine {
         let Self { products, rounding, read, write, .. } = kept.machine;
         let sound = [products, rounding, read, write].iter().all(|rate| rate.is_finite() && *rate > 0.0);
         let same = kept.version == VERSION && kept.kernels == mlx_format::simd_name();
-        (sound && same && kept.machine.threads == threads_or_all(threads)).then_some(kept.machine)
+        (sound && same && kept.machine.threads == threads::threads_or_all(threads)).then_some(kept.machine)
     }
 
     /// Writes the rates into a file for later runs. Its directory is made if it is not there.
@@ -75,8 +75,8 @@ impl Machine {
     /// If threads cannot be started or the file cannot be written.
     pub fn measure(threads: usize, directory: &Path) -> Result<Self, Error> {
         let mut machine = Self::quick(threads, Duration::from_secs(1))?;
-        let failed = |error: std::io::Error| Error::state(directory, &error);
-        (machine.read, machine.write) = disk(directory, Duration::from_millis(700)).map_err(failed)?;
+        (machine.read, machine.write) =
+            disk(directory, Duration::from_millis(700)).map_err(|error| Error::state(directory, &error))?;
         Ok(machine)
     }
 
@@ -85,11 +85,8 @@ impl Machine {
     /// # Errors
     /// If threads cannot be started.
     pub fn quick(threads: usize, time: Duration) -> Result<Self, Error> {
-        let threads = threads_or_all(threads);
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .build()
-            .map_err(|error| Error::Threads { threads, reason: error.to_string() })?;
+        let pool = threads::pool(threads)?;
+        let threads = pool.current_num_threads();
         let products = pool.install(|| products(threads, time.mul_f64(0.8))).map_err(WeightsError::from)?;
         let rounding = pool.install(|| rounding(threads, time.mul_f64(0.2)));
         Ok(Self { threads, products, rounding, read: 1e9, write: 5e8 })

@@ -76,14 +76,15 @@ pub fn mlx_lm(method: Method, model: &Model, parameters: u64, bits: u32) -> Resu
     })
 }
 
-/// Bytes of the Hessians that mlx_lm.gptq holds together: one in float32 for each linear, one for all experts of a stack.
+/// Bytes of the Hessians that mlx_lm.gptq holds together: one in float32 for each linear, one for all experts of a
+/// stack.
 fn hessians(model: &Model) -> Result<u64, Error> {
     let walk = Walk::open(model)?;
     let mut sum = 0;
     for block in &walk.decoder.blocks {
         for site in block.sites().iter().filter(|site| site.expert.is_none_or(|expert| expert == 0)) {
             for reader in &site.readers {
-                let shape = walk.weights.shape(&format!("{}.weight", reader.path)).unwrap_or(&[]);
+                let shape = walk.weights.shape_of(&format!("{}.weight", reader.path))?;
                 let size = shape.last().copied().unwrap_or(0) as u64;
                 sum += size * size * 4;
             }

@@ -6,6 +6,7 @@
 mod check;
 mod end_of_turn;
 mod error;
+mod ids;
 mod mixed;
 mod overrides;
 mod planner;
@@ -18,12 +19,14 @@ use mlx_format::{FloatType, Scheme};
 
 pub use self::end_of_turn::GenerationConfig;
 pub use self::error::PlanError;
+pub use self::ids::TensorId;
 pub use self::mixed::MixedRecipe;
 pub use self::overrides::{Overrides, OverridesError};
 pub use self::report::{LayerReport, PlanReport};
 
 use self::check::{check_by_names, check_experts, check_settings};
 use self::end_of_turn::EndOfTurn;
+use self::ids::Paths;
 use self::planner::Planner;
 use mlx_quant_model::{Architecture, Named, View};
 
@@ -119,6 +122,7 @@ pub struct Plan {
     pub notes: Vec<String>,
     /// The settings it was made from.
     pub settings: Settings,
+    paths: Paths,
 }
 
 impl Plan {
@@ -138,6 +142,24 @@ impl Plan {
         }
         let eos = EndOfTurn::of(checkpoint.directory(), config, settings.keep_eos);
         Planner::new(named, settings, config)?.finish(config, eos)
+    }
+
+    /// The item of a module path (of a layer) or a full name (of another tensor).
+    pub fn by_path(&self, path: &str) -> Option<TensorId> {
+        self.paths.find(path)
+    }
+
+    /// Items whose names begin with `prefix`, such as `model.layers.3.`, in output order.
+    pub fn below(&self, prefix: &str) -> Vec<TensorId> {
+        self.paths.below(prefix)
+    }
+
+    /// The item of a number that this plan gave out.
+    ///
+    /// # Panics
+    /// If it is another plan's.
+    pub fn item(&self, id: TensorId) -> &Item {
+        &self.items[id.index()]
     }
 
     /// Stored bits per weight of the whole model, as mlx-lm counts them.

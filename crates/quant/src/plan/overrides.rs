@@ -131,11 +131,7 @@ impl Override {
         let inherit = mode == base.mode();
         let bits = bits.or(inherit.then_some(base.bits()));
         let group_size = group_size.or(inherit.then_some(base.group_size()));
-        match Scheme::new(mode, bits, group_size) {
-            // MLX has one bit since 0.32.4; older versions do not load it.
-            Ok(scheme) if scheme.bits() == 1 => {
-                Err(OverridesError::Scheme { path, source: SchemeError::Bits(1) })
-            }
+        match Scheme::new(mode, bits, group_size).and_then(Scheme::widely_loaded) {
             Ok(scheme) => Ok(Self { path, matcher, scheme: Some(scheme) }),
             Err(source) => Err(OverridesError::Scheme { path, source }),
         }

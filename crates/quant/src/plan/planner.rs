@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 
 use super::check::target_dtype;
 use super::end_of_turn::EndOfTurn;
+use super::ids::Paths;
 use super::mixed::Mixed;
 use super::{Item, Job, Plan, PlanError, Settings};
 use crate::parameters::OuterModules;
@@ -161,7 +162,18 @@ impl Planner {
         let Self { architecture, settings, items, specs, parameters, mut notes, .. } = self;
         notes.extend(unquantized(&items, &specs, parameters));
         let layout = Layout::new(specs, SHARD_BYTES);
-        Ok(Plan { architecture, items, layout, config, generation_config, parameters, notes, settings })
+        let paths = Paths::of(&items);
+        Ok(Plan {
+            architecture,
+            items,
+            layout,
+            config,
+            generation_config,
+            parameters,
+            notes,
+            settings,
+            paths,
+        })
     }
 
     fn push(&mut self, name: &str, job: Job, specs: impl IntoIterator<Item = TensorSpec>) {

@@ -15,10 +15,7 @@ const TABLES_OF_GPTQ: (u32, usize) = (6, 64);
 /// # Errors
 /// As [`Scheme::affine`].
 pub fn affine(bits: u32, group_size: usize) -> Result<Scheme, SchemeError> {
-    if bits == 1 {
-        return Err(SchemeError::Bits(1));
-    }
-    Scheme::affine(bits, group_size)
+    Scheme::affine(bits, group_size).and_then(Scheme::widely_loaded)
 }
 
 /// The scheme of embeddings and head: what is asked for, or what the recipe usually gives them.

@@ -31,10 +31,7 @@ pub fn distill(
     let start = Instant::now();
     let companions = student.companions()?;
     let threads = threads_or_all(settings.threads);
-    let pool = rayon::ThreadPoolBuilder::new()
-        .num_threads(threads)
-        .build()
-        .map_err(|error| Error::Threads { threads, reason: error.to_string() })?;
+    let pool = crate::threads::pool(threads)?;
     let (training, held_out) = lessons(windows, settings)?;
     crate::dwq::check(teacher, student, (&training, &held_out), target, &settings.dwq)?;
     let teacher_hash = teacher.map(Model::hash).transpose()?.unwrap_or_default();
@@ -68,10 +65,7 @@ pub fn distill(
 /// No [`QuantizeSettings::lessons`] or no directory; one of other data or another model; otherwise as [`crate::quantize`].
 pub fn targets(teacher: &Model, settings: &QuantizeSettings, observer: &dyn Observer) -> Result<(), Error> {
     let threads = threads_or_all(settings.threads);
-    let pool = rayon::ThreadPoolBuilder::new()
-        .num_threads(threads)
-        .build()
-        .map_err(|error| Error::Threads { threads, reason: error.to_string() })?;
+    let pool = crate::threads::pool(threads)?;
     let missing = |what: &str| Error::Targets { path: "targets".to_owned(), reason: format!("no {what}") };
     let (training, held_out) = settings.lessons.as_ref().ok_or_else(|| missing("windows"))?;
     let distillation = Distillation { settings: &settings.dwq, training, held_out, pool: &pool, observer };

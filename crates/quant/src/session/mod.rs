@@ -16,7 +16,7 @@ mod report;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -41,7 +41,7 @@ use crate::dwq::DwqSettings;
 use crate::evaluate::{EvaluationSettings, evaluate};
 use crate::methods::{How, Method, MethodSettings, Recipe, round};
 use crate::observer::{Event, Observer, Quiet};
-use crate::plan::{Job, Plan};
+use crate::plan::{Job, Plan, TensorId};
 use crate::walk::Walk;
 use crate::{Error, Model, card, threads_or_all};
 
@@ -105,8 +105,6 @@ struct Session<'a> {
     settings: &'a QuantizeSettings,
     pool: &'a rayon::ThreadPool,
     observer: &'a dyn Observer,
-    /// Items of the plan by name.
-    items: HashMap<&'a str, usize>,
     /// What is rounded without data here (tables of untied models, inputs beside the residual stream) stands behind no norm.
     even: ColumnWeights,
     /// Factors are drawn instead of chosen, to try what folding does.
@@ -134,10 +132,7 @@ pub fn quantize(
         model.checkpoint.directory().check_readable(file)?;
     }
     let threads = threads_or_all(settings.threads);
-    let pool = rayon::ThreadPoolBuilder::new()
-        .num_threads(threads)
-        .build()
-        .map_err(|error| Error::Threads { threads, reason: error.to_string() })?;
+    let pool = crate::threads::pool(threads)?;
     let session = Session {
         model,
         plan,
@@ -146,7 +141,6 @@ pub fn quantize(
         settings,
         pool: &pool,
         observer,
-        items: plan.items.iter().enumerate().map(|(index, item)| (item.name.as_str(), index)).collect(),
         even: ColumnWeights::new(),
         drawn: cfg!(test) && settings.method.n_grid == DRAWN,
     };
@@ -236,7 +230,7 @@ impl Session<'_> {
 
     /// The item of a module or tensor.
     fn item(&self, name: &str) -> Option<usize> {
-        self.items.get(name).copied()
+        self.plan.by_path(name).map(TensorId::index)
     }
 
     /// The dtype in which a tensor that is not quantized is written.
@@ -250,8 +244,7 @@ impl Session<'_> {
 
     /// Items whose names begin with `prefix`.
     fn items_below(&self, prefix: &str) -> Vec<usize> {
-        let items = self.plan.items.iter().enumerate();
-        items.filter(|(_, item)| item.name.starts_with(prefix)).map(|(index, _)| index).collect()
+        self.plan.below(prefix).into_iter().map(TensorId::index).collect()
     }
 
     /// Without a walk: every item as it is met, those that are quantized on grids searched under known column weights.

@@ -9,7 +9,7 @@ use rayon::prelude::*;
 
 use super::Findings;
 use crate::inspect::stored::{Stored, bytes, stored};
-use crate::{Error, Event, Model, Observer, threads_or_all};
+use crate::{Error, Event, Model, Observer, threads};
 
 /// Bytes of one chunk.
 const CHUNK_BYTES: usize = 1 << 20;
@@ -52,9 +52,8 @@ pub(super) fn check(
 ) -> Result<(usize, u64), Error> {
     let tasks = tasks(named);
     let total = tasks.iter().map(|task| bytes(task.view)).sum();
-    let threads = threads_or_all(threads);
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
-    let pool = pool.map_err(|error| Error::Threads { threads, reason: error.to_string() })?;
+    let pool = threads::pool(threads)?;
+    let threads = pool.current_num_threads();
     observer.event(Event::Started { total, resumed: 0 });
     let mut chunks = tasks.iter().enumerate().flat_map(|(index, task)| chunks(index, task.view));
     let (mut done, mut found) = (0, Vec::<Found>::new());
