@@ -2,6 +2,8 @@
 //! `-- "quantize/bfloat16/4 bits"` narrows it. A memcpy of the same bytes on as many threads stands beside.
 #![allow(clippy::unwrap_used, missing_docs, reason = "a benchmark")]
 
+mod rows;
+
 use std::time::Duration;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
@@ -56,8 +58,7 @@ fn kernels(criterion: &mut Criterion) {
                 group.bench_function(format!("{scheme}/{threads} threads"), |bencher| {
                     bencher.iter(|| {
                         let out = PackedMut { weight: &mut weight, scales: &mut scales, biases: &mut biases };
-                        pool.install(|| mlx_format::par_quantize(scheme, float, COLUMNS, &input, out, false))
-                            .unwrap();
+                        pool.install(|| rows::quantize(scheme, float, COLUMNS, &input, out)).unwrap();
                     });
                 });
             }

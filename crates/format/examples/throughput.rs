@@ -6,6 +6,9 @@
 //! stands beside it as the floor.
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a measuring program")]
 
+#[path = "../benches/rows/mod.rs"]
+mod rows;
+
 use std::time::Instant;
 
 use mlx_format::{FloatType, Mode, PackedMut, Scheme};
@@ -74,8 +77,7 @@ fn main() {
                 (vec![0u8; scales], vec![0u8; if scheme.has_biases() { scales } else { 0 }]);
             let seconds = best(repeats, || {
                 let out = PackedMut { weight: &mut weight, scales: &mut scales, biases: &mut biases };
-                pool.install(|| mlx_format::par_quantize(*scheme, float, COLUMNS, &input, out, false))
-                    .unwrap();
+                pool.install(|| rows::quantize(*scheme, float, COLUMNS, &input, out)).unwrap();
             });
             print!(",\n  \"{} {scheme}\": {:.2}", float.name(), gigabytes / seconds);
         }

@@ -1,18 +1,14 @@
-//! Run-time choice of instruction set, dtype, mode and width, and rows over threads.
+//! Run-time choice of instruction set, dtype, mode and width.
 //!
 //! The kernels are plain loops marked `inline(always)`; [`pulp`] compiles each of them once per instruction
 //! set (baseline, AVX2, AVX-512, NEON) and picks at run time. Rust never contracts to fused multiply-add by
 //! itself, so the choice changes speed and not one bit.
 
 use pulp::{Arch, WithSimd};
-use rayon::prelude::*;
 
 use crate::affine::pack::with_bits;
 use crate::element::{Bf16, Element, F16, F32};
 use crate::{FloatType, Mode, NonFinite, PackedMut, PackedRef, Scheme, affine, fp};
-
-/// Bytes of input that one task of [`par_quantize`] takes.
-const TASK_BYTES: usize = 256 << 10;
 
 struct Quantize<'a> {
     scheme: Scheme,
@@ -158,46 +154,6 @@ impl WithSimd for Unpack<'_> {
     fn with_simd<S: pulp::Simd>(self, _: S) {
         with_bits!(self.bits, BITS => affine::pack::unpack::<BITS>(self.packed, self.codes));
     }
-}
-
-/// [`quantize`] with the rows spread over the current rayon pool; the same bytes for every number of threads.
-///
-/// # Errors
-/// As [`quantize`]; the first offending element.
-///
-/// # Panics
-/// As [`quantize`].
-pub fn par_quantize(
-    scheme: Scheme,
-    float: FloatType,
-    columns: usize,
-    weights: &[u8],
-    out: PackedMut<'_>,
-    allow_nonfinite: bool,
-) -> Result<(), NonFinite> {
-    let lengths = [out.weight.len(), out.scales.len(), out.biases.len()];
-    check_lengths(scheme, float, weights.len() / float.size(), columns, lengths);
-    let rows = (TASK_BYTES / (columns * float.size())).max(1);
-    let scale_bytes = rows * scheme.scale_bytes(columns, float);
-    let weight_bytes = rows * scheme.words(columns) * 4;
-    // Empty biases (fp modes) cannot be chunked alongside.
-    let mut biases: Vec<&mut [u8]> =
-        if scheme.has_biases() { out.biases.chunks_mut(scale_bytes).collect() } else { Vec::new() };
-    biases.resize_with(out.scales.len().div_ceil(scale_bytes), Default::default);
-    let results: Vec<Result<(), NonFinite>> = weights
-        .par_chunks(rows * columns * float.size())
-        .zip(out.weight.par_chunks_mut(weight_bytes))
-        .zip(out.scales.par_chunks_mut(scale_bytes))
-        .zip(biases)
-        .enumerate()
-        .map(|(task, (((weights, weight), scales), biases))| {
-            let out = PackedMut { weight, scales, biases };
-            Arch::new()
-                .dispatch(Quantize { scheme, float, weights, out, allow_nonfinite })
-                .map_err(|found| NonFinite { element: found.element + task * rows * columns, ..found })
-        })
-        .collect();
-    results.into_iter().collect()
 }
 
 /// Decodes whole rows on this thread into dtype `float` (the dtype of affine scales and biases; free for the

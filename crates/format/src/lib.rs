@@ -4,7 +4,7 @@
 //! converter can stream a memory-mapped checkpoint through it. No tensor engine, no network, no terminal.
 //!
 //! * [`quantize`] and [`dequantize`]: bit for bit what `mx.quantize` and `mx.dequantize` compute on MLX's CPU
-//!   backend. [`par_quantize`] spreads rows over the current rayon pool.
+//!   backend, on the thread that calls. Rows are independent, so that a program may spread them over threads.
 //! * [`affine`] and [`fp`]: the arithmetic, written out; their module docs are the specification.
 //! * [`checkpoint`]: reading and writing directories of safetensors files.
 #![allow(
@@ -20,7 +20,7 @@ mod element;
 pub mod fp;
 mod scheme;
 
-pub use dispatch::{dequantize, pack, par_quantize, quantize, simd_name, unpack};
+pub use dispatch::{dequantize, pack, quantize, simd_name, unpack};
 pub use element::FloatType;
 pub use safetensors::Dtype;
 pub use scheme::{Mode, Scheme, SchemeError};

@@ -37,7 +37,7 @@ fn reference(scheme: Scheme, float: FloatType, input: &[u8], out: PackedMut<'_>)
     }
 }
 
-/// Compares all schemes on rows of `columns` elements: fast, parallel, and both decoders.
+/// Compares all schemes on rows of `columns` elements: both ways to quantize and both to decode.
 fn compare(float: FloatType, columns: usize, input: &[u8]) {
     let rows = input.len() / float.size() / columns;
     for scheme in schemes() {
@@ -47,9 +47,6 @@ fn compare(float: FloatType, columns: usize, input: &[u8]) {
         let mut fast = buffers(scheme, float, rows, columns);
         mlx_format::quantize(scheme, float, columns, input, out(&mut fast), false).unwrap();
         assert!(fast == expected, "fast path differs: {context}");
-        let mut parallel = buffers(scheme, float, rows, columns);
-        mlx_format::par_quantize(scheme, float, columns, input, out(&mut parallel), false).unwrap();
-        assert!(parallel == expected, "parallel path differs: {context}");
 
         let packed = PackedRef { weight: &fast[0], scales: &fast[1], biases: &fast[2] };
         let (mut ours, mut theirs) = (vec![0u8; input.len()], vec![0u8; input.len()]);
@@ -105,8 +102,6 @@ proptest! {
                 let mut fast = buffers(scheme, float, 8, 128);
                 let found = mlx_format::quantize(scheme, float, 128, &input, out(&mut fast), false).unwrap_err();
                 prop_assert_eq!(found.element, at);
-                let found = mlx_format::par_quantize(scheme, float, 128, &input, out(&mut fast), false).unwrap_err();
-                prop_assert_eq!(found.element, at);
                 mlx_format::quantize(scheme, float, 128, &input, out(&mut fast), true).unwrap();
                 let mut expected = buffers(scheme, float, 8, 128);
                 reference(scheme, float, &input, out(&mut expected));
@@ -147,24 +142,26 @@ fn every_16_bit_value_as_element_and_as_maximum() {
     }
 }
 
-/// Same bytes on one thread and on many.
+/// Any cut between rows gives the same bytes: programs spread rows over threads.
 #[test]
-fn thread_count_does_not_matter() {
-    let input: Vec<u8> = (0..4_000_000u32)
+fn rows_are_independent() {
+    const ROWS: usize = 30;
+    const COLUMNS: usize = 256;
+    let float = FloatType::Bf16;
+    let input: Vec<u8> = (0..ROWS * COLUMNS)
         .flat_map(|i| half::bf16::from_f32((i as f32 * 0.37).sin() * 0.02).to_le_bytes())
         .collect();
-    let scheme = Scheme::affine(4, 64).unwrap();
-    let run = |threads| {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-        let mut packed = buffers(scheme, FloatType::Bf16, 1000, 4000 / 64 * 64);
-        let columns = 4000 / 64 * 64;
-        let input = &input[..1000 * columns * 2];
-        pool.install(|| {
-            mlx_format::par_quantize(scheme, FloatType::Bf16, columns, input, out(&mut packed), false)
-        })
-        .unwrap();
-        packed
-    };
-    let one = run(1);
-    assert!(one == run(2) && one == run(5));
+    for scheme in schemes() {
+        let mut whole = buffers(scheme, float, ROWS, COLUMNS);
+        mlx_format::quantize(scheme, float, COLUMNS, &input, out(&mut whole), false).unwrap();
+        for rows in [1, 7, 29] {
+            let mut cut = [Vec::new(), Vec::new(), Vec::new()];
+            for input in input.chunks(rows * COLUMNS * float.size()) {
+                let mut part = buffers(scheme, float, input.len() / COLUMNS / float.size(), COLUMNS);
+                mlx_format::quantize(scheme, float, COLUMNS, input, out(&mut part), false).unwrap();
+                cut.iter_mut().zip(part).for_each(|(cut, part)| cut.extend(part));
+            }
+            assert!(cut == whole, "{scheme}, {rows} rows at a time");
+        }
+    }
 }

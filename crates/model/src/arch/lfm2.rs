@@ -69,7 +69,7 @@ fn decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
             let norms = Some(HeadNorms::new(head_norm("q_layernorm"), head_norm("k_layernorm")));
             let [q, k, v, output] = linears(layer, ATTENTION);
             let projections = Projections::Separate { q, k, v };
-            Layer::Attention(Attention { norms, projections, output, ..attention })
+            Layer::Attention(Attention { projections, output, norms, ..attention })
         } else {
             let [input, output] = linears(layer, CONVOLUTION);
             let convolution = format!("{layer}conv.conv");

@@ -62,7 +62,7 @@ fn phi_decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
             .bool("qk_layernorm", false)
             .then(|| HeadNorms::new(head_norm("q_layernorm"), head_norm("k_layernorm")));
         let projections = Projections::Separate { q, k, v };
-        let attention = Attention { norms, projections, output, ..attention };
+        let attention = Attention { projections, output, norms, ..attention };
         let mlp = Mlp { gate: Gate::None(first), activation, down: second };
         let first = norm(format!("{layer}input_layernorm"));
         let branches = vec![

@@ -8,13 +8,9 @@ use mlx_quant_model::{Named, View};
 use rayon::prelude::*;
 
 use super::Findings;
+use crate::carry::{CHUNK_BYTES, CHUNKS_PER_THREAD};
 use crate::inspect::stored::{Stored, bytes, stored};
 use crate::{Error, Event, Model, Observer, threads};
-
-/// Bytes of one chunk.
-const CHUNK_BYTES: usize = 1 << 20;
-/// Chunks that each thread works on between looks at progress and cancellation.
-const CHUNKS_PER_THREAD: usize = 16;
 
 /// What a tensor's bytes are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
