@@ -151,10 +151,14 @@ class Run:
             self.log.close()
 
     def count(self, limit):
-        """Runs to the end; the exit status, seconds and number of changes."""
-        changes = 0
-        while self.process.poll() is None and time.perf_counter() < self.start + limit:
-            changes += len(self.watch.wait(0.02))
-        seconds = time.perf_counter() - self.start
-        changes += len(self.watch.wait(0))
-        return self.end(1), seconds, changes
+        """Runs to the end; the exit status, seconds, number of changes, and the names that something was renamed to."""
+        changes, names = 0, {}
+        while True:
+            ended = self.process.poll() is not None or time.perf_counter() > self.start + limit
+            seconds = time.perf_counter() - self.start
+            for name, appeared in self.watch.wait(0 if ended else 0.02):
+                changes += 1
+                if appeared:
+                    names[name] = True
+            if ended:
+                return self.end(1), seconds, changes, list(names)

@@ -3,7 +3,9 @@
 
     scripts/crash_matrix.py --bin target/release/mlx-quant [--moments 5] [--signals KILL,INT,TERM] [--commands a,b] [--scale 1]
                             [--jobs 1] [--seed 1] [--json FILE] [--work DIR] [--only COMMAND:SIGNAL:NUMBER] [--list]
+                            [--fixture target/debug/hub-fixture]
     scripts/crash_matrix.py --bin target/release/mlx-quant --latency [--moments 5] [--commands a,b] [--json FILE]
+    scripts/crash_matrix.py --self-test
 
 A moment is a time within the run, a change of a file (writes, renames, removals: inside of writes too), or the instant at which something gets its
 final name. All are drawn from --seed and can be repeated one by one with --only. After each stop:
@@ -14,6 +16,7 @@ final name. All are drawn from --seed and can be repeated one by one with --only
 * SIGINT and SIGTERM end the command within 2 seconds, with exit status 130; nothing panics.
 
 Undisturbed runs are made twice: what differs between them (times, memory) is named in NOT_THE_SAME and compared without it.
+With --fixture (the hub of the tests, a program) `convert --stream` is among the commands.
 --latency asks only for the 2 seconds, on models with one very large layer, large steps of dwq, a large head. --scale makes texts longer.
 Only the standard library is used. Exit status 1 if anything fails.
 """
@@ -37,13 +40,13 @@ from pathlib import Path
 from _stop import Run
 
 ROOT = Path(__file__).resolve().parent.parent
+TOKEN = "hf_fakeTokenThatNobodyMaySee4711"
 LATENCY = 2.0
 INTERRUPTED = 130
 REFUSED = 2
-# Of a comparison: figures of time and memory.
+# Of a comparison: figures of time and memory, and whether it was resumed.
 NOT_THE_SAME = re.compile(r"^cmp/(report\.(json|md|html|svg)|work/.*\.json)$")
-MEASURED = re.compile(r"seconds|memory|_s$|bytes_at_once|share|forecast")
-FINAL_NAMES = ("out", "cmp")
+MEASURED = re.compile(r"seconds|memory|^resumed")
 
 
 def cases(scale):
@@ -54,31 +57,46 @@ def cases(scale):
 
     out = ["--mlx-path", "out", "--threads", "2", "--quiet"]
     light = ["--eval-windows", "1"]
-    dwq = ["--iters", str(3 * scale), "--batch-size", "2", "--valid-samples", "2"]
+    dwq = ["--iters", str(2 * scale), "--batch-size", "2", "--valid-samples", "2"]
     stacked = ["--recipe", "dynamic+awq+gptq+dwq", "--target-bpw", "4.5"]
     return {
         "convert": ["convert", "-q", "--model", "MODEL", *out],
         "convert-search": ["convert", "-q", "--search", "--bits", "3", *out],
-        "awq": ["awq", *windows(8), *light, *out],
-        "gptq": ["gptq", *windows(16, 128), *light, *out],
-        "gptq-low-memory": ["gptq", "--low-memory", *windows(12, 128), *light, *out],
-        "gptq-statistics": ["gptq", "--statistics", "kept", *windows(12, 128), *light, *out],
-        "dynamic": ["dynamic-quant", *windows(4), *light, *out],
-        "dynamic-kept": ["dynamic-quant", "--sensitivities", "kept.json", *windows(4), *light, *out],
-        "dynamic-kl": ["quantize", "--recipe", "dynamic+search", "--target-kl", "0.08", *windows(4), "--eval-windows", "2", *out],
-        "dwq": ["dwq", *windows(8), *dwq, *light, *out],
-        "dwq-targets": ["dwq", "--target-dir", "kept", *windows(8), *dwq, *light, *out],
-        "dwq-low-memory": ["dwq", "--low-memory", *windows(8), *dwq, *light, *out],
-        "quantize": ["quantize", *stacked, *windows(6), *dwq, *light, *out],
-        "quantize-low-memory": ["quantize", "--low-memory", *stacked, *windows(6), *dwq, *light, *out],
+        "awq": ["awq", *windows(6), *light, *out],
+        "gptq": ["gptq", *windows(8), *light, *out],
+        "gptq-low-memory": ["gptq", "--low-memory", *windows(6), *light, *out],
+        "gptq-statistics": ["gptq", "--statistics", "kept", *windows(6), *light, *out],
+        "dynamic": ["dynamic-quant", *windows(3), *light, *out],
+        "dynamic-kept": ["dynamic-quant", "--sensitivities", "kept.json", *windows(3), *light, *out],
+        "dynamic-kl": ["quantize", "--recipe", "dynamic+search", "--target-kl", "0.08", *windows(3), "--eval-windows", "2", *out],
+        "dwq": ["dwq", *windows(6), *dwq, *light, *out],
+        "dwq-targets": ["dwq", "--target-dir", "kept", *windows(6), *dwq, *light, *out],
+        "dwq-low-memory": ["dwq", "--low-memory", *windows(6), *dwq, *light, *out],
+        "quantize": ["quantize", *stacked, *windows(4), *dwq, *light, *out],
+        "quantize-low-memory": ["quantize", "--low-memory", *stacked, *windows(4), *dwq, *light, *out],
         "compare": ["compare", "--methods", "basic,gptq,dwq", "--keep", "all", *windows(4), "--iters", str(2 * scale), "--windows", "2", "--output", "cmp", "--threads", "2", "--quiet"],
     }
+
+
+STREAM = {"stream": ["convert", "-q", "--stream", "--model", "some-org/Tiny", "--mlx-path", "out", "--threads", "2", "--quiet"]}
+
+
+def hub(fixture, work):
+    """A hub on this machine that has the demo model in two shards; the process and what a command must know of it."""
+    model = work / "hub/models/some-org/Tiny"
+    if not model.exists():
+        shutil.copytree(ROOT / "crates/demo/files", model)
+        shutil.copytree(ROOT / "crates/demo-blocks/files", model, dirs_exist_ok=True)
+    command = [fixture, "--models", work / "hub/models", "--token", TOKEN]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    endpoint = json.loads(process.stdout.readline())["endpoint"]
+    return process, {"HF_ENDPOINT": endpoint, "HF_TOKEN": TOKEN, "NO_PROXY": "*"}
 
 
 def latency_cases():
     out = ["--mlx-path", "out", "--threads", "2", "--quiet", "--eval-windows", "0"]
     large = ["--model", "LARGE", "--n-samples", "2", "--sequence-length", "64", *out]
-    dwq = ["--n-samples", "16", "--sequence-length", "1024", "--iters", "8", "--batch-size", "16", "--valid-samples", "4", *out]
+    dwq = ["--n-samples", "24", "--sequence-length", "512", "--iters", "2", "--batch-size", "24", "--valid-samples", "2", *out]
     return {
         "large-search": ["quantize", "--recipe", "search", *large],
         "large-gptq": ["gptq", *large],
@@ -155,10 +173,9 @@ def final_faults(found, expected):
 
 
 class Matrix:
-    def __init__(self, args, work):
+    def __init__(self, args, work, commands):
         self.args, self.work, self.bin = args, work, str(Path(args.bin).resolve())
-        self.cases = latency_cases() if args.latency else cases(args.scale)
-        self.models = {}
+        self.cases, self.models, self.hub = commands, {}, {"HF_HUB_OFFLINE": "1"}
 
     def make_models(self, names):
         used = {word for name in names for word in self.cases[name]}
@@ -179,42 +196,46 @@ class Matrix:
 
     def environment(self, folder):
         env = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "XDG_"))}
-        return env | {"XDG_CACHE_HOME": str(folder / ".cache"), "HOME": str(folder / ".cache"), "HF_HUB_OFFLINE": "1"}
+        cache = str(folder / ".cache")
+        return env | {"XDG_CACHE_HOME": cache, "HOME": cache, "HF_HOME": f"{cache}/huggingface"} | self.hub
 
     def start(self, name, folder):
         return Run(self.command(name), folder, self.environment(folder), folder / ".log")
 
     def undisturbed(self, name):
-        """Files, seconds and number of changes of runs that nobody stops; the folder of one stays, for its cache."""
+        """Files, seconds, number of changes and final names of runs that nobody stops; the folder of one stays, for its cache."""
         seen = []
         for turn in range(1 if self.args.latency else 2):
             folder = self.work / f"{name}-undisturbed-{turn}"
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()
-            status, seconds, changes = self.start(name, folder).count(3600)
+            status, seconds, changes, names = self.start(name, folder).count(3600)
             if status != 0:
                 sys.exit(f"{name}: exit status {status} without being stopped\n{(folder / '.log').read_text()}")
-            seen.append((files_of(folder), seconds, changes))
+            seen.append((files_of(folder), seconds, changes, names))
         if wrong := differences(seen[0][0], seen[-1][0]):
             sys.exit(f"{name}: two undisturbed runs differ: {'; '.join(wrong)}")
-        return seen[0][0], min(s for _, s, _ in seen), min(c for _, _, c in seen)
+        return seen[0][0], min(one[1] for one in seen), min(one[2] for one in seen), seen[0][3]
 
-    def moment(self, draw, known):
-        files, seconds, changes = known
-        kind = "time" if self.args.latency else draw.choices(["time", "change", "name"], [4, 4, 2])[0]
+    def moment(self, draw, index, known):
+        _, seconds, changes, names = known
+        if self.args.latency:
+            # Spread over the run: few of them shall still meet every part of it.
+            return "time", (index + draw.random()) / self.args.moments * 0.97 * seconds, 0
+        kind = draw.choices(["time", "change", "name"], [4, 4, 2])[0]
         if kind == "time":
             return kind, draw.uniform(0, 0.97) * seconds, 0
         delay = draw.choice([0, draw.uniform(0, 0.002)])
         if kind == "change":
             return kind, draw.randint(1, max(1, changes - 1)), delay
-        models = {Path(n).parts[2] for n in files if n.startswith("cmp/models/")}
-        return kind, draw.choice([[name] for name in sorted(models)] or [["out"]]), delay
+        # The output itself as often as all other names together: after it comes what must not be left half done.
+        return kind, [draw.choice([names[-1], draw.choice(names)])], delay
 
-    def stopped(self, name, folder, number, draw, known, redraw=True):
+    def stopped(self, name, folder, number, draw, index, known, redraw=True):
         """Starts a command and stops it; what happened. A run that ends before its moment is drawn again."""
         limit = 20 * known[1] + 120
         for attempt in range(4):
-            moment = self.moment(draw, known)
+            moment = self.moment(draw, index, known)
             run = self.start(name, folder)
             reached = run.wait_for(moment, limit)
             after = time.perf_counter() - run.start
@@ -222,13 +243,9 @@ class Matrix:
             log = (folder / ".log").read_text(errors="replace")
             if reached or not redraw or attempt == 3:
                 return {"moment": moment, "reached": reached, "after_s": round(after, 4), "latency_s": round(latency, 4), "status": status, "log": log[-600:]}
-            self.fresh(folder, known)
-
-    def fresh(self, folder, _known):
-        cache = folder / ".cache"
-        for entry in list(folder.iterdir()):
-            if entry != cache:
-                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+            for entry in list(folder.iterdir()):
+                if entry.name != ".cache":
+                    shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
     def try_one(self, name, signal_name, index, known):
         draw = random.Random(f"{self.args.seed}/{name}/{signal_name}/{index}")
@@ -236,12 +253,12 @@ class Matrix:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
         if (cache := self.work / f"{name}-undisturbed-0/.cache").exists():
-            shutil.copytree(cache, folder / ".cache")
+            shutil.copytree(cache, folder / ".cache", ignore=shutil.ignore_patterns("huggingface"))
         number = getattr(signal, f"SIG{signal_name}")
         result = {"command": name, "signal": signal_name, "index": index, "seed": self.args.seed, "stops": [], "faults": []}
         faults = result["faults"]
         for turn in range(2 if index % 5 == 4 and not self.args.latency else 1):
-            stop = self.stopped(name, folder, number, draw, known, redraw=turn == 0)
+            stop = self.stopped(name, folder, number, draw, index, known, redraw=turn == 0)
             result["stops"].append(stop)
             faults += self.stop_faults(stop, number)
             if not self.args.latency:
@@ -249,7 +266,7 @@ class Matrix:
                 faults += final_faults(found, known[0])
                 result["finished"] = all(found.get(n) == h for n, h in known[0].items())
         if not self.args.latency:
-            status, seconds, _ = self.start(name, folder).count(20 * known[1] + 120)
+            status, seconds, *_ = self.start(name, folder).count(20 * known[1] + 120)
             log = (folder / ".log").read_text(errors="replace")
             result |= {"repeated_status": status, "repeated_s": round(seconds, 4)}
             if status != 0 and not (status == REFUSED and result["finished"]):
@@ -288,7 +305,8 @@ def summary(results):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bin", required=True)
+    parser.add_argument("--bin", default="target/release/mlx-quant")
+    parser.add_argument("--self-test", action="store_true", help="tries this script on made-up commands")
     parser.add_argument("--moments", type=int, default=5, help="stops of each command by each signal")
     parser.add_argument("--commands", help="only these, separated by commas")
     parser.add_argument("--signals", default=None, help="of KILL, INT, TERM [default: all; with --latency INT]")
@@ -300,13 +318,19 @@ def main():
     parser.add_argument("--intermediate", type=int, default=8192, help="its other width")
     parser.add_argument("--only", metavar="COMMAND:SIGNAL:NUMBER", help="one stop again, its folder kept if it fails")
     parser.add_argument("--keep", action="store_true", help="keeps the folders of stops that failed")
+    parser.add_argument("--fixture", type=Path, help="the hub-fixture program, for convert --stream")
     parser.add_argument("--json", type=Path, help="appends a line for each stop")
     parser.add_argument("--work", type=Path, help="where to work [default: a temporary directory]")
     parser.add_argument("--list", action="store_true", help="prints the commands")
     args = parser.parse_args()
+    if args.self_test:
+        from crash_matrix_test import run
+
+        return run()
     work = args.work or Path(tempfile.mkdtemp(prefix="crash-matrix-"))
     work.mkdir(parents=True, exist_ok=True)
-    matrix = Matrix(args, work.resolve())
+    commands = latency_cases() if args.latency else cases(args.scale) | (STREAM if args.fixture else {})
+    matrix = Matrix(args, work.resolve(), commands)
     if args.list:
         for name, command in matrix.cases.items():
             print(f"{name:22} mlx-quant {' '.join(command)}")
@@ -318,7 +342,9 @@ def main():
         names = args.commands.split(",") if args.commands else list(matrix.cases)
         signals = (args.signals or ("INT" if args.latency else "KILL,INT,TERM")).split(",")
         plan = [(name, s, index) for name in names for s in signals for index in range(args.moments)]
-    results, known = [], {}
+    results, known, server = [], {}, None
+    if args.fixture:
+        server, matrix.hub = hub(args.fixture.resolve(), matrix.work)
     matrix.make_models(dict.fromkeys(name for name, _, _ in plan))
     for name in dict.fromkeys(name for name, _, _ in plan):
         known[name] = matrix.undisturbed(name)
@@ -333,6 +359,9 @@ def main():
             if args.json:
                 with args.json.open("a") as file:
                     file.write(json.dumps(result) + "\n")
+    if server:
+        server.stdin.close()
+        server.wait()
     summary(results)
     if not args.work and not args.keep:
         shutil.rmtree(work)
