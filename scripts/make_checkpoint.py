@@ -2,8 +2,8 @@
 
     python3 scripts/make_checkpoint.py OUT --gigabytes 8 --layers 32 [--tokenizer DIR]
 
-For speed and memory measurements: the weights are normal with sigma 0.02, the shapes plausible, the
-shards at most 2 GB. Without --tokenizer a tokenizer of a few words is written, since mlx-lm wants one.
+For speed and memory measurements: the weights are normal with sigma 0.02, the shapes plausible (or
+given by --hidden and --intermediate instead of --gigabytes), the shards at most 2 GB. Without --tokenizer a tokenizer of a few words is written, since mlx-lm wants one.
 Only the standard library is used, and a few megabytes of memory.
 """
 
@@ -164,13 +164,20 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--gigabytes", type=float, default=8.0, help="size in 10^9 bytes (8)")
+    parser.add_argument("--hidden", type=int, help="width, instead of --gigabytes")
+    parser.add_argument("--intermediate", type=int, help="width of the feed-forward layer, with --hidden")
     parser.add_argument("--layers", type=int, default=32)
     parser.add_argument("--vocab", type=int, default=32000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tokenizer", type=Path, help="copy the tokenizer of this model directory")
     args = parser.parse_args()
 
-    hidden, intermediate = sizes(args.gigabytes * 1e9 / 2, args.layers, args.vocab)
+    if bool(args.hidden) != bool(args.intermediate):
+        parser.error("--hidden and --intermediate go together")
+    if args.hidden:
+        hidden, intermediate = args.hidden, args.intermediate
+    else:
+        hidden, intermediate = sizes(args.gigabytes * 1e9 / 2, args.layers, args.vocab)
     args.out.mkdir(parents=True)
     head = 128 if hidden >= 1024 else 64
     tensors = list(shapes(hidden, intermediate, args.layers, args.vocab))
