@@ -35,7 +35,7 @@ pub use end_of_turn::{end_of_text, end_of_turn};
 pub use error::SourceError;
 pub use existing::{Existing, listed};
 pub use fit::{Fault, Misfit, Misfits, without_numbers};
-pub use forward::{Course, Forward, Progress, State, Stop, Tap};
+pub use forward::{Course, Forward, Progress, State, Stop, Tables, Tap};
 pub use headers::expected_headers;
 pub use names::Named;
 pub use parameters::{Parameters, Reader};

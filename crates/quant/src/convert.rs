@@ -150,7 +150,7 @@ pub(crate) fn fingerprint_of(source: &str, plan: &Plan) -> String {
     let (items, specs, settings) = (&plan.items, plan.layout.specs(), &plan.settings);
     let _ = write!(hash, "{source}{items:?};{specs:?};{};{}", settings.allow_nonfinite, settings.search);
     let hash = crate::data::hexadecimal(&hash.0.finalize());
-    format!("mlx-quant {} {hash}", env!("CARGO_PKG_VERSION"))
+    format!("mlx-quant {}, algorithm {} {hash}", env!("CARGO_PKG_VERSION"), crate::device::ALGORITHM)
 }
 
 /// What is known without data of how loud the inputs of a layer's columns are: behind a norm, the squares of its

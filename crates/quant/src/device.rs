@@ -2,6 +2,10 @@
 
 use crate::setting::{Setting, SettingError};
 
+/// Raised whenever the same input, settings and engine give other bytes than before. 2: sums over windows in chunks and a tree
+/// ([`crate::reduce`]).
+pub(crate) const ALGORITHM: u32 = 2;
+
 /// What somebody asks for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DeviceChoice {
@@ -40,11 +44,17 @@ impl Device {
         }
     }
 
-    /// As identities and settings name it.
-    pub const fn name(self) -> &'static str {
+    /// What computes, as tensors hold it.
+    pub fn engine(self) -> mlx_quant_engine::Device {
         match self {
-            Self::Cpu => "cpu",
+            Self::Cpu => mlx_quant_engine::cpu(),
         }
+    }
+
+    /// What decides the bits of everything that windows passed: the order of sums, the engine, and its instruction set. It
+    /// stands in the identity of runs and of what they keep.
+    pub fn identity(self) -> String {
+        format!("algorithm {ALGORITHM}, {}", self.engine().name())
     }
 }
 

@@ -45,7 +45,6 @@
 #[doc = include_str!("../../../README.md")]
 pub struct Readme;
 
-mod calibrate;
 mod card;
 mod carry;
 pub mod compare;
@@ -57,7 +56,6 @@ mod dynamic;
 mod error;
 mod evaluate;
 pub mod forecast;
-mod gradient;
 pub mod inspect;
 pub mod kept;
 pub mod methods;
@@ -66,6 +64,7 @@ mod observer;
 mod parameters;
 mod plan;
 pub mod recipes;
+pub mod reduce;
 mod session;
 mod setting;
 mod source;
@@ -73,7 +72,7 @@ mod stream;
 #[cfg(test)]
 mod testing;
 mod threads;
-mod walk;
+mod walks;
 
 pub use card::{inherited_keys, is_own_card, lacks_quality, model_card, with_quality, without_key};
 pub use compare::{CompareSettings, Comparison, Contestant, compare};
@@ -107,4 +106,4 @@ pub use source::demo;
 pub use source::{Model, is_companion, open, open_config, open_files};
 pub use stream::{Remote, convert_streamed};
 pub use threads::threads_or_all;
-pub use walk::{Residency, Walk};
+pub use walks::{Residency, Walk};

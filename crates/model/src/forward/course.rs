@@ -143,8 +143,12 @@ impl<'d> Forward<'d> {
         let block: &Block = &self.decoder.blocks[index];
         let layer = &block.stages[stage].branches[branch].layer;
         let mut tap = ();
-        let mut pass =
-            Pass { engine: &self.device, parameters, tables: &self.tables, watcher: Watcher::Tap(&mut tap) };
+        let mut pass = Pass {
+            engine: &self.device,
+            parameters,
+            tables: &self.tables.all,
+            watcher: Watcher::Tap(&mut tap),
+        };
         at_once(async move { pass.layer(layer, index, input, None, &mut super::Keys::new()).await })
     }
 }

@@ -11,6 +11,7 @@ mod course;
 mod feed_forward;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use mlx_quant_engine::{Device, LAST, Pairing, Result, Tensor};
 
@@ -45,9 +46,36 @@ impl Tap for () {
 pub struct Forward<'d> {
     decoder: &'d Decoder,
     device: Device,
+    tables: Tables,
+}
+
+/// Cosines and sines of every rotary embedding of a decoder, for windows of one length.
+#[derive(Clone, Debug)]
+pub struct Tables {
     tokens: usize,
-    /// Of each rotary embedding.
-    tables: Vec<Table>,
+    all: Arc<[Table]>,
+}
+
+impl Tables {
+    /// For windows of `tokens` tokens.
+    ///
+    /// # Errors
+    /// If the device has no memory left.
+    pub fn new(decoder: &Decoder, tokens: usize, device: &Device) -> Result<Self> {
+        let table = |rope: &Rope| {
+            let (cos, sin) = rope.tables(tokens);
+            let shape = (tokens, rope.frequencies(tokens).len());
+            let tensor = |values| Tensor::from_vec(values, shape, device);
+            Ok(Table { cos: tensor(cos)?, sin: tensor(sin)?, pairing: rope.pairing })
+        };
+        let all = decoder.ropes.iter().map(table).collect::<Result<Vec<_>>>()?;
+        Ok(Self { tokens, all: all.into() })
+    }
+
+    /// Tokens of a window.
+    pub fn tokens(&self) -> usize {
+        self.tokens
+    }
 }
 
 /// What goes from block to block, for a batch of windows.
@@ -120,14 +148,12 @@ impl<'d> Forward<'d> {
     /// # Errors
     /// If the device has no memory left.
     pub fn new(decoder: &'d Decoder, tokens: usize, device: &Device) -> Result<Self> {
-        let table = |rope: &Rope| {
-            let (cos, sin) = rope.tables(tokens);
-            let shape = (tokens, rope.frequencies(tokens).len());
-            let tensor = |values| Tensor::from_vec(values, shape, device);
-            Ok(Table { cos: tensor(cos)?, sin: tensor(sin)?, pairing: rope.pairing })
-        };
-        let tables = decoder.ropes.iter().map(table).collect::<Result<_>>()?;
-        Ok(Self { decoder, device: device.clone(), tokens, tables })
+        Ok(Self::with_tables(decoder, Tables::new(decoder, tokens, device)?, device))
+    }
+
+    /// With tables that were made before.
+    pub fn with_tables(decoder: &'d Decoder, tables: Tables, device: &Device) -> Self {
+        Self { decoder, device: device.clone(), tables }
     }
 
     /// The beginning: embeds windows of `tokens` tokens each. Only the rows that occur are read from the table.
@@ -140,7 +166,7 @@ impl<'d> Forward<'d> {
         windows: &[&[u32]],
     ) -> std::result::Result<State, WeightsError> {
         let embedding = &self.decoder.embedding;
-        let shape = |last: usize| (windows.len(), self.tokens, last);
+        let shape = |last: usize| (windows.len(), self.tables.tokens, last);
         let ids = windows.concat();
         let rows = weights.rows(&embedding.path, &ids, &self.device)?;
         let mut hidden = rows.reshape(shape(self.decoder.hidden_size))?;
@@ -149,10 +175,10 @@ impl<'d> Forward<'d> {
                 .shape(&format!("{path}.weight"))
                 .and_then(|shape| shape.first().copied())
                 .unwrap_or(0);
-            if self.tokens > known {
-                return Err(WeightsError::Positions { tokens: self.tokens, known });
+            if self.tables.tokens > known {
+                return Err(WeightsError::Positions { tokens: self.tables.tokens, known });
             }
-            let positions: Vec<u32> = (0..self.tokens as u32).collect();
+            let positions: Vec<u32> = (0..self.tables.tokens as u32).collect();
             hidden = hidden.broadcast_add(&weights.rows(path, &positions, &self.device)?)?;
         }
         let hidden = scaled(hidden, embedding.multiplier)?;
@@ -230,7 +256,7 @@ impl<'d> Forward<'d> {
         let State { mut hidden, per_layer, mut keys } = state;
         let block = &self.decoder.blocks[index];
         let own = per_layer.as_ref().map(|all| all.narrow(2, index, 1)?.squeeze(2)).transpose()?;
-        let mut pass = Pass { engine: &self.device, parameters, tables: &self.tables, watcher };
+        let mut pass = Pass { engine: &self.device, parameters, tables: &self.tables.all, watcher };
         for stage in &block.stages {
             hidden = pass.stage(stage, index, &hidden, own.as_ref(), &mut keys).await?;
         }

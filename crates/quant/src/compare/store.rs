@@ -91,7 +91,7 @@ impl Store {
         let work = output.join("work");
         let key = Key {
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            kernels: mlx_format::simd_name().to_owned(),
+            kernels: settings.device.identity(),
             model: model.hash()?,
             settings: hash(settings),
         };
@@ -106,7 +106,7 @@ impl Store {
         let found = keyed.make(&key).map_err(|reason| refused(output, reason))?;
         if found != key {
             let what = if found.kernels != key.kernels {
-                "on a processor with other kernels"
+                "by another engine or instruction set"
             } else if found.model != key.model {
                 "of another model"
             } else {
@@ -244,7 +244,7 @@ fn hash(settings: &CompareSettings) -> String {
         save_seconds: 0,
         ..settings.dwq.clone()
     };
-    let (device, shared) = (settings.device.name(), settings.shared_statistics);
-    hash.update(format!("{:?} {dwq:?} {} {shared} {device}", settings.method, settings.seed));
+    let shared = settings.shared_statistics;
+    hash.update(format!("{:?} {dwq:?} {} {shared}", settings.method, settings.seed));
     hexadecimal(&hash.finalize())
 }

@@ -5,9 +5,9 @@ use serde::Serialize;
 use super::DwqSettings;
 use super::grids::Grid;
 use crate::data::Windows;
-use crate::gradient::{a_token, graph_bytes, largest_weight, tile_bytes};
 use crate::plan::{Job, Plan};
-use crate::walk::Walk;
+use crate::walks::Walk;
+use crate::walks::{a_token, graph_bytes, largest_weight, tile_bytes};
 use crate::{Error, Model, threads_or_all};
 
 /// What the resident memory of a distillation is made of, bytes.

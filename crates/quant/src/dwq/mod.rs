@@ -21,7 +21,7 @@ use std::time::Instant;
 
 use mlx_format::checkpoint::Writer;
 use mlx_quant_engine::Tensor;
-use mlx_quant_model::{Forward, State, WeightsError};
+use mlx_quant_model::{Forward, Parameters, WeightsError};
 use rayon::prelude::*;
 
 use self::grids::{Grid, Slopes};
@@ -29,14 +29,14 @@ pub use self::memory::{DwqMemory, dwq_memory, dwq_operations};
 use self::optimizer::Rate;
 pub use self::settings::{Distilled, DwqSettings};
 use self::state::{Best, Journey, StateFile};
-use self::student::Student;
+use self::student::{Student, Variables};
 use self::targets::{Lessons, Part, Targets};
 use crate::data::{Windows, permutation};
-use crate::gradient::{
-    Divergence, Gradients, Trail, divergence, sum_of, through_block, through_embedding, through_norm,
-};
 use crate::observer::{Event, Observer};
-use crate::walk::Walk;
+use crate::walks::Walk;
+use crate::walks::{
+    Divergence, Passing, Start, Trail, Visit, backward, divergence, finish, forward_walk, sum_of,
+};
 use crate::{Error, Model};
 
 /// Part of a code by which a weight moves in a step, for a student one nat from its teacher; with the divergence falls the distance
@@ -87,6 +87,43 @@ impl Trained {
         let mark = Self::mark(writer);
         crate::kept::write(&mark, b"").map_err(|error| Error::state(&mark, &error))?;
         self.grids.iter().try_for_each(|grid| write(grid, writer))
+    }
+}
+
+/// Trained blocks on the way back: gradients of their grids are gathered.
+struct Blocks<'b, 'm> {
+    student: &'b Student<'m>,
+    slopes: &'b mut Vec<Slopes>,
+}
+
+impl Visit for Blocks<'_, '_> {
+    type Block = (Parameters, Variables);
+    type Window = ();
+
+    fn block(&mut self, index: usize) -> Result<Self::Block, Error> {
+        self.student.trained_block(index)
+    }
+
+    fn window(&self, _: usize, block: &Self::Block) -> mlx_quant_engine::Result<(Parameters, ())> {
+        Ok((block.0.clone(), ()))
+    }
+
+    fn passed(
+        &mut self,
+        _: usize,
+        (_, variables): Self::Block,
+        windows: Vec<((), mlx_quant_engine::Gradients)>,
+    ) -> Result<(), Error> {
+        for (at, expert, variables) in variables {
+            let grid = &self.student.grids[at];
+            // Experts are passed by some tokens only; everything else must have its gradient.
+            let sums = sum_of(&variables, windows.iter().map(|window| &window.1), grid.experts > 1)?;
+            let first = expert * grid.rows * grid.groups();
+            for (to, sum) in self.slopes[at].iter_mut().zip(sums) {
+                to[first..first + sum.len()].copy_from_slice(&sum);
+            }
+        }
+        Ok(())
     }
 }
 
@@ -228,17 +265,15 @@ impl Distillation<'_> {
         windows: &[&[u32]],
         keep: bool,
     ) -> Result<(Trail, Vec<Tensor>), Error> {
-        let embed = |window: &&[u32]| Ok::<_, Error>(forward.embed(&student.walk.weights, &[window])?);
-        let states = self.pool.install(|| windows.iter().map(embed).collect::<Result<Vec<_>, _>>())?;
+        let states = self.pool.install(|| student.walk.embed(forward, windows))?;
         let blocks = student.walk.decoder.blocks.len();
         let load = |index| student.block(index);
-        let trail = Trail::of(forward, blocks, &load, states, keep, self.pool, self.observer)?;
-        let norm = student.walk.last_norm()?;
-        let finish = |state: &State| forward.finish(&norm, state).and_then(|hidden| hidden.squeeze(0));
-        let hidden = self
-            .pool
-            .install(|| trail.last.par_iter().map(finish).collect::<mlx_quant_engine::Result<Vec<_>>>());
-        Ok((trail, hidden.map_err(WeightsError::from)?))
+        let mut trail = Trail::default();
+        let passing: &mut dyn Passing = if keep { &mut trail } else { &mut () };
+        let last = forward_walk(forward, blocks, &load, states, passing, (self.pool, self.observer))?;
+        let hidden = finish(forward, &student.walk.last_norm()?, &last, self.pool)?;
+        trail.last = if keep { last } else { Vec::new() };
+        Ok((trail, hidden))
     }
 
     /// One step of training. What is not finite ends the run instead of spoiling it.
@@ -288,9 +323,8 @@ impl Distillation<'_> {
         windows: &[&[u32]],
     ) -> Result<(f64, Vec<Slopes>), Error> {
         let decoder = &own.walk.decoder;
-        let forward = Forward::new(decoder, self.training.sequence_length, &own.walk.device);
-        let forward = forward.map_err(WeightsError::from)?;
-        let (mut trail, hidden) = self.forward(own, &forward, windows, true)?;
+        let forward = own.walk.forward(self.training.sequence_length)?;
+        let (trail, hidden) = self.forward(own, &forward, windows, true)?;
         let head = |rows| own.head_tile(rows);
         let temperature = lessons.temperature(Part::Training);
         let sizes = (decoder.vocabulary, self.training.sequence_length);
@@ -304,41 +338,12 @@ impl Distillation<'_> {
         if let (Some(at), Some(head)) = (own.head_grid(), head) {
             slopes[at] = head;
         }
-        let norm = own.walk.last_norm()?;
-        let back = |(state, gradient): (&State, &Tensor)| through_norm(&forward, &norm, state, gradient);
-        let ends = trail.last.par_iter().zip(&gradients);
-        let mut gradients: Vec<Gradients> = self
-            .pool
-            .install(|| ends.map(back).collect::<mlx_quant_engine::Result<_>>())
-            .map_err(WeightsError::from)?;
-        trail.last.clear();
-        let embedded = trail.inputs.first().cloned().unwrap_or_default();
-        for index in (0..decoder.blocks.len()).rev() {
-            let (parameters, variables) = self.pool.install(|| own.trained_block(index))?;
-            let inputs = trail.inputs.pop().unwrap_or_default();
-            let step = |(state, gradients): (&State, &Gradients)| {
-                through_block(&forward, index, &parameters, state, gradients)
-            };
-            let all = inputs.par_iter().zip(&gradients);
-            let stepped: Vec<_> = self
-                .pool
-                .install(|| all.map(step).collect::<mlx_quant_engine::Result<_>>())
-                .map_err(WeightsError::from)?;
-            let (next, stores): (Vec<_>, Vec<_>) = stepped.into_iter().unzip();
-            gradients = next;
-            for (at, expert, variables) in variables {
-                let grid = &own.grids[at];
-                // Experts are passed by some tokens only; everything else must have its gradient.
-                let sums = sum_of(&variables, stores.iter(), grid.experts > 1)?;
-                let first = expert * grid.rows * grid.groups();
-                for (to, sum) in slopes[at].iter_mut().zip(sums) {
-                    to[first..first + sum.len()].copy_from_slice(&sum);
-                }
-            }
-        }
-        for (tokens, (state, gradients)) in windows.iter().zip(embedded.iter().zip(&gradients)) {
-            let gradient = through_embedding(&forward, &own.walk.weights, tokens, state, gradients)?;
-            own.add_embedding(tokens, &gradient, &mut slopes)?;
+        let start = Start { trail, norm: &own.walk.last_norm()?, gradients };
+        let context = (self.pool, self.observer);
+        let mut blocks = Blocks { student: own, slopes: &mut slopes };
+        let embedded = backward(&forward, &own.walk.weights, windows, start, &mut blocks, context)?;
+        for (tokens, gradient) in windows.iter().zip(&embedded) {
+            own.add_embedding(tokens, gradient, &mut slopes)?;
         }
         Ok((loss, slopes))
     }

@@ -9,7 +9,7 @@ use mlx_quant_engine::{Codes, Tensor, by_group};
 use mlx_quant_model::{Parameters, Reader, WeightsError};
 
 use super::grids::{Grid, Slopes};
-use crate::walk::Walk;
+use crate::walks::Walk;
 use crate::{Error, Model};
 
 /// Layers of so many bits are as good as the original.

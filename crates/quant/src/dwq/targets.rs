@@ -16,18 +16,18 @@ use sha2::{Digest as _, Sha256};
 
 use super::wave::Wave;
 use crate::data::{Windows, hexadecimal};
-use crate::evaluate::TILE;
-use crate::gradient::{Teacher, Top};
+use crate::device::Device;
 use crate::kept::{self, Keyed};
 use crate::observer::{Event, Observer, Quiet};
-use crate::walk::Walk;
+use crate::walks::Walk;
+use crate::walks::{TILE, Teacher, Top};
 use crate::{Error, Model};
 
 /// Tokens kept for each token.
 const KEPT: usize = 1024;
 const KEY: &str = "targets.json";
 /// Raised when the form or the meaning of targets changes.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// What the targets of a directory were made from.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -44,6 +44,8 @@ struct Key {
     sequence_length: usize,
     temperature: f64,
     kept: usize,
+    /// [`Device::identity`].
+    engine: String,
 }
 
 /// Which windows.
@@ -365,6 +367,7 @@ fn key(teacher: Option<&Model>, student: &Walk<'_>, lessons: &Lessons<'_>) -> Re
         sequence_length: lessons.training.sequence_length,
         temperature: lessons.temperature,
         kept: KEPT.min(student.decoder.vocabulary),
+        engine: Device::default().identity(),
     })
 }
 

@@ -8,7 +8,7 @@ use super::{Cost, Layer};
 use crate::Error;
 use crate::methods::{How, round};
 use crate::observer::{Event, Observer};
-use crate::walk::Walk;
+use crate::walks::Walk;
 
 /// Widths that are tried.
 pub(super) const BITS: [u32; 6] = [2, 3, 4, 5, 6, 8];

@@ -9,13 +9,14 @@ use fs_err as fs;
 use super::observe::observed_paths;
 use super::{Cost, Key, Layer, Seen, Sensitivities, candidates};
 use crate::data::Windows;
+use crate::device::Device;
 use crate::kept::{self, Claim};
 use crate::observer::{Event, Observer};
-use crate::walk::Walk;
+use crate::walks::Walk;
 use crate::{Error, Model};
 
 /// Raised when the meaning of a figure changes.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// With four significant digits: what is written is what is computed with.
 pub(super) fn short(value: f64) -> f32 {
@@ -29,6 +30,7 @@ pub(super) fn key(model: &Model, windows: &Windows, seed: u64) -> Result<Key, Er
         windows: windows.tokens_hash(),
         sequence_length: windows.sequence_length,
         seed,
+        engine: Device::default().identity(),
     })
 }
 
@@ -49,6 +51,8 @@ pub(super) fn load(path: &Path, key: &Key, walk: &Walk<'_>) -> Result<Option<Sen
             "another version of this program"
         } else if found.key.model != key.model {
             "another model"
+        } else if found.key.engine != key.engine {
+            "another engine or instruction set"
         } else if found.key.seed != key.seed {
             "another seed"
         } else {

@@ -5,8 +5,8 @@ use serde::Serialize;
 use super::candidates::{ELEMENTS, all};
 use super::observe::{observed_paths, wave};
 use crate::data::Windows;
-use crate::gradient::{a_token, graph_bytes, tile_bytes};
-use crate::walk::Walk;
+use crate::walks::Walk;
+use crate::walks::{a_token, graph_bytes, tile_bytes};
 use crate::{Error, Model, threads_or_all};
 
 /// Candidates of the searched grid, operations for each weight.

@@ -22,7 +22,7 @@ pub use self::memory::{SensitivityMemory, sensitivity_needs};
 pub use self::plan::{DynamicPlan, DynamicSettings, Target};
 use crate::data::Windows;
 use crate::observer::Observer;
-use crate::walk::Walk;
+use crate::walks::Walk;
 use crate::{Error, Model, threads_or_all};
 
 /// What a candidate costs.
@@ -84,6 +84,9 @@ pub struct Key {
     pub sequence_length: usize,
     /// Of the labels that were drawn.
     pub seed: u64,
+    /// [`Device::identity`](crate::device::Device::identity) of what measured.
+    #[serde(default)]
+    pub engine: String,
 }
 
 /// A measurement.

@@ -11,15 +11,15 @@ use std::sync::{Arc, PoisonError};
 use mlx_quant_engine::{Notebook, Observed, Tensor};
 use mlx_quant_model::decoder::{Block, Layer as DecoderLayer};
 use mlx_quant_model::mixers::{LatentAttention, LatentKeys};
-use mlx_quant_model::{Forward, Parameters, Reader, State, WeightsError};
-use rayon::prelude::*;
+use mlx_quant_model::{Parameters, Reader, WeightsError};
 
 use super::{Layer, Seen, Table};
 use crate::Error;
 use crate::data::Windows;
-use crate::gradient::{Gradients, Sampled, Trail, sampled, through_block, through_embedding, through_norm};
 use crate::observer::{Event, Observer};
-use crate::walk::Walk;
+use crate::reduce::{InOrder, Sum};
+use crate::walks::Walk;
+use crate::walks::{Sampled, Start, Trail, Visit, backward, finish, forward_walk, sampled};
 
 /// What windows may leave in front of blocks in memory, bytes.
 pub(super) const TRAIL_BYTES: usize = 512 << 20;
@@ -77,13 +77,41 @@ pub(super) fn observed_paths(walk: &Walk<'_>) -> Vec<(String, Vec<usize>)> {
     paths.into_iter().map(|path| (path.clone(), shape(&path))).collect()
 }
 
-/// Sums of everything, in the making.
+/// What one linear saw; of stacked weights one an expert.
+#[derive(Default)]
+struct Experts(Vec<Observed>);
+
+impl Sum for Experts {
+    fn add(&mut self, right: Self) {
+        self.0.resize(self.0.len().max(right.0.len()), Observed::default());
+        self.0.iter_mut().zip(&right.0).for_each(|(sum, other)| sum.add(other));
+    }
+}
+
+/// Squared gradients of a table: of each row (token or position), and of each feature.
+#[derive(Default)]
+struct OfTable {
+    rows: BTreeMap<u32, f64>,
+    features: Vec<f64>,
+}
+
+impl Sum for OfTable {
+    fn add(&mut self, right: Self) {
+        self.rows.add(right.rows);
+        self.features.add(right.features);
+    }
+}
+
+/// Sums of everything over windows, in the making.
+#[derive(Default)]
 struct Sums {
-    /// By path; one an expert.
-    linears: BTreeMap<String, Vec<Observed>>,
-    head: Observed,
-    /// By path: of each row (token or position), and of each feature.
-    tables: BTreeMap<String, (BTreeMap<u32, f64>, Vec<f64>)>,
+    /// By path.
+    linears: BTreeMap<String, InOrder<Experts>>,
+    head: InOrder<Experts>,
+    /// Of the head's outputs, by tile of the vocabulary.
+    head_rows: Vec<InOrder<Vec<f64>>>,
+    /// By path.
+    tables: BTreeMap<String, InOrder<OfTable>>,
     tokens: u64,
 }
 
@@ -104,8 +132,7 @@ impl Measurement<'_> {
         let total = (windows.picked.len() * blocks * 2) as u64;
         let tokens = (windows.picked.len() * windows.sequence_length) as u64;
         self.observer.event(Event::Phase { name: "sensitivities", total, tokens });
-        let mut sums =
-            Sums { linears: BTreeMap::new(), head: Observed::default(), tables: BTreeMap::new(), tokens: 0 };
+        let mut sums = Sums::default();
         let threads = self.pool.current_num_threads();
         let wave = wave(walk, windows.sequence_length, threads, self.low_memory);
         for first in (0..windows.picked.len()).step_by(wave) {
@@ -119,84 +146,45 @@ impl Measurement<'_> {
         let decoder = &walk.decoder;
         let blocks = decoder.blocks.len();
         let first = range.start;
-        let forward = Forward::new(decoder, windows.sequence_length, &walk.device);
-        let forward = forward.map_err(WeightsError::from)?;
-        let embed =
-            |window: usize| Ok::<_, Error>(forward.embed(&walk.weights, &[&windows.picked[window].tokens])?);
-        let states = pool.install(|| range.clone().map(embed).collect::<Result<Vec<_>, _>>())?;
-        walk.weights.release();
+        let forward = walk.forward(windows.sequence_length)?;
+        let tokens: Vec<&[u32]> =
+            windows.picked[range.clone()].iter().map(|window| &*window.tokens).collect();
+        let states = pool.install(|| walk.embed(&forward, &tokens))?;
         let load = |index| walk.block(index);
-        let mut trail = Trail::of(&forward, blocks, &load, states, true, pool, *observer)?;
-        let mut done = (2 * first * blocks + range.len() * blocks) as u64;
+        let mut trail = Trail::default();
+        trail.last = forward_walk(&forward, blocks, &load, states, &mut trail, (pool, *observer))?;
+        let done = (2 * first * blocks + range.len() * blocks) as u64;
         observer.event(Event::Progress { done });
 
         let norm = walk.last_norm()?;
-        let hidden = |state: &State| forward.finish(&norm, state).and_then(|hidden| hidden.squeeze(0));
-        let hidden =
-            pool.install(|| trail.last.par_iter().map(hidden).collect::<mlx_quant_engine::Result<Vec<_>>>());
-        let hidden = hidden.map_err(WeightsError::from)?;
+        let hidden = finish(&forward, &norm, &trail.last, pool)?;
         let tile = |rows| walk.head_tile(rows);
         let head = (decoder.head.multiplier, decoder.head.softcap);
-        let rows = &mut sums.head.gradients;
+        let rows = &mut sums.head_rows;
         let Sampled { gradients } =
             sampled(&forward, &tile, decoder.vocabulary, head, &hidden, (self.seed, first), rows, pool)?;
-        for hidden in &hidden {
+        for (at, hidden) in hidden.iter().enumerate() {
             let squares = hidden.sqr().and_then(|squares| squares.sum(0)).and_then(|sum| sum.to_vec());
             let inputs = squares.map_err(WeightsError::from)?.into_iter().map(f64::from).collect();
             let tokens = hidden.dim(0).map_err(WeightsError::from)? as u64;
-            sums.head.add(&Observed { tokens, inputs, gradients: Vec::new() });
+            let seen = Observed { tokens, inputs, gradients: Vec::new() };
+            sums.head.add(first + at, Experts(vec![seen]));
             sums.tokens += tokens;
         }
         drop(hidden);
 
-        let back = |(state, gradient): (&State, &Tensor)| through_norm(&forward, &norm, state, gradient);
-        let ends = trail.last.par_iter().zip(&gradients);
-        let mut gradients: Vec<Gradients> = pool
-            .install(|| ends.map(back).collect::<mlx_quant_engine::Result<_>>())
-            .map_err(WeightsError::from)?;
-        trail.last.clear();
-        let embedded = trail.inputs.first().cloned().unwrap_or_default();
-        for index in (0..blocks).rev() {
-            if observer.cancelled() {
-                return Err(Error::Interrupted);
-            }
-            let block = &decoder.blocks[index];
-            observer.event(Event::Working { name: block.prefix.trim_end_matches('.') });
-            let parameters = pool.install(|| walk.block(index))?;
-            let inputs = trail.inputs.pop().unwrap_or_default();
-            let step = |(state, gradients): (&State, &Gradients)| {
-                let (observed, notebooks) = observed(&parameters, block)?;
-                let (gradients, _) = through_block(&forward, index, &observed, state, gradients)?;
-                mlx_quant_engine::Result::Ok((gradients, notebooks))
-            };
-            let all = inputs.par_iter().zip(&gradients);
-            let stepped: Vec<_> = pool
-                .install(|| all.map(step).collect::<mlx_quant_engine::Result<_>>())
-                .map_err(WeightsError::from)?;
-            gradients = Vec::with_capacity(stepped.len());
-            for (own, notebooks) in stepped {
-                gradients.push(own);
-                for (path, notebooks) in notebooks {
-                    let sums = sums.linears.entry(path).or_default();
-                    sums.resize(notebooks.len(), Observed::default());
-                    for (sum, notebook) in sums.iter_mut().zip(notebooks) {
-                        sum.add(&notebook.lock().unwrap_or_else(PoisonError::into_inner));
-                    }
-                }
-            }
-            done += range.len() as u64;
-            observer.event(Event::Progress { done });
-        }
-        for (window, (state, gradients)) in range.zip(embedded.iter().zip(&gradients)) {
-            let tokens = &windows.picked[window].tokens;
-            let gradient = through_embedding(&forward, &walk.weights, tokens, state, gradients)?;
-            self.tables(tokens, &gradient, sums)?;
+        let start = Start { trail, norm: &norm, gradients };
+        let mut blocks =
+            Observing { measurement: self, first, count: range.len() as u64, done, sums: &mut sums.linears };
+        let embedded = backward(&forward, &walk.weights, &tokens, start, &mut blocks, (pool, *observer))?;
+        for (window, (tokens, gradient)) in range.zip(tokens.iter().zip(&embedded)) {
+            self.tables(window, tokens, gradient, sums)?;
         }
         Ok(())
     }
 
     /// What the embedding's rows are worth: squared gradients by token (and position), and by feature.
-    fn tables(&self, tokens: &[u32], gradient: &Tensor, sums: &mut Sums) -> Result<(), Error> {
+    fn tables(&self, window: usize, tokens: &[u32], gradient: &Tensor, sums: &mut Sums) -> Result<(), Error> {
         let embedding = &self.walk.decoder.embedding;
         let features = gradient.dims().last().copied().unwrap_or(1).max(1);
         let rows = gradient.to_vec().map_err(WeightsError::from)?;
@@ -205,16 +193,17 @@ impl Measurement<'_> {
         let tables =
             tables.chain(embedding.positions.iter().map(|path| (path, &*positions, embedding.multiplier)));
         for (path, ids, multiplier) in tables {
-            let (by_row, by_feature) = sums.tables.entry(path.clone()).or_default();
+            let mut own = OfTable::default();
+            own.features.resize(features, 0.0);
             for (id, row) in ids.iter().zip(rows.chunks_exact(features)) {
-                by_feature.resize(row.len(), 0.0);
-                let own = by_row.entry(*id).or_default();
-                for (feature, value) in by_feature.iter_mut().zip(row) {
+                let sum = own.rows.entry(*id).or_default();
+                for (feature, value) in own.features.iter_mut().zip(row) {
                     let square = (f64::from(*value) * multiplier).powi(2);
-                    *own += square;
+                    *sum += square;
                     *feature += square;
                 }
             }
+            sums.tables.entry(path.clone()).or_default().add(window, own);
         }
         Ok(())
     }
@@ -224,11 +213,16 @@ impl Measurement<'_> {
         let tokens = sums.tokens.max(1) as f64;
         let shape = |path: &str| self.walk.weights.shape(&format!("{path}.weight")).unwrap_or(&[]).to_vec();
         let mut layers: Vec<Layer> = Vec::new();
-        for (path, (rows, features)) in sums.tables {
-            let whole: f64 = features.iter().sum::<f64>().max(f64::MIN_POSITIVE);
+        let whole = |sum: InOrder<Experts>| sum.finish().unwrap_or_default().0;
+        let mut head = whole(sums.head).pop().unwrap_or_default();
+        head.gradients =
+            sums.head_rows.into_iter().flat_map(|sum| sum.finish().unwrap_or_default()).collect();
+        for (path, sum) in sums.tables {
+            let OfTable { rows, features } = sum.finish().unwrap_or_default();
+            let all: f64 = features.iter().sum::<f64>().max(f64::MIN_POSITIVE);
             let table = Table {
                 rows: rows.into_iter().map(|(row, sum)| (row, (sum / tokens) as f32)).collect(),
-                features: features.iter().map(|sum| (sum / whole) as f32).collect(),
+                features: features.iter().map(|sum| (sum / all) as f32).collect(),
             };
             layers.push(Layer {
                 shape: shape(&path),
@@ -238,7 +232,8 @@ impl Measurement<'_> {
                 costs: Vec::new(),
             });
         }
-        let mut linears = sums.linears;
+        let mut linears: BTreeMap<String, Vec<Observed>> =
+            sums.linears.into_iter().map(|(path, sum)| (path, whole(sum))).collect();
         let mut add = |path: &str, all: Vec<Observed>| {
             let shape = shape(path);
             let seen = all.iter().map(|observed| Seen::of(observed, tokens, &shape)).collect();
@@ -254,9 +249,9 @@ impl Measurement<'_> {
             }
         }
         if decoder.head.linear.is_some() {
-            add(self.walk.head_path(), vec![sums.head]);
+            add(self.walk.head_path(), vec![head]);
         } else if let Some(table) = layers.iter_mut().find(|layer| layer.path == decoder.embedding.path) {
-            table.seen.push(Seen::of(&sums.head, tokens, &table.shape));
+            table.seen.push(Seen::of(&head, tokens, &table.shape));
         }
         for (path, all) in linears {
             let shape = shape(&path);
@@ -265,6 +260,51 @@ impl Measurement<'_> {
             layers.push(Layer { path, shape, seen, table: None, costs: Vec::new() });
         }
         layers
+    }
+}
+
+/// Blocks on the way back whose linears note what passes.
+struct Observing<'o, 'm> {
+    measurement: &'o Measurement<'m>,
+    /// The first window of this wave, and how many there are.
+    first: usize,
+    count: u64,
+    done: u64,
+    sums: &'o mut BTreeMap<String, InOrder<Experts>>,
+}
+
+impl Visit for Observing<'_, '_> {
+    type Block = Arc<Parameters>;
+    type Window = Notebooks;
+
+    fn block(&mut self, index: usize) -> Result<Self::Block, Error> {
+        let Measurement { walk, observer, .. } = self.measurement;
+        observer.event(Event::Working { name: walk.decoder.blocks[index].prefix.trim_end_matches('.') });
+        walk.block(index)
+    }
+
+    fn window(&self, index: usize, block: &Self::Block) -> mlx_quant_engine::Result<(Parameters, Notebooks)> {
+        observed(block, &self.measurement.walk.decoder.blocks[index])
+    }
+
+    fn passed(
+        &mut self,
+        _: usize,
+        _: Self::Block,
+        windows: Vec<(Notebooks, mlx_quant_engine::Gradients)>,
+    ) -> Result<(), Error> {
+        for (at, (notebooks, _)) in windows.into_iter().enumerate() {
+            for (path, notebooks) in notebooks {
+                let seen = |notebook: &Notebook| {
+                    std::mem::take(&mut *notebook.lock().unwrap_or_else(PoisonError::into_inner))
+                };
+                let seen = Experts(notebooks.iter().map(seen).collect());
+                self.sums.entry(path).or_default().add(self.first + at, seen);
+            }
+        }
+        self.done += self.count;
+        self.measurement.observer.event(Event::Progress { done: self.done });
+        Ok(())
     }
 }
 

@@ -7,7 +7,7 @@ use mlx_format::{FloatType, Mode, Scheme};
 use super::candidates::{self, BITS, GROUP_SIZES};
 use super::{Choice, Cost, Layer, Sensitivities, allocate, observe};
 use crate::plan::{Job, Plan, PlanError, Settings};
-use crate::walk::Walk;
+use crate::walks::Walk;
 use crate::{Error, Model};
 
 /// What is asked of the size.

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use crate::data::{Windows, hexadecimal};
+use crate::device::Device;
 use crate::{Error, Model, kept};
 
 /// Raised when the arithmetic of the forward pass changes.
@@ -49,7 +50,7 @@ impl Cache {
         let mut hash = Sha256::new();
         hash.update(reference.hash()?);
         hash.update(&windows.data_hash);
-        hash.update(mlx_format::simd_name());
+        hash.update(Device::default().identity());
         for window in &windows.picked {
             for number in [window.source, window.index, window.tokens.len()] {
                 hash.update((number as u64).to_le_bytes());

@@ -8,11 +8,7 @@ use rayon::prelude::*;
 use super::result::{Divergence, TokenMeasure};
 use crate::Error;
 use crate::observer::{Event, Observer};
-use crate::walk::Walk;
-
-/// Rows of the vocabulary in a tile: enough for the matrix product to run at its full rate, few enough for a tile of
-/// 512 tokens' logits (4 MB) to stay in a core's cache.
-pub(crate) const TILE: usize = 2048;
+use crate::walks::{TILE, Walk};
 
 /// What is gathered of one token.
 #[derive(Clone, Copy)]

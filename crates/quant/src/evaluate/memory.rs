@@ -3,10 +3,9 @@
 use mlx_format::checkpoint::Directory;
 
 use super::EvaluationSettings;
-use super::head::TILE;
 use crate::Error;
 use crate::data::Windows;
-use crate::walk::{Residency, Walk};
+use crate::walks::{Residency, TILE, Walk};
 use crate::{Model, threads_or_all};
 
 /// What the resident memory of an evaluation is made of, bytes.
@@ -75,6 +74,6 @@ pub fn memory(
 /// # Errors
 /// As [`Walk::open`].
 pub(crate) fn operations(model: &Model, windows: &Windows) -> Result<f64, Error> {
-    let (blocks, head) = crate::gradient::a_token(&Walk::open(model)?, windows.sequence_length);
+    let (blocks, head) = crate::walks::a_token(&Walk::open(model)?, windows.sequence_length);
     Ok(2.0 * (windows.picked.len() * windows.sequence_length) as f64 * (blocks + head))
 }

@@ -18,7 +18,6 @@ use std::time::Instant;
 
 use mlx_quant_engine::Tensor;
 
-pub(crate) use self::head::TILE;
 pub use self::head::{States, measure};
 pub(crate) use self::memory::operations;
 pub use self::memory::{Memory, memory};
@@ -26,7 +25,7 @@ pub use self::result::{Against, Divergence, Evaluation, Measures, SourceEvaluati
 pub(crate) use self::statistics::{mean, standard_error};
 use crate::data::Windows;
 use crate::observer::{Event, Observer};
-use crate::walk::Walk;
+use crate::walks::Walk;
 use crate::{Error, Model, threads_or_all};
 
 /// How a model is evaluated; nothing here changes a result.

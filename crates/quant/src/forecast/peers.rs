@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use crate::methods::Method;
-use crate::walk::Walk;
+use crate::walks::Walk;
 use crate::{Error, Model};
 
 /// mlx-lm 0.32.2 beside a method of ours.

@@ -12,6 +12,8 @@ use faer::{Accum, MatMut, MatRef, Par};
 use mlx_quant_engine::Tensor;
 use rayon::prelude::*;
 
+use crate::reduce::Sum;
+
 /// Parts into which products and factorisations are split. Fixed, so that results do not depend on the number of threads.
 const PARTS: usize = 8;
 
@@ -26,7 +28,7 @@ pub struct Gram {
     pub values: Vec<f32>,
 }
 
-/// A Gram matrix in the making: windows are added in order, so that the result does not depend on how many come at once.
+/// A Gram matrix in the making: of windows that are added in their order.
 #[derive(Clone, Debug)]
 pub struct GramSum {
     size: usize,
@@ -40,15 +42,12 @@ impl GramSum {
         Self { size, tokens: 0, values: vec![0.0; size * size] }
     }
 
-    /// Adds inputs `[.., size]`, one tensor a window.
+    /// Adds inputs `[.., size]` of a window.
     ///
     /// # Errors
     /// What goes wrong on a device.
-    pub fn add(&mut self, inputs: &[&Tensor]) -> mlx_quant_engine::Result<()> {
-        for input in inputs {
-            input.read(|values| self.add_rows(values))?;
-        }
-        Ok(())
+    pub fn add(&mut self, input: &Tensor) -> mlx_quant_engine::Result<()> {
+        input.read(|values| self.add_rows(values))
     }
 
     fn add_rows(&mut self, values: &[f32]) {
@@ -76,6 +75,15 @@ impl GramSum {
         values.par_chunks_mut(size.max(1)).for_each(|row| row.iter_mut().for_each(|value| *value *= factor));
         mirror(&mut values, size);
         Gram { size, tokens, values }
+    }
+}
+
+impl Sum for GramSum {
+    fn add(&mut self, right: Self) {
+        self.tokens += right.tokens;
+        let rows =
+            self.values.par_chunks_mut(self.size.max(1)).zip(right.values.par_chunks(self.size.max(1)));
+        rows.for_each(|(sum, other)| sum.iter_mut().zip(other).for_each(|(sum, other)| *sum += other));
     }
 }
 
@@ -265,13 +273,9 @@ mod tests {
             .collect();
         let mut sum = GramSum::new(size);
         for tensor in &tensors {
-            sum.add(&[tensor]).unwrap();
+            sum.add(tensor).unwrap();
         }
-        let mut at_once = GramSum::new(size);
-        at_once.add(&tensors.iter().collect::<Vec<_>>()).unwrap();
-        let gram = sum.finish();
-        assert_eq!(gram, at_once.finish());
-        (gram, values)
+        (sum.finish(), values)
     }
 
     #[test]

@@ -160,7 +160,7 @@ mod tests {
             }
         }
         let mut sum = GramSum::new(size);
-        sum.add(&[&Tensor::from_vec(x, (1, tokens, size), &mlx_quant_engine::cpu()).unwrap()]).unwrap();
+        sum.add(&Tensor::from_vec(x, (1, tokens, size), &mlx_quant_engine::cpu()).unwrap()).unwrap();
         sum.finish()
     }
 

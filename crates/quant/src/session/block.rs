@@ -11,11 +11,11 @@ use rayon::prelude::*;
 
 use super::{ExpertTokens, Session};
 use crate::Error;
-use crate::calibrate::Visitor;
 use crate::carry::{plain, write_rounded};
 use crate::methods::awq;
 use crate::methods::{Factor, Gram, How, Method, Rounded, round};
 use crate::plan::Job;
+use crate::walks::calibrate::Visitor;
 
 /// An expert that saw fewer tokens than this part of its input features has no Hessian worth the name.
 const FEW_TOKENS: f64 = 0.25;

@@ -6,7 +6,7 @@ use mlx_quant_model::decoder::{Block, Layer};
 use super::QuantizeSettings;
 use crate::data::Windows;
 use crate::methods::Method;
-use crate::walk::Walk;
+use crate::walks::Walk;
 use crate::{Error, Model};
 
 /// AWQ: candidates that differ, of those that the grid has, and rows on which each is judged.
@@ -30,7 +30,7 @@ pub fn operations(
     let mut sum = Effort::default();
     if settings.recipe.walks() {
         for block in &walk.decoder.blocks {
-            sum.forward += tokens * crate::gradient::attention(block, windows.sequence_length);
+            sum.forward += tokens * crate::walks::attention(block, windows.sequence_length);
             sum.add(&walk, block, tokens, settings);
         }
     }

@@ -8,6 +8,7 @@ use mlx_quant_model::{Parameters, Producer, Site, WeightsError};
 use rayon::prelude::*;
 
 use super::block::{BlockWork, Codes, Stored};
+use super::choose::Candidate;
 use crate::Error;
 use crate::methods::awq::{self, Reader};
 use crate::methods::{Gram, How, Method, round};
@@ -55,7 +56,8 @@ impl BlockWork<'_> {
         let stored: Vec<Stored> = readers.iter().map(|reader| self.stored(reader)).collect();
         if gram.tokens == 0
             || stored.contains(&Stored::Fixed)
-            || !(stored.iter().any(|stored| matches!(stored, Stored::Affine(..))) || self.session.drawn)
+            || !(stored.iter().any(|stored| matches!(stored, Stored::Affine(..)))
+                || self.session.hooks.choose.always())
             || !self.can_fold(site, &stored)
         {
             return Ok(None);
@@ -79,30 +81,15 @@ impl BlockWork<'_> {
         };
         let tie = |at: usize| attention.map_or(at, |attention| tied_feature(attention, at));
         let ties: awq::Ties<'_> = attention.is_some().then_some(&tie);
-        let search = self.session.recipe.rounding() != Method::Rtn;
-        let n_grid = self.session.settings.method.n_grid;
-        #[cfg(test)]
-        if self.session.drawn {
-            let factors = super::tests::draw(gram.size, &tie);
-            let factors = match site.producer {
-                Producer::Norm(norm) => self.realised(norm, &factors)?,
-                _ => factors,
-            };
-            self.fold(index, &factors)?;
-            self.folded.0 += 1;
-            return Ok(Some(factors));
-        }
-        let chosen = self.session.pool.install(|| awq::choose(gram, &judged, n_grid, search, ties));
-        let Some(mut factors) = chosen else { return Ok(None) };
-        let settings = &self.session.settings.method;
-        if self.session.recipe.rounding() == Method::Gptq
-            && !self.session.pool.install(|| awq::helps_gptq(gram, &judged, &factors, settings))
-        {
+        let (rounding, settings) = (self.session.recipe.rounding(), &self.session.settings.method);
+        let candidate = Candidate { gram, readers: &judged, ties, rounding, settings };
+        let choose = self.session.hooks.choose;
+        let Some(mut factors) = self.session.pool.install(|| choose.choose(&candidate)) else {
             return Ok(None);
-        }
+        };
         if let Producer::Norm(norm) = site.producer {
             factors = self.realised(norm, &factors)?;
-            if self.helps(norm, gram, &factors, sample)? == Some(false) {
+            if !choose.always() && self.helps(norm, gram, &factors, sample)? == Some(false) {
                 return Ok(None);
             }
         }

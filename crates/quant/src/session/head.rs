@@ -7,12 +7,13 @@ use mlx_quant_model::{Forward, Parameters, WeightsError};
 
 use super::Session;
 use crate::Error;
-use crate::calibrate::{States, Statistics};
 use crate::carry::write_rounded;
 use crate::data::Windows;
 use crate::methods::{Factor, Gram, GramSum, How, Method, round};
 use crate::observer::Quiet;
 use crate::plan::Job;
+use crate::reduce::InOrder;
+use crate::walks::calibrate::{States, Statistics};
 
 /// Rows at a time.
 const TILE: usize = 8192;
@@ -110,11 +111,15 @@ impl Session<'_> {
 
     /// Of hidden states, one tensor a window.
     fn gram(&self, size: usize, hidden: impl Iterator<Item = Result<Tensor, Error>>) -> Result<Gram, Error> {
-        let mut sum = GramSum::new(size);
-        for hidden in hidden {
+        let mut sum = InOrder::default();
+        for (window, hidden) in hidden.enumerate() {
             let hidden = hidden?;
-            self.pool.install(|| sum.add(&[&hidden])).map_err(WeightsError::from)?;
+            let add = |sum: &mut GramSum| sum.add(&hidden);
+            self.pool
+                .install(|| sum.window(window, || GramSum::new(size), add))
+                .map_err(WeightsError::from)?;
         }
+        let sum = self.pool.install(|| sum.finish()).unwrap_or_else(|| GramSum::new(size));
         Ok(self.pool.install(|| sum.finish()))
     }
 

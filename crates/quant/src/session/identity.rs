@@ -21,7 +21,7 @@ pub(super) fn run_line(
     settings: &QuantizeSettings,
 ) -> Result<String, Error> {
     let mut line = fingerprint(model, plan)?;
-    let device = settings.device.name();
+    let device = settings.device.identity();
     let all = format!("{} {:?} {} {device}", settings.recipe, settings.method, settings.statistics.is_some());
     let _ = write!(line, " {} ", all.replace('\n', " "));
     let mut hash = Sha256::new();

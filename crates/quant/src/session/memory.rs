@@ -9,8 +9,8 @@ use crate::carry::{CHUNK_BYTES, CHUNKS_PER_THREAD};
 use crate::data::Windows;
 use crate::evaluate::{EvaluationSettings, memory};
 use crate::methods::Method;
-use crate::walk::Walk;
-use crate::{Error, Model, threads_or_all};
+use crate::walks::Walk;
+use crate::{Error, Model, reduce, threads_or_all};
 
 /// Rows of a task of rounding, and how many arrays of them it holds.
 const TASK: u64 = crate::methods::ROWS as u64 * 5 * 4;
@@ -58,6 +58,7 @@ pub fn quantize_memory(
     };
     let gptq = matches!(settings.recipe.rounding(), Method::Gptq | Method::Refine);
     let folds = settings.recipe.folds();
+    let sums = reduce::alive(windows.picked.len()) as u64;
     let mut largest = QuantizeMemory::default();
     let (within_a_block, state) = (walk.scratch_bytes(windows.sequence_length), walk.state_elements() as u64);
     // Without a walk, rows are carried a few megabytes at a time.
@@ -76,7 +77,8 @@ pub fn quantize_memory(
             let readers: u64 = site.readers.iter().map(|reader| elements(&reader.path) * 4).sum();
             // The residual stream, the norm's output, and the input itself where it is another.
             let own = if matches!(site.producer, Producer::Norm(_) | Producer::Residual) { 0 } else { size };
-            let matrices = 1 + u64::from(folds) + if gptq { 3 } else { 0 };
+            // While windows come, sums of chunks wait for their partners.
+            let matrices = (1 + u64::from(folds) + if gptq { 3 } else { 0 }).max(sums);
             // A trial of a fold rounds all readers of the norm, experts included.
             let trial = match site.producer {
                 Producer::Norm(norm) if folds => whole(&walk, &block.sites(), norm) * 2,

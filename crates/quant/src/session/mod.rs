@@ -6,6 +6,7 @@
 //! behind the last of them.
 
 mod block;
+mod choose;
 mod distill;
 mod effort;
 mod fold;
@@ -25,6 +26,7 @@ use mlx_format::{FloatType, Mode};
 use mlx_quant_model::{Forward, WeightsError};
 
 use self::block::BlockWork;
+use self::choose::Hooks;
 pub use self::distill::{distill, targets};
 use self::distill::{lessons, train};
 pub use self::effort::operations;
@@ -32,7 +34,6 @@ pub(crate) use self::identity::is_within;
 use self::identity::run_line;
 pub use self::memory::{QuantizeMemory, quantize_memory};
 pub use self::report::{ExpertTokens, Quantized};
-use crate::calibrate::{Collector, Passage, States, Statistics, Visitor as _};
 use crate::carry::{Carrier, ColumnWeights, plain};
 use crate::convert::{open_writer, write_companions};
 use crate::data::Windows;
@@ -42,7 +43,8 @@ use crate::evaluate::{EvaluationSettings, evaluate};
 use crate::methods::{How, Method, MethodSettings, Recipe, round};
 use crate::observer::{Event, Observer, Quiet};
 use crate::plan::{Job, Plan, TensorId};
-use crate::walk::Walk;
+use crate::walks::Walk;
+use crate::walks::calibrate::{Collector, Passage, States, Statistics, Visitor as _};
 use crate::{Error, Model, card, threads_or_all};
 
 /// How a calibrated recipe is carried out.
@@ -93,9 +95,6 @@ impl QuantizeSettings {
     }
 }
 
-/// As the number of exponents, in tests: factors are drawn.
-const DRAWN: usize = usize::MAX;
-
 /// What a run works with.
 struct Session<'a> {
     model: &'a Model,
@@ -107,8 +106,7 @@ struct Session<'a> {
     observer: &'a dyn Observer,
     /// What is rounded without data here (tables of untied models, inputs beside the residual stream) stands behind no norm.
     even: ColumnWeights,
-    /// Factors are drawn instead of chosen, to try what folding does.
-    drawn: bool,
+    hooks: &'a Hooks<'a>,
 }
 
 /// Quantizes `model` as `plan` says, with the methods of a recipe on calibration windows, into the directory `target`.
@@ -126,6 +124,17 @@ pub fn quantize(
     settings: &QuantizeSettings,
     observer: &dyn Observer,
 ) -> Result<Quantized, Error> {
+    quantize_with(model, plan, windows, target, settings, (observer, &Hooks::USUAL))
+}
+
+fn quantize_with(
+    model: &Model,
+    plan: &Plan,
+    windows: &Windows,
+    target: &Path,
+    settings: &QuantizeSettings,
+    (observer, hooks): (&dyn Observer, &Hooks<'_>),
+) -> Result<Quantized, Error> {
     let start = Instant::now();
     let companions = model.companions()?;
     for file in &companions {
@@ -142,7 +151,7 @@ pub fn quantize(
         pool: &pool,
         observer,
         even: ColumnWeights::new(),
-        drawn: cfg!(test) && settings.method.n_grid == DRAWN,
+        hooks,
     };
     session.check(windows, target)?;
     if settings.recipe.trains() {
@@ -314,9 +323,8 @@ impl Session<'_> {
             self.head(head, &forward, &states, statistics, writer)?;
         }
         observer.event(Event::Progress { done: blocks as u64 + 1 });
-        #[cfg(test)]
-        {
-            made.states = (0..states.len()).map(|window| states.get(window)).collect::<Result<_, _>>()?;
+        if let Some(left) = self.hooks.left {
+            left((0..states.len()).map(|window| states.get(window)).collect::<Result<_, _>>()?);
         }
         Ok(made)
     }

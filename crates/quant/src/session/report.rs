@@ -42,10 +42,6 @@ pub struct Quantized {
     pub experts: BTreeMap<String, ExpertTokens>,
     /// What DWQ did.
     pub distilled: Option<Distilled>,
-    /// What left the last block.
-    #[cfg(test)]
-    #[serde(skip)]
-    pub(super) states: Vec<mlx_quant_model::State>,
     /// Largest resident memory until everything was written, bytes, where [`crate::Observer::peak_memory`] knows.
     pub peak_memory: Option<u64>,
     /// Wall time of quantizing and writing.

@@ -3,22 +3,34 @@
 #![allow(clippy::print_stdout, reason = "a test shows its table")]
 
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 
 use mlx_format::checkpoint::Directory;
 use mlx_format::{FloatType, Scheme};
 use mlx_quant_engine::Tensor;
 use mlx_quant_model::{Forward, State, Weights};
 
-use super::{DRAWN, QuantizeSettings, Quantized, quantize};
+use super::choose::{Candidate, ChooseFactors, Hooks, Searched};
+use super::{QuantizeSettings, Quantized, quantize_with};
 use crate::data::Windows;
 use crate::methods::Recipe;
 use crate::plan::{Overrides, Plan, Settings};
 use crate::testing::random_windows;
 use crate::{Model, Silent, convert, open};
 
-/// Powers of two that look random, tied features alike.
-pub(super) fn draw(size: usize, tie: &dyn Fn(usize) -> usize) -> Vec<f32> {
-    (0..size).map(|at| [0.25, 1.0, 4.0, 0.5, 2.0][(tie(at) * 2_654_435_761) / 7 % 5]).collect()
+/// Powers of two that look random, tied features alike, wherever they can be folded.
+struct Drawn;
+
+impl ChooseFactors for Drawn {
+    fn always(&self) -> bool {
+        true
+    }
+
+    fn choose(&self, candidate: &Candidate<'_>) -> Option<Vec<f32>> {
+        let tie = |at: usize| candidate.ties.map_or(at, |tie| tie(at));
+        let factor = |at: usize| [0.25, 1.0, 4.0, 0.5, 2.0][(tie(at) * 2_654_435_761) / 7 % 5];
+        Some((0..candidate.gram.size).map(factor).collect())
+    }
 }
 
 fn checkpoints(zoo: &Path) -> Vec<PathBuf> {
@@ -46,16 +58,23 @@ fn settings(bits: u32, group_size: usize) -> Settings {
     Settings { quantize: Some(Scheme::affine(bits, group_size).unwrap()), ..Settings::default() }
 }
 
-fn run(model: &Model, plan: Settings, recipe: &str, drawn: bool, target: &Path) -> (Quantized, Model) {
+/// What a run did, what left its last block, and what it wrote.
+fn run(
+    model: &Model,
+    plan: Settings,
+    recipe: &str,
+    drawn: bool,
+    target: &Path,
+) -> (Quantized, Vec<State>, Model) {
     let plan = Plan::new(&model.checkpoint, &model.config, plan).unwrap();
     let mut settings = QuantizeSettings::new(recipe.parse::<Recipe>().unwrap());
     settings.threads = 2;
-    if drawn {
-        settings.method.n_grid = DRAWN;
-    }
     let windows = windows(model, 6, 48);
-    let made = quantize(model, &plan, &windows, target, &settings, &Silent).unwrap();
-    (made, open(&Directory::open(target).unwrap()).unwrap())
+    let states = Mutex::default();
+    let keep = |left| *states.lock().unwrap() = left;
+    let hooks = Hooks { choose: if drawn { &Drawn } else { &Searched }, left: Some(&keep) };
+    let made = quantize_with(model, &plan, &windows, target, &settings, (&Silent, &hooks)).unwrap();
+    (made, states.into_inner().unwrap(), open(&Directory::open(target).unwrap()).unwrap())
 }
 
 /// What leaves the last block of a model on disk.
@@ -108,11 +127,11 @@ fn folding_changes_nothing(zoo: &Path) {
         let plain = directory.path().join("plain");
         convert(&model, &plan, &plain, 2, &Silent).unwrap();
         let plain = open(&Directory::open(&plain).unwrap()).unwrap();
-        let mut settings = QuantizeSettings::new("awq+rtn".parse().unwrap());
-        settings.method.n_grid = DRAWN;
+        let settings = QuantizeSettings::new("awq+rtn".parse().unwrap());
+        let hooks = Hooks { choose: &Drawn, left: None };
         let windows = windows(&model, 1, 4);
         let target = directory.path().join("out");
-        let made = quantize(&model, &plan, &windows, &target, &settings, &Silent).unwrap();
+        let made = quantize_with(&model, &plan, &windows, &target, &settings, (&Silent, &hooks)).unwrap();
         let folded = open(&Directory::open(&target).unwrap()).unwrap();
         // Other windows than those it saw: experts that no token reached are folded too.
         let windows = self::windows(&model, 8, 48);
@@ -134,8 +153,8 @@ fn written_equals_walked(zoo: &Path) {
         for (recipe, drawn) in [("gptq", false), ("awq+gptq", true)] {
             let directory = tempfile::tempdir().unwrap();
             let target = directory.path().join("out");
-            let (made, written) = run(&model, settings(4, 32), recipe, drawn, &target);
-            let (difference, largest) = distance(&made.states, &states(&written, &windows(&model, 6, 48)));
+            let (made, left, written) = run(&model, settings(4, 32), recipe, drawn, &target);
+            let (difference, largest) = distance(&left, &states(&written, &windows(&model, 6, 48)));
             folds = made.folded;
             let bound = if norms_store_less(&model) { 1e-5 } else { 0.0 };
             assert!(difference <= bound * largest, "{name}, {recipe}: {difference} of {largest}");

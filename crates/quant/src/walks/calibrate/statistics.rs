@@ -13,13 +13,14 @@ use serde::{Deserialize, Serialize};
 
 use super::Visitor;
 use crate::data::Windows;
+use crate::device::Device;
 use crate::kept::{self, Keyed};
 use crate::methods::Gram;
 use crate::{Error, Model};
 
 const KEY: &str = "statistics.json";
 /// Raised when the form or the meaning of what is kept changes.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// What the matrices were made from.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,6 +31,8 @@ struct Key {
     /// SHA-256 of the windows' tokens.
     windows: String,
     sequence_length: usize,
+    /// [`Device::identity`].
+    engine: String,
 }
 
 /// A directory of Gram matrices.
@@ -47,12 +50,19 @@ impl Statistics {
             model: model.hash()?,
             windows: windows.tokens_hash(),
             sequence_length: windows.sequence_length,
+            engine: Device::default().identity(),
         };
         let keyed = Keyed { directory, file: KEY, version: VERSION.into() };
         let found = keyed.read().and_then(|found| found.map_or_else(|| keyed.make(&key), Ok));
         let found: Key = found.map_err(|reason| refused(directory, reason))?;
         if found != key {
-            let what = if found.model == key.model { "other calibration windows" } else { "another model" };
+            let what = if found.model != key.model {
+                "another model"
+            } else if found.engine != key.engine {
+                "another engine or instruction set"
+            } else {
+                "other calibration windows"
+            };
             return Err(refused(directory, format!("the statistics in it are of {what}")));
         }
         Ok(Self { directory: directory.to_owned() })

@@ -5,13 +5,22 @@
 //! blocks stay resident instead and serve all waves of windows. Threads share out windows; a window's result depends on
 //! neither.
 
-use std::sync::{Arc, OnceLock};
+mod backward;
+pub(crate) mod calibrate;
+mod forward;
+mod head;
+mod memory;
+
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use mlx_quant_engine::{Device, Tensor};
 use mlx_quant_model::decoder::{Block, Branch, Layer, Linear};
-use mlx_quant_model::{Decoder, Forward, Parameters, State, Weights};
-use rayon::prelude::*;
+use mlx_quant_model::{Decoder, Forward, Parameters, State, Tables, Weights, WeightsError};
 
+pub(crate) use self::backward::{Start, Visit, backward};
+pub(crate) use self::forward::{Passing, Trail, finish, forward as forward_walk};
+pub(crate) use self::head::{Divergence, Sampled, TILE, Teacher, Top, divergence, sampled, sum_of};
+pub(crate) use self::memory::{a_token, attention, graph_bytes, largest_weight, tile_bytes};
 use crate::data::Windows;
 use crate::observer::{Event, Observer};
 use crate::{Error, Model};
@@ -45,6 +54,7 @@ pub struct Walk<'m> {
     pub device: Device,
     residency: Residency,
     blocks: Vec<OnceLock<Arc<Parameters>>>,
+    tables: Mutex<Option<Tables>>,
 }
 
 impl<'m> Walk<'m> {
@@ -62,6 +72,7 @@ impl<'m> Walk<'m> {
             device: mlx_quant_engine::cpu(),
             residency: Residency::Streaming,
             blocks,
+            tables: Mutex::default(),
         })
     }
 
@@ -182,35 +193,61 @@ impl<'m> Walk<'m> {
         done: &mut u64,
     ) -> Result<Vec<Tensor>, Error> {
         let tokens = windows.first().map_or(0, |window| window.len());
-        let forward =
-            Forward::new(&self.decoder, tokens, &self.device).map_err(mlx_quant_model::WeightsError::from)?;
+        let forward = self.forward(tokens)?;
         let mut hidden = Vec::with_capacity(windows.len());
         for wave in windows.chunks(self.wave(tokens)) {
-            let embed =
-                |window: &&[u32]| -> Result<State, Error> { Ok(forward.embed(&self.weights, &[window])?) };
-            let mut states = wave.iter().map(embed).collect::<Result<Vec<_>, _>>()?;
-            self.weights.release();
-            for index in 0..self.decoder.blocks.len() {
-                if observer.cancelled() {
-                    return Err(Error::Interrupted);
-                }
-                observer
-                    .event(Event::Working { name: self.decoder.blocks[index].prefix.trim_end_matches('.') });
-                let parameters = pool.install(|| self.block(index))?;
-                let step = |state: State| forward.block(index, &parameters, state, &mut ());
-                let stepped = pool.install(|| {
-                    states.into_par_iter().map(step).collect::<mlx_quant_engine::Result<Vec<_>>>()
-                });
-                states = stepped.map_err(mlx_quant_model::WeightsError::from)?;
-                *done += wave.len() as u64;
-                observer.event(Event::Progress { done: *done });
-            }
-            let last = self.last_norm()?;
-            for state in &states {
-                let last = forward.finish(&last, state).and_then(|hidden| hidden.squeeze(0));
-                hidden.push(last.map_err(mlx_quant_model::WeightsError::from)?);
-            }
+            let states = self.embed(&forward, wave)?;
+            let mut told = Told { walk: self, observer, windows: wave.len() as u64, done };
+            let load = |index| self.block(index);
+            let blocks = self.decoder.blocks.len();
+            let states = forward::forward(&forward, blocks, &load, states, &mut told, (pool, observer))?;
+            hidden.extend(forward::finish(&forward, &self.last_norm()?, &states, pool)?);
         }
         Ok(hidden)
+    }
+
+    /// A forward pass over windows of `tokens` tokens; rotary tables are made once for a length.
+    ///
+    /// # Errors
+    /// If the device has no memory left.
+    pub fn forward(&self, tokens: usize) -> Result<Forward<'_>, Error> {
+        let mut known = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
+        let tables = match &*known {
+            Some(tables) if tables.tokens() == tokens => tables.clone(),
+            _ => Tables::new(&self.decoder, tokens, &self.device).map_err(WeightsError::from)?,
+        };
+        *known = Some(tables.clone());
+        Ok(Forward::with_tables(&self.decoder, tables, &self.device))
+    }
+
+    /// States of windows in front of the first block.
+    ///
+    /// # Errors
+    /// If a token lies outside the vocabulary or a weight is damaged.
+    pub(crate) fn embed(&self, forward: &Forward<'_>, windows: &[&[u32]]) -> Result<Vec<State>, Error> {
+        let embed = |window: &&[u32]| Ok::<_, Error>(forward.embed(&self.weights, &[window])?);
+        let states = windows.iter().map(embed).collect();
+        self.weights.release();
+        states
+    }
+}
+
+/// Tells an observer how windows pass.
+struct Told<'t, 'm> {
+    walk: &'t Walk<'m>,
+    observer: &'t dyn Observer,
+    windows: u64,
+    done: &'t mut u64,
+}
+
+impl Passing for Told<'_, '_> {
+    fn before(&mut self, index: usize) {
+        let name = self.walk.decoder.blocks[index].prefix.trim_end_matches('.');
+        self.observer.event(Event::Working { name });
+    }
+
+    fn passed(&mut self, _: usize, _: Vec<State>) {
+        *self.done += self.windows;
+        self.observer.event(Event::Progress { done: *self.done });
     }
 }

@@ -16,6 +16,7 @@ pub(crate) use self::states::States;
 pub(crate) use self::statistics::{Collector, Statistics};
 use crate::Error;
 use crate::methods::{Gram, GramSum};
+use crate::reduce::InOrder;
 
 /// What is done at the sites of a block.
 pub(crate) trait Visitor {
@@ -107,7 +108,7 @@ pub(crate) struct Passage<'p> {
 /// What came by at a site.
 #[derive(Default)]
 struct Gathered {
-    sum: Option<GramSum>,
+    sum: InOrder<GramSum>,
     sample: Vec<Tensor>,
 }
 
@@ -138,7 +139,8 @@ impl<'p> Passage<'p> {
                     self.gather(&travellers, site, from, &mut gathered)?;
                 }
             }
-            if let Gathered { sum: Some(sum), sample } = gathered {
+            let Gathered { sum, sample } = gathered;
+            if let Some(sum) = self.pool.install(|| sum.finish()) {
                 let gram = self.pool.install(|| sum.finish());
                 answers[site] = Some(visitor.visit(site, gram, &sample)?);
                 beyond = site + 1;
@@ -182,11 +184,14 @@ impl<'p> Passage<'p> {
         from: usize,
         gathered: &mut Gathered,
     ) -> Result<(), Error> {
-        let inputs: Vec<&Tensor> = travellers.iter().filter_map(|traveller| traveller.input(site)).collect();
-        let Some(first) = inputs.first() else { return Ok(()) };
-        let size = first.dims().last().copied().unwrap_or(1);
-        let sum = gathered.sum.get_or_insert_with(|| GramSum::new(size));
-        self.pool.install(|| sum.add(&inputs)).map_err(WeightsError::from)?;
+        for (at, traveller) in travellers.iter().enumerate() {
+            let Some(input) = traveller.input(site) else { continue };
+            let size = input.dims().last().copied().unwrap_or(1);
+            let add = |sum: &mut GramSum| sum.add(input);
+            self.pool
+                .install(|| gathered.sum.window(from + at, || GramSum::new(size), add))
+                .map_err(WeightsError::from)?;
+        }
         let shown = travellers.iter().take(SAMPLE.saturating_sub(from));
         gathered.sample.extend(shown.filter_map(|traveller| traveller.input(site)).cloned());
         Ok(())

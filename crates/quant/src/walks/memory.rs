@@ -2,8 +2,8 @@
 
 use mlx_quant_model::decoder::{Block, Layer, Linear};
 
-use crate::evaluate::TILE;
-use crate::walk::Walk;
+use super::Walk;
+use super::head::TILE;
 
 /// Experts that a token goes to; 1 where there are none.
 fn routed(block: &Block) -> usize {

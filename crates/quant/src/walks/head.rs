@@ -13,7 +13,7 @@ use rand_chacha::rand_core::{Rng as _, SeedableRng as _};
 use rayon::prelude::*;
 
 use crate::Error;
-use crate::evaluate::TILE;
+use crate::reduce::InOrder;
 
 /// Probability of all tokens that are not among the likeliest below which there are none: what float32 sums leave.
 const REST: f64 = 1e-6;
@@ -26,6 +26,10 @@ pub(crate) struct Sampled {
     /// Of the final hidden states of each window, `[tokens, hidden]`.
     pub(crate) gradients: Vec<Tensor>,
 }
+
+/// Rows of the vocabulary in a tile: enough for the matrix product to run at its full rate, few enough for a tile of
+/// 512 tokens' logits (4 MB) to stay in a core's cache.
+pub(crate) const TILE: usize = 2048;
 
 /// All tiles of a vocabulary.
 fn tiles(vocabulary: usize) -> impl Iterator<Item = Range<usize>> {
@@ -76,7 +80,7 @@ fn draws(seed: u64, window: u64, tokens: usize) -> Vec<f64> {
 /// Draws a next token for every token from the model's own distribution and gives the gradient of its negative log
 /// probability: what the Fisher matrix is the second moment of.
 ///
-/// Adds expected squares of the gradient with respect to the head's output to `rows_sum` `[vocabulary]`.
+/// Adds expected squares of the gradient with respect to the head's output to `rows_sum`, by tile of the vocabulary.
 /// `hidden` are final hidden states `[tokens, hidden]` of windows that are numbered from `first` on. `softcap` and `multiplier` are
 /// those of the head.
 #[expect(clippy::too_many_arguments, reason = "a head, its input and a source of chance")]
@@ -87,7 +91,7 @@ pub(crate) fn sampled(
     (multiplier, softcap): (f64, Option<f64>),
     hidden: &[Tensor],
     (seed, first): (u64, usize),
-    rows_sum: &mut Vec<f64>,
+    rows_sum: &mut Vec<InOrder<Vec<f64>>>,
     pool: &rayon::ThreadPool,
 ) -> Result<Sampled, Error> {
     struct Window<'h> {
@@ -115,7 +119,7 @@ pub(crate) fn sampled(
             squares: Vec::new(),
         })
         .collect();
-    rows_sum.resize(vocabulary, 0.0);
+    rows_sum.resize_with(tiles(vocabulary).count(), InOrder::default);
     for rows in tiles(vocabulary) {
         let parameters = pool.install(|| tile(rows.clone()))?;
         let last = rows.end == vocabulary;
@@ -153,11 +157,10 @@ pub(crate) fn sampled(
             add(&mut window.gradient, store.get(&input))
         };
         pool.install(|| windows.par_iter_mut().try_for_each(step)).map_err(WeightsError::from)?;
-        // Window by window, so that it does not matter how many are under way together.
-        for window in &windows {
-            for (sum, square) in rows_sum[rows.clone()].iter_mut().zip(&window.squares) {
-                *sum += square * multiplier.powi(2);
-            }
+        let sum = &mut rows_sum[rows.start / TILE];
+        for (at, window) in windows.iter().enumerate() {
+            let squares = window.squares.iter().map(|square| square * multiplier.powi(2)).collect();
+            sum.add(first + at, squares);
         }
     }
     let gradients = windows.into_iter().filter_map(|window| window.gradient).collect();
@@ -324,17 +327,15 @@ pub(crate) fn sum_of<'s>(
 ) -> Result<Vec<Vec<f32>>, Error> {
     let missing = || mlx_quant_engine::Error::msg("a trained scale has no gradient");
     let one = |variable: &Tensor| -> mlx_quant_engine::Result<Vec<f32>> {
-        let mut sum = vec![0f32; variable.elem_count()];
-        for store in stores.clone() {
+        let mut sum = InOrder::default();
+        for (window, store) in stores.clone().enumerate() {
             let gradient = match store.get(variable) {
                 None if some => continue,
                 found => found.ok_or_else(missing)?,
             };
-            gradient.read(|values| {
-                sum.iter_mut().zip(values).for_each(|(sum, value)| *sum += value);
-            })?;
+            sum.add(window, gradient.to_vec()?);
         }
-        Ok(sum)
+        Ok(sum.finish().unwrap_or_else(|| vec![0.0; variable.elem_count()]))
     };
     Ok(variables.iter().map(one).collect::<mlx_quant_engine::Result<_>>().map_err(WeightsError::from)?)
 }

@@ -1,0 +1,241 @@
+//! Sums over windows whose result does not depend on who computes what.
+//!
+//! Floating-point sums depend on their order. So whatever is summed over windows is summed in order within fixed chunks of
+//! [`CHUNK`] windows, and chunks are added in a fixed binary tree: chunks 0 and 1, 2 and 3, then these pairs, and
+//! so on; what has no partner at the end is added from the right. Threads, cards and processes decide who computes which
+//! chunk and when, never the result.
+
+use std::collections::BTreeMap;
+
+/// Windows that are summed in order before the tree begins. Part of [`crate::ALGORITHM`].
+pub const CHUNK: usize = 16;
+
+/// What can be added to another of its kind.
+pub trait Sum {
+    /// Adds what stands to the right.
+    fn add(&mut self, right: Self);
+}
+
+impl Sum for f64 {
+    fn add(&mut self, right: Self) {
+        *self += right;
+    }
+}
+
+impl<T: Copy + std::ops::AddAssign> Sum for Vec<T> {
+    /// Element by element; what only the longer one has stays.
+    fn add(&mut self, right: Self) {
+        if self.len() < right.len() {
+            let shorter = std::mem::replace(self, right);
+            self.iter_mut().zip(shorter).for_each(|(sum, other)| *sum = other_plus(other, *sum));
+        } else {
+            self.iter_mut().zip(right).for_each(|(sum, other)| *sum += other);
+        }
+    }
+}
+
+fn other_plus<T: std::ops::AddAssign>(mut left: T, right: T) -> T {
+    left += right;
+    left
+}
+
+impl<K: Ord, T: Sum> Sum for BTreeMap<K, T> {
+    /// Key by key.
+    fn add(&mut self, right: Self) {
+        for (key, other) in right {
+            match self.entry(key) {
+                std::collections::btree_map::Entry::Vacant(place) => drop(place.insert(other)),
+                std::collections::btree_map::Entry::Occupied(mut place) => place.get_mut().add(other),
+            }
+        }
+    }
+}
+
+/// The tree over chunks: they may come in any order.
+#[derive(Clone, Debug)]
+pub struct Tree<T> {
+    /// By level and place in it: what the chunks below that node come to.
+    nodes: BTreeMap<(u32, usize), T>,
+}
+
+impl<T> Default for Tree<T> {
+    fn default() -> Self {
+        Self { nodes: BTreeMap::new() }
+    }
+}
+
+impl<T: Sum> Tree<T> {
+    /// The sum of chunk `index`. Each may be put once.
+    pub fn put(&mut self, index: usize, sum: T) {
+        let (mut level, mut place, mut sum) = (0, index, sum);
+        while let Some(other) = self.nodes.remove(&(level, place ^ 1)) {
+            sum = if place % 2 == 0 { joined(sum, other) } else { joined(other, sum) };
+            (level, place) = (level + 1, place / 2);
+        }
+        self.nodes.insert((level, place), sum);
+    }
+
+    /// The sum of all chunks; `None` of none. A chunk with nothing in it may be left out only if none of its windows had
+    /// anything, whoever computes.
+    pub fn finish(self) -> Option<T> {
+        // From the left: larger nodes stand before smaller ones.
+        let mut nodes: Vec<((u32, usize), T)> = self.nodes.into_iter().collect();
+        nodes.sort_by_key(|((level, place), _)| place << level);
+        nodes.into_iter().map(|(_, sum)| sum).rev().reduce(|right, left| joined(left, right))
+    }
+}
+
+fn joined<T: Sum>(mut left: T, right: T) -> T {
+    left.add(right);
+    left
+}
+
+/// A sum over windows that come in their order.
+#[derive(Clone, Debug)]
+pub struct InOrder<T> {
+    tree: Tree<T>,
+    /// A chunk that is not whole yet.
+    open: Option<(usize, T)>,
+}
+
+impl<T> Default for InOrder<T> {
+    fn default() -> Self {
+        Self { tree: Tree::default(), open: None }
+    }
+}
+
+impl<T: Sum> InOrder<T> {
+    /// Lets `add` add window `window` to the sum of its chunk, which `fresh` begins.
+    pub fn window<R>(
+        &mut self,
+        window: usize,
+        fresh: impl FnOnce() -> T,
+        add: impl FnOnce(&mut T) -> R,
+    ) -> R {
+        let chunk = window / CHUNK;
+        if let Some((index, sum)) = self.open.take_if(|(index, _)| *index != chunk) {
+            self.tree.put(index, sum);
+        }
+        add(&mut self.open.get_or_insert_with(|| (chunk, fresh())).1)
+    }
+
+    /// Adds what one window brings.
+    pub fn add(&mut self, window: usize, part: T) {
+        let chunk = window / CHUNK;
+        match &mut self.open {
+            Some((index, sum)) if *index == chunk => sum.add(part),
+            _ => {
+                if let Some((index, sum)) = self.open.replace((chunk, part)) {
+                    self.tree.put(index, sum);
+                }
+            }
+        }
+    }
+
+    /// The sum over all windows; `None` of none.
+    pub fn finish(mut self) -> Option<T> {
+        if let Some((index, sum)) = self.open.take() {
+            self.tree.put(index, sum);
+        }
+        self.tree.finish()
+    }
+}
+
+/// Sums that are alive at once while `windows` windows come in order: one of the open chunk and one of each level of the tree.
+pub const fn alive(windows: usize) -> usize {
+    let chunks = windows.div_ceil(CHUNK);
+    1 + if chunks > 1 { (chunks - 1).ilog2() as usize + 1 } else { 0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What it stands for, written out: the tree itself.
+    #[derive(Clone, Debug, PartialEq)]
+    struct Shape(String);
+
+    impl Sum for Shape {
+        fn add(&mut self, right: Self) {
+            self.0 = format!("({}+{})", self.0, right.0);
+        }
+    }
+
+    fn tree(order: &[usize]) -> String {
+        let mut tree = Tree::default();
+        order.iter().for_each(|chunk| tree.put(*chunk, Shape(chunk.to_string())));
+        tree.finish().unwrap().0
+    }
+
+    #[test]
+    fn the_tree_is_fixed_whatever_comes_first() {
+        assert_eq!(tree(&[0]), "0");
+        assert_eq!(tree(&[0, 1, 2]), "((0+1)+2)");
+        assert_eq!(tree(&[0, 1, 2, 3, 4, 5, 6]), "(((0+1)+(2+3))+((4+5)+6))");
+        for seed in 1..40usize {
+            let count = 1 + seed % 13;
+            let mut order: Vec<usize> = (0..count).collect();
+            let in_order = tree(&order);
+            order.sort_by_key(|chunk| (chunk + 1).wrapping_mul(seed.wrapping_mul(2_654_435_761)) % 1009);
+            assert_eq!(tree(&order), in_order, "{order:?}");
+        }
+    }
+
+    #[test]
+    fn windows_are_summed_in_order_within_chunks() {
+        let mut sum = InOrder::default();
+        for window in 0..2 * CHUNK + 2 {
+            sum.add(window, Shape(window.to_string()));
+        }
+        let mut by_window = InOrder::default();
+        for window in 0..2 * CHUNK + 2 {
+            let part = Shape(window.to_string());
+            by_window.window(window, || Shape("0".to_owned()), |sum| sum.add(part));
+        }
+        let text = sum.finish().unwrap().0;
+        assert!(text.starts_with("((((((((((((((((0+1)+2)+3)"), "{text}");
+        assert!(text.ends_with("+(32+33))"), "{text}");
+        assert!(by_window.finish().unwrap().0.ends_with("+((0+32)+33))"));
+    }
+
+    #[test]
+    fn floats_do_not_depend_on_who_computes_a_chunk() {
+        let number = |at: usize| ((at * 7919 % 1000) as f32 - 500.0) * 1.000_1f32.powi(at as i32);
+        let chunk = |chunk: usize| {
+            let mut sum = vec![0f32; 3];
+            for window in chunk * CHUNK..(chunk + 1) * CHUNK {
+                sum.add(vec![number(window), number(window + 1), number(window + 2)]);
+            }
+            sum
+        };
+        let of = |order: &[usize]| {
+            let mut tree = Tree::default();
+            order.iter().for_each(|index| tree.put(*index, chunk(*index)));
+            tree.finish().unwrap().into_iter().map(f32::to_bits).collect::<Vec<_>>()
+        };
+        assert_eq!(of(&[0, 1, 2, 3, 4]), of(&[4, 2, 0, 3, 1]));
+    }
+
+    #[test]
+    fn as_many_are_alive_as_is_said() {
+        for windows in [1, 16, 17, 32, 33, 64, 100, 128, 129, 500] {
+            let mut most = 0;
+            let mut sum = InOrder::default();
+            for window in 0..windows {
+                sum.add(window, 1.0);
+                most = most.max(sum.tree.nodes.len() + 1);
+            }
+            assert!(most <= alive(windows) && alive(windows) <= most + 1, "{windows}: {most}");
+        }
+    }
+
+    #[test]
+    fn lists_and_maps_are_added_piece_by_piece() {
+        let mut short = vec![1.0, 2.0];
+        short.add(vec![10.0, 20.0, 30.0]);
+        assert_eq!(short, [11.0, 22.0, 30.0]);
+        let mut map = BTreeMap::from([("a", 1.0)]);
+        map.add(BTreeMap::from([("a", 2.0), ("b", 5.0)]));
+        assert_eq!(map, BTreeMap::from([("a", 3.0), ("b", 5.0)]));
+    }
+}

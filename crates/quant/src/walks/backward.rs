@@ -1,0 +1,155 @@
+//! The backward walk: gradients of all windows through one block after the other, from the last to the first.
+//!
+//! The forward walk keeps what stands in front of each block and nothing from within; backwards, a block is computed once
+//! more, now with gradients, and hands the gradient of its input to the block below (Chen et al. 2016, arXiv 1604.06174,
+//! with blocks as segments). Memory is one block's graph for each thread, whatever the depth.
+
+use std::collections::BTreeMap;
+
+use mlx_quant_engine::{Error as EngineError, Gradients, Result as EngineResult, Tensor};
+use mlx_quant_model::{Forward, Parameters, State, Weights, WeightsError};
+use rayon::prelude::*;
+
+use super::forward::Trail;
+use crate::Error;
+use crate::observer::Observer;
+
+/// Of a window's state in front of a block, by the names of [`State::tensors`]; what nothing depends on is not there.
+pub(crate) type StateGradients = BTreeMap<String, Tensor>;
+
+/// What is learned on the way back.
+pub(crate) trait Visit {
+    /// A block's weights, and what is to be asked of them.
+    type Block: Send + Sync;
+    /// What one window notes in a block besides its gradients.
+    type Window: Send;
+
+    /// Reads block `index`.
+    fn block(&mut self, index: usize) -> Result<Self::Block, Error>;
+
+    /// The block's tensors and readers for one window.
+    fn window(&self, index: usize, block: &Self::Block) -> EngineResult<(Parameters, Self::Window)>;
+
+    /// All windows have passed: what each noted, and gradients of all variables that the block's readers hold, in the order
+    /// of the windows.
+    fn passed(
+        &mut self,
+        index: usize,
+        block: Self::Block,
+        windows: Vec<(Self::Window, Gradients)>,
+    ) -> Result<(), Error>;
+}
+
+/// Where windows are taken back from.
+pub(crate) struct Start<'s> {
+    /// States in front of each block and behind the last.
+    pub(crate) trail: Trail,
+    /// The last norm's weights.
+    pub(crate) norm: &'s Parameters,
+    /// With respect to final hidden states, of each window.
+    pub(crate) gradients: Vec<Tensor>,
+}
+
+/// Takes gradients of final hidden states back to the embedding; gives those of each window's embedded tokens, `[1, tokens, hidden]`.
+/// `windows` are the tokens.
+pub(crate) fn backward<V: Visit + Send + Sync>(
+    forward: &Forward<'_>,
+    weights: &Weights<'_>,
+    windows: &[&[u32]],
+    start: Start<'_>,
+    visit: &mut V,
+    (pool, observer): (&rayon::ThreadPool, &dyn Observer),
+) -> Result<Vec<Tensor>, Error> {
+    let Start { mut trail, norm, gradients } = start;
+    let back = |(state, gradient): (&State, &Tensor)| through_norm(forward, norm, state, gradient);
+    let ends = trail.last.par_iter().zip(&gradients);
+    let back: EngineResult<Vec<StateGradients>> = pool.install(|| ends.map(back).collect());
+    let mut gradients = back.map_err(WeightsError::from)?;
+    trail.last.clear();
+    let embedded = trail.inputs.first().cloned().unwrap_or_default();
+    for index in (0..trail.inputs.len()).rev() {
+        if observer.cancelled() {
+            return Err(Error::Interrupted);
+        }
+        let block = pool.install(|| visit.block(index))?;
+        let inputs = trail.inputs.pop().unwrap_or_default();
+        let shared: &V = visit;
+        let step = |(state, gradients): (&State, &StateGradients)| -> EngineResult<_> {
+            let (parameters, noted) = shared.window(index, &block)?;
+            let (own, variables) = through_block(forward, index, &parameters, state, gradients)?;
+            Ok((own, (noted, variables)))
+        };
+        let all = inputs.par_iter().zip(&gradients);
+        let stepped: EngineResult<Vec<_>> = pool.install(|| all.map(step).collect());
+        let (next, noted): (Vec<_>, Vec<_>) = stepped.map_err(WeightsError::from)?.into_iter().unzip();
+        gradients = next;
+        visit.passed(index, block, noted)?;
+    }
+    let ends = windows.iter().zip(embedded.iter().zip(&gradients));
+    let end = |(window, (state, gradients)): (&&[u32], (&State, &StateGradients))| {
+        Ok(through_embedding(forward, weights, window, state, gradients)?)
+    };
+    ends.map(end).collect()
+}
+
+/// One window backwards through a block: from gradients of what leaves it to those of what enters it, and of every variable that the
+/// block's readers hold.
+fn through_block(
+    forward: &Forward<'_>,
+    index: usize,
+    parameters: &Parameters,
+    input: &State,
+    gradients: &StateGradients,
+) -> EngineResult<(StateGradients, Gradients)> {
+    let variables: Vec<(String, Tensor)> =
+        input.tensors().into_iter().map(|(name, tensor)| (name, tensor.variable())).collect();
+    let missing = || EngineError::msg("a state is incomplete");
+    let state = State::from_tensors(variables.iter().cloned()).ok_or_else(missing)?;
+    let outputs = forward.block(index, parameters, state, &mut ())?.tensors();
+    let seeded: Vec<(&Tensor, &Tensor)> =
+        outputs.iter().filter_map(|(name, tensor)| Some((tensor, gradients.get(name)?))).collect();
+    if seeded.is_empty() {
+        return Err(EngineError::msg("no gradient arrives at a block"));
+    }
+    let all = Tensor::gradients_of(&seeded)?;
+    let own = variables.into_iter().filter_map(|(name, variable)| Some((name, all.get(&variable)?.clone())));
+    Ok((own.collect(), all))
+}
+
+/// The gradient with respect to a window's embedded tokens, `[1, tokens, hidden]`: what arrives along the residual stream, and by way of
+/// the blocks' own inputs, which are made of them too.
+fn through_embedding(
+    forward: &Forward<'_>,
+    weights: &Weights<'_>,
+    window: &[u32],
+    embedded: &State,
+    gradients: &StateGradients,
+) -> Result<Tensor, WeightsError> {
+    let missing = || EngineError::msg("no gradient arrives at the embedding");
+    let gradient = gradients.get("hidden").ok_or_else(missing)?;
+    let Some(beside) = gradients.get("per_layer") else { return Ok(gradient.clone()) };
+    let hidden = embedded.hidden.variable();
+    let Some(inputs) = forward.beside(weights, &[window], &hidden)? else {
+        return Ok(gradient.clone());
+    };
+    let all = inputs.gradients(beside)?;
+    let more = all.get(&hidden).ok_or_else(missing)?;
+    Ok((gradient + more)?)
+}
+
+/// From the gradient of final hidden states (after the last norm) to that of the state behind the last block.
+fn through_norm(
+    forward: &Forward<'_>,
+    parameters: &Parameters,
+    state: &State,
+    gradient: &Tensor,
+) -> EngineResult<StateGradients> {
+    let hidden = state.hidden.variable();
+    let mut input = state.clone();
+    input.hidden = hidden.clone();
+    let normed = forward.finish(parameters, &input)?;
+    let all = normed.gradients(&gradient.reshape(normed.dims())?)?;
+    let missing = || EngineError::msg("the last norm passes no gradient");
+    let gradient = all.get(&hidden).ok_or_else(missing)?.clone();
+    Ok([("hidden".to_owned(), gradient)].into_iter().collect())
+}

@@ -1,0 +1,89 @@
+//! The forward walk: all windows through a block before the next block is read.
+
+use std::sync::Arc;
+
+use mlx_quant_engine::Tensor;
+use mlx_quant_model::{Forward, Parameters, State, WeightsError};
+use rayon::prelude::*;
+
+use crate::Error;
+use crate::observer::Observer;
+
+/// Gives a block's weights.
+pub(crate) type Load<'l> = &'l (dyn Fn(usize) -> Result<Arc<Parameters>, Error> + Sync);
+
+/// Who watches windows pass.
+pub(crate) trait Passing {
+    /// Block `index` is about to be read.
+    fn before(&mut self, _index: usize) {}
+
+    /// Whether states in front of blocks are asked for.
+    fn keeps(&self) -> bool {
+        false
+    }
+
+    /// All windows have passed block `index`; `inputs` are the states that stood in front of it, if they are asked for.
+    fn passed(&mut self, index: usize, inputs: Vec<State>);
+}
+
+/// Takes windows through `blocks` blocks and gives what leaves the last one. A window's result depends neither on the number of threads nor on
+/// the windows beside it.
+pub(crate) fn forward(
+    forward: &Forward<'_>,
+    blocks: usize,
+    load: Load<'_>,
+    mut states: Vec<State>,
+    passing: &mut dyn Passing,
+    (pool, observer): (&rayon::ThreadPool, &dyn Observer),
+) -> Result<Vec<State>, Error> {
+    for index in 0..blocks {
+        if observer.cancelled() {
+            return Err(Error::Interrupted);
+        }
+        passing.before(index);
+        let parameters = pool.install(|| load(index))?;
+        let inputs = if passing.keeps() { states.clone() } else { Vec::new() };
+        let step = |state: State| forward.block(index, &parameters, state, &mut ());
+        let next: mlx_quant_engine::Result<Vec<State>> =
+            pool.install(|| states.into_par_iter().map(step).collect());
+        states = next.map_err(WeightsError::from)?;
+        passing.passed(index, inputs);
+    }
+    Ok(states)
+}
+
+/// Final hidden states `[tokens, hidden]` behind the last norm, whose weights are `norm`.
+pub(crate) fn finish(
+    forward: &Forward<'_>,
+    norm: &Parameters,
+    states: &[State],
+    pool: &rayon::ThreadPool,
+) -> Result<Vec<Tensor>, Error> {
+    let finish = |state: &State| forward.finish(norm, state).and_then(|hidden| hidden.squeeze(0));
+    let hidden = pool.install(|| states.par_iter().map(finish).collect::<mlx_quant_engine::Result<Vec<_>>>());
+    Ok(hidden.map_err(WeightsError::from)?)
+}
+
+/// States of all windows in front of each block, and behind the last.
+#[derive(Default)]
+pub(crate) struct Trail {
+    /// `[blocks][windows]`.
+    pub(crate) inputs: Vec<Vec<State>>,
+    /// `[windows]`.
+    pub(crate) last: Vec<State>,
+}
+
+impl Passing for Trail {
+    fn keeps(&self) -> bool {
+        true
+    }
+
+    fn passed(&mut self, _: usize, inputs: Vec<State>) {
+        self.inputs.push(inputs);
+    }
+}
+
+/// Forgets what stood in front of blocks.
+impl Passing for () {
+    fn passed(&mut self, _: usize, _: Vec<State>) {}
+}
