@@ -56,8 +56,7 @@ impl Claim {
             if lock == Lock::Busy {
                 return Ok(None);
             }
-            let (own, there) = (file.metadata()?, path.metadata());
-            if there.is_ok_and(|there| (own.dev(), own.ino()) == (there.dev(), there.ino())) {
+            if leads_to(path, &file) {
                 return Ok(Some(Self { path: path.to_owned(), lock, _file: file }));
             }
         }
@@ -86,6 +85,14 @@ impl Claim {
     /// Whether other processes are kept out: not where the disk knows no locks.
     pub fn is_certain(&self) -> bool {
         self.lock == Lock::Held
+    }
+}
+
+/// Whether a path leads to an open file, and not to nothing or to another one that was made since.
+fn leads_to(path: &Path, file: &File) -> bool {
+    match (file.metadata(), path.metadata()) {
+        (Ok(own), Ok(there)) => (own.dev(), own.ino()) == (there.dev(), there.ino()),
+        _ => false,
     }
 }
 
@@ -124,6 +131,22 @@ mod tests {
         });
         assert!(passed.into_inner() > 0);
         assert_eq!(std::fs::read_dir(path.parent().unwrap()).unwrap().count(), 0);
+    }
+
+    /// A lock on a file that went with another claim is none.
+    #[test]
+    fn a_file_that_is_gone_is_no_claim() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("lock");
+        let own = Claim::try_new(&path).unwrap().unwrap();
+        let late = File::open(&path).unwrap();
+        assert!(leads_to(&path, &late));
+        drop(own);
+        assert!(!leads_to(&path, &late));
+        let other = Claim::try_new(&path).unwrap().unwrap();
+        assert_eq!(try_lock(&late).unwrap(), Lock::Held);
+        assert!(!leads_to(&path, &late));
+        drop(other);
     }
 
     /// Whoever has the claim may remove the directory with it.
