@@ -50,9 +50,10 @@ pub(super) fn run(
     // Kept after failures, because the same command goes on with it, and what an earlier run left is not this one's.
     let refused = |error: &anyhow::Error| crate::exit_code(error) == crate::REFUSED;
     if done.as_ref().map_or_else(|error| fresh && refused(error), |streamed| fresh || *streamed) {
-        fs_err::remove_dir_all(&place)?;
+        claim.remove(&place)?;
+    } else {
+        drop(claim);
     }
-    drop(claim);
     let streamed = done?;
     if let Some(upload) = upload.filter(|_| streamed) {
         upload.push(target, None, printer)?;
