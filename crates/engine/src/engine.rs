@@ -4,7 +4,10 @@ use std::any::Any;
 use std::ops::Deref;
 use std::sync::Arc;
 
+use mlx_format::{FloatType, Scheme};
+
 use crate::error::Result;
+use crate::rounding::{How, Rounded};
 use crate::routing::Selection;
 use crate::settings::{Activation, AttentionSettings, Codes, Notebook, Pairing};
 use crate::shape::View;
@@ -46,6 +49,8 @@ pub enum Map {
         low: f32,
         high: f32,
     },
+    /// The nearest number of a dtype.
+    Rounded(FloatType),
     /// 1 strictly within bounds, 0 elsewhere.
     Within {
         low: f32,
@@ -237,6 +242,55 @@ pub trait Engine: std::fmt::Debug + Send + Sync + 'static {
     /// A scalar.
     fn softmax(&self, x: &Tensor) -> Result<Tensor> {
         plain::softmax(x)
+    }
+
+    /// Adds `x^T x` of inputs `x [.., size]` to the lower triangle of `sum [size, size]`, in place where nobody else holds it.
+    ///
+    /// # Errors
+    /// If the device has no room; so all that follow.
+    fn gram_add(&self, sum: &mut Tensor, x: &Tensor) -> Result<()> {
+        plain::gram_add(sum, x)
+    }
+
+    /// The lower triangle of `sum [size, size]` times `factor`, on both sides of the diagonal.
+    fn gram_finish(&self, sum: Tensor, factor: f32) -> Result<Tensor> {
+        plain::gram_finish(&sum, factor)
+    }
+
+    /// Each element of a Gram matrix `[size, size]` over the factors of its row and its column.
+    fn gram_scaled(&self, gram: &Tensor, factors: &[f32]) -> Result<Tensor> {
+        plain::gram_scaled(gram, factors)
+    }
+
+    /// `tr(D H D^T)` of a Gram matrix `H [size, size]` and changes `D [rows, size]`.
+    fn quadratic(&self, gram: &Tensor, changes: &Tensor) -> Result<f64> {
+        plain::quadratic(gram, changes)
+    }
+
+    /// Rows and columns of a Gram matrix in `order`, elements beside the diagonal times `kept`.
+    fn permuted(&self, gram: &Tensor, order: &[usize], kept: f32) -> Result<Tensor> {
+        plain::permuted(gram, order, kept)
+    }
+
+    /// `U` with `(H + added)^-1 = U^T U`, upper triangular, and `H + added`, where `added` goes to the diagonal of `H [size, size]`;
+    /// `None` if that is not positive definite.
+    fn factor(&self, hessian: &Tensor, added: f32) -> Result<Option<(Tensor, Tensor)>> {
+        plain::factor(hessian, added)
+    }
+
+    /// Codes, scales and biases of a weight `[rows, columns]` at an affine scheme, and what they decode to. Without an
+    /// override they are chosen on the processor.
+    ///
+    /// # Errors
+    /// A weight that is no matrix, or that the scheme does not divide.
+    fn round(
+        &self,
+        weight: &Tensor,
+        scheme: Scheme,
+        float: FloatType,
+        how: How<'_>,
+    ) -> Result<(Rounded, Tensor)> {
+        plain::round(weight, scheme, float, how)
     }
 
     /// Which experts each token goes to: of each row of `scores [tokens, experts]` the `top_k` best, best first.

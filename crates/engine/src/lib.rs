@@ -21,8 +21,10 @@
 mod cpu;
 mod engine;
 mod error;
+mod gram;
 mod operators;
 mod plain;
+pub mod rounding;
 mod routing;
 mod settings;
 mod shape;
@@ -33,6 +35,7 @@ pub use cpu::{Cpu, PARTS};
 pub use cpu::{exp, running, slopes};
 pub use engine::{Buffer, Combine, Device, Engine, Map, Reduce};
 pub use error::{Error, Result};
+pub use gram::{Factor, Gram, GramSum};
 pub use plain::Plain;
 pub use routing::{Groups, Selection};
 pub use settings::{Activation, AttentionSettings, Codes, Notebook, Observed, Pairing, by_group};

@@ -58,6 +58,14 @@ impl Tensor {
         self.map(Map::Clamp { low, high })
     }
 
+    /// Each element as the nearest number of a dtype. Nothing that gradients reach.
+    ///
+    /// # Errors
+    /// If the device has no room.
+    pub fn rounded(&self, float: mlx_format::FloatType) -> Result<Self> {
+        self.detach().map(Map::Rounded(float))
+    }
+
     /// `factor * x + offset` of each element.
     ///
     /// # Errors

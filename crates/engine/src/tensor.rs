@@ -137,6 +137,18 @@ impl Tensor {
         }
     }
 
+    /// Its numbers, to be changed: copied first if somebody else holds them too.
+    pub(crate) fn host_mut(&mut self) -> Result<&mut [f32]> {
+        let whole = matches!(&self.0.buffer, Buffer::Host(values) if values.len() == self.elem_count());
+        if Arc::get_mut(&mut self.0).is_none() || !whole {
+            *self = Self::from_vec(self.to_vec()?, self.dims(), self.device())?;
+        }
+        match Arc::get_mut(&mut self.0).map(|inner| &mut inner.buffer) {
+            Some(Buffer::Host(values)) => Ok(Arc::make_mut(values).as_mut_slice()),
+            _ => bail!("a tensor of another engine"),
+        }
+    }
+
     /// Lends out its numbers; copies them only from another memory.
     ///
     /// # Errors
@@ -325,6 +337,19 @@ impl Tensor {
         self.seen(view)
     }
 
+    /// The diagonal of a square matrix.
+    ///
+    /// # Errors
+    /// Something else than a square matrix.
+    pub fn diagonal(&self) -> Result<Self> {
+        match self.dims2()? {
+            (rows, columns) if rows == columns => {
+                self.seen(View { shape: vec![rows], strides: vec![rows + 1], start: 0 })
+            }
+            _ => bail!("a tensor {:?} has no diagonal", self.0.shape),
+        }
+    }
+
     /// Repeated to `shape` ([`View::broadcast`]).
     ///
     /// # Errors
@@ -440,7 +465,7 @@ impl Tensor {
                 Map::Erf => (x.sqr()?.neg()?.exp()? * std::f64::consts::FRAC_2_SQRT_PI)?,
                 Map::Reciprocal => y.sqr()?.neg()?,
                 Map::Absolute => x.map(Map::Sign)?,
-                Map::Sign | Map::Within { .. } => bail!("{function:?} has no gradient"),
+                Map::Sign | Map::Within { .. } | Map::Rounded(_) => bail!("{function:?} has no gradient"),
                 Map::Affine { factor, .. } => return Ok(vec![Some((grad * factor)?)]),
                 Map::Clamp { low, high } => x.map(Map::Within { low, high })?,
             };

@@ -291,7 +291,9 @@ impl Task<'_> {
         let known = self.search.and_then(|weights| weights.get(&self.item.name));
         let known = known.filter(|weights| !weights.is_empty() && weights.len().is_multiple_of(columns));
         let Some(weights) = known else {
-            let rounded = round(&values, columns, scheme, float, How::Blind { weights: &vec![1.0; columns] });
+            let even = vec![1.0; columns];
+            let rounded = round(&values, columns, scheme, float, How::Blind { weights: &even });
+            let rounded = rounded.map_err(mlx_quant_model::WeightsError::from)?;
             return write_rounded(self.writer, self.item.first_output, rows.start, float, &rounded);
         };
         // Rows of one expert after another.
@@ -302,7 +304,8 @@ impl Task<'_> {
             let end = rows.end.min((expert + 1) * per_expert);
             let own = &values[(start - rows.start) * columns..(end - rows.start) * columns];
             let how = How::Nearest { weights: &weights[expert * columns..][..columns] };
-            let rounded = round(own, columns, scheme, float, how);
+            let rounded =
+                round(own, columns, scheme, float, how).map_err(mlx_quant_model::WeightsError::from)?;
             write_rounded(self.writer, self.item.first_output, start, float, &rounded)?;
             start = end;
         }

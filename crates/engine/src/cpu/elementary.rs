@@ -31,6 +31,7 @@ pub(super) fn map(x: &[f32], function: Map) -> Vec<f32> {
             let (factor, offset) = (factor as f32, offset as f32);
             mapped(x, |x| x * factor + offset)
         }
+        Map::Rounded(float) => x.iter().map(|x| float.round(*x)).collect(),
         // Comparisons that keep NaN.
         Map::Clamp { low, high } => mapped(x, |x| {
             let x = if x < low { low } else { x };

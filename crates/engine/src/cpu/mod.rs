@@ -13,6 +13,7 @@ mod linear;
 mod norm;
 mod rotary;
 pub mod running;
+mod second_order;
 pub mod slopes;
 mod softmax;
 
@@ -197,5 +198,40 @@ impl Engine for Cpu {
 
     fn softmax(&self, x: &Tensor) -> Result<Tensor> {
         softmax::softmax(x)
+    }
+
+    fn gram_add(&self, sum: &mut Tensor, x: &Tensor) -> Result<()> {
+        let size = sum.dim(0)?;
+        let values = x.host()?;
+        second_order::gram_add(sum.host_mut()?, values, size);
+        Ok(())
+    }
+
+    fn gram_finish(&self, mut sum: Tensor, factor: f32) -> Result<Tensor> {
+        let size = sum.dim(0)?;
+        second_order::gram_finish(sum.host_mut()?, size, factor);
+        Ok(sum)
+    }
+
+    fn gram_scaled(&self, gram: &Tensor, factors: &[f32]) -> Result<Tensor> {
+        tensor(second_order::gram_scaled(gram.host()?, factors), gram.dims(), gram)
+    }
+
+    fn quadratic(&self, gram: &Tensor, changes: &Tensor) -> Result<f64> {
+        Ok(second_order::quadratic(gram.host()?, changes.host()?, gram.dim(0)?))
+    }
+
+    fn permuted(&self, gram: &Tensor, order: &[usize], kept: f32) -> Result<Tensor> {
+        tensor(second_order::permuted(gram.host()?, order, kept), gram.dims(), gram)
+    }
+
+    fn factor(&self, hessian: &Tensor, added: f32) -> Result<Option<(Tensor, Tensor)>> {
+        let size = hessian.dim(0)?;
+        let Some(upper) = second_order::inverse_factor(hessian.host()?, size, added) else { return Ok(None) };
+        let mut damped = hessian.to_vec()?;
+        for at in 0..size {
+            damped[at * size + at] += added;
+        }
+        Ok(Some((tensor(upper, hessian.dims(), hessian)?, tensor(damped, hessian.dims(), hessian)?)))
     }
 }

@@ -49,6 +49,7 @@ fn mapped(function: Map, x: f32) -> f32 {
         Map::Clamp { low, .. } if x < low => low,
         Map::Clamp { high, .. } if x > high => high,
         Map::Clamp { .. } => x,
+        Map::Rounded(float) => float.round(x),
         Map::Within { low, high } => f32::from(u8::from(x > low && x < high)),
     }
 }

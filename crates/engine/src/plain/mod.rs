@@ -4,6 +4,7 @@
 mod attention;
 mod elementary;
 mod linear;
+mod second_order;
 
 use crate::error::{Result, bail};
 use crate::routing::Selection;
@@ -16,6 +17,7 @@ pub(crate) use self::linear::{
     check as check_linear, check_codes, linear, observed_linear, packed_linear, shape as linear_shape,
     sum_of_rows,
 };
+pub(crate) use self::second_order::{factor, gram_add, gram_finish, gram_scaled, permuted, quadratic, round};
 
 /// Refuses a parameter that is not as wide as the last axes of what it belongs to.
 pub(crate) fn check_norm(x: &Tensor, weight: Option<&Tensor>, what: &str) -> Result<()> {

@@ -69,18 +69,23 @@ pub(super) fn all(columns: usize) -> impl Iterator<Item = Scheme> {
 fn costs(walk: &Walk<'_>, layer: &Layer, float: FloatType) -> Result<Vec<Cost>, Error> {
     let samples = samples(walk, layer, float)?;
     let columns = layer.shape.last().copied().unwrap_or(0);
-    let cost = |scheme: Scheme| {
-        let kl: f64 = samples.iter().map(|sample| sample.cost(columns, scheme, float)).sum();
-        Cost { bits: scheme.bits(), group_size: scheme.group_size(), kl: f64::from(super::file::short(kl)) }
+    let cost = |scheme: Scheme| -> Result<Cost, WeightsError> {
+        let costs = samples.iter().map(|sample| sample.cost(columns, scheme, float));
+        let kl = costs.sum::<mlx_quant_engine::Result<f64>>()?;
+        Ok(Cost {
+            bits: scheme.bits(),
+            group_size: scheme.group_size(),
+            kl: f64::from(super::file::short(kl)),
+        })
     };
-    Ok(all(columns).map(cost).collect())
+    Ok(all(columns).map(cost).collect::<Result<_, _>>()?)
 }
 
 impl Sample {
     /// Half of the sum of `worth * columns * dW^2`.
-    fn cost(&self, columns: usize, scheme: Scheme, float: FloatType) -> f64 {
-        let rounded = round(&self.values, columns, scheme, float, How::Nearest { weights: &self.search });
-        let decoded = rounded.decoded();
+    fn cost(&self, columns: usize, scheme: Scheme, float: FloatType) -> mlx_quant_engine::Result<f64> {
+        let how = How::Nearest { weights: &self.search };
+        let decoded = round(&self.values, columns, scheme, float, how)?.decoded();
         let rows = self.values.chunks_exact(columns).zip(decoded.chunks_exact(columns)).zip(&self.worth);
         let sum: f64 = rows
             .map(|((values, decoded), worth)| {
@@ -89,7 +94,7 @@ impl Sample {
                 f64::from(*worth) * error
             })
             .sum();
-        0.5 * sum * self.share
+        Ok(0.5 * sum * self.share)
     }
 }
 

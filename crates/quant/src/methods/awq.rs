@@ -9,12 +9,11 @@
 //! on the inputs it really gets.
 
 use mlx_format::{FloatType, Scheme};
-use mlx_quant_engine::Tensor;
+use mlx_quant_engine::{Result, Tensor};
 use rayon::prelude::*;
 
 use super::MethodSettings;
-use super::hessian::{Factor, Gram};
-use super::rounding::{How, round};
+use super::{Factor, Gram, How};
 
 /// Rows of a weight on which candidates are judged.
 const SAMPLE: usize = 64;
@@ -27,7 +26,7 @@ const REACH: f32 = 8.0;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Reader<'w> {
     /// A sample of its rows, `[rows, columns]`.
-    pub(crate) values: &'w [f32],
+    pub(crate) values: &'w Tensor,
     /// How it will be stored; affine.
     pub(crate) scheme: Scheme,
     /// dtype of scales and biases.
@@ -45,12 +44,12 @@ pub(crate) fn choose(
     n_grid: usize,
     search: bool,
     ties: Ties<'_>,
-) -> Option<Vec<f32>> {
+) -> Result<Option<Vec<f32>>> {
     let columns = gram.size;
-    let diagonal = gram.diagonal();
+    let diagonal = gram.diagonal()?;
     let loud = tied(&diagonal, ties);
     let magnitude: Vec<f32> = loud.iter().map(|square| square.sqrt().max(1e-8)).collect();
-    let weight = tied(&weight_squares(readers, columns), ties);
+    let weight = tied(&weight_squares(readers, columns)?, ties);
     let weight: Vec<f32> = weight.iter().map(|square| square.sqrt().max(1e-8)).collect();
     let mut candidates: Vec<Vec<f32>> = Vec::new();
     for step in 1..=n_grid {
@@ -67,12 +66,14 @@ pub(crate) fn choose(
             }
         }
     }
-    let none = loss(gram, &diagonal, readers, None, search);
-    let losses: Vec<f64> =
-        candidates.par_iter().map(|factors| loss(gram, &diagonal, readers, Some(factors), search)).collect();
+    let none = loss(gram, &diagonal, readers, None, search)?;
+    let losses = candidates
+        .par_iter()
+        .map(|factors| loss(gram, &diagonal, readers, Some(factors), search))
+        .collect::<Result<Vec<f64>>>()?;
     // The first of equals, whatever the timing.
-    let best = (0..losses.len()).min_by(|a, b| losses[*a].total_cmp(&losses[*b]))?;
-    (losses[best] < none).then(|| candidates.swap_remove(best))
+    let best = (0..losses.len()).min_by(|a, b| losses[*a].total_cmp(&losses[*b]));
+    Ok(best.filter(|best| losses[*best] < none).map(|best| candidates.swap_remove(best)))
 }
 
 /// Whether factors still help when GPTQ rounds: it makes up for much of what they are for. The same loss on the same rows, with the
@@ -82,44 +83,40 @@ pub(crate) fn helps_gptq(
     readers: &[Reader<'_>],
     factors: &[f32],
     settings: &MethodSettings,
-) -> bool {
+) -> Result<bool> {
     let ones = vec![1.0; gram.size];
-    let compensated = |factors: &[f32]| -> Option<f64> {
-        let factor = Factor::new(&gram.scaled(factors), (0..gram.size).collect(), settings.damping)?;
+    let compensated = |factors: &[f32]| -> Result<Option<f64>> {
+        let order = (0..gram.size).collect();
+        let Some(factor) = Factor::new(&gram.scaled(factors)?, order, settings.damping)? else {
+            return Ok(None);
+        };
         let how =
             How::Compensated { factor: &factor, block_size: settings.block_size, sweeps: settings.sweeps };
-        Some(
-            readers
-                .par_iter()
-                .map(|reader| loss_of(gram, reader, factors, how))
-                .collect::<Vec<_>>()
-                .iter()
-                .sum(),
-        )
+        let of = |reader: &Reader<'_>| loss_of(gram, reader, factors, how);
+        let losses = readers.par_iter().map(of).collect::<Result<Vec<_>>>()?;
+        Ok(Some(losses.iter().sum()))
     };
-    match (compensated(factors), compensated(&ones)) {
+    Ok(match (compensated(factors)?, compensated(&ones)?) {
         (Some(with), Some(without)) => with < MARGIN * without,
         _ => true,
-    }
+    })
 }
 
-/// Evenly spaced rows of a weight `[rows, columns]`, one after the other.
-pub(crate) fn sample(weight: &Tensor) -> mlx_quant_engine::Result<Vec<f32>> {
-    let (rows, columns) = weight.dims2()?;
+/// Evenly spaced rows of a weight `[rows, columns]`, one below the other.
+pub(crate) fn sample(weight: &Tensor) -> Result<Tensor> {
+    let (rows, _) = weight.dims2()?;
     let count = rows.min(SAMPLE);
-    let mut values = Vec::with_capacity(count * columns);
-    for index in 0..count {
-        values.extend(weight.get(index * rows / count)?.to_vec()?);
-    }
-    Ok(values)
+    let ids: Vec<u32> = (0..count).map(|index| (index * rows / count) as u32).collect();
+    weight.rows(&ids)
 }
 
-fn weight_squares(readers: &[Reader<'_>], columns: usize) -> Vec<f32> {
+fn weight_squares(readers: &[Reader<'_>], columns: usize) -> Result<Vec<f32>> {
     let mut sums = vec![0f32; columns];
-    for row in readers.iter().flat_map(|reader| reader.values.chunks_exact(columns)) {
-        sums.iter_mut().zip(row).for_each(|(sum, value)| *sum += value * value);
+    for reader in readers {
+        let squares = reader.values.sqr()?.sum(0)?.to_vec()?;
+        sums.iter_mut().zip(squares).for_each(|(sum, square)| *sum += square);
     }
-    sums
+    Ok(sums)
 }
 
 /// Means over tied features.
@@ -144,7 +141,13 @@ fn powers_of_two(raw: &[f32]) -> Vec<f32> {
 }
 
 /// `tr(dW H dW^T)` over all readers' samples if columns are multiplied by `factors` before rounding and divided afterwards.
-fn loss(gram: &Gram, diagonal: &[f32], readers: &[Reader<'_>], factors: Option<&[f32]>, search: bool) -> f64 {
+fn loss(
+    gram: &Gram,
+    diagonal: &[f32],
+    readers: &[Reader<'_>],
+    factors: Option<&[f32]>,
+    search: bool,
+) -> Result<f64> {
     let weights: Vec<f32> = match factors {
         None => diagonal.to_vec(),
         Some(factors) => {
@@ -154,37 +157,30 @@ fn loss(gram: &Gram, diagonal: &[f32], readers: &[Reader<'_>], factors: Option<&
     let ones = vec![1.0; gram.size];
     let how = if search { How::Nearest { weights: &weights } } else { How::Plain };
     let of = |reader: &Reader<'_>| loss_of(gram, reader, factors.unwrap_or(&ones), how);
-    let losses: Vec<f64> = readers.par_iter().map(of).collect();
-    losses.iter().sum()
+    let losses = readers.par_iter().map(of).collect::<Result<Vec<f64>>>()?;
+    Ok(losses.iter().sum())
 }
 
-fn loss_of(gram: &Gram, reader: &Reader<'_>, factors: &[f32], how: How<'_>) -> f64 {
-    let mut scaled = reader.values.to_vec();
-    times(&mut scaled, factors);
-    let mut changes = round(&scaled, gram.size, reader.scheme, reader.float, how).decoded();
-    over(&mut changes, factors);
-    for (change, value) in changes.iter_mut().zip(reader.values) {
-        *change -= value;
-    }
-    gram.loss(&changes)
+fn loss_of(gram: &Gram, reader: &Reader<'_>, factors: &[f32], how: How<'_>) -> Result<f64> {
+    let scaled = times(reader.values, factors)?;
+    let (_, decoded) = scaled.device().round(&scaled, reader.scheme, reader.float, how)?;
+    gram.loss(&(over(&decoded, factors)? - reader.values)?)
 }
 
-/// Multiplies columns.
-pub(crate) fn times(values: &mut [f32], factors: &[f32]) {
-    for row in values.chunks_exact_mut(factors.len()) {
-        row.iter_mut().zip(factors).for_each(|(value, factor)| *value *= factor);
-    }
+/// Multiplies columns of `[rows, columns]`.
+pub(crate) fn times(weight: &Tensor, factors: &[f32]) -> Result<Tensor> {
+    weight.broadcast_mul(&Tensor::from_slice(factors, factors.len(), weight.device())?)
 }
 
-/// Divides columns.
-pub(crate) fn over(values: &mut [f32], factors: &[f32]) {
-    for row in values.chunks_exact_mut(factors.len()) {
-        row.iter_mut().zip(factors).for_each(|(value, factor)| *value /= factor);
-    }
+/// Divides columns of `[rows, columns]`.
+pub(crate) fn over(weight: &Tensor, factors: &[f32]) -> Result<Tensor> {
+    weight.broadcast_div(&Tensor::from_slice(factors, factors.len(), weight.device())?)
 }
 
 #[cfg(test)]
 mod tests {
+    use mlx_quant_engine::cpu;
+
     use super::*;
 
     #[test]
@@ -197,18 +193,17 @@ mod tests {
     #[test]
     fn a_loud_feature_gets_a_large_factor() {
         let columns = 64;
-        let mut gram = Gram { size: columns, tokens: 1, values: vec![0.0; columns * columns] };
-        for at in 0..columns {
-            gram.values[at * columns + at] = if at == 5 { 1e4 } else { 1.0 };
-        }
+        let squares: Vec<f32> = (0..columns).map(|at| if at == 5 { 1e4 } else { 1.0 }).collect();
+        let gram = Gram::of_squares(&squares, &cpu()).unwrap();
         let values: Vec<f32> =
             (0..16 * columns).map(|at| ((at * 7919) % 1000) as f32 / 1000.0 - 0.5).collect();
+        let values = Tensor::from_vec(values, (16, columns), &cpu()).unwrap();
         let scheme = Scheme::affine(3, 64).unwrap();
         let reader = Reader { values: &values, scheme, float: FloatType::Bf16 };
-        let factors = choose(&gram, &[reader], 20, false, None).unwrap();
+        let factors = choose(&gram, &[reader], 20, false, None).unwrap().unwrap();
         assert!(factors[5] > factors[6] && factors[6] == factors[7], "{factors:?}");
         let tie = |at: usize| at / 2;
-        let factors = choose(&gram, &[reader], 20, false, Some(&tie)).unwrap();
+        let factors = choose(&gram, &[reader], 20, false, Some(&tie)).unwrap().unwrap();
         assert!(factors[4] == factors[5] && factors[5] > factors[6], "{factors:?}");
     }
 }

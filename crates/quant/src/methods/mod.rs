@@ -6,17 +6,13 @@
 //! scales and biases. [`Method::Dwq`] trains scales and biases of the whole model.
 
 pub(crate) mod awq;
-mod grid;
-mod hessian;
-mod rounding;
-mod task;
 
 use std::fmt;
 use std::str::FromStr;
 
-pub use self::hessian::{Factor, Gram, GramSum};
-pub(crate) use self::rounding::ROWS;
-pub use self::rounding::{How, Rounded, round};
+pub(crate) use mlx_quant_engine::rounding::ROWS;
+pub use mlx_quant_engine::rounding::{How, Rounded, round};
+pub use mlx_quant_engine::{Factor, Gram, GramSum};
 
 /// One method.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

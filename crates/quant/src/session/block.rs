@@ -13,7 +13,7 @@ use super::{ExpertTokens, Session};
 use crate::Error;
 use crate::carry::{plain, write_rounded};
 use crate::methods::awq;
-use crate::methods::{Factor, Gram, How, Method, Rounded, round};
+use crate::methods::{Factor, Gram, How, Method, Rounded};
 use crate::plan::Job;
 use crate::walks::calibrate::Visitor;
 
@@ -157,9 +157,9 @@ impl<'b> BlockWork<'b> {
         factors: Option<&[f32]>,
     ) -> Result<Vec<Tensor>, Error> {
         let session = self.session;
-        let scaled = factors.map(|factors| gram.scaled(factors));
+        let scaled = factors.map(|factors| gram.scaled(factors)).transpose().map_err(WeightsError::from)?;
         let own = scaled.as_ref().unwrap_or(gram);
-        let diagonal = own.diagonal();
+        let diagonal = own.diagonal().map_err(WeightsError::from)?;
         let few = site.expert.is_some() && (gram.tokens as f64) < FEW_TOKENS * gram.size as f64;
         let stored: Vec<Stored> = site.readers.iter().map(|reader| self.stored(reader)).collect();
         let sizes: BTreeSet<usize> = stored
@@ -173,7 +173,8 @@ impl<'b> BlockWork<'b> {
         let second_order = matches!(session.recipe.rounding(), Method::Gptq | Method::Refine);
         let compensate = second_order && !few && !sizes.is_empty();
         let factor = || Factor::new(own, self.order(&diagonal, &sizes), method.damping);
-        let factor = if compensate { session.pool.install(factor) } else { None };
+        let factor =
+            if compensate { session.pool.install(factor).map_err(WeightsError::from)? } else { None };
         if let Some(expert) = site.expert {
             let fell_back = second_order && factor.is_none();
             for reader in &site.readers {
@@ -215,7 +216,10 @@ impl<'b> BlockWork<'b> {
                 let name = format!("{}.weight", reader.path);
                 let elements = passed[passed.len() - 1].elem_count();
                 let start = site.expert.unwrap_or(0) * elements;
-                awq::times(&mut self.edit(&name)?[start..start + elements], factors);
+                let own = &mut self.edit(&name)?[start..start + elements];
+                for row in own.chunks_exact_mut(factors.len().max(1)) {
+                    row.iter_mut().zip(factors).for_each(|(value, factor)| *value *= factor);
+                }
             }
         }
         Ok(passed)
@@ -232,9 +236,12 @@ impl<'b> BlockWork<'b> {
         for ((weight, stored), (_, passed)) in weights.iter().zip(stored).zip(done) {
             let plain = self.session.pool.install(|| round_one(weight, *stored, None, How::Plain))?.1;
             let lost = |other: &Tensor| -> Result<f64, WeightsError> {
-                let changes = (other - weight)?.to_vec()?;
-                let rows = changes.par_chunks(gram.size.max(1) * 128);
-                Ok(self.session.pool.install(|| rows.map(|rows| gram.loss(rows)).sum()))
+                let changes = (other - weight)?;
+                let rows = changes.dim(0)?;
+                let parts: Vec<usize> = (0..rows).step_by(128).collect();
+                let part = |start: &usize| gram.loss(&changes.narrow(0, *start, 128.min(rows - start))?);
+                let parts = self.session.pool.install(|| parts.par_iter().map(part).collect::<Vec<_>>());
+                Ok(parts.into_iter().sum::<mlx_quant_engine::Result<f64>>()?)
             };
             let (own, usual) = (lost(passed)?, lost(&plain)?);
             self.losses = (self.losses.0 + own, self.losses.1 + usual);
@@ -256,8 +263,7 @@ impl<'b> BlockWork<'b> {
                 squares = self.squares.get(path).cloned().unwrap_or(squares);
                 factors = self.norms.get(path).cloned().flatten();
             }
-            let mut gram = Gram { size, tokens: 0, values: vec![0.0; size * size] };
-            squares.iter().enumerate().for_each(|(at, square)| gram.values[at * size + at] = *square);
+            let gram = Gram::of_squares(&squares, weight.device()).map_err(WeightsError::from)?;
             self.round_readers(site, &gram, factors.as_deref())?;
         }
         Ok(())
@@ -386,12 +392,8 @@ fn as_written(
 ) -> Result<(), WeightsError> {
     let Some(tensor) = parameters.get(name) else { return Ok(()) };
     let from = FloatType::from_dtype(view.dtype).unwrap_or(float);
-    let mut values = tensor.to_vec()?;
     // One is added in the dtype of the source.
-    for value in &mut values {
-        *value = float.round(if view.add_one { from.round(*value) } else { *value });
-    }
-    let tensor = Tensor::from_vec(values, tensor.dims(), tensor.device())?;
+    let tensor = if view.add_one { tensor.rounded(from)?.rounded(float)? } else { tensor.rounded(float)? };
     parameters.insert(name.to_owned(), tensor);
     Ok(())
 }
@@ -404,27 +406,20 @@ fn round_one(
     how: How<'_>,
 ) -> Result<(Option<Codes>, Tensor), WeightsError> {
     let (rows, columns) = weight.dims2()?;
-    let scaled = || -> Result<Vec<f32>, WeightsError> {
-        let mut values = weight.to_vec()?;
-        if let Some(factors) = factors {
-            awq::times(&mut values, factors);
-        }
-        Ok(values)
-    };
-    let (codes, mut values) = match stored {
+    let scaled = || factors.map_or_else(|| Ok(weight.clone()), |factors| awq::times(weight, factors));
+    let (codes, decoded) = match stored {
         Stored::Plain(_) | Stored::Fixed => return Ok((None, weight.clone())),
         Stored::Affine(scheme, float) => {
-            let rounded = round(&scaled()?, columns, scheme, float, how);
-            let values = rounded.decoded();
-            (Codes::Affine(rounded), values)
+            let (rounded, decoded) = weight.device().round(&scaled()?, scheme, float, how)?;
+            (Codes::Affine(rounded), decoded)
         }
         Stored::Float(scheme, float) => {
-            let (packed, values) = plain(&scaled()?, columns, scheme, float);
-            (Codes::Float(packed), values)
+            let (packed, values) = plain(&scaled()?.to_vec()?, columns, scheme, float);
+            (Codes::Float(packed), Tensor::from_vec(values, (rows, columns), weight.device())?)
         }
     };
-    if let Some(factors) = factors {
-        awq::over(&mut values, factors);
+    match factors {
+        None => Ok((Some(codes), decoded)),
+        Some(factors) => Ok((Some(codes), awq::over(&decoded, factors)?)),
     }
-    Ok((Some(codes), Tensor::from_vec(values, (rows, columns), weight.device())?))
 }

@@ -1,5 +1,6 @@
 //! Who chooses the factors of a fold, and who hears how a run went.
 
+use mlx_quant_engine::Result;
 use mlx_quant_model::State;
 
 use crate::methods::awq::{self, Reader, Ties};
@@ -24,18 +25,21 @@ pub(super) trait ChooseFactors: Sync {
     }
 
     /// Powers of two, one a feature; `None` where the site stays as it is.
-    fn choose(&self, candidate: &Candidate<'_>) -> Option<Vec<f32>>;
+    fn choose(&self, candidate: &Candidate<'_>) -> Result<Option<Vec<f32>>>;
 }
 
 /// The factors of least loss on a grid, where they help.
 pub(super) struct Searched;
 
 impl ChooseFactors for Searched {
-    fn choose(&self, candidate: &Candidate<'_>) -> Option<Vec<f32>> {
+    fn choose(&self, candidate: &Candidate<'_>) -> Result<Option<Vec<f32>>> {
         let Candidate { gram, readers, ties, rounding, settings } = *candidate;
-        let factors = awq::choose(gram, readers, settings.n_grid, rounding != Method::Rtn, ties)?;
-        let helps = rounding != Method::Gptq || awq::helps_gptq(gram, readers, &factors, settings);
-        helps.then_some(factors)
+        let search = rounding != Method::Rtn;
+        let Some(factors) = awq::choose(gram, readers, settings.n_grid, search, ties)? else {
+            return Ok(None);
+        };
+        let helps = rounding != Method::Gptq || awq::helps_gptq(gram, readers, &factors, settings)?;
+        Ok(helps.then_some(factors))
     }
 }
 

@@ -11,7 +11,7 @@ use super::block::{BlockWork, Codes, Stored};
 use super::choose::Candidate;
 use crate::Error;
 use crate::methods::awq::{self, Reader};
-use crate::methods::{Gram, How, Method, round};
+use crate::methods::{Gram, How, Method};
 
 /// Where a branch of the block stands.
 type Place = (usize, usize);
@@ -27,7 +27,7 @@ impl BlockWork<'_> {
         let site = &self.sites[index];
         if let Producer::Norm(Norm { path: Some(path), .. }) = site.producer {
             if !self.norms.contains_key(path) {
-                self.squares.insert(path.clone(), gram.diagonal());
+                self.squares.insert(path.clone(), gram.diagonal().map_err(WeightsError::from)?);
                 let factors =
                     if self.session.recipe.folds() { self.choose(index, gram, sample)? } else { None };
                 self.norms.insert(path.clone(), factors);
@@ -63,7 +63,7 @@ impl BlockWork<'_> {
             return Ok(None);
         }
         self.folded.1 += 1;
-        let sample_of = |reader: &&Linear| -> Result<Vec<f32>, Error> {
+        let sample_of = |reader: &&Linear| -> Result<Tensor, Error> {
             Ok(awq::sample(&self.weight(reader, expert)?).map_err(WeightsError::from)?)
         };
         let samples = readers.iter().map(sample_of).collect::<Result<Vec<_>, Error>>()?;
@@ -84,7 +84,8 @@ impl BlockWork<'_> {
         let (rounding, settings) = (self.session.recipe.rounding(), &self.session.settings.method);
         let candidate = Candidate { gram, readers: &judged, ties, rounding, settings };
         let choose = self.session.hooks.choose;
-        let Some(mut factors) = self.session.pool.install(|| choose.choose(&candidate)) else {
+        let chosen = self.session.pool.install(|| choose.choose(&candidate)).map_err(WeightsError::from)?;
+        let Some(mut factors) = chosen else {
             return Ok(None);
         };
         if let Producer::Norm(norm) = site.producer {
@@ -217,7 +218,7 @@ impl BlockWork<'_> {
     /// The block's weights with the readers of a norm rounded to nearest after scaling by `factors`.
     fn trial(&self, norm: &Norm, gram: &Gram, factors: &[f32]) -> Result<Parameters, Error> {
         let mut parameters = self.parameters.clone();
-        let diagonal = gram.diagonal();
+        let diagonal = gram.diagonal().map_err(WeightsError::from)?;
         let weights: Vec<f32> =
             diagonal.iter().zip(factors).map(|(square, factor)| square / (factor * factor)).collect();
         let same = |site: &&Site<'_>| matches!(site.producer, Producer::Norm(own) if own.path == norm.path);
@@ -227,16 +228,16 @@ impl BlockWork<'_> {
                 let Stored::Affine(scheme, float) = self.stored(reader) else { continue };
                 let name = format!("{}.weight", reader.path);
                 let weight = self.parameters.tensor(&name).map_err(WeightsError::from)?;
-                let mut values = weight.to_vec().map_err(WeightsError::from)?;
-                awq::times(&mut values, factors);
                 let how = match self.session.recipe.rounding() {
                     Method::Rtn => How::Plain,
                     _ => How::Nearest { weights: &weights },
                 };
-                let mut values =
-                    self.session.pool.install(|| round(&values, gram.size, scheme, float, how).decoded());
-                awq::over(&mut values, factors);
-                let tensor = Tensor::from_vec(values, weight.dims(), weight.device());
+                let round = || -> mlx_quant_engine::Result<Tensor> {
+                    let scaled = awq::times(&weight.reshape((REST, gram.size))?, factors)?;
+                    let (_, decoded) = weight.device().round(&scaled, scheme, float, how)?;
+                    awq::over(&decoded, factors)?.reshape(weight.dims())
+                };
+                let tensor = self.session.pool.install(round);
                 parameters.insert(name, tensor.map_err(WeightsError::from)?);
             }
         }

@@ -9,10 +9,11 @@ use super::Session;
 use crate::Error;
 use crate::carry::write_rounded;
 use crate::data::Windows;
-use crate::methods::{Factor, Gram, GramSum, How, Method, round};
+use crate::methods::{Factor, Gram, GramSum, How, Method};
 use crate::observer::Quiet;
 use crate::plan::Job;
 use crate::reduce::InOrder;
+use crate::walks;
 use crate::walks::calibrate::{States, Statistics};
 
 /// Rows at a time.
@@ -33,17 +34,17 @@ pub(super) struct Head {
 }
 
 impl Head {
-    fn new(session: &Session<'_>, gram: &Gram, even: f32) -> Self {
+    fn new(session: &Session<'_>, gram: &Gram, even: f32) -> Result<Self, WeightsError> {
         let gptq = matches!(session.recipe.rounding(), Method::Gptq | Method::Refine);
         let damping = session.settings.method.damping + even;
-        let factor =
-            gptq.then(|| session.pool.install(|| Factor::new(gram, (0..gram.size).collect(), damping)));
-        let mut diagonal = gram.diagonal();
+        let factor = || session.pool.install(|| Factor::new(gram, (0..gram.size).collect(), damping));
+        let factor = if gptq { factor()? } else { None };
+        let mut diagonal = gram.diagonal()?;
         let mean = diagonal.iter().sum::<f32>() / diagonal.len().max(1) as f32;
         for value in &mut diagonal {
             *value += even * mean;
         }
-        Self { diagonal, factor: factor.flatten() }
+        Ok(Self { diagonal, factor })
     }
 
     pub(super) fn how(&self, session: &Session<'_>) -> How<'_> {
@@ -89,7 +90,7 @@ impl Session<'_> {
                     None => make()?,
                     Some(statistics) => statistics.or_make(blocks, view.columns(), make)?,
                 };
-                let head = Head::new(self, &gram, 0.0);
+                let head = Head::new(self, &gram, 0.0)?;
                 self.round_head(item, head.how(self), (*scheme, *float), writer)?;
                 writer.record([first])?;
                 Ok(())
@@ -114,13 +115,14 @@ impl Session<'_> {
         let mut sum = InOrder::default();
         for (window, hidden) in hidden.enumerate() {
             let hidden = hidden?;
-            let add = |sum: &mut GramSum| sum.add(&hidden);
-            self.pool
-                .install(|| sum.window(window, || GramSum::new(size), add))
-                .map_err(WeightsError::from)?;
+            self.pool.install(|| walks::calibrate::add_gram(&mut sum, window, &hidden))?;
         }
-        let sum = self.pool.install(|| sum.finish()).unwrap_or_else(|| GramSum::new(size));
-        Ok(self.pool.install(|| sum.finish()))
+        let sum = self.pool.install(|| sum.finish()).transpose().map_err(WeightsError::from)?;
+        let sum = match sum {
+            Some(sum) => sum.0,
+            None => GramSum::new(size, &self.walk.device).map_err(WeightsError::from)?,
+        };
+        Ok(self.pool.install(|| sum.finish()).map_err(WeightsError::from)?)
     }
 
     /// Rounds a table that is embedding and head at once. Gives what it was rounded with.
@@ -138,7 +140,7 @@ impl Session<'_> {
                 statistics.or_make(blocks + 1, size, || self.pilot(windows))?
             }
         };
-        let table = Head::new(self, &gram, EVEN);
+        let table = Head::new(self, &gram, EVEN)?;
         if let Job::Quantize { scheme, float, .. } = &self.plan.items[item].job {
             self.round_head(item, table.how(self), (*scheme, *float), writer)?;
         }
@@ -163,7 +165,6 @@ impl Session<'_> {
         writer: &Writer,
     ) -> Result<(), Error> {
         let item = &self.plan.items[item];
-        let size = item.views().next().map_or(0, mlx_quant_model::View::columns);
         let rows = item.views().next().map_or(0, mlx_quant_model::View::rows);
         for start in (0..rows).step_by(TILE) {
             if self.observer.cancelled() {
@@ -173,8 +174,8 @@ impl Session<'_> {
             let tile =
                 self.pool.install(|| self.walk.weights.load_tile(&item.name, range, &self.walk.device))?;
             let weight = tile.tensor(&format!("{}.weight", item.name)).map_err(WeightsError::from)?;
-            let values = weight.to_vec().map_err(WeightsError::from)?;
-            let rounded = self.pool.install(|| round(&values, size, scheme, float, how));
+            let rounded = self.pool.install(|| weight.device().round(weight, scheme, float, how));
+            let (rounded, _) = rounded.map_err(WeightsError::from)?;
             write_rounded(writer, item.first_output, start, float, &rounded)?;
             self.walk.weights.release();
         }

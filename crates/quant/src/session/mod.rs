@@ -23,6 +23,7 @@ use std::time::Instant;
 
 use mlx_format::checkpoint::Writer;
 use mlx_format::{FloatType, Mode};
+use mlx_quant_engine::Tensor;
 use mlx_quant_model::{Forward, WeightsError};
 
 use self::block::BlockWork;
@@ -40,7 +41,7 @@ use crate::data::Windows;
 use crate::device::Device;
 use crate::dwq::DwqSettings;
 use crate::evaluate::{EvaluationSettings, evaluate};
-use crate::methods::{How, Method, MethodSettings, Recipe, round};
+use crate::methods::{How, Method, MethodSettings, Recipe};
 use crate::observer::{Event, Observer, Quiet};
 use crate::plan::{Job, Plan, TensorId};
 use crate::walks::Walk;
@@ -482,22 +483,20 @@ impl Session<'_> {
             let Job::Quantize { view, float, scheme } = &self.plan.items[item].job else { continue };
             let (ids, columns): (Vec<u32>, usize) = (ids.into_iter().collect(), view.columns());
             let rows = self.pool.install(|| self.walk.weights.rows(&path, &ids, &self.walk.device))?;
-            let mut values = rows.to_vec().map_err(WeightsError::from)?;
             let table = table.filter(|_| path == self.walk.decoder.embedding.path);
-            let decoded = self.pool.install(|| match table {
-                Some(table) => round(&values, columns, *scheme, *float, table.how(self)).decoded(),
-                None if scheme.mode() != Mode::Affine || self.recipe.rounding() == Method::Rtn => {
-                    plain(&values, columns, *scheme, *float).1
-                }
-                None => {
-                    // As they are carried: in the output's dtype.
-                    for value in &mut values {
-                        *value = float.round(*value);
+            let decode = || -> mlx_quant_engine::Result<Vec<f32>> {
+                let round =
+                    |rows: &Tensor, how| Ok(rows.device().round(rows, *scheme, *float, how)?.1.to_vec()?);
+                match table {
+                    Some(table) => round(&rows, table.how(self)),
+                    None if scheme.mode() != Mode::Affine || self.recipe.rounding() == Method::Rtn => {
+                        Ok(plain(&rows.to_vec()?, columns, *scheme, *float).1)
                     }
-                    let how = How::Blind { weights: &vec![1.0; columns] };
-                    round(&values, columns, *scheme, *float, how).decoded()
+                    // As they are carried: in the output's dtype.
+                    None => round(&rows.rounded(*float)?, How::Blind { weights: &vec![1.0; columns] }),
                 }
-            });
+            };
+            let decoded = self.pool.install(decode).map_err(WeightsError::from)?;
             self.walk.weights.replace_rows(&path, ids, decoded);
         }
         Ok(())

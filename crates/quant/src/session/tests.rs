@@ -26,10 +26,10 @@ impl ChooseFactors for Drawn {
         true
     }
 
-    fn choose(&self, candidate: &Candidate<'_>) -> Option<Vec<f32>> {
+    fn choose(&self, candidate: &Candidate<'_>) -> mlx_quant_engine::Result<Option<Vec<f32>>> {
         let tie = |at: usize| candidate.ties.map_or(at, |tie| tie(at));
         let factor = |at: usize| [0.25, 1.0, 4.0, 0.5, 2.0][(tie(at) * 2_654_435_761) / 7 % 5];
-        Some((0..candidate.gram.size).map(factor).collect())
+        Ok(Some((0..candidate.gram.size).map(factor).collect()))
     }
 }
 

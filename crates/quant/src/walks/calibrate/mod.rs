@@ -16,7 +16,7 @@ pub(crate) use self::states::States;
 pub(crate) use self::statistics::{Collector, Statistics};
 use crate::Error;
 use crate::methods::{Gram, GramSum};
-use crate::reduce::InOrder;
+use crate::reduce::{InOrder, Sum};
 
 /// What is done at the sites of a block.
 pub(crate) trait Visitor {
@@ -105,10 +105,37 @@ pub(crate) struct Passage<'p> {
     pub(crate) pool: &'p rayon::ThreadPool,
 }
 
+/// A Gram matrix in the making that can be added to another.
+pub(crate) struct OfChunk(pub(crate) GramSum);
+
+/// Gram matrices of chunks on their way through the tree.
+pub(crate) type GramTree = InOrder<mlx_quant_engine::Result<OfChunk>>;
+
+impl Sum for mlx_quant_engine::Result<OfChunk> {
+    fn add(&mut self, right: Self) {
+        if let Ok(own) = self
+            && let Err(error) = right.and_then(|right| own.0.merge(&right.0))
+        {
+            *self = Err(error);
+        }
+    }
+}
+
+/// Adds the inputs `[.., size]` of a window.
+pub(crate) fn add_gram(tree: &mut GramTree, window: usize, input: &Tensor) -> Result<(), WeightsError> {
+    let size = input.dims().last().copied().unwrap_or(1);
+    let fresh = || GramSum::new(size, input.device()).map(OfChunk);
+    tree.window(window, fresh, |sum| match sum {
+        Ok(sum) => sum.0.add(input),
+        Err(error) => Err(error.clone()),
+    })?;
+    Ok(())
+}
+
 /// What came by at a site.
 #[derive(Default)]
 struct Gathered {
-    sum: InOrder<GramSum>,
+    sum: GramTree,
     sample: Vec<Tensor>,
 }
 
@@ -140,8 +167,9 @@ impl<'p> Passage<'p> {
                 }
             }
             let Gathered { sum, sample } = gathered;
-            if let Some(sum) = self.pool.install(|| sum.finish()) {
-                let gram = self.pool.install(|| sum.finish());
+            if let Some(sum) = sum.finish() {
+                let gram = self.pool.install(|| sum.and_then(|sum| sum.0.finish()));
+                let gram = gram.map_err(WeightsError::from)?;
                 answers[site] = Some(visitor.visit(site, gram, &sample)?);
                 beyond = site + 1;
             }
@@ -186,11 +214,7 @@ impl<'p> Passage<'p> {
     ) -> Result<(), Error> {
         for (at, traveller) in travellers.iter().enumerate() {
             let Some(input) = traveller.input(site) else { continue };
-            let size = input.dims().last().copied().unwrap_or(1);
-            let add = |sum: &mut GramSum| sum.add(input);
-            self.pool
-                .install(|| gathered.sum.window(from + at, || GramSum::new(size), add))
-                .map_err(WeightsError::from)?;
+            self.pool.install(|| add_gram(&mut gathered.sum, from + at, input))?;
         }
         let shown = travellers.iter().take(SAMPLE.saturating_sub(from));
         gathered.sample.extend(shown.filter_map(|traveller| traveller.input(site)).cloned());

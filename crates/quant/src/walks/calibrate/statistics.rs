@@ -39,6 +39,7 @@ struct Key {
 #[derive(Debug)]
 pub(crate) struct Statistics {
     directory: PathBuf,
+    device: mlx_quant_engine::Device,
 }
 
 impl Statistics {
@@ -65,7 +66,7 @@ impl Statistics {
             };
             return Err(refused(directory, format!("the statistics in it are of {what}")));
         }
-        Ok(Self { directory: directory.to_owned() })
+        Ok(Self { directory: directory.to_owned(), device: Device::default().engine() })
     }
 
     fn path(&self, block: usize, site: usize) -> PathBuf {
@@ -87,8 +88,9 @@ impl Statistics {
     fn store(&self, block: usize, site: usize, gram: &Gram) -> Result<(), Error> {
         let path = self.path(block, site);
         let tokens = vec![i64::try_from(gram.tokens).unwrap_or(i64::MAX)];
+        let values = gram.values.to_vec().map_err(WeightsError::from)?;
         let arrays = Arrays::from([
-            ("gram".to_owned(), Array::new([gram.size, gram.size], &gram.values[..])),
+            ("gram".to_owned(), Array::new([gram.size, gram.size], values)),
             ("tokens".to_owned(), Array::flat(tokens)),
         ]);
         kept::store(&path, &arrays).map_err(|error| Error::state(&path, &error))
@@ -144,6 +146,8 @@ impl Statistics {
             && values.iter().step_by(size + 1).all(|square| *square >= 0.0);
         match tokens[..] {
             [tokens] if tokens >= 0 && sound => {
+                let values = Tensor::from_vec(values, (size, size), &self.device);
+                let values = values.map_err(WeightsError::from)?;
                 Ok(Some(Gram { size, tokens: tokens.unsigned_abs(), values }))
             }
             _ => Err(none()),

@@ -9,14 +9,18 @@
 //! coordinate descent over groups (scale and bias by least squares) and codes follow, every step of which lowers
 //! the error under the full Hessian.
 
+mod grid;
+mod task;
+
 use mlx_format::{FloatType, Scheme};
 use rayon::prelude::*;
 
-use super::hessian::Factor;
-use super::task::Task;
+use self::task::Task;
+use crate::error::Result;
+use crate::gram::Factor;
 
 /// Rows of a task.
-pub(crate) const ROWS: usize = 64;
+pub const ROWS: usize = 64;
 
 /// A weight in stored numbers.
 #[derive(Clone, Debug, PartialEq)]
@@ -69,6 +73,54 @@ pub enum How<'h> {
     },
 }
 
+/// A [`Factor`] in this process's memory.
+#[derive(Clone, Copy)]
+struct Held<'h> {
+    order: &'h [usize],
+    upper: &'h [f32],
+    hessian: &'h [f32],
+}
+
+impl Held<'_> {
+    /// What an error of one unit in each column costs if later columns make up for it as well as they can:
+    /// `1 / U_jj^2` (Frantar and Alistarh 2022, arXiv 2208.11580, equation 3).
+    fn weights(&self) -> Vec<f32> {
+        let size = self.order.len();
+        (0..size).map(|at| self.upper[at * size + at]).map(|diagonal| 1.0 / (diagonal * diagonal)).collect()
+    }
+}
+
+/// [`How`], with everything at hand.
+#[derive(Clone, Copy)]
+enum Way<'h> {
+    Plain,
+    Blind { weights: &'h [f32] },
+    Nearest { weights: &'h [f32] },
+    Refined { factor: Held<'h>, block_size: usize, sweeps: usize },
+    Compensated { factor: Held<'h>, block_size: usize, sweeps: usize },
+}
+
+impl<'h> How<'h> {
+    /// # Errors
+    /// A factor of another engine's.
+    fn at_hand(self) -> Result<Way<'h>> {
+        let held = |factor: &'h Factor| {
+            Ok(Held { order: &factor.order, upper: factor.upper.host()?, hessian: factor.hessian.host()? })
+        };
+        Ok(match self {
+            Self::Plain => Way::Plain,
+            Self::Blind { weights } => Way::Blind { weights },
+            Self::Nearest { weights } => Way::Nearest { weights },
+            Self::Refined { factor, block_size, sweeps } => {
+                Way::Refined { factor: held(factor)?, block_size, sweeps }
+            }
+            Self::Compensated { factor, block_size, sweeps } => {
+                Way::Compensated { factor: held(factor)?, block_size, sweeps }
+            }
+        })
+    }
+}
+
 impl Rounded {
     /// The weight that these numbers stand for, `[rows, columns]`, as the stored file decodes in float32.
     pub fn decoded(&self) -> Vec<f32> {
@@ -91,7 +143,7 @@ impl Rounded {
     }
 
     /// Multiplies rows by powers of two: exact, codes stay.
-    pub(crate) fn scale_rows(&mut self, first: usize, factors: &[f32]) {
+    pub fn scale_rows(&mut self, first: usize, factors: &[f32]) {
         let groups = self.columns / self.scheme.group_size();
         for numbers in [&mut self.scales, &mut self.biases] {
             for (row, factor) in numbers[first * groups..].chunks_exact_mut(groups).zip(factors) {
@@ -103,11 +155,21 @@ impl Rounded {
     }
 }
 
-/// Rounds a weight `[rows, columns]`, on the current rayon pool; the same result for any number of threads.
+/// Rounds a weight `[rows, columns]` on the processor, on the current rayon pool; the same result for any number of threads.
+///
+/// # Errors
+/// A factor that is not in this process's memory.
 ///
 /// # Panics
 /// If the scheme is not affine or the lengths do not fit together.
-pub fn round(values: &[f32], columns: usize, scheme: Scheme, float: FloatType, how: How<'_>) -> Rounded {
+pub fn round(
+    values: &[f32],
+    columns: usize,
+    scheme: Scheme,
+    float: FloatType,
+    how: How<'_>,
+) -> Result<Rounded> {
+    let way = how.at_hand()?;
     assert!(scheme.has_biases() && scheme.divides(columns), "{columns} columns at {scheme}");
     let groups = columns / scheme.group_size();
     let rows = values.len() / columns;
@@ -123,21 +185,20 @@ pub fn round(values: &[f32], columns: usize, scheme: Scheme, float: FloatType, h
     let biases = rounded.biases.par_chunks_mut(ROWS * groups);
     values.par_chunks(ROWS * columns).zip(codes).zip(scales.zip(biases)).for_each(
         |((values, codes), (scales, biases))| {
-            let mut task = Task::new(values, columns, scheme, float, how);
-            task.run(how);
-            task.give(how, codes, scales, biases);
+            let mut task = Task::new(values, columns, scheme, float, way);
+            task.run(way);
+            task.give(way, codes, scales, biases);
         },
     );
-    rounded
+    Ok(rounded)
 }
 
 #[cfg(test)]
 #[allow(clippy::print_stdout, reason = "a test shows its figures")]
 mod tests {
-    use mlx_quant_engine::Tensor;
-
-    use super::super::hessian::{Gram, GramSum};
     use super::*;
+    use crate::gram::{Gram, GramSum};
+    use crate::{Tensor, cpu};
 
     fn numbers(count: usize, seed: u32) -> Vec<f32> {
         let mut state = seed;
@@ -159,9 +220,9 @@ mod tests {
                 x.push((token[at] + 2.0 * shared) * if at % 37 == 5 { 6.0 } else { 1.0 });
             }
         }
-        let mut sum = GramSum::new(size);
-        sum.add(&Tensor::from_vec(x, (1, tokens, size), &mlx_quant_engine::cpu()).unwrap()).unwrap();
-        sum.finish()
+        let mut sum = GramSum::new(size, &cpu()).unwrap();
+        sum.add(&Tensor::from_vec(x, (1, tokens, size), &cpu()).unwrap()).unwrap();
+        sum.finish().unwrap()
     }
 
     fn plain(values: &[f32], columns: usize, scheme: Scheme, float: FloatType) -> Vec<f32> {
@@ -189,8 +250,9 @@ mod tests {
         out
     }
 
-    fn difference(a: &[f32], b: &[f32]) -> Vec<f32> {
-        a.iter().zip(b).map(|(a, b)| a - b).collect()
+    fn difference(a: &[f32], b: &[f32], columns: usize) -> Tensor {
+        let values: Vec<f32> = a.iter().zip(b).map(|(a, b)| a - b).collect();
+        Tensor::from_vec(values, (a.len() / columns, columns), &cpu()).unwrap()
     }
 
     /// Every step lowers the error, at every width, group size and dtype of the format.
@@ -199,14 +261,14 @@ mod tests {
         let (rows, columns) = (70, 256);
         let values = numbers(rows * columns, 1);
         let gram = gram(columns, 700);
-        let factor = Factor::new(&gram, (0..columns).collect(), 0.01).unwrap();
-        let weights = gram.diagonal();
+        let factor = Factor::new(&gram, (0..columns).collect(), 0.01).unwrap().unwrap();
+        let weights = gram.diagonal().unwrap();
         for bits in [2, 3, 4, 5, 6, 8] {
             for group in [32, 64, 128] {
                 for float in [FloatType::F32, FloatType::F16, FloatType::Bf16] {
                     let scheme = Scheme::affine(bits, group).unwrap();
-                    let loss = |decoded: &[f32]| gram.loss(&difference(&values, decoded));
-                    let by = |how| loss(&round(&values, columns, scheme, float, how).decoded());
+                    let loss = |decoded: &[f32]| gram.loss(&difference(&values, decoded, columns)).unwrap();
+                    let by = |how| loss(&round(&values, columns, scheme, float, how).unwrap().decoded());
                     let compensated = |sweeps| How::Compensated { factor: &factor, block_size: 128, sweeps };
                     let losses = [
                         loss(&plain(&values, columns, scheme, float)),
@@ -228,26 +290,29 @@ mod tests {
         let values = numbers(rows * columns, 1);
         let gram = gram(columns, 700);
         let scheme = Scheme::affine(3, 64).unwrap();
-        let forward = Factor::new(&gram, (0..columns).collect(), 0.01).unwrap();
+        let forward = Factor::new(&gram, (0..columns).collect(), 0.01).unwrap().unwrap();
         let groups = [2usize, 0, 3, 1];
         let order: Vec<usize> =
             groups.iter().flat_map(|group| (0..64).rev().map(move |at| group * 64 + at)).collect();
-        let turned = Factor::new(&gram, order, 0.01).unwrap();
+        let turned = Factor::new(&gram, order, 0.01).unwrap().unwrap();
         let by = |factor, block_size, threads| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             let how = How::Compensated { factor, block_size, sweeps: 1 };
-            pool.install(|| round(&values, columns, scheme, FloatType::Bf16, how))
+            pool.install(|| round(&values, columns, scheme, FloatType::Bf16, how).unwrap())
         };
         let first = by(&forward, 128, 1);
         assert_eq!(first, by(&forward, 128, 3), "threads decide nothing");
-        let loss = |rounded: &Rounded| gram.loss(&difference(&values, &rounded.decoded()));
-        let plain = loss(&round(
-            &values,
-            columns,
-            scheme,
-            FloatType::Bf16,
-            How::Nearest { weights: &gram.diagonal() },
-        ));
+        let loss = |rounded: &Rounded| gram.loss(&difference(&values, &rounded.decoded(), columns)).unwrap();
+        let plain = loss(
+            &round(
+                &values,
+                columns,
+                scheme,
+                FloatType::Bf16,
+                How::Nearest { weights: &gram.diagonal().unwrap() },
+            )
+            .unwrap(),
+        );
         for rounded in [by(&forward, 100, 1), by(&forward, 4096, 1), by(&turned, 128, 1)] {
             assert!((loss(&rounded) / loss(&first) - 1.0).abs() < 0.03 && loss(&rounded) < plain);
         }
@@ -261,7 +326,8 @@ mod tests {
         values[2 * columns..].fill(-3.0);
         let scheme = Scheme::affine(4, 64).unwrap();
         for float in [FloatType::F16, FloatType::Bf16] {
-            let rounded = round(&values, columns, scheme, float, How::Nearest { weights: &[1.0; 64] });
+            let rounded =
+                round(&values, columns, scheme, float, How::Nearest { weights: &[1.0; 64] }).unwrap();
             assert_eq!(rounded.decoded(), values, "{float:?}");
         }
     }

@@ -9,11 +9,6 @@
 //! Sixteen rows are searched side by side, one in each lane, so that no sum crosses lanes and the same bits come out on
 //! every instruction set.
 
-#![allow(
-    clippy::inline_always,
-    reason = "a loop gets the instruction set of its caller only where it is inlined"
-)]
-
 use mlx_format::FloatType;
 
 /// Rows searched side by side.

@@ -2,19 +2,13 @@
 //!
 //! They lie transposed, a column's values side by side, so that every step is the same arithmetic in every lane.
 
-#![allow(
-    clippy::inline_always,
-    reason = "a loop gets the instruction set of its caller only where it is inlined"
-)]
-
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
 use mlx_format::{FloatType, Scheme};
-use mlx_quant_engine::exp::vectorised;
 
 use super::grid::{Grid, LANES, Lanes, code, search_in, stored};
-use super::hessian::Factor;
-use super::rounding::{How, ROWS};
+use super::{Held, ROWS, Way};
+use crate::cpu::exp::vectorised;
 
 /// Largest group size of the format.
 const MAX_GROUP: usize = 128;
@@ -41,15 +35,15 @@ impl Task {
         columns: usize,
         scheme: Scheme,
         float: FloatType,
-        how: How<'_>,
+        how: Way<'_>,
     ) -> Self {
         let mut transposed = vec![[0f32; ROWS]; columns];
         for (lane, row) in values.chunks_exact(columns).enumerate() {
             match how {
-                How::Plain | How::Blind { .. } | How::Nearest { .. } => {
+                Way::Plain | Way::Blind { .. } | Way::Nearest { .. } => {
                     transposed.iter_mut().zip(row).for_each(|(column, value)| column[lane] = *value);
                 }
-                How::Refined { factor, .. } | How::Compensated { factor, .. } => {
+                Way::Refined { factor, .. } | Way::Compensated { factor, .. } => {
                     let order = factor.order.iter();
                     transposed.iter_mut().zip(order).for_each(|(column, &from)| column[lane] = row[from]);
                 }
@@ -69,12 +63,12 @@ impl Task {
     }
 
     /// Chooses codes, scales and biases.
-    pub(super) fn run(&mut self, how: How<'_>) {
+    pub(super) fn run(&mut self, how: Way<'_>) {
         match how {
-            How::Plain => self.nearest(&vec![0.0; self.columns], false, false),
-            How::Blind { weights } => self.nearest(weights, true, true),
-            How::Nearest { weights } => self.nearest(weights, true, false),
-            How::Refined { factor, block_size, sweeps } => {
+            Way::Plain => self.nearest(&vec![0.0; self.columns], false, false),
+            Way::Blind { weights } => self.nearest(weights, true, true),
+            Way::Nearest { weights } => self.nearest(weights, true, false),
+            Way::Refined { factor, block_size, sweeps } => {
                 let block = block_size.clamp(1, self.columns).next_multiple_of(self.group);
                 let original = self.values.clone();
                 let weights: Vec<f32> =
@@ -82,7 +76,7 @@ impl Task {
                 self.nearest(&weights, true, false);
                 self.descend(factor, block, &original, sweeps);
             }
-            How::Compensated { factor, block_size, sweeps } => {
+            Way::Compensated { factor, block_size, sweeps } => {
                 let block = block_size.clamp(1, self.columns).next_multiple_of(self.group);
                 let original = if sweeps > 0 { self.values.clone() } else { Vec::new() };
                 self.compensate(factor, block);
@@ -151,7 +145,7 @@ impl Task {
     }
 
     /// GPTQ, `block` columns at a time.
-    fn compensate(&mut self, factor: &Factor, block: usize) {
+    fn compensate(&mut self, factor: Held<'_>, block: usize) {
         let size = self.columns;
         let weights = factor.weights();
         let mut errors = vec![[0f32; ROWS]; block];
@@ -177,17 +171,17 @@ impl Task {
                 },
             );
             // values[end..] -= U[first..end, end..]^T errors
-            update(&mut self.values[end..], &factor.upper, (first, end), end, size, &errors, true);
+            update(&mut self.values[end..], factor.upper, (first, end), end, size, &errors, true);
         }
     }
 
     /// Coordinate descent: each group's scale and bias by least squares, then each of its codes.
-    fn descend(&mut self, factor: &Factor, block: usize, original: &[Column], sweeps: usize) {
+    fn descend(&mut self, factor: Held<'_>, block: usize, original: &[Column], sweeps: usize) {
         if sweeps == 0 {
             return;
         }
         let size = self.columns;
-        let hessian = &factor.hessian;
+        let hessian = factor.hessian;
         // H (original - decoded): half the negative gradient of the error.
         let mut gradient = vec![[0f32; ROWS]; size];
         let lost: Vec<Column> = original
@@ -329,10 +323,10 @@ impl Task {
     }
 
     /// Into the places of the weight's own order.
-    pub(super) fn give(&self, how: How<'_>, codes: &mut [u8], scales: &mut [f32], biases: &mut [f32]) {
+    pub(super) fn give(&self, how: Way<'_>, codes: &mut [u8], scales: &mut [f32], biases: &mut [f32]) {
         let place = |at: usize| match how {
-            How::Plain | How::Blind { .. } | How::Nearest { .. } => at,
-            How::Refined { factor, .. } | How::Compensated { factor, .. } => factor.order[at],
+            Way::Plain | Way::Blind { .. } | Way::Nearest { .. } => at,
+            Way::Refined { factor, .. } | Way::Compensated { factor, .. } => factor.order[at],
         };
         let groups = self.columns / self.group;
         for (at, column) in self.codes.iter().enumerate() {

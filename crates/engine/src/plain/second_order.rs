@@ -1,0 +1,129 @@
+//! Gram matrices as they are defined, their factors as in the paper of GPTQ: the inverse, then its Cholesky factor.
+
+use mlx_format::{FloatType, Scheme};
+
+use crate::error::{Result, bail};
+use crate::rounding::{self, How, Rounded};
+use crate::{LAST, REST, Tensor, cpu};
+
+pub(crate) fn gram_add(sum: &mut Tensor, x: &Tensor) -> Result<()> {
+    let x = x.reshape((REST, x.dim(LAST)?))?;
+    *sum = (&*sum + x.t()?.matmul(&x)?)?;
+    Ok(())
+}
+
+pub(crate) fn gram_finish(sum: &Tensor, factor: f32) -> Result<Tensor> {
+    let (size, _) = sum.dims2()?;
+    let values = sum.to_vec()?;
+    let lower = |at: usize| {
+        let (row, column) = (at / size, at % size);
+        values[row.max(column) * size + row.min(column)] * factor
+    };
+    Tensor::from_vec((0..size * size).map(lower).collect(), (size, size), sum.device())
+}
+
+pub(crate) fn gram_scaled(gram: &Tensor, factors: &[f32]) -> Result<Tensor> {
+    let size = factors.len();
+    let factors = Tensor::from_slice(factors, (size, 1), gram.device())?;
+    gram.broadcast_div(&factors.broadcast_mul(&factors.t()?)?)
+}
+
+pub(crate) fn quadratic(gram: &Tensor, changes: &Tensor) -> Result<f64> {
+    let products = (changes.matmul(gram)? * changes)?;
+    products.read(|values| values.iter().map(|value| f64::from(*value)).sum())
+}
+
+pub(crate) fn permuted(gram: &Tensor, order: &[usize], kept: f32) -> Result<Tensor> {
+    let size = order.len();
+    let ids: Vec<u32> = order.iter().map(|at| *at as u32).collect();
+    let permuted = gram.rows(&ids)?.t()?.rows(&ids)?.t()?;
+    let factor = |at: usize| if at / size == at % size { 1.0 } else { kept };
+    let factors = (0..size * size).map(factor).collect();
+    permuted * Tensor::from_vec(factors, (size, size), gram.device())?
+}
+
+/// Lower triangular `L` with `matrix = L L^T`; `None` if there is none.
+fn cholesky(matrix: &[f64], size: usize) -> Option<Vec<f64>> {
+    let mut lower = vec![0f64; size * size];
+    for row in 0..size {
+        for column in 0..=row {
+            let known = (0..column).map(|k| lower[row * size + k] * lower[column * size + k]).sum::<f64>();
+            let rest = matrix[row * size + column] - known;
+            lower[row * size + column] = if row > column {
+                rest / lower[column * size + column]
+            } else if rest > 0.0 {
+                rest.sqrt()
+            } else {
+                return None;
+            };
+        }
+    }
+    Some(lower)
+}
+
+/// The inverse of a positive definite matrix by Gauss and Jordan.
+fn inverse(matrix: &[f64], size: usize) -> Vec<f64> {
+    let (mut left, mut right) = (matrix.to_vec(), vec![0f64; size * size]);
+    (0..size).for_each(|at| right[at * size + at] = 1.0);
+    for pivot in 0..size {
+        let divisor = left[pivot * size + pivot];
+        for at in 0..size {
+            left[pivot * size + at] /= divisor;
+            right[pivot * size + at] /= divisor;
+        }
+        for row in (0..size).filter(|row| *row != pivot) {
+            let times = left[row * size + pivot];
+            for at in 0..size {
+                left[row * size + at] -= times * left[pivot * size + at];
+                right[row * size + at] -= times * right[pivot * size + at];
+            }
+        }
+    }
+    right
+}
+
+pub(crate) fn factor(hessian: &Tensor, added: f32) -> Result<Option<(Tensor, Tensor)>> {
+    let (size, _) = hessian.dims2()?;
+    let mut damped = hessian.to_vec()?;
+    (0..size).for_each(|at| damped[at * size + at] += added);
+    let wide: Vec<f64> = damped.iter().map(|value| f64::from(*value)).collect();
+    if cholesky(&wide, size).is_none() {
+        return Ok(None);
+    }
+    let Some(lower) = cholesky(&inverse(&wide, size), size) else { return Ok(None) };
+    let turned = (0..size * size).map(|at| lower[at % size * size + at / size] as f32).collect();
+    let of = |values: Vec<f32>| Tensor::from_vec(values, (size, size), hessian.device());
+    Ok(Some((of(turned)?, of(damped)?)))
+}
+
+pub(crate) fn round(
+    weight: &Tensor,
+    scheme: Scheme,
+    float: FloatType,
+    how: How<'_>,
+) -> Result<(Rounded, Tensor)> {
+    let (rows, columns) = weight.dims2()?;
+    if !scheme.has_biases() || !scheme.divides(columns) {
+        bail!("a weight {:?} cannot be rounded at {scheme}", weight.dims());
+    }
+    let here = |tensor: &Tensor| Tensor::from_vec(tensor.to_vec()?, tensor.dims(), &cpu());
+    let moved = match how {
+        How::Refined { factor, .. } | How::Compensated { factor, .. } if factor.upper.host().is_err() => {
+            let (upper, hessian) = (here(&factor.upper)?, here(&factor.hessian)?);
+            Some(crate::Factor { upper, hessian, ..factor.clone() })
+        }
+        _ => None,
+    };
+    let how = match (how, &moved) {
+        (How::Refined { block_size, sweeps, .. }, Some(factor)) => {
+            How::Refined { factor, block_size, sweeps }
+        }
+        (How::Compensated { block_size, sweeps, .. }, Some(factor)) => {
+            How::Compensated { factor, block_size, sweeps }
+        }
+        _ => how,
+    };
+    let rounded = weight.read(|values| rounding::round(values, columns, scheme, float, how))??;
+    let decoded = Tensor::from_vec(rounded.decoded(), (rows, columns), weight.device())?;
+    Ok((rounded, decoded))
+}

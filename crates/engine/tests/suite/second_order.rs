@@ -1,0 +1,181 @@
+//! Gram matrices, their factors, and rounding by them.
+
+use mlx_format::{FloatType, Scheme};
+use mlx_quant_engine::rounding::How;
+use mlx_quant_engine::{Device, Factor, Gram, GramSum, Tensor, cpu, plain};
+
+use super::{distance, engines, numbers, on, values};
+
+/// Of seeded inputs, and these.
+fn gram(device: &Device, size: usize, windows: usize, tokens: usize) -> (Gram, Vec<f32>) {
+    let inputs = numbers(windows * tokens * size, 7);
+    let mut sum = GramSum::new(size, device).unwrap();
+    for window in inputs.chunks_exact(tokens * size) {
+        sum.add(&Tensor::from_slice(window, (1, tokens, size), device).unwrap()).unwrap();
+    }
+    (sum.finish().unwrap(), inputs)
+}
+
+fn factor(gram: &Gram, order: Vec<usize>) -> Factor {
+    Factor::new(gram, order, 0.01).unwrap().unwrap()
+}
+
+#[test]
+fn sums_products_of_all_tokens() {
+    for device in engines().into_iter().chain([plain()]) {
+        let (size, windows, tokens) = (200, 3, 17);
+        let (gram, inputs) = gram(&device, size, windows, tokens);
+        assert_eq!(gram.tokens, 51);
+        let found = values(&gram.values);
+        for (row, column) in [(0, 0), (5, 199), (199, 5), (193, 20), (100, 101)] {
+            let tokens = inputs.chunks_exact(size);
+            let expected: f64 = tokens.map(|x| (x[row] * x[column]) as f64).sum::<f64>() / 51.0;
+            let found = found[row * size + column] as f64;
+            assert!((found - expected).abs() < 1e-5, "{row} {column}: {found} {expected}");
+        }
+        let diagonal: Vec<f32> = (0..size).map(|at| found[at * size + at]).collect();
+        assert_eq!(gram.diagonal().unwrap(), diagonal);
+    }
+}
+
+/// A sum in the making changes nobody else's numbers.
+#[test]
+fn sums_are_of_their_own() {
+    for device in engines().into_iter().chain([plain()]) {
+        let x = Tensor::from_vec(numbers(6, 1), (2, 3), &device).unwrap();
+        let mut first = GramSum::new(3, &device).unwrap();
+        first.add(&x).unwrap();
+        let mut second = first.clone();
+        second.add(&x).unwrap();
+        second.merge(&first).unwrap();
+        let (first, second) = (first.finish().unwrap(), second.finish().unwrap());
+        assert_eq!((first.tokens, second.tokens), (2, 6));
+        assert!(distance(&first.values, &second.values) < 1e-6, "three times the same tokens");
+        assert!(first.loss(&x.t().unwrap()).is_err());
+        assert!(GramSum::new(4, &device).unwrap().add(&x).is_err());
+    }
+}
+
+/// Everything that is derived of a matrix, against `plain`.
+#[test]
+fn engines_agree_on_what_follows() {
+    for size in [1, 2, 33, 96] {
+        let (reference, _) = gram(&plain(), size, 4, 100);
+        let factors: Vec<f32> = (0..size).map(|at| [0.5, 1.0, 4.0, 0.3][at % 4]).collect();
+        let order: Vec<usize> = (0..size).rev().collect();
+        let changes = Tensor::from_vec(numbers(3 * size, 9), (3, size), &plain()).unwrap();
+        for device in engines() {
+            let own = gram(&device, size, 4, 100).0;
+            assert!(distance(&own.values, &reference.values) < 1e-5);
+            let scaled = [&own, &reference].map(|gram| gram.scaled(&factors).unwrap().values);
+            assert!(distance(&scaled[0], &scaled[1]) < 1e-5);
+            let losses = [own.loss(&on(&device, &changes)), reference.loss(&changes)].map(Result::unwrap);
+            assert!((losses[0] - losses[1]).abs() < 1e-4 * losses[1], "{losses:?}");
+            let [own, reference] = [&own, &reference].map(|gram| factor(gram, order.clone()));
+            assert_eq!(own.damping, reference.damping);
+            assert!(distance(&own.hessian, &reference.hessian) < 1e-5);
+            assert!(
+                distance(&own.upper, &reference.upper) < 1e-3,
+                "{}",
+                distance(&own.upper, &reference.upper)
+            );
+        }
+    }
+}
+
+#[test]
+fn threads_decide_nothing() {
+    for device in engines() {
+        let of = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| {
+                let gram = gram(&device, 600, 4, 300).0;
+                (values(&gram.values), values(&factor(&gram, (0..600).collect()).upper))
+            })
+        };
+        let first = of(1);
+        assert!(first == of(2) && first == of(5));
+    }
+}
+
+#[test]
+fn factors_the_inverse() {
+    for device in engines().into_iter().chain([plain()]) {
+        let size = 96;
+        let gram = gram(&device, size, 4, 100).0;
+        let factor = factor(&gram, (0..size).rev().collect());
+        let (upper, hessian) = (values(&factor.upper), values(&factor.hessian));
+        // U^T U H = 1
+        let at = |m: &[f32], r: usize, c: usize| m[r * size + c] as f64;
+        for row in [0, 1, 50, 95] {
+            let inverse: Vec<f64> =
+                (0..size).map(|c| (0..size).map(|k| at(&upper, k, row) * at(&upper, k, c)).sum()).collect();
+            for column in 0..size {
+                let one: f64 = (0..size).map(|k| inverse[k] * at(&hessian, k, column)).sum();
+                let expected = f64::from(u8::from(row == column));
+                assert!((one - expected).abs() < 1e-3, "{row} {column} {one}");
+            }
+        }
+    }
+}
+
+#[test]
+fn dead_columns_and_few_tokens_are_no_failure() {
+    for device in engines().into_iter().chain([plain()]) {
+        let gram = gram(&device, 64, 1, 5).0;
+        let mut numbers = values(&gram.values);
+        for at in 0..64 {
+            numbers[at * 64 + 3] = 0.0;
+            numbers[3 * 64 + at] = 0.0;
+        }
+        let with = |numbers: Vec<f32>| {
+            let values = Tensor::from_vec(numbers, (64, 64), &device).unwrap();
+            Gram { values, ..gram.clone() }
+        };
+        let upper = values(&factor(&with(numbers), (0..64).collect()).upper);
+        assert!(upper[3 * 64 + 4..4 * 64].iter().all(|value| *value == 0.0));
+        assert!(Factor::new(&with(vec![0.0; 64 * 64]), (0..64).collect(), 0.01).unwrap().is_none());
+        assert!(Factor::new(&with(vec![f32::NAN; 64 * 64]), (0..64).collect(), 0.01).unwrap().is_none());
+    }
+}
+
+#[test]
+fn loss_is_the_error_of_outputs() {
+    for device in engines().into_iter().chain([plain()]) {
+        let (size, windows, tokens) = (70, 2, 30);
+        let (gram, inputs) = gram(&device, size, windows, tokens);
+        let changes = numbers(3 * size, 9);
+        let mut expected = 0.0;
+        for x in inputs.chunks_exact(size) {
+            for row in changes.chunks_exact(size) {
+                expected += row.iter().zip(x).map(|(w, x)| (w * x) as f64).sum::<f64>().powi(2);
+            }
+        }
+        let expected = expected / 60.0;
+        let found = gram.loss(&Tensor::from_vec(changes, (3, size), &device).unwrap()).unwrap();
+        assert!((found - expected).abs() < 1e-4 * expected);
+    }
+}
+
+/// An engine's rounding is the processor's, with the engine's own factor.
+#[test]
+fn rounding_gives_what_it_says_it_decodes_to() {
+    let scheme = Scheme::affine(3, 32).unwrap();
+    let weight = Tensor::from_vec(numbers(70 * 96, 2), (70, 96), &cpu()).unwrap();
+    for device in engines().into_iter().chain([plain()]) {
+        let gram = gram(&device, 96, 4, 100).0;
+        let factor = factor(&gram, (0..96).collect());
+        let how = How::Compensated { factor: &factor, block_size: 32, sweeps: 1 };
+        let (rounded, decoded) = device.round(&on(&device, &weight), scheme, FloatType::Bf16, how).unwrap();
+        assert_eq!(values(&decoded), rounded.decoded());
+        assert_eq!((rounded.rows(), decoded.dims()), (70, &[70, 96][..]));
+        let loss = |decoded: &Tensor| gram.loss(&(decoded - on(&device, &weight)).unwrap()).unwrap();
+        let diagonal = gram.diagonal().unwrap();
+        let nearest = How::Nearest { weights: &diagonal };
+        let nearest = device.round(&on(&device, &weight), scheme, FloatType::Bf16, nearest).unwrap().1;
+        assert!(loss(&decoded) < loss(&nearest));
+        assert!(
+            device.round(&on(&device, &weight).t().unwrap(), scheme, FloatType::Bf16, How::Plain).is_err()
+        );
+    }
+}
