@@ -44,9 +44,9 @@ TOKEN = "hf_fakeTokenThatNobodyMaySee4711"
 LATENCY = 2.0
 INTERRUPTED = 130
 REFUSED = 2
-# Of a comparison: figures of time and memory, and whether it was resumed.
+# Of a comparison: figures of time and memory, the order of times, whether it was resumed.
 NOT_THE_SAME = re.compile(r"^cmp/(report\.(json|md|html|svg)|work/.*\.json)$")
-MEASURED = re.compile(r"seconds|memory|^resumed")
+MEASURED = re.compile(r"seconds|memory|^resumed|^speed$")
 
 
 def cases(scale):

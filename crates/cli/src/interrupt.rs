@@ -1,7 +1,17 @@
 //! Ctrl-C: once to stop at the next safe point (exit 130, resumable), twice to stop at once.
+//!
+//! A safe point may be far away: one factorisation of a wide layer's Hessian takes longer than people wait. Files are written so that a run can be
+//! killed at any moment and goes on from there (scripts/crash_matrix.py), so the process ends where it is when no safe point came in time. Lost is only
+//! what was done since the last one.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use crate::printer::Printer;
+
+/// How long the next safe point is waited for.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Signals come to the process, whatever part of a command is at work.
 static ASKED: OnceLock<AtomicBool> = OnceLock::new();
@@ -17,8 +27,14 @@ impl Interrupt {
             let _ = ctrlc::set_handler(|| {
                 let again = ASKED.get().is_some_and(|asked| asked.swap(true, Ordering::SeqCst));
                 if again {
-                    std::process::exit(i32::from(crate::INTERRUPTED));
+                    end();
                 }
+                let watch = std::thread::Builder::new().name("interrupt".to_owned());
+                let _ = watch.spawn(|| {
+                    std::thread::sleep(PATIENCE);
+                    Printer::new(true, false, false).error(&mlx_quant::Error::Interrupted.into());
+                    end();
+                });
             });
             AtomicBool::new(false)
         });
@@ -28,4 +44,9 @@ impl Interrupt {
     pub(crate) fn requested(self) -> bool {
         self.0.load(Ordering::SeqCst)
     }
+}
+
+/// Ends the process, whatever its other threads do.
+fn end() -> ! {
+    std::process::exit(i32::from(crate::INTERRUPTED))
 }
