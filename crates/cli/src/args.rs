@@ -10,7 +10,7 @@ use std::sync::LazyLock;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use mlx_format::{FloatType, Mode};
-use mlx_quant::MixedRecipe;
+use mlx_quant::plan::MixedRecipe;
 use mlx_quant::recipes::{Device, DeviceChoice};
 
 pub(crate) use self::calibrated::{

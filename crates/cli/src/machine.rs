@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::Result;
 use etcetera::BaseStrategy as _;
 use mlx_quant::forecast::Machine;
-use mlx_quant::threads_or_all;
+use mlx_quant::threads::threads_or_all;
 
 use crate::printer::{Printer, bytes};
 

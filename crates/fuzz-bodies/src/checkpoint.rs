@@ -5,7 +5,8 @@ use std::sync::LazyLock;
 
 use mlx_format::checkpoint::{Checkpoint, Config, Directory, HeaderTensor, parse_header, parse_index};
 use mlx_format::{FloatType, Mode, Scheme};
-use mlx_quant::{MixedRecipe, Plan, Settings, Silent, convert, open};
+use mlx_quant::plan::MixedRecipe;
+use mlx_quant::{Plan, Settings, Silent, convert, open};
 
 use crate::work::{work, write};
 

@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use mlx_quant::{DataError, DataSource, Pick, Windows};
+use mlx_quant::data::DataError;
+use mlx_quant::{DataSource, Pick, Windows};
 use serde_json::{Map, Value};
 
 use crate::work::{VOCABULARY, assert_helps, byte_tokenizer, write};

@@ -8,11 +8,9 @@ use std::sync::LazyLock;
 
 use mlx_format::Scheme;
 use mlx_format::checkpoint::{Directory, parse_header};
+use mlx_quant::dynamic::{DynamicPlan, DynamicSettings, Sensitivities, SensitivitySettings, Target};
 use mlx_quant::methods::{Method, Recipe};
-use mlx_quant::{
-    DataSource, DynamicPlan, DynamicSettings, Model, Pick, Plan, QuantizeSettings, Sensitivities,
-    SensitivitySettings, Settings, Silent, Target, Windows, open, quantize,
-};
+use mlx_quant::{DataSource, Model, Pick, Plan, QuantizeSettings, Settings, Silent, Windows, open, quantize};
 
 use crate::work::{TOKENIZER, VOCABULARY, assert_helps, byte_tokenizer, work, write};
 
@@ -120,7 +118,8 @@ fn weights() -> Vec<u8> {
 pub fn sensitivities(bytes: &[u8]) {
     let path = write("sensitivities.json", &TINY.with_hashes(bytes));
     let settings = SensitivitySettings { threads: 1, ..SensitivitySettings::default() };
-    let read = || mlx_quant::sensitivities(&TINY.model, &TINY.windows, &settings, Some(&path), &Silent);
+    let read =
+        || mlx_quant::dynamic::sensitivities(&TINY.model, &TINY.windows, &settings, Some(&path), &Silent);
     let found = match read() {
         Ok(found) => found,
         Err(error) => return assert_helps(&error, &path.display().to_string()),
@@ -239,7 +238,8 @@ pub fn statistics(bytes: &[u8]) {
 pub fn kept_seeds() -> Vec<(&'static str, String, Vec<u8>)> {
     let path = work().join("seed.json");
     let settings = SensitivitySettings { threads: 1, ..SensitivitySettings::default() };
-    mlx_quant::sensitivities(&TINY.model, &TINY.windows, &settings, Some(&path), &Silent).expect("measured");
+    mlx_quant::dynamic::sensitivities(&TINY.model, &TINY.windows, &settings, Some(&path), &Silent)
+        .expect("measured");
     let measured = std::fs::read(&path).expect("read");
     std::fs::remove_file(&path).expect("removed");
     let mut seeds = vec![("sensitivities", "llama.json".to_owned(), TINY.without_hashes(&measured))];

@@ -4,7 +4,8 @@ use std::sync::LazyLock;
 
 use mlx_format::checkpoint::Config;
 use mlx_format::{Mode, Scheme};
-use mlx_quant::{Overrides, Plan, Settings};
+use mlx_quant::plan::Overrides;
+use mlx_quant::{Plan, Settings};
 
 use crate::checkpoint::MATRICES;
 use crate::work::assert_helps;

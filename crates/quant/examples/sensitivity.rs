@@ -11,9 +11,11 @@ use std::path::PathBuf;
 
 use mlx_format::Scheme;
 use mlx_format::checkpoint::Directory;
+use mlx_quant::dynamic::{SensitivitySettings, sensitivities};
+use mlx_quant::plan::Overrides;
 use mlx_quant::{
-    DataSource, EvaluationSettings, Overrides, Pick, Plan, QuantizeSettings, SensitivitySettings, Settings,
-    Silent, Windows, evaluate, open, quantize, sensitivities,
+    DataSource, EvaluationSettings, Pick, Plan, QuantizeSettings, Settings, Silent, Windows, evaluate, open,
+    quantize,
 };
 
 fn ranks(values: &[f64]) -> Vec<f64> {

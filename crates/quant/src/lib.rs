@@ -45,16 +45,16 @@
 #[doc = include_str!("../../../README.md")]
 pub struct Readme;
 
-mod card;
+pub mod card;
 mod carry;
 pub mod compare;
-mod convert;
+pub mod convert;
 pub mod data;
-mod device;
-mod dwq;
-mod dynamic;
+pub mod device;
+pub mod dwq;
+pub mod dynamic;
 mod error;
-mod evaluate;
+pub mod evaluate;
 pub mod forecast;
 pub mod inspect;
 pub mod kept;
@@ -62,48 +62,41 @@ pub mod methods;
 pub mod numbers;
 mod observer;
 mod parameters;
-mod plan;
+pub mod plan;
 pub mod recipes;
 pub mod reduce;
-mod session;
-mod setting;
-mod source;
-mod stream;
+pub mod session;
+pub mod setting;
+pub mod source;
+pub mod stream;
 #[cfg(test)]
 mod testing;
-mod threads;
-mod walks;
+pub mod threads;
+pub mod walks;
 
-pub use card::{inherited_keys, is_own_card, lacks_quality, model_card, with_quality, without_key};
-pub use compare::{CompareSettings, Comparison, Contestant, compare};
-pub use convert::{Converted, convert, peak_memory};
-pub use data::{
-    Corpus, DataError, DataFile, DataReport, DataSource, Extent, OnRefusal, Pick, SourceInfo, Window, Windows,
-};
-pub use dwq::{Distilled, DwqMemory, DwqSettings, dwq_memory, dwq_operations};
-pub use dynamic::{
-    Allocation, Choice, Cost, DynamicPlan, DynamicSettings, Key, Layer, Seen, Sensitivities,
-    SensitivityMemory, SensitivitySettings, Table, Target, allocate, sensitivities, sensitivity_needs,
-};
-pub use error::Error;
-pub use evaluate::{
-    Against, Divergence, Evaluation, EvaluationSettings, Measures, Memory, SourceEvaluation, States, Subject,
-    TokenMeasure, VocabularyMismatch, evaluate, measure, memory,
-};
-pub use methods::{Method, MethodSettings, Recipe, RecipeError};
+/// What almost every program needs: the path from an opened checkpoint to a measured model. Everything else stands in
+/// the module that it belongs to.
+pub mod prelude {
+    pub use crate::convert::convert;
+    pub use crate::data::{DataSource, Pick, Windows};
+    pub use crate::error::Error;
+    pub use crate::evaluate::{Evaluation, EvaluationSettings, evaluate};
+    pub use crate::methods::Recipe;
+    pub use crate::observer::{Event, Observer, Silent};
+    pub use crate::plan::{Plan, Settings};
+    pub use crate::session::{QuantizeSettings, quantize};
+    pub use crate::source::{Model, open};
+}
+
 pub use mlx_quant_model as model;
-pub use observer::{Event, Observer, Silent};
-pub use plan::{
-    GenerationConfig, Item, Job, LayerReport, MixedRecipe, Overrides, OverridesError, Plan, PlanError,
-    PlanReport, Settings, TensorId,
-};
-pub use session::{
-    ExpertTokens, QuantizeMemory, QuantizeSettings, Quantized, distill, operations, quantize,
-    quantize_memory, targets,
-};
+pub use prelude::*;
 #[cfg(feature = "demo")]
 pub use source::demo;
-pub use source::{Model, is_companion, open, open_config, open_files};
-pub use stream::{Remote, convert_streamed};
-pub use threads::threads_or_all;
-pub use walks::{Residency, Walk};
+
+// What files of this crate take from its root; outside it stands in its module.
+pub(crate) use card::model_card;
+pub(crate) use convert::Converted;
+pub(crate) use dwq::DwqSettings;
+pub(crate) use plan::{Item, PlanError};
+pub(crate) use threads::threads_or_all;
+pub(crate) use walks::Walk;

@@ -9,10 +9,10 @@ use std::path::{Path, PathBuf};
 
 use mlx_format::Scheme;
 use mlx_format::checkpoint::{Array, Arrays, read_arrays, write_arrays};
+use mlx_quant::data::Window;
 use mlx_quant::model::{Forward, State, Weights};
-use mlx_quant::{
-    Error, Model, Plan, QuantizeSettings, Quantized, Settings, Silent, Window, Windows, convert, quantize,
-};
+use mlx_quant::session::Quantized;
+use mlx_quant::{Error, Model, Plan, QuantizeSettings, Settings, Silent, Windows, convert, quantize};
 
 use crate::common::{Stopper, Warned, fixtures, open_path, random_windows as windows, shared};
 
@@ -163,7 +163,7 @@ fn threads_runs_and_memory_decide_nothing() {
 #[test]
 fn an_interrupted_run_goes_on_where_it_stopped() {
     for model in several() {
-        let blocks = mlx_quant::Walk::open(&model).unwrap().decoder.blocks.len();
+        let blocks = mlx_quant::walks::Walk::open(&model).unwrap().decoder.blocks.len();
         let out = tempfile::tempdir().unwrap();
         run(&model, &out.path().join("whole"), &settings("awq+gptq"));
         let whole = bytes(&out.path().join("whole"));
@@ -339,7 +339,7 @@ fn activation_order_keeps_groups_together() {
     let mixed =
         "[[layer]]\npath = \"*.q_proj\"\ngroup_size = 64\n[[layer]]\npath = \"*.up_proj\"\ngroup_size = 64";
     let settings_of = |overrides| Settings { quantize: Some(base), overrides, ..Settings::default() };
-    let overrides = mlx_quant::Overrides::parse(mixed, base).unwrap();
+    let overrides = mlx_quant::plan::Overrides::parse(mixed, base).unwrap();
     let plan = Plan::new(&model.checkpoint, &model.config, settings_of(Some(overrides))).unwrap();
     let blocks = Blocks::of(&model);
     let error = |name: &str, act_order: bool| {

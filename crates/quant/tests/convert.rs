@@ -13,7 +13,8 @@ use half::bf16;
 use mlx_format::checkpoint::{Checkpoint, Directory, WriteError};
 use mlx_format::{Dtype, FloatType, Mode, Scheme};
 use mlx_quant::model::SourceError;
-use mlx_quant::{Error, Event, Model, Observer, Overrides, Plan, PlanError, Settings, Silent, convert};
+use mlx_quant::plan::{Overrides, PlanError};
+use mlx_quant::{Error, Event, Model, Observer, Plan, Settings, Silent, convert};
 use serde_json::Value;
 
 fn moe() -> Model {

@@ -7,10 +7,9 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
 
 use mlx_format::Scheme;
-use mlx_quant::{
-    Distilled, DwqSettings, Error, Model, Observer, Plan, QuantizeSettings, Quantized, Settings, Silent,
-    distill, quantize, targets,
-};
+use mlx_quant::dwq::{Distilled, DwqSettings};
+use mlx_quant::session::{Quantized, distill, targets};
+use mlx_quant::{Error, Model, Observer, Plan, QuantizeSettings, Settings, Silent, quantize};
 
 use crate::common::{Stopper, Warned, fixtures, open_path, random_windows as windows, shared};
 
@@ -190,7 +189,7 @@ fn any_quantized_model_learns_and_targets_replace_the_teacher() {
     let mut own = settings(&teacher, "gptq", 6);
     let mixed = "[[layer]]\npath = \"*.down_proj\"\nbits = 5\ngroup_size = 64\n[[layer]]\npath = \"*.v_proj\"\nbits = 8\n[[layer]]\npath = \"*.o_proj\"\nkeep = true";
     let base = Scheme::affine(3, 32).unwrap();
-    let overrides = Some(mlx_quant::Overrides::parse(mixed, base).unwrap());
+    let overrides = Some(mlx_quant::plan::Overrides::parse(mixed, base).unwrap());
     let mixed = Settings { quantize: Some(base), overrides, ..Settings::default() };
     let plan = Plan::new(&teacher.checkpoint, &teacher.config, mixed).unwrap();
     quantize(&teacher, &plan, &windows(&teacher, 1, 6, 32), &at("student"), &own, &Silent).unwrap();

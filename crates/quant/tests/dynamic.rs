@@ -8,10 +8,13 @@ use std::sync::Mutex;
 
 use mlx_format::Scheme;
 use mlx_format::checkpoint::Directory;
+use mlx_quant::dynamic::{
+    DynamicPlan, DynamicSettings, Sensitivities, SensitivitySettings, Target, sensitivities,
+};
+use mlx_quant::plan::Overrides;
 use mlx_quant::{
-    DataSource, DynamicPlan, DynamicSettings, Error, EvaluationSettings, Event, Model, Observer, Overrides,
-    Pick, Plan, QuantizeSettings, Sensitivities, SensitivitySettings, Settings, Silent, Target, Windows,
-    evaluate, open, quantize, sensitivities,
+    DataSource, Error, EvaluationSettings, Event, Model, Observer, Pick, Plan, QuantizeSettings, Settings,
+    Silent, Windows, evaluate, open, quantize,
 };
 
 use crate::common::{fixtures, open_path, random_windows, shared};

@@ -10,7 +10,8 @@ use common::{PLAIN, bf16_bytes, convert_to, fixtures, open_path, quantize, share
 use mlx_format::checkpoint::Directory;
 use mlx_format::{Dtype, Mode, Scheme};
 use mlx_quant::inspect::{Form, Verdict, inspect, verify};
-use mlx_quant::{Error, Event, Observer, Plan, Settings, Silent, open_files};
+use mlx_quant::source::open_files;
+use mlx_quant::{Error, Event, Observer, Plan, Settings, Silent};
 
 /// Verifies a directory and its conversions; returns how many directories that were.
 fn verified(directory: &Path) -> usize {

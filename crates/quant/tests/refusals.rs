@@ -6,7 +6,8 @@ mod common;
 use common::{LLAMA, PLAIN, bf16_bytes, convert_to, open_path, quantize, write_checkpoint};
 use mlx_format::{Dtype, FloatType};
 use mlx_quant::model::SourceError;
-use mlx_quant::{Error, Plan, PlanError, Settings, Silent, convert};
+use mlx_quant::plan::PlanError;
+use mlx_quant::{Error, Plan, Settings, Silent, convert};
 
 #[test]
 fn weights_that_are_no_numbers_are_refused_by_name_and_leave_nothing() {

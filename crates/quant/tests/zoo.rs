@@ -8,7 +8,8 @@ use std::path::Path;
 
 use common::{convert_to, fixtures, open_path, sha256, shared};
 use mlx_format::{Mode, Scheme};
-use mlx_quant::{MixedRecipe, PlanError, Settings};
+use mlx_quant::Settings;
+use mlx_quant::plan::{MixedRecipe, PlanError};
 use serde_json::Value;
 
 const CASES: [&str; 3] = ["q4", "mxfp4", "mixed_4_6"];

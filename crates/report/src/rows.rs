@@ -1,6 +1,7 @@
 //! What tables of evaluations show: one row for all data and one for each file.
 
-use mlx_quant::{Evaluation, Measures};
+use mlx_quant::Evaluation;
+use mlx_quant::evaluate::Measures;
 
 use super::numbers::with_error;
 

@@ -4,12 +4,13 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
+use mlx_quant::compare::{CompareSettings, Comparison, Contestant, compare};
 use mlx_quant::compare::{Keep, budget, foresee};
+use mlx_quant::dwq::DwqSettings;
 use mlx_quant::forecast::Forecast;
+use mlx_quant::methods::MethodSettings;
 use mlx_quant::recipes::{Device, Room, Shares, Text, VALIDATION_WINDOWS, choose_low_memory};
-use mlx_quant::{
-    CompareSettings, Comparison, Contestant, DataSource, DwqSettings, MethodSettings, Model, Pick, compare,
-};
+use mlx_quant::{DataSource, Model, Pick};
 use mlx_quant_report as report;
 use serde_json::json;
 

@@ -6,7 +6,9 @@ use std::time::Instant;
 use anyhow::Result;
 use mlx_format::checkpoint::Writer;
 use mlx_format::{FloatType, PackedMut, Scheme};
-use mlx_quant::{Converted, Job, Model, Plan, PlanReport, Settings};
+use mlx_quant::convert::Converted;
+use mlx_quant::plan::{Job, PlanReport};
+use mlx_quant::{Model, Plan, Settings};
 use serde_json::json;
 
 use crate::Refusal;
@@ -126,7 +128,7 @@ pub(super) fn dry_run(plan: &Plan, threads: usize, printer: Printer) -> Result<(
     let report = plan.report();
     let threads =
         if threads == 0 { std::thread::available_parallelism().map_or(1, Into::into) } else { threads };
-    let memory = mlx_quant::peak_memory(plan, threads);
+    let memory = mlx_quant::convert::peak_memory(plan, threads);
     let rate = kernel_rate(plan) * threads as f64;
     let seconds = report.input_bytes as f64 / rate;
     if printer.is_json() {

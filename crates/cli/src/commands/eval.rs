@@ -5,8 +5,9 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
+use mlx_quant::evaluate::{Memory, memory};
 use mlx_quant::recipes::{Room, Text, choose_low_memory};
-use mlx_quant::{DataSource, Evaluation, EvaluationSettings, Memory, Model, Pick, Windows, evaluate, memory};
+use mlx_quant::{DataSource, Evaluation, EvaluationSettings, Model, Pick, Windows, evaluate};
 use mlx_quant_report as report;
 use serde_json::json;
 

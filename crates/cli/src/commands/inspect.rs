@@ -29,7 +29,7 @@ pub(crate) fn run(args: &Inspect, printer: Printer) -> Result<()> {
         return show(Some(&inspection), None, printer);
     }
     let directory = located.directory.clone();
-    let model = located.open(mlx_quant::open_files)?;
+    let model = located.open(mlx_quant::source::open_files)?;
     let screen = Screen::new(printer);
     let threads = args.threads.map_or(0, |threads| threads as usize);
     let verification = verify(&model, &screen, threads);

@@ -4,7 +4,8 @@ use std::fmt;
 use std::path::Path;
 
 use mlx_format::Scheme;
-use mlx_quant::{Method, Recipe};
+use mlx_quant::Recipe;
+use mlx_quant::methods::Method;
 
 /// A command under construction.
 pub(crate) struct CommandLine(Vec<String>);

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use mlx_format::Scheme;
 use mlx_format::checkpoint::CheckpointError;
-use mlx_quant::Target;
+use mlx_quant::dynamic::Target;
 use mlx_quant::forecast::{Choice, Machine, Recommendation, Wish, recommend};
 use mlx_quant::inspect::inspect;
 use mlx_quant::recipes::{available_memory, total_memory};
@@ -101,7 +101,7 @@ fn open(asked: Asked<'_>, printer: Printer) -> Result<Opened> {
     source::directory(asked, Need::Headers, printer)?.open(|directory| match mlx_quant::open(directory) {
         Err(mlx_quant::Error::Checkpoint(CheckpointError::NoWeights { .. })) => {
             printer.say("no weights here: shapes are taken from config.json");
-            mlx_quant::open_config(directory)
+            mlx_quant::source::open_config(directory)
         }
         other => other,
     })

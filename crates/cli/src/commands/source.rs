@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use mlx_format::Scheme;
 use mlx_format::checkpoint::Directory;
-use mlx_quant::{DataSource, Model, Overrides};
+use mlx_quant::plan::Overrides;
+use mlx_quant::{DataSource, Model};
 
 use crate::Refusal;
 #[cfg(feature = "hub")]

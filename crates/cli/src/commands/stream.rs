@@ -4,8 +4,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use mlx_format::checkpoint::{Directory, Writer};
+use mlx_quant::Settings;
 use mlx_quant::kept::Claim;
-use mlx_quant::{Remote, Settings};
+use mlx_quant::stream::Remote;
 
 use crate::Refusal;
 use crate::args::Convert;
@@ -92,7 +93,7 @@ fn stream(
     }
     let mut fetch = |shard: &str| hollow.fetch(shard, &screen).map_err(mlx_quant::Error::from);
     let remote = Remote { directory: &hollow.directory, identity: &hollow.identity, fetch: &mut fetch };
-    let done = mlx_quant::convert_streamed(remote, &plan, target, threads, &screen);
+    let done = mlx_quant::stream::convert_streamed(remote, &plan, target, threads, &screen);
     screen.clear();
     convert::show(&done?, &plan, target, printer)?;
     Ok(true)

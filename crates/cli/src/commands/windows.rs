@@ -1,8 +1,9 @@
 //! What is said of the text that windows are taken from.
 
 use anyhow::Result;
+use mlx_quant::Model;
+use mlx_quant::data::SourceInfo;
 use mlx_quant::recipes::{SharedText, Shares, Text};
-use mlx_quant::{Model, SourceInfo};
 
 use crate::printer::Printer;
 

@@ -1,6 +1,7 @@
 //! What the hub thinks of a model card, asked before anything else is sent: it refuses a commit whose README.md it does not like.
 
-use mlx_quant::{Observer, inherited_keys, is_own_card, without_key};
+use mlx_quant::Observer;
+use mlx_quant::card::{inherited_keys, is_own_card, without_key};
 use serde::Deserialize;
 
 use super::explain::{Problem, Trouble};

@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-use mlx_quant::{DataFile, Observer};
+use mlx_quant::Observer;
+use mlx_quant::data::DataFile;
 
 use super::explain::Trouble;
 use super::{Address, Hub, Kind, RemoteFile};

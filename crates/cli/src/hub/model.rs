@@ -27,7 +27,7 @@ fn is_small(name: &str) -> bool {
         "quantize_config.json",
         "quant_config.json",
     ];
-    OTHERS.contains(&name) || mlx_quant::is_companion(name)
+    OTHERS.contains(&name) || mlx_quant::source::is_companion(name)
 }
 
 impl Hub {

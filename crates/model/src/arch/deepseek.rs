@@ -8,8 +8,8 @@ use super::biases::{Bias, BiasRule, OTHERS};
 use super::family::Family;
 use super::keys::wrong;
 use super::llama;
-use super::rules::{EXPERTS, SHARED_EXPERTS, drop_layers_from, make, stack_mlp_experts};
-use super::sketch::Sketch;
+use super::rules::{ATTENTION, EXPERTS, SHARED_EXPERTS, drop_layers_from, make, stack_mlp_experts};
+use super::sketch::{Sketch, linears};
 use crate::decoder::{
     Block, Decoder, Experts, Groups, Layer, Linear, Moe, Norm, Router, Scores, SharedExpert,
 };
@@ -39,12 +39,12 @@ const LATENT: [&str; 6] = [
     "self_attn.unembed_out",
 ];
 
-fn linears() -> Vec<&'static str> {
+fn names() -> Vec<&'static str> {
     [&llama::linears()[..], &LATENT, &SHARED_EXPERTS, &EXPERTS].concat()
 }
 
 fn v2(source: Source<'_>) -> Result<Architecture, ConfigError> {
-    let architecture = Architecture::plain(source, "deepseek_v2", &linears())?;
+    let architecture = Architecture::plain(source, "deepseek_v2", &names())?;
     Ok(architecture.rules([stack_mlp_experts()]))
 }
 
@@ -53,7 +53,7 @@ fn v3(source: Source<'_>) -> Result<Architecture, ConfigError> {
     let heads = source.config.count("num_attention_heads")?;
     let (nope, value) = (source.config.count("qk_nope_head_dim")?, source.config.count("v_head_dim")?);
     let rows = |start, count| Step::Rows { start, count, of: nope + value };
-    let architecture = Architecture::plain(source, "deepseek_v3", &linears())?;
+    let architecture = Architecture::plain(source, "deepseek_v3", &names())?;
     let layers = architecture.layers;
     let split = make(
         r"^(?<x>.*\.self_attn)\.kv_b_proj\.weight$",
@@ -95,24 +95,21 @@ fn decoder(sketch: Sketch<'_>, corrected: Corrected) -> Result<Decoder, ConfigEr
 }
 
 fn latent(sketch: Sketch<'_>, layer: &str) -> Result<LatentAttention, ConfigError> {
-    let path = |name: &str| format!("{layer}self_attn.{name}");
-    let linear = |name: &str| Linear::new(path(name));
+    let [q, _, _, output] = linears(layer, ATTENTION);
+    let [q_down, q_up, kv_down, kv_up, embed_q, unembed_out] = linears(layer, LATENT);
     // Both latent norms keep transformers' default, whatever rms_norm_eps says.
-    let norm = |name: &str| Norm::rms(path(name), 1e-6);
+    let norm = |name: &str| Norm::rms(format!("{layer}self_attn.{name}"), 1e-6);
+    let weight = |linear: &Linear| format!("{}.weight", linear.path);
     let (nope, rope) = (sketch.count("qk_nope_head_dim")?, sketch.count("qk_rope_head_dim")?);
     let queries = if sketch.config.get("q_lora_rank").is_some() {
-        LatentQueries::LowRank {
-            down: linear("q_a_proj"),
-            norm: norm("q_a_layernorm"),
-            up: linear("q_b_proj"),
-        }
+        LatentQueries::LowRank { down: q_down, norm: norm("q_a_layernorm"), up: q_up }
     } else {
-        LatentQueries::Direct(linear("q_proj"))
+        LatentQueries::Direct(q)
     };
-    let keys = if sketch.has(&path("embed_q.weight")) {
-        LatentKeys::Split { embed_q: path("embed_q.weight"), unembed_out: path("unembed_out.weight") }
+    let keys = if sketch.has(&weight(&embed_q)) {
+        LatentKeys::Split { embed_q: weight(&embed_q), unembed_out: weight(&unembed_out) }
     } else {
-        LatentKeys::Joint(linear("kv_b_proj"))
+        LatentKeys::Joint(kv_up)
     };
     Ok(LatentAttention {
         heads: sketch.heads()?,
@@ -122,10 +119,10 @@ fn latent(sketch: Sketch<'_>, layer: &str) -> Result<LatentAttention, ConfigErro
         rank: sketch.count("kv_lora_rank")?,
         scale: ((nope + rope) as f64).powf(-0.5) * sketch.yarn_score_factor(),
         queries,
-        down: linear("kv_a_proj_with_mqa"),
+        down: kv_down,
         norm: norm("kv_a_layernorm"),
         keys,
-        output: linear("o_proj"),
+        output,
         table: 0,
     })
 }

@@ -226,10 +226,13 @@ pub(super) mod tests {
             kl_by_window: windows.to_vec(),
             ..Against::default()
         };
-        let total =
-            crate::Measures { windows: windows.len(), against: Some(against), ..crate::Measures::default() };
+        let total = crate::evaluate::Measures {
+            windows: windows.len(),
+            against: Some(against),
+            ..crate::evaluate::Measures::default()
+        };
         let evaluation = Evaluation {
-            subject: crate::Subject::default(),
+            subject: crate::evaluate::Subject::default(),
             total,
             by_source: Vec::new(),
             sequence_length: 8,

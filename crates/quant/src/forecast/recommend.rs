@@ -182,7 +182,7 @@ fn choice(
 ) -> Result<Choice, Error> {
     let affine = |bits| Scheme::affine(bits, wish.group_size).map_err(crate::PlanError::from);
     let named = |scheme| {
-        let wrong = |error: crate::RecipeError| Error::Comparison {
+        let wrong = |error: crate::methods::RecipeError| Error::Comparison {
             path: name.to_owned(),
             reason: error.to_string(),
         };

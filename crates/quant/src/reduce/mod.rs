@@ -194,7 +194,10 @@ mod tests {
         }
         let text = sum.finish().unwrap().0;
         let chunk = |windows: std::ops::Range<usize>| {
-            windows.map(|window| window.to_string()).reduce(|sum, window| format!("({sum}+{window})")).unwrap()
+            windows
+                .map(|window| window.to_string())
+                .reduce(|sum, window| format!("({sum}+{window})"))
+                .unwrap()
         };
         let chunks = [0..16, 16..32, 32..34].map(chunk);
         assert_eq!(text, format!("(({}+{})+{})", chunks[0], chunks[1], chunks[2]));

@@ -8,9 +8,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use half::bf16;
 use mlx_format::checkpoint::{Checkpoint, Directory};
 use mlx_format::{Dtype, Scheme};
-use mlx_quant::{
-    Error, Event, Model, Observer, Pick, Plan, Settings, Silent, Window, Windows, convert, open,
-};
+use mlx_quant::data::Window;
+use mlx_quant::{Error, Event, Model, Observer, Pick, Plan, Settings, Silent, Windows, convert, open};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 

@@ -18,10 +18,13 @@ use std::path::{Path, PathBuf};
 use common::{convert_to, fixtures, open_path, quantize, write_checkpoint};
 use mlx_format::checkpoint::Directory;
 use mlx_format::{Dtype, Mode, Scheme};
+use mlx_quant::data::DataError;
+use mlx_quant::evaluate::{Against, Measures, TokenMeasure, measure, memory};
 use mlx_quant::model::{SourceError, WeightsError};
+use mlx_quant::walks::{Residency, Walk};
 use mlx_quant::{
-    Against, DataError, DataSource, Error, Evaluation, EvaluationSettings, Event, Measures, Model, Observer,
-    Pick, Residency, Settings, Silent, TokenMeasure, Walk, Windows, evaluate, measure, memory,
+    DataSource, Error, Evaluation, EvaluationSettings, Event, Model, Observer, Pick, Settings, Silent,
+    Windows, evaluate,
 };
 use mlx_quant_engine::Tensor;
 use serde_json::Value;

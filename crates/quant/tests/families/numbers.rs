@@ -4,7 +4,9 @@ use std::path::Path;
 
 use mlx_format::{FloatType, Mode, Scheme};
 use mlx_quant::model::Weights;
-use mlx_quant::{Error, MixedRecipe, PlanError, Residency, Settings, Silent, Walk};
+use mlx_quant::plan::{MixedRecipe, PlanError};
+use mlx_quant::walks::{Residency, Walk};
+use mlx_quant::{Error, Settings, Silent};
 use rayon::prelude::*;
 
 use crate::common::convert_to;

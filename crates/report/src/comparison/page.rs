@@ -74,7 +74,8 @@ pub fn comparison_html(comparison: &Comparison, commands: &[String]) -> Result<S
 #[cfg(test)]
 mod tests {
     use mlx_quant::compare::{Entry, Keep, Rankings, Text};
-    use mlx_quant::{Against, Evaluation, Measures, Pick, Subject};
+    use mlx_quant::evaluate::{Against, Measures, Subject};
+    use mlx_quant::{Evaluation, Pick};
 
     use super::*;
 

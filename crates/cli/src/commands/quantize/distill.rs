@@ -43,7 +43,15 @@ pub(super) fn run(request: &Request<'_>, student: &Path, device: Device, printer
     }
     let screen = Screen::new(printer);
     let target = &args.target.mlx_path;
-    let made = mlx_quant::distill(teacher.as_deref(), &student, &plan, &windows, target, &settings, &screen);
+    let made = mlx_quant::session::distill(
+        teacher.as_deref(),
+        &student,
+        &plan,
+        &windows,
+        target,
+        &settings,
+        &screen,
+    );
     screen.clear();
     show(request, &plan, &windows, &made?, needs, printer)?;
     upload.map_or(Ok(()), |upload| upload.push(target, teacher.as_deref(), printer))
@@ -57,7 +65,7 @@ pub(super) fn targets(
     printer: Printer,
 ) -> Result<()> {
     let screen = Screen::new(printer);
-    let made = mlx_quant::targets(teacher, settings, &screen);
+    let made = mlx_quant::session::targets(teacher, settings, &screen);
     screen.clear();
     made?;
     let directory = request.dwq.and_then(|dwq| dwq.target_dir.as_deref());

@@ -10,14 +10,14 @@ use std::path::Path;
 
 use anyhow::Result;
 use mlx_format::checkpoint::Writer;
+use mlx_quant::dynamic::{DynamicPlan, DynamicSettings, SensitivitySettings};
 use mlx_quant::forecast::{Forecast, forecast};
+use mlx_quant::methods::Method;
 use mlx_quant::recipes::{
     Allocator, Device, Room, Search, Text, check_place, choose_low_memory, table_schemes,
 };
-use mlx_quant::{
-    DataSource, DynamicPlan, DynamicSettings, Error, Method, Model, Pick, Plan, QuantizeSettings, Quantized,
-    SensitivitySettings, Settings, Windows,
-};
+use mlx_quant::session::Quantized;
+use mlx_quant::{DataSource, Error, Model, Pick, Plan, QuantizeSettings, Settings, Windows};
 
 use self::mode::Mode;
 pub(crate) use self::request::{Request, affine};

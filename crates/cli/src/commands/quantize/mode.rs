@@ -1,6 +1,6 @@
 //! What one of the quantizing commands is to do.
 
-use mlx_quant::{DynamicSettings, Target};
+use mlx_quant::dynamic::{DynamicSettings, Target};
 
 use super::Request;
 

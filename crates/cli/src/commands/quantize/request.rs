@@ -3,8 +3,11 @@
 use std::path::Path;
 
 use mlx_format::Scheme;
+use mlx_quant::Recipe;
+use mlx_quant::dwq::DwqSettings;
+use mlx_quant::dynamic::{DynamicSettings, Target};
+use mlx_quant::methods::{Method, MethodSettings};
 use mlx_quant::recipes::{self, Shares, check_allocation, check_method, check_training, table_scheme};
-use mlx_quant::{DwqSettings, DynamicSettings, Method, MethodSettings, Recipe, Target};
 
 use crate::Refusal;
 use crate::amount;

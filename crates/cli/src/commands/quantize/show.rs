@@ -1,8 +1,10 @@
 //! What the quantizing commands show: a plan, or what was made.
 
 use anyhow::Result;
+use mlx_quant::dwq::Distilled;
 use mlx_quant::forecast::Forecast;
-use mlx_quant::{Distilled, Plan, Quantized, Windows};
+use mlx_quant::session::Quantized;
+use mlx_quant::{Plan, Windows};
 use mlx_quant_report as report;
 use serde_json::json;
 

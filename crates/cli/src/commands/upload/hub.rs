@@ -111,9 +111,9 @@ impl Target {
         let model = mlx_quant::open(&Directory::open(directory).map_err(mlx_quant::Error::from)?)?;
         let screen = Screen::new(printer);
         let Card { was, mut now } = card;
-        if let Some(source) = source.filter(|_| mlx_quant::lacks_quality(&now)) {
+        if let Some(source) = source.filter(|_| mlx_quant::card::lacks_quality(&now)) {
             match measure(&model, source, &screen) {
-                Ok(evaluation) => now = mlx_quant::with_quality(&now, &evaluation),
+                Ok(evaluation) => now = mlx_quant::card::with_quality(&now, &evaluation),
                 Err(error) if error.is::<mlx_quant::Error>() && screen.was_interrupted() => {
                     return Err(error);
                 }
