@@ -1,4 +1,4 @@
-//! How many windows pass the teacher together.
+//! How many windows pass together.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ const TIME: Duration = Duration::from_secs(90);
 
 /// Windows that pass together and then are on the disk: many read the weights seldom, few lose little to a kill.
 #[derive(Debug)]
-pub(super) struct Wave {
+pub(crate) struct Wave {
     windows: usize,
     least: usize,
     most: usize,
@@ -15,17 +15,17 @@ pub(super) struct Wave {
 
 impl Wave {
     /// Between as many as there are threads, each of which takes a window, and `most`.
-    pub(super) fn new(threads: usize, most: usize) -> Self {
+    pub(crate) fn new(threads: usize, most: usize) -> Self {
         let least = threads.clamp(1, most.max(1));
         Self { windows: least, least, most: most.max(1) }
     }
 
-    pub(super) const fn windows(&self) -> usize {
+    pub(crate) const fn windows(&self) -> usize {
         self.windows
     }
 
     /// The last wave took so long: as many windows next time as that allows.
-    pub(super) fn took(&mut self, time: Duration) {
+    pub(crate) fn took(&mut self, time: Duration) {
         if time > TIME {
             self.windows = (self.windows / 2).max(self.least);
         } else if time * 4 < TIME {
