@@ -7,8 +7,8 @@
 
 mod config;
 mod files;
-mod finite;
 mod findings;
+mod finite;
 mod layers;
 mod tokenizer;
 
