@@ -24,7 +24,7 @@ pub struct QuantizeSettings {
     /// Directory in which the Gram matrices of the full-precision model are kept, or from which they are taken. Sites then
     /// do not see what was quantized before them.
     pub statistics: Option<PathBuf>,
-    /// Weights of layers' columns ([`crate::Layer::column_weights`]) by path, for recipes that search without a walk: `dynamic`.
+    /// Weights of layers' columns ([`crate::dynamic::Layer::column_weights`]) by path, for recipes that search without a walk: `dynamic`.
     pub columns: BTreeMap<String, Vec<f32>>,
     /// How scales and biases are trained, for recipes with dwq.
     pub dwq: DwqSettings,
