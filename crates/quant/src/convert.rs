@@ -33,6 +33,13 @@ pub(crate) fn open_writer(
     Ok(writer)
 }
 
+/// Whether a path lies in an output directory, or where that is being built.
+pub(crate) fn is_within(path: &Path, target: &Path) -> Result<bool, Error> {
+    let partial = Writer::partial_path(target)?;
+    let whole = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    Ok([target, partial.as_path()].iter().any(|own| whole(path).starts_with(whole(own))))
+}
+
 /// What a conversion did.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Converted {

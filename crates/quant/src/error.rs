@@ -6,9 +6,20 @@ use mlx_format::checkpoint::{CheckpointError, ConfigError, DirectoryError, Write
 use mlx_quant_model::{TokenizerError, WeightsError};
 
 use crate::data::DataError;
-use crate::evaluate::VocabularyMismatch;
 use crate::plan::PlanError;
 use crate::setting::SettingError;
+
+/// A reference or a model has another vocabulary than the other.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "the reference {reference} has a vocabulary of {reference_rows}, the model {model} of {rows}; hint: a reference is the model that was quantized, give that one"
+)]
+pub struct VocabularyMismatch {
+    pub(crate) reference: String,
+    pub(crate) reference_rows: usize,
+    pub(crate) model: String,
+    pub(crate) rows: usize,
+}
 
 /// Why a model was not converted.
 #[derive(Debug, thiserror::Error)]

@@ -2,7 +2,7 @@
 
 use mlx_format::Dtype;
 use mlx_format::checkpoint::{Checkpoint, Config, Directory, tidy};
-use mlx_quant_model::Tokenizer;
+use mlx_quant_model::{Tokenizer, Weights};
 use sha2::{Digest as _, Sha256};
 
 use crate::Error;
@@ -114,9 +114,10 @@ impl Model {
     /// Token ids that it knows.
     ///
     /// # Errors
-    /// As [`crate::Walk::open`].
+    /// If the model type has no decoder description, or weights and config do not fit together.
     pub fn vocabulary(&self) -> Result<usize, Error> {
-        Ok(crate::Walk::open(self)?.decoder.vocabulary)
+        let weights = Weights::open(&self.checkpoint, &self.config)?;
+        Ok(weights.decoder(&self.config, self.allow_unread)?.vocabulary)
     }
 
     /// Recognises this very checkpoint again: SHA-256 over config.json and, for each file of weights, its name, size, time of change

@@ -6,9 +6,10 @@
 //! is asked for) the Gram matrices of the full-precision model. A finished method is a file: an interrupted comparison goes on with
 //! the method that it was in, and that method with the block that it was in.
 
-mod contestant;
+mod entry;
 mod ranking;
 mod result;
+mod settings;
 mod store;
 
 use std::path::Path;
@@ -16,68 +17,22 @@ use std::time::Instant;
 
 use mlx_format::checkpoint::{Directory, Writer};
 use mlx_format::{Mode, Scheme};
-use serde::{Deserialize, Serialize};
 
-pub use self::contestant::Contestant;
+pub use self::entry::{Entry, LayerBits};
 pub use self::ranking::{Ranked, Rankings};
-pub use self::result::{Comparison, Entry, LayerBits, LayerSensitivity, Text};
+pub use self::result::{Comparison, LayerSensitivity, Text};
+pub use self::settings::{CompareSettings, Keep};
 use self::store::{Part, Store};
-use crate::data::Windows;
-use crate::device::Device;
-use crate::dwq::DwqSettings;
 use crate::dynamic::{
     DynamicPlan, DynamicSettings, Sensitivities, SensitivitySettings, Target, sensitivities,
 };
 use crate::evaluate::{Evaluation, EvaluationSettings, evaluate};
 use crate::forecast::{Forecast, Machine, forecast};
-use crate::methods::{Method, MethodSettings};
 use crate::observer::{Event, Observer};
-use crate::plan::{Plan, Settings};
+use crate::plan::Plan;
+pub use crate::recipes::{Contestant, budget};
 use crate::session::{QuantizeSettings, quantize, targets};
 use crate::{Error, Model, convert};
-
-/// Which of the made models stay.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Keep {
-    /// Of each width the one with the lowest divergence.
-    #[default]
-    Best,
-    /// All.
-    All,
-    /// None.
-    None,
-}
-
-/// How methods are compared.
-#[derive(Clone, Debug)]
-pub struct CompareSettings {
-    /// The methods, in the order in which they run.
-    pub contestants: Vec<Contestant>,
-    /// Calibration windows of all of them.
-    pub calibration: Windows,
-    /// Windows that dwq trains on, and windows on which it judges its steps.
-    pub lessons: (Windows, Windows),
-    /// Held-out windows on which everything is measured; no method has seen them.
-    pub held_out: Windows,
-    /// Figures of the methods.
-    pub method: MethodSettings,
-    /// Of dwq.
-    pub dwq: DwqSettings,
-    /// Seed of sensitivities' labels.
-    pub seed: u64,
-    /// Threads, 0 for one per core; no result depends on it.
-    pub threads: usize,
-    /// What computes; decides bytes.
-    pub device: Device,
-    /// As [`QuantizeSettings::low_memory`].
-    pub low_memory: bool,
-    /// All methods take one set of Gram matrices, of the full-precision model: less time, and sites do not see what was quantized
-    /// before them, so that results are a little worse than those of the single commands.
-    pub shared_statistics: bool,
-    /// Which models stay.
-    pub keep: Keep,
-}
 
 /// Points of the predicted curve of dynamic.
 const CURVE: usize = 24;
@@ -146,22 +101,6 @@ pub fn compare(
     Ok(comparison)
 }
 
-impl CompareSettings {
-    /// How a method is carried out, as by its own command.
-    fn how(&self, contestant: &Contestant) -> QuantizeSettings {
-        QuantizeSettings {
-            method: self.method.clone(),
-            threads: self.threads,
-            device: self.device,
-            low_memory: self.low_memory,
-            dwq: self.dwq.clone(),
-            lessons: contestant.recipe.trains().then(|| self.lessons.clone()),
-            evaluate: Some(self.held_out.clone()),
-            ..QuantizeSettings::new(contestant.recipe.clone())
-        }
-    }
-}
-
 /// What each method would need, by itself, in a process that holds `resident` bytes.
 ///
 /// # Errors
@@ -201,14 +140,6 @@ fn check(model: &Model, settings: &CompareSettings) -> Result<Vec<Plan>, Error> 
         Ok(plan)
     };
     settings.contestants.iter().map(plan).collect()
-}
-
-/// As many bits per weight as everything at one scheme takes, in thousandths, so that a command line can say it.
-pub fn budget(model: &Model, scheme: Scheme) -> Result<f64, Error> {
-    let settings =
-        Settings { quantize: Some(scheme), allow_unread: model.allow_unread, ..Settings::default() };
-    let plan = Plan::new(&model.checkpoint, &model.config, settings)?;
-    Ok((plan.bits_per_weight() * 1000.0).floor() / 1000.0)
 }
 
 fn target(model: &Model, scheme: Scheme) -> Result<Target, Error> {
@@ -350,15 +281,5 @@ impl Run<'_> {
             }
         }
         Ok(())
-    }
-}
-
-impl Method {
-    /// As users of mlx-lm's guide call it.
-    pub(crate) const fn common_name(self) -> &'static str {
-        match self {
-            Self::Rtn => "basic",
-            other => other.name(),
-        }
     }
 }

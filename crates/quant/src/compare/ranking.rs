@@ -158,7 +158,7 @@ fn guide(entries: &[Entry]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::result::tests::entry;
+    use super::super::entry::tests::entry;
     use super::*;
 
     #[test]

@@ -3,22 +3,14 @@
 use mlx_quant_model::Tokenizer;
 use sha2::{Digest as _, Sha256};
 
+use super::digest::{hexadecimal, update};
+use super::document::OnRefusal;
 use super::pick::{evenly_spaced, sampled};
-use super::rows::{Source, Tokenized, encode};
+use super::rows::Source;
 use super::sample::{Demand, Portion};
-use super::source::{Builtin, hexadecimal};
-use super::windows::update;
+use super::source::Builtin;
+use super::tokenized::{Tokenized, encode};
 use super::{DataError, DataSource, Extent, Pick, SourceInfo, Window, Windows};
-
-/// What is done about a row that the chat template refuses.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum OnRefusal {
-    /// It is left out and counted; the data are refused if that is most of them.
-    #[default]
-    LeaveOut,
-    /// The data are refused.
-    Stop,
-}
 
 /// All tokens of a data set, or of the sample that windows need, source by source. Windows are cut from it by address,
 /// so that any window can be had without the ones before it.
@@ -146,6 +138,43 @@ impl Corpus {
         let stride = self.stride(sequence_length)?;
         let text = &self.sources[source].ids[index * stride..(index + 1) * stride];
         Ok(Window { source, index, tokens: [&self.prefix, text].concat() })
+    }
+}
+
+impl Windows {
+    /// Reads as much of a data set as the windows need, and picks them. Data sets of up to 64 MiB of text are read
+    /// whole and have the windows of [`Corpus::read`] and [`Corpus::windows`]; of larger ones a part is read
+    /// ([`SourceInfo::extent`]). Rows that the chat template refuses are left out.
+    ///
+    /// # Errors
+    /// As these two.
+    pub fn read(
+        data: &DataSource,
+        tokenizer: &Tokenizer,
+        vocabulary: usize,
+        sequence_length: usize,
+        pick: Pick,
+    ) -> Result<Self, DataError> {
+        Self::read_with(data, tokenizer, vocabulary, sequence_length, pick, OnRefusal::LeaveOut)
+    }
+
+    /// As [`Windows::read`], with a word on rows that the chat template refuses.
+    ///
+    /// # Errors
+    /// As [`Windows::read`], and for the first such row with [`OnRefusal::Stop`].
+    pub fn read_with(
+        data: &DataSource,
+        tokenizer: &Tokenizer,
+        vocabulary: usize,
+        sequence_length: usize,
+        pick: Pick,
+        on_refusal: OnRefusal,
+    ) -> Result<Self, DataError> {
+        if sequence_length < 2 {
+            return Err(DataError::SequenceLength(sequence_length));
+        }
+        let demand = Demand { sequence_length, pick };
+        Corpus::sample(data, tokenizer, vocabulary, demand, on_refusal)?.windows(sequence_length, pick)
     }
 }
 

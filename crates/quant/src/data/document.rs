@@ -7,6 +7,16 @@ use serde_json::{Map, Value, json};
 
 use super::messages::{self, kind};
 
+/// What is done about a row that the chat template refuses.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnRefusal {
+    /// It is left out and counted; the data are refused if that is most of them.
+    #[default]
+    LeaveOut,
+    /// The data are refused.
+    Stop,
+}
+
 /// The columns that mean something; others are ignored.
 const COLUMNS: [&str; 15] = [
     "text",

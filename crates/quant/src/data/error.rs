@@ -2,7 +2,8 @@
 
 use mlx_quant_model::TokenizerError;
 
-use super::kind::KINDS;
+/// What is read, for messages.
+const KINDS: &str = ".txt, .jsonl, .json, .csv, .tsv or .parquet";
 
 /// Data that cannot be used; found before any work.
 #[derive(Debug, thiserror::Error)]

@@ -6,9 +6,6 @@ use fs_err as fs;
 
 use super::DataError;
 
-/// What is read, for messages.
-pub(super) const KINDS: &str = ".txt, .jsonl, .json, .csv, .tsv or .parquet";
-
 /// How documents stand in a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Form {

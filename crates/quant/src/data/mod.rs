@@ -10,6 +10,7 @@
 //! Sources stay apart by file, because results are reported by file too.
 
 mod corpus;
+mod digest;
 mod document;
 mod error;
 #[cfg(feature = "parquet")]
@@ -31,10 +32,13 @@ mod separated;
 mod shares;
 mod source;
 mod text;
+mod tokenized;
 mod values;
 mod windows;
 
-pub use corpus::{Corpus, OnRefusal};
+pub use corpus::Corpus;
+pub use digest::hexadecimal;
+pub use document::OnRefusal;
 pub use error::DataError;
 pub use kind::DataFile;
 pub use pick::Pick;
@@ -42,7 +46,6 @@ pub(crate) use pick::permutation;
 pub use provenance::{DataReport, Extent, SourceInfo};
 pub use shares::{CALIBRATION_WINDOWS, Shares, Split, TrainingShares, VALIDATION_WINDOWS};
 pub use source::DataSource;
-pub use source::hexadecimal;
 pub use windows::{Window, Windows};
 
 #[cfg(test)]

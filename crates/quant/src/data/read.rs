@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use sha2::{Digest as _, Sha256};
 
 use super::DataError;
+use super::digest::hexadecimal;
 use super::kind::Packing;
-use super::source::hexadecimal;
 
 /// The longest row in bytes. Longer ones are no documents but files in which line ends or brackets are missing.
 pub(super) const LONGEST_ROW: u64 = 64 << 20;

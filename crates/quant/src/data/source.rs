@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use sha2::{Digest as _, Sha256};
 
 use super::DataError;
+use super::digest::hexadecimal;
 use super::document::Document;
 use super::kind::files;
 use super::read::Input;
@@ -69,13 +70,4 @@ impl DataSource {
         }
         Ok(sources)
     }
-}
-
-/// Lower-case hexadecimal digits of bytes.
-pub fn hexadecimal(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }

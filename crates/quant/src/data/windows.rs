@@ -1,11 +1,9 @@
 //! Token windows: the unit of calibration and evaluation.
 
-use mlx_quant_model::Tokenizer;
 use sha2::{Digest as _, Sha256};
 
-use super::sample::Demand;
-use super::source::hexadecimal;
-use super::{Corpus, DataError, DataReport, DataSource, OnRefusal, Pick, SourceInfo};
+use super::digest::{hexadecimal, update};
+use super::{DataReport, Pick, SourceInfo};
 
 /// One window.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,41 +54,6 @@ impl Windows {
         Self { picked, sources, ..self.clone() }
     }
 
-    /// Reads as much of a data set as the windows need, and picks them. Data sets of up to 64 MiB of text are read
-    /// whole and have the windows of [`Corpus::read`] and [`Corpus::windows`]; of larger ones a part is read
-    /// ([`SourceInfo::extent`]). Rows that the chat template refuses are left out.
-    ///
-    /// # Errors
-    /// As these two.
-    pub fn read(
-        data: &DataSource,
-        tokenizer: &Tokenizer,
-        vocabulary: usize,
-        sequence_length: usize,
-        pick: Pick,
-    ) -> Result<Self, DataError> {
-        Self::read_with(data, tokenizer, vocabulary, sequence_length, pick, OnRefusal::LeaveOut)
-    }
-
-    /// As [`Windows::read`], with a word on rows that the chat template refuses.
-    ///
-    /// # Errors
-    /// As [`Windows::read`], and for the first such row with [`OnRefusal::Stop`].
-    pub fn read_with(
-        data: &DataSource,
-        tokenizer: &Tokenizer,
-        vocabulary: usize,
-        sequence_length: usize,
-        pick: Pick,
-        on_refusal: OnRefusal,
-    ) -> Result<Self, DataError> {
-        if sequence_length < 2 {
-            return Err(DataError::SequenceLength(sequence_length));
-        }
-        let demand = Demand { sequence_length, pick };
-        Corpus::sample(data, tokenizer, vocabulary, demand, on_refusal)?.windows(sequence_length, pick)
-    }
-
     /// What is written into provenance and results.
     pub fn report(&self) -> DataReport<'_> {
         DataReport {
@@ -100,13 +63,5 @@ impl Windows {
             data_hash: &self.data_hash,
             sources: &self.sources,
         }
-    }
-}
-
-/// Adds a list of ids to a hash, with its length.
-pub(super) fn update(hash: &mut Sha256, ids: &[u32]) {
-    hash.update((ids.len() as u64).to_le_bytes());
-    for id in ids {
-        hash.update(id.to_le_bytes());
     }
 }

@@ -449,7 +449,7 @@ pub(crate) fn preflight(
         }
     }
     let Some(directory) = &settings.target_dir else { return Ok(()) };
-    if crate::session::is_within(directory, target)? {
+    if crate::convert::is_within(directory, target)? {
         let reason = "it lies in the output directory".to_owned();
         return Err(Error::Targets { path: directory.display().to_string(), reason });
     }

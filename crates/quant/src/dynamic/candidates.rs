@@ -75,7 +75,7 @@ fn costs(walk: &Walk<'_>, layer: &Layer, float: FloatType) -> Result<Vec<Cost>, 
         Ok(Cost {
             bits: scheme.bits(),
             group_size: scheme.group_size(),
-            kl: f64::from(super::file::short(kl)),
+            kl: f64::from(super::layer::short(kl)),
         })
     };
     Ok(all(columns).map(cost).collect::<Result<_, _>>()?)

@@ -18,11 +18,6 @@ use crate::{Error, Model};
 /// Raised when the meaning of a figure changes.
 const VERSION: u32 = 2;
 
-/// With four significant digits: what is written is what is computed with.
-pub(super) fn short(value: f64) -> f32 {
-    format!("{value:.3e}").parse().unwrap_or(0.0)
-}
-
 pub(super) fn key(model: &Model, windows: &Windows, seed: u64) -> Result<Key, Error> {
     Ok(Key {
         version: VERSION,

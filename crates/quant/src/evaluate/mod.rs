@@ -24,6 +24,7 @@ pub use self::memory::{Memory, memory};
 pub use self::result::{Against, Divergence, Evaluation, Measures, SourceEvaluation, Subject, TokenMeasure};
 pub(crate) use self::statistics::{mean, standard_error};
 use crate::data::Windows;
+pub use crate::error::VocabularyMismatch;
 use crate::observer::{Event, Observer};
 use crate::walks::Walk;
 use crate::{Error, Model, threads_or_all};
@@ -38,18 +39,6 @@ pub struct EvaluationSettings {
     /// Directory in which the reference's final hidden states are kept for later runs. Logits are these times the
     /// reference's head, so that nothing is lost and little is stored: `hidden / vocabulary` of what the logits would take.
     pub cache: Option<PathBuf>,
-}
-
-/// A reference or a model has another vocabulary than the other.
-#[derive(Debug, thiserror::Error)]
-#[error(
-    "the reference {reference} has a vocabulary of {reference_rows}, the model {model} of {rows}; hint: a reference is the model that was quantized, give that one"
-)]
-pub struct VocabularyMismatch {
-    reference: String,
-    reference_rows: usize,
-    model: String,
-    rows: usize,
 }
 
 /// Evaluates `model` on `windows`, against `reference` if there is one.

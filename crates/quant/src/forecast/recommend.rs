@@ -7,13 +7,12 @@ use mlx_quant_model::WeightsError;
 use serde::Serialize;
 
 use super::{Forecast, Machine, Peer, forecast, mlx_lm, nominal_windows};
-use crate::compare::{Contestant, budget};
 use crate::data::{Shares, VALIDATION_WINDOWS};
 use crate::dwq::DwqSettings;
 use crate::dynamic::{DynamicPlan, DynamicSettings, Target};
 use crate::methods::Method;
 use crate::plan::{Plan, Settings};
-use crate::recipes::USUAL_RESIDENT;
+use crate::recipes::{Contestant, USUAL_RESIDENT, budget};
 use crate::session::QuantizeSettings;
 use crate::{Error, Model};
 

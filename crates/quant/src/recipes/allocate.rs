@@ -149,7 +149,7 @@ impl<'a> Allocator<'a> {
 /// # Errors
 /// [`Error::Sensitivities`].
 pub fn check_place(file: &Path, target: &Path) -> Result<(), Error> {
-    if crate::session::is_within(file, target)? {
+    if crate::convert::is_within(file, target)? {
         let reason = "it lies in the output directory".to_owned();
         return Err(Error::Sensitivities { path: file.display().to_string(), reason });
     }

@@ -7,6 +7,7 @@
 
 mod allocate;
 mod check;
+mod contestant;
 mod low_memory;
 mod schemes;
 mod search;
@@ -14,6 +15,7 @@ mod text;
 
 pub use self::allocate::{Allocator, check_place};
 pub use self::check::{check_allocation, check_method, check_training};
+pub use self::contestant::{Contestant, budget};
 pub use self::low_memory::{Room, USUAL_RESIDENT, available_memory, choose_low_memory, total_memory};
 pub use self::schemes::{affine, table_scheme, table_schemes};
 pub use self::search::Search;

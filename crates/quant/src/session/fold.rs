@@ -7,8 +7,8 @@ use mlx_quant_model::decoder::{Attention, Gate, Layer, Linear, Mlp, Norm, Projec
 use mlx_quant_model::{Parameters, Producer, Site, WeightsError};
 use rayon::prelude::*;
 
-use super::block::{BlockWork, Codes, Stored};
 use super::choose::Candidate;
+use super::work::{BlockWork, Codes, Stored};
 use crate::Error;
 use crate::methods::awq::{self, Reader};
 use crate::methods::{Gram, How, Method};

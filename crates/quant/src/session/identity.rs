@@ -1,9 +1,7 @@
 //! What makes a run the same run: the line by which an unfinished one is recognised.
 
 use std::fmt::Write as _;
-use std::path::Path;
 
-use mlx_format::checkpoint::Writer;
 use sha2::{Digest as _, Sha256};
 
 use super::QuantizeSettings;
@@ -43,11 +41,4 @@ pub(super) fn run_line(
     hash.update(windows.sequence_length.to_le_bytes());
     line.push_str(&hexadecimal(&hash.finalize()));
     Ok(line)
-}
-
-/// Whether a path lies in an output directory, or where that is being built.
-pub(crate) fn is_within(path: &Path, target: &Path) -> Result<bool, Error> {
-    let partial = Writer::partial_path(target)?;
-    let whole = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
-    Ok([target, partial.as_path()].iter().any(|own| whole(path).starts_with(whole(own))))
 }

@@ -6,7 +6,10 @@
 //! behind the last of them.
 
 mod block;
+mod card;
 mod choose;
+mod conclude;
+mod context;
 mod distill;
 mod effort;
 mod fold;
@@ -14,11 +17,13 @@ mod head;
 mod identity;
 mod memory;
 mod report;
+mod settings;
 #[cfg(test)]
 mod tests;
+mod work;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Instant;
 
 use mlx_format::checkpoint::Writer;
@@ -26,89 +31,27 @@ use mlx_format::{FloatType, Mode};
 use mlx_quant_engine::Tensor;
 use mlx_quant_model::{Forward, WeightsError};
 
-use self::block::BlockWork;
 use self::choose::Hooks;
+use self::conclude::conclude;
+use self::context::Session;
 pub use self::distill::{distill, targets};
 use self::distill::{lessons, train};
 pub use self::effort::operations;
-pub(crate) use self::identity::is_within;
 use self::identity::run_line;
 pub use self::memory::{QuantizeMemory, quantize_memory};
 pub use self::report::{ExpertTokens, Quantized};
+pub use self::settings::QuantizeSettings;
+use self::settings::wave;
+use self::work::BlockWork;
 use crate::carry::{Carrier, ColumnWeights, plain};
-use crate::convert::{open_writer, write_companions};
+use crate::convert::{is_within, open_writer, write_companions};
 use crate::data::Windows;
-use crate::device::Device;
-use crate::dwq::DwqSettings;
-use crate::evaluate::{EvaluationSettings, evaluate};
-use crate::methods::{How, Method, MethodSettings, Recipe};
+use crate::methods::{How, Method};
 use crate::observer::{Event, Observer, Quiet};
-use crate::plan::{Job, Plan, TensorId};
+use crate::plan::{Job, Plan};
 use crate::walks::Walk;
 use crate::walks::calibrate::{Collector, Passage, States, Statistics, Visitor as _};
-use crate::{Error, Model, card, threads_or_all};
-
-/// How a calibrated recipe is carried out.
-#[derive(Clone, Debug)]
-pub struct QuantizeSettings {
-    /// The methods.
-    pub recipe: Recipe,
-    /// Their figures.
-    pub method: MethodSettings,
-    /// Threads, 0 for one per core; nothing depends on it.
-    pub threads: usize,
-    /// What computes; decides bytes.
-    pub device: Device,
-    /// Activations wait in files, and windows pass a block a few at a time.
-    pub low_memory: bool,
-    /// Directory in which the Gram matrices of the full-precision model are kept, or from which they are taken. Sites then
-    /// do not see what was quantized before them.
-    pub statistics: Option<PathBuf>,
-    /// Weights of layers' columns ([`crate::Layer::column_weights`]) by path, for recipes that search without a walk: `dynamic`.
-    pub columns: BTreeMap<String, Vec<f32>>,
-    /// How scales and biases are trained, for recipes with dwq.
-    pub dwq: DwqSettings,
-    /// Windows of the training and windows on which its steps are judged; without them those that [`Shares`](crate::data::Shares)
-    /// makes of the calibration windows: the last 16, or a quarter of few, and all before them.
-    pub lessons: Option<(Windows, Windows)>,
-    /// Held-out windows on which the result is measured against the source, for the model card.
-    pub evaluate: Option<Windows>,
-    /// Directory in which the source's final hidden states on these are kept for other runs.
-    pub reference_cache: Option<PathBuf>,
-}
-
-impl QuantizeSettings {
-    /// A recipe with the usual figures.
-    pub fn new(recipe: Recipe) -> Self {
-        Self {
-            recipe,
-            method: MethodSettings::default(),
-            threads: 0,
-            device: Device::default(),
-            low_memory: false,
-            statistics: None,
-            columns: BTreeMap::new(),
-            dwq: DwqSettings::default(),
-            lessons: None,
-            evaluate: None,
-            reference_cache: None,
-        }
-    }
-}
-
-/// What a run works with.
-struct Session<'a> {
-    model: &'a Model,
-    plan: &'a Plan,
-    walk: Walk<'a>,
-    recipe: &'a Recipe,
-    settings: &'a QuantizeSettings,
-    pool: &'a rayon::ThreadPool,
-    observer: &'a dyn Observer,
-    /// What is rounded without data here (tables of untied models, inputs beside the residual stream) stands behind no norm.
-    even: ColumnWeights,
-    hooks: &'a Hooks<'a>,
-}
+use crate::{Error, Model, threads_or_all};
 
 /// Quantizes `model` as `plan` says, with the methods of a recipe on calibration windows, into the directory `target`.
 ///
@@ -188,38 +131,6 @@ fn quantize_with(
     conclude(Some(model), plan, windows, settings, (made, start), writer, observer)
 }
 
-/// Measures what was written, describes it and gives it its name.
-fn conclude(
-    source: Option<&Model>,
-    plan: &Plan,
-    windows: &Windows,
-    settings: &QuantizeSettings,
-    (mut made, start): (Quantized, Instant),
-    writer: Writer,
-    observer: &dyn Observer,
-) -> Result<Quantized, Error> {
-    observer.event(Event::Finishing);
-    made.peak_memory = observer.peak_memory();
-    if let (Some(held_out), Some(source)) = (&settings.evaluate, source) {
-        let written = crate::open(&mlx_format::checkpoint::Directory::open(writer.partial())?)?;
-        let threads = threads_or_all(settings.threads);
-        let (low_memory, cache) = (settings.low_memory, settings.reference_cache.clone());
-        let quality = EvaluationSettings { threads, low_memory, cache };
-        made.evaluation = Some(evaluate(&written, Some(source), held_out, &quality, observer)?);
-        observer.event(Event::Finishing);
-    }
-    let card = card::calibrated_card(plan, source, windows, settings, &made);
-    writer.write_file("README.md", card.as_bytes())?;
-    writer.finish()?;
-    made.seconds = start.elapsed().as_secs_f64();
-    Ok(made)
-}
-
-/// Windows within a block at a time.
-fn wave(settings: &QuantizeSettings, threads: usize, windows: &Windows) -> usize {
-    if settings.low_memory { threads } else { windows.picked.len() }
-}
-
 impl Session<'_> {
     /// Refuses before any work what would fail later.
     fn check(&self, windows: &Windows, target: &Path) -> Result<(), Error> {
@@ -236,25 +147,6 @@ impl Session<'_> {
             forward.embed(&self.walk.weights, &[&window.tokens])?;
         }
         Ok(())
-    }
-
-    /// The item of a module or tensor.
-    fn item(&self, name: &str) -> Option<usize> {
-        self.plan.by_path(name).map(TensorId::index)
-    }
-
-    /// The dtype in which a tensor that is not quantized is written.
-    fn float_of(&self, tensor: &str) -> Option<FloatType> {
-        let item = &self.plan.items[self.item(tensor)?];
-        match item.job {
-            Job::Copy { .. } => FloatType::from_dtype(self.plan.layout.specs()[item.first_output].dtype),
-            _ => None,
-        }
-    }
-
-    /// Items whose names begin with `prefix`.
-    fn items_below(&self, prefix: &str) -> Vec<usize> {
-        self.plan.below(prefix).into_iter().map(TensorId::index).collect()
     }
 
     /// Without a walk: every item as it is met, those that are quantized on grids searched under known column weights.
@@ -302,7 +194,7 @@ impl Session<'_> {
                     self.with_statistics(passage, statistics, &mut states, &mut work)?;
                 }
             }
-            made.add(&mut work);
+            made.add(work.folded, &mut work.experts);
             if observer.wants_notes() {
                 let (own, plain) = work.losses;
                 let prefix = block.prefix.trim_end_matches('.');
@@ -456,11 +348,6 @@ impl Session<'_> {
         let item = self.item(&decoder.embedding.path).filter(|_| tied)?;
         matches!(&self.plan.items[item].job, Job::Quantize { scheme, .. } if scheme.mode() == Mode::Affine)
             .then_some(item)
-    }
-
-    fn carrier<'s>(&'s self, observer: &'s dyn Observer) -> Carrier<'s> {
-        let search = (self.recipe.rounding() != Method::Rtn).then_some(&self.even);
-        Carrier { model: self.model, plan: self.plan, pool: self.pool, observer, search }
     }
 
     /// Lets the embedding give what its quantized rows decode to.

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::block::BlockWork;
 use crate::dwq::Distilled;
 use crate::evaluate::Evaluation;
 
@@ -53,9 +52,14 @@ pub struct Quantized {
 }
 
 impl Quantized {
-    pub(super) fn add(&mut self, work: &mut BlockWork<'_>) {
-        self.folded += work.folded.0;
-        self.foldable += work.folded.1;
-        self.experts.append(&mut work.experts);
+    /// Adds a block: sites at which a fold was applied, and at which one was possible; tokens by the path of a stacked layer.
+    pub(super) fn add(
+        &mut self,
+        (folded, foldable): (usize, usize),
+        experts: &mut BTreeMap<String, ExpertTokens>,
+    ) {
+        self.folded += folded;
+        self.foldable += foldable;
+        self.experts.append(experts);
     }
 }

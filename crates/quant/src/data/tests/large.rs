@@ -4,8 +4,9 @@ use std::fmt::Write as _;
 
 use super::super::kind::Kind;
 use super::super::read::Input;
-use super::super::rows::{Source, Tokenized};
+use super::super::rows::Source;
 use super::super::sample::Portion;
+use super::super::tokenized::Tokenized;
 use super::*;
 
 fn source(path: &Path) -> Source {

@@ -3,7 +3,7 @@
 use mlx_quant_model::{Existing, known};
 use serde_json::Value;
 
-use super::Findings;
+use super::findings::Findings;
 use crate::Model;
 
 pub(super) fn check(model: &Model, findings: &mut Findings) {

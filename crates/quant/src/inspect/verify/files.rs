@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use mlx_format::checkpoint::{Checkpoint, INDEX, Tensor, is_mlx_weights};
 use serde_json::Value;
 
-use super::{Findings, what};
+use super::findings::{Findings, what};
 use crate::{Error, Model};
 
 pub(super) fn check(model: &Model, findings: &mut Findings) -> Result<(), Error> {

@@ -7,7 +7,7 @@ use mlx_format::{Dtype, FloatType, Mode};
 use mlx_quant_model::{Named, View};
 use rayon::prelude::*;
 
-use super::Findings;
+use super::findings::Findings;
 use crate::carry::{CHUNK_BYTES, CHUNKS_PER_THREAD};
 use crate::inspect::stored::{Stored, bytes, stored};
 use crate::{Error, Event, Model, Observer, threads};

@@ -10,7 +10,7 @@ use mlx_format::{Dtype, FloatType, Scheme};
 use mlx_quant_model::{Fault, Misfit, Named, View, listed};
 use serde_json::{Map, Value};
 
-use super::Findings;
+use super::findings::Findings;
 use crate::Model;
 use crate::inspect::stored::{Packed, Stored, stored};
 

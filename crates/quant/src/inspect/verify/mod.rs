@@ -7,6 +7,7 @@
 
 mod config;
 mod files;
+mod findings;
 mod finite;
 mod layers;
 mod tokenizer;
@@ -17,19 +18,10 @@ use std::time::Instant;
 use mlx_quant_model::SourceError;
 use serde::Serialize;
 
+pub use self::findings::Problem;
+use self::findings::{Findings, what};
 use crate::plan::PlanError;
 use crate::{Error, Model, Observer};
-
-/// Something that is wrong with a model.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Problem {
-    /// Whether mlx_lm stops at it.
-    pub fatal: bool,
-    /// The tensor, layer, file or key.
-    pub subject: String,
-    /// What is wrong, and what comes of it.
-    pub message: String,
-}
 
 /// Whether mlx_lm loads a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -60,25 +52,6 @@ pub struct Verification {
     pub bytes: u64,
     /// Wall time.
     pub seconds: f64,
-}
-
-/// What the checks have found so far.
-#[derive(Debug, Default)]
-struct Findings {
-    problems: Vec<Problem>,
-    notes: Vec<String>,
-}
-
-impl Findings {
-    /// Something that mlx_lm stops at.
-    fn fatal(&mut self, subject: impl Into<String>, message: impl Into<String>) {
-        self.problems.push(Problem { fatal: true, subject: subject.into(), message: message.into() });
-    }
-
-    /// Something that mlx_lm does not notice.
-    fn warning(&mut self, subject: impl Into<String>, message: impl Into<String>) {
-        self.problems.push(Problem { fatal: false, subject: subject.into(), message: message.into() });
-    }
 }
 
 /// Reads the whole model on `threads` threads (0: one per core) and tells everything that is wrong with it. Open it with
@@ -118,18 +91,6 @@ pub fn verify(model: &Model, observer: &dyn Observer, threads: usize) -> Result<
         Some(_) => Verdict::LoadsBut,
     };
     Ok(Verification { verdict, problems, notes, tensors, bytes, seconds: start.elapsed().as_secs_f64() })
-}
-
-/// An error without its hint.
-fn what(error: &dyn std::error::Error) -> String {
-    let text = error.to_string();
-    text.split_once("; hint: ").map_or(text.clone(), |(what, _)| what.to_owned())
-}
-
-impl fmt::Display for Problem {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.subject, self.message)
-    }
 }
 
 /// The verdict in one line, with the first reasons.

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::Findings;
+use super::findings::Findings;
 use crate::{Error, Model};
 
 const FILE: &str = "tokenizer.json";

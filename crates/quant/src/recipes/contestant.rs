@@ -1,10 +1,10 @@
-//! One method at one size.
+//! One method at one size, and the size as a budget.
 
 use mlx_format::Scheme;
 
-use crate::Model;
 use crate::methods::{Method, Recipe, RecipeError};
-use crate::plan::Settings;
+use crate::plan::{Plan, Settings};
+use crate::{Error, Model};
 
 /// A recipe with the scheme that says how large its result is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,7 +43,7 @@ impl Contestant {
     }
 
     /// Of the plan for `model`, before bits are allocated.
-    pub(super) fn settings(&self, model: &Model) -> Settings {
+    pub(crate) fn settings(&self, model: &Model) -> Settings {
         let search = self.recipe.rounding() == Method::Search && !self.recipe.needs_calibration();
         Settings {
             quantize: Some(self.scheme),
@@ -52,4 +52,22 @@ impl Contestant {
             ..Settings::default()
         }
     }
+}
+
+impl Method {
+    /// As users of mlx-lm's guide call it.
+    const fn common_name(self) -> &'static str {
+        match self {
+            Self::Rtn => "basic",
+            other => other.name(),
+        }
+    }
+}
+
+/// As many bits per weight as everything at one scheme takes, in thousandths, so that a command line can say it.
+pub fn budget(model: &Model, scheme: Scheme) -> Result<f64, Error> {
+    let settings =
+        Settings { quantize: Some(scheme), allow_unread: model.allow_unread, ..Settings::default() };
+    let plan = Plan::new(&model.checkpoint, &model.config, settings)?;
+    Ok((plan.bits_per_weight() * 1000.0).floor() / 1000.0)
 }

@@ -1,0 +1,62 @@
+//! A complete plan, and what can be asked of it.
+
+use mlx_format::checkpoint::{Config, Layout};
+use mlx_quant_model::Architecture;
+
+use super::ids::Paths;
+use super::{GenerationConfig, Item, Settings, TensorId};
+
+/// A complete plan.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Description of the model type.
+    pub architecture: Architecture,
+    /// In output order.
+    pub items: Vec<Item>,
+    /// Files, headers, offsets.
+    pub layout: Layout,
+    /// config.json of the output.
+    pub config: Config,
+    /// generation_config.json of the output: mlx_lm takes the tokens that end a text from it.
+    pub generation_config: GenerationConfig,
+    /// Weights, as mlx-lm counts them: codes, not scales.
+    pub parameters: u64,
+    /// What a person should know.
+    pub notes: Vec<String>,
+    /// The settings it was made from.
+    pub settings: Settings,
+    pub(super) paths: Paths,
+}
+
+impl Plan {
+    /// The item of a module path (of a layer) or a full name (of another tensor).
+    pub fn by_path(&self, path: &str) -> Option<TensorId> {
+        self.paths.find(path)
+    }
+
+    /// Items whose names begin with `prefix`, such as `model.layers.3.`, in output order.
+    pub fn below(&self, prefix: &str) -> Vec<TensorId> {
+        self.paths.below(prefix)
+    }
+
+    /// The item of a number that this plan gave out.
+    ///
+    /// # Panics
+    /// If it is another plan's.
+    pub fn item(&self, id: TensorId) -> &Item {
+        &self.items[id.index()]
+    }
+
+    /// Stored bits per weight of the whole model, as mlx-lm counts them.
+    pub fn bits_per_weight(&self) -> f64 {
+        crate::parameters::bits_per_weight(self.layout.tensor_bytes(), self.parameters)
+    }
+
+    /// Bytes read from the source.
+    pub fn input_bytes(&self) -> u64 {
+        self.items
+            .iter()
+            .map(|item| item.views().map(|view| (view.rows() * view.row_bytes()) as u64).sum::<u64>())
+            .sum()
+    }
+}

@@ -1,0 +1,35 @@
+//! What is asked of a plan.
+
+use std::collections::BTreeMap;
+
+use mlx_format::{FloatType, Scheme};
+
+use super::{MixedRecipe, Overrides};
+
+/// What is to be done with a model.
+#[derive(Clone, Debug, Default)]
+#[expect(clippy::struct_excessive_bools, reason = "independent choices")]
+pub struct Settings {
+    /// Quantize with this scheme.
+    pub quantize: Option<Scheme>,
+    /// With a mixed-bit recipe (affine; its bits replace those of the scheme).
+    pub mixed: Option<MixedRecipe>,
+    /// Per-layer settings.
+    pub overrides: Option<Overrides>,
+    /// Schemes of single modules by path, below those of `overrides`.
+    pub schemes: BTreeMap<String, Scheme>,
+    /// Search scales and biases instead of taking them from each group's extremes; same format, same size.
+    pub search: bool,
+    /// Decode an MLX-quantized model.
+    pub dequantize: bool,
+    /// dtype of what is not quantized, and of scales and biases; default: config.json's `torch_dtype`.
+    pub dtype: Option<FloatType>,
+    /// Every tensor in the dtype that it has, whatever config.json says.
+    pub keep_dtypes: bool,
+    /// Store NaN and infinity as MLX does instead of refusing them.
+    pub allow_nonfinite: bool,
+    /// Carry tensors along that no part of the model reads instead of refusing them.
+    pub allow_unread: bool,
+    /// Take end-of-turn tokens as mlx-lm does, from generation_config.json alone or else from config.json.
+    pub keep_eos: bool,
+}
