@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 
 use crate::Tensor;
-use crate::cpu::exp::{LANES, tree, vectorised};
+use crate::exp::{LANES, tree, vectorised};
 
 /// An elementwise function of a layer.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use crate::engine::{Buffer, Combine, Device, Map, Reduce};
+use crate::elementary::{Buffer, Combine, Map, Reduce};
+use crate::engine::Device;
 use crate::error::{Result, bail};
 use crate::shape::{Axis, IntoShape, View, common, filled};
 use crate::tape::{Node, Origin, Pull};
