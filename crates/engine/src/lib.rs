@@ -32,6 +32,7 @@ mod settings;
 mod shape;
 mod tape;
 mod tensor;
+mod views;
 
 pub use cpu::{Cpu, PARTS};
 pub use cpu::{running, slopes};
