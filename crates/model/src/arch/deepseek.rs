@@ -11,9 +11,9 @@ use super::llama;
 use super::rules::{ATTENTION, EXPERTS, SHARED_EXPERTS, drop_layers_from, make, stack_mlp_experts};
 use super::sketch::{Sketch, linears};
 use crate::decoder::{
-    Block, Decoder, Experts, Groups, Layer, Linear, Moe, Norm, Router, Scores, SharedExpert,
+    Block, Decoder, Experts, Groups, LatentAttention, LatentKeys, LatentQueries, Layer, Linear, Moe, Norm,
+    Router, Scores, SharedExpert,
 };
-use crate::decoder::{LatentAttention, LatentKeys, LatentQueries};
 use crate::ops::Activation;
 use crate::view::Step;
 

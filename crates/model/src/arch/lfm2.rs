@@ -9,8 +9,9 @@ use super::family::Family;
 use super::keys::{MOST_WIDTH, first_width};
 use super::rules::{drop, make};
 use super::sketch::{Sketch, linears};
-use crate::decoder::ShortConvolution;
-use crate::decoder::{Attention, Branch, Decoder, HeadNorms, Layer, Norm, Projections, Stage};
+use crate::decoder::{
+    Attention, Branch, Decoder, HeadNorms, Layer, Norm, Projections, ShortConvolution, Stage,
+};
 use crate::ops::Activation;
 use crate::view::Step;
 

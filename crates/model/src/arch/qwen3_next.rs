@@ -11,8 +11,7 @@ use super::llama;
 use super::qwen::{self, Generation, ROUTER, SHARED_EXPERT, SHARED_GATE};
 use super::rules::{EXPERTS, drop, drop_tied_head, make, stack_mlp_experts};
 use super::sketch::{self, Sketch};
-use crate::decoder::{Attention, Decoder, Layer};
-use crate::decoder::{DeltaNet, DeltaProjections};
+use crate::decoder::{Attention, Decoder, DeltaNet, DeltaProjections, Layer};
 use crate::view::Step;
 
 pub(super) const FAMILIES: &[Family] = &[
