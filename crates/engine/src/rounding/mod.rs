@@ -166,6 +166,22 @@ mod tests {
         }
     }
 
+    /// What a factor of another engine's is rounded with is what was read from it.
+    #[test]
+    fn a_factor_that_was_moved_counts() {
+        let (rows, columns) = (70, 128);
+        let values = numbers(rows * columns, 1);
+        let scheme = Scheme::affine(3, 64).unwrap();
+        let of = |tokens| Factor::new(&gram(columns, tokens), (0..columns).collect(), 0.01).unwrap().unwrap();
+        let (factor, other) = (of(700), of(64));
+        let (upper, hessian) = (factor.upper.to_vec().unwrap(), factor.hessian.to_vec().unwrap());
+        let how = |factor| How::Compensated { factor, block_size: 128, sweeps: 1 };
+        let here = round(&values, columns, scheme, FloatType::Bf16, how(&factor)).unwrap();
+        let moved = how(&other).at_hand(Some((&upper, &hessian))).unwrap();
+        assert_eq!(here, run(&values, columns, scheme, FloatType::Bf16, moved));
+        assert_ne!(here, round(&values, columns, scheme, FloatType::Bf16, how(&other)).unwrap());
+    }
+
     #[test]
     fn groups_without_range_and_zeros() {
         let columns = 64;
