@@ -94,6 +94,18 @@ class Floors(unittest.TestCase):
         self.assertIn("circle of 2 files: made/src/a/child.rs made/src/a/mod.rs", found[0])
         self.assertTrue("(Own)" in found[2] or "(g)" in found[2], found)
 
+    def test_a_circle_that_stays_is_named_file_by_file(self):
+        files = {"lib": "mod a; mod b; mod c;", "a": "use crate::b::B; pub struct A;", "b": "use crate::a::A; pub struct B;", "c": "use crate::a::A;"}
+        root = self.crate(**files)
+        self.assertEqual(check_crate("made", root, ["a b", "c"], allowed=[["a.rs", "b.rs"]]), [])
+        low = check_crate("made", root, ["c", "a b"], allowed=[["a.rs", "b.rs"]])
+        self.assertEqual(len(low), 1, low)
+        self.assertIn("c may not use a", low[0])
+        for other in (["a.rs"], ["a.rs", "b.rs", "c.rs"]):
+            found = check_crate("made", root, ["a b", "c"], allowed=[other])
+            self.assertTrue(any("circle of 2 files" in line for line in found), found)
+            self.assertTrue(any("has no circle of just" in line for line in found), found)
+
     def test_a_shelf_is_no_circle_unless_its_names_are_used(self):
         child = "use super::Own; pub struct Made;"
         lib = "mod a;"

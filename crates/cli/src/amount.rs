@@ -1,6 +1,6 @@
 //! Sizes and times as people write them.
 
-use crate::Refusal;
+use crate::refusal::Refusal;
 
 /// The number in front, and the unit behind it.
 fn split(text: &str) -> Option<(f64, String)> {

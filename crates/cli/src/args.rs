@@ -3,8 +3,10 @@
 mod calibrated;
 mod choices;
 mod compare;
+mod convert;
 mod hub;
 mod recommend;
+mod shared;
 
 use std::path::PathBuf;
 use std::sync::LazyLock;
@@ -14,12 +16,14 @@ use clap::{Args, Parser, Subcommand};
 pub(crate) use self::calibrated::{
     Awq, AwqFlags, Calibrated, Dwq, DwqFlags, DynamicFlags, DynamicQuant, Gptq, GptqFlags, Quantize,
 };
-pub(crate) use self::choices::{DeviceArg, DtypeArg, ModeArg, RecipeArg};
+pub(crate) use self::choices::{DeviceArg, ModeArg, RecipeArg};
 pub(crate) use self::compare::{Compare, KeepArg};
+pub(crate) use self::convert::Convert;
 pub(crate) use self::hub::HubFlags;
 #[cfg(feature = "hub")]
 pub(crate) use self::hub::Upload;
 pub(crate) use self::recommend::Recommend;
+use self::shared::{Machine, Output, Target};
 
 /// Version, what is built in, and the kernels that this machine gets.
 static LONG_VERSION: LazyLock<String> = LazyLock::new(|| {
@@ -288,150 +292,4 @@ pub(crate) struct Eval {
 
     #[command(flatten)]
     pub(crate) output: Output,
-}
-
-const EXAMPLES: &str = "\
-Examples:
-  mlx-quant convert -q
-      the built-in demo model at 4 bits, into ./mlx_model
-  mlx-quant convert -q --model Qwen/Qwen3-8B --mlx-path ./Qwen3-8B-4bit
-  mlx-quant convert -q --model Qwen/Qwen3-8B --quant-predicate mixed_4_6 --mlx-path ./Qwen3-8B-mixed
-  mlx-quant convert -q --stream --model Qwen/Qwen3-30B-A3B --mlx-path ./Qwen3-30B-A3B-4bit
-      a model larger than the disk: one shard at a time
-  mlx-quant convert -q --model ./Qwen3-8B --mlx-path ./local-4bit
-      a directory on this machine
-  mlx-quant convert -q --model Qwen/Qwen3-8B --q-mode mxfp4 --dry-run
-      what would be written, layer by layer, without writing it
-  mlx-quant convert -d --model ./Qwen3-8B-4bit --mlx-path ./Qwen3-8B-decoded
-
-A recipe file sets layers apart (later entries win; * matches any characters):
-  [[layer]]
-  path = \"*.mlp.down_proj\"
-  bits = 6
-  [[layer]]
-  path = \"lm_head\"
-  keep = true";
-
-/// Arguments of `convert`.
-#[derive(Debug, Args)]
-#[command(after_help = EXAMPLES)]
-#[expect(clippy::struct_excessive_bools, reason = "flags")]
-pub(crate) struct Convert {
-    #[command(flatten)]
-    pub(crate) target: Target,
-
-    /// Quantize
-    #[arg(long, short = 'q')]
-    pub(crate) quantize: bool,
-
-    /// Decode a quantized MLX model
-    #[arg(long, short = 'd', conflicts_with = "quantize")]
-    pub(crate) dequantize: bool,
-
-    /// Bits per weight: 2, 3, 4, 5, 6 or 8 [default: 4; the fp modes have their own]
-    #[arg(long, visible_alias = "bits", value_name = "BITS")]
-    pub(crate) q_bits: Option<u32>,
-
-    /// Weights that share a scale: 32, 64 or 128 [default: 64; the fp modes have their own]
-    #[arg(long, visible_alias = "group-size", value_name = "N")]
-    pub(crate) q_group_size: Option<usize>,
-
-    /// Quantization mode
-    #[arg(long, value_enum, default_value = "affine")]
-    pub(crate) q_mode: ModeArg,
-
-    /// Search scales and biases instead of taking them from each group's extremes (affine, with -q): same format and size, better
-    #[arg(long)]
-    pub(crate) search: bool,
-
-    /// Mixed-bit recipe: more bits for some layers' value and down projections and for the head
-    #[arg(long, value_enum, value_name = "RECIPE")]
-    pub(crate) quant_predicate: Option<RecipeArg>,
-
-    /// Fetch a model on the hub shard by shard, each gone once it is converted: needs room for the output and about two shards
-    #[cfg(feature = "hub")]
-    #[arg(long)]
-    pub(crate) stream: bool,
-
-    /// Store NaN and infinite weights as MLX does instead of refusing them
-    #[arg(long)]
-    pub(crate) allow_nonfinite: bool,
-
-    #[command(flatten)]
-    pub(crate) machine: Machine,
-
-    #[command(flatten)]
-    pub(crate) output: Output,
-
-    #[command(flatten)]
-    pub(crate) hub: HubFlags,
-}
-
-/// What every command that writes a model takes.
-#[derive(Debug, Args)]
-pub(crate) struct Target {
-    /// Model: a directory, or a hub id such as Qwen/Qwen3-8B [default: the built-in demo model]
-    #[arg(long, short = 'm', visible_alias = "hf-path", value_name = "MODEL")]
-    pub(crate) model: Option<PathBuf>,
-
-    /// Output directory; must not exist
-    #[arg(long, value_name = "DIR", default_value = "mlx_model")]
-    pub(crate) mlx_path: PathBuf,
-
-    /// TOML file with bits, group size, mode or keep for layers by path pattern
-    #[arg(long, value_name = "FILE")]
-    pub(crate) recipe_file: Option<PathBuf>,
-
-    /// dtype of what is not quantized, and of scales and biases [default: config.json's torch_dtype]
-    #[arg(long, value_enum)]
-    pub(crate) dtype: Option<DtypeArg>,
-
-    /// Print the plan (schemes, bits per weight, exact bytes, memory, time) and write nothing
-    #[arg(long)]
-    pub(crate) dry_run: bool,
-
-    /// Carry tensors along that no part of the model reads instead of refusing them
-    #[arg(long)]
-    pub(crate) allow_unread: bool,
-
-    /// Take the tokens that end a text from generation_config.json or config.json alone, as mlx_lm does [default: all that config.json,
-    /// generation_config.json and the chat template name]
-    #[arg(long)]
-    pub(crate) keep_eos: bool,
-}
-
-#[derive(Debug, Args)]
-#[command(next_help_heading = "Machine")]
-pub(crate) struct Machine {
-    /// Threads; the result does not depend on it [default: one per core]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
-    pub(crate) threads: Option<u32>,
-
-    /// Smallest resident set: activations wait in files (convert always streams)
-    #[arg(long)]
-    pub(crate) low_memory: bool,
-
-    /// Device
-    #[arg(long, value_enum, default_value = "cpu")]
-    pub(crate) device: DeviceArg,
-
-    /// Seed of the choice of calibration windows (convert draws nothing at random)
-    #[arg(long, default_value_t = 123)]
-    pub(crate) seed: u64,
-}
-
-#[derive(Debug, Args)]
-#[command(next_help_heading = "Output")]
-pub(crate) struct Output {
-    /// Print one JSON document on stdout
-    #[arg(long)]
-    pub(crate) json: bool,
-
-    /// Say nothing but errors
-    #[arg(long, conflicts_with = "verbose")]
-    pub(crate) quiet: bool,
-
-    /// Say more
-    #[arg(long)]
-    pub(crate) verbose: bool,
 }

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crate::printer::Printer;
+use crate::refusal::INTERRUPTED;
 
 /// How long the next safe point is waited for.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -48,5 +49,5 @@ impl Interrupt {
 
 /// Ends the process, whatever its other threads do.
 fn end() -> ! {
-    std::process::exit(i32::from(crate::INTERRUPTED))
+    std::process::exit(i32::from(INTERRUPTED))
 }

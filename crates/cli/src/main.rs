@@ -19,18 +19,11 @@ use clap::Parser as _;
 
 use crate::args::{Cli, Command};
 use crate::printer::Printer;
-pub(crate) use crate::refusal::Refusal;
+use crate::refusal::exit_code;
 
 /// Activations of megabytes come and go for every window and block: the system's allocator would give them back each time.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
-/// Refused before any work.
-const REFUSED: u8 = 2;
-/// Failed while working.
-const FAILED: u8 = 1;
-/// Interrupted, resumable.
-const INTERRUPTED: u8 = 130;
 
 /// Called under the name of an mlx-lm command (a symbolic link), the binary behaves as that command.
 fn arguments(mut given: impl Iterator<Item = OsString>) -> Vec<OsString> {
@@ -93,15 +86,6 @@ fn main() -> ExitCode {
             printer.error(&error);
             ExitCode::from(exit_code(&error))
         }
-    }
-}
-
-fn exit_code(error: &anyhow::Error) -> u8 {
-    match error.downcast_ref::<mlx_quant::Error>() {
-        Some(mlx_quant::Error::Interrupted) => INTERRUPTED,
-        Some(error) if error.is_refusal() => REFUSED,
-        None if error.is::<Refusal>() => REFUSED,
-        _ => FAILED,
     }
 }
 

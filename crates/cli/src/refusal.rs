@@ -1,6 +1,13 @@
-//! Command lines that were parsed but cannot be followed.
+//! Command lines that were parsed but cannot be followed, and the exit codes of all that ends a command.
 
 use mlx_quant::recipes::{Setting, SettingError};
+
+/// Refused before any work.
+pub(crate) const REFUSED: u8 = 2;
+/// Failed while working.
+const FAILED: u8 = 1;
+/// Interrupted, resumable.
+pub(crate) const INTERRUPTED: u8 = 130;
 
 /// A command line that was parsed but cannot be followed.
 #[derive(Debug)]
@@ -28,5 +35,15 @@ impl From<SettingError> for Refusal {
             _ => return Self(error.to_string()),
         };
         Self(error.named(flag))
+    }
+}
+
+/// What the process ends with after an error.
+pub(crate) fn exit_code(error: &anyhow::Error) -> u8 {
+    match error.downcast_ref::<mlx_quant::Error>() {
+        Some(mlx_quant::Error::Interrupted) => INTERRUPTED,
+        Some(error) if error.is_refusal() => REFUSED,
+        None if error.is::<Refusal>() => REFUSED,
+        _ => FAILED,
     }
 }

@@ -1,86 +1,23 @@
 //! What an engine is.
 
-use std::any::Any;
 use std::ops::Deref;
 use std::sync::Arc;
 
 use mlx_format::{FloatType, Scheme};
 
+use crate::Tensor;
+use crate::elementary::{Buffer, Combine, Map, Reduce};
 use crate::error::Result;
 use crate::rounding::{How, Rounded};
 use crate::routing::Selection;
 use crate::settings::{Activation, AttentionSettings, Codes, Notebook, Pairing};
 use crate::shape::View;
-use crate::{Tensor, plain};
-
-/// Where a tensor's float32 numbers lie.
-#[derive(Clone, Debug)]
-pub enum Buffer {
-    /// In this process's memory.
-    Host(Arc<Vec<f32>>),
-    /// Somewhere that only its engine knows.
-    Device(Arc<dyn Opaque>),
-}
-
-/// A buffer of an engine's own.
-pub trait Opaque: Any + std::fmt::Debug + Send + Sync {}
-
-/// A function of one number.
-#[derive(Clone, Copy, Debug, PartialEq)]
-#[expect(missing_docs, reason = "the names say it")]
-pub enum Map {
-    Exp,
-    Log,
-    Sqrt,
-    Tanh,
-    /// `2 / sqrt(pi)` times the integral of `exp(-t^2)` from 0 to `x`.
-    Erf,
-    Reciprocal,
-    Absolute,
-    /// -1, 0 or 1.
-    Sign,
-    /// `factor * x + offset`.
-    Affine {
-        factor: f64,
-        offset: f64,
-    },
-    /// `x` within bounds.
-    Clamp {
-        low: f32,
-        high: f32,
-    },
-    /// The nearest number of a dtype.
-    Rounded(FloatType),
-    /// 1 strictly within bounds, 0 elsewhere.
-    Within {
-        low: f32,
-        high: f32,
-    },
-}
-
-/// A function of two numbers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[expect(missing_docs, reason = "the names say it")]
-pub enum Combine {
-    Add,
-    Subtract,
-    Multiply,
-    Divide,
-}
-
-/// What becomes of the numbers along an axis.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[expect(missing_docs, reason = "the names say it")]
-pub enum Reduce {
-    Sum,
-    Largest,
-}
 
 /// Something that computes with tensors.
 ///
 /// Elementary operations give a buffer in row-major order; their gradients are written once, for all engines, in [`Tensor`]'s methods.
 /// Coarse operations give a tensor that remembers how gradients pass it. Without an override they are what
-/// [`plain`] makes of elementary ones.
+/// [`plain`](crate::plain) makes of elementary ones.
 ///
 /// What one engine, adapter and driver computes is the same bits on every run, whatever the number of threads, and for each
 /// window of a batch what it is for that window alone.
@@ -135,7 +72,7 @@ pub trait Engine: std::fmt::Debug + Send + Sync + 'static {
     /// # Errors
     /// Shapes that do not fit together; so all that follow.
     fn linear(&self, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
-        plain::linear(x, weight, bias)
+        crate::plain::linear(x, weight, bias)
     }
 
     /// [`Engine::linear`] that adds squares of its inputs to `notebook` now, and squares of output gradients when gradients are
@@ -147,7 +84,7 @@ pub trait Engine: std::fmt::Debug + Send + Sync + 'static {
         bias: Option<&Tensor>,
         notebook: &Notebook,
     ) -> Result<Tensor> {
-        plain::observed_linear(x, weight, bias, notebook)
+        crate::plain::observed_linear(x, weight, bias, notebook)
     }
 
     /// `x [.., columns] @ weight^T (+ bias)`; gradients go to `scales` and `centers`, both `[rows, groups]`, as if the
@@ -161,14 +98,14 @@ pub trait Engine: std::fmt::Debug + Send + Sync + 'static {
         centers: &Tensor,
         bias: Option<&Tensor>,
     ) -> Result<Tensor> {
-        plain::packed_linear(x, codes, scales, centers, bias)
+        crate::plain::packed_linear(x, codes, scales, centers, bias)
     }
 
     /// `x / sqrt(mean(x^2) + eps) * weight` over the last axis.
     ///
     /// `weight` is `[d]`, or `[h, d]` for `x [.., h, d]`: a weight for each head.
     fn rms_norm(&self, x: &Tensor, weight: Option<&Tensor>, eps: f64) -> Result<Tensor> {
-        plain::rms_norm(x, weight, eps)
+        crate::plain::rms_norm(x, weight, eps)
     }
 
     /// `(x - mean) / sqrt(variance + eps) * weight + bias` over the last axis, weight and bias as in [`Engine::rms_norm`].
@@ -179,18 +116,18 @@ pub trait Engine: std::fmt::Debug + Send + Sync + 'static {
         bias: Option<&Tensor>,
         eps: f64,
     ) -> Result<Tensor> {
-        plain::layer_norm(x, weight, bias, eps)
+        crate::plain::layer_norm(x, weight, bias, eps)
     }
 
     /// `x + factor * y`, tensors of one shape.
     fn add(&self, x: &Tensor, y: &Tensor, factor: f64) -> Result<Tensor> {
-        plain::add(x, y, factor)
+        crate::plain::add(x, y, factor)
     }
 
     /// Rotates the first `2 * r` features of each head of `x [batch, tokens, heads, d]` by the angles whose
     /// cosines and sines are `cos` and `sin`, both `[tokens, r]`; the other features pass unchanged. No gradient reaches the angles.
     fn rotary(&self, x: &Tensor, cos: &Tensor, sin: &Tensor, pairing: Pairing) -> Result<Tensor> {
-        plain::rotary(x, cos, sin, pairing)
+        crate::plain::rotary(x, cos, sin, pairing)
     }
 
     /// Causal attention: `q [batch, tokens, heads, d]`, `k [batch, tokens, kv_heads, d]`,
@@ -201,7 +138,7 @@ pub trait Engine: std::fmt::Debug + Send + Sync + 'static {
     /// # Errors
     /// Shapes that do not fit together; a window of no tokens.
     fn attention(&self, q: &Tensor, k: &Tensor, v: &Tensor, settings: &AttentionSettings) -> Result<Tensor> {
-        plain::attention(q, k, v, settings)
+        crate::plain::attention(q, k, v, settings)
     }
 
     /// The gated delta rule over the tokens of each head (arXiv 2412.06464), whose state `S [key_dim, value_dim]` begins as
@@ -217,7 +154,7 @@ pub trait Engine: std::fmt::Debug + Send + Sync + 'static {
         decay: &Tensor,
         beta: &Tensor,
     ) -> Result<Tensor> {
-        plain::gated_delta(q, k, v, decay, beta)
+        crate::plain::gated_delta(q, k, v, decay, beta)
     }
 
     /// `activation(x)`, element by element.
@@ -225,7 +162,7 @@ pub trait Engine: std::fmt::Debug + Send + Sync + 'static {
     /// # Errors
     /// [`Activation::ClampedSwiglu`], which needs two inputs.
     fn activate(&self, x: &Tensor, activation: Activation) -> Result<Tensor> {
-        plain::activate(x, activation)
+        crate::plain::activate(x, activation)
     }
 
     /// `glu(gate) * up`, element by element; for [`Activation::ClampedSwiglu`] as said there.
@@ -233,7 +170,7 @@ pub trait Engine: std::fmt::Debug + Send + Sync + 'static {
     /// # Errors
     /// `gate` and `up` of different shapes.
     fn glu(&self, gate: &Tensor, up: &Tensor, glu: Activation) -> Result<Tensor> {
-        plain::glu(gate, up, glu)
+        crate::plain::glu(gate, up, glu)
     }
 
     /// Softmax over the last axis.
@@ -241,7 +178,7 @@ pub trait Engine: std::fmt::Debug + Send + Sync + 'static {
     /// # Errors
     /// A scalar.
     fn softmax(&self, x: &Tensor) -> Result<Tensor> {
-        plain::softmax(x)
+        crate::plain::softmax(x)
     }
 
     /// Adds `x^T x` of inputs `x [.., size]` to the lower triangle of `sum [size, size]`, in place where nobody else holds it.
@@ -249,33 +186,33 @@ pub trait Engine: std::fmt::Debug + Send + Sync + 'static {
     /// # Errors
     /// If the device has no room; so all that follow.
     fn gram_add(&self, sum: &mut Tensor, x: &Tensor) -> Result<()> {
-        plain::gram_add(sum, x)
+        crate::plain::gram_add(sum, x)
     }
 
     /// The lower triangle of `sum [size, size]` times `factor`, on both sides of the diagonal.
     fn gram_finish(&self, sum: Tensor, factor: f32) -> Result<Tensor> {
-        plain::gram_finish(&sum, factor)
+        crate::plain::gram_finish(&sum, factor)
     }
 
     /// Each element of a Gram matrix `[size, size]` over the factors of its row and its column.
     fn gram_scaled(&self, gram: &Tensor, factors: &[f32]) -> Result<Tensor> {
-        plain::gram_scaled(gram, factors)
+        crate::plain::gram_scaled(gram, factors)
     }
 
     /// `tr(D H D^T)` of a Gram matrix `H [size, size]` and changes `D [rows, size]`.
     fn quadratic(&self, gram: &Tensor, changes: &Tensor) -> Result<f64> {
-        plain::quadratic(gram, changes)
+        crate::plain::quadratic(gram, changes)
     }
 
     /// Rows and columns of a Gram matrix in `order`, elements beside the diagonal times `kept`.
     fn permuted(&self, gram: &Tensor, order: &[usize], kept: f32) -> Result<Tensor> {
-        plain::permuted(gram, order, kept)
+        crate::plain::permuted(gram, order, kept)
     }
 
     /// `U` with `(H + added)^-1 = U^T U`, upper triangular, and `H + added`, where `added` goes to the diagonal of `H [size, size]`;
     /// `None` if that is not positive definite.
     fn factor(&self, hessian: &Tensor, added: f32) -> Result<Option<(Tensor, Tensor)>> {
-        plain::factor(hessian, added)
+        crate::plain::factor(hessian, added)
     }
 
     /// Codes, scales and biases of a weight `[rows, columns]` at an affine scheme, and what they decode to. Without an
@@ -290,7 +227,7 @@ pub trait Engine: std::fmt::Debug + Send + Sync + 'static {
         float: FloatType,
         how: How<'_>,
     ) -> Result<(Rounded, Tensor)> {
-        plain::round(weight, scheme, float, how)
+        crate::plain::round(weight, scheme, float, how)
     }
 
     /// Which experts each token goes to: of each row of `scores [tokens, experts]` the `top_k` best, best first.
@@ -298,7 +235,7 @@ pub trait Engine: std::fmt::Debug + Send + Sync + 'static {
     /// # Errors
     /// Scores that are no matrix.
     fn route(&self, scores: &Tensor, selection: &Selection) -> Result<Vec<Vec<u32>>> {
-        plain::route(scores, selection)
+        crate::plain::route(scores, selection)
     }
 }
 

@@ -19,8 +19,10 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test panics to fail"))]
 
 mod cpu;
+mod elementary;
 mod engine;
 mod error;
+pub mod exp;
 mod gram;
 mod operators;
 mod plain;
@@ -30,10 +32,12 @@ mod settings;
 mod shape;
 mod tape;
 mod tensor;
+mod views;
 
 pub use cpu::{Cpu, PARTS};
-pub use cpu::{exp, running, slopes};
-pub use engine::{Buffer, Combine, Device, Engine, Map, Reduce};
+pub use cpu::{running, slopes};
+pub use elementary::{Buffer, Combine, Map, Reduce};
+pub use engine::{Device, Engine};
 pub use error::{Error, Result};
 pub use gram::{Factor, Gram, GramSum};
 pub use plain::Plain;

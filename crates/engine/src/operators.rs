@@ -3,7 +3,7 @@
 use std::ops::{Add, Div, Mul, Sub};
 
 use crate::Tensor;
-use crate::engine::{Combine, Map};
+use crate::elementary::{Combine, Map};
 use crate::error::{Result, bail};
 
 macro_rules! maps {

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use serde::{Deserialize, Serialize};
 
 use crate::Tensor;
-use crate::cpu::exp::{LANES, tree, vectorised};
+use crate::exp::{LANES, tree, vectorised};
 
 /// An elementwise function of a layer.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -223,6 +223,16 @@ impl Element for F16 {
     }
 }
 
+/// A weight that is NaN or infinite.
+#[derive(Clone, Copy, Debug, PartialEq, thiserror::Error)]
+#[error("element {element} is {value}")]
+pub struct NonFinite {
+    /// Index among the elements that were given.
+    pub element: usize,
+    /// Its value, widened to float32.
+    pub value: f32,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

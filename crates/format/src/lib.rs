@@ -18,43 +18,11 @@ pub mod checkpoint;
 mod dispatch;
 mod element;
 pub mod fp;
+mod packed;
 mod scheme;
 
 pub use dispatch::{dequantize, pack, quantize, simd_name, unpack};
-pub use element::FloatType;
+pub use element::{FloatType, NonFinite};
+pub use packed::{PackedMut, PackedRef};
 pub use safetensors::Dtype;
 pub use scheme::{Mode, Scheme, SchemeError};
-
-/// Where the packed form of some rows goes. For `rows` rows of `columns` elements:
-/// `weight` has `rows * scheme.words(columns) * 4` bytes (uint32 words, little-endian), `scales` and `biases`
-/// `rows * scheme.scale_bytes(columns, float)`; `biases` is empty for the fp modes.
-#[derive(Debug)]
-pub struct PackedMut<'a> {
-    /// Packed codes.
-    pub weight: &'a mut [u8],
-    /// One scale per group.
-    pub scales: &'a mut [u8],
-    /// One bias per group, affine only.
-    pub biases: &'a mut [u8],
-}
-
-/// The packed form of some rows; lengths as in [`PackedMut`].
-#[derive(Clone, Copy, Debug)]
-pub struct PackedRef<'a> {
-    /// Packed codes.
-    pub weight: &'a [u8],
-    /// One scale per group.
-    pub scales: &'a [u8],
-    /// One bias per group, affine only.
-    pub biases: &'a [u8],
-}
-
-/// A weight that is NaN or infinite.
-#[derive(Clone, Copy, Debug, PartialEq, thiserror::Error)]
-#[error("element {element} is {value}")]
-pub struct NonFinite {
-    /// Index among the elements that were given.
-    pub element: usize,
-    /// Its value, widened to float32.
-    pub value: f32,
-}

@@ -6,8 +6,7 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 
 use crate::answer::Answer;
-use crate::routes::object;
-use crate::server::Shared;
+use crate::call::object;
 
 /// What is wrong with a card. Without errors it is taken.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -36,14 +35,14 @@ impl Rules {
 }
 
 /// The answer to a client that asks before it commits.
-pub(crate) fn validate(shared: &Shared, body: &Bytes) -> Result<Answer, Answer> {
+pub(crate) fn validate(rules: &Rules, body: &Bytes) -> Result<Answer, Answer> {
     let body = object(body)?;
     let (Some("model" | "dataset" | "space"), Some(card)) =
         (body["repoType"].as_str(), body["content"].as_str())
     else {
         return Err(Answer::error(400, "", "\"repoType\" and \"content\" are required"));
     };
-    let verdict = shared.cards.judge(card);
+    let verdict = rules.judge(card);
     let list = |messages: &[String]| -> Vec<Value> {
         messages.iter().map(|message| json!({ "message": message })).collect()
     };
@@ -56,11 +55,11 @@ pub(crate) fn validate(shared: &Shared, body: &Bytes) -> Result<Answer, Answer> 
 }
 
 /// Refuses a commit with a card that is refused.
-pub(crate) fn check(shared: &Shared, path: &str, content: &[u8]) -> Result<(), Answer> {
+pub(crate) fn check(rules: &Rules, path: &str, content: &[u8]) -> Result<(), Answer> {
     if path != "README.md" {
         return Ok(());
     }
-    match shared.cards.judge(&String::from_utf8_lossy(content)).errors.first() {
+    match rules.judge(&String::from_utf8_lossy(content)).errors.first() {
         Some(error) => Err(Answer::error(400, "", &format!("Invalid metadata in README.md. {error}"))),
         None => Ok(()),
     }

@@ -10,7 +10,7 @@ use bytes::Bytes;
 
 use crate::answer::Answer;
 use crate::encoding::{encode, sha256};
-use crate::server::Shared;
+use crate::state::Shared;
 
 const DOWNLOADS: &str = "/xet-bridge/";
 const UPLOADS: &str = "/lfs-uploads/";

@@ -6,12 +6,12 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 
 use crate::answer::Answer;
+use crate::call::{Access, Call, no_revision};
 use crate::card;
 use crate::encoding::{base64, parameter};
 use crate::listing::page;
 use crate::repository::Blob;
-use crate::routes::{Access, Call, no_revision};
-use crate::server::Shared;
+use crate::state::Shared;
 
 enum Change {
     Write(String, Arc<Blob>),
@@ -99,7 +99,7 @@ async fn change(shared: &Shared, key: &str, value: &Value) -> Result<Change, Ans
                     .ok_or_else(|| Answer::error(400, "", &format!("The content of {path} is not base64")))?,
                 _ => content.as_bytes().to_vec(),
             };
-            card::check(shared, &path, &bytes)?;
+            card::check(&shared.cards, &path, &bytes)?;
             Ok(Change::Write(path, Arc::new(Blob::plain(Bytes::from(bytes)))))
         }
         "lfsFile" => {

@@ -16,7 +16,8 @@ use crate::cas::Cas;
 use crate::fault::Fault;
 use crate::record::{Request, Server};
 use crate::repository::{Blob, Commit, Files, Kind, Repository, is_large};
-use crate::server::{Addresses, RUN, Shared, serve};
+use crate::server::serve;
+use crate::state::{Addresses, RUN, Shared};
 
 /// A running hub, on four free ports of 127.0.0.1; it stops when it is dropped.
 ///

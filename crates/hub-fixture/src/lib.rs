@@ -11,6 +11,7 @@
 //! has nothing to do with the hub, to which a link or a redirect may lead.
 
 mod answer;
+mod call;
 mod card;
 mod cas;
 mod cdn;
@@ -24,6 +25,7 @@ mod repository;
 mod resolve;
 mod routes;
 mod server;
+mod state;
 mod upload;
 
 pub use card::Verdict;

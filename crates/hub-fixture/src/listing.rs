@@ -7,10 +7,10 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 
 use crate::answer::Answer;
+use crate::call::{Access, Call, no_revision, object};
 use crate::encoding::{encode, pairs, parameter, sha1};
 use crate::repository::{Blob, Commit, DATE, Files, MAIN, Snapshot};
-use crate::routes::{Access, Call, no_revision, object};
-use crate::server::Shared;
+use crate::state::Shared;
 
 /// The entries of one page of a tree. Far fewer than the hub's, so that pages are turned in tests.
 const PAGE: usize = 50;

@@ -3,10 +3,10 @@
 use axum::http::header::{ETAG, IF_NONE_MATCH, LINK, LOCATION};
 
 use crate::answer::Answer;
+use crate::call::{Access, Call, no_revision};
 use crate::cdn;
 use crate::encoding::encode;
-use crate::routes::{Access, Call, no_revision};
-use crate::server::Shared;
+use crate::state::Shared;
 
 /// The answer to a caller who has not been given access to a gated repository.
 pub(crate) fn refused(call: &Call) -> Answer {

@@ -2,16 +2,16 @@
 //!
 //! Paths are taken apart by hand: an id has one segment or two, and anything may stand in it.
 
-use axum::http::header::{LOCATION, WWW_AUTHENTICATE};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, Method};
 use bytes::Bytes;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::answer::Answer;
+use crate::call::{Access, Call, anonymous, bearer};
 use crate::encoding::decode;
-use crate::repository::{Kind, Place, Repository, Store};
-use crate::server::{Shared, bearer};
+use crate::repository::Kind;
+use crate::state::Shared;
 use crate::{card, commit, listing, resolve, upload};
 
 /// What a repository is asked for, after its id.
@@ -27,73 +27,6 @@ const VERBS: &[&str] = &[
     "xet-read-token",
     "xet-write-token",
 ];
-
-/// A request to one repository.
-pub(crate) struct Call<'a> {
-    pub(crate) kind: Kind,
-    pub(crate) id: String,
-    pub(crate) parts: &'a Parts,
-    /// Whether it brings the valid token.
-    pub(crate) signed: bool,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Access {
-    Read,
-    Write,
-}
-
-impl Call<'_> {
-    /// The repository, if the caller may see it, or may write it.
-    pub(crate) fn open<'s>(
-        &self,
-        store: &'s mut Store,
-        access: Access,
-    ) -> Result<&'s mut Repository, Answer> {
-        match store.place(self.kind, &self.id) {
-            Place::Here(repository) if repository.private && !self.signed => Err(missing(false)),
-            Place::Here(_) if access == Access::Write && !self.signed => Err(anonymous()),
-            Place::Here(repository) => Ok(repository),
-            Place::Moved(new) => Err(self.moved(&new)),
-            Place::Nowhere => Err(missing(self.signed)),
-        }
-    }
-
-    fn moved(&self, new: &str) -> Answer {
-        let old = format!("/{}", self.id);
-        let path = self.parts.uri.path_and_query().map_or("/", |path| path.as_str());
-        let location = path.replacen(&old, &format!("/{new}"), 1);
-        if location == path {
-            return missing(self.signed);
-        }
-        Answer::text(307, "text/plain", format!("Temporary Redirect. Redirecting to {location}"))
-            .with(LOCATION.as_str(), &location)
-    }
-}
-
-/// A repository that is not there, or not for this caller: to strangers the hub does not tell which.
-fn missing(signed: bool) -> Answer {
-    if signed {
-        return Answer::error(404, "RepoNotFound", "Repository not found");
-    }
-    Answer::error(401, "RepoNotFound", "Invalid username or password.")
-        .with(WWW_AUTHENTICATE.as_str(), "Bearer realm=\"Authentication required\", charset=\"UTF-8\"")
-}
-
-/// Something that nobody may do without a token.
-pub(crate) fn anonymous() -> Answer {
-    Answer::error(401, "", "Invalid username or password.")
-        .with(WWW_AUTHENTICATE.as_str(), "Bearer realm=\"Authentication required\", charset=\"UTF-8\"")
-}
-
-pub(crate) fn no_revision(revision: &str) -> Answer {
-    Answer::error(404, "RevisionNotFound", &format!("Invalid rev id: {revision}"))
-}
-
-/// A request's body as JSON.
-pub(crate) fn object(body: &Bytes) -> Result<Value, Answer> {
-    serde_json::from_slice(body).map_err(|error| Answer::error(400, "", &format!("Invalid JSON: {error}")))
-}
 
 fn signed(shared: &Shared, headers: &HeaderMap) -> Result<bool, Answer> {
     let Some(token) = bearer(headers) else { return Ok(false) };
@@ -116,7 +49,7 @@ async fn dispatch(shared: &Shared, parts: &Parts, body: &Bytes) -> Result<Answer
     match segments.as_slice() {
         ["api", "whoami-v2"] if reads => whoami(signed),
         ["api", "repos", "create"] if posts => upload::create(shared, signed, body),
-        ["api", "validate-yaml"] if posts => card::validate(shared, body),
+        ["api", "validate-yaml"] if posts => card::validate(&shared.cards, body),
         ["api", "models", rest @ ..] => api(shared, (Kind::Model, rest), parts, signed, body).await,
         ["api", "datasets", rest @ ..] => api(shared, (Kind::Dataset, rest), parts, signed, body).await,
         ["api", ..] => Err(Answer::error(404, "", "Sorry, we can't find the page you are looking for.")),

@@ -1,67 +1,24 @@
-//! What the listeners share, and the way of a request through any of them.
+//! The way of a request through any of them.
 
 use std::net::TcpListener;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use axum::Router;
 use axum::body::{Body, to_bytes};
 use axum::extract::Request as Incoming;
 use axum::http::header::{AUTHORIZATION, RANGE};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, Method, Uri};
+use axum::http::{Method, Uri};
 use axum::response::Response;
 
 use crate::answer::Answer;
-use crate::card::Rules;
+use crate::call::bearer;
 use crate::cas::Cas;
 use crate::cdn;
-use crate::fault::{Fault, Faults};
-use crate::record::{Record, Request, Server};
-use crate::repository::Store;
+use crate::fault::Fault;
+use crate::record::{Request, Server};
 use crate::routes;
-
-/// What the first part of the paths of the xet store begins with, which tells one run from another.
-pub(crate) const RUN: &str = "run-";
-
-/// Where they listen.
-pub(crate) struct Addresses {
-    pub(crate) hub: String,
-    pub(crate) cdn: String,
-    pub(crate) xet: String,
-    pub(crate) elsewhere: String,
-}
-
-pub(crate) struct Shared {
-    store: Mutex<Store>,
-    pub(crate) addresses: Addresses,
-    pub(crate) cas: Cas,
-    pub(crate) faults: Faults,
-    pub(crate) cards: Rules,
-    pub(crate) record: Record,
-}
-
-impl Shared {
-    pub(crate) fn new(addresses: Addresses, cas: Cas) -> Self {
-        Self {
-            store: Mutex::default(),
-            addresses,
-            cas,
-            faults: Faults::default(),
-            cards: Rules::default(),
-            record: Record::default(),
-        }
-    }
-
-    /// The store, also after a panic: the test that panicked has failed already.
-    pub(crate) fn store(&self) -> MutexGuard<'_, Store> {
-        self.store.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// The token that a request brings.
-pub(crate) fn bearer(headers: &HeaderMap) -> Option<&str> {
-    headers.get(AUTHORIZATION)?.to_str().ok()?.strip_prefix("Bearer ")
-}
+use crate::state::{RUN, Shared};
 
 /// Serves one listener until the runtime ends.
 pub(crate) async fn serve(listener: TcpListener, server: Server, shared: Arc<Shared>) {

@@ -7,13 +7,13 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 
 use crate::answer::Answer;
+use crate::call::{Access, Call, anonymous, no_revision, object};
 use crate::cas::Cas;
 use crate::cdn;
 use crate::encoding::encode;
 use crate::repository::{Blob, Files, Kind, Place, is_large};
 use crate::resolve::refused;
-use crate::routes::{Access, Call, anonymous, no_revision, object};
-use crate::server::Shared;
+use crate::state::Shared;
 
 /// Whose the token is.
 pub(crate) const USER: &str = "tester";

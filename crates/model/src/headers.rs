@@ -12,7 +12,6 @@ use mlx_format::checkpoint::{Config, ConfigError};
 use crate::arch::keys::{MOST_EXPERTS, MOST_WEIGHTS, at_most, first_width, wrong};
 use crate::arch::{self, Family, Source};
 use crate::decoder::{Decoder, Layer};
-use crate::names::described;
 
 /// Names (MLX's) and shapes of a model's tensors, as its config describes them.
 ///
@@ -21,7 +20,7 @@ use crate::names::described;
 pub fn expected_headers(config: &Config) -> Result<Option<BTreeMap<String, Vec<usize>>>, ConfigError> {
     let tensors = BTreeMap::new();
     let architecture = arch::describe(Source { config, tensors: &tensors })?;
-    let decoder = described(&architecture, config, None)?;
+    let decoder = arch::headed(&architecture, config, None)?;
     let Some((family, decoder)) = arch::family(config).zip(decoder) else { return Ok(None) };
     let widths = widths(family, config, &decoder)?;
     for layer in decoder.blocks.iter().flat_map(crate::decoder::Block::layers) {

@@ -25,6 +25,7 @@ mod parameters;
 mod pieces;
 mod tied;
 mod tokenizer;
+mod tokenizer_error;
 mod view;
 mod weights;
 
@@ -39,6 +40,7 @@ pub use forward::{Course, Forward, Progress, State, Stop, Tables, Tap};
 pub use headers::expected_headers;
 pub use names::Named;
 pub use parameters::{Parameters, Reader};
-pub use tokenizer::{Tokenizer, TokenizerError};
+pub use tokenizer::Tokenizer;
+pub use tokenizer_error::TokenizerError;
 pub use view::{ScatterError, StepError, View};
 pub use weights::{PackedRows, Weights, WeightsError};

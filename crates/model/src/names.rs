@@ -7,7 +7,7 @@ use mlx_format::{Dtype, Scheme};
 
 use crate::arch::{self, Architecture, Rule, Source};
 use crate::asked;
-use crate::decoder::{Decoder, ExpectedTensor, Linear};
+use crate::decoder::{Decoder, ExpectedTensor};
 use crate::fit::{self, Fault, Held, Misfits};
 use crate::tied::{Tied, untied};
 use crate::view::View;
@@ -85,7 +85,7 @@ impl Named {
         let existing = existing.renamed(&tensors)?;
         let names: BTreeSet<&str> = tensors.iter().map(|(name, _)| name.as_str()).collect();
         let mut wrong = None;
-        let (decoder, undescribed) = match described(&architecture, config, Some(&names)) {
+        let (decoder, undescribed) = match arch::headed(&architecture, config, Some(&names)) {
             Ok(decoder) => (decoder, None),
             Err(ConfigError::Undescribed { key, reason }) => {
                 (None, Some(format!("{key} {reason}, which is not described here")))
@@ -197,24 +197,6 @@ impl Named {
         let family = if self.architecture.described { self.architecture.family } else { "language" };
         Err(SourceError::Misfits { model, family, misfits: Misfits(misfits) })
     }
-}
-
-/// The decoder of a model with tensors of these names (of any, if there are none), with a head of its own unless
-/// something says that it has none.
-pub(crate) fn described(
-    architecture: &Architecture,
-    config: &Config,
-    names: Option<&BTreeSet<&str>>,
-) -> Result<Option<Decoder>, ConfigError> {
-    let mut decoder = arch::decoder(config, names)?;
-    if let Some(decoder) = decoder.as_mut().filter(|decoder| decoder.head.linear.is_none())
-        && (arch::tied(config) == Some(false)
-            || !architecture.drops_head() && !architecture.tied_without_head)
-    {
-        let outer = decoder.embedding.path.strip_suffix("model.embed_tokens").unwrap_or_default();
-        decoder.head.linear = Some(Linear::new(format!("{outer}lm_head")));
-    }
-    Ok(decoder)
 }
 
 /// Ends of names of what fp8 checkpoints hold beside the weights.

@@ -5,7 +5,7 @@ use mlx_format::{FloatType, Mode};
 use mlx_quant::plan::MixedRecipe;
 use mlx_quant::recipes::{Device, DeviceChoice};
 
-use crate::Refusal;
+use crate::refusal::Refusal;
 
 /// A choice on the command line that stands for a value of the library.
 macro_rules! choices {

@@ -17,11 +17,11 @@ use serde_json::json;
 use super::line::{CommandLine, other, quoted};
 use super::quantize::affine;
 use super::windows;
-use crate::Refusal;
 use crate::args::{Compare, KeepArg};
 use crate::commands::source::{self, Asked, Need};
 use crate::machine;
 use crate::printer::{Printer, bytes};
+use crate::refusal::Refusal;
 use crate::screen::Screen;
 
 /// Runs the command.

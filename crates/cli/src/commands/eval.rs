@@ -11,12 +11,12 @@ use mlx_quant::{DataSource, Evaluation, EvaluationSettings, Model, Pick, Windows
 use mlx_quant_report as report;
 use serde_json::json;
 
-use crate::Refusal;
 use crate::args::Eval;
 use crate::commands::source::{self, Asked, Need};
 use crate::commands::windows;
 use crate::memory::resident_peak;
 use crate::printer::{Printer, bytes};
+use crate::refusal::Refusal;
 use crate::screen::Screen;
 
 /// Runs the command.

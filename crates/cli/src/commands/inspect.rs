@@ -6,10 +6,10 @@ use anyhow::Result;
 use mlx_quant::inspect::{Form, Inspection, Layer, Verdict, Verification, inspect, verify};
 use serde_json::{Value, json};
 
-use crate::Refusal;
 use crate::args::Inspect;
 use crate::commands::source::{self, Asked, Need};
 use crate::printer::{Printer, bytes};
+use crate::refusal::Refusal;
 use crate::screen::Screen;
 
 /// Runs the command.

@@ -1,5 +1,6 @@
 //! One file per command: settings from arguments, then the library, then the printer.
 
+mod carry;
 pub(crate) mod compare;
 pub(crate) mod convert;
 pub(crate) mod eval;

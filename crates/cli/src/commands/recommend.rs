@@ -11,10 +11,10 @@ use mlx_quant_report as report;
 use serde_json::json;
 
 use super::line::{CommandLine, other};
-use crate::Refusal;
 use crate::args::Recommend;
 use crate::commands::source::{self, Asked, Need, Opened};
 use crate::printer::{Printer, bytes};
+use crate::refusal::Refusal;
 use crate::{amount, machine};
 
 /// What may be used where the system does not say what is free.

@@ -10,10 +10,10 @@ use mlx_format::checkpoint::Directory;
 use mlx_quant::plan::Overrides;
 use mlx_quant::{DataSource, Model};
 
-use crate::Refusal;
 #[cfg(feature = "hub")]
 use crate::hub::{Address, Hub, check_revision};
 use crate::printer::Printer;
+use crate::refusal::Refusal;
 #[cfg(feature = "hub")]
 use crate::screen::Screen;
 

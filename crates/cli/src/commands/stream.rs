@@ -8,12 +8,12 @@ use mlx_quant::Settings;
 use mlx_quant::kept::Claim;
 use mlx_quant::stream::Remote;
 
-use crate::Refusal;
 use crate::args::Convert;
 use crate::commands::source::Asked;
-use crate::commands::{convert, upload};
+use crate::commands::{carry, upload};
 use crate::hub::{Address, Hub};
 use crate::printer::Printer;
+use crate::refusal::{REFUSED, Refusal, exit_code};
 use crate::screen::Screen;
 
 /// Runs the command; `false` if there is nothing to stream, because the model is here.
@@ -49,7 +49,7 @@ pub(super) fn run(
     }
     let done = stream(args, &address, settings, &place, printer);
     // Kept after failures, because the same command goes on with it, and what an earlier run left is not this one's.
-    let refused = |error: &anyhow::Error| crate::exit_code(error) == crate::REFUSED;
+    let refused = |error: &anyhow::Error| exit_code(error) == REFUSED;
     if done.as_ref().map_or_else(|error| fresh && refused(error), |streamed| fresh || *streamed) {
         claim.remove(&place)?;
     } else {
@@ -84,17 +84,17 @@ fn stream(
     };
     let directory = Directory::open(&hollow.directory).map_err(mlx_quant::Error::from)?;
     let model = mlx_quant::open(&directory)?;
-    let plan = convert::plan(&model, settings.clone(), printer)?;
+    let plan = carry::plan(&model, settings.clone(), printer)?;
     drop(model);
-    let (target, threads) = (&args.target.mlx_path, convert::threads(args));
+    let (target, threads) = (&args.target.mlx_path, carry::threads(args));
     if args.target.dry_run {
-        convert::dry_run(&plan, threads, printer)?;
+        carry::dry_run(&plan, threads, printer)?;
         return Ok(true);
     }
     let mut fetch = |shard: &str| hollow.fetch(shard, &screen).map_err(mlx_quant::Error::from);
     let remote = Remote { directory: &hollow.directory, identity: &hollow.identity, fetch: &mut fetch };
     let done = mlx_quant::stream::convert_streamed(remote, &plan, target, threads, &screen);
     screen.clear();
-    convert::show(&done?, &plan, target, printer)?;
+    carry::show(&done?, &plan, target, printer)?;
     Ok(true)
 }

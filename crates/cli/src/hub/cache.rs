@@ -12,8 +12,9 @@ use mlx_format::checkpoint::{Lock, try_lock};
 use rustix::fs::{Access, AtFlags, CWD};
 use rustix::io::Errno;
 
-use super::Kind;
-use super::id::Address;
+use super::environment::is_set;
+use super::id::{Address, is_commit};
+use super::kind::Kind;
 
 /// The cache of one repository.
 #[derive(Clone, Debug)]
@@ -60,7 +61,7 @@ impl Cache {
     pub(super) fn commit_of(&self, revision: &str) -> Option<String> {
         let text = std::fs::read_to_string(self.directory().join("refs").join(revision)).ok()?;
         let commit = text.trim();
-        super::id::is_commit(commit).then(|| commit.to_owned())
+        is_commit(commit).then(|| commit.to_owned())
     }
 
     /// Notes where a branch is; a cache that cannot be written stays as it is.
@@ -92,7 +93,7 @@ impl Cache {
 
     /// Bytes of a blob with which a download can go on.
     pub(super) fn begun(&self, hash: &str) -> u64 {
-        super::length(&self.incomplete(hash)).max(super::length(&self.left(hash)))
+        length(&self.incomplete(hash)).max(length(&self.left(hash)))
     }
 
     /// Where a blob may be downloaded to.
@@ -151,7 +152,7 @@ impl Cache {
 
 /// Puts a link in the place of whatever is at `link`; false where there are to be none, or can be none.
 fn symlink(target: &Path, link: &Path) -> bool {
-    if super::is_set("HF_HUB_DISABLE_SYMLINKS") {
+    if is_set("HF_HUB_DISABLE_SYMLINKS") {
         return false;
     }
     let next = beside(link);
@@ -187,6 +188,11 @@ fn beside(path: &Path) -> PathBuf {
     // Long names have no room for more.
     let start: String = name.chars().take(40).collect();
     path.with_file_name(format!(".{start}.{:016x}.new", unique()))
+}
+
+/// The size of the file behind a path, 0 if there is none.
+pub(super) fn length(path: &Path) -> u64 {
+    std::fs::metadata(path).map_or(0, |found| found.len())
 }
 
 /// A number that no other process draws, on whatever machine.

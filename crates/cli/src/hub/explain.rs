@@ -22,7 +22,7 @@ pub(crate) enum Trouble {
 impl From<Trouble> for anyhow::Error {
     fn from(trouble: Trouble) -> Self {
         match trouble {
-            Trouble::Refused(text) => crate::Refusal(text).into(),
+            Trouble::Refused(text) => crate::refusal::Refusal(text).into(),
             Trouble::Unreachable(text) | Trouble::Failed(text) => Self::msg(text),
             Trouble::Interrupted => mlx_quant::Error::Interrupted.into(),
         }

@@ -7,8 +7,8 @@ use hf_hub::progress::Progress;
 use hf_hub::repository::{CommitInfo, CommitOperation, RepoTypeDataset, RepoTypeModel};
 use hf_hub::{HFClient, HFError, HFRepository};
 
-use super::Kind;
 use super::id::Address;
+use super::kind::Kind;
 
 /// Contents as they come.
 pub(super) type ByteStream = Box<dyn Stream<Item = Result<Bytes, HFError>> + Send + Unpin>;

@@ -1,9 +1,9 @@
 //! Activations and gated linear units in one pass over memory.
 
-use super::exp::{exp, normal, sigmoid, softplus};
-use super::{buffer, map_pairs, tensor};
+use super::made::{buffer, map_pairs, tensor};
 use crate::Tensor;
 use crate::error::{Result, bail};
+use crate::exp::{exp, normal, sigmoid, softplus};
 use crate::settings::Activation;
 
 /// A function of one number and its derivative.

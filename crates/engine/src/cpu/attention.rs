@@ -1,16 +1,18 @@
 //! Causal attention in tiles of queries: the scores of a tile with its keys are all that is ever in memory.
 
 mod backward;
+mod tiles;
 
 use std::ops::Range;
 
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
 
-use super::exp::{exp, exponentials, largest, map_in_place, tanh, vectorised};
-use super::{buffer, tensor};
+use self::tiles::{Attention, Strided, TILE_ROWS};
+use super::made::{buffer, tensor};
 use crate::Tensor;
 use crate::error::Result;
+use crate::exp::{exp, exponentials, largest, map_in_place, tanh, vectorised};
 use crate::plain::Shapes;
 use crate::settings::AttentionSettings;
 
@@ -32,40 +34,6 @@ pub(super) fn attention(q: &Tensor, k: &Tensor, v: &Tensor, settings: &Attention
         all.into_iter().zip(pull.inputs).map(like).collect()
     }))
 }
-
-#[derive(Clone, Copy)]
-struct Attention {
-    window: Option<usize>,
-    scale: f32,
-    softcap: Option<f32>,
-}
-
-/// Keys or values: those of a token lie `token` apart, those of a head `head`.
-#[derive(Clone, Copy)]
-struct Strided<'a> {
-    values: &'a [f32],
-    token: usize,
-    head: usize,
-    features: usize,
-}
-
-impl<'a> Strided<'a> {
-    /// All of `[batch, tokens, heads, features]`.
-    fn all(x: &'a Tensor) -> Result<Self> {
-        let (_, _, heads, features) = x.dims4()?;
-        Ok(Self { values: x.host()?, token: heads * features, head: features, features })
-    }
-
-    /// `[tokens, features]` of one head of one batch row, `first` being counted through the batch.
-    fn of(self, head: usize, first: usize, tokens: usize) -> MatRef<'a, f32> {
-        let start = first * self.token + head * self.head;
-        let end = start + (tokens - 1) * self.token + self.features;
-        MatRef::from_row_major_slice_with_stride(&self.values[start..end], tokens, self.features, self.token)
-    }
-}
-
-/// About as many rows of queries as the matmul needs to be fast; more would meet more masked keys.
-const TILE_ROWS: usize = 128;
 
 impl Attention {
     fn forward(

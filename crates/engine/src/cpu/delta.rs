@@ -4,11 +4,10 @@
 //! the state never meet: here [`COLUMNS`] of them go through all tokens, so that what is worked
 //! on stays in the first-level cache.
 
-use super::buffer;
-use super::exp::vectorised;
+use super::made::buffer;
 use crate::Tensor;
 use crate::error::Result;
-use crate::plain;
+use crate::exp::vectorised;
 
 /// Columns of the state that go through the tokens together.
 const COLUMNS: usize = 32;
@@ -20,7 +19,7 @@ pub(super) fn gated_delta(
     decay: &Tensor,
     beta: &Tensor,
 ) -> Result<Tensor> {
-    plain::check_delta(q, k, v, decay, beta)?;
+    crate::plain::check_delta(q, k, v, decay, beta)?;
     let (batch, tokens, heads, key_dim) = k.dims4()?;
     let value_dim = v.dim(3)?;
     let (q_values, k_values, decays, betas) = (q.host()?, k.host()?, decay.host()?, beta.host()?);
@@ -55,7 +54,7 @@ pub(super) fn gated_delta(
     // Backwards through the elementary operations, computed anew.
     Ok(Tensor::made(v.device(), v.dims().to_vec(), buffer(out), "gated delta", &inputs, |pull| {
         let all: Vec<Tensor> = pull.inputs.iter().map(Tensor::variable).collect();
-        let y = plain::gated_delta(&all[0], &all[1], &all[2], &all[3], &all[4])?;
+        let y = crate::plain::gated_delta(&all[0], &all[1], &all[2], &all[3], &all[4])?;
         let gradients = y.gradients(pull.grad)?;
         Ok(all.iter().map(|input| gradients.get(input).cloned()).collect())
     }))

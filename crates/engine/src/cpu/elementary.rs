@@ -1,10 +1,10 @@
 //! Elementary operations in one pass over memory.
 
-use super::exp::vectorised;
-use super::map_pairs;
+use super::made::map_pairs;
 use crate::Tensor;
-use crate::engine::{Combine, Map, Reduce};
+use crate::elementary::{Combine, Map, Reduce};
 use crate::error::Result;
+use crate::exp::vectorised;
 use crate::shape::View;
 
 #[inline(always)]
@@ -23,7 +23,7 @@ pub(super) fn map(x: &[f32], function: Map) -> Vec<f32> {
         Map::Log => x.iter().map(|x| x.ln()).collect(),
         Map::Sqrt => mapped(x, f32::sqrt),
         Map::Tanh => x.iter().map(|x| x.tanh()).collect(),
-        Map::Erf => mapped(x, |x| 2.0 * super::exp::normal(x * std::f32::consts::SQRT_2) - 1.0),
+        Map::Erf => mapped(x, |x| 2.0 * crate::exp::normal(x * std::f32::consts::SQRT_2) - 1.0),
         Map::Reciprocal => mapped(x, |x| 1.0 / x),
         Map::Absolute => mapped(x, f32::abs),
         Map::Sign => mapped(x, |x| if x == 0.0 { 0.0 } else { x.signum() }),
@@ -118,8 +118,8 @@ pub(super) fn join(parts: &[&[f32]], widths: &[usize]) -> Vec<f32> {
 pub(super) fn reduce(x: &[f32], [outer, count, inner]: [usize; 3], how: Reduce) -> Vec<f32> {
     if inner == 1 && count > 0 {
         let row = |row: &[f32]| match how {
-            Reduce::Sum => vectorised(|| super::exp::sum_of(row, |x| x)),
-            Reduce::Largest => super::exp::largest(row),
+            Reduce::Sum => vectorised(|| crate::exp::sum_of(row, |x| x)),
+            Reduce::Largest => crate::exp::largest(row),
         };
         return x.chunks_exact(count).map(row).collect();
     }

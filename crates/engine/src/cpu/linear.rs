@@ -11,10 +11,10 @@ use std::sync::{Arc, PoisonError};
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
 
-use super::exp::{sum_of_pairs, vectorised};
-use super::{buffer, tensor};
+use super::made::{buffer, tensor};
 use crate::Tensor;
 use crate::error::Result;
+use crate::exp::{sum_of_pairs, vectorised};
 use crate::plain::{check_codes, check_linear as check, linear_shape as shape, sum_of_rows};
 use crate::settings::{Codes, Notebook, by_group};
 

@@ -8,8 +8,8 @@ mod activation;
 mod attention;
 mod delta;
 mod elementary;
-pub mod exp;
 mod linear;
+mod made;
 mod norm;
 mod rotary;
 pub mod running;
@@ -19,48 +19,19 @@ mod softmax;
 
 use std::sync::Arc;
 
+pub use self::made::PARTS;
+use self::made::{buffer, map_pairs, tensor};
 use crate::Tensor;
-use crate::engine::{Buffer, Combine, Engine, Map, Reduce};
+use crate::elementary::{Buffer, Combine, Map, Reduce};
+use crate::engine::Engine;
 use crate::error::Result;
-use crate::plain;
+use crate::plain::{check_norm, check_rotary, check_same};
 use crate::settings::{Activation, AttentionSettings, Codes, Notebook, Pairing};
 use crate::shape::View;
-
-/// Parts into which products and factorisations of several threads are split. Fixed, so that results do not depend on
-/// the number of threads.
-pub const PARTS: usize = 8;
 
 /// The CPU engine.
 #[derive(Clone, Copy, Debug)]
 pub struct Cpu;
-
-/// A tensor of these numbers.
-fn tensor(values: Vec<f32>, shape: &[usize], like: &Tensor) -> Result<Tensor> {
-    Tensor::from_vec(values, shape, like.device())
-}
-
-/// The buffer of these numbers.
-fn buffer(values: Vec<f32>) -> Buffer {
-    Buffer::Host(Arc::new(values))
-}
-
-/// One value for each element of `x` and the same element of `y`.
-#[inline(always)]
-fn map_pairs(x: &[f32], y: &[f32], f: impl Fn(f32, f32) -> f32) -> Vec<f32> {
-    assert_eq!(x.len(), y.len(), "pairs of elements");
-    let mut out = Vec::with_capacity(x.len());
-    exp::vectorised(
-        #[inline(always)]
-        || {
-            for ((to, x), y) in out.spare_capacity_mut().iter_mut().zip(x).zip(y) {
-                to.write(f(*x, *y));
-            }
-        },
-    );
-    // SAFETY: the capacity is at least the length of `x`, which is that of `y`; the loop wrote as many elements.
-    unsafe { out.set_len(x.len()) };
-    out
-}
 
 impl Engine for Cpu {
     fn name(&self) -> String {
@@ -139,7 +110,7 @@ impl Engine for Cpu {
     }
 
     fn rms_norm(&self, x: &Tensor, weight: Option<&Tensor>, eps: f64) -> Result<Tensor> {
-        plain::check_norm(x, weight, "weight of rms_norm")?;
+        check_norm(x, weight, "weight of rms_norm")?;
         norm::rms_norm(x, weight, eps)
     }
 
@@ -150,13 +121,13 @@ impl Engine for Cpu {
         bias: Option<&Tensor>,
         eps: f64,
     ) -> Result<Tensor> {
-        plain::check_norm(x, weight, "weight of layer_norm")?;
-        plain::check_norm(x, bias, "bias of layer_norm")?;
+        check_norm(x, weight, "weight of layer_norm")?;
+        check_norm(x, bias, "bias of layer_norm")?;
         norm::layer_norm(x, weight, bias, eps)
     }
 
     fn add(&self, x: &Tensor, y: &Tensor, factor: f64) -> Result<Tensor> {
-        plain::check_same(x, y, "add")?;
+        check_same(x, y, "add")?;
         let small = factor as f32;
         let sum = map_pairs(x.host()?, y.host()?, |x, y| x + small * y);
         Ok(Tensor::made(x.device(), x.dims().to_vec(), buffer(sum), "add", &[x, y], move |pull| {
@@ -168,7 +139,7 @@ impl Engine for Cpu {
     }
 
     fn rotary(&self, x: &Tensor, cos: &Tensor, sin: &Tensor, pairing: Pairing) -> Result<Tensor> {
-        plain::check_rotary(x, cos, sin)?;
+        check_rotary(x, cos, sin)?;
         rotary::rotary(x, cos, sin, pairing)
     }
 
@@ -192,7 +163,7 @@ impl Engine for Cpu {
     }
 
     fn glu(&self, gate: &Tensor, up: &Tensor, glu: Activation) -> Result<Tensor> {
-        plain::check_same(gate, up, "glu: gate and up")?;
+        check_same(gate, up, "glu: gate and up")?;
         activation::glu(gate, up, glu)
     }
 

@@ -1,9 +1,9 @@
 //! Norms over the last axis in one pass over memory.
 
-use super::exp::{sum_of, sum_of_pairs, vectorised};
-use super::{buffer, tensor};
+use super::made::{buffer, tensor};
 use crate::Tensor;
 use crate::error::{Result, bail};
+use crate::exp::{sum_of, sum_of_pairs, vectorised};
 
 /// The length of the last axis.
 fn last_axis(x: &Tensor) -> Result<usize> {

@@ -1,9 +1,9 @@
 //! Rotary position embedding over whole heads or their first features.
 
-use super::exp::vectorised;
-use super::{buffer, tensor};
+use super::made::{buffer, tensor};
 use crate::Tensor;
 use crate::error::Result;
+use crate::exp::vectorised;
 use crate::settings::Pairing;
 
 /// The heads of `x` (`heads` of `d` a token), turned by the angles of `tokens` tokens, forwards or back.

@@ -4,7 +4,7 @@
 //! is read a tile at a time. Exponentials are float32, sums over tiles float64; the order of tiles decides the last bits, so
 //! callers keep it fixed.
 
-use super::exp::{exp, largest, sum_of, sum_of_pairs, vectorised};
+use crate::exp::{exp, largest, sum_of, sum_of_pairs, vectorised};
 
 /// Logits of one token against the token that followed.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -8,7 +8,7 @@ use faer::linalg::triangular_inverse::invert_lower_triangular;
 use faer::{Accum, MatMut, MatRef, Par};
 use rayon::prelude::*;
 
-use super::PARTS;
+use super::made::PARTS;
 
 /// Adds `x^T x` of rows `x` to the lower triangle of `sum [size, size]`.
 pub(super) fn gram_add(sum: &mut [f32], x: &[f32], size: usize) {

@@ -2,7 +2,7 @@
 //!
 //! Exponentials are float32, sums float64, both in a fixed order.
 
-use super::exp::{LANES, exp, tree, vectorised};
+use crate::exp::{LANES, exp, tree, vectorised};
 
 /// Elements whose sum is looked at together while a token is drawn.
 const CHUNK: usize = 64;

@@ -1,9 +1,9 @@
 //! Softmax over the last axis.
 
-use super::exp::{exponentials, largest, vectorised};
-use super::{buffer, tensor};
+use super::made::{buffer, tensor};
 use crate::Tensor;
 use crate::error::{Result, bail};
+use crate::exp::{exponentials, largest, vectorised};
 
 pub(super) fn softmax(x: &Tensor) -> Result<Tensor> {
     let Some(&d) = x.dims().last() else { bail!("softmax of a scalar") };

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use crate::Tensor;
-use crate::engine::{Buffer, Combine, Engine, Map, Reduce};
+use crate::elementary::{Buffer, Combine, Map, Reduce};
+use crate::engine::Engine;
 use crate::error::Result;
 use crate::shape::View;
 

@@ -4,7 +4,7 @@ use mlx_format::{FloatType, Scheme};
 
 use crate::error::{Result, bail};
 use crate::rounding::{self, How, Rounded};
-use crate::{LAST, REST, Tensor, cpu};
+use crate::{LAST, REST, Tensor};
 
 pub(crate) fn gram_add(sum: &mut Tensor, x: &Tensor) -> Result<()> {
     let x = x.reshape((REST, x.dim(LAST)?))?;
@@ -106,24 +106,14 @@ pub(crate) fn round(
     if !scheme.has_biases() || !scheme.divides(columns) {
         bail!("a weight {:?} cannot be rounded at {scheme}", weight.dims());
     }
-    let here = |tensor: &Tensor| Tensor::from_vec(tensor.to_vec()?, tensor.dims(), &cpu());
     let moved = match how {
         How::Refined { factor, .. } | How::Compensated { factor, .. } if factor.upper.host().is_err() => {
-            let (upper, hessian) = (here(&factor.upper)?, here(&factor.hessian)?);
-            Some(crate::Factor { upper, hessian, ..factor.clone() })
+            Some((factor.upper.to_vec()?, factor.hessian.to_vec()?))
         }
         _ => None,
     };
-    let how = match (how, &moved) {
-        (How::Refined { block_size, sweeps, .. }, Some(factor)) => {
-            How::Refined { factor, block_size, sweeps }
-        }
-        (How::Compensated { block_size, sweeps, .. }, Some(factor)) => {
-            How::Compensated { factor, block_size, sweeps }
-        }
-        _ => how,
-    };
-    let rounded = weight.read(|values| rounding::round(values, columns, scheme, float, how))??;
+    let way = how.at_hand(moved.as_ref().map(|(upper, hessian)| (&upper[..], &hessian[..])))?;
+    let rounded = weight.read(|values| rounding::run(values, columns, scheme, float, way))?;
     let decoded = Tensor::from_vec(rounded.decoded(), (rows, columns), weight.device())?;
     Ok((rounded, decoded))
 }

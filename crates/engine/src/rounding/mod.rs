@@ -10,150 +10,19 @@
 //! the error under the full Hessian.
 
 mod grid;
+mod how;
+mod rounded;
+mod run;
 mod task;
+mod way;
 
 use mlx_format::{FloatType, Scheme};
-use rayon::prelude::*;
 
-use self::task::Task;
+pub use self::how::How;
+pub use self::rounded::Rounded;
+pub(crate) use self::run::run;
+pub use self::way::ROWS;
 use crate::error::Result;
-use crate::gram::Factor;
-
-/// Rows of a task.
-pub const ROWS: usize = 64;
-
-/// A weight in stored numbers.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Rounded {
-    /// Mode, bits, group size; affine.
-    pub scheme: Scheme,
-    /// Input features.
-    pub columns: usize,
-    /// `[rows, columns]`.
-    pub codes: Vec<u8>,
-    /// `[rows, groups]`, numbers of the stored dtype.
-    pub scales: Vec<f32>,
-    /// `[rows, groups]`, numbers of the stored dtype.
-    pub biases: Vec<f32>,
-}
-
-/// How codes, scales and biases are chosen.
-#[derive(Clone, Copy, Debug)]
-pub enum How<'h> {
-    /// Each group's extremes as in `mx.quantize`, nearest codes to the stored numbers.
-    Plain,
-    /// Searched grid without data, nearest codes: large weights weigh more, `mean square + square`, because they tend to
-    /// meet loud inputs; clipping them is what hurts.
-    Blind {
-        /// `[columns]`, not negative.
-        weights: &'h [f32],
-    },
-    /// Searched grid, nearest codes; a weight for each column.
-    Nearest {
-        /// `[columns]`, not negative.
-        weights: &'h [f32],
-    },
-    /// Searched grid, nearest codes, then sweeps of coordinate descent over scales, biases and codes.
-    Refined {
-        /// Of the site's Hessian.
-        factor: &'h Factor,
-        /// Columns between updates of all columns after them.
-        block_size: usize,
-        /// Sweeps.
-        sweeps: usize,
-    },
-    /// Searched grid, later columns make up for errors of earlier ones.
-    Compensated {
-        /// Of the site's Hessian.
-        factor: &'h Factor,
-        /// Columns between updates of all columns after them.
-        block_size: usize,
-        /// Sweeps of coordinate descent afterwards.
-        sweeps: usize,
-    },
-}
-
-/// A [`Factor`] in this process's memory.
-#[derive(Clone, Copy)]
-struct Held<'h> {
-    order: &'h [usize],
-    upper: &'h [f32],
-    hessian: &'h [f32],
-}
-
-impl Held<'_> {
-    /// What an error of one unit in each column costs if later columns make up for it as well as they can:
-    /// `1 / U_jj^2` (Frantar and Alistarh 2022, arXiv 2208.11580, equation 3).
-    fn weights(&self) -> Vec<f32> {
-        let size = self.order.len();
-        (0..size).map(|at| self.upper[at * size + at]).map(|diagonal| 1.0 / (diagonal * diagonal)).collect()
-    }
-}
-
-/// [`How`], with everything at hand.
-#[derive(Clone, Copy)]
-enum Way<'h> {
-    Plain,
-    Blind { weights: &'h [f32] },
-    Nearest { weights: &'h [f32] },
-    Refined { factor: Held<'h>, block_size: usize, sweeps: usize },
-    Compensated { factor: Held<'h>, block_size: usize, sweeps: usize },
-}
-
-impl<'h> How<'h> {
-    /// # Errors
-    /// A factor of another engine's.
-    fn at_hand(self) -> Result<Way<'h>> {
-        let held = |factor: &'h Factor| {
-            Ok(Held { order: &factor.order, upper: factor.upper.host()?, hessian: factor.hessian.host()? })
-        };
-        Ok(match self {
-            Self::Plain => Way::Plain,
-            Self::Blind { weights } => Way::Blind { weights },
-            Self::Nearest { weights } => Way::Nearest { weights },
-            Self::Refined { factor, block_size, sweeps } => {
-                Way::Refined { factor: held(factor)?, block_size, sweeps }
-            }
-            Self::Compensated { factor, block_size, sweeps } => {
-                Way::Compensated { factor: held(factor)?, block_size, sweeps }
-            }
-        })
-    }
-}
-
-impl Rounded {
-    /// The weight that these numbers stand for, `[rows, columns]`, as the stored file decodes in float32.
-    pub fn decoded(&self) -> Vec<f32> {
-        let group = self.scheme.group_size();
-        let mut out = vec![0f32; self.codes.len()];
-        let groups = self.scales.iter().zip(&self.biases);
-        for ((out, codes), (scale, bias)) in
-            out.chunks_exact_mut(group).zip(self.codes.chunks_exact(group)).zip(groups)
-        {
-            for (value, &code) in out.iter_mut().zip(codes) {
-                *value = code as f32 * scale + bias;
-            }
-        }
-        out
-    }
-
-    /// Number of rows.
-    pub fn rows(&self) -> usize {
-        self.codes.len() / self.columns.max(1)
-    }
-
-    /// Multiplies rows by powers of two: exact, codes stay.
-    pub fn scale_rows(&mut self, first: usize, factors: &[f32]) {
-        let groups = self.columns / self.scheme.group_size();
-        for numbers in [&mut self.scales, &mut self.biases] {
-            for (row, factor) in numbers[first * groups..].chunks_exact_mut(groups).zip(factors) {
-                for value in row {
-                    *value *= factor;
-                }
-            }
-        }
-    }
-}
 
 /// Rounds a weight `[rows, columns]` on the processor, on the current rayon pool; the same result for any number of threads.
 ///
@@ -169,35 +38,14 @@ pub fn round(
     float: FloatType,
     how: How<'_>,
 ) -> Result<Rounded> {
-    let way = how.at_hand()?;
-    assert!(scheme.has_biases() && scheme.divides(columns), "{columns} columns at {scheme}");
-    let groups = columns / scheme.group_size();
-    let rows = values.len() / columns;
-    let mut rounded = Rounded {
-        scheme,
-        columns,
-        codes: vec![0; rows * columns],
-        scales: vec![0.0; rows * groups],
-        biases: vec![0.0; rows * groups],
-    };
-    let codes = rounded.codes.par_chunks_mut(ROWS * columns);
-    let scales = rounded.scales.par_chunks_mut(ROWS * groups);
-    let biases = rounded.biases.par_chunks_mut(ROWS * groups);
-    values.par_chunks(ROWS * columns).zip(codes).zip(scales.zip(biases)).for_each(
-        |((values, codes), (scales, biases))| {
-            let mut task = Task::new(values, columns, scheme, float, way);
-            task.run(way);
-            task.give(way, codes, scales, biases);
-        },
-    );
-    Ok(rounded)
+    Ok(run(values, columns, scheme, float, how.at_hand(None)?))
 }
 
 #[cfg(test)]
 #[allow(clippy::print_stdout, reason = "a test shows its figures")]
 mod tests {
     use super::*;
-    use crate::gram::{Gram, GramSum};
+    use crate::gram::{Factor, Gram, GramSum};
     use crate::{Tensor, cpu};
 
     fn numbers(count: usize, seed: u32) -> Vec<f32> {
@@ -316,6 +164,22 @@ mod tests {
         for rounded in [by(&forward, 100, 1), by(&forward, 4096, 1), by(&turned, 128, 1)] {
             assert!((loss(&rounded) / loss(&first) - 1.0).abs() < 0.03 && loss(&rounded) < plain);
         }
+    }
+
+    /// What a factor of another engine's is rounded with is what was read from it.
+    #[test]
+    fn a_factor_that_was_moved_counts() {
+        let (rows, columns) = (70, 128);
+        let values = numbers(rows * columns, 1);
+        let scheme = Scheme::affine(3, 64).unwrap();
+        let of = |tokens| Factor::new(&gram(columns, tokens), (0..columns).collect(), 0.01).unwrap().unwrap();
+        let (factor, other) = (of(700), of(64));
+        let (upper, hessian) = (factor.upper.to_vec().unwrap(), factor.hessian.to_vec().unwrap());
+        let how = |factor| How::Compensated { factor, block_size: 128, sweeps: 1 };
+        let here = round(&values, columns, scheme, FloatType::Bf16, how(&factor)).unwrap();
+        let moved = how(&other).at_hand(Some((&upper, &hessian))).unwrap();
+        assert_eq!(here, run(&values, columns, scheme, FloatType::Bf16, moved));
+        assert_ne!(here, round(&values, columns, scheme, FloatType::Bf16, how(&other)).unwrap());
     }
 
     #[test]

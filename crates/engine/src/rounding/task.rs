@@ -7,8 +7,8 @@ use faer::{Accum, MatMut, MatRef, Par};
 use mlx_format::{FloatType, Scheme};
 
 use super::grid::{Grid, LANES, Lanes, code, search_in, stored};
-use super::{Held, ROWS, Way};
-use crate::cpu::exp::vectorised;
+use super::way::{Held, ROWS, Way};
+use crate::exp::vectorised;
 
 /// Largest group size of the format.
 const MAX_GROUP: usize = 128;

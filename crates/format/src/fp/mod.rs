@@ -21,150 +21,21 @@
 //! nvfp4 without a global scale loses every group with amax <= 6 * 2^-10 (its scale byte is 0), and MLX's GPU
 //! backends break ties differently; both are MLX's behaviour, kept.
 //!
-//! This module holds the reference; [`quantize`] the form that is run.
+//! [`quantize_reference`] and [`dequantize_reference`] are that in so many words; [`quantize`] is the form that is run.
 
+mod codes;
 pub mod quantize;
+mod reference;
 
+use codes::{E4M3, NV_RANGE};
+use reference::scale_value;
+
+use crate::affine::pack;
 use crate::element::Element;
-use crate::{FloatType, Mode, NonFinite, PackedMut, PackedRef, Scheme, affine::pack};
+use crate::{FloatType, Mode, NonFinite, PackedMut, PackedRef, Scheme};
 
-/// Values of the e2m1 codes 0 to 15.
-pub const E2M1: [f32; 16] =
-    [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0];
-
-/// Largest e4m3 times largest e2m1: what a global scale is spread over.
-const NV_RANGE: f32 = 448.0 * 6.0;
-
-/// e4m3 (finite, no infinity) byte of a float32: nearest even, saturating at +-448.
-#[inline(always)]
-pub fn e4m3_encode(value: f32) -> u8 {
-    const DENORMAL: u32 = 141 << 23;
-    let bits = value.to_bits();
-    let sign = bits >> 24 & 0x80;
-    let magnitude = bits & 0x7FFF_FFFF;
-    let low = (f32::from_bits(magnitude) + f32::from_bits(DENORMAL)).to_bits().wrapping_sub(DENORMAL);
-    let high = magnitude.wrapping_sub(120 << 23).wrapping_add(0x7_FFFF + (magnitude >> 20 & 1)) >> 20;
-    let code = if magnitude < 121 << 23 { low } else { high };
-    let code = if magnitude >= 448f32.to_bits() { 0x7E } else { code };
-    (code | sign) as u8
-}
-
-/// Value of an e4m3 byte; 0x7F and 0xFF are NaN.
-pub const fn e4m3_decode(byte: u8) -> f32 {
-    let (exponent, mantissa) = ((byte >> 3 & 0xF) as u32, (byte & 7) as u32);
-    let magnitude = if byte & 0x7F == 0x7F {
-        f32::NAN
-    } else if exponent == 0 {
-        mantissa as f32 / 512.0
-    } else {
-        f32::from_bits((exponent + 120) << 23 | mantissa << 20)
-    };
-    if byte & 0x80 == 0 { magnitude } else { -magnitude }
-}
-
-/// [`e4m3_decode`] of every byte.
-const E4M3: [f32; 256] = {
-    let mut table = [0f32; 256];
-    let mut byte = 0;
-    while byte < 256 {
-        table[byte] = e4m3_decode(byte as u8);
-        byte += 1;
-    }
-    table
-};
-
-/// 2^exponent as float32, subnormals and infinity included.
-fn power_of_two(exponent: i32) -> f32 {
-    f64::powi(2.0, exponent) as f32
-}
-
-/// Smallest integer e with 2^e >= t, for positive finite t.
-fn ceil_log2(t: f32) -> i32 {
-    let bits = (t as f64).to_bits();
-    let exponent = (bits >> 52) as i32 - 1023;
-    exponent + i32::from(bits & ((1 << 52) - 1) != 0)
-}
-
-/// Nearest e2m1 code: the first of equal distances; NaN never wins, so that NaN gives code 0.
-fn e2m1_nearest(x: f32, round: impl Fn(f32) -> f32) -> u8 {
-    let distance = |code: usize| round(x - E2M1[code]).abs();
-    let (mut best, mut code) = (distance(0), 0);
-    for candidate in 1..16 {
-        if distance(candidate) < best {
-            (best, code) = (distance(candidate), candidate);
-        }
-    }
-    code as u8
-}
-
-/// Largest magnitude; NaN makes it NaN, as `mx.max` does.
-fn magnitude(group: &[f32]) -> f32 {
-    group.iter().fold(0f32, |max, v| if v.is_nan() || max.is_nan() { f32::NAN } else { max.max(v.abs()) })
-}
-
-/// The scalar reference of [`crate::quantize`] for the fp modes; `global` is nvfp4's optional global scale.
-pub fn quantize_reference(
-    mode: Mode,
-    float: FloatType,
-    weights: &[u8],
-    out: PackedMut<'_>,
-    global: Option<f32>,
-) {
-    let (bits, size) = mode.defaults();
-    let mut group = vec![0f32; size];
-    let mut codes = Vec::with_capacity(weights.len() / float.size());
-    let round = |value: f32| float.round(value);
-    for (index, raw) in weights.chunks_exact(size * float.size()).enumerate() {
-        float.widen(raw, &mut group);
-        let amax = magnitude(&group);
-        if mode == Mode::Nvfp4 {
-            let spread = global.map_or(1.0, |global| NV_RANGE / global);
-            let byte = e4m3_encode(round(amax / 6.0) * spread);
-            let scale = round(e4m3_decode(byte));
-            out.scales[index] = byte;
-            codes.extend(group.iter().map(|&w| e2m1_nearest(round(w / scale) * spread, |d| d)));
-        } else {
-            let t = round(amax / if bits == 4 { 6.0 } else { 448.0 });
-            if !t.is_finite() {
-                // What MLX makes of a group with NaN or infinity, measured on x86-64: every quotient is infinite.
-                out.scales[index] = if float == FloatType::F32 { 128 } else { 0 };
-                codes.extend(
-                    group.iter().map(|w| if bits == 4 { 0 } else { e4m3_encode(448f32.copysign(*w)) }),
-                );
-                continue;
-            }
-            let exponent = if t == 0.0 { 0 } else { ceil_log2(t) };
-            let scale = round(power_of_two(exponent));
-            out.scales[index] = (exponent + 127) as u8;
-            let scaled = group.iter().map(|&w| round(w / scale));
-            if bits == 4 {
-                codes.extend(scaled.map(|x| e2m1_nearest(x, round)));
-            } else {
-                codes.extend(scaled.map(e4m3_encode));
-            }
-        }
-    }
-    pack::pack_reference(&codes, bits, out.weight);
-}
-
-/// The scalar reference of [`crate::dequantize`] for the fp modes, without global scale.
-pub fn dequantize_reference(mode: Mode, float: FloatType, packed: PackedRef<'_>, out: &mut [u8]) {
-    let (bits, size) = mode.defaults();
-    for (index, raw) in out.chunks_exact_mut(float.size()).enumerate() {
-        let code = pack::code_at(packed.weight, index, bits);
-        let value = if bits == 4 { E2M1[code as usize] } else { e4m3_decode(code) };
-        float.narrow(&[value * scale_value(mode, float, packed.scales[index / size])], raw);
-    }
-}
-
-/// A scale byte decoded and rounded to T.
-#[inline(always)]
-fn scale_value(mode: Mode, float: FloatType, byte: u8) -> f32 {
-    match mode {
-        Mode::Nvfp4 => float.round(E4M3[byte as usize]),
-        _ => float.round(power_of_two(byte as i32 - 127)),
-    }
-}
+pub use codes::{E2M1, e4m3_decode, e4m3_encode};
+pub use reference::{dequantize_reference, quantize_reference};
 
 /// Whole groups of `packed` into `out` (dtype E).
 #[inline(always)]
@@ -229,28 +100,6 @@ pub const NVFP4: Scheme = match Scheme::new(Mode::Nvfp4, None, None) {
 mod tests {
     use super::*;
 
-    #[test]
-    fn e4m3_round_trips_and_rounds_to_nearest_even() {
-        for byte in 0..=255u8 {
-            let value = e4m3_decode(byte);
-            if value.is_nan() {
-                assert!(byte & 0x7F == 0x7F);
-                continue;
-            }
-            assert_eq!(e4m3_encode(value), byte);
-            if byte & 0x7F < 0x7E {
-                let next = e4m3_decode(byte + 1);
-                let middle = f32::midpoint(value, next);
-                let even = if byte % 2 == 0 { byte } else { byte + 1 };
-                assert_eq!(e4m3_encode(middle), even, "{middle}");
-            }
-        }
-        assert_eq!(
-            (e4m3_encode(1e9), e4m3_encode(-f32::INFINITY), e4m3_encode(f32::NAN) & 0x7F),
-            (0x7E, 0xFE, 0x7E)
-        );
-    }
-
     /// Bytes of `mx.quantize` (0.32.4, x86-64) for `linspace(-3, 3, 32)` with a bad sixth element.
     #[test]
     fn groups_with_nonfinite_elements_are_stored_as_mlx_stores_them() {
@@ -274,17 +123,6 @@ mod tests {
                 assert_eq!(run(Mode::Mxfp8), (eights, vec![scale]));
                 let fours = vec![0, 0, 0, 0, 0, 0, 0, 0, 16, 50, 67, 85, 101, 102, 118, 119];
                 assert_eq!(run(Mode::Nvfp4), (fours, vec![126, 48]));
-            }
-        }
-    }
-
-    #[test]
-    fn ceil_log2_is_exact_at_powers() {
-        for exponent in -149..=127 {
-            let power = power_of_two(exponent);
-            assert_eq!(ceil_log2(power), exponent);
-            if exponent > -149 {
-                assert_eq!(ceil_log2(f32::from_bits(power.to_bits() + 1)), exponent + 1);
             }
         }
     }

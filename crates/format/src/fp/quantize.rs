@@ -5,7 +5,8 @@
 //! |x| <= 8 the nearest e2m1 value with ties to the lower code is a count of thresholds passed (the distances
 //! involved are exact in all three dtypes near a threshold). What falls outside goes to the reference.
 
-use super::{E4M3, NV_RANGE, e4m3_encode};
+use super::codes::{E4M3, NV_RANGE, e4m3_encode};
+use super::reference::quantize_reference;
 use crate::affine::pack;
 use crate::element::Element;
 use crate::{FloatType, Mode, NonFinite, PackedMut};
@@ -55,7 +56,7 @@ pub(crate) fn mx<E: Element, const BITS: u32>(
         // Zero has scale 1; a subnormal or non-finite t is the reference's.
         if bits != 0 && !(1 << 23..0x7F80_0000).contains(&bits) {
             let out = PackedMut { weight, scales: std::slice::from_mut(scale), biases: &mut [] };
-            super::quantize_reference(mode, E::FLOAT, raw, out, None);
+            quantize_reference(mode, E::FLOAT, raw, out, None);
             continue;
         }
         let exponent = if bits == 0 { 127 } else { (bits >> 23) + u32::from(bits & 0x7F_FFFF != 0) };
@@ -116,7 +117,7 @@ pub(crate) fn nv<E: Element>(
         let largest = f32::from_bits(amax) / decoded * spread;
         if !(decoded > 0.0 && largest < 7.9 && spread.is_finite()) {
             let out = PackedMut { weight, scales: std::slice::from_mut(scale), biases: &mut [] };
-            super::quantize_reference(Mode::Nvfp4, E::FLOAT, raw, out, global);
+            quantize_reference(Mode::Nvfp4, E::FLOAT, raw, out, global);
             continue;
         }
         *scale = byte;

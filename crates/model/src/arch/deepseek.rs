@@ -3,7 +3,7 @@
 
 use mlx_format::checkpoint::ConfigError;
 
-use super::architecture::{Architecture, Source, Step};
+use super::architecture::{Architecture, Source};
 use super::biases::{Bias, BiasRule, OTHERS};
 use super::family::Family;
 use super::keys::wrong;
@@ -11,10 +11,11 @@ use super::llama;
 use super::rules::{ATTENTION, EXPERTS, SHARED_EXPERTS, drop_layers_from, make, stack_mlp_experts};
 use super::sketch::{Sketch, linears};
 use crate::decoder::{
-    Block, Decoder, Experts, Groups, Layer, Linear, Moe, Norm, Router, Scores, SharedExpert,
+    Block, Decoder, Experts, Groups, LatentAttention, LatentKeys, LatentQueries, Layer, Linear, Moe, Norm,
+    Router, Scores, SharedExpert,
 };
-use crate::mixers::{LatentAttention, LatentKeys, LatentQueries};
 use crate::ops::Activation;
+use crate::view::Step;
 
 pub(super) const FAMILIES: &[Family] = &[
     Family { biases: BIASES, lengths: LENGTHS, ..Family::new(&["deepseek_v2"], v2, v2_decoder) },

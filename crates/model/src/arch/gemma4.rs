@@ -3,7 +3,7 @@
 
 use mlx_format::checkpoint::ConfigError;
 
-use super::architecture::{Architecture, Source, Step};
+use super::architecture::{Architecture, Source};
 use super::biases;
 use super::family::Family;
 use super::keys::undescribed;
@@ -14,6 +14,7 @@ use crate::decoder::{
     Attention, Branch, Decoder, HeadNorms, Layer, Linear, Norm, PerLayerInputs, Projections, Stage,
 };
 use crate::ops::Activation;
+use crate::view::Step;
 
 /// Upper layers without keys of their own where the config says nothing; mlx-lm's default.
 const SHARED_LAYERS: usize = 20;

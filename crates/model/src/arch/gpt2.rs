@@ -2,7 +2,7 @@
 
 use mlx_format::checkpoint::{Config, ConfigError};
 
-use super::architecture::{Architecture, Source, Step};
+use super::architecture::{Architecture, Source};
 use super::biases::{self, Bias};
 use super::family::Family;
 use super::keys::first_width;
@@ -12,6 +12,7 @@ use crate::decoder::{
     Attention, Block, Branch, Decoder, Embedding, Gate, Head, Layer, Mlp, Norm, Projections, Stage,
 };
 use crate::ops::Activation;
+use crate::view::Step;
 
 pub(super) const FAMILIES: &[Family] = &[Family {
     biases: biases::ALL,

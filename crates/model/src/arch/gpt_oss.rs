@@ -2,7 +2,7 @@
 
 use mlx_format::checkpoint::ConfigError;
 
-use super::architecture::{Architecture, Source, Step};
+use super::architecture::{Architecture, Source};
 use super::biases;
 use super::defaults::Defaults;
 use super::family::Family;
@@ -10,6 +10,7 @@ use super::rules::{ATTENTION, gated, make};
 use super::sketch::Sketch;
 use crate::decoder::{Attention, Decoder, Experts, Layer, Linear, Moe, Router, Scores};
 use crate::ops::Activation;
+use crate::view::Step;
 
 pub(super) const FAMILIES: &[Family] = &[Family {
     defaults: Defaults { rms_norm_eps: 1e-5, rope_theta: 150_000.0 },

@@ -2,16 +2,18 @@
 
 use mlx_format::checkpoint::{Config, ConfigError};
 
-use super::architecture::{Architecture, Source, Step};
+use super::architecture::{Architecture, Source};
 use super::biases::{Bias, OTHERS};
 use super::defaults::Defaults;
 use super::family::Family;
 use super::keys::{MOST_WIDTH, first_width};
 use super::rules::{drop, make};
 use super::sketch::{Sketch, linears};
-use crate::decoder::{Attention, Branch, Decoder, HeadNorms, Layer, Norm, Projections, Stage};
-use crate::mixers::ShortConvolution;
+use crate::decoder::{
+    Attention, Branch, Decoder, HeadNorms, Layer, Norm, Projections, ShortConvolution, Stage,
+};
 use crate::ops::Activation;
+use crate::view::Step;
 
 pub(super) const FAMILIES: &[Family] = &[Family {
     defaults: Defaults { rope_theta: 1_000_000.0, ..Defaults::LLAMA },

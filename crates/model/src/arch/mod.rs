@@ -46,11 +46,12 @@ use std::collections::BTreeSet;
 
 use mlx_format::checkpoint::{Config, ConfigError};
 
-pub use self::architecture::{Architecture, Linears, Output, Protected, Rule, Source, Step};
+pub use self::architecture::{Architecture, Linears, Output, Protected, Rule, Source};
 pub(crate) use self::family::Family;
 pub(crate) use self::rules::tied;
 use self::sketch::Sketch;
-use crate::decoder::Decoder;
+use crate::decoder::{Decoder, Linear};
+pub use crate::view::Step;
 
 /// The families, a line for each file.
 const REGISTRY: &[&[Family]] = &[
@@ -115,6 +116,23 @@ pub(crate) fn decoder(
         family.decoder.map(|decoder| decoder(sketch))
     };
     family(config).and_then(build).transpose()
+}
+
+/// The decoder of a model with tensors of these names (of any, if there are none), with a head of its own unless
+/// something says that it has none.
+pub(crate) fn headed(
+    architecture: &Architecture,
+    config: &Config,
+    names: Option<&BTreeSet<&str>>,
+) -> Result<Option<Decoder>, ConfigError> {
+    let mut decoder = decoder(config, names)?;
+    if let Some(decoder) = decoder.as_mut().filter(|decoder| decoder.head.linear.is_none())
+        && (tied(config) == Some(false) || !architecture.drops_head() && !architecture.tied_without_head)
+    {
+        let outer = decoder.embedding.path.strip_suffix("model.embed_tokens").unwrap_or_default();
+        decoder.head.linear = Some(Linear::new(format!("{outer}lm_head")));
+    }
+    Ok(decoder)
 }
 
 /// The model types that are described, those that are described alike together, and whether their decoder is.

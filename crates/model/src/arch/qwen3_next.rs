@@ -3,7 +3,7 @@
 
 use mlx_format::checkpoint::ConfigError;
 
-use super::architecture::{Architecture, Rule, Source, Step};
+use super::architecture::{Architecture, Rule, Source};
 use super::biases;
 use super::family::Family;
 use super::keys::wrong;
@@ -11,8 +11,8 @@ use super::llama;
 use super::qwen::{self, Generation, ROUTER, SHARED_EXPERT, SHARED_GATE};
 use super::rules::{EXPERTS, drop, drop_tied_head, make, stack_mlp_experts};
 use super::sketch::{self, Sketch};
-use crate::decoder::{Attention, Decoder, Layer};
-use crate::mixers::{DeltaNet, DeltaProjections};
+use crate::decoder::{Attention, Decoder, DeltaNet, DeltaProjections, Layer};
+use crate::view::Step;
 
 pub(super) const FAMILIES: &[Family] = &[
     Family {

@@ -6,7 +6,8 @@ use mlx_format::checkpoint::{Config, ConfigError, is_truthy};
 use regex::Regex;
 use serde_json::Value;
 
-use super::architecture::{Architecture, Linears, Output, Protected, Rule, Source, Step};
+use super::architecture::{Architecture, Linears, Output, Protected, Rule, Source};
+use crate::view::Step;
 
 /// The linears of a gated network below a path.
 macro_rules! gated {

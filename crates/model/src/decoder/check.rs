@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use super::{Attention, Block, Decoder, Gate, Layer, Linear, Mlp, Norm, NormKind, Projections};
-use crate::mixers::{DeltaNet, DeltaProjections, LatentAttention, LatentKeys, LatentQueries};
+use super::{
+    Attention, Block, Decoder, DeltaNet, DeltaProjections, Gate, LatentAttention, LatentKeys, LatentQueries,
+    Layer, Linear, Mlp, Norm, NormKind, Projections,
+};
 
 /// Length of an axis; `None`: any.
 type Axis = Option<usize>;

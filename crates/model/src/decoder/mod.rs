@@ -7,48 +7,27 @@
 
 mod attention;
 mod check;
+mod delta_net;
 mod feed_forward;
+mod latent;
+mod linear;
+mod norm;
 mod rope;
+mod short_convolution;
 mod site;
 
 pub use self::attention::{Attention, HeadNorms, Projections, QueryScaling};
 pub use self::check::ExpectedTensor;
+pub use self::delta_net::{DeltaNet, DeltaProjections};
 pub use self::feed_forward::{Experts, Gate, Mlp, Moe, Router, Scores, SharedExpert};
+pub use self::latent::{LatentAttention, LatentKeys, LatentQueries};
+pub use self::linear::Linear;
+pub use self::norm::{Norm, NormKind};
 pub use self::rope::{Frequencies, Rope};
+pub use self::short_convolution::ShortConvolution;
 pub use self::site::{Producer, Site};
-use crate::mixers::{DeltaNet, LatentAttention, ShortConvolution};
 use crate::ops::Activation;
 pub use mlx_quant_engine::Groups;
-
-/// A matrix `path.weight` `[out, in]`, with `path.bias` `[out]` where the checkpoint has one.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Linear {
-    /// Module path.
-    pub path: String,
-}
-
-/// What a norm computes over the last axis.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum NormKind {
-    /// `x / sqrt(mean(x^2) + eps) * w`.
-    Rms,
-    /// `(x - mean) / sqrt(var + eps) * w + b`; the bias where the checkpoint has one.
-    Layer,
-}
-
-/// A norm.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Norm {
-    /// Module path; `None` for one without a weight. With `{head}` in it, the weights of several norms
-    /// (one per head) stand under numbered names.
-    pub path: Option<String>,
-    /// What it computes.
-    pub kind: NormKind,
-    /// Added to the variance.
-    pub epsilon: f64,
-    /// Whether the factor is `1 + w` (Gemma, Nemotron).
-    pub plus_one: bool,
-}
 
 /// Token (and position) embedding.
 #[derive(Clone, Debug, PartialEq)]
@@ -180,32 +159,6 @@ impl Decoder {
     }
 }
 
-impl Linear {
-    /// The linear at a path.
-    pub fn new(path: impl Into<String>) -> Self {
-        Self { path: path.into() }
-    }
-}
-
-impl Norm {
-    /// RMS norm.
-    pub fn rms(path: impl Into<String>, epsilon: f64) -> Self {
-        Self { path: Some(path.into()), kind: NormKind::Rms, epsilon, plus_one: false }
-    }
-
-    /// Layer norm.
-    pub fn layer(path: impl Into<String>, epsilon: f64) -> Self {
-        Self { kind: NormKind::Layer, ..Self::rms(path, epsilon) }
-    }
-
-    /// With the factor `1 + w`.
-    #[must_use]
-    pub fn plus_one(mut self) -> Self {
-        self.plus_one = true;
-        self
-    }
-}
-
 impl Branch {
     /// `layer(norm(x))`.
     pub fn pre(norm: Norm, layer: Layer) -> Self {
@@ -249,5 +202,16 @@ impl Block {
     /// Layers of all stages, in order.
     pub fn layers(&self) -> impl Iterator<Item = &Layer> {
         self.stages.iter().flat_map(|stage| &stage.branches).map(|branch| &branch.layer)
+    }
+
+    /// Blocks whose keys and values this one uses.
+    pub fn shared_keys(&self) -> impl Iterator<Item = usize> {
+        self.layers().filter_map(|layer| match layer {
+            Layer::Attention(attention) => match attention.projections {
+                Projections::Shared { block, .. } => Some(block),
+                _ => None,
+            },
+            _ => None,
+        })
     }
 }

@@ -2,7 +2,8 @@
 
 use mlx_quant_engine::{Activation, AttentionSettings, LAST, REST, Result, Tensor};
 
-use super::{Keys, Pass, scaled};
+use super::pass::{Pass, scaled};
+use super::state::Keys;
 use crate::decoder::{Attention, HeadNorms, Norm, Projections, QueryScaling};
 
 /// Queries, keys, values `[batch, tokens, heads, features]`, and the output gate `[batch, tokens, heads * features]`.
@@ -112,13 +113,6 @@ impl Pass<'_> {
             heads.v = apply(norm, &heads.v)?;
         }
         Ok(())
-    }
-
-    /// Rotary embedding `rope` of `[batch, tokens, heads, features]`.
-    pub(crate) fn rotate(&self, x: &Tensor, rope: usize) -> Result<Tensor> {
-        let table =
-            self.tables.get(rope).ok_or_else(|| mlx_quant_engine::Error::msg("no such rotary embedding"))?;
-        self.engine.rotary(x, &table.cos, &table.sin, table.pairing)
     }
 }
 

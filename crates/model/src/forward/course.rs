@@ -7,25 +7,16 @@
 
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 use mlx_quant_engine::{Error, Result, Tensor};
 
-use super::{Forward, Pass, State, Tap};
-use crate::decoder::{Block, Linear};
+use super::Forward;
+use super::pass::Pass;
+use super::state::{Keys, State};
+use super::watcher::{Mailbox, Stop, Watcher, at_once};
+use crate::decoder::Block;
 use crate::parameters::Parameters;
-
-/// What stands before a site.
-#[derive(Clone, Debug)]
-pub struct Stop {
-    /// Who reads it.
-    pub readers: Vec<Linear>,
-    /// Which expert of stacked readers.
-    pub expert: Option<usize>,
-    /// `[.., in]`; of experts only the tokens routed to them.
-    pub input: Tensor,
-}
 
 /// How far a window came.
 #[derive(Debug)]
@@ -34,55 +25,6 @@ pub enum Progress {
     At(Stop),
     /// Through the block.
     Done(State),
-}
-
-#[derive(Debug, Default)]
-struct Slot {
-    stop: Option<Stop>,
-    weights: Option<Vec<Tensor>>,
-}
-
-/// Shared between a course and its forward pass.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Mailbox(Arc<Mutex<Slot>>);
-
-impl Mailbox {
-    fn slot(&self) -> MutexGuard<'_, Slot> {
-        // A panic elsewhere leaves nothing half-done in here.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Who watches a forward pass.
-pub(crate) enum Watcher<'p> {
-    /// Sees and lets pass.
-    Tap(&'p mut (dyn Tap + 'p)),
-    /// Stops it.
-    Mailbox(Mailbox),
-}
-
-impl Watcher<'_> {
-    /// Weights to be used instead of the block's own, one of each reader, if any.
-    pub(crate) async fn see(
-        &mut self,
-        readers: &[&Linear],
-        expert: Option<usize>,
-        input: &Tensor,
-    ) -> Result<Option<Vec<Tensor>>> {
-        match self {
-            Self::Tap(tap) => tap.see(readers, expert, input).map(|()| None),
-            Self::Mailbox(mailbox) => {
-                let readers = readers.iter().copied().cloned().collect();
-                mailbox.slot().stop = Some(Stop { readers, expert, input: input.clone() });
-                let mut asked = false;
-                std::future::poll_fn(|_| {
-                    if std::mem::replace(&mut asked, true) { Poll::Ready(()) } else { Poll::Pending }
-                })
-                .await;
-                Ok(mailbox.slot().weights.take())
-            }
-        }
-    }
 }
 
 /// The way of one batch of windows through a block.
@@ -149,14 +91,6 @@ impl<'d> Forward<'d> {
             tables: &self.tables.all,
             watcher: Watcher::Tap(&mut tap),
         };
-        at_once(async move { pass.layer(layer, index, input, None, &mut super::Keys::new()).await })
-    }
-}
-
-/// Runs a forward pass that nothing stops.
-pub(crate) fn at_once<T>(future: impl Future<Output = Result<T>>) -> Result<T> {
-    match std::pin::pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
-        Poll::Ready(result) => result,
-        Poll::Pending => Err(Error::msg("a forward pass was stopped without a course")),
+        at_once(async move { pass.layer(layer, index, input, None, &mut Keys::new()).await })
     }
 }

@@ -2,7 +2,7 @@
 
 use mlx_quant_engine::{Activation, LAST, REST, Result, Selection, Tensor};
 
-use super::{Pass, scaled};
+use super::pass::{Pass, scaled};
 use crate::decoder::{Experts, Gate, Linear, Mlp, Moe, Router, Scores};
 
 /// Which experts a token goes to.

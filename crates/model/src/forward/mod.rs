@@ -7,39 +7,31 @@
 //! caller's thread, so that windows are the unit of parallel work there.
 
 mod attention;
+mod block;
+mod causal;
 mod course;
+mod delta_net;
 mod feed_forward;
+mod latent;
+mod pass;
+mod short_convolution;
+mod state;
+mod tables;
+mod watcher;
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use mlx_quant_engine::{Device, Result, Tensor};
 
-use mlx_quant_engine::{Device, LAST, Pairing, Result, Tensor};
-
-use crate::decoder::{
-    Block, Decoder, Layer, Linear, Norm, NormKind, PerLayerInputs, Projections, Rope, Stage,
-};
+use crate::decoder::{Decoder, Linear, PerLayerInputs};
 use crate::parameters::Parameters;
 use crate::weights::{Weights, WeightsError};
 
-pub use self::course::{Course, Progress, Stop};
-use self::course::{Watcher, at_once};
-
-/// Sees what linears read.
-pub trait Tap: Send {
-    /// `input` `[.., in]` is about to be read by `readers`; of stacked readers by that expert, which sees only the
-    /// tokens that were routed to it.
-    ///
-    /// # Errors
-    /// Whatever went wrong; the pass ends with it.
-    fn see(&mut self, readers: &[&Linear], expert: Option<usize>, input: &Tensor) -> Result<()>;
-}
-
-/// Sees nothing.
-impl Tap for () {
-    fn see(&mut self, _: &[&Linear], _: Option<usize>, _: &Tensor) -> Result<()> {
-        Ok(())
-    }
-}
+pub use self::course::{Course, Progress};
+use self::pass::{Pass, scaled};
+use self::state::Keys;
+pub use self::state::State;
+pub use self::tables::Tables;
+pub use self::watcher::{Stop, Tap};
+use self::watcher::{Watcher, at_once};
 
 /// A forward pass over windows of one length.
 #[derive(Clone, Debug)]
@@ -47,99 +39,6 @@ pub struct Forward<'d> {
     decoder: &'d Decoder,
     device: Device,
     tables: Tables,
-}
-
-/// Cosines and sines of every rotary embedding of a decoder, for windows of one length.
-#[derive(Clone, Debug)]
-pub struct Tables {
-    tokens: usize,
-    all: Arc<[Table]>,
-}
-
-impl Tables {
-    /// For windows of `tokens` tokens.
-    ///
-    /// # Errors
-    /// If the device has no memory left.
-    pub fn new(decoder: &Decoder, tokens: usize, device: &Device) -> Result<Self> {
-        let table = |rope: &Rope| {
-            let (cos, sin) = rope.tables(tokens);
-            let shape = (tokens, rope.frequencies(tokens).len());
-            let tensor = |values| Tensor::from_vec(values, shape, device);
-            Ok(Table { cos: tensor(cos)?, sin: tensor(sin)?, pairing: rope.pairing })
-        };
-        let all = decoder.ropes.iter().map(table).collect::<Result<Vec<_>>>()?;
-        Ok(Self { tokens, all: all.into() })
-    }
-
-    /// Tokens of a window.
-    pub fn tokens(&self) -> usize {
-        self.tokens
-    }
-}
-
-/// What goes from block to block, for a batch of windows.
-#[derive(Clone, Debug)]
-pub struct State {
-    /// Residual stream `[batch, tokens, hidden]`.
-    pub hidden: Tensor,
-    /// Inputs of every block beside it, `[batch, tokens, blocks, width]`.
-    per_layer: Option<Tensor>,
-    /// Keys and values that later blocks use, by block.
-    keys: Keys,
-}
-
-impl State {
-    /// All its tensors under names, from which [`State::from_tensors`] makes it again.
-    pub fn tensors(&self) -> Vec<(String, Tensor)> {
-        let mut tensors = vec![("hidden".to_owned(), self.hidden.clone())];
-        tensors.extend(self.per_layer.iter().map(|all| ("per_layer".to_owned(), all.clone())));
-        for (block, (k, v)) in &self.keys {
-            tensors.push((format!("keys.{block}"), k.clone()));
-            tensors.push((format!("values.{block}"), v.clone()));
-        }
-        tensors
-    }
-
-    /// The inverse of [`State::tensors`]; `None` if something is missing.
-    pub fn from_tensors(tensors: impl IntoIterator<Item = (String, Tensor)>) -> Option<Self> {
-        let mut all: BTreeMap<String, Tensor> = tensors.into_iter().collect();
-        let (hidden, per_layer) = (all.remove("hidden")?, all.remove("per_layer"));
-        let blocks: Vec<usize> =
-            all.keys().filter_map(|name| name.strip_prefix("keys.")?.parse().ok()).collect();
-        let mut keys = Keys::new();
-        for block in blocks {
-            let pair = (all.remove(&format!("keys.{block}"))?, all.remove(&format!("values.{block}"))?);
-            keys.insert(block, pair);
-        }
-        Some(Self { hidden, per_layer, keys })
-    }
-
-    /// Bytes of its tensors in float32.
-    pub fn bytes(&self) -> usize {
-        self.tensors().iter().map(|(_, tensor)| tensor.elem_count() * 4).sum()
-    }
-}
-
-/// Keys `[batch, tokens, kv_heads, head_dim]` and values, by block.
-type Keys = BTreeMap<usize, (Tensor, Tensor)>;
-
-/// A rotary embedding for all positions.
-#[derive(Clone, Debug)]
-pub(crate) struct Table {
-    /// `[tokens, frequencies]`.
-    cos: Tensor,
-    /// `[tokens, frequencies]`.
-    sin: Tensor,
-    pairing: Pairing,
-}
-
-/// One block's forward pass.
-pub(crate) struct Pass<'p> {
-    pub(crate) engine: &'p Device,
-    pub(crate) parameters: &'p Parameters,
-    pub(crate) tables: &'p [Table],
-    pub(crate) watcher: Watcher<'p>,
 }
 
 impl<'d> Forward<'d> {
@@ -290,140 +189,5 @@ impl<'d> Forward<'d> {
             Some(cap) => (logits / cap)?.tanh()? * cap,
             None => Ok(logits),
         }
-    }
-}
-
-impl Block {
-    /// Blocks whose keys and values this one uses.
-    pub fn shared_keys(&self) -> impl Iterator<Item = usize> {
-        self.layers().filter_map(|layer| match layer {
-            Layer::Attention(attention) => match attention.projections {
-                Projections::Shared { block, .. } => Some(block),
-                _ => None,
-            },
-            _ => None,
-        })
-    }
-}
-
-/// `tensor * factor`, nothing for 1.
-pub(crate) fn scaled(tensor: Tensor, factor: f64) -> Result<Tensor> {
-    if factor == 1.0 { Ok(tensor) } else { tensor * factor }
-}
-
-impl Pass<'_> {
-    /// x + multiplier * sum of post_norm(layer(norm(x)))
-    async fn stage(
-        &mut self,
-        stage: &Stage,
-        index: usize,
-        x: &Tensor,
-        own: Option<&Tensor>,
-        keys: &mut Keys,
-    ) -> Result<Tensor> {
-        let mut sum: Option<Tensor> = None;
-        let mut normed: Option<(&Norm, Tensor)> = None;
-        for branch in &stage.branches {
-            let input = match (&branch.norm, &normed) {
-                (None, _) => x.clone(),
-                (Some(norm), Some((last, output))) if *last == norm => output.clone(),
-                (Some(norm), _) => self.norm(norm, x)?,
-            };
-            normed = branch.norm.as_ref().map(|norm| (norm, input.clone()));
-            let mut output = self.layer(&branch.layer, index, &input, own, keys).await?;
-            if let Some(norm) = &branch.post_norm {
-                output = self.norm(norm, &output)?;
-            }
-            sum = Some(match sum {
-                None => output,
-                Some(sum) => self.engine.add(&sum, &output, 1.0)?,
-            });
-        }
-        match sum {
-            None => Ok(x.clone()),
-            Some(sum) => self.engine.add(x, &sum, stage.multiplier),
-        }
-    }
-
-    /// layer(x)
-    async fn layer(
-        &mut self,
-        layer: &Layer,
-        index: usize,
-        x: &Tensor,
-        own: Option<&Tensor>,
-        keys: &mut Keys,
-    ) -> Result<Tensor> {
-        match layer {
-            Layer::Attention(attention) => self.attention(attention, index, x, keys).await,
-            Layer::Latent(latent) => latent.forward(self, x).await,
-            Layer::DeltaNet(net) => net.forward(self, x).await,
-            Layer::ShortConvolution(convolution) => convolution.forward(self, x).await,
-            Layer::Mlp(mlp) => self.mlp(mlp, x).await,
-            Layer::Moe(moe) => self.moe(moe, x).await,
-            Layer::PerLayerInput { gate, activation, projection } => {
-                let own = own.ok_or_else(|| mlx_quant_engine::Error::msg("no per-layer inputs"))?;
-                let gate = self.read(&[gate], x).await?.remove(0);
-                let product = self.engine.glu(&gate, own, *activation)?;
-                Ok(self.read(&[projection], &product).await?.remove(0))
-            }
-        }
-    }
-
-    /// Over the last axis.
-    pub(crate) fn norm(&self, norm: &Norm, x: &Tensor) -> Result<Tensor> {
-        let (weight, bias) = match &norm.path {
-            None => (None, None),
-            Some(path) => {
-                (Some(self.norm_weight(path, norm.plus_one)?), self.parameters.get(&format!("{path}.bias")))
-            }
-        };
-        match norm.kind {
-            NormKind::Rms => self.engine.rms_norm(x, weight.as_ref(), norm.epsilon),
-            NormKind::Layer => self.engine.layer_norm(x, weight.as_ref(), bias, norm.epsilon),
-        }
-    }
-
-    /// `[features]`, or `[heads, features]` for a norm per head.
-    fn norm_weight(&self, path: &str, plus_one: bool) -> Result<Tensor> {
-        let weight = if path.contains("{head}") {
-            let name = |head: usize| format!("{}.weight", path.replace("{head}", &head.to_string()));
-            let heads: Vec<&Tensor> = (0..).map_while(|head| self.parameters.get(&name(head))).collect();
-            Tensor::stack(&heads, 0)?
-        } else {
-            self.parameters.tensor(&format!("{path}.weight"))?.clone()
-        };
-        if plus_one { weight + 1.0 } else { Ok(weight) }
-    }
-
-    /// What several linears make of one site: shows it to the watcher, then multiplies.
-    pub(crate) async fn read(&mut self, linears: &[&Linear], x: &Tensor) -> Result<Vec<Tensor>> {
-        match self.watcher.see(linears, None, x).await? {
-            None => linears.iter().map(|linear| self.linear(linear, x)).collect(),
-            Some(weights) => {
-                let multiply = |(linear, weight): (&&Linear, &Tensor)| {
-                    self.engine.linear(x, weight, self.parameters.get(&format!("{}.bias", linear.path)))
-                };
-                linears.iter().zip(&weights).map(multiply).collect()
-            }
-        }
-    }
-
-    /// x @ weight^T + bias
-    pub(crate) fn linear(&self, linear: &Linear, x: &Tensor) -> Result<Tensor> {
-        let bias = self.parameters.get(&format!("{}.bias", linear.path));
-        if let Some(reader) = self.parameters.reader(&linear.path) {
-            return reader.read(x, None, bias);
-        }
-        let weight = self.parameters.tensor(&format!("{}.weight", linear.path))?;
-        let input = x.dim(LAST)?;
-        if weight.rank() != 2 || weight.dim(1)? != input {
-            return Err(mlx_quant_engine::Error::msg(format!(
-                "{}.weight is {:?}, but reads {input} features",
-                linear.path,
-                weight.dims()
-            )));
-        }
-        self.engine.linear(x, weight, bias)
     }
 }

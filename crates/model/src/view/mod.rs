@@ -6,6 +6,7 @@
 //! bfloat16 on the way (`mlx_lm/models/deepseek_v3.py`, `dequant`).
 
 mod piece;
+mod step;
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -14,7 +15,7 @@ use mlx_format::Dtype;
 use mlx_format::checkpoint::{Checkpoint, Tensor};
 
 use self::piece::{BlockScales, Piece, row_major};
-use crate::arch::Step;
+pub use self::step::Step;
 
 /// A step that does not fit the shape it meets.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

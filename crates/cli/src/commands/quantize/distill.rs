@@ -7,7 +7,9 @@ use mlx_quant::forecast::forecast;
 use mlx_quant::recipes::{Device, Room};
 use mlx_quant::{Model, Plan, QuantizeSettings, Settings};
 
-use super::{Request, prepare, show};
+use super::prepare::prepare;
+use super::request::Request;
+use super::show::{dry_run, show};
 use crate::commands::source::{self, Asked, Need};
 use crate::commands::upload::Target;
 use crate::machine;
@@ -39,7 +41,7 @@ pub(super) fn run(request: &Request<'_>, student: &Path, device: Device, printer
     let machine = machine::known(settings.threads)?;
     let needs = forecast(&student, &plan, &windows, &settings, true, &machine, Room::now().resident)?;
     if args.target.dry_run {
-        return super::dry_run(request, &plan, &windows, needs, printer);
+        return dry_run(request, &plan, &windows, needs, printer);
     }
     let screen = Screen::new(printer);
     let target = &args.target.mlx_path;

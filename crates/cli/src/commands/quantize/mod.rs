@@ -2,6 +2,7 @@
 
 mod distill;
 mod mode;
+mod prepare;
 mod request;
 mod show;
 
@@ -11,23 +12,20 @@ use std::path::Path;
 use anyhow::Result;
 use mlx_format::checkpoint::Writer;
 use mlx_quant::dynamic::{DynamicPlan, DynamicSettings, SensitivitySettings};
-use mlx_quant::forecast::{Forecast, forecast};
+use mlx_quant::forecast::Forecast;
 use mlx_quant::methods::Method;
-use mlx_quant::recipes::{
-    Allocator, Device, Room, Search, Text, check_place, choose_low_memory, table_schemes,
-};
+use mlx_quant::recipes::{Allocator, Device, Search, check_place, table_schemes};
 use mlx_quant::session::Quantized;
-use mlx_quant::{DataSource, Error, Model, Pick, Plan, QuantizeSettings, Settings, Windows};
+use mlx_quant::{Error, Model, Plan, QuantizeSettings, Settings, Windows};
 
 use self::mode::Mode;
+use self::prepare::{fitted, prepare};
 pub(crate) use self::request::{Request, affine};
 use self::show::{dry_run, show};
 use super::upload::Target;
-use super::windows;
-use crate::Refusal;
 use crate::commands::source::{self, Need};
-use crate::machine;
 use crate::printer::Printer;
+use crate::refusal::Refusal;
 use crate::screen::Screen;
 
 /// Runs the command.
@@ -62,13 +60,13 @@ pub(crate) fn run(request: &Request<'_>, printer: Printer) -> Result<()> {
         keep_eos: args.target.keep_eos,
         ..Settings::default()
     };
-    let plan = super::convert::plan(&model, settings, printer)?;
+    let plan = super::carry::plan(&model, settings, printer)?;
     let threads = args.machine.threads.map_or(0, |threads| threads as usize);
     let target = &args.target.mlx_path;
     if calibrated {
         carry_out(request, &model, plan, dynamic, device, printer)?;
     } else {
-        super::convert::carry_out(&model, &plan, target, args.target.dry_run, threads, printer)?;
+        super::carry::carry_out(&model, &plan, target, args.target.dry_run, threads, printer)?;
     }
     upload.map_or(Ok(()), |upload| upload.push(target, Some(&model), printer))
 }
@@ -199,69 +197,4 @@ impl<'r> Run<'r> {
         self.screen.clear();
         made
     }
-}
-
-/// Windows for calibration, and everything that a run is told.
-fn prepare(
-    request: &Request<'_>,
-    model: &Model,
-    device: Device,
-    printer: Printer,
-) -> Result<(Windows, QuantizeSettings)> {
-    let args = request.common;
-    let data = source::data(args.data.as_deref(), DataSource::BuiltinCalibration, printer)?;
-    let text = Text::new(data, args.sequence_length).strict(args.strict);
-    let shared = windows::shared(model, &text, args.machine.seed, &request.shares(), printer)?;
-    let settings = QuantizeSettings {
-        method: request.method(),
-        threads: args.machine.threads.map_or(0, |threads| threads as usize),
-        device,
-        low_memory: args.machine.low_memory,
-        statistics: args.statistics.clone(),
-        dwq: request.training(),
-        lessons: shared.training,
-        evaluate: held_out(request, model, printer),
-        ..QuantizeSettings::new(request.recipe.clone())
-    };
-    Ok((shared.calibration, settings))
-}
-
-/// Windows on which the result is measured; none where they are not wanted or the text cannot be read for this model.
-fn held_out(request: &Request<'_>, model: &Model, printer: Printer) -> Option<Windows> {
-    let args = request.common;
-    // The size of a model that is to reach a divergence is settled by measuring.
-    let settled = request.dynamic.is_some_and(|flags| flags.target_kl.is_some());
-    let windows = if settled { args.eval_windows.max(8) } else { args.eval_windows };
-    if windows == 0 {
-        return None;
-    }
-    match Text::held_out(args.sequence_length).windows(model, Pick::EvenlySpaced { windows }) {
-        Ok(windows) => Some(windows),
-        Err(error) => {
-            printer.warn(&format!("the result will not be measured: {error:#}"));
-            None
-        }
-    }
-}
-
-/// Memory, arithmetic and time of a run, which saves memory where the usual way does not fit.
-fn fitted(
-    model: &Model,
-    plan: &Plan,
-    windows: &Windows,
-    settings: QuantizeSettings,
-    measured: bool,
-    printer: Printer,
-) -> Result<(QuantizeSettings, Forecast)> {
-    let (room, machine) = (Room::now(), machine::known(settings.threads)?);
-    let asked = settings.low_memory;
-    let foresee = |low_memory| {
-        let settings = QuantizeSettings { low_memory, ..settings.clone() };
-        forecast(model, plan, windows, &settings, measured, &machine, room.resident)
-    };
-    let (low_memory, needs) = choose_low_memory(asked, room, foresee, |needs| needs.peak_memory)?;
-    if low_memory && !asked {
-        printer.detail("--low-memory, because all windows' activations do not fit in free memory");
-    }
-    Ok((QuantizeSettings { low_memory, ..settings }, needs))
 }

@@ -2,7 +2,7 @@
 
 use mlx_quant::dynamic::{DynamicSettings, Target};
 
-use super::Request;
+use super::request::Request;
 
 /// What is to be done with a recipe that looks at text.
 #[derive(Debug, PartialEq)]

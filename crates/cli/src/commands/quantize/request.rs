@@ -9,12 +9,12 @@ use mlx_quant::dynamic::{DynamicSettings, Target};
 use mlx_quant::methods::{Method, MethodSettings};
 use mlx_quant::recipes::{self, Shares, check_allocation, check_method, check_training, table_scheme};
 
-use crate::Refusal;
 use crate::amount;
 use crate::args::{
     Awq, AwqFlags, Calibrated, Dwq, DwqFlags, DynamicFlags, DynamicQuant, Gptq, GptqFlags, Quantize,
 };
 use crate::commands::source::Asked;
+use crate::refusal::Refusal;
 
 /// One of the commands.
 pub(crate) struct Request<'a> {

@@ -8,8 +8,8 @@ use mlx_quant::{Plan, Windows};
 use mlx_quant_report as report;
 use serde_json::json;
 
-use super::Request;
-use crate::commands::convert::{layers, merge};
+use super::request::Request;
+use crate::commands::carry::{layers, merge};
 use crate::memory::resident_peak;
 use crate::printer::{Printer, bytes};
 

@@ -8,11 +8,11 @@ use mlx_quant::recipes::Text;
 use mlx_quant::{Evaluation, EvaluationSettings, Model, Pick, evaluate};
 use serde_json::json;
 
-use crate::Refusal;
 use crate::args::{HubFlags, Upload as Args};
 use crate::commands::source::{self, Asked, Need};
 use crate::hub::{Address, Hub, Upload};
 use crate::printer::{Printer, bytes};
+use crate::refusal::Refusal;
 use crate::screen::Screen;
 
 /// Windows of held-out text on which a model is measured for its card where nothing was measured before.

@@ -6,9 +6,9 @@ use std::path::Path;
 use anyhow::Result;
 use mlx_quant::Model;
 
-use crate::Refusal;
 use crate::args::HubFlags;
 use crate::printer::Printer;
+use crate::refusal::Refusal;
 
 /// A repository: there is none.
 pub(crate) struct Target(Infallible);

@@ -6,8 +6,8 @@
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
 
-use super::{Attention, Strided, TILE_ROWS};
-use crate::cpu::exp::{exp, exponentials, largest, sum_of_pairs, tanh, vectorised};
+use super::tiles::{Attention, Strided, TILE_ROWS};
+use crate::exp::{exp, exponentials, largest, sum_of_pairs, tanh, vectorised};
 use crate::plain::Shapes;
 
 /// With respect to everything that attention reads.

@@ -1,21 +1,10 @@
-//! LFM2's gated short convolution: `output(c * convolution(b * x))` with b, c, x from one projection.
+//! The gated short convolution, computed.
 
 use mlx_quant_engine::{Result, Tensor};
 
-use super::causal_convolution;
-use crate::decoder::Linear;
-use crate::forward::Pass;
-
-/// A gated short convolution.
-#[derive(Clone, Debug, PartialEq)]
-pub struct ShortConvolution {
-    /// `hidden -> 3 * hidden`: b, c, x.
-    pub input: Linear,
-    /// Module of the kernel, `[hidden, kernel, 1]`.
-    pub convolution: String,
-    /// `hidden -> hidden`.
-    pub output: Linear,
-}
+use super::causal::causal_convolution;
+use super::pass::Pass;
+use crate::decoder::ShortConvolution;
 
 impl ShortConvolution {
     pub(crate) async fn forward(&self, pass: &mut Pass<'_>, x: &Tensor) -> Result<Tensor> {

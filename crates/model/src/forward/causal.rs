@@ -1,14 +1,6 @@
-//! Token mixers that the common vocabulary cannot say: one file each, data and forward pass together.
-
-mod delta_net;
-mod latent;
-mod short_convolution;
+//! The causal convolution that several mixers have.
 
 use mlx_quant_engine::{LAST, REST, Result, Tensor};
-
-pub use self::delta_net::{DeltaNet, DeltaProjections};
-pub use self::latent::{LatentAttention, LatentKeys, LatentQueries};
-pub use self::short_convolution::ShortConvolution;
 
 /// Causal convolution of each channel with a kernel of its own: `y[t] = sum over j of w[.., j] * x[t - kernel + 1 + j]`.
 ///

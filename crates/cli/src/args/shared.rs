@@ -1,0 +1,76 @@
+//! Flags that several commands take.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::choices::{DeviceArg, DtypeArg};
+
+/// What every command that writes a model takes.
+#[derive(Debug, Args)]
+pub(crate) struct Target {
+    /// Model: a directory, or a hub id such as Qwen/Qwen3-8B [default: the built-in demo model]
+    #[arg(long, short = 'm', visible_alias = "hf-path", value_name = "MODEL")]
+    pub(crate) model: Option<PathBuf>,
+
+    /// Output directory; must not exist
+    #[arg(long, value_name = "DIR", default_value = "mlx_model")]
+    pub(crate) mlx_path: PathBuf,
+
+    /// TOML file with bits, group size, mode or keep for layers by path pattern
+    #[arg(long, value_name = "FILE")]
+    pub(crate) recipe_file: Option<PathBuf>,
+
+    /// dtype of what is not quantized, and of scales and biases [default: config.json's torch_dtype]
+    #[arg(long, value_enum)]
+    pub(crate) dtype: Option<DtypeArg>,
+
+    /// Print the plan (schemes, bits per weight, exact bytes, memory, time) and write nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+
+    /// Carry tensors along that no part of the model reads instead of refusing them
+    #[arg(long)]
+    pub(crate) allow_unread: bool,
+
+    /// Take the tokens that end a text from generation_config.json or config.json alone, as mlx_lm does [default: all that config.json,
+    /// generation_config.json and the chat template name]
+    #[arg(long)]
+    pub(crate) keep_eos: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Machine")]
+pub(crate) struct Machine {
+    /// Threads; the result does not depend on it [default: one per core]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub(crate) threads: Option<u32>,
+
+    /// Smallest resident set: activations wait in files (convert always streams)
+    #[arg(long)]
+    pub(crate) low_memory: bool,
+
+    /// Device
+    #[arg(long, value_enum, default_value = "cpu")]
+    pub(crate) device: DeviceArg,
+
+    /// Seed of the choice of calibration windows (convert draws nothing at random)
+    #[arg(long, default_value_t = 123)]
+    pub(crate) seed: u64,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Output")]
+pub(crate) struct Output {
+    /// Print one JSON document on stdout
+    #[arg(long)]
+    pub(crate) json: bool,
+
+    /// Say nothing but errors
+    #[arg(long, conflicts_with = "verbose")]
+    pub(crate) quiet: bool,
+
+    /// Say more
+    #[arg(long)]
+    pub(crate) verbose: bool,
+}

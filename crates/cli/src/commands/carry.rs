@@ -1,0 +1,157 @@
+//! Plans and conversions, whichever command asks for them: shown, carried out, told.
+
+use std::path::Path;
+use std::time::Instant;
+
+use anyhow::Result;
+use mlx_format::{FloatType, PackedMut};
+use mlx_quant::convert::Converted;
+use mlx_quant::plan::{Job, PlanReport};
+use mlx_quant::{Model, Plan, Settings};
+use serde_json::json;
+
+use crate::args::Convert;
+use crate::memory::resident_peak;
+use crate::printer::{Printer, bytes};
+use crate::screen::Screen;
+
+/// Plans, with a word on what a person should know.
+pub(super) fn plan(model: &Model, settings: Settings, printer: Printer) -> Result<Plan> {
+    let plan = Plan::new(&model.checkpoint, &model.config, settings).map_err(mlx_quant::Error::from)?;
+    for note in &plan.notes {
+        printer.warn(note);
+    }
+    Ok(plan)
+}
+
+pub(super) fn threads(args: &Convert) -> usize {
+    args.machine.threads.map_or(0, |threads| threads as usize)
+}
+
+/// Converts, or shows what that would do.
+pub(super) fn carry_out(
+    model: &Model,
+    plan: &Plan,
+    target: &Path,
+    only_plan: bool,
+    threads: usize,
+    printer: Printer,
+) -> Result<()> {
+    if only_plan {
+        return dry_run(plan, threads, printer);
+    }
+    printer.detail(&format!("kernels: {}", mlx_format::simd_name()));
+    let screen = Screen::new(printer);
+    let done = mlx_quant::convert(model, plan, target, threads, &screen);
+    screen.clear();
+    show(&done?, plan, target, printer)
+}
+
+/// What a conversion did.
+pub(super) fn show(done: &Converted, plan: &Plan, target: &Path, printer: Printer) -> Result<()> {
+    let peak = resident_peak();
+    if printer.is_json() {
+        let mut document = json!({
+            "mlx_path": target,
+            "seconds": done.seconds,
+            "peak_memory_bytes": peak,
+            "kernels": mlx_format::simd_name(),
+        });
+        merge(&mut document, &plan.report());
+        printer.data(&serde_json::to_string_pretty(&document)?);
+    }
+    printer.say(&format!(
+        "{}: {:.3} bits per weight, {} from {} in {:.2} s ({}/s){}",
+        target.display(),
+        plan.bits_per_weight(),
+        bytes(done.output_bytes),
+        bytes(plan.input_bytes()),
+        done.seconds,
+        bytes((done.input_bytes as f64 / done.seconds.max(1e-9)) as u64),
+        peak.map_or_else(String::new, |peak| format!(", peak memory {}", bytes(peak))),
+    ));
+    Ok(())
+}
+
+/// The plan, and nothing written.
+pub(super) fn dry_run(plan: &Plan, threads: usize, printer: Printer) -> Result<()> {
+    let report = plan.report();
+    let threads =
+        if threads == 0 { std::thread::available_parallelism().map_or(1, Into::into) } else { threads };
+    let memory = mlx_quant::convert::peak_memory(plan, threads);
+    let rate = kernel_rate(plan) * threads as f64;
+    let seconds = report.input_bytes as f64 / rate;
+    if printer.is_json() {
+        let mut document = json!({"peak_memory_bytes": memory, "seconds_estimate": seconds});
+        merge(&mut document, &report);
+        printer.data(&serde_json::to_string_pretty(&document)?);
+        return Ok(());
+    }
+    layers(&report, printer);
+    printer.data(&format!("peak memory      about {} on {threads} thread(s)", bytes(memory)));
+    printer.data(&format!(
+        "time             about {seconds:.1} s, if the disk keeps up with {}/s",
+        bytes(rate as u64)
+    ));
+    Ok(())
+}
+
+/// Every layer, and sums.
+pub(super) fn layers(report: &PlanReport, printer: Printer) {
+    let width = report.layers.iter().map(|layer| layer.name.len()).max().unwrap_or(0);
+    for layer in &report.layers {
+        let shape = format!("{:?}", layer.shape);
+        printer
+            .data(&format!("{:<width$}  {shape:<20}  {:<24} {:>14}", layer.name, layer.scheme, layer.bytes));
+    }
+    let described = if report.described { "" } else { ", by tensor names" };
+    printer.data(&format!("\nmodel type       {} ({}{described})", report.model_type, report.family));
+    printer.data(&format!("parameters       {}", report.parameters));
+    printer.data(&format!("bits per weight  {:.3}", report.bits_per_weight));
+    printer.data(&format!("reads            {} bytes", report.input_bytes));
+    printer.data(&format!(
+        "writes           {} bytes in {} file(s)",
+        report.output_bytes,
+        report.files.len()
+    ));
+}
+
+/// Adds the fields of a report to a JSON object.
+pub(super) fn merge(document: &mut serde_json::Value, report: &PlanReport) {
+    if let (Some(object), Ok(serde_json::Value::Object(fields))) =
+        (document.as_object_mut(), serde_json::to_value(report))
+    {
+        object.extend(fields);
+    }
+}
+
+/// Input bytes per second that one thread of this machine quantizes with the plan's first scheme, or copies
+/// where nothing is quantized; measured now, in a few milliseconds.
+fn kernel_rate(plan: &Plan) -> f64 {
+    const ROWS: usize = 256;
+    let quantized = plan.items.iter().find_map(|item| match &item.job {
+        Job::Quantize { float, scheme, .. } => Some((*float, *scheme)),
+        _ => None,
+    });
+    let (float, scheme) = quantized.unwrap_or((FloatType::Bf16, mlx_format::fp::NVFP4));
+    let columns = 4096;
+    let values: Vec<f32> = (0..ROWS * columns).map(|i| (i as f32 * 0.7).sin() * 0.02).collect();
+    let mut input = vec![0u8; values.len() * float.size()];
+    float.narrow(&values, &mut input);
+    let mut weight = vec![0u8; ROWS * scheme.words(columns) * 4];
+    let mut scales = vec![0u8; ROWS * scheme.scale_bytes(columns, float)];
+    let mut biases = vec![0u8; if scheme.has_biases() { scales.len() } else { 0 }];
+    let mut copy = vec![0u8; input.len()];
+    let best = (0..5).map(|_| {
+        let start = Instant::now();
+        if quantized.is_some() {
+            let out = PackedMut { weight: &mut weight, scales: &mut scales, biases: &mut biases };
+            // The values are finite.
+            let _ = mlx_format::quantize(scheme, float, columns, &input, out, true);
+        } else {
+            copy.copy_from_slice(std::hint::black_box(&input));
+        }
+        start.elapsed().as_secs_f64()
+    });
+    input.len() as f64 / best.fold(f64::INFINITY, f64::min).max(1e-9)
+}

@@ -1,0 +1,67 @@
+//! A block: its stages, their branches, and which layer each is.
+
+use mlx_quant_engine::{Result, Tensor};
+
+use super::pass::Pass;
+use super::state::Keys;
+use crate::decoder::{Layer, Norm, Stage};
+
+impl Pass<'_> {
+    /// x + multiplier * sum of post_norm(layer(norm(x)))
+    pub(super) async fn stage(
+        &mut self,
+        stage: &Stage,
+        index: usize,
+        x: &Tensor,
+        own: Option<&Tensor>,
+        keys: &mut Keys,
+    ) -> Result<Tensor> {
+        let mut sum: Option<Tensor> = None;
+        let mut normed: Option<(&Norm, Tensor)> = None;
+        for branch in &stage.branches {
+            let input = match (&branch.norm, &normed) {
+                (None, _) => x.clone(),
+                (Some(norm), Some((last, output))) if *last == norm => output.clone(),
+                (Some(norm), _) => self.norm(norm, x)?,
+            };
+            normed = branch.norm.as_ref().map(|norm| (norm, input.clone()));
+            let mut output = self.layer(&branch.layer, index, &input, own, keys).await?;
+            if let Some(norm) = &branch.post_norm {
+                output = self.norm(norm, &output)?;
+            }
+            sum = Some(match sum {
+                None => output,
+                Some(sum) => self.engine.add(&sum, &output, 1.0)?,
+            });
+        }
+        match sum {
+            None => Ok(x.clone()),
+            Some(sum) => self.engine.add(x, &sum, stage.multiplier),
+        }
+    }
+
+    /// layer(x)
+    pub(super) async fn layer(
+        &mut self,
+        layer: &Layer,
+        index: usize,
+        x: &Tensor,
+        own: Option<&Tensor>,
+        keys: &mut Keys,
+    ) -> Result<Tensor> {
+        match layer {
+            Layer::Attention(attention) => self.attention(attention, index, x, keys).await,
+            Layer::Latent(latent) => latent.forward(self, x).await,
+            Layer::DeltaNet(net) => net.forward(self, x).await,
+            Layer::ShortConvolution(convolution) => convolution.forward(self, x).await,
+            Layer::Mlp(mlp) => self.mlp(mlp, x).await,
+            Layer::Moe(moe) => self.moe(moe, x).await,
+            Layer::PerLayerInput { gate, activation, projection } => {
+                let own = own.ok_or_else(|| mlx_quant_engine::Error::msg("no per-layer inputs"))?;
+                let gate = self.read(&[gate], x).await?.remove(0);
+                let product = self.engine.glu(&gate, own, *activation)?;
+                Ok(self.read(&[projection], &product).await?.remove(0))
+            }
+        }
+    }
+}
