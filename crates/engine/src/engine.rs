@@ -1,4 +1,4 @@
-//! What an engine is.
+//! The trait that an engine implements, and what passes between it and tensors.
 
 use std::any::Any;
 use std::ops::Deref;
@@ -68,7 +68,7 @@ pub enum Combine {
     Divide,
 }
 
-/// What becomes of the numbers along an axis.
+/// What the numbers along an axis become.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the names say it")]
 pub enum Reduce {
@@ -78,14 +78,15 @@ pub enum Reduce {
 
 /// Something that computes with tensors.
 ///
-/// Elementary operations give a buffer in row-major order; their gradients are written once, for all engines, in [`Tensor`]'s methods.
-/// Coarse operations give a tensor that remembers how gradients pass it. Without an override they are what
-/// [`plain`] makes of elementary ones.
+/// Elementary operations are required. They give a buffer in row-major order and know nothing of gradients, which
+/// [`Tensor`]'s methods add for all engines. Coarse operations are provided, made of elementary ones; an override gives
+/// a tensor that knows how gradients pass it.
 ///
-/// What one engine, adapter and driver computes is the same bits on every run, whatever the number of threads, and for each
-/// window of a batch what it is for that window alone.
+/// On one adapter and driver an engine gives the same bits on every run, for any number of threads; and for a batch of
+/// windows, the bits that each window gives alone.
 pub trait Engine: std::fmt::Debug + Send + Sync + 'static {
-    /// What decides the bits: for identities and cards. `cpu x86-v4`.
+    /// A name that changes whenever the bits of results may: `cpu x86-v4`. It stands in identities of runs and on model
+    /// cards.
     fn name(&self) -> String;
 
     /// Brings numbers to where the engine computes.
@@ -94,7 +95,7 @@ pub trait Engine: std::fmt::Debug + Send + Sync + 'static {
     /// If the device has no room.
     fn upload(&self, values: Vec<f32>) -> Result<Buffer>;
 
-    /// Lends out all numbers of a tensor.
+    /// Calls `to` once, with all numbers of a tensor in row-major order.
     ///
     /// # Errors
     /// If the device does not answer.
@@ -103,43 +104,47 @@ pub trait Engine: std::fmt::Debug + Send + Sync + 'static {
     /// `function` of each element.
     ///
     /// # Errors
-    /// If the device has no room; so all that follow.
+    /// If the device has no room. The other elementary operations fail in the same case.
     fn map(&self, x: &Tensor, function: Map) -> Result<Buffer>;
 
     /// `function` of each pair, both repeated to `shape` ([`View::broadcast`]).
     fn combine(&self, x: &Tensor, y: &Tensor, shape: &[usize], function: Combine) -> Result<Buffer>;
 
-    /// The elements that `view` sees.
+    /// The elements that `view` selects, in its order.
     fn arrange(&self, x: &Tensor, view: &View) -> Result<Buffer>;
 
-    /// The transpose of [`Engine::arrange`]: `count` zeros, to which each element is added where `view` sees it.
+    /// The transpose of [`Engine::arrange`]: `count` zeros, to which each element of `x` is added at the place that
+    /// `view` gives it.
     fn scatter(&self, x: &Tensor, view: &View, count: usize) -> Result<Buffer>;
 
-    /// Parts side by side: row `i` of the result is row `i` of each part in turn; `widths` are lengths of their rows.
+    /// Parts side by side: row `i` of the result is row `i` of each part, one after the other. `widths` are the lengths
+    /// of the parts' rows.
     fn join(&self, parts: &[&Tensor], widths: &[usize]) -> Result<Buffer>;
 
-    /// Of `x` seen as `[outer, count, inner]`: `[outer, inner]`.
+    /// Sums or largest elements along the middle axis of `x`, seen as `[outer, count, inner]` (`sizes`):
+    /// `[outer, inner]`.
     fn reduce(&self, x: &Tensor, sizes: [usize; 3], how: Reduce) -> Result<Buffer>;
 
     /// `x [batch, m, k] @ y [batch, k, n]`, `sizes` being `[batch, m, k, n]`.
     fn multiply(&self, x: &Tensor, y: &Tensor, sizes: [usize; 4]) -> Result<Buffer>;
 
-    /// Rows `ids` of `x` seen as rows of `width`.
+    /// Rows `ids` of `x`, seen as rows of `width` elements.
     fn rows(&self, x: &Tensor, width: usize, ids: &[u32]) -> Result<Buffer>;
 
-    /// The transpose of [`Engine::rows`]: `count` rows of zeros, to which row `i` of `x` is added at `ids[i]`, in their order.
+    /// The transpose of [`Engine::rows`]: `count` rows of zeros, to which row `i` of `x` is added at `ids[i]`, in their
+    /// order.
     fn add_rows(&self, x: &Tensor, width: usize, ids: &[u32], count: usize) -> Result<Buffer>;
 
     /// `x [.., k] @ weight [n, k]^T (+ bias [n])`, as `[.., n]`.
     ///
     /// # Errors
-    /// Shapes that do not fit together; so all that follow.
+    /// Shapes that do not fit together. The other coarse operations fail in the same case.
     fn linear(&self, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
         plain::linear(x, weight, bias)
     }
 
-    /// [`Engine::linear`] that adds squares of its inputs to `notebook` now, and squares of output gradients when gradients are
-    /// taken. No gradient reaches weight or bias.
+    /// [`Engine::linear`] that adds squares of its inputs to `notebook` now, and squares of output gradients when
+    /// gradients are taken. No gradient reaches weight or bias.
     fn observed_linear(
         &self,
         x: &Tensor,
@@ -171,7 +176,8 @@ pub trait Engine: std::fmt::Debug + Send + Sync + 'static {
         plain::rms_norm(x, weight, eps)
     }
 
-    /// `(x - mean) / sqrt(variance + eps) * weight + bias` over the last axis, weight and bias as in [`Engine::rms_norm`].
+    /// `(x - mean) / sqrt(variance + eps) * weight + bias` over the last axis, weight and bias as in
+    /// [`Engine::rms_norm`].
     fn layer_norm(
         &self,
         x: &Tensor,
@@ -187,8 +193,9 @@ pub trait Engine: std::fmt::Debug + Send + Sync + 'static {
         plain::add(x, y, factor)
     }
 
-    /// Rotates the first `2 * r` features of each head of `x [batch, tokens, heads, d]` by the angles whose
-    /// cosines and sines are `cos` and `sin`, both `[tokens, r]`; the other features pass unchanged. No gradient reaches the angles.
+    /// Rotates the first `2 * r` features of each head of `x [batch, tokens, heads, d]` by the angles whose cosines and
+    /// sines are `cos` and `sin`, both `[tokens, r]`; the other features pass unchanged. No gradient reaches the
+    /// angles.
     fn rotary(&self, x: &Tensor, cos: &Tensor, sin: &Tensor, pairing: Pairing) -> Result<Tensor> {
         plain::rotary(x, cos, sin, pairing)
     }
@@ -204,8 +211,8 @@ pub trait Engine: std::fmt::Debug + Send + Sync + 'static {
         plain::attention(q, k, v, settings)
     }
 
-    /// The gated delta rule over the tokens of each head (arXiv 2412.06464), whose state `S [key_dim, value_dim]` begins as
-    /// zeros: `S = decay * S`, `S = S + k (beta * (v - S^T k))^T`, `o = S^T q`.
+    /// The gated delta rule over the tokens of each head (arXiv 2412.06464), whose state `S [key_dim, value_dim]`
+    /// begins as zeros: `S = decay * S`, `S = S + k (beta * (v - S^T k))^T`, `o = S^T q`.
     ///
     /// `q` and `k` `[batch, tokens, heads, key_dim]`, `v [batch, tokens, heads, value_dim]`, `decay` and `beta`
     /// `[batch, tokens, heads]` give `o [batch, tokens, heads, value_dim]`.
@@ -244,20 +251,22 @@ pub trait Engine: std::fmt::Debug + Send + Sync + 'static {
         plain::softmax(x)
     }
 
-    /// Adds `x^T x` of inputs `x [.., size]` to the lower triangle of `sum [size, size]`, in place where nobody else holds it.
+    /// Adds `x^T x` of inputs `x [.., size]` to the lower triangle of `sum [size, size]`; in place if no other tensor
+    /// has its buffer.
     ///
     /// # Errors
-    /// If the device has no room; so all that follow.
+    /// If the device has no room. The other operations on Gram matrices fail in the same case.
     fn gram_add(&self, sum: &mut Tensor, x: &Tensor) -> Result<()> {
         plain::gram_add(sum, x)
     }
 
-    /// The lower triangle of `sum [size, size]` times `factor`, on both sides of the diagonal.
+    /// The symmetric matrix whose lower triangle is that of `sum [size, size]` times `factor`.
     fn gram_finish(&self, sum: Tensor, factor: f32) -> Result<Tensor> {
         plain::gram_finish(&sum, factor)
     }
 
-    /// Each element of a Gram matrix `[size, size]` over the factors of its row and its column.
+    /// Each element of a Gram matrix `[size, size]` divided by the factors of its row and its column: the Gram matrix
+    /// of the inputs divided by `factors`.
     fn gram_scaled(&self, gram: &Tensor, factors: &[f32]) -> Result<Tensor> {
         plain::gram_scaled(gram, factors)
     }
@@ -267,19 +276,19 @@ pub trait Engine: std::fmt::Debug + Send + Sync + 'static {
         plain::quadratic(gram, changes)
     }
 
-    /// Rows and columns of a Gram matrix in `order`, elements beside the diagonal times `kept`.
+    /// Rows and columns of a Gram matrix in `order`, with off-diagonal elements times `kept`.
     fn permuted(&self, gram: &Tensor, order: &[usize], kept: f32) -> Result<Tensor> {
         plain::permuted(gram, order, kept)
     }
 
-    /// `U` with `(H + added)^-1 = U^T U`, upper triangular, and `H + added`, where `added` goes to the diagonal of `H [size, size]`;
-    /// `None` if that is not positive definite.
+    /// `U` with `(H + added)^-1 = U^T U`, upper triangular, and `H + added`, where `added` goes to the diagonal of
+    /// `H [size, size]`; `None` if that is not positive definite.
     fn factor(&self, hessian: &Tensor, added: f32) -> Result<Option<(Tensor, Tensor)>> {
         plain::factor(hessian, added)
     }
 
-    /// Codes, scales and biases of a weight `[rows, columns]` at an affine scheme, and what they decode to. Without an
-    /// override they are chosen on the processor.
+    /// Codes, scales and biases of a weight `[rows, columns]` at an affine scheme, and the weight that they decode to.
+    /// Without an override they are chosen on the processor.
     ///
     /// # Errors
     /// A weight that is no matrix, or that the scheme does not divide.
@@ -307,7 +316,7 @@ pub trait Engine: std::fmt::Debug + Send + Sync + 'static {
 pub struct Device(Arc<dyn Engine>);
 
 impl Device {
-    /// Of an engine.
+    /// Shares an engine.
     pub fn new(engine: impl Engine) -> Self {
         Self(Arc::new(engine))
     }

@@ -1,13 +1,13 @@
 //! Rounding a weight to codes, scales and biases: to nearest on a searched grid, or with GPTQ's compensation.
 //!
-//! Rows of a weight are independent of each other, so a task takes 64 of them through all columns. They lie transposed, a
-//! column's 64 values side by side, so that every step is the same arithmetic in every lane.
+//! Rows of a weight are independent of each other, so a task takes 64 of them through all columns. They lie transposed,
+//! a column's 64 values side by side, so that every step is the same arithmetic in every lane.
 //!
 //! GPTQ (Frantar et al. 2022, arXiv 2210.17323) rounds column by column and lets later columns make up for each error.
-//! Beyond mlx-lm's: scale and bias of a group are searched on the values as they are when the group's turn comes and are
-//! rounded to the stored dtype *before* its codes are chosen, so that later columns also make up for that; and sweeps of
-//! coordinate descent over groups (scale and bias by least squares) and codes follow, every step of which lowers
-//! the error under the full Hessian.
+//! Beyond mlx-lm's: scale and bias of a group are searched on the values as they are when the group's turn comes and
+//! are rounded to the stored dtype *before* its codes are chosen, so that later columns also make up for that; and
+//! sweeps of coordinate descent over groups (scale and bias by least squares) and codes follow, every step of which
+//! lowers the error under the full Hessian.
 
 mod grid;
 mod task;
@@ -19,7 +19,7 @@ use self::task::Task;
 use crate::error::Result;
 use crate::gram::Factor;
 
-/// Rows of a task.
+/// Rows that are rounded together.
 pub const ROWS: usize = 64;
 
 /// A weight in stored numbers.
@@ -42,8 +42,8 @@ pub struct Rounded {
 pub enum How<'h> {
     /// Each group's extremes as in `mx.quantize`, nearest codes to the stored numbers.
     Plain,
-    /// Searched grid without data, nearest codes: large weights weigh more, `mean square + square`, because they tend to
-    /// meet loud inputs; clipping them is what hurts.
+    /// Searched grid without data, nearest codes: large weights weigh more, `mean square + square`, because they tend
+    /// to meet loud inputs; clipping them is what hurts.
     Blind {
         /// `[columns]`, not negative.
         weights: &'h [f32],
@@ -90,7 +90,7 @@ impl Held<'_> {
     }
 }
 
-/// [`How`], with everything at hand.
+/// [`How`], with its factor in this process's memory.
 #[derive(Clone, Copy)]
 enum Way<'h> {
     Plain,
@@ -102,7 +102,7 @@ enum Way<'h> {
 
 impl<'h> How<'h> {
     /// # Errors
-    /// A factor of another engine's.
+    /// A factor in the memory of another engine.
     fn at_hand(self) -> Result<Way<'h>> {
         let held = |factor: &'h Factor| {
             Ok(Held { order: &factor.order, upper: factor.upper.host()?, hessian: factor.hessian.host()? })
@@ -155,7 +155,8 @@ impl Rounded {
     }
 }
 
-/// Rounds a weight `[rows, columns]` on the processor, on the current rayon pool; the same result for any number of threads.
+/// Rounds a weight `[rows, columns]` on the processor, on the current rayon pool; the same result for any number of
+/// threads.
 ///
 /// # Errors
 /// A factor that is not in this process's memory.

@@ -6,7 +6,7 @@ use crate::dynamic::DynamicSettings;
 use crate::methods::MethodSettings;
 use crate::setting::{Setting, SettingError};
 
-/// Any that there is: only the width is looked at.
+/// Any group size will do: only the width is looked at.
 const GROUP_SIZE: usize = 64;
 
 /// Figures of awq and gptq.

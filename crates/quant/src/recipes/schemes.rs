@@ -1,4 +1,4 @@
-//! How everything is stored where nothing is said of single layers.
+//! How layers are stored where nothing is said of single ones.
 
 use std::collections::BTreeMap;
 
