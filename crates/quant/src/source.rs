@@ -18,8 +18,8 @@ pub struct Model {
     pub allow_unread: bool,
 }
 
-/// Opens a model directory and validates everything in it. What a run that was killed at its very end left in a model of ours
-/// is removed, where the disk lets it ([`tidy`]).
+/// Opens a model directory and validates everything in it. What a run that was killed at its very end left in a model
+/// of ours is removed, where the disk lets it ([`tidy`]).
 ///
 /// # Errors
 /// [`Error`] for whatever is missing, unreadable or damaged.
@@ -37,9 +37,9 @@ fn relieve(directory: &Directory) {
     }
 }
 
-/// Opens a model directory as mlx_lm does: every `model*.safetensors`, whatever the index says, damaged files left out; where there
-/// are none, the files that the index names.
-/// For [`crate::inspect`], which tells what is wrong with the rest.
+/// Opens a model directory as mlx_lm does: every `model*.safetensors`, whatever the index says, damaged files left out;
+/// where there are none, the files that the index names. For [`crate::inspect`], which tells what is wrong with the
+/// rest.
 ///
 /// # Errors
 /// [`Error`] if config.json or all weights are missing or unreadable.
@@ -114,13 +114,13 @@ impl Model {
     /// Token ids that it knows.
     ///
     /// # Errors
-    /// As [`crate::Walk::open`].
+    /// As [`crate::walks::Walk::open`].
     pub fn vocabulary(&self) -> Result<usize, Error> {
         Ok(crate::Walk::open(self)?.decoder.vocabulary)
     }
 
-    /// Recognises this very checkpoint again: SHA-256 over config.json and, for each file of weights, its name, size, time of change
-    /// and tensors (for the built-in model, its bytes).
+    /// Recognises this very checkpoint again: SHA-256 over config.json and, for each file of weights, its name, size,
+    /// time of change and tensors (for the built-in model, its bytes).
     ///
     /// # Errors
     /// If a file cannot be looked at.

@@ -1,8 +1,8 @@
 //! Dynamic mixed precision: bits where they matter.
 //!
-//! [`sensitivities`] measures what a change of each layer costs ([`observe`]) and what each candidate (bits and group size) would
-//! ([`candidates`]); [`DynamicPlan`] spends a budget of bytes on that ([`allocate`]). The measurement is a readable file, after which any
-//! other size is planned without a token.
+//! [`sensitivities`] measures what a change of each layer costs (`observe.rs`) and what each candidate (bits and group
+//! size) would (`candidates.rs`); [`DynamicPlan`] spends a budget of bytes on that ([`allocate`]). The measurement is a
+//! readable file, after which any other size is planned without a token.
 
 mod allocate;
 mod candidates;
@@ -50,7 +50,8 @@ pub struct Seen {
 /// What its rows are worth to the model as an embedding.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Table {
-    /// Row (token) and squares of gradients with respect to it, summed over its occurrences and features, by the number of all tokens.
+    /// Row (token) and squares of gradients with respect to it, summed over its occurrences and features, by the number
+    /// of all tokens.
     pub rows: Vec<(u32, f32)>,
     /// `[features]`: each feature's part of that; they sum to 1.
     pub features: Vec<f32>,
@@ -166,9 +167,9 @@ pub(crate) fn known_sensitivities(
     file::load(file, &key, &walk).ok().flatten().filter(Sensitivities::is_judged)
 }
 
-/// Measures sensitivities of `model` on calibration windows, or takes them from `file` if they are there; writes them there if
-/// they are not. With a file of the same model, windows and seed no token passes the model. While another process measures into the same
-/// file this one waits.
+/// Measures sensitivities of `model` on calibration windows, or takes them from `file` if they are there; writes them
+/// there if they are not. With a file of the same model, windows and seed no token passes the model. While another
+/// process measures into the same file this one waits.
 ///
 /// # Errors
 /// A file that was made from something else or is damaged ([`Error::Sensitivities`]); otherwise as [`crate::quantize`].

@@ -2,8 +2,8 @@
 //!
 //! * **A file is there whole or not at all** ([`write()`]): it grows under a name that no other process has, its bytes
 //!   are on the disk before it gets its own name, and what a killed process left of that is removed by the next one
-//!   ([`sweep`]).
-//! * **A directory says what is in it** ([`Keyed`]): a file with a key, made once, by whichever process comes first.
+//!   (`sweep`).
+//! * **A directory says what is in it** (`Keyed`): a file with a key, made once, by whichever process comes first.
 //!   Another key, another version or somebody else's files are refused in words.
 //! * **What only one process may do is claimed** ([`Claim`]): a second one waits or is refused. What follows from a key
 //!   alone (statistics, targets, hidden states) needs no claim, because two processes write the same bytes.

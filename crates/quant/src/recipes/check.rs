@@ -40,7 +40,8 @@ pub fn check_training(settings: &DwqSettings, validation: usize) -> Result<(), S
     Ok(())
 }
 
-/// Widths between which dynamic chooses. Its target is checked against the model, by [`crate::DynamicPlan::check`].
+/// Widths between which dynamic chooses. Its target is checked against the model, by
+/// [`crate::dynamic::DynamicPlan::check`].
 ///
 /// # Errors
 /// [`Setting::MinBits`], [`Setting::MaxBits`].

@@ -1,9 +1,9 @@
 //! Carrying out a plan with a recipe that looks at calibration text.
 //!
-//! checkpoint -> plan -> calibrate and quantize, block by block -> write -> evaluate. Tables (embeddings) come first, so that the
-//! first block sees what it will see in use; then each block is read, calibrated, quantized, written and forgotten; then
-//! the head, on the final hidden states of the quantized blocks. Finished blocks are files: an interrupted run goes on
-//! behind the last of them.
+//! checkpoint -> plan -> calibrate and quantize, block by block -> write -> evaluate. Tables (embeddings) come first,
+//! so that the first block sees what it will see in use; then each block is read, calibrated, quantized, written and
+//! forgotten; then the head, on the final hidden states of the quantized blocks. Finished blocks are files: an
+//! interrupted run goes on behind the last of them.
 
 mod block;
 mod choose;
@@ -61,15 +61,17 @@ pub struct QuantizeSettings {
     pub device: Device,
     /// Activations wait in files, and windows pass a block a few at a time.
     pub low_memory: bool,
-    /// Directory in which the Gram matrices of the full-precision model are kept, or from which they are taken. Sites then
-    /// do not see what was quantized before them.
+    /// Directory in which the Gram matrices of the full-precision model are kept, or from which they are taken. Sites
+    /// then do not see what was quantized before them.
     pub statistics: Option<PathBuf>,
-    /// Weights of layers' columns ([`crate::Layer::column_weights`]) by path, for recipes that search without a walk: `dynamic`.
+    /// Weights of layers' columns ([`crate::dynamic::Layer::column_weights`]) by path, for recipes that search without
+    /// a walk: `dynamic`.
     pub columns: BTreeMap<String, Vec<f32>>,
     /// How scales and biases are trained, for recipes with dwq.
     pub dwq: DwqSettings,
-    /// Windows of the training and windows on which its steps are judged; without them those that [`Shares`](crate::data::Shares)
-    /// makes of the calibration windows: the last 16, or a quarter of few, and all before them.
+    /// Windows of the training and windows on which its steps are judged; without them those that
+    /// [`Shares`](crate::data::Shares) makes of the calibration windows: the last 16, or a quarter of few, and all
+    /// before them.
     pub lessons: Option<(Windows, Windows)>,
     /// Held-out windows on which the result is measured against the source, for the model card.
     pub evaluate: Option<Windows>,
@@ -105,7 +107,8 @@ struct Session<'a> {
     settings: &'a QuantizeSettings,
     pool: &'a rayon::ThreadPool,
     observer: &'a dyn Observer,
-    /// What is rounded without data here (tables of untied models, inputs beside the residual stream) stands behind no norm.
+    /// What is rounded without data here (tables of untied models, inputs beside the residual stream) stands behind no
+    /// norm.
     even: ColumnWeights,
     hooks: &'a Hooks<'a>,
 }
@@ -116,7 +119,7 @@ struct Session<'a> {
 /// [`Event::Progress`] in blocks.
 ///
 /// # Errors
-/// As [`crate::convert`]; a model type without a decoder description.
+/// As [`crate::convert()`]; a model type without a decoder description.
 pub fn quantize(
     model: &Model,
     plan: &Plan,
