@@ -1,6 +1,7 @@
 //! The command line: parsed, not yet acted upon.
 
 mod calibrated;
+mod choices;
 mod compare;
 mod hub;
 mod recommend;
@@ -8,20 +9,17 @@ mod recommend;
 use std::path::PathBuf;
 use std::sync::LazyLock;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
-use mlx_format::{FloatType, Mode};
-use mlx_quant::plan::MixedRecipe;
-use mlx_quant::recipes::{Device, DeviceChoice};
+use clap::{Args, Parser, Subcommand};
 
 pub(crate) use self::calibrated::{
     Awq, AwqFlags, Calibrated, Dwq, DwqFlags, DynamicFlags, DynamicQuant, Gptq, GptqFlags, Quantize,
 };
+pub(crate) use self::choices::{DeviceArg, DtypeArg, ModeArg, RecipeArg};
 pub(crate) use self::compare::{Compare, KeepArg};
 pub(crate) use self::hub::HubFlags;
 #[cfg(feature = "hub")]
 pub(crate) use self::hub::Upload;
 pub(crate) use self::recommend::Recommend;
-use crate::Refusal;
 
 /// Version, what is built in, and the kernels that this machine gets.
 static LONG_VERSION: LazyLock<String> = LazyLock::new(|| {
@@ -436,76 +434,4 @@ pub(crate) struct Output {
     /// Say more
     #[arg(long)]
     pub(crate) verbose: bool,
-}
-
-/// A choice on the command line that stands for a value of the library.
-macro_rules! choices {
-    ($(#[$doc:meta])* $name:ident => $value:ty { $($variant:ident = $text:literal => $target:expr,)* }) => {
-        $(#[$doc])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-        pub(crate) enum $name {
-            $(#[value(name = $text)] $variant,)*
-        }
-
-        impl From<$name> for $value {
-            fn from(choice: $name) -> Self {
-                match choice {
-                    $($name::$variant => $target,)*
-                }
-            }
-        }
-    };
-}
-
-choices!(
-    /// `--q-mode`.
-    ModeArg => Mode {
-        Affine = "affine" => Mode::Affine,
-        Mxfp4 = "mxfp4" => Mode::Mxfp4,
-        Mxfp8 = "mxfp8" => Mode::Mxfp8,
-        Nvfp4 = "nvfp4" => Mode::Nvfp4,
-    }
-);
-
-choices!(
-    /// `--quant-predicate`.
-    RecipeArg => MixedRecipe {
-        Mixed2_6 = "mixed_2_6" => MixedRecipe::Mixed2_6,
-        Mixed3_4 = "mixed_3_4" => MixedRecipe::Mixed3_4,
-        Mixed3_6 = "mixed_3_6" => MixedRecipe::Mixed3_6,
-        Mixed4_6 = "mixed_4_6" => MixedRecipe::Mixed4_6,
-    }
-);
-
-choices!(
-    /// `--dtype`.
-    DtypeArg => FloatType {
-        Float16 = "float16" => FloatType::F16,
-        Bfloat16 = "bfloat16" => FloatType::Bf16,
-        Float32 = "float32" => FloatType::F32,
-    }
-);
-
-/// `--device`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum DeviceArg {
-    /// The best that there is
-    Auto,
-    /// The processor
-    Cpu,
-    /// A graphics card
-    #[value(hide = true)]
-    Gpu,
-}
-
-impl DeviceArg {
-    /// What will compute.
-    pub(crate) fn choose(self) -> Result<Device, Refusal> {
-        let choice = match self {
-            Self::Auto => DeviceChoice::Auto,
-            Self::Cpu => DeviceChoice::Cpu,
-            Self::Gpu => DeviceChoice::Gpu,
-        };
-        Ok(Device::choose(choice)?)
-    }
 }

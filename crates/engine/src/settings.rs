@@ -2,6 +2,8 @@
 
 use std::sync::{Arc, Mutex};
 
+use serde::{Deserialize, Serialize};
+
 use crate::Tensor;
 use crate::cpu::exp::{LANES, tree, vectorised};
 
@@ -57,7 +59,7 @@ pub struct AttentionSettings {
 }
 
 /// Sums over the tokens that passed an observed linear.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Observed {
     /// Tokens.
     pub tokens: u64,

@@ -17,7 +17,7 @@ use mlx_quant::{
     Silent, Windows, evaluate, open, quantize,
 };
 
-use crate::common::{fixtures, open_path, random_windows, shared};
+use crate::common::{Stopper, fixtures, open_path, random_windows, shared};
 
 fn demo() -> Model {
     open(&Directory::Embedded { name: "demo model", files: mlx_quant_demo::FILES }).unwrap()
@@ -169,6 +169,37 @@ impl Observer for Phases {
             self.0.lock().unwrap().push(name.to_owned());
         }
     }
+}
+
+/// Counts progress; the first figure says where a measurement goes on.
+#[derive(Default)]
+struct Progress(Mutex<Vec<u64>>);
+
+impl Observer for Progress {
+    fn event(&self, event: Event<'_>) {
+        if let Event::Progress { done } = event {
+            self.0.lock().unwrap().push(done);
+        }
+    }
+}
+
+#[test]
+fn a_measurement_that_was_stopped_goes_on_where_it_was() {
+    let model = demo();
+    let own = calibration(&model);
+    let how = SensitivitySettings { threads: 1, low_memory: true, save_seconds: 0, ..Default::default() };
+    let directory = tempfile::tempdir().unwrap();
+    let whole = sensitivities(&model, &own, &how, None, &Silent).unwrap();
+    let file = directory.path().join("sensitivities.json");
+    let stopper = Stopper(20.into());
+    let stopped = sensitivities(&model, &own, &how, Some(&file), &stopper).unwrap_err();
+    assert!(matches!(stopped, Error::Interrupted) && !file.exists());
+    let progress = Progress::default();
+    assert_eq!(sensitivities(&model, &own, &how, Some(&file), &progress).unwrap(), whole);
+    let blocks = mlx_quant::walks::Walk::open(&model).unwrap().decoder.blocks.len() as u64;
+    let first = progress.0.lock().unwrap()[0];
+    assert!(first > 2 * blocks, "windows are measured once: {first} of {blocks} blocks");
+    assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1, "the figures, and nothing else");
 }
 
 #[test]

@@ -117,9 +117,9 @@ impl Values<'_> {
 
     fn write(&self, out: &mut impl Write) -> Result<()> {
         match self {
-            Self::F32(values) => pieces(out, values, |value| value.to_le_bytes()),
-            Self::I64(values) => pieces(out, values, |value| value.to_le_bytes()),
-            Self::U32(values) => pieces(out, values, |value| value.to_le_bytes()),
+            Self::F32(values) => pieces(out, values, f32::to_le_bytes),
+            Self::I64(values) => pieces(out, values, i64::to_le_bytes),
+            Self::U32(values) => pieces(out, values, u32::to_le_bytes),
             Self::U8(values) => out.write_all(values),
         }
     }

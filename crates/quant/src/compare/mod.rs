@@ -311,7 +311,7 @@ impl Run<'_> {
         }
         let settings = self.settings;
         let (seed, threads, low_memory) = (settings.seed, settings.threads, settings.low_memory);
-        let measure = SensitivitySettings { seed, threads, low_memory, dtype: None };
+        let measure = SensitivitySettings { seed, threads, low_memory, ..SensitivitySettings::default() };
         let file = self.store.sensitivities();
         let work = || sensitivities(self.model, &settings.calibration, &measure, Some(&file), self.observer);
         let (all, part) = self.store.once("sensitivities", self.observer, work)?;

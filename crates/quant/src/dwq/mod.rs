@@ -14,7 +14,6 @@ mod student;
 mod targets;
 #[cfg(test)]
 mod tests;
-mod wave;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};

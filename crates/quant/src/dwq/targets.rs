@@ -14,13 +14,12 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use super::wave::Wave;
 use crate::data::{Windows, hexadecimal};
 use crate::device::Device;
 use crate::kept::{self, Keyed};
 use crate::observer::{Event, Observer, Quiet};
 use crate::walks::Walk;
-use crate::walks::{TILE, Teacher, Top};
+use crate::walks::{TILE, Teacher, Top, Wave};
 use crate::{Error, Model};
 
 /// Tokens kept for each token.

@@ -10,8 +10,10 @@ mod file;
 mod memory;
 mod observe;
 mod plan;
+mod unfinished;
 
 use std::path::Path;
+use std::time::Duration;
 
 use mlx_format::FloatType;
 use mlx_quant_engine::Observed;
@@ -23,7 +25,7 @@ pub use self::plan::{DynamicPlan, DynamicSettings, Target};
 use crate::data::Windows;
 use crate::observer::Observer;
 use crate::walks::Walk;
-use crate::{Error, Model, threads_or_all};
+use crate::{Error, Model};
 
 /// What a candidate costs.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -104,7 +106,7 @@ pub struct Sensitivities {
 }
 
 /// How sensitivities are measured.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub struct SensitivitySettings {
     /// Of the labels.
     pub seed: u64,
@@ -114,6 +116,14 @@ pub struct SensitivitySettings {
     pub low_memory: bool,
     /// dtype of scales and biases; `None`: each weight's own.
     pub dtype: Option<FloatType>,
+    /// Seconds between two looks at what a kill would cost: then the sums so far are kept beside the file.
+    pub save_seconds: u64,
+}
+
+impl Default for SensitivitySettings {
+    fn default() -> Self {
+        Self { seed: 0, threads: 0, low_memory: false, dtype: None, save_seconds: 60 }
+    }
 }
 
 impl Sensitivities {
@@ -192,16 +202,17 @@ pub fn sensitivities(
         // Another process may have measured in the meantime.
         known = load()?;
     }
-    let threads = threads_or_all(settings.threads);
-    let pool = rayon::ThreadPoolBuilder::new()
-        .num_threads(threads)
-        .build()
-        .map_err(|error| Error::Threads { threads, reason: error.to_string() })?;
+    let pool = crate::threads::pool(settings.threads)?;
     let mut all = match known {
         Some(known) if is_whole(&known) => return Ok(known),
         Some(known) => Sensitivities { dtype, ..known },
         None => {
+            let unfinished = file.map(|path| {
+                let every = Duration::from_secs(settings.save_seconds);
+                unfinished::Unfinished::beside(path, &key, every)
+            });
             let measurement = observe::Measurement {
+                unfinished: unfinished.as_ref(),
                 walk: &walk,
                 windows,
                 seed: settings.seed,
@@ -210,10 +221,14 @@ pub fn sensitivities(
                 observer,
             };
             let tokens = (windows.picked.len() * windows.sequence_length) as u64;
-            let all = Sensitivities { key, tokens, dtype, layers: measurement.run()? };
+            let layers = measurement.run()?;
+            let all = Sensitivities { key: key.clone(), tokens, dtype, layers };
             // What took long is kept before the candidates are judged.
             if let Some(path) = file {
                 file::store(path, &all)?;
+            }
+            if let Some(unfinished) = &unfinished {
+                unfinished.remove();
             }
             all
         }

@@ -7,19 +7,22 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError};
+use std::time::Instant;
 
 use mlx_quant_engine::{Notebook, Observed, Tensor};
 use mlx_quant_model::decoder::{Block, Layer as DecoderLayer};
 use mlx_quant_model::mixers::{LatentAttention, LatentKeys};
 use mlx_quant_model::{Parameters, Reader, WeightsError};
+use serde::{Deserialize, Serialize};
 
+use super::unfinished::Unfinished;
 use super::{Layer, Seen, Table};
 use crate::Error;
 use crate::data::Windows;
 use crate::observer::{Event, Observer};
 use crate::reduce::{InOrder, Sum};
 use crate::walks::Walk;
-use crate::walks::{Sampled, Start, Trail, Visit, backward, finish, forward_walk, sampled};
+use crate::walks::{Sampled, Start, Trail, Visit, Wave, backward, finish, forward_walk, sampled};
 
 /// What windows may leave in front of blocks in memory, bytes.
 pub(super) const TRAIL_BYTES: usize = 512 << 20;
@@ -78,7 +81,7 @@ pub(super) fn observed_paths(walk: &Walk<'_>) -> Vec<(String, Vec<usize>)> {
 }
 
 /// What one linear saw; of stacked weights one an expert.
-#[derive(Default)]
+#[derive(Default, Serialize, Deserialize)]
 struct Experts(Vec<Observed>);
 
 impl Sum for Experts {
@@ -89,7 +92,7 @@ impl Sum for Experts {
 }
 
 /// Squared gradients of a table: of each row (token or position), and of each feature.
-#[derive(Default)]
+#[derive(Default, Serialize, Deserialize)]
 struct OfTable {
     rows: BTreeMap<u32, f64>,
     features: Vec<f64>,
@@ -103,7 +106,7 @@ impl Sum for OfTable {
 }
 
 /// Sums of everything over windows, in the making.
-#[derive(Default)]
+#[derive(Default, Serialize, Deserialize)]
 struct Sums {
     /// By path.
     linears: BTreeMap<String, InOrder<Experts>>,
@@ -122,6 +125,8 @@ pub(super) struct Measurement<'m> {
     pub(super) low_memory: bool,
     pub(super) pool: &'m rayon::ThreadPool,
     pub(super) observer: &'m dyn Observer,
+    /// Where an unfinished measurement waits.
+    pub(super) unfinished: Option<&'m Unfinished>,
 }
 
 impl Measurement<'_> {
@@ -132,11 +137,22 @@ impl Measurement<'_> {
         let total = (windows.picked.len() * blocks * 2) as u64;
         let tokens = (windows.picked.len() * windows.sequence_length) as u64;
         self.observer.event(Event::Phase { name: "sensitivities", total, tokens });
-        let mut sums = Sums::default();
+        let resumed = self.unfinished.and_then(|file| file.load::<Sums>(windows.picked.len()));
+        let (mut done, mut sums) = resumed.unwrap_or_default();
         let threads = self.pool.current_num_threads();
-        let wave = wave(walk, windows.sequence_length, threads, self.low_memory);
-        for first in (0..windows.picked.len()).step_by(wave) {
-            self.wave(first..windows.picked.len().min(first + wave), &mut sums)?;
+        let most = wave(walk, windows.sequence_length, threads, self.low_memory);
+        let mut wave = Wave::new(threads, most);
+        let mut saved = Instant::now();
+        while done < windows.picked.len() {
+            let end = windows.picked.len().min(done + wave.windows());
+            let begun = Instant::now();
+            self.wave(done..end, &mut sums)?;
+            wave.took(begun.elapsed());
+            done = end;
+            if let Some(file) = self.unfinished.filter(|file| saved.elapsed() >= file.every) {
+                file.save(done, &sums)?;
+                saved = Instant::now();
+            }
         }
         Ok(self.layers(sums))
     }

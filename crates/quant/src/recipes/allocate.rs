@@ -1,10 +1,13 @@
 //! Bits where they matter: sensitivities are measured once, then bits are chosen for a size or for a divergence.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+use sha2::{Digest as _, Sha256};
 
 use super::search::{Search, TRIES, Tried, Tries};
-use crate::data::Windows;
+use crate::data::{Windows, hexadecimal};
+use crate::device::Device;
 use crate::dynamic::{
     DynamicPlan, DynamicSettings, Sensitivities, SensitivitySettings, Target, sensitivities,
 };
@@ -24,10 +27,24 @@ pub struct Allocator<'a> {
     settings: Settings,
     sensitivities: Sensitivities,
     dynamic: DynamicSettings,
+    /// Goes when the model is made.
+    beside: Option<PathBuf>,
+}
+
+/// Where figures that nobody asked for wait until the model is made, so that a killed command does not measure twice:
+/// beside the output, under a name that says what they are of.
+fn beside(target: &Path, model: &Model, windows: &Windows, seed: u64) -> Result<PathBuf, Error> {
+    let mut hash = Sha256::new();
+    hash.update(model.hash()?);
+    hash.update(windows.tokens_hash());
+    hash.update(format!("{} {seed} {}", windows.sequence_length, Device::default().identity()));
+    let hash = hexadecimal(&hash.finalize()[..8]);
+    let name = target.file_name().unwrap_or_default().to_string_lossy();
+    Ok(target.with_file_name(format!(".{name}.sensitivities-{hash}.json")))
 }
 
 impl<'a> Allocator<'a> {
-    /// Measures, or reads what was measured from `file`.
+    /// Measures for a model that will lie at `target`, or reads what was measured from `file`.
     ///
     /// # Errors
     /// As [`sensitivities`].
@@ -37,11 +54,23 @@ impl<'a> Allocator<'a> {
         dynamic: DynamicSettings,
         windows: &Windows,
         measure: &SensitivitySettings,
-        file: Option<&Path>,
+        (file, target): (Option<&Path>, &Path),
         observer: &dyn Observer,
     ) -> Result<Self, Error> {
-        let measured = sensitivities(model, windows, measure, file, observer)?;
-        Ok(Self { model, settings, sensitivities: measured, dynamic })
+        let beside = match file {
+            Some(_) => None,
+            None => Some(beside(target, model, windows, measure.seed)?),
+        };
+        let place = file.or(beside.as_deref());
+        let measured = sensitivities(model, windows, measure, place, observer)?;
+        Ok(Self { model, settings, sensitivities: measured, dynamic, beside })
+    }
+
+    /// The model is made: removes figures that were kept for this run alone.
+    pub fn conclude(self) {
+        if let Some(beside) = &self.beside {
+            let _ = std::fs::remove_file(beside);
+        }
     }
 
     /// The allocation, reported as [`Event::Allocated`].
@@ -110,7 +139,9 @@ impl<'a> Allocator<'a> {
                 break;
             }
         }
-        tries.conclude()?.ok_or(Error::Divergence { wanted, tries: TRIES })
+        let best = tries.conclude()?;
+        self.conclude();
+        best.ok_or(Error::Divergence { wanted, tries: TRIES })
     }
 }
 

@@ -7,6 +7,8 @@
 
 use std::collections::BTreeMap;
 
+use serde::{Deserialize, Serialize};
+
 /// Windows that are summed in order before the tree begins. Another number would give other bytes, and so raise
 /// `ALGORITHM` (`device.rs`).
 pub const CHUNK: usize = 16;
@@ -53,15 +55,15 @@ impl<K: Ord, T: Sum> Sum for BTreeMap<K, T> {
 }
 
 /// The tree over chunks, which may come in any order.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Tree<T> {
-    /// Sums that wait for their partner, by level of the tree and place in the level.
-    nodes: BTreeMap<(u32, usize), T>,
+    /// Sums that wait for their partner: level of the tree, place in the level, sum.
+    nodes: Vec<(u32, usize, T)>,
 }
 
 impl<T> Default for Tree<T> {
     fn default() -> Self {
-        Self { nodes: BTreeMap::new() }
+        Self { nodes: Vec::new() }
     }
 }
 
@@ -69,20 +71,24 @@ impl<T: Sum> Tree<T> {
     /// Takes the sum of chunk `index`; of each chunk once.
     pub fn put(&mut self, index: usize, sum: T) {
         let (mut level, mut place, mut sum) = (0, index, sum);
-        while let Some(other) = self.nodes.remove(&(level, place ^ 1)) {
+        let partner = |nodes: &Vec<(u32, usize, T)>, level, place: usize| {
+            nodes.iter().position(|node| (node.0, node.1) == (level, place ^ 1))
+        };
+        while let Some(at) = partner(&self.nodes, level, place) {
+            let (_, _, other) = self.nodes.swap_remove(at);
             sum = if place % 2 == 0 { joined(sum, other) } else { joined(other, sum) };
             (level, place) = (level + 1, place / 2);
         }
-        self.nodes.insert((level, place), sum);
+        self.nodes.push((level, place, sum));
     }
 
     /// The sum of all chunks; `None` if there are none. A chunk may be left out only if its windows have nothing to
     /// add, so that it is left out whoever computes.
     pub fn finish(self) -> Option<T> {
         // From the left: larger nodes stand before smaller ones.
-        let mut nodes: Vec<((u32, usize), T)> = self.nodes.into_iter().collect();
-        nodes.sort_by_key(|((level, place), _)| place << level);
-        nodes.into_iter().map(|(_, sum)| sum).rev().reduce(|right, left| joined(left, right))
+        let mut nodes = self.nodes;
+        nodes.sort_by_key(|(level, place, _)| place << level);
+        nodes.into_iter().map(|(_, _, sum)| sum).rev().reduce(|right, left| joined(left, right))
     }
 }
 
@@ -92,7 +98,7 @@ fn joined<T: Sum>(mut left: T, right: T) -> T {
 }
 
 /// A sum over windows that come in their order.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct InOrder<T> {
     tree: Tree<T>,
     /// The chunk that is being summed, and its sum so far.

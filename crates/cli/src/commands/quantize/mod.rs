@@ -103,10 +103,10 @@ fn carry_out(
             run.allocate(dynamic)?;
             run.foresee(None)
         }
-        Mode::Make => run.make(),
+        Mode::Make => run.make(None),
         Mode::Allocate(dynamic) => {
-            run.allocate(dynamic)?;
-            run.make()
+            let allocator = run.allocate(dynamic)?;
+            run.make(Some(allocator))
         }
         Mode::Settle(dynamic, wanted) => run.settle(dynamic, wanted),
     }
@@ -143,16 +143,18 @@ impl<'r> Run<'r> {
             threads: self.settings.threads,
             low_memory: self.settings.low_memory,
             dtype: args.target.dtype.map(Into::into),
+            ..SensitivitySettings::default()
         };
-        let (settings, file) = (self.plan.settings.clone(), self.request.sensitivities());
+        let settings = self.plan.settings.clone();
+        let place = (self.request.sensitivities(), &*self.request.common.target.mlx_path);
         let allocator =
-            Allocator::measure(self.model, settings, dynamic, &self.windows, &measure, file, &self.screen);
+            Allocator::measure(self.model, settings, dynamic, &self.windows, &measure, place, &self.screen);
         self.screen.clear();
         Ok(allocator?)
     }
 
     /// Gives every layer its bits.
-    fn allocate(&mut self, dynamic: DynamicSettings) -> Result<()> {
+    fn allocate(&mut self, dynamic: DynamicSettings) -> Result<Allocator<'r>> {
         let noted = self.plan.notes.len();
         let allocator = self.measure(dynamic)?;
         let plan = allocator.plan(&self.screen)?.plan;
@@ -161,12 +163,15 @@ impl<'r> Run<'r> {
             self.printer.warn(note);
         }
         self.plan = plan;
-        Ok(())
+        Ok(allocator)
     }
 
     /// Carries the plan out.
-    fn make(self) -> Result<()> {
+    fn make(self, allocator: Option<Allocator<'r>>) -> Result<()> {
         let made = self.quantize(&self.plan, &self.request.common.target.mlx_path)?;
+        if let Some(allocator) = allocator {
+            allocator.conclude();
+        }
         show(self.request, &self.plan, &self.windows, &made, self.needs, self.printer)
     }
 
