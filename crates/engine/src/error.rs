@@ -1,4 +1,4 @@
-//! What goes wrong with tensors: shapes that do not fit together, or a device that has no more to give.
+//! What goes wrong with tensors: shapes that do not fit together, or a device without room.
 
 /// An operation that could not be done; the message shows the shapes.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -12,7 +12,7 @@ impl Error {
     }
 }
 
-/// Of an operation on tensors.
+/// The result of an operation on tensors.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Returns an [`Error`] with a formatted message.

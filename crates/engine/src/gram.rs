@@ -1,7 +1,7 @@
 //! Second moments of a site's inputs, and what GPTQ makes of them.
 //!
-//! With inputs `X [tokens, in]` the error of a linear's output under a change `dW` of its weight is
-//! `tr(dW H dW^T)`, `H = X^T X / tokens`: whatever is judged by it needs no further pass over the tokens.
+//! With inputs `X [tokens, in]` the error of a linear's output under a change `dW` of its weight is `tr(dW H dW^T)`,
+//! `H = X^T X / tokens`: whatever is judged by it needs no further pass over the tokens.
 
 use crate::error::{Result, bail};
 use crate::{Device, Tensor};
@@ -17,18 +17,18 @@ pub struct Gram {
     pub values: Tensor,
 }
 
-/// A Gram matrix in the making: of windows that are added in their order.
+/// A Gram matrix while windows are added to it, in their order.
 #[derive(Clone, Debug)]
 pub struct GramSum {
     /// Input features.
     size: usize,
     tokens: u64,
-    /// `[size, size]`; what stands above the diagonal means nothing.
+    /// `[size, size]`; only the diagonal and what lies below it have a meaning.
     values: Tensor,
 }
 
 impl GramSum {
-    /// Of inputs with `size` features.
+    /// Of no window yet, for inputs with `size` features.
     ///
     /// # Errors
     /// If the device has no room.
@@ -48,7 +48,7 @@ impl GramSum {
         input.device().clone().gram_add(&mut self.values, input)
     }
 
-    /// Adds what other windows came to.
+    /// Adds the sum over other windows, which come after these.
     ///
     /// # Errors
     /// Another number of features; what goes wrong on a device.
@@ -69,14 +69,14 @@ impl GramSum {
     }
 }
 
-/// Tokens of a text that tell as much as an independent one.
+/// Tokens of a text that count as one independent token: neighbours are alike.
 const TOKENS_FOR_ONE: f64 = 8.0;
 
-/// Tries of ever stronger damping.
+/// How many strengths of damping are tried.
 const TRIES: usize = 6;
 
 impl Gram {
-    /// With these mean squares and nothing else: of features that nobody saw together.
+    /// A diagonal matrix of mean squares: for features of which products are not known.
     ///
     /// # Errors
     /// If the device has no room.
@@ -95,15 +95,16 @@ impl Gram {
         self.values.diagonal()?.to_vec()
     }
 
-    /// Part of a product of two features that is taken for real: with few tokens for many features, chance makes much of it.
-    /// Shrinking off-diagonal elements is Ledoit and Wolf's remedy (2004); tokens of a text are not independent of each other, so
-    /// only one in [`TOKENS_FOR_ONE`] counts. Measured at 32 windows of 512 (KL, factor 0 / 1 / 3 / 8 / 20): SmolLM2-135M dithered
-    /// at 4 bits 0.122 / 0.107 / 0.099 / 0.094 / 0.097, the demo model at 3 bits 0.172 / 0.175 / 0.170 / 0.166 / 0.168.
+    /// The factor of off-diagonal elements, from 0 to 1. With few tokens for many features, products of two features
+    /// are large by chance; shrinking them is Ledoit and Wolf's remedy (2004). Tokens of a text are not independent of
+    /// each other, so only one in [`TOKENS_FOR_ONE`] counts. Measured at 32 windows of 512 (KL, factor 0 / 1 / 3 / 8
+    /// / 20): SmolLM2-135M dithered at 4 bits 0.122 / 0.107 / 0.099 / 0.094 / 0.097, the demo model at 3 bits 0.172
+    /// / 0.175 / 0.170 / 0.166 / 0.168.
     fn reliability(&self) -> f32 {
         (self.tokens as f64 / (self.size as f64 * TOKENS_FOR_ONE + self.tokens as f64)) as f32
     }
 
-    /// That of the same inputs divided by `factors`, feature by feature.
+    /// The Gram matrix of the same inputs divided by `factors`, feature by feature.
     ///
     /// # Errors
     /// If the device has no room.
@@ -111,7 +112,7 @@ impl Gram {
         Ok(Self { values: self.values.device().gram_scaled(&self.values, factors)?, ..*self })
     }
 
-    /// `tr(D H D^T)` of changes `D [rows, size]`.
+    /// `tr(D H D^T)` of changes `D [rows, size]`: the mean squared error that they cause, summed over rows.
     ///
     /// # Errors
     /// Shapes that do not fit together.
@@ -128,20 +129,20 @@ impl Gram {
 pub struct Factor {
     /// Input features.
     pub size: usize,
-    /// Which column is rounded at each place. Columns of a group stay together.
+    /// Columns in the order in which they are rounded. Those of a group stay together.
     pub order: Vec<usize>,
     /// `U` with `H^-1 = U^T U`, `[size, size]`, upper triangular.
     pub upper: Tensor,
     /// The damped Hessian, `[size, size]`.
     pub hessian: Tensor,
-    /// Part of the mean diagonal that was added to the diagonal.
+    /// What was added to the diagonal, as a part of its mean.
     pub damping: f32,
 }
 
 impl Factor {
     /// Of a Gram matrix, with `damping` times the mean of its diagonal added to the diagonal; ten times as much
-    /// whenever that is not positive definite. `None` if it never is. A dead column (an input that is always zero) keeps
-    /// the damping alone, so that its weights are rounded to nearest and take part in nothing.
+    /// whenever that is not positive definite. `None` if it never is. A dead column (an input that is always zero)
+    /// keeps the damping alone, so that its weights are rounded to nearest and take part in nothing.
     ///
     /// # Errors
     /// If the device has no room.

@@ -1,16 +1,16 @@
 //! Tensors and what is done with them.
 //!
-//! [`Engine`] is one trait with two kinds of operations. *Elementary* ones (map, combine, arrange, reduce, multiply, rows) are what an
-//! engine must have. *Coarse* ones (a linear layer, a norm, attention, a Gram matrix) are made of the elementary ones where
-//! an engine has nothing better ([`plain`]); an engine overrides those that matter to it. So a new engine is right from
-//! its first day and becomes fast operation by operation.
+//! [`Engine`] is one trait with two kinds of operations. *Elementary* ones (map, combine, arrange, reduce, multiply,
+//! rows) every engine must have. *Coarse* ones (a linear layer, a norm, attention, a Gram matrix) have a form that is
+//! made of elementary ones; an engine overrides those for which it has something faster. So a new engine gives right
+//! results as soon as it has the elementary operations, and becomes fast one operation at a time.
 //!
-//! [`Tensor`] is a handle: a shape and a buffer that lives where its engine put it. Above this crate nobody looks into
-//! the buffer or knows what computes. [`Tensor::gradients`] goes back along the tape, which is the tensors themselves: each
-//! remembers what it was made of, if a variable was among it.
+//! [`Tensor`] is a handle: a shape, and a buffer that lies where its engine put it. Above this crate nobody looks into
+//! a buffer or depends on what computes. A tensor that was made of a variable remembers how it was made;
+//! [`Tensor::gradients`] follows that back.
 //!
-//! Engines: [`cpu`] (fused operations, faer's products, one thread a call) and [`plain`] (slow and obvious, the reference of the test
-//! suite in `tests/`, which runs over all of them).
+//! There are two engines: [`Cpu`] (fused operations, faer's products, one thread a call) and [`Plain`] (slow and
+//! obvious: the reference of the test suite in `tests/`, which runs over all engines).
 
 #![allow(
     clippy::inline_always,
@@ -52,7 +52,7 @@ pub fn cpu() -> Device {
     Device::new(Cpu)
 }
 
-/// The engine that the tests hold the others against.
+/// The reference: the engine that tests compare the others with.
 pub fn plain() -> Device {
     Device::new(Plain)
 }

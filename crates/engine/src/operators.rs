@@ -58,7 +58,7 @@ impl Tensor {
         self.map(Map::Clamp { low, high })
     }
 
-    /// Each element as the nearest number of a dtype. Nothing that gradients reach.
+    /// Each element as the nearest number of a dtype. No gradient passes it.
     ///
     /// # Errors
     /// If the device has no room.

@@ -3,7 +3,7 @@
 /// How experts are chosen by their scores.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Selection {
-    /// Experts of a token.
+    /// Experts for each token.
     pub top_k: usize,
     /// Only the best groups of experts take part.
     pub groups: Option<Groups>,
@@ -12,16 +12,16 @@ pub struct Selection {
 /// Experts in groups of one size (arXiv 2412.19437, section 2.1.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Groups {
-    /// Groups.
+    /// Number of groups.
     pub count: usize,
-    /// Those that take part.
+    /// Number of groups that take part.
     pub keep: usize,
     /// A group is judged by the sum of its two best experts, not by its best one.
     pub best_two: bool,
 }
 
 impl Selection {
-    /// The `top_k` best of a token's scores, best first; of equals the first.
+    /// The `top_k` best of a token's scores, best first; of equal ones the first.
     pub fn choose(&self, scores: &[f32]) -> Vec<u32> {
         let mut allowed = vec![true; scores.len()];
         if let Some(groups) = &self.groups {
@@ -47,7 +47,7 @@ impl Selection {
     }
 }
 
-/// Indices of the `count` largest, largest first; of equals the first.
+/// Indices of the `count` largest, largest first; of equal ones the first.
 fn best(values: &[f32], count: usize) -> Vec<u32> {
     let mut order: Vec<u32> = (0..values.len() as u32).collect();
     order.sort_by(|&a, &b| values[b as usize].total_cmp(&values[a as usize]));

@@ -1,4 +1,4 @@
-//! What the coarse operations are told besides their tensors.
+//! Settings of the coarse operations.
 
 use std::sync::{Arc, Mutex};
 
@@ -80,7 +80,7 @@ impl Observed {
     }
 }
 
-/// Where an observed linear leaves its sums. One for each window: sums of several threads would come in any order.
+/// Where an observed linear leaves its sums. Each window has its own: threads would add to a shared one in any order.
 pub type Notebook = Arc<Mutex<Observed>>;
 
 /// A weight `[rows, columns]` in codes, whose grids are trained: `(code - middle) * scale + center` for each group.
@@ -96,7 +96,7 @@ pub struct Codes {
     pub weight: Tensor,
 }
 
-/// What a weight's gradient means for the scale and the center of each group.
+/// Gradients with respect to the scale and the center of each group, from that with respect to the weight.
 pub fn by_group(gradient: &[f32], codes: &[u8], group_size: usize, middle: f32) -> (Vec<f32>, Vec<f32>) {
     let groups = gradient.len() / group_size.max(1);
     let (mut scales, mut centers) = (Vec::with_capacity(groups), Vec::with_capacity(groups));

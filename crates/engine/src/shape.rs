@@ -2,7 +2,7 @@
 
 use crate::error::{Result, bail};
 
-/// In a shape: whatever the other axes leave.
+/// As a size in a shape: as many as the other axes leave.
 pub const REST: usize = usize::MAX;
 
 /// The last axis.
@@ -33,7 +33,7 @@ impl Axis for Last {
     }
 }
 
-/// What can be said instead of a list of sizes.
+/// Whatever says the sizes of a shape: a number, a tuple, an array, a vector.
 pub trait IntoShape {
     /// The sizes.
     fn sizes(&self) -> Vec<usize>;
@@ -92,11 +92,11 @@ pub(crate) fn filled(shape: &impl IntoShape, count: usize) -> Result<Vec<usize>>
 /// Elements of a tensor in another arrangement: element `i` of axis `a` lies `i * strides[a]` behind the first.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct View {
-    /// Of what is seen.
+    /// Sizes of the view.
     pub shape: Vec<usize>,
     /// Elements between neighbours of an axis; 0 repeats one.
     pub strides: Vec<usize>,
-    /// The first element.
+    /// Index of the first element.
     pub start: usize,
 }
 
@@ -110,8 +110,8 @@ impl View {
         Self { shape: shape.to_vec(), strides, start: 0 }
     }
 
-    /// A tensor of shape `from` repeated to `to`: axes are matched from the last, those of size 1 and those that are not there
-    /// are repeated.
+    /// A tensor of shape `from` repeated to `to`: axes are matched from the last, those of size 1 and those that are
+    /// not there are repeated.
     ///
     /// # Errors
     /// Shapes that cannot be matched so.

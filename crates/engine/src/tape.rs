@@ -1,7 +1,9 @@
 //! The tape: what a tensor was made of, and the way back.
 //!
-//! There is no list that operations are written to. Each tensor that depends on a variable holds its inputs and the product of
-//! a vector with the Jacobian (vjp) of the operation that made it, so that a graph lives exactly as long as its results.
+//! There is no list that operations are written to. Each tensor that depends on a variable holds the inputs of the
+//! operation that made it, and that operation's vjp: the product of a vector with its Jacobian, which turns a gradient
+//! with respect to the result into gradients with respect to the inputs. So a graph lives exactly as long as its
+//! results.
 
 use std::collections::HashMap;
 
@@ -35,7 +37,7 @@ pub(crate) struct Node {
 pub(crate) enum Origin {
     /// Nothing that gradients reach.
     Constant,
-    /// Gradients are asked for.
+    /// A tensor whose gradient is asked for.
     Variable,
     /// An operation on something that gradients reach.
     Made(Node),
@@ -46,7 +48,7 @@ pub(crate) enum Origin {
 pub struct Gradients(HashMap<usize, (Tensor, Tensor)>);
 
 impl Gradients {
-    /// With respect to a variable; `None` where the result does not depend on it.
+    /// The gradient with respect to a variable; `None` where the result does not depend on it.
     pub fn get(&self, variable: &Tensor) -> Option<&Tensor> {
         self.0.get(&variable.address()).map(|(_, gradient)| gradient)
     }
@@ -69,7 +71,7 @@ impl Gradients {
     }
 }
 
-/// Everything that `last` was made of and that gradients reach, each behind all that it was made of.
+/// `last` and all tensors that it was made of and that gradients reach; each comes after those that it was made of.
 fn in_order(last: &Tensor) -> Vec<Tensor> {
     let mut order = Vec::new();
     let mut seen: HashMap<usize, ()> = HashMap::new();
@@ -103,7 +105,8 @@ impl Tensor {
         Self::gradients_of(&[(self, seed)])
     }
 
-    /// Gradients of the sum over all `tensor * seed`: where chains of gradients go on that were cut at these tensors.
+    /// Gradients of the sum over all `tensor * seed`. It continues a backward pass that was cut at these tensors: seeds
+    /// are the gradients that arrived there.
     ///
     /// # Errors
     /// As [`Tensor::gradients`].

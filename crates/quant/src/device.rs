@@ -2,8 +2,8 @@
 
 use crate::setting::{Setting, SettingError};
 
-/// Raised whenever the same input, settings and engine give other bytes than before. 2: sums over windows in chunks and a tree
-/// ([`crate::reduce`]).
+/// Raised whenever the same input, settings and engine give other bytes than before. 2: windows are summed in chunks
+/// and a tree ([`crate::reduce`]).
 pub(crate) const ALGORITHM: u32 = 2;
 
 /// What somebody asks for.
@@ -18,7 +18,8 @@ pub enum DeviceChoice {
     Gpu,
 }
 
-/// What computes. It decides bytes: sums in another order round otherwise, so it stands in the identity of a run.
+/// What computes. It decides bytes, because another order of sums rounds differently; so it stands in the identity of a
+/// run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Device {
@@ -44,15 +45,15 @@ impl Device {
         }
     }
 
-    /// What computes, as tensors hold it.
+    /// Its engine.
     pub fn engine(self) -> mlx_quant_engine::Device {
         match self {
             Self::Cpu => mlx_quant_engine::cpu(),
         }
     }
 
-    /// What decides the bits of everything that windows passed: the order of sums, the engine, and its instruction set. It
-    /// stands in the identity of runs and of what they keep.
+    /// What decides the bits of whatever is computed from windows: the order of sums, the engine and its instruction
+    /// set. It stands in the identity of runs and in the keys of what they keep.
     pub fn identity(self) -> String {
         format!("algorithm {ALGORITHM}, {}", self.engine().name())
     }

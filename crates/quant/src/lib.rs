@@ -1,8 +1,8 @@
 //! Turns Hugging Face language models into MLX quantized models.
 //!
-//! The path is always the same: [`open`] a checkpoint, make a [`Plan`], [`convert`] it, [`evaluate`] what was written. A
-//! plan knows every output tensor, scheme, byte and file before any work; converting streams the weights through, a
-//! few rows at a time, and evaluating holds one block, so memory does not grow with the model.
+//! The path is always the same: [`open`] a checkpoint, make a [`Plan`], [`convert()`] it, [`evaluate()`] what was
+//! written. A plan knows every output tensor, scheme, byte and file before any work; converting streams the weights
+//! through, a few rows at a time, and evaluating holds one block, so memory does not grow with the model.
 //!
 //! ```
 //! use mlx_format::{Scheme, checkpoint::Directory};
@@ -31,9 +31,10 @@
 //! # }
 //! ```
 //!
-//! [`quantize`] carries out a recipe that looks at calibration text, [`distill`] trains a model that is quantized already,
-//! [`compare`](compare::compare) ranks methods on a model, and [`forecast`] foresees from headers what any of them will need. Each takes an [`Observer`]: events
-//! come out of it, and its [`Observer::cancelled`] stops the work at the next safe point, from which the same call goes on.
+//! [`quantize`] carries out a recipe that looks at calibration text, [`distill`](session::distill) trains a model that
+//! is quantized already, [`compare`](compare::compare) ranks methods on a model, and [`forecast`] foresees from headers
+//! what any of them will need. Each takes an [`Observer`]: events come out of it, and its [`Observer::cancelled`] stops
+//! the work at the next safe point, from which the same call goes on.
 //!
 //! [`inspect`] looks at a model, converted or not, and says whether mlx_lm loads it.
 //!

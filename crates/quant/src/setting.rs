@@ -1,7 +1,7 @@
 //! Settings that cannot be, by the names that they have in the library.
 //!
-//! A front end calls a setting by its own name (`--valid-samples`, `valid_samples=`): [`SettingError::named`] says the same
-//! with that.
+//! A front end calls a setting by its own name (`--valid-samples`, `valid_samples=`): [`SettingError::named`] says the
+//! same with that.
 
 use std::fmt;
 
@@ -9,17 +9,17 @@ use std::fmt;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Setting {
-    /// [`crate::MethodSettings::damping`].
+    /// [`crate::methods::MethodSettings::damping`].
     Damping,
-    /// [`crate::DwqSettings::temperature`].
+    /// [`crate::dwq::DwqSettings::temperature`].
     Temperature,
-    /// [`crate::DwqSettings::learning_rate`].
+    /// [`crate::dwq::DwqSettings::learning_rate`].
     LearningRate,
     /// Windows on which the steps of a training are judged.
     ValidationWindows,
-    /// [`crate::DynamicSettings::min_bits`].
+    /// [`crate::dynamic::DynamicSettings::min_bits`].
     MinBits,
-    /// [`crate::DynamicSettings::max_bits`].
+    /// [`crate::dynamic::DynamicSettings::max_bits`].
     MaxBits,
     /// [`crate::recipes::DeviceChoice`].
     Device,

@@ -1,12 +1,14 @@
 //! Converting a model of which one shard is here at a time, for models that are larger than the disk.
 //!
-//! The model's directory holds [hollow shards](mlx_format::checkpoint::hollow_out): headers from which everything is planned,
-//! and holes. Each shard in turn is fetched; every item of the plan whose tensors are all here then is carried out; and the
-//! shard is hollowed out again, but for tensors that wait for a later shard (experts and fused matrices may span several).
+//! The model's directory holds [hollow shards](mlx_format::checkpoint::hollow_out): headers from which everything is
+//! planned, and holes. Each shard in turn is fetched; every item of the plan whose tensors are all here then is carried
+//! out; and the shard is hollowed out again, but for tensors that wait for a later shard (experts and fused matrices
+//! may span several).
 //!
-//! What each file holds is written down beside the files, after it has come about, with the file's stamp: a file that was made anew
-//! meanwhile holds nothing, whatever is said of it. So an interruption at any point costs a fetch at most. As the layout
-//! knows every place in the output beforehand, the bytes are those of [`convert`](crate::convert).
+//! What each file holds is written down beside the files, after it has come about, with the file's stamp: a file that
+//! was made anew meanwhile holds nothing, whatever is said of it. So an interruption at any point costs a fetch at
+//! most. As the layout knows every place in the output beforehand, the bytes are those of
+//! [`convert`](crate::convert()).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -114,11 +116,11 @@ impl Observer for Part<'_> {
     }
 }
 
-/// Carries out `plan` on `remote` into the directory `target`, on `threads` threads (0: one per core). On the disk are at most the
-/// output, one shard, and what waits for others.
+/// Carries out `plan` on `remote` into the directory `target`, on `threads` threads (0: one per core). On the disk are
+/// at most the output, one shard, and what waits for others.
 ///
 /// # Errors
-/// As [`convert`](crate::convert), and whatever ended a fetch.
+/// As [`convert`](crate::convert()), and whatever ended a fetch.
 pub fn convert_streamed(
     remote: Remote<'_>,
     plan: &Plan,

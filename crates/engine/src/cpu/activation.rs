@@ -130,7 +130,7 @@ pub(super) fn glu(gate: &Tensor, up: &Tensor, glu: Activation) -> Result<Tensor>
     }))
 }
 
-/// Slopes first, then times the gradient: three inputs as two passes over two.
+/// The slopes in one pass, then times the gradient in another: a pass takes two inputs, and there are three.
 fn slopes(gates: &[f32], ups: &[f32], grads: &[f32], glu: Activation) -> (Vec<f32>, Vec<f32>) {
     let (for_gate, for_up) = with_curve!(glu,
     curve => (

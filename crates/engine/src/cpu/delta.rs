@@ -1,8 +1,8 @@
 //! The gated delta rule: linear attention whose state is corrected towards each new value.
 //!
-//! Elementary operations pass over the whole state six times a token, each time in new memory. Columns of
-//! the state never meet: here [`COLUMNS`] of them go through all tokens, so that what is worked
-//! on stays in the first-level cache.
+//! Made of elementary operations it passes over the whole state six times a token, each time in new memory. Columns of
+//! the state never meet, so here [`COLUMNS`] of them go through all tokens together: what is worked on stays in the
+//! first-level cache.
 
 use super::made::buffer;
 use crate::Tensor;

@@ -1,10 +1,10 @@
-//! The linear layer: on CPU through faer, whose float32 matmul is about twice as fast as candle's.
+//! Products of matrices and linear layers, through faer.
 //!
-//! faer 0.24 sends a product of one row or one column to matrix-vector loops and one of at most 16^3
-//! multiplications to small kernels, which sum in other orders than its main kernel; that one sums each element
-//! over the common axis in order, in parts of 512, wherever the element lies. So [`multiply_rows`] fills small
-//! products up with rows of zeros and a product with one column has a loop here: then a row of the result is
-//! the same bits whatever rows stand beside it.
+//! faer 0.24 has other paths for small products: one row or one column goes to matrix-vector loops, at most 16^3
+//! multiplications to small kernels, and these sum in other orders than its main kernel, which sums each element over
+//! the common axis in order, in parts of 512, wherever the element lies. So [`multiply_rows`] fills small products up
+//! with rows of zeros, and a product with one column has a loop here. Then a row of the result is the same bits
+//! whatever rows stand beside it.
 
 use std::sync::{Arc, PoisonError};
 

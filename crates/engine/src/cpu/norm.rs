@@ -131,7 +131,8 @@ fn centred(x: &Tensor, weight: Option<&Tensor>, bias: Option<&Tensor>, d: usize,
     }))
 }
 
-/// With `y = (x - mean) * f` and `v = g * w`: `f * (v - mean(v) - y * mean(v * y))`, `g * y` for the weight, `g` for the bias.
+/// With `y = (x - mean) * f` and `v = g * w`: `f * (v - mean(v) - y * mean(v * y))`, `g * y` for the weight, `g` for
+/// the bias.
 fn layer_backward(
     x: &[f32],
     weights: &[f32],

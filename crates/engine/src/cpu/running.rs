@@ -1,8 +1,8 @@
 //! A token's score over the vocabulary, gathered tile by tile.
 //!
-//! A vocabulary may have 262,144 rows: with these, no row of logits is ever whole in memory, and the head's matrix
-//! is read a tile at a time. Exponentials are float32, sums over tiles float64; the order of tiles decides the last bits, so
-//! callers keep it fixed.
+//! A vocabulary may have 262,144 rows: with these, no row of logits is ever whole in memory, and the head's matrix is
+//! read a tile at a time. Exponentials are float32, sums over tiles float64; the order of tiles decides the last bits,
+//! so callers keep it fixed.
 
 use crate::exp::{exp, largest, sum_of, sum_of_pairs, vectorised};
 

@@ -86,8 +86,8 @@ fn mirror(values: &mut [f32], size: usize) {
 
 /// Upper triangular `U` with `(H + added)^-1 = U^T U`.
 ///
-/// The Cholesky factor of H turned about both axes, turned back, is an upper triangular `R` with `H = R R^T`, so `U = R^-1`:
-/// one factorisation and one triangular inverse instead of GPTQ's two factorisations and a full inverse.
+/// The Cholesky factor of H turned about both axes, turned back, is an upper triangular `R` with `H = R R^T`, so
+/// `U = R^-1`: one factorisation and one triangular inverse instead of GPTQ's two factorisations and a full inverse.
 pub(super) fn inverse_factor(hessian: &[f32], size: usize, added: f32) -> Option<Vec<f32>> {
     let turned = |at: usize| size - 1 - at;
     // Column-major, which faer factors fastest; symmetric, so that rows may be read for columns.

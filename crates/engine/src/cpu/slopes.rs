@@ -7,8 +7,9 @@ use crate::exp::{LANES, exp, tree, vectorised};
 /// Elements whose sum is looked at together while a token is drawn.
 const CHUNK: usize = 64;
 
-/// Turns logits into probabilities, given the whole row's log-sum-exp. Adds `p (1 - p)` of each to `squares`, and gives their
-/// sum and, for `draw` at or above `before`, the first element at which `before` plus the sum so far exceeds `draw`.
+/// Turns logits into probabilities, given the whole row's log-sum-exp. Adds `p (1 - p)` of each to `squares`, and gives
+/// their sum and, for `draw` at or above `before`, the first element at which `before` plus the sum so far exceeds
+/// `draw`.
 ///
 /// # Panics
 /// If `squares` is shorter than the row.
@@ -45,8 +46,8 @@ pub fn probabilities(
     (sum, drawn)
 }
 
-/// Turns logits into `(q - p) * scale`, the gradient of `KL(p || q)` with respect to `factor` times the logits, and gives this
-/// row's part of the divergence. Log-sum-exps are of the products with `factor`.
+/// Turns logits into `(q - p) * scale`, the gradient of `KL(p || q)` with respect to `factor` times the logits, and
+/// gives this row's part of the divergence. Log-sum-exps are of the products with `factor`.
 pub fn divergence(
     reference: &[f32],
     reference_lse: f64,

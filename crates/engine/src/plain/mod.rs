@@ -1,5 +1,6 @@
-//! Every coarse operation made of elementary ones, in the order of the maths: what an engine falls back on, and what the test suite
-//! compares with. And [`Plain`], whose elementary operations are obvious loops.
+//! Every coarse operation, made of elementary ones in the order of the maths: what an engine without something better
+//! does, and what the test suite compares with. Beside them [`Plain`], the engine whose elementary operations are
+//! obvious loops.
 
 mod attention;
 mod elementary;

@@ -1,10 +1,10 @@
 //! The searched grid: scales and biases that lose least, in the numbers that are stored.
 //!
-//! MLX's affine format lets a group's scale and bias be any numbers of the stored dtype; `mx.quantize` takes them from the
-//! group's extremes. Here both edges of the range are moved inwards over a small grid and the best range is improved by
-//! weighted least squares, every candidate being judged with scale and bias already rounded to the stored dtype.
-//! The loss is `sum over columns of weight * (value - decoded)^2`. The grid of `mx.quantize` is among the candidates, so that
-//! the loss is never above round-to-nearest's.
+//! MLX's affine format lets a group's scale and bias be any numbers of the stored dtype; `mx.quantize` takes them from
+//! the group's extremes. Here both edges of the range are moved inwards over a small grid and the best range is
+//! improved by weighted least squares, every candidate being judged with scale and bias already rounded to the stored
+//! dtype. The loss is `sum over columns of weight * (value - decoded)^2`. The grid of `mx.quantize` is among the
+//! candidates, so that the loss is never above round-to-nearest's.
 //!
 //! Sixteen rows are searched side by side, one in each lane, so that no sum crosses lanes and the same bits come out on
 //! every instruction set.
@@ -203,7 +203,8 @@ impl Grid {
     }
 }
 
-/// The grid of least weighted loss among those tried. `columns` holds one group, `weights` one weight (not negative) a column.
+/// The grid of least weighted loss among those tried. `columns` holds one group, `weights` one weight (not negative) a
+/// column.
 ///
 /// Inlined, so that it runs in its caller's instruction set.
 #[inline(always)]

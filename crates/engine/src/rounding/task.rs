@@ -1,4 +1,4 @@
-//! Sixty-four rows of a weight on their way through all columns.
+//! Sixty-four rows of a weight, which are rounded column by column.
 //!
 //! They lie transposed, a column's values side by side, so that every step is the same arithmetic in every lane.
 
@@ -16,7 +16,7 @@ const MAX_GROUP: usize = 128;
 /// Sixty-four values side by side.
 type Column = [f32; ROWS];
 
-/// Some rows on their way.
+/// Rows while they are rounded.
 pub(super) struct Task {
     columns: usize,
     group: usize,

@@ -1,9 +1,9 @@
 //! What each model type's checkpoint holds and how mlx-lm names it: Rust data, one small file per family.
 //!
-//! A [`Family`] says of its model types, as functions of config.json (and of the names in the checkpoint), which names
+//! A `Family` says of its model types, as functions of config.json (and of the names in the checkpoint), which names
 //! change, which tensors are stacked, split or dropped, which weights are linear or embedding layers, which of those
-//! mlx-lm protects with more bits, and how the decoder is built. Everything else is derived from that. **A new family is
-//! a file here and a line in `REGISTRY`**; a model type that reuses one is a name in that family's file.
+//! mlx-lm protects with more bits, and how the decoder is built. Everything else is derived from that. **A new family
+//! is a file here and a line in `REGISTRY`**; a model type that reuses one is a name in that family's file.
 //!
 //! The source of every fact is the model's file in `mlx_lm/models` (its `sanitize`, `quant_predicate`,
 //! `cast_predicate` and module tree), version 0.32.2.
@@ -101,8 +101,8 @@ pub fn describe(source: Source<'_>) -> Result<Architecture, ConfigError> {
     }
 }
 
-/// The decoder of a model with tensors of these names (MLX's), or as config.json alone tells it if there are none; `None`
-/// if its type has no description.
+/// The decoder of a model with tensors of these names (MLX's), or as config.json alone tells it if there are none;
+/// `None` if its type has no description.
 ///
 /// # Errors
 /// If config.json lacks what the family needs, or says what it cannot mean.

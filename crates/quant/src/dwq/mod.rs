@@ -1,8 +1,9 @@
 //! DWQ: scales and biases distilled from the full-precision model (`mlx_lm/quant/dwq.py`).
 //!
-//! Codes stay; scales and biases of all layers below eight bits are trained with Adam on `KL(teacher || student)` at a temperature. Masters
-//! are float32 and the forward pass uses them as they will be stored. The best step on held-out windows is kept, the start
-//! among them, so that a run never ends worse than it began. Gradients are taken block by block ([`crate::gradient`]).
+//! Codes stay; scales and biases of all layers below eight bits are trained with Adam on `KL(teacher || student)` at a
+//! temperature. Masters are float32 and the forward pass uses them as they will be stored. The best step on held-out
+//! windows is kept, the start among them, so that a run never ends worse than it began. Gradients are taken block by
+//! block (the backward walk of [`crate::walks`]).
 
 mod grids;
 mod memory;
@@ -38,8 +39,8 @@ use crate::walks::{
 };
 use crate::{Error, Model};
 
-/// Part of a code by which a weight moves in a step, for a student one nat from its teacher; with the divergence falls the distance
-/// to go, as its root.
+/// Part of a code by which a weight moves in a step, for a student one nat from its teacher; with the divergence falls
+/// the distance to go, as its root.
 const REACH: f64 = 0.006;
 /// The rate lies between these.
 const RATES: (f64, f64) = (3e-3, 2e-2);
@@ -127,8 +128,8 @@ impl Visit for Blocks<'_, '_> {
 }
 
 impl Distillation<'_> {
-    /// Trains the model that stands in a writer's directory. `student` is that directory, opened; [`Trained::write`] follows when it is
-    /// closed.
+    /// Trains the model that stands in a writer's directory. `student` is that directory, opened; [`Trained::write`]
+    /// follows when it is closed.
     pub(crate) fn run(
         &self,
         teacher: Option<&Model>,
@@ -432,7 +433,8 @@ pub(crate) fn check(
     preflight(teacher, &own.walk, lessons, target, settings)
 }
 
-/// Refuses a directory of targets that were made from something else; `shape` is a model with the student's architecture.
+/// Refuses a directory of targets that were made from something else; `shape` is a model with the student's
+/// architecture.
 pub(crate) fn preflight(
     teacher: Option<&Model>,
     shape: &Walk<'_>,

@@ -1,5 +1,5 @@
-//! A measurement under way, kept by the clock beside the file that it is for: a killed run goes on behind the last window
-//! that was kept.
+//! A measurement under way, kept by the clock beside the file that it is for: a killed run goes on behind the last
+//! window that was kept.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::Key;
 use crate::{Error, kept};
 
-/// The file, and what its sums are of.
+/// The file of a measurement under way, and what it measures.
 pub(super) struct Unfinished {
     path: PathBuf,
     key: Key,
@@ -26,14 +26,15 @@ struct Form<T> {
 }
 
 impl Unfinished {
-    /// Of a measurement that will lie at `file`.
+    /// For a measurement that will lie at `file`: `FILE.unfinished`.
     pub(super) fn beside(file: &Path, key: &Key, every: Duration) -> Self {
         let mut path = file.as_os_str().to_owned();
         path.push(".unfinished");
         Self { path: path.into(), key: key.clone(), every }
     }
 
-    /// Windows that are summed, and their sums; `None` if nothing of this measurement is there. What is damaged is nothing.
+    /// The number of windows that were summed, and their sums. `None` if there is no file of this measurement, or a
+    /// damaged one.
     pub(super) fn load<T: DeserializeOwned>(&self, windows: usize) -> Option<(usize, T)> {
         let text = std::fs::read(&self.path).ok()?;
         let form: Form<T> = serde_json::from_slice(&text).ok()?;
@@ -47,7 +48,7 @@ impl Unfinished {
         kept::write(&self.path, &text).map_err(|error| Error::state(&self.path, &error))
     }
 
-    /// It is finished.
+    /// The measurement is finished: removes the file.
     pub(super) fn remove(&self) {
         let _ = std::fs::remove_file(&self.path);
     }

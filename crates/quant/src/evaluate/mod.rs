@@ -4,7 +4,7 @@
 //! over windows that do not overlap. Standard errors are taken over windows, because tokens of one window are not
 //! independent. Everything is measured on the files as written, decoded in float32.
 //!
-//! The heads of both models run side by side over tiles of the vocabulary ([`head`]), so neither a row of logits nor a
+//! The heads of both models run side by side over tiles of the vocabulary (`head.rs`), so neither a row of logits nor a
 //! head's matrix is ever whole in memory.
 
 mod cache;
@@ -34,10 +34,12 @@ use crate::{Error, Model, threads_or_all};
 pub struct EvaluationSettings {
     /// Threads, 0 for one per core.
     pub threads: usize,
-    /// Blocks are never kept in memory. (They are where more windows than one wave of activations would read them again.)
+    /// Blocks are never kept in memory. (They are where more windows than one wave of activations would read them
+    /// again.)
     pub low_memory: bool,
     /// Directory in which the reference's final hidden states are kept for later runs. Logits are these times the
-    /// reference's head, so that nothing is lost and little is stored: `hidden / vocabulary` of what the logits would take.
+    /// reference's head, so that nothing is lost and little is stored: `hidden / vocabulary` of what the logits would
+    /// take.
     pub cache: Option<PathBuf>,
 }
 
@@ -46,8 +48,8 @@ pub struct EvaluationSettings {
 /// Reports [`Event::Phase`] for each part of the work with its number of steps, then [`Event::Progress`].
 ///
 /// # Errors
-/// What is wrong with either model, a reference with another vocabulary, NaN among the logits, an unusable cache directory, or
-/// [`Error::Interrupted`].
+/// What is wrong with either model, a reference with another vocabulary, NaN among the logits, an unusable cache
+/// directory, or [`Error::Interrupted`].
 pub fn evaluate(
     model: &Model,
     reference: Option<&Model>,

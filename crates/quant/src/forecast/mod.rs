@@ -1,8 +1,8 @@
 //! What a method will need on a machine, from headers alone: memory, time, and the size of what it writes.
 //!
-//! Memory is summed up by what holds it ([`crate::QuantizeMemory`], [`crate::SensitivityMemory`], [`crate::DwqMemory`]). Time is operations of each part of the
-//! work over the machine's rate of matrix products, by a factor for each part that was measured once (SmolLM2-135M and the demo model, two
-//! cores with AVX-512): parts differ in how much of them is products.
+//! Memory is summed up by what holds it ([`QuantizeMemory`], [`SensitivityMemory`], [`DwqMemory`]). Time is operations
+//! of each part of the work over the machine's rate of matrix products, by a factor for each part that was measured
+//! once (SmolLM2-135M and the demo model, two cores with AVX-512): parts differ in how much of them is products.
 
 mod machine;
 mod peers;
@@ -61,7 +61,8 @@ pub struct Forecast {
     pub dwq_memory: Option<DwqMemory>,
 }
 
-/// Windows that stand for so many of that length, where no text is at hand: nothing but their number and length is looked at here.
+/// Windows that stand for so many of that length, where no text is at hand: nothing but their number and length is
+/// looked at here.
 pub fn nominal_windows(windows: usize, sequence_length: usize) -> Windows {
     let window = |index| Window { source: 0, index, tokens: Vec::new() };
     Windows {
@@ -73,11 +74,11 @@ pub fn nominal_windows(windows: usize, sequence_length: usize) -> Windows {
     }
 }
 
-/// Foresees a run of `settings` on `model` in a process that holds `resident` bytes. With `measured`, dynamic finds its sensitivities
-/// in a file.
+/// Foresees a run of `settings` on `model` in a process that holds `resident` bytes. With `measured`, dynamic finds its
+/// sensitivities in a file.
 ///
 /// # Errors
-/// As [`crate::Walk::open`], if the recipe looks at text.
+/// As [`crate::walks::Walk::open`], if the recipe looks at text.
 pub fn forecast(
     model: &Model,
     plan: &Plan,

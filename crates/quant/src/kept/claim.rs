@@ -13,8 +13,8 @@ const PAUSE: Duration = Duration::from_millis(200);
 
 /// The right to work on something, for as long as this lives; the system takes it from a process that is killed.
 ///
-/// It is a lock on a file of its own, which goes with the claim. Whoever opened that file before it went notices, and opens
-/// another one.
+/// It is a lock on a file of its own, which is removed with the claim. Whoever opened that file before it was removed
+/// notices that, and opens the one that is there now.
 #[derive(Debug)]
 pub struct Claim {
     path: PathBuf,
@@ -24,13 +24,14 @@ pub struct Claim {
 }
 
 impl Claim {
-    /// Where the claim on a file or directory lies that is to be made: `.NAME.lock` beside it.
+    /// The file by which a file or directory is claimed before it is made: `.NAME.lock` beside it.
     pub fn beside(target: &Path) -> PathBuf {
         let name = target.file_name().unwrap_or_default().to_string_lossy();
         target.with_file_name(format!(".{name}.lock"))
     }
 
-    /// Claims a directory by its file `name`; the directory is made if it is not there. `None` while another process claims it.
+    /// Claims a directory by its file `name`; the directory is made if it is not there. `None` while another process
+    /// claims it.
     ///
     /// # Errors
     /// What the system says.
@@ -45,7 +46,7 @@ impl Claim {
         }
     }
 
-    /// Claims what the file `path` stands for; `None` while another process does.
+    /// Claims by the file `path`; `None` while another process has the claim.
     ///
     /// # Errors
     /// What the system says of the file.
@@ -62,7 +63,8 @@ impl Claim {
         }
     }
 
-    /// Claims it as soon as no other process does; `None` if `stop` says so first. `waits` is called once, where it has to wait.
+    /// As [`Claim::try_new`], but waits for another process. `None` if `stop` says so first. `waits` is called once, if
+    /// it has to wait.
     ///
     /// # Errors
     /// As [`Claim::try_new`].
@@ -82,8 +84,8 @@ impl Claim {
         }
     }
 
-    /// Removes a directory that is claimed by a file in it. It gets another name first: whoever comes meanwhile makes
-    /// a new one.
+    /// Removes a directory that is claimed by a file in it. The directory gets another name first, so that a process
+    /// that comes meanwhile makes a new one.
     ///
     /// # Errors
     /// What the system says.
@@ -111,8 +113,8 @@ fn leads_to(path: &Path, file: &File) -> bool {
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        // The lock is still held: whoever has the file open will find that it is at its path no more. Where the directory
-        // went before, somebody else's file may be there by now.
+        // The lock is still held: whoever has the file open will find that it is at its path no more. If the directory
+        // went before, the file of another process may be there by now.
         if leads_to(&self.path, &self.file) {
             let _ = std::fs::remove_file(&self.path);
         }

@@ -10,15 +10,15 @@ use mlx_format::checkpoint::{Lock, try_lock};
 use tempfile::NamedTempFile;
 
 const PARTIAL: &str = ".partial";
-/// Letters and digits before that.
+/// Random letters and digits before that.
 const RANDOM: usize = 6;
 
 fn parent(path: &Path) -> &Path {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// An empty file beside `path` that no other process has, `NAME.XXXXXX.partial`. It is locked, so that [`sweep`] leaves it
-/// alone; it goes when it is dropped.
+/// An empty file beside `path` that no other process has, `NAME.XXXXXX.partial`. It is locked, so that [`sweep`] leaves
+/// it alone; it goes when it is dropped.
 pub(super) fn partial(path: &Path) -> Result<NamedTempFile> {
     let mut prefix = path.file_name().map_or_else(OsString::new, OsString::from);
     prefix.push(".");
@@ -48,8 +48,8 @@ pub(super) fn filled(
     Ok(made)
 }
 
-/// Writes a file whose content is on the disk before it has its name. The name itself may be lost in a power failure until the directory is
-/// synced: for one of many files, after which [`sync_directory`] follows.
+/// Writes a file whose content is on the disk before it has its name. For one of many files, after which
+/// [`sync_directory`] follows: until then a power failure may take the name.
 ///
 /// # Errors
 /// What the system says; what was at `path` before is still there then.
@@ -73,8 +73,8 @@ pub(crate) fn write_with(
     sync_directory(parent(path))
 }
 
-/// Writes bytes as a file that is there whole or not at all, whatever happens on the way: a power failure, a full disk, a second
-/// process that writes the same file.
+/// Writes bytes as a file that is there whole or not at all, whatever happens on the way: a power failure, a full disk,
+/// a second process that writes the same file.
 ///
 /// # Errors
 /// What the system says; what was at `path` before is still there then.
@@ -94,7 +94,7 @@ pub(crate) fn sync_directory(directory: &Path) -> Result<()> {
     }
 }
 
-/// Removes partial files of processes that have ended, those whose own name is `ours`. What cannot be removed stays.
+/// Removes partial files that ended processes left, of files whose names are `ours`. What cannot be removed stays.
 pub(crate) fn sweep(directory: &Path, ours: impl Fn(&str) -> bool) {
     let Ok(entries) = std::fs::read_dir(directory) else { return };
     for entry in entries.filter_map(Result::ok) {

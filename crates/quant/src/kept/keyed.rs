@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::file::{filled, sweep, sync_directory};
 
-/// A directory with a key: the file `file`, JSON with a field `version` that is to be `version`.
+/// A directory with a key: its file `file`, JSON whose field `version` must be `version`.
 pub(crate) struct Keyed<'k> {
     pub(crate) directory: &'k Path,
     pub(crate) file: &'static str,
@@ -17,10 +17,11 @@ pub(crate) struct Keyed<'k> {
 }
 
 impl Keyed<'_> {
-    /// The key in the directory; `None` if there is no directory, or nothing in it but locks and what unfinished files have left.
+    /// The key in the directory; `None` if there is no directory, or nothing in it but locks and what unfinished files
+    /// have left.
     ///
     /// # Errors
-    /// In words, without the directory: somebody else's files, another version, a key that is none.
+    /// In words that do not name the directory: somebody else's files, another version, a damaged key.
     pub(crate) fn read<K: DeserializeOwned>(&self) -> Result<Option<K>, String> {
         let path = self.directory.join(self.file);
         let bytes = match std::fs::read(&path) {
@@ -53,7 +54,7 @@ impl Keyed<'_> {
         names.into_iter().find(|name| !ours(name))
     }
 
-    /// Makes the directory and its key; gives the key that is there then, which another process may have made.
+    /// Makes the directory and its key. Gives the key that is there afterwards, which another process may have made.
     ///
     /// # Errors
     /// In words: what the system says, or as [`Keyed::read`].

@@ -1,13 +1,14 @@
-//! What lies on disk under a key: the one way in which work is kept for later runs, and shared by several at once.
+//! What is kept on disk for later runs and shared by runs at the same time: the one way in which that is done.
 //!
-//! * **A file is there whole or not at all** ([`write()`]): it grows under a name that no other process has, its bytes are on the
-//!   disk before it gets its own name, and what a killed process left of that is removed by the next one ([`sweep`]).
-//! * **A directory says what is in it** ([`Keyed`]): a file with a key, made once, by whichever process comes first. Another key,
-//!   another version or somebody else's files are refused in words.
-//! * **What only one process may do is claimed** ([`Claim`]): the second waits or is refused. What follows from a key alone
-//!   (statistics, targets, hidden states) needs no claim: two processes write the same bytes.
+//! * **A file is there whole or not at all** ([`write()`]): it grows under a name that no other process has, its bytes
+//!   are on the disk before it gets its own name, and what a killed process left of that is removed by the next one
+//!   (`sweep`).
+//! * **A directory says what is in it** (`Keyed`): a file with a key, made once, by whichever process comes first.
+//!   Another key, another version or somebody else's files are refused in words.
+//! * **What only one process may do is claimed** ([`Claim`]): a second one waits or is refused. What follows from a key
+//!   alone (statistics, targets, hidden states) needs no claim, because two processes write the same bytes.
 //!
-//! None of it deletes what it did not make.
+//! Nothing here deletes what it did not make.
 
 mod claim;
 mod file;
@@ -24,7 +25,8 @@ pub(crate) use self::file::{sweep, sync_directory, write_part, write_with};
 pub(crate) use self::keyed::Keyed;
 pub(crate) use self::tensors::{from_tensors, to_tensors};
 
-/// Arrays as a file that is there whole or not at all. Its name may be lost in a power failure until [`sync_directory`].
+/// Writes arrays as a file that is there whole or not at all. Until [`sync_directory`] a power failure may take its
+/// name.
 pub(crate) fn store(path: &Path, arrays: &Arrays<'_>) -> std::io::Result<()> {
     write_part(path, |out| write_arrays(out, arrays))
 }

@@ -1,4 +1,4 @@
-//! Tensors of the engine as arrays of a file, and back. All there is of the engine in what is kept.
+//! Tensors of the engine as arrays of a file, and back. The rest of this module knows no engine.
 
 use std::collections::BTreeMap;
 
@@ -16,7 +16,7 @@ pub(crate) fn from_tensors(
     tensors.into_iter().map(array).collect()
 }
 
-/// The same back.
+/// Arrays as tensors.
 ///
 /// # Errors
 /// Another dtype than float32; a device without room.

@@ -1,9 +1,10 @@
 //! Methods of quantization as passes, and recipes that stack them.
 //!
-//! [`Method::Dynamic`] rewrites the plan: it gives every layer its scheme. [`Method::Rtn`] and [`Method::Search`] need nothing but
-//! the weights. [`Method::Awq`], [`Method::Gptq`] and [`Method::Refine`] look at one site of one block at a time and at the [`Gram`]
-//! matrix of its inputs: AWQ chooses factors that are folded into what stands before the site, then a rounding method chooses codes,
-//! scales and biases. [`Method::Dwq`] trains scales and biases of the whole model.
+//! [`Method::Dynamic`] rewrites the plan: it gives every layer its scheme. [`Method::Rtn`] and [`Method::Search`] need
+//! nothing but the weights. [`Method::Awq`], [`Method::Gptq`] and [`Method::Refine`] look at one site of one block at a
+//! time and at the [`Gram`] matrix of its inputs: AWQ chooses factors that are folded into what stands before the site,
+//! then a rounding method chooses codes, scales and biases. [`Method::Dwq`] trains scales and biases of the whole
+//! model.
 
 pub(crate) mod awq;
 
@@ -17,16 +18,17 @@ pub use mlx_quant_engine::{Factor, Gram, GramSum};
 /// One method.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Method {
-    /// Bits where they matter: a scheme for every layer under a budget of bytes ([`crate::DynamicPlan`]).
+    /// Bits where they matter: a scheme for every layer under a budget of bytes ([`crate::dynamic::DynamicPlan`]).
     Dynamic,
     /// Activation-aware scales (Lin et al. 2023, arXiv 2306.00978); rounds with [`Method::Search`] if nothing follows.
     Awq,
-    /// Round to nearest on the grids of `mx.quantize`; alone equal to it, after folding with codes nearest to the stored scales.
+    /// Round to nearest on the grids of `mx.quantize`; alone equal to it, after folding with codes nearest to the
+    /// stored scales.
     Rtn,
     /// Round to nearest with searched scales and biases.
     Search,
-    /// Round to nearest on searched grids, then coordinate descent over scales, biases and codes on each block's own inputs; what
-    /// [`Method::Dynamic`] and [`Method::Dwq`] round with if nothing else is said.
+    /// Round to nearest on searched grids, then coordinate descent over scales, biases and codes on each block's own
+    /// inputs; what [`Method::Dynamic`] and [`Method::Dwq`] round with if nothing else is said.
     Refine,
     /// Second-order rounding (Frantar et al. 2022, arXiv 2210.17323).
     Gptq,

@@ -1,6 +1,6 @@
 //! The plan: every output tensor, its scheme and its place, known from headers alone.
 //!
-//! `--dry-run` prints a plan and stops; [`crate::convert`] carries one out. Everything that can be wrong with a
+//! `--dry-run` prints a plan and stops; [`crate::convert()`] carries one out. Everything that can be wrong with a
 //! source or with settings is found here, before any work.
 
 mod check;

@@ -1,4 +1,4 @@
-//! Bits where they matter: measured once, then spent on a size, or on a divergence that is to be reached.
+//! Bits where they matter: sensitivities are measured once, then bits are chosen for a size or for a divergence.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -15,12 +15,12 @@ use crate::observer::{Event, Observer};
 use crate::plan::Settings;
 use crate::{Error, Model};
 
-/// A model whose divergence is so close below the target is small enough.
+/// The search ends with a model whose divergence is at least this part of the target: a smaller one would gain little.
 const CLOSE: f64 = 0.95;
-/// More than was measured is expected of the next model, so that it does not miss by a hair.
+/// The next model is expected to diverge by this factor more than predicted, so that it does not miss by a hair.
 const CAUTION: f64 = 1.02;
 
-/// What was measured of a model, and what is asked of its size.
+/// Sensitivities of a model, and the size or divergence that is asked for.
 #[derive(Debug)]
 pub struct Allocator<'a> {
     model: &'a Model,
@@ -31,8 +31,8 @@ pub struct Allocator<'a> {
     beside: Option<PathBuf>,
 }
 
-/// Where figures that nobody asked for wait until the model is made, so that a killed command does not measure twice: beside
-/// the output, under a name that says what they are of.
+/// Where figures that nobody asked for wait until the model is made, so that a killed command does not measure twice:
+/// beside the output, under a name that says what they are of.
 fn beside(target: &Path, model: &Model, windows: &Windows, seed: u64) -> Result<PathBuf, Error> {
     let mut hash = Sha256::new();
     hash.update(model.hash()?);
@@ -94,8 +94,7 @@ impl<'a> Allocator<'a> {
         self.sensitivities.columns()
     }
 
-    /// The divergence that is to be reached, where the size follows from that: then [`Self::settle`] is called, else
-    /// [`Self::plan`].
+    /// The divergence that is asked for, if it is one: then [`Self::settle`] is called, and otherwise [`Self::plan`].
     pub fn target_divergence(&self) -> Option<f64> {
         match self.dynamic.target {
             Target::Divergence(target) => Some(target),
@@ -103,11 +102,13 @@ impl<'a> Allocator<'a> {
         }
     }
 
-    /// Makes models beside the output of `search` until the smallest is found whose measured divergence is at most `wanted`, and gives that one
-    /// the name. `make` carries a plan out into a directory and gives what it made, and the divergence that it measured.
+    /// Makes models beside the output of `search` until the smallest is found whose measured divergence is at most
+    /// `wanted`, and gives that one the name. `make` carries a plan out into a directory and gives what it made, and
+    /// the divergence that it measured.
     ///
-    /// A prediction leads to the first model, and what is measured of each corrects the next. Reports [`Event::Allocated`] and
-    /// [`Event::Tried`] for each. Tries lie beside the output as `.NAME.try-N`, under the lock of the search.
+    /// A prediction leads to the first model, and what is measured of each corrects the next. Reports
+    /// [`Event::Allocated`] and [`Event::Tried`] for each. Tries lie beside the output as `.NAME.try-N`, under the lock
+    /// of the search.
     ///
     /// # Errors
     /// Nothing that suffices ([`Error::Divergence`]); those of `make`.

@@ -6,7 +6,7 @@ use crate::dynamic::DynamicSettings;
 use crate::methods::MethodSettings;
 use crate::setting::{Setting, SettingError};
 
-/// Any that there is: only the width is looked at.
+/// Any group size will do: only the width is looked at.
 const GROUP_SIZE: usize = 64;
 
 /// Figures of awq and gptq.
@@ -40,7 +40,8 @@ pub fn check_training(settings: &DwqSettings, validation: usize) -> Result<(), S
     Ok(())
 }
 
-/// Widths between which dynamic chooses. Its target is checked against the model, by [`crate::DynamicPlan::check`].
+/// Widths between which dynamic chooses. Its target is checked against the model, by
+/// [`crate::dynamic::DynamicPlan::check`].
 ///
 /// # Errors
 /// [`Setting::MinBits`], [`Setting::MaxBits`].

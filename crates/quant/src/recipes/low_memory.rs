@@ -1,4 +1,5 @@
-//! Whether a run goes the way that takes less memory and more time, because the machine has too little for the other.
+//! Whether a run takes the way of less memory and more time, because the machine has too little memory for the usual
+//! one.
 
 use sysinfo::{MemoryRefreshKind, ProcessRefreshKind, ProcessesToUpdate, RefreshKind, System};
 
@@ -20,7 +21,7 @@ impl Room {
         Self { free: available_memory(), resident: resident_memory().unwrap_or(USUAL_RESIDENT) }
     }
 
-    /// Whether a process that comes to hold `peak` bytes fits; it does where nobody knows.
+    /// Whether a process that comes to hold `peak` bytes fits. Where the system does not say, it does.
     pub fn fits(&self, peak: u64) -> bool {
         self.free.is_none_or(|free| peak <= free.saturating_add(self.resident))
     }

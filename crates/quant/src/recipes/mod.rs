@@ -1,9 +1,9 @@
-//! What a front end would otherwise have to decide by itself: usual figures, how windows are shared out, when memory is
-//! too small, how a target is reached.
+//! Policy: what every front end would otherwise have to decide by itself. Usual figures, how windows are shared out,
+//! when memory is too small, how a target is reached.
 //!
-//! A command line, a Python module and a program that imports this library should do the same where nothing is said. So the
-//! policy is here, above the methods; a front end turns words into settings and says what came out. Nothing here prints or
-//! reads the environment.
+//! A command line, a Python module and a program that imports this library should do the same where nothing is said. So
+//! policy stands here, above the methods; a front end turns words into settings and says what came out. Nothing here
+//! prints or reads the environment.
 
 mod allocate;
 mod check;

@@ -1,4 +1,4 @@
-//! How everything is stored where nothing is said of single layers.
+//! How layers are stored where nothing is said of single ones.
 
 use std::collections::BTreeMap;
 
@@ -37,7 +37,7 @@ pub fn table_scheme(
 /// Embeddings and head of a model at a scheme of their own, by path: for [`crate::Settings::schemes`].
 ///
 /// # Errors
-/// As [`crate::Walk::open`]: a model type without a decoder description.
+/// As [`crate::walks::Walk::open`]: a model type without a decoder description.
 pub fn table_schemes(model: &Model, scheme: Scheme) -> Result<BTreeMap<String, Scheme>, Error> {
     let walk = crate::Walk::open(model)?;
     Ok(walk.decoder.tables().into_iter().map(|path| (path.to_owned(), scheme)).collect())

@@ -1,8 +1,8 @@
 //! Models made on trial, beside the output that one of them will become.
 //!
-//! All of it happens under a lock on `.NAME.lock`: what another run has made is never removed, and the name is given by a rename
-//! that replaces nothing. What a killed run left is removed by the next one, but for an unfinished model, with which
-//! that goes on if it makes the same.
+//! All of it happens under a claim (`.NAME.lock`), so that nothing of another run is removed, and the best model gets
+//! its name by a rename that replaces nothing. The next run removes the finished models that a killed one left. With an
+//! unfinished model it goes on if it would make the same.
 
 use std::path::{Path, PathBuf};
 
@@ -17,11 +17,11 @@ pub(super) const TRIES: usize = 6;
 
 /// A model that was made and measured.
 pub(super) struct Tried<T> {
-    /// What whoever made it gave.
+    /// What its maker gave.
     pub(super) made: T,
     /// Where it lies.
     pub(super) path: PathBuf,
-    /// Of its weights.
+    /// Bytes of its weights.
     pub(super) bytes: u64,
 }
 
@@ -110,8 +110,8 @@ impl<'t, T> Tries<'t, T> {
 }
 
 impl<T> Drop for Tries<'_, T> {
-    /// A search that failed or was stopped leaves no finished models behind. An unfinished one stays: the same command goes on
-    /// with it.
+    /// A search that failed or was stopped leaves no finished models behind. An unfinished one stays: the same command
+    /// goes on with it.
     fn drop(&mut self) {
         for place in &self.places {
             // Nothing can be told any more; the next run tries again.

@@ -1,4 +1,4 @@
-//! Text as a run takes it: read once, shared out to calibration, training and the judging of its steps.
+//! The text of a run: read once, then shared out to calibration, training and the judging of training steps.
 
 use crate::data::{DataSource, OnRefusal, Pick, Shares, SourceInfo, Windows};
 use crate::{Error, Model};

@@ -1,20 +1,21 @@
 //! Sums over windows whose result does not depend on who computes what.
 //!
-//! Floating-point sums depend on their order. So whatever is summed over windows is summed in order within fixed chunks of
-//! [`CHUNK`] windows, and chunks are added in a fixed binary tree: chunks 0 and 1, 2 and 3, then these pairs, and
-//! so on; what has no partner at the end is added from the right. Threads, cards and processes decide who computes which
+//! Floating-point sums depend on their order. So whatever is summed over windows is summed in order within fixed chunks
+//! of [`CHUNK`] windows, and chunks are added in a fixed binary tree: chunks 0 and 1, 2 and 3, then these pairs, and so
+//! on; what has no partner at the end is added from the right. Threads, cards and processes decide who computes which
 //! chunk and when, never the result.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-/// Windows that are summed in order before the tree begins. Part of [`crate::ALGORITHM`].
+/// Windows that are summed in order before the tree begins. Another number would give other bytes, and so raise
+/// `ALGORITHM` (`device.rs`).
 pub const CHUNK: usize = 16;
 
 /// What can be added to another of its kind.
 pub trait Sum {
-    /// Adds what stands to the right.
+    /// Adds the sum of what comes after.
     fn add(&mut self, right: Self);
 }
 
@@ -53,10 +54,10 @@ impl<K: Ord, T: Sum> Sum for BTreeMap<K, T> {
     }
 }
 
-/// The tree over chunks: they may come in any order.
+/// The tree over chunks, which may come in any order.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Tree<T> {
-    /// Level, place in it, and what the chunks below that node come to.
+    /// Sums that wait for their partner: level of the tree, place in the level, sum.
     nodes: Vec<(u32, usize, T)>,
 }
 
@@ -67,7 +68,7 @@ impl<T> Default for Tree<T> {
 }
 
 impl<T: Sum> Tree<T> {
-    /// The sum of chunk `index`. Each may be put once.
+    /// Takes the sum of chunk `index`; of each chunk once.
     pub fn put(&mut self, index: usize, sum: T) {
         let (mut level, mut place, mut sum) = (0, index, sum);
         let partner = |nodes: &Vec<(u32, usize, T)>, level, place: usize| {
@@ -81,8 +82,8 @@ impl<T: Sum> Tree<T> {
         self.nodes.push((level, place, sum));
     }
 
-    /// The sum of all chunks; `None` of none. A chunk with nothing in it may be left out only if none of its windows had
-    /// anything, whoever computes.
+    /// The sum of all chunks; `None` if there are none. A chunk may be left out only if its windows have nothing to
+    /// add, so that it is left out whoever computes.
     pub fn finish(self) -> Option<T> {
         // From the left: larger nodes stand before smaller ones.
         let mut nodes = self.nodes;
@@ -100,7 +101,7 @@ fn joined<T: Sum>(mut left: T, right: T) -> T {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct InOrder<T> {
     tree: Tree<T>,
-    /// A chunk that is not whole yet.
+    /// The chunk that is being summed, and its sum so far.
     open: Option<(usize, T)>,
 }
 
@@ -111,7 +112,7 @@ impl<T> Default for InOrder<T> {
 }
 
 impl<T: Sum> InOrder<T> {
-    /// Lets `add` add window `window` to the sum of its chunk, which `fresh` begins.
+    /// Lets `add` add window `window` to the sum of its chunk. `fresh` makes the sum that a chunk begins with.
     pub fn window<R>(
         &mut self,
         window: usize,
@@ -138,7 +139,7 @@ impl<T: Sum> InOrder<T> {
         }
     }
 
-    /// The sum over all windows; `None` of none.
+    /// The sum over all windows; `None` if there are none.
     pub fn finish(mut self) -> Option<T> {
         if let Some((index, sum)) = self.open.take() {
             self.tree.put(index, sum);
@@ -147,7 +148,8 @@ impl<T: Sum> InOrder<T> {
     }
 }
 
-/// Sums that are alive at once while `windows` windows come in order: one of the open chunk and one of each level of the tree.
+/// Sums that are alive at once while `windows` windows come in order: one of the open chunk and one of each level of
+/// the tree.
 pub const fn alive(windows: usize) -> usize {
     let chunks = windows.div_ceil(CHUNK);
     1 + if chunks > 1 { (chunks - 1).ilog2() as usize + 1 } else { 0 }

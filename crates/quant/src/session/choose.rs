@@ -1,4 +1,4 @@
-//! Who chooses the factors of a fold, and who hears how a run went.
+//! Who chooses the factors of a fold, and how tests look into a run.
 
 use mlx_quant_engine::Result;
 use mlx_quant_model::State;
@@ -17,9 +17,9 @@ pub(super) struct Candidate<'c> {
     pub(super) settings: &'c MethodSettings,
 }
 
-/// Chooses factors. [`Searched`] is what recipes use; tests fold wherever it is possible.
+/// Chooses factors. Recipes use [`Searched`]; tests have one that folds wherever it is possible.
 pub(super) trait ChooseFactors: Sync {
-    /// Whether sites are folded too whose readers are not quantized, and whatever that brings.
+    /// Whether every site is folded: also those whose readers are not quantized, and where it does not help.
     fn always(&self) -> bool {
         false
     }
@@ -43,10 +43,10 @@ impl ChooseFactors for Searched {
     }
 }
 
-/// Where a run can be looked into.
+/// Where tests take part in a run.
 pub(super) struct Hooks<'h> {
     pub(super) choose: &'h dyn ChooseFactors,
-    /// Is given what left the last block.
+    /// Called with the states behind the last block.
     pub(super) left: Option<&'h (dyn Fn(Vec<State>) + Sync)>,
 }
 

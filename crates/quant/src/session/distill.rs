@@ -14,8 +14,9 @@ use crate::observer::Observer;
 use crate::plan::Plan;
 use crate::{Error, Model, threads_or_all};
 
-/// Trains scales and biases of `student`, an MLX quantized model from wherever it came, and writes the result into the directory
-/// `target`. `plan` copies the student. Without a `teacher`, [`crate::DwqSettings::target_dir`] has to hold its targets.
+/// Trains scales and biases of `student`, an MLX quantized model from wherever it came, and writes the result into the
+/// directory `target`. `plan` copies the student. Without a `teacher`, [`crate::dwq::DwqSettings::target_dir`] has to
+/// hold its targets.
 ///
 /// # Errors
 /// As [`crate::quantize`]; a student that is no form of the teacher.
@@ -58,11 +59,12 @@ pub fn distill(
     conclude(teacher, plan, windows, settings, (made, start), writer, observer)
 }
 
-/// Computes the teacher's targets into [`crate::DwqSettings::target_dir`], or its hidden states into
-/// [`crate::DwqSettings::teacher_states`], as far as they are not there.
+/// Computes the teacher's targets into [`crate::dwq::DwqSettings::target_dir`], or its hidden states into
+/// [`crate::dwq::DwqSettings::teacher_states`], as far as they are not there.
 ///
 /// # Errors
-/// No [`QuantizeSettings::lessons`] or no directory; one of other data or another model; otherwise as [`crate::quantize`].
+/// No [`QuantizeSettings::lessons`] or no directory; one of other data or another model; otherwise as
+/// [`crate::quantize`].
 pub fn targets(teacher: &Model, settings: &QuantizeSettings, observer: &dyn Observer) -> Result<(), Error> {
     let threads = threads_or_all(settings.threads);
     let pool = crate::threads::pool(threads)?;

@@ -1,8 +1,8 @@
 //! The backward walk: gradients of all windows through one block after the other, from the last to the first.
 //!
-//! The forward walk keeps what stands in front of each block and nothing from within; backwards, a block is computed once
-//! more, now with gradients, and hands the gradient of its input to the block below (Chen et al. 2016, arXiv 1604.06174,
-//! with blocks as segments). Memory is one block's graph for each thread, whatever the depth.
+//! The forward walk keeps what stands in front of each block and nothing from within; backwards, a block is computed
+//! once more, now with gradients, and hands the gradient of its input to the block below (Chen et al. 2016,
+//! arXiv 1604.06174, with blocks as segments). Memory is one block's graph for each thread, whatever the depth.
 
 use std::collections::BTreeMap;
 
@@ -14,12 +14,13 @@ use super::forward::Trail;
 use crate::Error;
 use crate::observer::Observer;
 
-/// Of a window's state in front of a block, by the names of [`State::tensors`]; what nothing depends on is not there.
+/// Gradients with respect to a window's state in front of a block, by the names of [`State::tensors`]. A tensor on
+/// which the result does not depend has none.
 pub(crate) type StateGradients = BTreeMap<String, Tensor>;
 
-/// What is learned on the way back.
+/// The visitor of a backward walk.
 pub(crate) trait Visit {
-    /// A block's weights, and what is to be asked of them.
+    /// A block's weights, and what is asked of them.
     type Block: Send + Sync;
     /// What one window notes in a block besides its gradients.
     type Window: Send;
@@ -30,8 +31,8 @@ pub(crate) trait Visit {
     /// The block's tensors and readers for one window.
     fn window(&self, index: usize, block: &Self::Block) -> EngineResult<(Parameters, Self::Window)>;
 
-    /// All windows have passed: what each noted, and gradients of all variables that the block's readers hold, in the order
-    /// of the windows.
+    /// All windows have passed: what each noted, and gradients of all variables that the block's readers hold, in the
+    /// order of the windows.
     fn passed(
         &mut self,
         index: usize,
@@ -46,12 +47,12 @@ pub(crate) struct Start<'s> {
     pub(crate) trail: Trail,
     /// The last norm's weights.
     pub(crate) norm: &'s Parameters,
-    /// With respect to final hidden states, of each window.
+    /// Gradients with respect to the final hidden states of each window.
     pub(crate) gradients: Vec<Tensor>,
 }
 
-/// Takes gradients of final hidden states back to the embedding; gives those of each window's embedded tokens, `[1, tokens, hidden]`.
-/// `windows` are the tokens.
+/// Takes gradients of final hidden states back to the embedding; gives those of each window's embedded tokens,
+/// `[1, tokens, hidden]`. `windows` are the tokens.
 pub(crate) fn backward<V: Visit + Send + Sync>(
     forward: &Forward<'_>,
     weights: &Weights<'_>,
@@ -92,8 +93,8 @@ pub(crate) fn backward<V: Visit + Send + Sync>(
     ends.map(end).collect()
 }
 
-/// One window backwards through a block: from gradients of what leaves it to those of what enters it, and of every variable that the
-/// block's readers hold.
+/// One window backwards through a block: from gradients of what leaves it to those of what enters it, and of every
+/// variable that the block's readers hold.
 fn through_block(
     forward: &Forward<'_>,
     index: usize,
@@ -116,8 +117,8 @@ fn through_block(
     Ok((own.collect(), all))
 }
 
-/// The gradient with respect to a window's embedded tokens, `[1, tokens, hidden]`: what arrives along the residual stream, and by way of
-/// the blocks' own inputs, which are made of them too.
+/// The gradient with respect to a window's embedded tokens, `[1, tokens, hidden]`: what arrives along the residual
+/// stream, and by way of the blocks' own inputs, which are made of them too.
 fn through_embedding(
     forward: &Forward<'_>,
     weights: &Weights<'_>,

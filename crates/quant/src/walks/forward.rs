@@ -12,12 +12,12 @@ use crate::observer::Observer;
 /// Gives a block's weights.
 pub(crate) type Load<'l> = &'l (dyn Fn(usize) -> Result<Arc<Parameters>, Error> + Sync);
 
-/// Who watches windows pass.
+/// The visitor of a forward walk.
 pub(crate) trait Passing {
     /// Block `index` is about to be read.
     fn before(&mut self, _index: usize) {}
 
-    /// Whether states in front of blocks are asked for.
+    /// Whether [`Passing::passed`] gets the states in front of blocks.
     fn keeps(&self) -> bool {
         false
     }
@@ -26,8 +26,8 @@ pub(crate) trait Passing {
     fn passed(&mut self, index: usize, inputs: Vec<State>);
 }
 
-/// Takes windows through `blocks` blocks and gives what leaves the last one. A window's result depends neither on the number of threads nor on
-/// the windows beside it.
+/// Takes windows through `blocks` blocks and gives what leaves the last one. A window's result depends neither on the
+/// number of threads nor on the windows beside it.
 pub(crate) fn forward(
     forward: &Forward<'_>,
     blocks: usize,

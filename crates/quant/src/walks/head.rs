@@ -1,6 +1,8 @@
-//! The head and the loss behind it, a tile of the vocabulary at a time: logits of a tile are all that is ever in memory.
+//! The head and the loss behind it, a tile of the vocabulary at a time: logits of a tile are all that is ever in
+//! memory.
 //!
-//! Two passes over the tiles: the first finds each token's log-sum-exp, the second its probabilities, and from them gradients.
+//! Two passes over the tiles: the first finds each token's log-sum-exp, the second its probabilities, and from them
+//! gradients.
 
 use std::ops::Range;
 
@@ -15,15 +17,16 @@ use rayon::prelude::*;
 use crate::Error;
 use crate::reduce::InOrder;
 
-/// Probability of all tokens that are not among the likeliest below which there are none: what float32 sums leave.
+/// If all tokens that are not among the likeliest have less probability than this together, it is rounding of float32
+/// sums and counts as nothing.
 const REST: f64 = 1e-6;
 
 /// Reads rows of a head.
 pub(crate) type Tiles<'t> = &'t (dyn Fn(Range<usize>) -> Result<Parameters, Error> + Sync);
 
-/// What came of sampled labels.
+/// What sampled labels give.
 pub(crate) struct Sampled {
-    /// Of the final hidden states of each window, `[tokens, hidden]`.
+    /// Gradients with respect to the final hidden states of each window, `[tokens, hidden]`.
     pub(crate) gradients: Vec<Tensor>,
 }
 
@@ -68,7 +71,7 @@ fn tempered(logits: Tensor, factor: f64) -> mlx_quant_engine::Result<Tensor> {
     if factor == 1.0 { Ok(logits) } else { logits * factor }
 }
 
-/// A number in `[0, 1)` for each token of a window; `window` numbers it among all.
+/// A random number in `[0, 1)` for each token of a window, which is number `window` of all.
 fn draws(seed: u64, window: u64, tokens: usize) -> Vec<f64> {
     let mut key = [0; 32];
     key[..8].copy_from_slice(&seed.to_le_bytes());
@@ -78,11 +81,11 @@ fn draws(seed: u64, window: u64, tokens: usize) -> Vec<f64> {
 }
 
 /// Draws a next token for every token from the model's own distribution and gives the gradient of its negative log
-/// probability: what the Fisher matrix is the second moment of.
+/// probability. (The Fisher matrix is the second moment of these gradients.)
 ///
 /// Adds expected squares of the gradient with respect to the head's output to `rows_sum`, by tile of the vocabulary.
-/// `hidden` are final hidden states `[tokens, hidden]` of windows that are numbered from `first` on. `softcap` and `multiplier` are
-/// those of the head.
+/// `hidden` are final hidden states `[tokens, hidden]` of windows, the first of which is number `first` of all.
+/// `softcap` and `multiplier` are those of the head.
 #[expect(clippy::too_many_arguments, reason = "a head, its input and a source of chance")]
 pub(crate) fn sampled(
     forward: &Forward<'_>,
@@ -203,13 +206,13 @@ pub(crate) type TrainedHead<'h> =
 pub(crate) struct Divergence {
     /// Of each window, nats a token, at the temperature.
     pub(crate) losses: Vec<f64>,
-    /// Of the student's final hidden states.
+    /// With respect to the student's final hidden states.
     pub(crate) gradients: Vec<Tensor>,
-    /// Of the head's scales and centers, `[vocabulary, groups]`, where they are trained.
+    /// With respect to the head's scales and centers, `[vocabulary, groups]`, where they are trained.
     pub(crate) head: Option<[Vec<f32>; 2]>,
 }
 
-/// One window between the passes.
+/// One window between the two passes.
 struct Pupil<'h> {
     hidden: &'h Tensor,
     lse: Vec<f64>,
@@ -319,7 +322,8 @@ pub(crate) fn divergence(
     Ok(Divergence { losses, gradients, head: head_gradients })
 }
 
-/// Sums of variables' gradients over stores, in their order; every variable must have one in each, but for `some`.
+/// Sums of variables' gradients over windows, one of `stores` each, in their order. Unless `some`, every variable must
+/// have a gradient in each window.
 pub(crate) fn sum_of<'s>(
     variables: &[Tensor],
     stores: impl Iterator<Item = &'s Gradients> + Clone,
@@ -350,8 +354,8 @@ impl Top {
     }
 }
 
-/// What the tokens that are not among the likeliest have together: a part of the loss, and the factor of their gradients,
-/// `1 - p / q` with `p` and `q` the whole rest's probability by teacher and student.
+/// What the tokens that are not among the likeliest have together: a part of the loss, and the factor of their
+/// gradients, `1 - p / q` with `p` and `q` the whole rest's probability by teacher and student.
 fn weigh_rest(
     forward: &Forward<'_>,
     tile: Tiles<'_>,

@@ -1,9 +1,12 @@
 //! Taking windows through a model, block by block.
 //!
-//! Every window goes through a block before the next block's weights are read, so that one block at a time is enough:
-//! memory is the largest block in float32 plus the windows' activations, whatever the depth. Where the whole model fits,
-//! blocks stay resident instead and serve all waves of windows. Threads share out windows; a window's result depends on
-//! neither.
+//! Every window goes through a block before the next block's weights are read. So memory is the largest block in
+//! float32 and the windows' activations, whatever the depth. Where several waves of windows would read blocks again and
+//! memory is enough, blocks stay in memory. Threads share out windows; a window's result depends neither on the number
+//! of threads nor on the windows beside it.
+//!
+//! There are three ways through a model: forward, calibrating (site by site) and backward, and the head behind them.
+//! What is done on the way is a visitor's business.
 
 mod backward;
 pub(crate) mod calibrate;
@@ -33,7 +36,7 @@ const WAVE_BYTES: usize = 512 << 20;
 /// Rows of scores that attention holds at a time.
 const ATTENTION_ROWS: usize = 256;
 
-/// What a matrix product packs, per thread.
+/// Bytes that a matrix product packs for each thread.
 const MATMUL_BYTES: u64 = 4 << 20;
 
 /// Whether weights stay in memory.
@@ -78,14 +81,14 @@ impl<'m> Walk<'m> {
         })
     }
 
-    /// Keeps blocks in memory from now on, or not.
+    /// Whether blocks stay in memory from now on.
     #[must_use]
     pub fn with(mut self, residency: Residency) -> Self {
         self.residency = residency;
         self
     }
 
-    /// What suits these windows: blocks stay only where several waves would read them again.
+    /// What suits these windows: blocks stay in memory only where several waves would read them again.
     pub fn residency(&self, low_memory: bool, windows: &Windows) -> Residency {
         let waves = windows.picked.len().div_ceil(self.wave(windows.sequence_length));
         if low_memory || waves < 2 { Residency::Streaming } else { Residency::Resident }
@@ -139,7 +142,7 @@ impl<'m> Walk<'m> {
         }
     }
 
-    /// Windows in one wave: as many as activations between blocks may take memory.
+    /// Windows in one wave: as many as fit into the memory for activations between blocks.
     pub fn wave(&self, tokens: usize) -> usize {
         (WAVE_BYTES / (self.state_elements() * tokens * 4).max(1)).max(1)
     }
@@ -174,7 +177,7 @@ impl<'m> Walk<'m> {
         (width * tokens * 4 + ATTENTION_ROWS * tokens * 4) as u64 + MATMUL_BYTES
     }
 
-    /// float32 numbers a token holds between blocks.
+    /// Numbers of float32 that a token holds between blocks.
     pub fn state_elements(&self) -> usize {
         let per_layer = self.decoder.embedding.per_layer.as_ref();
         self.decoder.hidden_size + per_layer.map_or(0, |inputs| inputs.width * self.decoder.blocks.len())
@@ -182,8 +185,8 @@ impl<'m> Walk<'m> {
 
     /// Final hidden states `[tokens, hidden]` (after the last norm) of windows of one length, in their order.
     ///
-    /// `pool` gives the threads. Reports [`Event::Working`] for each block and [`Event::Progress`] in windows times blocks,
-    /// `done` of which lie before this call.
+    /// `pool` gives the threads. Reports [`Event::Working`] for each block and [`Event::Progress`] in windows times
+    /// blocks, `done` of which lie before this call.
     ///
     /// # Errors
     /// [`Error::Interrupted`] if the observer asks to stop; otherwise what is wrong with a weight.

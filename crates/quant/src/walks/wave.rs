@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
-/// What a kill costs, about.
+/// About how much work a kill may cost.
 const TIME: Duration = Duration::from_secs(90);
 
-/// Windows that pass together and then are on the disk: many read the weights seldom, few lose little to a kill.
+/// Windows that pass together and then are on the disk. With many, weights are read seldom; with few, a kill costs
+/// little.
 #[derive(Debug)]
 pub(crate) struct Wave {
     windows: usize,
@@ -14,7 +15,7 @@ pub(crate) struct Wave {
 }
 
 impl Wave {
-    /// Between as many as there are threads, each of which takes a window, and `most`.
+    /// At least one window for each thread, and `most` at most.
     pub(crate) fn new(threads: usize, most: usize) -> Self {
         let least = threads.clamp(1, most.max(1));
         Self { windows: least, least, most: most.max(1) }
@@ -24,7 +25,7 @@ impl Wave {
         self.windows
     }
 
-    /// The last wave took so long: as many windows next time as that allows.
+    /// Told how long the last wave took, sets how many windows the next one may have.
     pub(crate) fn took(&mut self, time: Duration) {
         if time > TIME {
             self.windows = (self.windows / 2).max(self.least);

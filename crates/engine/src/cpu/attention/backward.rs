@@ -1,7 +1,8 @@
 //! Gradients of attention, in the tiles of the forward pass: scores are computed anew and never kept.
 //!
-//! With probabilities `P` and the gradient `G` of the output: `dV = P^T G`, `dP = G V^T`, `dS = P (dP - sum of P dP)` row by row
-//! (a soft cap multiplies by `1 - (S / cap)^2`), `dQ = scale dS K`, `dK = scale dS^T Q` (Dao 2023, arXiv 2307.08691, section 3.1).
+//! With probabilities `P` and the gradient `G` of the output: `dV = P^T G`, `dP = G V^T`, `dS = P (dP - sum of P dP)`
+//! row by row (a soft cap multiplies by `1 - (S / cap)^2`), `dQ = scale dS K`, `dK = scale dS^T Q` (Dao 2023,
+//! arXiv 2307.08691, section 3.1).
 
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
@@ -122,7 +123,8 @@ impl Attention {
         out
     }
 
-    /// Of one row's seen keys: scores become probabilities, gradients of probabilities those of scores. Gives the sink's gradient.
+    /// Of one row's seen keys: scores become probabilities, gradients of probabilities those of scores. Gives the
+    /// sink's gradient.
     #[inline(always)]
     fn turn(&self, scores: &mut [f32], slopes: &mut [f32], sink: Option<f32>) -> f32 {
         if let Some(cap) = self.softcap {

@@ -55,7 +55,7 @@ pub struct Verification {
 }
 
 /// Reads the whole model on `threads` threads (0: one per core) and tells everything that is wrong with it. Open it with
-/// [`crate::open_files`]: [`crate::open`] refuses part of what is told here. Memory does not grow with the model.
+/// [`crate::source::open_files`]: [`crate::open`] refuses part of what is told here. Memory does not grow with the model.
 ///
 /// # Errors
 /// [`Error::Interrupted`]; [`Error::Directory`] if a file cannot be read; [`Error::Plan`] if the model is quantized by a

@@ -1,4 +1,5 @@
-//! The calibrating walk: all windows through a block, site by site, each site being left with quantized readers.
+//! The calibrating walk: all windows go through a block site by site, and a site's readers are quantized before windows
+//! go on.
 //!
 //! What reaches a site has passed everything that was quantized before it, in this block and in those before, so that
 //! errors are seen where they arrive and later layers make up for them. Every matrix product runs once. With little
@@ -18,11 +19,12 @@ use crate::Error;
 use crate::methods::{Gram, GramSum};
 use crate::reduce::{InOrder, Sum};
 
-/// What is done at the sites of a block.
+/// The visitor of a calibrating walk: what is done at the sites of a block.
 pub(crate) trait Visitor {
-    /// All tokens stand before site `index` of the block; gives the weight `[out, in]` with which each reader is passed.
+    /// All tokens stand before site `index` of the block. Gives the weight `[out, in]` with which windows pass each
+    /// reader.
     ///
-    /// `sample` holds the inputs of the first windows (those of them that have any).
+    /// `sample` holds the inputs of the first [`SAMPLE`] windows, without those of which no token came here.
     fn visit(&mut self, index: usize, gram: Gram, sample: &[Tensor]) -> Result<Vec<Tensor>, Error>;
 
     /// Whether to stop.
@@ -66,7 +68,7 @@ impl<'f> Traveller<'f> {
         Ok(())
     }
 
-    /// Goes on while it stands before `site`; `answers` holds the weights of the sites that were visited.
+    /// Goes on until it stands at `site` or behind it; `answers` holds the weights of the sites that were visited.
     fn reach(
         &mut self,
         sites: &[Site<'_>],
@@ -105,10 +107,10 @@ pub(crate) struct Passage<'p> {
     pub(crate) pool: &'p rayon::ThreadPool,
 }
 
-/// A Gram matrix in the making that can be added to another.
+/// The Gram matrix of a chunk of windows.
 pub(crate) struct OfChunk(pub(crate) GramSum);
 
-/// Gram matrices of chunks on their way through the tree.
+/// The tree over the Gram matrices of chunks.
 pub(crate) type GramTree = InOrder<mlx_quant_engine::Result<OfChunk>>;
 
 impl Sum for mlx_quant_engine::Result<OfChunk> {
@@ -132,7 +134,7 @@ pub(crate) fn add_gram(tree: &mut GramTree, window: usize, input: &Tensor) -> Re
     Ok(())
 }
 
-/// What came by at a site.
+/// What is gathered at a site.
 #[derive(Default)]
 struct Gathered {
     sum: GramTree,

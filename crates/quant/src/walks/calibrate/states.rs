@@ -1,8 +1,9 @@
 //! Where windows wait between blocks: in memory, or in files alone.
 //!
-//! In both cases every window's state behind the last finished block lies in a file of its own, from which an interrupted run goes
-//! on: the files of a block are complete before the block counts as done. Those of the block before stay until they make room for
-//! the block after, so that a file that cannot be read any more costs one block, not all of them.
+//! In both cases every window's state behind the last finished block lies in a file of its own, with which an
+//! interrupted run goes on. The files of a block are complete before the block counts as done. Those of the block
+//! before are kept until the next block is written, so that a file that cannot be read any more costs one block and not
+//! all of them.
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -24,9 +25,9 @@ pub(crate) struct States {
     files: PathBuf,
     /// `None`: in files alone.
     held: Option<Vec<Option<State>>>,
-    /// No window travels: what is known of the blocks is known from elsewhere.
+    /// No window travels, because all statistics are known.
     still: bool,
-    /// Where states that are read from files go.
+    /// The engine that gets states that are read from files.
     device: Device,
 }
 
@@ -46,7 +47,7 @@ fn load(path: &Path, device: &Device) -> Result<State, Error> {
 }
 
 impl States {
-    /// The beginning; `spill` keeps them in files alone. Names of files begin with `files`.
+    /// In front of the first block. With `spill` states are kept in files alone. Names of files begin with `files`.
     pub(crate) fn new(
         windows: usize,
         files: PathBuf,
@@ -66,8 +67,8 @@ impl States {
         Ok(own)
     }
 
-    /// What an interrupted run left: the states behind as many blocks as possible, at most `most`. Files that are there and cannot be read
-    /// are told of.
+    /// What an interrupted run left: the states behind as many blocks as possible, at most `most`. The observer is told
+    /// of files that are there and cannot be read.
     pub(crate) fn resume(
         windows: usize,
         files: PathBuf,
@@ -96,7 +97,8 @@ impl States {
         None
     }
 
-    /// Reads the states of all windows, to notice what a power failure cut off; keeps them if they are not to stay in files alone.
+    /// Reads the states of all windows, because a power failure may have cut files off; keeps them unless states stay
+    /// in files alone.
     fn read_all(&self, spill: bool) -> Result<Option<Vec<Option<State>>>, Error> {
         let states = (0..self.windows).map(|window| load(&self.file(self.block, window), &self.device));
         if spill {
@@ -106,7 +108,7 @@ impl States {
         Ok(Some(states.map(|state| state.map(Some)).collect::<Result<_, _>>()?))
     }
 
-    /// No windows, in front of a block: where all statistics are there. Nothing is kept in files.
+    /// No windows, in front of a block: for runs that have all statistics. Nothing is kept in files.
     pub(crate) fn still(files: PathBuf, block: usize, device: &Device) -> Self {
         Self { block, windows: 0, files, held: None, still: true, device: device.clone() }
     }
@@ -131,7 +133,7 @@ impl States {
         PathBuf::from(name)
     }
 
-    /// A copy of one.
+    /// A copy of the state of one window.
     pub(crate) fn get(&self, window: usize) -> Result<State, Error> {
         match &self.held {
             None => load(&self.file(self.block, window), &self.device),
@@ -139,7 +141,7 @@ impl States {
         }
     }
 
-    /// All, which then are not here any more.
+    /// Takes out the states of all windows.
     pub(crate) fn take_all(&mut self) -> Result<Vec<State>, Error> {
         match &mut self.held {
             None => (0..self.windows).map(|window| self.get(window)).collect(),
@@ -147,7 +149,7 @@ impl States {
         }
     }
 
-    /// Some behind the block, from window `first` on. [`States::passed`] follows when all are.
+    /// Puts back states that have passed the block, from window `first` on. [`States::passed`] follows when all have.
     pub(crate) fn put(&mut self, first: usize, states: Vec<State>) -> Result<(), Error> {
         let next = self.block + 1;
         states.par_iter().enumerate().try_for_each(|(at, state)| {
@@ -164,7 +166,7 @@ impl States {
         Ok(())
     }
 
-    /// All are behind the block, and it is on disk.
+    /// All windows have passed the block, and what was made of it is on disk.
     pub(crate) fn passed(&mut self) {
         self.block += 1;
     }

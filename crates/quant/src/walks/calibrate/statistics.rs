@@ -1,8 +1,8 @@
 //! Gram matrices kept for later runs, with other bits, groups or methods.
 //!
-//! They are those of the full-precision model (each site's inputs as if nothing were quantized), so that they serve any recipe on
-//! the same weights and windows, which a key in the directory makes sure of. A run that finds all of them
-//! passes no window through the model.
+//! They are those of the full-precision model: of each site's inputs as if nothing were quantized. So they serve any
+//! recipe on the same weights and windows; a key in the directory says which these are. A run that finds all matrices
+//! takes no window through the model.
 
 use std::path::{Path, PathBuf};
 
@@ -43,8 +43,8 @@ pub(crate) struct Statistics {
 }
 
 impl Statistics {
-    /// Makes the directory, or checks that what is in it was made from the same model and windows. Several processes may work in it at
-    /// once: what they write follows from the key.
+    /// Makes the directory, or checks that what is in it was made from the same model and windows. Several processes
+    /// may work in it at once: what they write follows from the key.
     pub(crate) fn open(directory: &Path, model: &Model, windows: &Windows) -> Result<Self, Error> {
         let key = Key {
             version: VERSION,
@@ -96,8 +96,8 @@ impl Statistics {
         kept::store(&path, &arrays).map_err(|error| Error::state(&path, &error))
     }
 
-    /// The one matrix of what is no block (`block` lies behind the last), made and kept if it is not there. `size` as in
-    /// [`Statistics::load`].
+    /// The one matrix of what is no block (number `block` lies behind the last one). If it is not there it is made and
+    /// kept. `size` as in [`Statistics::load`].
     pub(crate) fn or_make(
         &self,
         block: usize,
@@ -127,7 +127,7 @@ impl Statistics {
         if shape == [size, size] { Ok(()) } else { Err(misshapen(&path, &shape, size)) }
     }
 
-    /// A site's matrix, of a site with `size` features; `None` where no token came by.
+    /// The matrix of a site with `size` features; `None` where no token came to it.
     pub(crate) fn load(&self, block: usize, site: usize, size: usize) -> Result<Option<Gram>, Error> {
         let path = self.path(block, site);
         if !path.is_file() {
@@ -163,7 +163,7 @@ fn refused(path: &Path, reason: String) -> Error {
     Error::Statistics { path: path.display().to_string(), reason }
 }
 
-/// Keeps matrices and lets windows pass as they are.
+/// The visitor that keeps matrices and changes nothing.
 pub(crate) struct Collector<'c> {
     pub(crate) statistics: &'c Statistics,
     pub(crate) block: usize,
