@@ -60,7 +60,7 @@ pub enum Combine {
     Divide,
 }
 
-/// What becomes of the numbers along an axis.
+/// What the numbers along an axis become.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the names say it")]
 pub enum Reduce {

@@ -15,14 +15,15 @@ use crate::shape::View;
 
 /// Something that computes with tensors.
 ///
-/// Elementary operations give a buffer in row-major order; their gradients are written once, for all engines, in [`Tensor`]'s methods.
-/// Coarse operations give a tensor that remembers how gradients pass it. Without an override they are what
-/// [`plain`](crate::plain) makes of elementary ones.
+/// Elementary operations give a buffer in row-major order; their gradients are written once, for all engines, in
+/// [`Tensor`]'s methods. Coarse operations give a tensor that remembers how gradients pass it. Without an override they
+/// are what [`plain`](crate::plain) makes of elementary ones.
 ///
-/// What one engine, adapter and driver computes is the same bits on every run, whatever the number of threads, and for each
-/// window of a batch what it is for that window alone.
+/// What one engine, adapter and driver computes is the same bits on every run, whatever the number of threads, and for
+/// each window of a batch what it is for that window alone.
 pub trait Engine: std::fmt::Debug + Send + Sync + 'static {
-    /// What decides the bits: for identities and cards. `cpu x86-v4`.
+    /// A name that changes whenever the bits of results may: `cpu x86-v4`. It stands in identities of runs and on model
+    /// cards.
     fn name(&self) -> String;
 
     /// Brings numbers to where the engine computes.
@@ -40,7 +41,7 @@ pub trait Engine: std::fmt::Debug + Send + Sync + 'static {
     /// `function` of each element.
     ///
     /// # Errors
-    /// If the device has no room; so all that follow.
+    /// If the device has no room. The other elementary operations fail in the same case.
     fn map(&self, x: &Tensor, function: Map) -> Result<Buffer>;
 
     /// `function` of each pair, both repeated to `shape` ([`View::broadcast`]).
@@ -49,34 +50,38 @@ pub trait Engine: std::fmt::Debug + Send + Sync + 'static {
     /// The elements that `view` sees.
     fn arrange(&self, x: &Tensor, view: &View) -> Result<Buffer>;
 
-    /// The transpose of [`Engine::arrange`]: `count` zeros, to which each element is added where `view` sees it.
+    /// The transpose of [`Engine::arrange`]: `count` zeros, to which each element of `x` is added at the place that
+    /// `view` gives it.
     fn scatter(&self, x: &Tensor, view: &View, count: usize) -> Result<Buffer>;
 
-    /// Parts side by side: row `i` of the result is row `i` of each part in turn; `widths` are lengths of their rows.
+    /// Parts side by side: row `i` of the result is row `i` of each part, one after the other. `widths` are the lengths
+    /// of the parts' rows.
     fn join(&self, parts: &[&Tensor], widths: &[usize]) -> Result<Buffer>;
 
-    /// Of `x` seen as `[outer, count, inner]`: `[outer, inner]`.
+    /// Sums or largest elements along the middle axis of `x`, seen as `[outer, count, inner]` (`sizes`):
+    /// `[outer, inner]`.
     fn reduce(&self, x: &Tensor, sizes: [usize; 3], how: Reduce) -> Result<Buffer>;
 
     /// `x [batch, m, k] @ y [batch, k, n]`, `sizes` being `[batch, m, k, n]`.
     fn multiply(&self, x: &Tensor, y: &Tensor, sizes: [usize; 4]) -> Result<Buffer>;
 
-    /// Rows `ids` of `x` seen as rows of `width`.
+    /// Rows `ids` of `x`, seen as rows of `width` elements.
     fn rows(&self, x: &Tensor, width: usize, ids: &[u32]) -> Result<Buffer>;
 
-    /// The transpose of [`Engine::rows`]: `count` rows of zeros, to which row `i` of `x` is added at `ids[i]`, in their order.
+    /// The transpose of [`Engine::rows`]: `count` rows of zeros, to which row `i` of `x` is added at `ids[i]`, in their
+    /// order.
     fn add_rows(&self, x: &Tensor, width: usize, ids: &[u32], count: usize) -> Result<Buffer>;
 
     /// `x [.., k] @ weight [n, k]^T (+ bias [n])`, as `[.., n]`.
     ///
     /// # Errors
-    /// Shapes that do not fit together; so all that follow.
+    /// Shapes that do not fit together. The other coarse operations fail in the same case.
     fn linear(&self, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
         crate::plain::linear(x, weight, bias)
     }
 
-    /// [`Engine::linear`] that adds squares of its inputs to `notebook` now, and squares of output gradients when gradients are
-    /// taken. No gradient reaches weight or bias.
+    /// [`Engine::linear`] that adds squares of its inputs to `notebook` now, and squares of output gradients when
+    /// gradients are taken. No gradient reaches weight or bias.
     fn observed_linear(
         &self,
         x: &Tensor,
@@ -108,7 +113,8 @@ pub trait Engine: std::fmt::Debug + Send + Sync + 'static {
         crate::plain::rms_norm(x, weight, eps)
     }
 
-    /// `(x - mean) / sqrt(variance + eps) * weight + bias` over the last axis, weight and bias as in [`Engine::rms_norm`].
+    /// `(x - mean) / sqrt(variance + eps) * weight + bias` over the last axis, weight and bias as in
+    /// [`Engine::rms_norm`].
     fn layer_norm(
         &self,
         x: &Tensor,
@@ -124,8 +130,9 @@ pub trait Engine: std::fmt::Debug + Send + Sync + 'static {
         crate::plain::add(x, y, factor)
     }
 
-    /// Rotates the first `2 * r` features of each head of `x [batch, tokens, heads, d]` by the angles whose
-    /// cosines and sines are `cos` and `sin`, both `[tokens, r]`; the other features pass unchanged. No gradient reaches the angles.
+    /// Rotates the first `2 * r` features of each head of `x [batch, tokens, heads, d]` by the angles whose cosines and
+    /// sines are `cos` and `sin`, both `[tokens, r]`; the other features pass unchanged. No gradient reaches the
+    /// angles.
     fn rotary(&self, x: &Tensor, cos: &Tensor, sin: &Tensor, pairing: Pairing) -> Result<Tensor> {
         crate::plain::rotary(x, cos, sin, pairing)
     }
@@ -141,8 +148,8 @@ pub trait Engine: std::fmt::Debug + Send + Sync + 'static {
         crate::plain::attention(q, k, v, settings)
     }
 
-    /// The gated delta rule over the tokens of each head (arXiv 2412.06464), whose state `S [key_dim, value_dim]` begins as
-    /// zeros: `S = decay * S`, `S = S + k (beta * (v - S^T k))^T`, `o = S^T q`.
+    /// The gated delta rule over the tokens of each head (arXiv 2412.06464), whose state `S [key_dim, value_dim]`
+    /// begins as zeros: `S = decay * S`, `S = S + k (beta * (v - S^T k))^T`, `o = S^T q`.
     ///
     /// `q` and `k` `[batch, tokens, heads, key_dim]`, `v [batch, tokens, heads, value_dim]`, `decay` and `beta`
     /// `[batch, tokens, heads]` give `o [batch, tokens, heads, value_dim]`.
@@ -181,20 +188,22 @@ pub trait Engine: std::fmt::Debug + Send + Sync + 'static {
         crate::plain::softmax(x)
     }
 
-    /// Adds `x^T x` of inputs `x [.., size]` to the lower triangle of `sum [size, size]`, in place where nobody else holds it.
+    /// Adds `x^T x` of inputs `x [.., size]` to the lower triangle of `sum [size, size]`; in place if no other tensor
+    /// has its buffer.
     ///
     /// # Errors
-    /// If the device has no room; so all that follow.
+    /// If the device has no room. The other operations on Gram matrices fail in the same case.
     fn gram_add(&self, sum: &mut Tensor, x: &Tensor) -> Result<()> {
         crate::plain::gram_add(sum, x)
     }
 
-    /// The lower triangle of `sum [size, size]` times `factor`, on both sides of the diagonal.
+    /// The symmetric matrix whose lower triangle is that of `sum [size, size]` times `factor`.
     fn gram_finish(&self, sum: Tensor, factor: f32) -> Result<Tensor> {
         crate::plain::gram_finish(&sum, factor)
     }
 
-    /// Each element of a Gram matrix `[size, size]` over the factors of its row and its column.
+    /// Each element of a Gram matrix `[size, size]` divided by the factors of its row and its column: the Gram matrix
+    /// of the inputs divided by `factors`.
     fn gram_scaled(&self, gram: &Tensor, factors: &[f32]) -> Result<Tensor> {
         crate::plain::gram_scaled(gram, factors)
     }
@@ -204,19 +213,19 @@ pub trait Engine: std::fmt::Debug + Send + Sync + 'static {
         crate::plain::quadratic(gram, changes)
     }
 
-    /// Rows and columns of a Gram matrix in `order`, elements beside the diagonal times `kept`.
+    /// Rows and columns of a Gram matrix in `order`, with off-diagonal elements times `kept`.
     fn permuted(&self, gram: &Tensor, order: &[usize], kept: f32) -> Result<Tensor> {
         crate::plain::permuted(gram, order, kept)
     }
 
-    /// `U` with `(H + added)^-1 = U^T U`, upper triangular, and `H + added`, where `added` goes to the diagonal of `H [size, size]`;
-    /// `None` if that is not positive definite.
+    /// `U` with `(H + added)^-1 = U^T U`, upper triangular, and `H + added`, where `added` goes to the diagonal of
+    /// `H [size, size]`; `None` if that is not positive definite.
     fn factor(&self, hessian: &Tensor, added: f32) -> Result<Option<(Tensor, Tensor)>> {
         crate::plain::factor(hessian, added)
     }
 
-    /// Codes, scales and biases of a weight `[rows, columns]` at an affine scheme, and what they decode to. Without an
-    /// override they are chosen on the processor.
+    /// Codes, scales and biases of a weight `[rows, columns]` at an affine scheme, and the weight that they decode to.
+    /// Without an override they are chosen on the processor.
     ///
     /// # Errors
     /// A weight that is no matrix, or that the scheme does not divide.

@@ -1,4 +1,4 @@
-//! The handle: a shape, a buffer, and where it came from.
+//! The handle of numbers: a shape, a buffer, and what it was made of.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use crate::error::{Result, bail};
 use crate::shape::{Axis, IntoShape, View, common, filled};
 use crate::tape::{Node, Origin, Pull};
 
-/// Float32 numbers in row-major order, somewhere. Cloning copies a pointer.
+/// Float32 numbers in row-major order, where an engine put them. Cloning copies a pointer.
 #[derive(Clone)]
 pub struct Tensor(Arc<Inner>);
 
@@ -27,7 +27,7 @@ impl std::fmt::Debug for Tensor {
     }
 }
 
-/// A result of an operation, given to [`Tensor::made`].
+/// What a vjp gives: a gradient for each input.
 pub(crate) type Pulled = Result<Vec<Option<Tensor>>>;
 
 impl Tensor {
@@ -62,7 +62,8 @@ impl Tensor {
         Self::from_vec(vec![value; sizes.iter().product()], sizes, device)
     }
 
-    /// What an operation made. `vjp` gives the gradients of `inputs`; it is kept only where gradients reach one of them.
+    /// What an operation made. `vjp` gives the gradients of `inputs`; it is kept only where gradients reach one of
+    /// them.
     pub(crate) fn made(
         device: &Device,
         shape: Vec<usize>,
@@ -97,7 +98,7 @@ impl Tensor {
         Self::constant(self.0.shape.clone(), self.0.buffer.clone(), self.0.start, &self.0.device)
     }
 
-    /// The same numbers as a variable: [`Tensor::gradients`] of what is made of it finds its gradient.
+    /// The same numbers as a variable: [`Tensor::gradients`] of whatever is made of it gives its gradient.
     #[must_use]
     pub fn variable(&self) -> Self {
         let Inner { shape, start, buffer, device, .. } = &*self.0;
@@ -115,7 +116,7 @@ impl Tensor {
         &self.0.origin
     }
 
-    /// The same for all clones, and another one for everything else that lives.
+    /// A number that clones share, and that no other living tensor has.
     pub(crate) fn address(&self) -> usize {
         Arc::as_ptr(&self.0).addr()
     }
@@ -150,7 +151,7 @@ impl Tensor {
         }
     }
 
-    /// Lends out its numbers; copies them only from another memory.
+    /// Calls `f` with its numbers, which are copied only if they lie in another memory.
     ///
     /// # Errors
     /// If the device does not answer.
@@ -234,7 +235,7 @@ impl Tensor {
         }
     }
 
-    /// Some of its elements that lie beside each other, without a copy.
+    /// Neighbouring elements as a tensor of another shape, without a copy.
     pub(crate) fn part(&self, shape: Vec<usize>, first: usize) -> Self {
         let place = (self.0.buffer.clone(), self.0.start + first);
         let count = self.elem_count();
@@ -353,7 +354,7 @@ impl Tensor {
         self.sum_keepdim(axis)? * (1.0 / size as f64)
     }
 
-    /// The largest along an axis, which stays with size 1. Nothing that gradients reach.
+    /// The largest along an axis, which stays with size 1. No gradient passes it.
     ///
     /// # Errors
     /// If there is no such axis.

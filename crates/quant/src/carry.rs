@@ -24,12 +24,13 @@ use crate::{Error, Model};
 pub(crate) const CHUNK_BYTES: usize = 1 << 20;
 /// Chunks that each thread works on between looks at progress and cancellation.
 pub(crate) const CHUNKS_PER_THREAD: usize = 16;
-/// Output is synced and journalled whenever this much input has been done, or so much time has gone by: that is what a kill costs.
+/// Output is synced and journalled whenever this much input has been done, or so much time has gone by: that is what a
+/// kill costs.
 const JOURNAL_BYTES: u64 = 1 << 30;
 const JOURNAL_TIME: Duration = Duration::from_secs(60);
 
-/// Weights of a layer's columns for the searched grid, by module path, `[in]` or `[experts * in]`; layers that are not named weigh
-/// all alike, and large weights more.
+/// Weights of a layer's columns for the searched grid, by module path, `[in]` or `[experts * in]`; layers that are not
+/// named weigh all alike, and large weights more.
 pub(crate) type ColumnWeights = BTreeMap<String, Vec<f32>>;
 
 /// What carries out items.
@@ -88,7 +89,7 @@ impl Carrier<'_> {
     /// Carries out those of `items` (indices in the plan) that are not done. Gives the bytes that were read.
     ///
     /// # Errors
-    /// As [`crate::convert`].
+    /// As [`crate::convert()`].
     pub(crate) fn carry(
         &self,
         writer: &mut Writer,
@@ -388,8 +389,8 @@ impl Task<'_> {
     }
 }
 
-/// Weight, scales and biases of rows after plain quantization, and what they decode to in float32. The values are finite:
-/// weights were checked when they were read.
+/// Weight, scales and biases of rows after plain quantization, and what they decode to in float32. The values are
+/// finite: weights were checked when they were read.
 pub(crate) fn plain(
     values: &[f32],
     columns: usize,

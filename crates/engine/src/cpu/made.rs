@@ -7,8 +7,8 @@ use crate::elementary::Buffer;
 use crate::error::Result;
 use crate::exp::vectorised;
 
-/// Parts into which products and factorisations of several threads are split. Fixed, so that results do not depend on
-/// the number of threads.
+/// Parts into which products and factorisations are split that use several threads. It is fixed, so that results do not
+/// depend on the number of threads.
 pub const PARTS: usize = 8;
 
 /// A tensor of these numbers.

@@ -1,8 +1,8 @@
 //! The CPU engine: each coarse operation in one pass over memory, products by faer.
 //!
-//! An operation runs on its caller's thread and sums in a fixed order, so callers spread windows over threads as they like: the
-//! result for a batch is, bit for bit, that of each of its rows alone. (The same machine is meant: faer multiplies
-//! differently on AVX2, AVX-512 and NEON.)
+//! An operation runs on its caller's thread and sums in a fixed order, so callers may spread windows over threads as
+//! they like: the result for a batch is, bit for bit, that of each of its rows alone. This holds on one machine; on
+//! another instruction set (AVX2, AVX-512, NEON) faer multiplies in another order.
 
 mod activation;
 mod attention;

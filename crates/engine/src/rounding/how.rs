@@ -9,8 +9,8 @@ use crate::gram::Factor;
 pub enum How<'h> {
     /// Each group's extremes as in `mx.quantize`, nearest codes to the stored numbers.
     Plain,
-    /// Searched grid without data, nearest codes: large weights weigh more, `mean square + square`, because they tend to
-    /// meet loud inputs; clipping them is what hurts.
+    /// Searched grid without data, nearest codes: large weights weigh more, `mean square + square`, because they tend
+    /// to meet loud inputs; clipping them is what hurts.
     Blind {
         /// `[columns]`, not negative.
         weights: &'h [f32],

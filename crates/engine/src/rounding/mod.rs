@@ -1,13 +1,13 @@
 //! Rounding a weight to codes, scales and biases: to nearest on a searched grid, or with GPTQ's compensation.
 //!
-//! Rows of a weight are independent of each other, so a task takes 64 of them through all columns. They lie transposed, a
-//! column's 64 values side by side, so that every step is the same arithmetic in every lane.
+//! Rows of a weight are independent of each other, so a task takes 64 of them through all columns. They lie transposed,
+//! a column's 64 values side by side, so that every step is the same arithmetic in every lane.
 //!
 //! GPTQ (Frantar et al. 2022, arXiv 2210.17323) rounds column by column and lets later columns make up for each error.
-//! Beyond mlx-lm's: scale and bias of a group are searched on the values as they are when the group's turn comes and are
-//! rounded to the stored dtype *before* its codes are chosen, so that later columns also make up for that; and sweeps of
-//! coordinate descent over groups (scale and bias by least squares) and codes follow, every step of which lowers
-//! the error under the full Hessian.
+//! Beyond mlx-lm's: scale and bias of a group are searched on the values as they are when the group's turn comes and
+//! are rounded to the stored dtype *before* its codes are chosen, so that later columns also make up for that; and
+//! sweeps of coordinate descent over groups (scale and bias by least squares) and codes follow, every step of which
+//! lowers the error under the full Hessian.
 
 mod grid;
 mod how;
@@ -24,7 +24,8 @@ pub(crate) use self::run::run;
 pub use self::way::ROWS;
 use crate::error::Result;
 
-/// Rounds a weight `[rows, columns]` on the processor, on the current rayon pool; the same result for any number of threads.
+/// Rounds a weight `[rows, columns]` on the processor, on the current rayon pool; the same result for any number of
+/// threads.
 ///
 /// # Errors
 /// A factor that is not in this process's memory.

@@ -1,9 +1,9 @@
 //! Carrying out a plan with a recipe that looks at calibration text.
 //!
-//! checkpoint -> plan -> calibrate and quantize, block by block -> write -> evaluate. Tables (embeddings) come first, so that the
-//! first block sees what it will see in use; then each block is read, calibrated, quantized, written and forgotten; then
-//! the head, on the final hidden states of the quantized blocks. Finished blocks are files: an interrupted run goes on
-//! behind the last of them.
+//! checkpoint -> plan -> calibrate and quantize, block by block -> write -> evaluate. Tables (embeddings) come first,
+//! so that the first block sees what it will see in use; then each block is read, calibrated, quantized, written and
+//! forgotten; then the head, on the final hidden states of the quantized blocks. Finished blocks are files: an
+//! interrupted run goes on behind the last of them.
 
 mod block;
 mod card;
@@ -59,7 +59,7 @@ use crate::{Error, Model, threads_or_all};
 /// [`Event::Progress`] in blocks.
 ///
 /// # Errors
-/// As [`crate::convert`]; a model type without a decoder description.
+/// As [`crate::convert()`]; a model type without a decoder description.
 pub fn quantize(
     model: &Model,
     plan: &Plan,
