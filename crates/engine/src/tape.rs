@@ -5,7 +5,7 @@
 //! with respect to the result into gradients with respect to the inputs. So a graph lives exactly as long as its
 //! results.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use crate::Tensor;
 use crate::error::{Result, bail};
@@ -74,10 +74,10 @@ impl Gradients {
 /// `last` and all tensors that it was made of and that gradients reach; each comes after those that it was made of.
 fn in_order(last: &Tensor) -> Vec<Tensor> {
     let mut order = Vec::new();
-    let mut seen: HashMap<usize, ()> = HashMap::new();
+    let mut seen: HashSet<usize> = HashSet::new();
     let mut under_way: Vec<(Tensor, usize)> = Vec::new();
     let mut enter = |tensor: &Tensor, under_way: &mut Vec<(Tensor, usize)>| {
-        if tensor.is_tracked() && seen.insert(tensor.address(), ()).is_none() {
+        if tensor.is_tracked() && seen.insert(tensor.address()) {
             under_way.push((tensor.clone(), 0));
         }
     };
@@ -113,11 +113,11 @@ impl Tensor {
     pub fn gradients_of(seeded: &[(&Tensor, &Tensor)]) -> Result<Gradients> {
         let mut gradients = Gradients::default();
         let mut order: Vec<Tensor> = Vec::new();
-        let mut known: HashMap<usize, ()> = HashMap::new();
+        let mut known: HashSet<usize> = HashSet::new();
         for (tensor, seed) in seeded {
             gradients.add(tensor, seed.detach())?;
             let all = in_order(tensor);
-            order.extend(all.into_iter().filter(|tensor| known.insert(tensor.address(), ()).is_none()));
+            order.extend(all.into_iter().filter(|tensor| known.insert(tensor.address())));
         }
         for tensor in order.iter().rev() {
             let Origin::Made(node) = tensor.origin() else { continue };

@@ -113,7 +113,7 @@ fn every_item_is_found_by_its_path() {
     }
     assert_eq!(plan.by_path("model.layers.0"), None);
     let prefix = "model.layers.1.";
-    let below: Vec<usize> = plan.below(prefix).into_iter().map(|id| id.index()).collect();
+    let below: Vec<usize> = plan.below(prefix).into_iter().map(mlx_quant::plan::TensorId::index).collect();
     let scanned: Vec<usize> =
         (0..plan.items.len()).filter(|index| plan.items[*index].name.starts_with(prefix)).collect();
     assert!(scanned.len() > 3, "{scanned:?}");

@@ -99,11 +99,9 @@ fn gradients_of_several_results_are_summed() {
         let z = (&y * &y).unwrap();
         let gradients = Tensor::gradients_of(&[(&y, &seed), (&z, &other), (&x, &seed)]).unwrap();
         let found = values(gradients.get(&x).unwrap());
-        let all = values(&x).into_iter().zip(values(&seed)).zip(values(&other));
-        for ((x, seed), (other, found)) in
-            all.map(|((x, seed), other)| ((x, seed), other)).zip(found).map(|((a, b), c)| (a, (b, c)))
-        {
-            let expected = 3.0 * seed + 18.0 * x * other + seed;
+        let (x, seed, other) = (values(&x), values(&seed), values(&other));
+        for (at, found) in found.into_iter().enumerate() {
+            let expected = 4.0 * seed[at] + 18.0 * x[at] * other[at];
             assert!((found - expected).abs() < 1e-4 * (1.0 + expected.abs()), "{found} {expected}");
         }
         assert!(gradients.get(&untouched).is_none());

@@ -141,6 +141,23 @@ pub fn tidy(model: &Path) -> std::io::Result<bool> {
     Ok(true)
 }
 
+/// Removes what a run keeps beside its output until the model is made (`.NAME.kept-*`), where the model is made.
+pub(super) fn tidy_beside(model: &Path) -> std::io::Result<()> {
+    let (Some(parent), Some(name)) = (model.parent(), model.file_name()) else { return Ok(()) };
+    if !model.join("config.json").is_file() {
+        return Ok(());
+    }
+    let ours = format!(".{}.kept-", name.to_string_lossy());
+    let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+    for entry in fs::read_dir(parent)? {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().starts_with(&ours) && entry.file_type()?.is_file() {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
 /// Removes the journal, last, and files of states.
 pub(super) fn clean(model: &Path) -> std::io::Result<()> {
     for entry in fs::read_dir(model)? {
@@ -156,6 +173,22 @@ pub(super) fn clean(model: &Path) -> std::io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_kept_for_a_model_goes_when_it_is_made() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name);
+        for name in [".out.kept-figures.json", ".other.kept-figures.json", "out.kept-x"] {
+            std::fs::write(at(name), "x").unwrap();
+        }
+        tidy_beside(&at("out")).unwrap();
+        assert!(at(".out.kept-figures.json").exists(), "it is still under way");
+        std::fs::create_dir(at("out")).unwrap();
+        std::fs::write(at("out/config.json"), "{}").unwrap();
+        tidy_beside(&at("out")).unwrap();
+        assert!(!at(".out.kept-figures.json").exists());
+        assert!(at(".other.kept-figures.json").exists() && at("out.kept-x").exists());
+    }
 
     /// What is done by a journal with these bytes.
     fn read(bytes: &[u8]) -> Result<Option<Vec<usize>>, WriteError> {

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use fs_err as fs;
 
 use super::directory::Directory;
-use super::journal::{JOURNAL, Journal, STATE, clean, tidy};
+use super::journal::{JOURNAL, Journal, STATE, clean, tidy, tidy_beside};
 use super::layout::Layout;
 use super::lock::{Lock, try_lock};
 use super::write_error::{WriteError, is_full};
@@ -55,6 +55,7 @@ impl Writer {
     pub fn check_target(target: &Path) -> Result<(), WriteError> {
         // What cannot be tidied exists all the same.
         let _ = tidy(target);
+        let _ = tidy_beside(target);
         check_absent(target)?;
         let partial = Self::partial_path(target)?;
         match std::fs::OpenOptions::new().write(true).open(partial.join(JOURNAL)) {

@@ -40,7 +40,7 @@ fn beside(target: &Path, model: &Model, windows: &Windows, seed: u64) -> Result<
     hash.update(format!("{} {seed} {}", windows.sequence_length, Device::default().identity()));
     let hash = hexadecimal(&hash.finalize()[..8]);
     let name = target.file_name().unwrap_or_default().to_string_lossy();
-    Ok(target.with_file_name(format!(".{name}.sensitivities-{hash}.json")))
+    Ok(target.with_file_name(format!(".{name}.kept-sensitivities-{hash}.json")))
 }
 
 impl<'a> Allocator<'a> {

@@ -161,9 +161,9 @@ mod tests {
 
     /// What it stands for, written out: the tree itself.
     #[derive(Clone, Debug, PartialEq)]
-    struct Shape(String);
+    struct Written(String);
 
-    impl Sum for Shape {
+    impl Sum for Written {
         fn add(&mut self, right: Self) {
             self.0 = format!("({}+{})", self.0, right.0);
         }
@@ -171,7 +171,9 @@ mod tests {
 
     fn tree(order: &[usize]) -> String {
         let mut tree = Tree::default();
-        order.iter().for_each(|chunk| tree.put(*chunk, Shape(chunk.to_string())));
+        for chunk in order {
+            tree.put(*chunk, Written(chunk.to_string()));
+        }
         tree.finish().unwrap().0
     }
 
@@ -193,12 +195,12 @@ mod tests {
     fn windows_are_summed_in_order_within_chunks() {
         let mut sum = InOrder::default();
         for window in 0..2 * CHUNK + 2 {
-            sum.add(window, Shape(window.to_string()));
+            sum.add(window, Written(window.to_string()));
         }
         let mut by_window = InOrder::default();
         for window in 0..2 * CHUNK + 2 {
-            let part = Shape(window.to_string());
-            by_window.window(window, || Shape("0".to_owned()), |sum| sum.add(part));
+            let part = Written(window.to_string());
+            by_window.window(window, || Written("0".to_owned()), |sum| sum.add(part));
         }
         let text = sum.finish().unwrap().0;
         let chunk = |windows: std::ops::Range<usize>| {
@@ -214,7 +216,7 @@ mod tests {
 
     #[test]
     fn floats_do_not_depend_on_who_computes_a_chunk() {
-        let number = |at: usize| ((at * 7919 % 1000) as f32 - 500.0) * 1.000_1f32.powi(at as i32);
+        let number = |at: usize| ((at * 7919 % 1000) as f32 - 500.0) * (1.0 + at as f32 / 1e4);
         let chunk = |chunk: usize| {
             let mut sum = vec![0f32; 3];
             for window in chunk * CHUNK..(chunk + 1) * CHUNK {
@@ -224,7 +226,9 @@ mod tests {
         };
         let of = |order: &[usize]| {
             let mut tree = Tree::default();
-            order.iter().for_each(|index| tree.put(*index, chunk(*index)));
+            for index in order {
+                tree.put(*index, chunk(*index));
+            }
             tree.finish().unwrap().into_iter().map(f32::to_bits).collect::<Vec<_>>()
         };
         assert_eq!(of(&[0, 1, 2, 3, 4]), of(&[4, 2, 0, 3, 1]));

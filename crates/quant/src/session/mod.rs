@@ -372,8 +372,7 @@ impl Session<'_> {
             let rows = self.pool.install(|| self.walk.weights.rows(&path, &ids, &self.walk.device))?;
             let table = table.filter(|_| path == self.walk.decoder.embedding.path);
             let decode = || -> mlx_quant_engine::Result<Vec<f32>> {
-                let round =
-                    |rows: &Tensor, how| Ok(rows.device().round(rows, *scheme, *float, how)?.1.to_vec()?);
+                let round = |rows: &Tensor, how| rows.device().round(rows, *scheme, *float, how)?.1.to_vec();
                 match table {
                     Some(table) => round(&rows, table.how(self)),
                     None if scheme.mode() != Mode::Affine || self.recipe.rounding() == Method::Rtn => {

@@ -115,7 +115,7 @@ pub(crate) fn streaming_equals_resident(directory: &Path) -> Verdict {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
     let states = |walk: &Walk<'_>| -> Result<Vec<f32>, String> {
         let hidden = walk.hidden(&windows, &pool, &Silent, &mut 0).map_err(model::text)?;
-        let flat = hidden.iter().map(|state| state.to_vec());
+        let flat = hidden.iter().map(mlx_quant_engine::Tensor::to_vec);
         Ok(flat.collect::<Result<Vec<_>, _>>().map_err(model::text)?.concat())
     };
     let streaming = states(&Walk::open(&source).map_err(model::text)?)?;
