@@ -1,7 +1,7 @@
 //! Dynamic mixed precision: bits where they matter.
 //!
-//! [`sensitivities`] measures what a change of each layer costs ([`observe`]) and what each candidate (bits and group size) would
-//! ([`candidates`]); [`DynamicPlan`] spends a budget of bytes on that ([`allocate`]). The measurement is a readable file, after which any
+//! [`sensitivities`] measures what a change of each layer costs (`observe`) and what each candidate (bits and group size) would
+//! (`candidates`); [`DynamicPlan`] spends a budget of bytes on that ([`allocate`]). The measurement is a readable file, after which any
 //! other size is planned without a token.
 
 mod allocate;
