@@ -141,17 +141,32 @@ pub fn tidy(model: &Path) -> std::io::Result<bool> {
     Ok(true)
 }
 
-/// Removes what a run keeps beside its output until the model is made (`.NAME.kept-*`), where the model is made.
+/// Removes what a run keeps beside its output until the model is made (`.NAME.kept-*`, and a lock `.NAME.lock` that nobody holds),
+/// where the model is made.
 pub(super) fn tidy_beside(model: &Path) -> std::io::Result<()> {
     let (Some(parent), Some(name)) = (model.parent(), model.file_name()) else { return Ok(()) };
     if !model.join("config.json").is_file() {
         return Ok(());
     }
     let ours = format!(".{}.kept-", name.to_string_lossy());
+    let lock = format!(".{}.lock", name.to_string_lossy());
     let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
     for entry in fs::read_dir(parent)? {
         let entry = entry?;
-        if entry.file_name().to_string_lossy().starts_with(&ours) && entry.file_type()?.is_file() {
+        let found = entry.file_name().to_string_lossy().into_owned();
+        if !entry.file_type()?.is_file() {
+            continue;
+        }
+        // Whoever opens the lock before it goes notices that it is at its path no more.
+        let free = |path: &Path| {
+            let file = fs::OpenOptions::new().write(true).open(path)?;
+            Ok::<_, std::io::Error>((try_lock(file.file())? == Lock::Held).then_some(file))
+        };
+        if found.starts_with(&ours) {
+            fs::remove_file(entry.path())?;
+        } else if found == lock
+            && let Some(_held) = free(&entry.path())?
+        {
             fs::remove_file(entry.path())?;
         }
     }
@@ -187,6 +202,13 @@ mod tests {
         std::fs::write(at("out/config.json"), "{}").unwrap();
         tidy_beside(&at("out")).unwrap();
         assert!(!at(".out.kept-figures.json").exists());
+        let held = std::fs::File::create(at(".out.lock")).unwrap();
+        assert_eq!(try_lock(&held).unwrap(), Lock::Held);
+        tidy_beside(&at("out")).unwrap();
+        assert!(at(".out.lock").exists(), "somebody holds it");
+        drop(held);
+        tidy_beside(&at("out")).unwrap();
+        assert!(!at(".out.lock").exists());
         assert!(at(".other.kept-figures.json").exists() && at("out.kept-x").exists());
     }
 

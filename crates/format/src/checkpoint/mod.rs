@@ -15,7 +15,6 @@ mod hollow;
 mod journal;
 mod layout;
 mod lock;
-mod lock_file;
 mod safetensors;
 mod write_error;
 mod writer;
@@ -28,7 +27,6 @@ pub use hollow::{MAX_HEADER_BYTES, hollow_out, make_hollow};
 pub use journal::tidy;
 pub use layout::{Layout, Placement, SHARD_BYTES, TensorSpec};
 pub use lock::{Lock, try_lock};
-pub use lock_file::LockFile;
 pub use safetensors::{
     Checkpoint, CheckpointError, HeaderTensor, LeftAside, Tensor, parse_header, parse_index,
 };

@@ -7,9 +7,10 @@
 use std::path::{Path, PathBuf};
 
 use fs_err as fs;
-use mlx_format::checkpoint::{LockFile, WriteError, Writer, rename_to_new};
+use mlx_format::checkpoint::{WriteError, Writer, rename_to_new};
 
 use crate::Error;
+use crate::kept::Claim;
 use crate::observer::{Event, Observer};
 
 /// Models that are made in search of a divergence, at most.
@@ -29,7 +30,7 @@ pub(super) struct Tried<T> {
 #[derive(Debug)]
 pub struct Search<'t> {
     target: &'t Path,
-    _lock: LockFile,
+    _lock: Claim,
 }
 
 impl<'t> Search<'t> {
@@ -40,9 +41,9 @@ impl<'t> Search<'t> {
     pub fn begin(target: &'t Path, observer: &dyn Observer) -> Result<Self, Error> {
         Writer::check_target(target)?;
         let path = beside(target, "lock");
-        let lock = LockFile::take(&path).map_err(|error| state(&path, &error))?;
+        let lock = Claim::try_new(&path).map_err(|error| state(&path, &error))?;
         let lock = lock.ok_or_else(|| WriteError::Busy(target.to_owned()))?;
-        if !lock.is_held() {
+        if !lock.is_certain() {
             let text = format!(
                 "{} is on a disk that knows no locks; do not start a second run into the same output",
                 path.display()
