@@ -35,7 +35,7 @@ use crate::data::{Windows, permutation};
 use crate::observer::{Event, Observer};
 use crate::walks::Walk;
 use crate::walks::{
-    Divergence, Passing, Start, Trail, Visit, backward, divergence, finish, forward_walk, sum_of,
+    Divergence, HeadPass, Passing, Start, Trail, Visit, backward, divergence, finish, forward_walk, sum_of,
 };
 use crate::{Error, Model};
 
@@ -329,7 +329,8 @@ impl Distillation<'_> {
         let temperature = lessons.temperature(Part::Training);
         let sizes = (decoder.vocabulary, self.training.sequence_length);
         let of_head = targets.with(Part::Training, batch, sizes, |teacher| {
-            divergence(&forward, &head, decoder.vocabulary, &hidden, teacher, (temperature, true), self.pool)
+            let pass = HeadPass { forward: &forward, decoder, pool: self.pool };
+            divergence(pass, &head, &hidden, teacher, (temperature, true))
         })?;
         let Divergence { losses, gradients, head } = of_head;
         let loss = losses.iter().sum::<f64>() / losses.len().max(1) as f64;
@@ -402,7 +403,13 @@ impl Distillation<'_> {
             let sizes = (decoder.vocabulary, self.held_out.sequence_length);
             let own = targets.with(Part::HeldOut, some, sizes, |teacher| {
                 let how = (temperature, false);
-                divergence(&forward, &head, decoder.vocabulary, &hidden, teacher, how, self.pool)
+                divergence(
+                    HeadPass { forward: &forward, decoder, pool: self.pool },
+                    &head,
+                    &hidden,
+                    teacher,
+                    how,
+                )
             })?;
             for loss in own.losses {
                 sum += loss;

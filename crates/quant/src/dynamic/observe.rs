@@ -22,7 +22,7 @@ use crate::data::Windows;
 use crate::observer::{Event, Observer};
 use crate::reduce::{InOrder, Sum};
 use crate::walks::Walk;
-use crate::walks::{Sampled, Start, Trail, Visit, Wave, backward, finish, forward_walk, sampled};
+use crate::walks::{HeadPass, Sampled, Start, Trail, Visit, Wave, backward, finish, forward_walk, sampled};
 
 /// What windows may leave in front of blocks in memory, bytes.
 pub(super) const TRAIL_BYTES: usize = 512 << 20;
@@ -175,10 +175,9 @@ impl Measurement<'_> {
         let norm = walk.last_norm()?;
         let hidden = finish(&forward, &norm, &trail.last, pool)?;
         let tile = |rows| walk.head_tile(rows);
-        let head = (decoder.head.multiplier, decoder.head.softcap);
         let rows = &mut sums.head_rows;
         let Sampled { gradients } =
-            sampled(&forward, &tile, decoder.vocabulary, head, &hidden, (self.seed, first), rows, pool)?;
+            sampled(HeadPass { forward: &forward, decoder, pool }, &tile, &hidden, (self.seed, first), rows)?;
         for (at, hidden) in hidden.iter().enumerate() {
             let squares = hidden.sqr().and_then(|squares| squares.sum(0)).and_then(|sum| sum.to_vec());
             let inputs = squares.map_err(WeightsError::from)?.into_iter().map(f64::from).collect();

@@ -9,7 +9,7 @@ use std::ops::Range;
 use mlx_quant_engine::running::RunningScore;
 use mlx_quant_engine::slopes::{self, probabilities, scaled_probabilities};
 use mlx_quant_engine::{Gradients, Tensor};
-use mlx_quant_model::{Forward, Parameters, WeightsError};
+use mlx_quant_model::{Decoder, Forward, Parameters, WeightsError};
 use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::{Rng as _, SeedableRng as _};
 use rayon::prelude::*;
@@ -39,20 +39,27 @@ fn tiles(vocabulary: usize) -> impl Iterator<Item = Range<usize>> {
     (0..vocabulary).step_by(TILE).map(move |start| start..vocabulary.min(start + TILE))
 }
 
+/// A head that is passed tile by tile.
+#[derive(Clone, Copy)]
+pub(crate) struct HeadPass<'p> {
+    pub(crate) forward: &'p Forward<'p>,
+    pub(crate) decoder: &'p Decoder,
+    pub(crate) pool: &'p rayon::ThreadPool,
+}
+
 /// The log-sum-exp of every token's logits times `factor`, by window.
 fn log_sum_exps(
-    forward: &Forward<'_>,
+    pass: HeadPass<'_>,
     tile: Tiles<'_>,
-    vocabulary: usize,
     hidden: &[Tensor],
     factor: f64,
-    pool: &rayon::ThreadPool,
 ) -> Result<Vec<Vec<f64>>, Error> {
+    let HeadPass { forward, decoder, pool } = pass;
     let mut running: Vec<Vec<RunningScore>> = Vec::new();
     for window in hidden {
         running.push(vec![RunningScore::default(); window.dim(0).map_err(WeightsError::from)?]);
     }
-    for rows in tiles(vocabulary) {
+    for rows in tiles(decoder.vocabulary) {
         let parameters = pool.install(|| tile(rows.clone()))?;
         let step = |(running, hidden): (&mut Vec<RunningScore>, &Tensor)| -> mlx_quant_engine::Result<()> {
             let logits = tempered(forward.logits(&parameters, hidden)?, factor)?;
@@ -85,17 +92,12 @@ fn draws(seed: u64, window: u64, tokens: usize) -> Vec<f64> {
 ///
 /// Adds expected squares of the gradient with respect to the head's output to `rows_sum`, by tile of the vocabulary.
 /// `hidden` are final hidden states `[tokens, hidden]` of windows, the first of which is number `first` of all.
-/// `softcap` and `multiplier` are those of the head.
-#[expect(clippy::too_many_arguments, reason = "a head, its input and a source of chance")]
 pub(crate) fn sampled(
-    forward: &Forward<'_>,
+    pass: HeadPass<'_>,
     tile: Tiles<'_>,
-    vocabulary: usize,
-    (multiplier, softcap): (f64, Option<f64>),
     hidden: &[Tensor],
     (seed, first): (u64, usize),
     rows_sum: &mut Vec<InOrder<Vec<f64>>>,
-    pool: &rayon::ThreadPool,
 ) -> Result<Sampled, Error> {
     struct Window<'h> {
         hidden: &'h Tensor,
@@ -107,7 +109,10 @@ pub(crate) fn sampled(
         gradient: Option<Tensor>,
         squares: Vec<f64>,
     }
-    let lse = log_sum_exps(forward, tile, vocabulary, hidden, 1.0, pool)?;
+    let HeadPass { forward, decoder, pool } = pass;
+    let (vocabulary, multiplier, softcap) =
+        (decoder.vocabulary, decoder.head.multiplier, decoder.head.softcap);
+    let lse = log_sum_exps(pass, tile, hidden, 1.0)?;
     let mut windows: Vec<Window<'_>> = hidden
         .iter()
         .zip(lse)
@@ -226,20 +231,20 @@ struct Pupil<'h> {
 
 /// `KL(teacher || student)` at a temperature, averaged over all tokens, and gradients of it if they are asked for.
 pub(crate) fn divergence(
-    forward: &Forward<'_>,
+    pass: HeadPass<'_>,
     head: TrainedHead<'_>,
-    vocabulary: usize,
     hidden: &[Tensor],
     teacher: &Teacher<'_>,
     (temperature, gradients): (f64, bool),
-    pool: &rayon::ThreadPool,
 ) -> Result<Divergence, Error> {
+    let HeadPass { forward, decoder, pool } = pass;
+    let vocabulary = decoder.vocabulary;
     let factor = 1.0 / temperature;
     let plain = |rows| Ok(head(rows)?.0);
-    let lse = log_sum_exps(forward, &plain, vocabulary, hidden, factor, pool)?;
+    let lse = log_sum_exps(pass, &plain, hidden, factor)?;
     let reference = match teacher {
         Teacher::Whole { forward, tile, hidden } => {
-            log_sum_exps(forward, *tile, vocabulary, hidden, factor, pool)?
+            log_sum_exps(HeadPass { forward, ..pass }, *tile, hidden, factor)?
         }
         Teacher::Top(_) => vec![Vec::new(); hidden.len()],
     };
@@ -256,7 +261,7 @@ pub(crate) fn divergence(
     };
     let mut pupils: Vec<Pupil<'_>> = hidden.iter().zip(lse).zip(reference).map(fresh).collect();
     if let Teacher::Top(tops) = teacher {
-        weigh_rest(forward, &plain, vocabulary, &mut pupils, tops, factor, pool)?;
+        weigh_rest(pass, &plain, &mut pupils, tops, factor)?;
     }
     let mut head_gradients: Option<[Vec<f32>; 2]> = None;
     for rows in tiles(vocabulary) {
@@ -357,14 +362,14 @@ impl Top {
 /// What the tokens that are not among the likeliest have together: a part of the loss, and the factor of their
 /// gradients, `1 - p / q` with `p` and `q` the whole rest's probability by teacher and student.
 fn weigh_rest(
-    forward: &Forward<'_>,
+    pass: HeadPass<'_>,
     tile: Tiles<'_>,
-    vocabulary: usize,
     pupils: &mut [Pupil<'_>],
     tops: &[Top],
     factor: f64,
-    pool: &rayon::ThreadPool,
 ) -> Result<(), Error> {
+    let HeadPass { forward, decoder, pool } = pass;
+    let vocabulary = decoder.vocabulary;
     let mut known: Vec<Vec<f64>> = pupils.iter().map(|pupil| vec![0.0; pupil.lse.len()]).collect();
     for rows in tiles(vocabulary) {
         let parameters = pool.install(|| tile(rows.clone()))?;

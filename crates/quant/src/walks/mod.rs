@@ -23,7 +23,7 @@ use mlx_quant_model::{Decoder, Forward, Parameters, State, Tables, Weights, Weig
 
 pub(crate) use self::backward::{Start, Visit, backward};
 pub(crate) use self::forward::{Passing, Trail, finish, forward as forward_walk};
-pub(crate) use self::head::{Divergence, Sampled, TILE, Teacher, Top, divergence, sampled, sum_of};
+pub(crate) use self::head::{Divergence, HeadPass, Sampled, TILE, Teacher, Top, divergence, sampled, sum_of};
 pub(crate) use self::memory::{a_token, attention, graph_bytes, largest_weight, tile_bytes};
 pub(crate) use self::wave::Wave;
 use crate::data::Windows;
