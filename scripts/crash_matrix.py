@@ -291,7 +291,7 @@ class Matrix:
             faults.append(f"stopped: exit status {stop['status']}: {stop['log'].strip()[-400:]}")
         if "panicked" in stop["log"]:
             faults.append(f"stopped: {stop['log'].strip()[-400:]}")
-        if number != signal.SIGKILL and stop["latency_s"] > LATENCY:
+        if number != signal.SIGKILL and stop["latency_s"] > self.args.within:
             faults.append(f"it took {stop['latency_s']:.2f} s to stop, {stop['after_s']:.2f} s into the run")
         return faults
 
@@ -320,6 +320,7 @@ def main():
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--scale", type=int, default=1, help="longer runs")
     parser.add_argument("--latency", action="store_true")
+    parser.add_argument("--within", type=float, default=LATENCY, metavar="SECONDS", help="what SIGINT and SIGTERM may take; a machine whose disk others use may need more")
     parser.add_argument("--hidden", type=int, default=4096, help="width of the large layer of --latency")
     parser.add_argument("--intermediate", type=int, default=8192, help="its other width")
     parser.add_argument("--only", metavar="COMMAND:SIGNAL:NUMBER", help="one stop again, its folder kept if it fails")

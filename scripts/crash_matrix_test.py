@@ -4,7 +4,6 @@ import argparse
 import sys
 import tempfile
 import unittest
-import unittest.mock
 from pathlib import Path
 
 from crash_matrix import Matrix
@@ -43,13 +42,13 @@ if mode == "late":
 
 
 class Harness(unittest.TestCase):
-    def faults(self, mode, signals, moments=5):
+    def faults(self, mode, signals, moments=5, within=2.0):
         """What the harness finds of a command that does `mode` wrong."""
         with tempfile.TemporaryDirectory() as folder:
             binary = Path(folder) / "made-up"
             binary.write_text(COMMAND.replace("{python}", sys.executable))
             binary.chmod(0o755)
-            args = argparse.Namespace(bin=str(binary), seed=1, latency=False, scale=1, keep=False, moments=moments)
+            args = argparse.Namespace(bin=str(binary), seed=1, latency=False, scale=1, keep=False, moments=moments, within=within)
             matrix = Matrix(args, Path(folder) / "work", {mode: [mode]})
             matrix.work.mkdir()
             known = matrix.undisturbed(mode)
@@ -75,8 +74,7 @@ class Harness(unittest.TestCase):
         self.assertTrue(any("at the end: left over: .state" in fault for fault in self.faults("left over", ["KILL"])))
 
     def test_a_command_that_does_not_hear(self):
-        with unittest.mock.patch("crash_matrix.LATENCY", 0.3):
-            self.assertTrue(any("s to stop" in fault for fault in self.faults("deaf", ["INT"])))
+        self.assertTrue(any("s to stop" in fault for fault in self.faults("deaf", ["INT"], within=0.3)))
 
 
 def run():
