@@ -148,7 +148,7 @@ fn activations() {
 fn huge_and_tiny_values() {
     let extreme = [1e30, -1e30, 1e-30, -1e-30, 88.0, -88.0, 104.0, -104.0, 0.0, -0.0, 1e4, -1e4];
     let x = Tensor::from_slice(&extreme, (2, 6), &plain()).unwrap();
-    for activation in ACTIVATIONS.into_iter().filter(|activation| *activation != Activation::GeluTanh) {
+    for activation in ACTIVATIONS {
         let operation: Operation<'_> = &|device, x| device.activate(&x[0], activation);
         let reference = run(&plain(), operation, std::slice::from_ref(&x));
         for device in engines() {

@@ -6,12 +6,11 @@
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::io::{ErrorKind, Read as _, Seek as _, SeekFrom, Write as _};
-use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use fs_err as fs;
 
-use super::lock::{Lock, try_lock};
+use super::lock::{Lock, is_at, try_lock};
 use super::write_error::WriteError;
 
 pub(super) const JOURNAL: &str = ".mlx-quant-run";
@@ -26,14 +25,6 @@ const LAST: &str = "README.md";
 pub(super) struct Journal {
     file: fs::File,
     lock: Lock,
-}
-
-/// Whether a path still leads to an open file.
-pub(super) fn is_at(file: &std::fs::File, path: &Path) -> bool {
-    match (file.metadata(), path.metadata()) {
-        (Ok(own), Ok(there)) => (own.dev(), own.ino()) == (there.dev(), there.ino()),
-        _ => false,
-    }
 }
 
 impl Journal {
@@ -160,7 +151,8 @@ pub(super) fn tidy_beside(model: &Path) -> std::io::Result<()> {
         // Whoever opens the lock before it goes notices that it is at its path no more.
         let free = |path: &Path| {
             let file = fs::OpenOptions::new().write(true).open(path)?;
-            Ok::<_, std::io::Error>((try_lock(file.file())? == Lock::Held).then_some(file))
+            let held = try_lock(file.file())? == Lock::Held && is_at(file.file(), path);
+            Ok::<_, std::io::Error>(held.then_some(file))
         };
         if found.starts_with(&ours) {
             fs::remove_file(entry.path())?;

@@ -4,6 +4,8 @@
 //! only keeps two runs apart, and most people start one.
 
 use std::fs::{File, TryLockError};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
 
 use rustix::io::Errno;
 
@@ -28,6 +30,15 @@ pub fn try_lock(file: &File) -> std::io::Result<Lock> {
         Err(TryLockError::WouldBlock) => Ok(Lock::Busy),
         Err(TryLockError::Error(error)) if knows_none(&error) => Ok(Lock::Unknown),
         Err(TryLockError::Error(error)) => Err(error),
+    }
+}
+
+/// Whether a path leads to an open file, and not to nothing or to another one that was made since: who waited for a lock may hold that
+/// of a file that is gone.
+pub fn is_at(file: &File, path: &Path) -> bool {
+    match (file.metadata(), path.metadata()) {
+        (Ok(own), Ok(there)) => (own.dev(), own.ino()) == (there.dev(), there.ino()),
+        _ => false,
     }
 }
 

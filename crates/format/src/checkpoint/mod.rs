@@ -26,7 +26,7 @@ pub use files::{INDEX, WeightFiles, is_mlx_weights, weight_files};
 pub use hollow::{MAX_HEADER_BYTES, hollow_out, make_hollow};
 pub use journal::tidy;
 pub use layout::{Layout, Placement, SHARD_BYTES, TensorSpec};
-pub use lock::{Lock, try_lock};
+pub use lock::{Lock, is_at, try_lock};
 pub use safetensors::{
     Checkpoint, CheckpointError, HeaderTensor, LeftAside, Tensor, parse_header, parse_index,
 };

@@ -6,7 +6,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use mlx_format::checkpoint::{Lock, try_lock};
+use mlx_format::checkpoint::{Lock, is_at, try_lock};
 
 /// How often somebody who waits looks again.
 const PAUSE: Duration = Duration::from_millis(200);
@@ -37,10 +37,11 @@ impl Claim {
     /// What the system says.
     pub fn within(directory: &Path, name: &str) -> Result<Option<Self>> {
         loop {
-            std::fs::create_dir_all(directory)?;
-            match Self::try_new(&directory.join(name)) {
-                // It was removed meanwhile, by whoever had the claim.
+            let made = std::fs::create_dir_all(directory);
+            match made.and_then(|()| Self::try_new(&directory.join(name))) {
+                // It was removed meanwhile, by whoever had the claim: between two looks of ours at it.
                 Err(error) if error.kind() == ErrorKind::NotFound => {}
+                Err(error) if error.kind() == ErrorKind::AlreadyExists && !is_taken(directory) => {}
                 other => return other,
             }
         }
@@ -57,7 +58,7 @@ impl Claim {
             if lock == Lock::Busy {
                 return Ok(None);
             }
-            if leads_to(path, &file) {
+            if is_at(&file, path) {
                 return Ok(Some(Self { path: path.to_owned(), lock, file }));
             }
         }
@@ -103,19 +104,16 @@ impl Claim {
     }
 }
 
-/// Whether a path leads to an open file, and not to nothing or to another one that was made since.
-fn leads_to(path: &Path, file: &File) -> bool {
-    match (file.metadata(), path.metadata()) {
-        (Ok(own), Ok(there)) => (own.dev(), own.ino()) == (there.dev(), there.ino()),
-        _ => false,
-    }
+/// Whether something stands at a path that is no directory.
+fn is_taken(path: &Path) -> bool {
+    path.symlink_metadata().is_ok() && !path.is_dir()
 }
 
 impl Drop for Claim {
     fn drop(&mut self) {
         // The lock is still held: whoever has the file open will find that it is at its path no more. If the directory
         // went before, the file of another process may be there by now.
-        if leads_to(&self.path, &self.file) {
+        if is_at(&self.file, &self.path) {
             let _ = std::fs::remove_file(&self.path);
         }
     }
@@ -158,12 +156,12 @@ mod tests {
         let path = directory.path().join("lock");
         let own = Claim::try_new(&path).unwrap().unwrap();
         let late = File::open(&path).unwrap();
-        assert!(leads_to(&path, &late));
+        assert!(is_at(&late, &path));
         drop(own);
-        assert!(!leads_to(&path, &late));
+        assert!(!is_at(&late, &path));
         let other = Claim::try_new(&path).unwrap().unwrap();
         assert_eq!(try_lock(&late).unwrap(), Lock::Held);
-        assert!(!leads_to(&path, &late));
+        assert!(!is_at(&late, &path));
         drop(other);
     }
 
@@ -188,6 +186,18 @@ mod tests {
             }
         });
         assert!(passed.into_inner() > 0);
+    }
+
+    /// A file or a link to nothing where the directory should be is an error, not another try.
+    #[test]
+    fn what_is_no_directory_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let (file, link) = (directory.path().join("file"), directory.path().join("link"));
+        std::fs::write(&file, "x").unwrap();
+        std::os::unix::fs::symlink(directory.path().join("nothing"), &link).unwrap();
+        for path in [&file, &link, &file.join("below")] {
+            assert!(Claim::within(path, "lock").is_err(), "{}", path.display());
+        }
     }
 
     #[test]
