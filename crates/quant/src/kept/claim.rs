@@ -95,7 +95,13 @@ impl Claim {
         // Nobody else has this file open under that number before the directory is gone.
         let aside = directory.with_file_name(format!(".{name}.{}.gone", self.file.metadata()?.ino()));
         std::fs::rename(directory, &aside)?;
-        std::fs::remove_dir_all(&aside)
+        loop {
+            match std::fs::remove_dir_all(&aside) {
+                // Somebody who was on the way in when it was renamed has put a lock there.
+                Err(error) if error.kind() == ErrorKind::DirectoryNotEmpty => {}
+                other => return other,
+            }
+        }
     }
 
     /// Whether other processes are kept out: not where the disk knows no locks.
