@@ -1,9 +1,9 @@
 //! `convert --stream`: a model on the hub, one shard at a time.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::Result;
-use mlx_format::checkpoint::{Directory, Writer};
+use mlx_format::checkpoint::{Directory, source_path};
 use mlx_quant::Settings;
 use mlx_quant::kept::Claim;
 use mlx_quant::stream::Remote;
@@ -37,9 +37,10 @@ pub(super) fn run(
         return stream(args, &address, settings, place.path(), printer);
     }
     let target = &args.target.mlx_path;
-    let place = place(target)?;
+    // Beside the output and on its disk.
+    let place = source_path(target);
     let fresh = !place.exists();
-    let claim = Claim::within(&place, "lock")?;
+    let claim = Claim::within(&place)?;
     let claim = claim.ok_or_else(|| mlx_quant::Error::busy(target))?;
     if !claim.is_certain() {
         printer.warn(&format!(
@@ -60,12 +61,6 @@ pub(super) fn run(
         upload.push(target, None, printer)?;
     }
     Ok(streamed)
-}
-
-/// Where shards wait, beside the output and on its disk.
-fn place(target: &Path) -> Result<PathBuf> {
-    let partial = Writer::partial_path(target).map_err(mlx_quant::Error::from)?;
-    Ok(partial.with_extension("source"))
 }
 
 fn stream(

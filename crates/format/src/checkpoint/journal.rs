@@ -6,10 +6,11 @@
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::io::{ErrorKind, Read as _, Seek as _, SeekFrom, Write as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use fs_err as fs;
 
+use super::claimed::{parent, remove_unclaimed};
 use super::lock::{Lock, is_at, try_lock};
 use super::write_error::WriteError;
 
@@ -132,17 +133,22 @@ pub fn tidy(model: &Path) -> std::io::Result<bool> {
     Ok(true)
 }
 
-/// Removes what a run keeps beside its output until the model is made (`.NAME.kept-*`, and a lock `.NAME.lock` that nobody holds),
-/// where the model is made.
+/// The directory beside `model` in which a streamed source lies while it is converted: `.NAME.source`.
+pub fn source_path(model: &Path) -> PathBuf {
+    model.with_file_name(format!(".{}.source", model.file_name().unwrap_or_default().to_string_lossy()))
+}
+
+/// Removes what a run keeps beside its output until the model is made (`.NAME.kept-*`, a lock `.NAME.lock` and a streamed source
+/// `.NAME.source` that nobody holds), where the model is made.
 pub(super) fn tidy_beside(model: &Path) -> std::io::Result<()> {
-    let (Some(parent), Some(name)) = (model.parent(), model.file_name()) else { return Ok(()) };
+    let Some(name) = model.file_name() else { return Ok(()) };
     if !model.join("config.json").is_file() {
         return Ok(());
     }
+    remove_unclaimed(&source_path(model))?;
     let ours = format!(".{}.kept-", name.to_string_lossy());
     let lock = format!(".{}.lock", name.to_string_lossy());
-    let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
-    for entry in fs::read_dir(parent)? {
+    for entry in fs::read_dir(parent(model))? {
         let entry = entry?;
         let found = entry.file_name().to_string_lossy().into_owned();
         if !entry.file_type()?.is_file() {
@@ -202,6 +208,11 @@ mod tests {
         tidy_beside(&at("out")).unwrap();
         assert!(!at(".out.lock").exists());
         assert!(at(".other.kept-figures.json").exists() && at("out.kept-x").exists());
+        std::fs::create_dir(at(".out.source")).unwrap();
+        std::fs::write(at(".out.source/lock"), "").unwrap();
+        std::fs::create_dir(at("..out.source.12.gone")).unwrap();
+        tidy_beside(&at("out")).unwrap();
+        assert!(!at(".out.source").exists() && !at("..out.source.12.gone").exists());
     }
 
     /// What is done by a journal with these bytes.

@@ -8,6 +8,7 @@
 //! [`Writer`] can put tensors in place in any order, from any thread, and resume after a crash.
 
 mod arrays;
+mod claimed;
 mod config;
 mod directory;
 mod files;
@@ -20,11 +21,12 @@ mod write_error;
 mod writer;
 
 pub use arrays::{Array, Arrays, Values, array_shapes, read_arrays, write_arrays};
+pub use claimed::{CLAIM, remove_claimed, remove_unclaimed, sweep_gone};
 pub use config::{Config, ConfigError, is_truthy};
 pub use directory::{Directory, DirectoryError, forget_cached};
 pub use files::{INDEX, WeightFiles, is_mlx_weights, weight_files};
 pub use hollow::{MAX_HEADER_BYTES, hollow_out, make_hollow};
-pub use journal::tidy;
+pub use journal::{source_path, tidy};
 pub use layout::{Layout, Placement, SHARD_BYTES, TensorSpec};
 pub use lock::{Lock, is_at, try_lock};
 pub use safetensors::{

@@ -16,7 +16,6 @@ use crate::observer::Observer;
 use crate::{Error, Model};
 
 const KEY: &str = "comparison.json";
-const LOCK: &str = "comparison.lock";
 const PARTS: &str = "parts.json";
 /// The part that is all of them.
 const WHOLE: &str = "comparison";
@@ -100,7 +99,7 @@ impl Store {
         if found.is_none() && holds_others(output) {
             return Err(refused(output, "it exists and holds something else"));
         }
-        let claim = Claim::within(&work, LOCK).map_err(|error| refused(output, error.to_string()))?;
+        let claim = Claim::within(&work).map_err(|error| refused(output, error.to_string()))?;
         let claim = claim.ok_or_else(|| Error::busy(output))?;
         std::fs::create_dir_all(output.join("models")).map_err(|error| refused(output, error.to_string()))?;
         let found = keyed.make(&key).map_err(|reason| refused(output, reason))?;

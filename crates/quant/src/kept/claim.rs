@@ -2,11 +2,10 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Result};
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use mlx_format::checkpoint::{Lock, is_at, try_lock};
+use mlx_format::checkpoint::{CLAIM, Lock, is_at, remove_claimed, sweep_gone, try_lock};
 
 /// How often somebody who waits looks again.
 const PAUSE: Duration = Duration::from_millis(200);
@@ -30,15 +29,16 @@ impl Claim {
         target.with_file_name(format!(".{name}.lock"))
     }
 
-    /// Claims a directory by its file `name`; the directory is made if it is not there. `None` while another process
+    /// Claims a directory by its file `lock`; the directory is made if it is not there. `None` while another process
     /// claims it.
     ///
     /// # Errors
     /// What the system says.
-    pub fn within(directory: &Path, name: &str) -> Result<Option<Self>> {
+    pub fn within(directory: &Path) -> Result<Option<Self>> {
+        sweep_gone(directory);
         loop {
             let made = std::fs::create_dir_all(directory);
-            match made.and_then(|()| Self::try_new(&directory.join(name))) {
+            match made.and_then(|()| Self::try_new(&directory.join(CLAIM))) {
                 // It was removed meanwhile, by whoever had the claim: between two looks of ours at it.
                 Err(error) if error.kind() == ErrorKind::NotFound => {}
                 Err(error) if error.kind() == ErrorKind::AlreadyExists && !is_taken(directory) => {}
@@ -85,23 +85,12 @@ impl Claim {
         }
     }
 
-    /// Removes a directory that is claimed by a file in it. The directory gets another name first, so that a process
-    /// that comes meanwhile makes a new one.
+    /// Removes a directory that is claimed by a file in it.
     ///
     /// # Errors
     /// What the system says.
     pub fn remove(self, directory: &Path) -> Result<()> {
-        let name = directory.file_name().unwrap_or_default().to_string_lossy();
-        // Nobody else has this file open under that number before the directory is gone.
-        let aside = directory.with_file_name(format!(".{name}.{}.gone", self.file.metadata()?.ino()));
-        std::fs::rename(directory, &aside)?;
-        loop {
-            match std::fs::remove_dir_all(&aside) {
-                // Somebody who was on the way in when it was renamed has put a lock there.
-                Err(error) if error.kind() == ErrorKind::DirectoryNotEmpty => {}
-                other => return other,
-            }
-        }
+        remove_claimed(directory, &self.file)
     }
 
     /// Whether other processes are kept out: not where the disk knows no locks.
@@ -181,7 +170,7 @@ mod tests {
             for _ in 0..4 {
                 scope.spawn(|| {
                     for _ in 0..200 {
-                        let Some(own) = Claim::within(&place, "lock").unwrap() else { continue };
+                        let Some(own) = Claim::within(&place).unwrap() else { continue };
                         std::fs::write(place.join("work"), "x").unwrap();
                         assert!(place.join("work").exists(), "somebody else removed it");
                         std::fs::remove_file(place.join("work")).unwrap();
@@ -202,7 +191,7 @@ mod tests {
         std::fs::write(&file, "x").unwrap();
         std::os::unix::fs::symlink(directory.path().join("nothing"), &link).unwrap();
         for path in [&file, &link, &file.join("below")] {
-            assert!(Claim::within(path, "lock").is_err(), "{}", path.display());
+            assert!(Claim::within(path).is_err(), "{}", path.display());
         }
     }
 
