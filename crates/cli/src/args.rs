@@ -19,9 +19,7 @@ pub(crate) use self::calibrated::{
 pub(crate) use self::choices::{DeviceArg, ModeArg, RecipeArg};
 pub(crate) use self::compare::{Compare, KeepArg};
 pub(crate) use self::convert::Convert;
-pub(crate) use self::hub::HubFlags;
-#[cfg(feature = "hub")]
-pub(crate) use self::hub::Upload;
+pub(crate) use self::hub::{HubFlags, Upload};
 pub(crate) use self::recommend::Recommend;
 use self::shared::{Machine, Output, Target};
 
@@ -126,7 +124,6 @@ pub(crate) enum Command {
     ///
     /// Creates the repository if it is not there, sends the files that differ, and removes weights of an earlier model in the same commit.
     /// An interrupted upload goes on when it is repeated.
-    #[cfg(feature = "hub")]
     Upload(Upload),
 
     /// Print a completion script for a shell
@@ -171,7 +168,6 @@ impl Command {
             Self::Eval(args) => &args.output,
             Self::Compare(args) => &args.shown,
             Self::Recommend(args) => &args.output,
-            #[cfg(feature = "hub")]
             Self::Upload(args) => &args.output,
             Self::Completions { .. } | Self::Man { .. } => return None,
         })

@@ -75,7 +75,6 @@ fn main() -> ExitCode {
         Command::Recommend(args) => commands::recommend::run(args, printer),
         Command::Inspect(args) => commands::inspect::run(args, printer),
         Command::Eval(args) => commands::eval::run(args, printer),
-        #[cfg(feature = "hub")]
         Command::Upload(args) => commands::upload::run(args, printer),
         Command::Completions { shell } => commands::shell::completions(*shell, printer),
         Command::Man { directory } => commands::shell::man(directory, printer),

@@ -13,6 +13,16 @@ pub(crate) const INTERRUPTED: u8 = 130;
 #[derive(Debug)]
 pub(crate) struct Refusal(pub(crate) String);
 
+#[cfg(not(feature = "hub"))]
+impl Refusal {
+    /// Something needs the hub, which this build has not; `instead` is what to do without it.
+    pub(crate) fn no_hub(what: &str, instead: &str) -> Self {
+        Self(format!(
+            "{what}, and this build does not know the hub; hint: {instead}, or build with `--features hub` (docs/hub.md)"
+        ))
+    }
+}
+
 impl std::fmt::Display for Refusal {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(&self.0)

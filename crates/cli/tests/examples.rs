@@ -147,6 +147,7 @@ fn run_all(
 }
 
 #[test]
+#[cfg_attr(not(feature = "hub"), ignore = "needs --features hub")]
 fn help() {
     let (place, mut seen) = (workplace(), BTreeSet::new());
     let commands = [
@@ -173,6 +174,7 @@ fn help() {
 }
 
 #[test]
+#[cfg_attr(not(feature = "hub"), ignore = "needs --features hub")]
 fn readme_and_docs() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let (place, mut seen) = (workplace(), BTreeSet::new());

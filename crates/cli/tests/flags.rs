@@ -76,6 +76,7 @@ fn listed(command: &str) -> BTreeSet<String> {
 }
 
 #[test]
+#[cfg_attr(not(feature = "hub"), ignore = "needs --features hub")]
 fn all_are_taken() {
     let directory = tempfile::tempdir().unwrap();
     let root = directory.path();

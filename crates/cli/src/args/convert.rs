@@ -63,7 +63,6 @@ pub(crate) struct Convert {
     pub(crate) quant_predicate: Option<RecipeArg>,
 
     /// Fetch a model on the hub shard by shard, each gone once it is converted: needs room for the output and about two shards
-    #[cfg(feature = "hub")]
     #[arg(long)]
     pub(crate) stream: bool,
 

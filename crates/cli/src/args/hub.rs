@@ -1,11 +1,9 @@
 //! Flags about the hub, and arguments of `upload`.
 
-#[cfg(feature = "hub")]
 use std::path::PathBuf;
 
 use clap::{ArgAction, Args};
 
-#[cfg(feature = "hub")]
 use super::Output;
 
 /// From the hub, and to it.
@@ -29,7 +27,6 @@ pub(crate) struct HubFlags {
     pub(crate) trust_remote_code: bool,
 }
 
-#[cfg(feature = "hub")]
 const UPLOAD_EXAMPLES: &str = "\
 Examples:
   mlx-quant upload ./Qwen3-8B-4bit --upload-repo my-org/Qwen3-8B-4bit
@@ -40,7 +37,6 @@ Examples:
       quantize and upload in one go";
 
 /// Arguments of `upload`.
-#[cfg(feature = "hub")]
 #[derive(Debug, Args)]
 #[command(after_help = UPLOAD_EXAMPLES)]
 #[expect(clippy::struct_field_names, reason = "the flag's name")]

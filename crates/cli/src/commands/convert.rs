@@ -25,6 +25,14 @@ pub(crate) fn run(args: &Convert, printer: Printer) -> Result<()> {
     if args.stream && super::stream::run(args, asked, &settings, upload.as_ref(), printer)? {
         return Ok(());
     }
+    #[cfg(not(feature = "hub"))]
+    if args.stream {
+        return Err(Refusal::no_hub(
+            "--stream fetches from the hub",
+            "leave it out, and download the model with `hf download`",
+        )
+        .into());
+    }
     let model = source::open(asked, Need::of(args.target.dry_run), printer)?;
     let model = model.allow_unread(args.target.allow_unread);
     let plan = plan(&model, settings, printer)?;

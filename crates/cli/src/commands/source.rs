@@ -166,11 +166,8 @@ pub(crate) fn directory(asked: Asked<'_>, need: Need, printer: Printer) -> Resul
     }
     #[cfg(not(feature = "hub"))]
     if !path.exists() && path.components().count() == 2 {
-        let why = format!("{} is not a directory, and this build does not know the hub", path.display());
-        return Err(Refusal(format!(
-            "{why}; hint: download it first (`hf download`) and give the directory"
-        ))
-        .into());
+        let what = format!("{} is not a directory", path.display());
+        return Err(Refusal::no_hub(&what, "download it first (`hf download`) and give the directory").into());
     }
     here(Directory::open(path).map_err(mlx_quant::Error::from)?)
 }

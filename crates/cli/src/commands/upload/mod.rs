@@ -8,4 +8,4 @@ mod none;
 #[cfg(feature = "hub")]
 pub(crate) use self::hub::{Target, run};
 #[cfg(not(feature = "hub"))]
-pub(crate) use self::none::Target;
+pub(crate) use self::none::{Target, run};

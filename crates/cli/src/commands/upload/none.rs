@@ -1,4 +1,4 @@
-//! Without the hub nothing can be uploaded.
+//! Without the hub nothing can be uploaded or streamed.
 
 use std::convert::Infallible;
 use std::path::Path;
@@ -6,9 +6,15 @@ use std::path::Path;
 use anyhow::Result;
 use mlx_quant::Model;
 
-use crate::args::HubFlags;
+use crate::args::{HubFlags, Upload};
 use crate::printer::Printer;
 use crate::refusal::Refusal;
+
+/// Refuses the command.
+pub(crate) fn run(args: &Upload, _: Printer) -> Result<()> {
+    let instead = format!("`hf upload {} {}`", args.upload_repo, args.directory.display());
+    Err(Refusal::no_hub("upload needs the hub", &instead).into())
+}
 
 /// A repository: there is none.
 pub(crate) struct Target(Infallible);
@@ -16,10 +22,10 @@ pub(crate) struct Target(Infallible);
 impl Target {
     pub(crate) fn of(flags: &HubFlags, _: bool, _: Printer) -> Result<Option<Self>> {
         if flags.upload_repo.is_some() {
-            let why = "this build does not know the hub";
-            return Err(Refusal(format!(
-                "{why}; hint: leave out --upload-repo, and upload with `hf upload`"
-            ))
+            return Err(Refusal::no_hub(
+                "--upload-repo uploads to the hub",
+                "leave it out, and upload with `hf upload`",
+            )
             .into());
         }
         Ok(None)
