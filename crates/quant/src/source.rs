@@ -6,6 +6,7 @@ use mlx_quant_model::{Tokenizer, Weights};
 use sha2::{Digest as _, Sha256};
 
 use crate::Error;
+use crate::device::Device;
 
 /// An opened model.
 #[derive(Debug)]
@@ -16,6 +17,8 @@ pub struct Model {
     pub config: Config,
     /// Whether tensors that no part of the model reads are let pass; they are refused otherwise.
     pub allow_unread: bool,
+    /// What computes with it; decides bytes.
+    pub device: Device,
 }
 
 /// Opens a model directory and validates everything in it. What a run that was killed at its very end left in a model of ours
@@ -27,7 +30,7 @@ pub fn open(directory: &Directory) -> Result<Model, Error> {
     relieve(directory);
     // The config first: without one, a directory of weights is not a model.
     let config = Config::load(directory)?;
-    Ok(Model { checkpoint: Checkpoint::open(directory.clone())?, config, allow_unread: false })
+    Ok(Model::new(Checkpoint::open(directory.clone())?, config))
 }
 
 /// A model is read all the same where nothing can be removed.
@@ -47,7 +50,7 @@ pub fn open_files(directory: &Directory) -> Result<Model, Error> {
     relieve(directory);
     let config = Config::load(directory)?;
     let (checkpoint, _) = Checkpoint::open_files(directory.clone())?;
-    Ok(Model { checkpoint, config, allow_unread: false })
+    Ok(Model::new(checkpoint, config))
 }
 
 /// A model of which only config.json is here: names and shapes as the config describes them, no weights. For
@@ -68,7 +71,7 @@ pub fn open_config(directory: &Directory) -> Result<Model, Error> {
     };
     let headers = headers.into_iter().map(|(name, shape)| (name, dtype, shape));
     let checkpoint = Checkpoint::of_headers(directory.clone(), headers);
-    Ok(Model { checkpoint, config, allow_unread: false })
+    Ok(Model::new(checkpoint, config))
 }
 
 /// The built-in demo model: llama, 7.9 million weights, bfloat16.
@@ -78,6 +81,17 @@ pub fn demo() -> Directory {
 }
 
 impl Model {
+    fn new(checkpoint: Checkpoint, config: Config) -> Self {
+        Self { checkpoint, config, allow_unread: false, device: mlx_quant_engine::cpu() }
+    }
+
+    /// Computed on another device than the processor.
+    #[must_use]
+    pub fn on(mut self, device: &Device) -> Self {
+        self.device = device.clone();
+        self
+    }
+
     /// Its id on the hub where it lies in a hub cache (`models--ORG--NAME/snapshots/COMMIT`), with the commit.
     pub fn hub_id(&self) -> Option<(String, String)> {
         let Directory::Path(path) = self.checkpoint.directory() else { return None };

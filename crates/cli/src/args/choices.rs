@@ -75,6 +75,6 @@ impl DeviceArg {
             Self::Cpu => DeviceChoice::Cpu,
             Self::Gpu => DeviceChoice::Gpu,
         };
-        Ok(Device::choose(choice)?)
+        Ok(choice.device()?)
     }
 }

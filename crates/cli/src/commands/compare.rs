@@ -9,7 +9,7 @@ use mlx_quant::compare::{Keep, budget, foresee};
 use mlx_quant::dwq::DwqSettings;
 use mlx_quant::forecast::Forecast;
 use mlx_quant::methods::MethodSettings;
-use mlx_quant::recipes::{Device, Room, Shares, Text, VALIDATION_WINDOWS, choose_low_memory};
+use mlx_quant::recipes::{Room, Shares, Text, VALIDATION_WINDOWS, choose_low_memory};
 use mlx_quant::{DataSource, Model, Pick};
 use mlx_quant_report as report;
 use serde_json::json;
@@ -30,8 +30,9 @@ pub(crate) fn run(args: &Compare, printer: Printer) -> Result<()> {
     let device = args.machine.device.choose()?;
     let asked = asked(args);
     source::check(&[asked], &[args.data.as_deref(), args.eval_data.as_deref()])?;
-    let model = source::open(asked, Need::of(args.dry_run), printer)?.allow_unread(args.allow_unread);
-    let settings = settings(args, &model, contestants, device, printer)?;
+    let model = source::open(asked, Need::of(args.dry_run), printer)?;
+    let model = model.allow_unread(args.allow_unread).on(&device);
+    let settings = settings(args, &model, contestants, printer)?;
     let (settings, needs) = fitted(&model, settings, printer)?;
     let commands = commands(args, &model, &settings)?;
     if args.dry_run {
@@ -152,7 +153,6 @@ fn settings(
     args: &Compare,
     model: &Model,
     contestants: Vec<Contestant>,
-    device: Device,
     printer: Printer,
 ) -> Result<CompareSettings> {
     // With a training whoever takes part, so that all see the same windows and others can join later.
@@ -182,7 +182,6 @@ fn settings(
         },
         seed: args.machine.seed,
         threads: args.machine.threads.map_or(0, |threads| threads as usize),
-        device,
         low_memory: args.machine.low_memory,
         shared_statistics: args.share_statistics,
         keep: match args.keep {

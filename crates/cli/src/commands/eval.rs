@@ -21,14 +21,15 @@ use crate::screen::Screen;
 
 /// Runs the command.
 pub(crate) fn run(args: &Eval, printer: Printer) -> Result<()> {
-    args.device.choose()?;
+    let device = args.device.choose()?;
     let report = args.report.as_deref().map(Report::create).transpose()?;
     let need = Need::of(args.dry_run);
     let asked = Asked::new(args.model.as_deref(), args.revision.as_deref());
     let reference = args.reference.as_deref().map(|path| Asked::new(Some(path), None));
     source::check(&[asked, reference.unwrap_or(asked)], &[args.data.as_deref()])?;
-    let open =
-        |asked| Ok::<_, anyhow::Error>(source::open(asked, need, printer)?.allow_unread(args.allow_unread));
+    let open = |asked| -> Result<_> {
+        Ok(source::open(asked, need, printer)?.allow_unread(args.allow_unread).on(&device))
+    };
     let model = open(asked)?;
     let reference = reference.map(open).transpose()?;
     let reference = reference.as_deref();

@@ -8,6 +8,7 @@ use anyhow::Result;
 use mlx_format::Scheme;
 use mlx_format::checkpoint::Directory;
 use mlx_quant::plan::Overrides;
+use mlx_quant::recipes::Device;
 use mlx_quant::{DataSource, Model};
 
 #[cfg(feature = "hub")]
@@ -123,6 +124,13 @@ impl Deref for Opened {
 }
 
 impl Opened {
+    /// Computed on a device.
+    #[must_use]
+    pub(crate) fn on(mut self, device: &Device) -> Self {
+        self.model.device = device.clone();
+        self
+    }
+
     /// With tensors that no part of the model reads let pass, or not.
     #[must_use]
     pub(crate) fn allow_unread(mut self, allow: bool) -> Self {

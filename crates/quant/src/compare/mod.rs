@@ -260,7 +260,7 @@ impl Run<'_> {
             low_memory: how.low_memory,
             cache: how.reference_cache.clone(),
         };
-        let written = crate::open(&Directory::open(path)?)?;
+        let written = crate::open(&Directory::open(path)?)?.on(&self.model.device);
         evaluate(&written, Some(self.model), &self.settings.held_out, &quality, self.observer)
     }
 

@@ -4,7 +4,6 @@ use serde::{Deserialize, Serialize};
 
 use super::Contestant;
 use crate::data::Windows;
-use crate::device::Device;
 use crate::dwq::DwqSettings;
 use crate::methods::MethodSettings;
 use crate::session::QuantizeSettings;
@@ -41,8 +40,6 @@ pub struct CompareSettings {
     pub seed: u64,
     /// Threads, 0 for one per core; no result depends on it.
     pub threads: usize,
-    /// What computes; decides bytes.
-    pub device: Device,
     /// As [`QuantizeSettings::low_memory`].
     pub low_memory: bool,
     /// All methods take one set of Gram matrices, of the full-precision model: less time, and sites do not see what was quantized
@@ -58,7 +55,6 @@ impl CompareSettings {
         QuantizeSettings {
             method: self.method.clone(),
             threads: self.threads,
-            device: self.device,
             low_memory: self.low_memory,
             dwq: self.dwq.clone(),
             lessons: contestant.recipe.trains().then(|| self.lessons.clone()),

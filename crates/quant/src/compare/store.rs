@@ -10,6 +10,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::{CompareSettings, Contestant, Entry};
 use crate::data::hexadecimal;
+use crate::device::identity;
 use crate::dynamic::{Sensitivities, known_sensitivities};
 use crate::kept::{self, Claim, Keyed};
 use crate::observer::Observer;
@@ -90,7 +91,7 @@ impl Store {
         let work = output.join("work");
         let key = Key {
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            kernels: settings.device.identity(),
+            kernels: identity(&model.device),
             model: model.hash()?,
             settings: hash(settings),
         };

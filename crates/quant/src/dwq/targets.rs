@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use crate::data::{Windows, hexadecimal};
-use crate::device::Device;
+use crate::device::identity;
 use crate::kept::{self, Keyed};
 use crate::observer::{Event, Observer, Quiet};
 use crate::walks::Walk;
@@ -43,7 +43,7 @@ struct Key {
     sequence_length: usize,
     temperature: f64,
     kept: usize,
-    /// [`Device::identity`].
+    /// [`identity`].
     engine: String,
 }
 
@@ -366,7 +366,7 @@ fn key(teacher: Option<&Model>, student: &Walk<'_>, lessons: &Lessons<'_>) -> Re
         sequence_length: lessons.training.sequence_length,
         temperature: lessons.temperature,
         kept: KEPT.min(student.decoder.vocabulary),
-        engine: Device::default().identity(),
+        engine: identity(&student.device),
     })
 }
 

@@ -9,7 +9,7 @@ use fs_err as fs;
 use super::observe::observed_paths;
 use super::{Cost, Key, Layer, Seen, Sensitivities, candidates};
 use crate::data::Windows;
-use crate::device::Device;
+use crate::device::identity;
 use crate::kept::{self, Claim};
 use crate::observer::{Event, Observer};
 use crate::walks::Walk;
@@ -25,7 +25,7 @@ pub(super) fn key(model: &Model, windows: &Windows, seed: u64) -> Result<Key, Er
         windows: windows.tokens_hash(),
         sequence_length: windows.sequence_length,
         seed,
-        engine: Device::default().identity(),
+        engine: identity(&model.device),
     })
 }
 

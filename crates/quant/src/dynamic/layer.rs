@@ -62,7 +62,7 @@ pub struct Key {
     pub sequence_length: usize,
     /// Of the labels that were drawn.
     pub seed: u64,
-    /// [`Device::identity`](crate::device::Device::identity) of what measured.
+    /// [`identity`](crate::device::identity) of what measured.
     #[serde(default)]
     pub engine: String,
 }

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use crate::data::{Windows, hexadecimal};
-use crate::device::Device;
+use crate::device::{Device, identity};
 use crate::{Error, Model, kept};
 
 /// Raised when the arithmetic of the forward pass changes.
@@ -35,6 +35,7 @@ pub(super) struct Cache {
     key: String,
     windows: usize,
     tokens: usize,
+    device: Device,
 }
 
 impl Cache {
@@ -50,7 +51,7 @@ impl Cache {
         let mut hash = Sha256::new();
         hash.update(reference.hash()?);
         hash.update(&windows.data_hash);
-        hash.update(Device::default().identity());
+        hash.update(identity(&reference.device));
         for window in &windows.picked {
             for number in [window.source, window.index, window.tokens.len()] {
                 hash.update((number as u64).to_le_bytes());
@@ -62,6 +63,7 @@ impl Cache {
             key,
             windows: windows.picked.len(),
             tokens: windows.sequence_length,
+            device: reference.device.clone(),
         })
     }
 
@@ -72,7 +74,7 @@ impl Cache {
         if hash(&all) != sha256 {
             return Ok(None);
         }
-        let tensor = |window| Tensor::from_vec(window, (self.tokens, hidden), &mlx_quant_engine::cpu());
+        let tensor = |window| Tensor::from_vec(window, (self.tokens, hidden), &self.device);
         let windows = all.into_iter().map(tensor).collect::<mlx_quant_engine::Result<_>>();
         Ok(Some(windows.map_err(WeightsError::from)?))
     }

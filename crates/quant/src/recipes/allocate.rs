@@ -7,7 +7,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::search::{Search, TRIES, Tried, Tries};
 use crate::data::{Windows, hexadecimal};
-use crate::device::Device;
+use crate::device::identity;
 use crate::dynamic::{
     DynamicPlan, DynamicSettings, Sensitivities, SensitivitySettings, Target, sensitivities,
 };
@@ -37,7 +37,7 @@ fn beside(target: &Path, model: &Model, windows: &Windows, seed: u64) -> Result<
     let mut hash = Sha256::new();
     hash.update(model.hash()?);
     hash.update(windows.tokens_hash());
-    hash.update(format!("{} {seed} {}", windows.sequence_length, Device::default().identity()));
+    hash.update(format!("{} {seed} {}", windows.sequence_length, identity(&model.device)));
     let hash = hexadecimal(&hash.finalize()[..8]);
     let name = target.file_name().unwrap_or_default().to_string_lossy();
     Ok(target.with_file_name(format!(".{name}.kept-sensitivities-{hash}.json")))

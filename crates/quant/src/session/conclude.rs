@@ -25,7 +25,8 @@ pub(super) fn conclude(
     observer.event(Event::Finishing);
     made.peak_memory = observer.peak_memory();
     if let (Some(held_out), Some(source)) = (&settings.evaluate, source) {
-        let written = crate::open(&mlx_format::checkpoint::Directory::open(writer.partial())?)?;
+        let written =
+            crate::open(&mlx_format::checkpoint::Directory::open(writer.partial())?)?.on(&source.device);
         let threads = threads_or_all(settings.threads);
         let (low_memory, cache) = (settings.low_memory, settings.reference_cache.clone());
         let quality = EvaluationSettings { threads, low_memory, cache };

@@ -9,6 +9,7 @@ use super::{QuantizeSettings, Quantized, conclude, run_line};
 use crate::carry::Carrier;
 use crate::convert::{open_writer, write_companions};
 use crate::data::{Shares, TrainingShares, VALIDATION_WINDOWS, Windows};
+use crate::device::Device;
 use crate::dwq::{Distillation, Distilled};
 use crate::observer::Observer;
 use crate::plan::Plan;
@@ -50,7 +51,7 @@ pub fn distill(
     writer.record(items.map(|item| plan.items[item].first_output))?;
     write_companions(&writer, student, plan, companions)?;
     // What goes wrong from here on leaves the work resumable.
-    let distilled = train(teacher, &writer, windows, settings, &pool, observer)?;
+    let distilled = train(teacher, &student.device, &writer, windows, settings, &pool, observer)?;
     let made = Quantized {
         distilled: Some(distilled),
         quantize_seconds: start.elapsed().as_secs_f64(),
@@ -88,13 +89,14 @@ pub(super) fn lessons(windows: &Windows, settings: &QuantizeSettings) -> Result<
 /// Trains what stands in the writer's directory.
 pub(super) fn train(
     teacher: Option<&Model>,
+    device: &Device,
     writer: &Writer,
     windows: &Windows,
     settings: &QuantizeSettings,
     pool: &rayon::ThreadPool,
     observer: &dyn Observer,
 ) -> Result<Distilled, Error> {
-    let student = crate::open(&mlx_format::checkpoint::Directory::open(writer.partial())?)?;
+    let student = crate::open(&mlx_format::checkpoint::Directory::open(writer.partial())?)?.on(device);
     let (training, held_out) = &lessons(windows, settings)?;
     let distillation = Distillation { settings: &settings.dwq, training, held_out, pool, observer };
     let trained = distillation.run(teacher, &student, writer)?;

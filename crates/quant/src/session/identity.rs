@@ -7,6 +7,7 @@ use sha2::{Digest as _, Sha256};
 use super::QuantizeSettings;
 use crate::convert::fingerprint;
 use crate::data::{Windows, hexadecimal};
+use crate::device::identity;
 use crate::dwq::DwqSettings;
 use crate::plan::Plan;
 use crate::{Error, Model};
@@ -19,7 +20,7 @@ pub(super) fn run_line(
     settings: &QuantizeSettings,
 ) -> Result<String, Error> {
     let mut line = fingerprint(model, plan)?;
-    let device = settings.device.identity();
+    let device = identity(&model.device);
     let all = format!("{} {:?} {} {device}", settings.recipe, settings.method, settings.statistics.is_some());
     let _ = write!(line, " {} ", all.replace('\n', " "));
     let mut hash = Sha256::new();

@@ -125,7 +125,8 @@ fn quantize_with(
     };
     write_companions(&writer, model, plan, companions)?;
     if settings.recipe.trains() {
-        made.distilled = Some(train(Some(model), &writer, windows, settings, &pool, observer)?);
+        made.distilled =
+            Some(train(Some(model), &model.device, &writer, windows, settings, &pool, observer)?);
     }
     made.quantize_seconds = start.elapsed().as_secs_f64();
     conclude(Some(model), plan, windows, settings, (made, start), writer, observer)

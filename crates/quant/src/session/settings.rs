@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use crate::data::Windows;
-use crate::device::Device;
 use crate::dwq::DwqSettings;
 use crate::methods::{MethodSettings, Recipe};
 
@@ -17,8 +16,6 @@ pub struct QuantizeSettings {
     pub method: MethodSettings,
     /// Threads, 0 for one per core; nothing depends on it.
     pub threads: usize,
-    /// What computes; decides bytes.
-    pub device: Device,
     /// Activations wait in files, and windows pass a block a few at a time.
     pub low_memory: bool,
     /// Directory in which the Gram matrices of the full-precision model are kept, or from which they are taken. Sites then
@@ -44,7 +41,6 @@ impl QuantizeSettings {
             recipe,
             method: MethodSettings::default(),
             threads: 0,
-            device: Device::default(),
             low_memory: false,
             statistics: None,
             columns: BTreeMap::new(),

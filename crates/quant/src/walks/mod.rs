@@ -74,7 +74,7 @@ impl<'m> Walk<'m> {
         Ok(Self {
             weights,
             decoder,
-            device: mlx_quant_engine::cpu(),
+            device: model.device.clone(),
             residency: Residency::Streaming,
             blocks,
             tables: Mutex::default(),

@@ -17,17 +17,20 @@ use crate::printer::Printer;
 use crate::screen::Screen;
 
 /// Trains `student`, an MLX quantized model.
-pub(super) fn run(request: &Request<'_>, student: &Path, device: Device, printer: Printer) -> Result<()> {
+pub(super) fn run(request: &Request<'_>, student: &Path, device: &Device, printer: Printer) -> Result<()> {
     let args = request.common;
     let need = Need::of(args.target.dry_run);
     let upload = Target::of(&args.hub, args.target.dry_run, printer)?;
     let student = source::open(Asked::new(Some(student), None), need, printer)?;
-    let student = student.allow_unread(args.target.allow_unread);
+    let student = student.allow_unread(args.target.allow_unread).on(device);
     // With targets at hand the original is needed only where it is named.
     let known = request.dwq.is_some_and(|dwq| dwq.target_dir.is_some());
     let teacher = match &args.target.model {
         None if known => None,
-        _ => Some(source::open(request.asked(), need, printer)?.allow_unread(args.target.allow_unread)),
+        _ => {
+            let teacher = source::open(request.asked(), need, printer)?;
+            Some(teacher.allow_unread(args.target.allow_unread).on(device))
+        }
     };
     let as_it_is = Settings {
         keep_dtypes: true,
@@ -37,7 +40,7 @@ pub(super) fn run(request: &Request<'_>, student: &Path, device: Device, printer
     };
     let plan = Plan::new(&student.checkpoint, &student.config, as_it_is);
     let plan = plan.map_err(mlx_quant::Error::from)?;
-    let (windows, settings) = prepare(request, &student, device, printer)?;
+    let (windows, settings) = prepare(request, &student, printer)?;
     let machine = machine::known(settings.threads)?;
     let needs = forecast(&student, &plan, &windows, &settings, true, &machine, Room::now().resident)?;
     if args.target.dry_run {

@@ -14,7 +14,7 @@ use mlx_format::checkpoint::Writer;
 use mlx_quant::dynamic::{DynamicPlan, DynamicSettings, SensitivitySettings};
 use mlx_quant::forecast::Forecast;
 use mlx_quant::methods::Method;
-use mlx_quant::recipes::{Allocator, Device, Search, check_place, table_schemes};
+use mlx_quant::recipes::{Allocator, Search, check_place, table_schemes};
 use mlx_quant::session::Quantized;
 use mlx_quant::{Error, Model, Plan, QuantizeSettings, Settings, Windows};
 
@@ -43,11 +43,11 @@ pub(crate) fn run(request: &Request<'_>, printer: Printer) -> Result<()> {
     }
     source::check(&[request.asked()], &[args.data.as_deref()])?;
     if let Some(student) = request.alone.and_then(|dwq| dwq.quantized_model.as_deref()) {
-        return distill::run(request, student, device, printer);
+        return distill::run(request, student, &device, printer);
     }
     let upload = Target::of(&args.hub, args.target.dry_run || targets_only, printer)?;
     let model = source::open(request.asked(), Need::of(args.target.dry_run), printer)?;
-    let model = model.allow_unread(args.target.allow_unread);
+    let model = model.allow_unread(args.target.allow_unread).on(&device);
     let calibrated = request.recipe.needs_calibration();
     let schemes = if tables == base { BTreeMap::new() } else { table_schemes(&model, tables)? };
     let settings = Settings {
@@ -64,7 +64,7 @@ pub(crate) fn run(request: &Request<'_>, printer: Printer) -> Result<()> {
     let threads = args.machine.threads.map_or(0, |threads| threads as usize);
     let target = &args.target.mlx_path;
     if calibrated {
-        carry_out(request, &model, plan, dynamic, device, printer)?;
+        carry_out(request, &model, plan, dynamic, printer)?;
     } else {
         super::carry::carry_out(&model, &plan, target, args.target.dry_run, threads, printer)?;
     }
@@ -77,7 +77,6 @@ fn carry_out(
     model: &Model,
     plan: Plan,
     dynamic: Option<DynamicSettings>,
-    device: Device,
     printer: Printer,
 ) -> Result<()> {
     let target = &request.common.target.mlx_path;
@@ -87,7 +86,7 @@ fn carry_out(
     let range = range.transpose()?;
     let measured = file.is_some_and(Path::exists);
     let mode = Mode::of(request, dynamic, measured);
-    let (windows, settings) = prepare(request, model, device, printer)?;
+    let (windows, settings) = prepare(request, model, printer)?;
     if let Mode::Targets = mode {
         return distill::targets(request, model, &settings, printer);
     }

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use mlx_quant::forecast::{Forecast, forecast};
-use mlx_quant::recipes::{Device, Room, Text, choose_low_memory};
+use mlx_quant::recipes::{Room, Text, choose_low_memory};
 use mlx_quant::{DataSource, Model, Pick, Plan, QuantizeSettings, Windows};
 
 use super::request::Request;
@@ -14,7 +14,6 @@ use crate::printer::Printer;
 pub(super) fn prepare(
     request: &Request<'_>,
     model: &Model,
-    device: Device,
     printer: Printer,
 ) -> Result<(Windows, QuantizeSettings)> {
     let args = request.common;
@@ -24,7 +23,6 @@ pub(super) fn prepare(
     let settings = QuantizeSettings {
         method: request.method(),
         threads: args.machine.threads.map_or(0, |threads| threads as usize),
-        device,
         low_memory: args.machine.low_memory,
         statistics: args.statistics.clone(),
         dwq: request.training(),

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Visitor;
 use crate::data::Windows;
-use crate::device::Device;
+use crate::device::{Device, identity};
 use crate::kept::{self, Keyed};
 use crate::methods::Gram;
 use crate::{Error, Model};
@@ -31,7 +31,7 @@ struct Key {
     /// SHA-256 of the windows' tokens.
     windows: String,
     sequence_length: usize,
-    /// [`Device::identity`].
+    /// [`identity`].
     engine: String,
 }
 
@@ -39,7 +39,7 @@ struct Key {
 #[derive(Debug)]
 pub(crate) struct Statistics {
     directory: PathBuf,
-    device: mlx_quant_engine::Device,
+    device: Device,
 }
 
 impl Statistics {
@@ -51,7 +51,7 @@ impl Statistics {
             model: model.hash()?,
             windows: windows.tokens_hash(),
             sequence_length: windows.sequence_length,
-            engine: Device::default().identity(),
+            engine: identity(&model.device),
         };
         let keyed = Keyed { directory, file: KEY, version: VERSION.into() };
         let found = keyed.read().and_then(|found| found.map_or_else(|| keyed.make(&key), Ok));
@@ -66,7 +66,7 @@ impl Statistics {
             };
             return Err(refused(directory, format!("the statistics in it are of {what}")));
         }
-        Ok(Self { directory: directory.to_owned(), device: Device::default().engine() })
+        Ok(Self { directory: directory.to_owned(), device: model.device.clone() })
     }
 
     fn path(&self, block: usize, site: usize) -> PathBuf {
