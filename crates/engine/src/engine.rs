@@ -26,6 +26,12 @@ pub trait Engine: std::fmt::Debug + Send + Sync + 'static {
     /// cards.
     fn name(&self) -> String;
 
+    /// How many windows a walk hands over as one tensor, a divisor of 16: sums over windows are made in chunks of 16, which
+    /// hold whole batches. The processor takes one at a time, each on a thread of its own.
+    fn batch(&self) -> usize {
+        1
+    }
+
     /// Brings numbers to where the engine computes.
     ///
     /// # Errors

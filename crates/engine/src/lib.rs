@@ -49,7 +49,7 @@ pub use tensor::Tensor;
 
 /// The CPU engine.
 pub fn cpu() -> Device {
-    Device::new(Cpu)
+    Device::new(Cpu::default())
 }
 
 /// The reference: the engine that tests compare the others with.

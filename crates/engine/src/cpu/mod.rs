@@ -31,11 +31,31 @@ use crate::shape::View;
 
 /// The CPU engine.
 #[derive(Clone, Copy, Debug)]
-pub struct Cpu;
+pub struct Cpu {
+    batch: usize,
+}
+
+impl Default for Cpu {
+    fn default() -> Self {
+        Self::in_batches(1)
+    }
+}
+
+impl Cpu {
+    /// Asks for so many windows as one tensor ([`Engine::batch`]), as an engine on a card does: for tests of that.
+    pub const fn in_batches(batch: usize) -> Self {
+        Self { batch }
+    }
+}
 
 impl Engine for Cpu {
     fn name(&self) -> String {
-        format!("cpu {}", mlx_format::simd_name())
+        let batches = if self.batch == 1 { String::new() } else { format!(" in batches of {}", self.batch) };
+        format!("cpu {}{batches}", mlx_format::simd_name())
+    }
+
+    fn batch(&self) -> usize {
+        self.batch
     }
 
     fn upload(&self, values: Vec<f32>) -> Result<Buffer> {

@@ -35,7 +35,8 @@ use crate::data::{Windows, permutation};
 use crate::observer::{Event, Observer};
 use crate::walks::Walk;
 use crate::walks::{
-    Divergence, HeadPass, Passing, Start, Trail, Visit, backward, divergence, finish, forward_walk, sum_of,
+    Divergence, HeadPass, Passed, Passing, Start, Trail, Visit, backward, divergence, finish, forward_walk,
+    sum_of,
 };
 use crate::{Error, Model};
 
@@ -98,13 +99,13 @@ struct Blocks<'b, 'm> {
 
 impl Visit for Blocks<'_, '_> {
     type Block = (Parameters, Variables);
-    type Window = ();
+    type Batch = ();
 
     fn block(&mut self, index: usize) -> Result<Self::Block, Error> {
         self.student.trained_block(index)
     }
 
-    fn window(&self, _: usize, block: &Self::Block) -> mlx_quant_engine::Result<(Parameters, ())> {
+    fn batch(&self, _: usize, block: &Self::Block) -> mlx_quant_engine::Result<(Parameters, ())> {
         Ok((block.0.clone(), ()))
     }
 
@@ -112,12 +113,16 @@ impl Visit for Blocks<'_, '_> {
         &mut self,
         _: usize,
         (_, variables): Self::Block,
-        windows: Vec<((), mlx_quant_engine::Gradients)>,
+        batches: Vec<Passed<()>>,
     ) -> Result<(), Error> {
         for (at, expert, variables) in variables {
             let grid = &self.student.grids[at];
             // Experts are passed by some tokens only; everything else must have its gradient.
-            let sums = sum_of(&variables, windows.iter().map(|window| &window.1), grid.experts > 1)?;
+            let sums = sum_of(
+                &variables,
+                batches.iter().map(|batch| (batch.first, &batch.gradients)),
+                grid.experts > 1,
+            )?;
             let first = expert * grid.rows * grid.groups();
             for (to, sum) in self.slopes[at].iter_mut().zip(sums) {
                 to[first..first + sum.len()].copy_from_slice(&sum);

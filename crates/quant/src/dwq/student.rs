@@ -177,7 +177,7 @@ impl<'m> Student<'m> {
         Ok(())
     }
 
-    /// Adds what the gradient of the embedding's output (`[1, tokens, hidden]`) means for its grid.
+    /// Adds what the gradient of the embedding's output (`[tokens, hidden]`) means for its grid.
     pub(super) fn add_embedding(
         &self,
         tokens: &[u32],

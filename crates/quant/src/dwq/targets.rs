@@ -207,7 +207,7 @@ impl<'t> Targets<'t> {
         // Of the likeliest, thousands a token are looked at together.
         let most = if matches!(self, Self::Directory(_)) { 8 } else { 256 };
         let most = teacher.wave(lessons.training.sequence_length).min(most);
-        let mut wave = Wave::new(pool.current_num_threads(), most);
+        let mut wave = Wave::new(pool.current_num_threads(), most, teacher.batch());
         let mut done = 0;
         for part in [Part::Training, Part::HeldOut] {
             let all: Vec<_> = missing.iter().filter(|one| one.0 == part).collect();

@@ -22,7 +22,9 @@ use crate::data::Windows;
 use crate::observer::{Event, Observer};
 use crate::reduce::{InOrder, Sum};
 use crate::walks::Walk;
-use crate::walks::{HeadPass, Sampled, Start, Trail, Visit, Wave, backward, finish, forward_walk, sampled};
+use crate::walks::{
+    HeadPass, Passed, Sampled, Start, Trail, Visit, Wave, backward, finish, forward_walk, sampled,
+};
 
 /// What windows may leave in front of blocks in memory, bytes.
 pub(super) const TRAIL_BYTES: usize = 512 << 20;
@@ -141,7 +143,7 @@ impl Measurement<'_> {
         let (mut done, mut sums) = resumed.unwrap_or_default();
         let threads = self.pool.current_num_threads();
         let most = wave(walk, windows.sequence_length, threads, self.low_memory);
-        let mut wave = Wave::new(threads, most);
+        let mut wave = Wave::new(threads, most, walk.batch());
         let mut saved = Instant::now();
         while done < windows.picked.len() {
             let end = windows.picked.len().min(done + wave.windows());
@@ -290,7 +292,7 @@ struct Observing<'o, 'm> {
 
 impl Visit for Observing<'_, '_> {
     type Block = Arc<Parameters>;
-    type Window = Notebooks;
+    type Batch = Notebooks;
 
     fn block(&mut self, index: usize) -> Result<Self::Block, Error> {
         let Measurement { walk, observer, .. } = self.measurement;
@@ -298,23 +300,18 @@ impl Visit for Observing<'_, '_> {
         walk.block(index)
     }
 
-    fn window(&self, index: usize, block: &Self::Block) -> mlx_quant_engine::Result<(Parameters, Notebooks)> {
+    fn batch(&self, index: usize, block: &Self::Block) -> mlx_quant_engine::Result<(Parameters, Notebooks)> {
         observed(block, &self.measurement.walk.decoder.blocks[index])
     }
 
-    fn passed(
-        &mut self,
-        _: usize,
-        _: Self::Block,
-        windows: Vec<(Notebooks, mlx_quant_engine::Gradients)>,
-    ) -> Result<(), Error> {
-        for (at, (notebooks, _)) in windows.into_iter().enumerate() {
-            for (path, notebooks) in notebooks {
+    fn passed(&mut self, _: usize, _: Self::Block, batches: Vec<Passed<Notebooks>>) -> Result<(), Error> {
+        for Passed { first, noted, .. } in batches {
+            for (path, notebooks) in noted {
                 let seen = |notebook: &Notebook| {
                     std::mem::take(&mut *notebook.lock().unwrap_or_else(PoisonError::into_inner))
                 };
                 let seen = Experts(notebooks.iter().map(seen).collect());
-                self.sums.entry(path).or_default().add(self.first + at, seen);
+                self.sums.entry(path).or_default().add(self.first + first, seen);
             }
         }
         self.done += self.count;

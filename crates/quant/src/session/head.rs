@@ -104,17 +104,22 @@ impl Session<'_> {
             Some(path) => self.walk.weights.module(path, &self.walk.device)?,
             None => Parameters::default(),
         };
-        let hidden = |window| -> Result<Tensor, Error> {
-            Ok(forward.finish(&last, &states.get(window)?).map_err(WeightsError::from)?)
+        let hidden = |batch: usize| -> Result<_, Error> {
+            let hidden = forward.finish(&last, &states.get(batch)?).map_err(WeightsError::from)?;
+            Ok((batch * self.walk.batch(), hidden))
         };
         self.gram(size, (0..states.len()).map(hidden))
     }
 
-    /// Of hidden states, one tensor a window.
-    fn gram(&self, size: usize, hidden: impl Iterator<Item = Result<Tensor, Error>>) -> Result<Gram, Error> {
+    /// Of hidden states of batches of windows, each with its first window.
+    fn gram(
+        &self,
+        size: usize,
+        hidden: impl Iterator<Item = Result<(usize, Tensor), Error>>,
+    ) -> Result<Gram, Error> {
         let mut sum = InOrder::default();
-        for (window, hidden) in hidden.enumerate() {
-            let hidden = hidden?;
+        for batch in hidden {
+            let (window, hidden) = batch?;
             self.pool.install(|| walks::calibrate::add_gram(&mut sum, window, &hidden))?;
         }
         let sum = self.pool.install(|| sum.finish()).transpose().map_err(WeightsError::from)?;
@@ -153,7 +158,7 @@ impl Session<'_> {
         let few: Vec<&[u32]> =
             windows.picked.iter().take(PILOT).map(|window| window.tokens.as_slice()).collect();
         let hidden = self.walk.hidden(&few, self.pool, &Quiet(self.observer), &mut 0)?;
-        self.gram(self.walk.decoder.hidden_size, hidden.into_iter().map(Ok))
+        self.gram(self.walk.decoder.hidden_size, hidden.into_iter().enumerate().map(Ok))
     }
 
     /// Rounds a head, a tile of its rows at a time.

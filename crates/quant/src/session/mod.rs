@@ -185,9 +185,9 @@ impl Session<'_> {
             let sites = block.sites();
             let (rounded, others) = block::round_others(&self, block, &sites, &parameters)?;
             let mut work = BlockWork::new(&self, &forward, index, &sites, &rounded, others);
-            let pool = self.pool;
+            let (pool, batch) = (self.pool, self.walk.batch());
             let passage =
-                Passage { forward: &forward, index, sites: &sites, parameters: &rounded, wave, pool };
+                Passage { forward: &forward, index, sites: &sites, parameters: &rounded, wave, batch, pool };
             match statistics {
                 None => passage.take(&mut states, &mut work)?,
                 Some(statistics) => {
@@ -218,7 +218,7 @@ impl Session<'_> {
         }
         observer.event(Event::Progress { done: blocks as u64 + 1 });
         if let Some(left) = self.hooks.left {
-            left((0..states.len()).map(|window| states.get(window)).collect::<Result<_, _>>()?);
+            left((0..states.len()).map(|batch| states.get(batch)).collect::<Result<_, _>>()?);
         }
         Ok(made)
     }
@@ -249,7 +249,7 @@ impl Session<'_> {
             if known {
                 return Ok(States::still(files, finished, &self.walk.device));
             }
-            let count = windows.picked.len();
+            let count = windows.picked.len().div_ceil(self.walk.batch());
             if let Some(states) =
                 States::resume(count, files.clone(), spill, finished, &self.walk.device, self.observer)
             {
@@ -277,8 +277,10 @@ impl Session<'_> {
         }
         let (decoder, device) = (&self.walk.decoder, &self.walk.device);
         let forward = Forward::new(decoder, windows.sequence_length, device).map_err(WeightsError::from)?;
-        let states = States::new(windows.picked.len(), files, spill, &self.walk.device, |window| {
-            Ok(forward.embed(&self.walk.weights, &[&windows.picked[window].tokens])?)
+        let all: Vec<&[u32]> = windows.picked.iter().map(|window| &*window.tokens).collect();
+        let batches: Vec<&[&[u32]]> = all.chunks(self.walk.batch()).collect();
+        let states = States::new(batches.len(), files, spill, &self.walk.device, |batch| {
+            Ok(forward.embed(&self.walk.weights, batches[batch])?)
         });
         self.walk.weights.restore_rows();
         self.walk.weights.release();

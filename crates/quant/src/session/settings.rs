@@ -52,7 +52,7 @@ impl QuantizeSettings {
     }
 }
 
-/// Windows within a block at a time.
+/// Batches of windows within a block at a time.
 pub(super) fn wave(settings: &QuantizeSettings, threads: usize, windows: &Windows) -> usize {
     if settings.low_memory { threads } else { windows.picked.len() }
 }

@@ -10,11 +10,11 @@ use mlx_quant_engine::{Error as EngineError, Gradients, Result as EngineResult, 
 use mlx_quant_model::{Forward, Parameters, State, Weights, WeightsError};
 use rayon::prelude::*;
 
-use super::forward::Trail;
+use super::forward::{Trail, windows_of};
 use crate::Error;
 use crate::observer::Observer;
 
-/// Gradients with respect to a window's state in front of a block, by the names of [`State::tensors`]. A tensor on
+/// Gradients with respect to a batch's state in front of a block, by the names of [`State::tensors`]. A tensor on
 /// which the result does not depend has none.
 pub(crate) type StateGradients = BTreeMap<String, Tensor>;
 
@@ -22,23 +22,31 @@ pub(crate) type StateGradients = BTreeMap<String, Tensor>;
 pub(crate) trait Visit {
     /// A block's weights, and what is asked of them.
     type Block: Send + Sync;
-    /// What one window notes in a block besides its gradients.
-    type Window: Send;
+    /// What one batch of windows notes in a block besides its gradients.
+    type Batch: Send;
 
     /// Reads block `index`.
     fn block(&mut self, index: usize) -> Result<Self::Block, Error>;
 
-    /// The block's tensors and readers for one window.
-    fn window(&self, index: usize, block: &Self::Block) -> EngineResult<(Parameters, Self::Window)>;
+    /// The block's tensors and readers for one batch of windows.
+    fn batch(&self, index: usize, block: &Self::Block) -> EngineResult<(Parameters, Self::Batch)>;
 
-    /// All windows have passed: what each noted, and gradients of all variables that the block's readers hold, in the
-    /// order of the windows.
+    /// All windows have passed: what each batch of them noted, and gradients of all variables that the block's readers
+    /// hold, in the order of the batches.
     fn passed(
         &mut self,
         index: usize,
         block: Self::Block,
-        windows: Vec<(Self::Window, Gradients)>,
+        batches: Vec<Passed<Self::Batch>>,
     ) -> Result<(), Error>;
+}
+
+/// A batch of windows that has passed a block.
+pub(crate) struct Passed<B> {
+    /// Its first window, of those of this walk.
+    pub(crate) first: usize,
+    pub(crate) noted: B,
+    pub(crate) gradients: Gradients,
 }
 
 /// Where windows are taken back from.
@@ -52,7 +60,7 @@ pub(crate) struct Start<'s> {
 }
 
 /// Takes gradients of final hidden states back to the embedding; gives those of each window's embedded tokens,
-/// `[1, tokens, hidden]`. `windows` are the tokens.
+/// `[tokens, hidden]`. `windows` are the tokens.
 pub(crate) fn backward<V: Visit + Send + Sync>(
     forward: &Forward<'_>,
     weights: &Weights<'_>,
@@ -62,6 +70,16 @@ pub(crate) fn backward<V: Visit + Send + Sync>(
     (pool, observer): (&rayon::ThreadPool, &dyn Observer),
 ) -> Result<Vec<Tensor>, Error> {
     let Start { mut trail, norm, gradients } = start;
+    let sizes: Vec<usize> = trail
+        .last
+        .iter()
+        .map(|state| state.hidden.dim(0))
+        .collect::<EngineResult<_>>()
+        .map_err(WeightsError::from)?;
+    let firsts = || sizes.iter().scan(0, |next, size| Some(std::mem::replace(next, *next + size)));
+    let batch = |(first, size): (usize, &usize)| Tensor::stack(&gradients[first..first + size], 0);
+    let gradients: EngineResult<Vec<Tensor>> = firsts().zip(&sizes).map(batch).collect();
+    let gradients = gradients.map_err(WeightsError::from)?;
     let back = |(state, gradient): (&State, &Tensor)| through_norm(forward, norm, state, gradient);
     let ends = trail.last.par_iter().zip(&gradients);
     let back: EngineResult<Vec<StateGradients>> = pool.install(|| ends.map(back).collect());
@@ -76,7 +94,7 @@ pub(crate) fn backward<V: Visit + Send + Sync>(
         let inputs = trail.inputs.pop().unwrap_or_default();
         let shared: &V = visit;
         let step = |(state, gradients): (&State, &StateGradients)| -> EngineResult<_> {
-            let (parameters, noted) = shared.window(index, &block)?;
+            let (parameters, noted) = shared.batch(index, &block)?;
             let (own, variables) = through_block(forward, index, &parameters, state, gradients)?;
             Ok((own, (noted, variables)))
         };
@@ -84,16 +102,18 @@ pub(crate) fn backward<V: Visit + Send + Sync>(
         let stepped: EngineResult<Vec<_>> = pool.install(|| all.map(step).collect());
         let (next, noted): (Vec<_>, Vec<_>) = stepped.map_err(WeightsError::from)?.into_iter().unzip();
         gradients = next;
-        visit.passed(index, block, noted)?;
+        let passed = |(first, (noted, gradients))| Passed { first, noted, gradients };
+        visit.passed(index, block, firsts().zip(noted).map(passed).collect())?;
     }
-    let ends = windows.iter().zip(embedded.iter().zip(&gradients));
-    let end = |(window, (state, gradients)): (&&[u32], (&State, &StateGradients))| {
-        Ok(through_embedding(forward, weights, window, state, gradients)?)
-    };
-    ends.map(end).collect()
+    let mut all = Vec::with_capacity(windows.len());
+    for ((first, size), (state, gradients)) in firsts().zip(&sizes).zip(embedded.iter().zip(&gradients)) {
+        let batch = through_embedding(forward, weights, &windows[first..first + size], state, gradients)?;
+        all.extend(windows_of(&batch).map_err(WeightsError::from)?);
+    }
+    Ok(all)
 }
 
-/// One window backwards through a block: from gradients of what leaves it to those of what enters it, and of every
+/// One batch of windows backwards through a block: from gradients of what leaves it to those of what enters it, and of every
 /// variable that the block's readers hold.
 fn through_block(
     forward: &Forward<'_>,
@@ -117,12 +137,12 @@ fn through_block(
     Ok((own.collect(), all))
 }
 
-/// The gradient with respect to a window's embedded tokens, `[1, tokens, hidden]`: what arrives along the residual
+/// The gradient with respect to windows' embedded tokens, `[windows, tokens, hidden]`: what arrives along the residual
 /// stream, and by way of the blocks' own inputs, which are made of them too.
 fn through_embedding(
     forward: &Forward<'_>,
     weights: &Weights<'_>,
-    window: &[u32],
+    windows: &[&[u32]],
     embedded: &State,
     gradients: &StateGradients,
 ) -> Result<Tensor, WeightsError> {
@@ -130,7 +150,7 @@ fn through_embedding(
     let gradient = gradients.get("hidden").ok_or_else(missing)?;
     let Some(beside) = gradients.get("per_layer") else { return Ok(gradient.clone()) };
     let hidden = embedded.hidden.variable();
-    let Some(inputs) = forward.beside(weights, &[window], &hidden)? else {
+    let Some(inputs) = forward.beside(weights, windows, &hidden)? else {
         return Ok(gradient.clone());
     };
     let all = inputs.gradients(beside)?;

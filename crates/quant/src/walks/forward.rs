@@ -52,24 +52,29 @@ pub(crate) fn forward(
     Ok(states)
 }
 
-/// Final hidden states `[tokens, hidden]` behind the last norm, whose weights are `norm`.
+/// Final hidden states `[tokens, hidden]` of each window behind the last norm, whose weights are `norm`.
 pub(crate) fn finish(
     forward: &Forward<'_>,
     norm: &Parameters,
     states: &[State],
     pool: &rayon::ThreadPool,
 ) -> Result<Vec<Tensor>, Error> {
-    let finish = |state: &State| forward.finish(norm, state).and_then(|hidden| hidden.squeeze(0));
+    let finish = |state: &State| windows_of(&forward.finish(norm, state)?);
     let hidden = pool.install(|| states.par_iter().map(finish).collect::<mlx_quant_engine::Result<Vec<_>>>());
-    Ok(hidden.map_err(WeightsError::from)?)
+    Ok(hidden.map_err(WeightsError::from)?.concat())
+}
+
+/// The windows of a batch `[windows, ..]`.
+pub(super) fn windows_of(batch: &Tensor) -> mlx_quant_engine::Result<Vec<Tensor>> {
+    (0..batch.dim(0)?).map(|window| batch.get(window)).collect()
 }
 
 /// States of all windows in front of each block, and behind the last.
 #[derive(Default)]
 pub(crate) struct Trail {
-    /// `[blocks][windows]`.
+    /// `[blocks][batches]`.
     pub(crate) inputs: Vec<Vec<State>>,
-    /// `[windows]`.
+    /// `[batches]`.
     pub(crate) last: Vec<State>,
 }
 

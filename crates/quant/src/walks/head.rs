@@ -315,7 +315,8 @@ pub(crate) fn divergence(
         };
         pool.install(|| pupils.par_iter_mut().enumerate().try_for_each(step)).map_err(WeightsError::from)?;
         let Some(variables) = variables.filter(|_| gradients) else { continue };
-        let stores = pupils.iter().filter_map(|pupil| pupil.store.as_ref());
+        let stores =
+            pupils.iter().enumerate().filter_map(|(window, pupil)| Some((window, pupil.store.as_ref()?)));
         let sums = sum_of(&variables, stores, false)?;
         let all = head_gradients.get_or_insert_with(|| [Vec::new(), Vec::new()]);
         for (all, sum) in all.iter_mut().zip(sums) {
@@ -327,17 +328,17 @@ pub(crate) fn divergence(
     Ok(Divergence { losses, gradients, head: head_gradients })
 }
 
-/// Sums of variables' gradients over windows, one of `stores` each, in their order. Unless `some`, every variable must
-/// have a gradient in each window.
+/// Sums of variables' gradients over windows: `stores` has those of each batch of them, with its first window, in their
+/// order. Unless `some`, every variable must have a gradient in each.
 pub(crate) fn sum_of<'s>(
     variables: &[Tensor],
-    stores: impl Iterator<Item = &'s Gradients> + Clone,
+    stores: impl Iterator<Item = (usize, &'s Gradients)> + Clone,
     some: bool,
 ) -> Result<Vec<Vec<f32>>, Error> {
     let missing = || mlx_quant_engine::Error::msg("a trained scale has no gradient");
     let one = |variable: &Tensor| -> mlx_quant_engine::Result<Vec<f32>> {
         let mut sum = InOrder::default();
-        for (window, store) in stores.clone().enumerate() {
+        for (window, store) in stores.clone() {
             let gradient = match store.get(variable) {
                 None if some => continue,
                 found => found.ok_or_else(missing)?,

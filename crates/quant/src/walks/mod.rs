@@ -21,7 +21,7 @@ use mlx_quant_engine::{Device, Tensor};
 use mlx_quant_model::decoder::{Block, Branch, Layer, Linear};
 use mlx_quant_model::{Decoder, Forward, Parameters, State, Tables, Weights, WeightsError};
 
-pub(crate) use self::backward::{Start, Visit, backward};
+pub(crate) use self::backward::{Passed, Start, Visit, backward};
 pub(crate) use self::forward::{Passing, Trail, finish, forward as forward_walk};
 pub(crate) use self::head::{Divergence, HeadPass, Sampled, TILE, Teacher, Top, divergence, sampled, sum_of};
 pub(crate) use self::memory::{a_token, attention, graph_bytes, largest_weight, tile_bytes};
@@ -142,6 +142,12 @@ impl<'m> Walk<'m> {
         }
     }
 
+    /// Windows that are computed as one tensor. Sums over windows take a batch as what its first window brings, so that
+    /// batches begin at multiples of it.
+    pub fn batch(&self) -> usize {
+        self.device.batch().max(1)
+    }
+
     /// Windows in one wave: as many as fit into the memory for activations between blocks.
     pub fn wave(&self, tokens: usize) -> usize {
         (WAVE_BYTES / (self.state_elements() * tokens * 4).max(1)).max(1)
@@ -225,13 +231,13 @@ impl<'m> Walk<'m> {
         Ok(Forward::with_tables(&self.decoder, tables, &self.device))
     }
 
-    /// States of windows in front of the first block.
+    /// States of windows in front of the first block, in batches of [`Walk::batch`].
     ///
     /// # Errors
     /// If a token lies outside the vocabulary or a weight is damaged.
     pub(crate) fn embed(&self, forward: &Forward<'_>, windows: &[&[u32]]) -> Result<Vec<State>, Error> {
-        let embed = |window: &&[u32]| Ok::<_, Error>(forward.embed(&self.weights, &[window])?);
-        let states = windows.iter().map(embed).collect();
+        let embed = |batch: &[&[u32]]| Ok::<_, Error>(forward.embed(&self.weights, batch)?);
+        let states = windows.chunks(self.batch()).map(embed).collect();
         self.weights.release();
         states
     }

@@ -6,31 +6,33 @@ use std::time::Duration;
 const TIME: Duration = Duration::from_secs(90);
 
 /// Windows that pass together and then are on the disk. With many, weights are read seldom; with few, a kill costs
-/// little.
+/// little. It holds whole batches.
 #[derive(Debug)]
 pub(crate) struct Wave {
-    windows: usize,
+    batches: usize,
     least: usize,
     most: usize,
+    batch: usize,
 }
 
 impl Wave {
-    /// At least one window for each thread, and `most` at most.
-    pub(crate) fn new(threads: usize, most: usize) -> Self {
-        let least = threads.clamp(1, most.max(1));
-        Self { windows: least, least, most: most.max(1) }
+    /// At least one batch of `batch` windows for each thread, and about `most` windows at most.
+    pub(crate) fn new(threads: usize, most: usize, batch: usize) -> Self {
+        let most = (most / batch).max(1);
+        let least = threads.clamp(1, most);
+        Self { batches: least, least, most, batch }
     }
 
     pub(crate) const fn windows(&self) -> usize {
-        self.windows
+        self.batches * self.batch
     }
 
     /// Told how long the last wave took, sets how many windows the next one may have.
     pub(crate) fn took(&mut self, time: Duration) {
         if time > TIME {
-            self.windows = (self.windows / 2).max(self.least);
+            self.batches = (self.batches / 2).max(self.least);
         } else if time * 4 < TIME {
-            self.windows = (self.windows * 4).min(self.most);
+            self.batches = (self.batches * 4).min(self.most);
         }
     }
 }
@@ -41,7 +43,7 @@ mod tests {
 
     #[test]
     fn waves_keep_to_the_clock() {
-        let mut wave = Wave::new(2, 20);
+        let mut wave = Wave::new(2, 20, 1);
         assert_eq!(wave.windows(), 2);
         let mut take = |seconds| {
             wave.took(Duration::from_secs(seconds));
@@ -49,6 +51,10 @@ mod tests {
         };
         assert_eq!([1, 4, 20, 30, 95, 200].map(&mut take), [8, 20, 20, 20, 10, 5]);
         assert_eq!([200, 200, 200, 50, 10].map(take), [2, 2, 2, 2, 8]);
-        assert_eq!((Wave::new(16, 4).windows(), Wave::new(0, 0).windows()), (4, 1));
+        assert_eq!((Wave::new(16, 4, 1).windows(), Wave::new(0, 0, 1).windows()), (4, 1));
+        assert_eq!(
+            [(1, 20), (2, 20), (2, 3), (8, 64)].map(|(threads, most)| Wave::new(threads, most, 8).windows()),
+            [8, 16, 8, 64]
+        );
     }
 }

@@ -34,9 +34,10 @@ pub(crate) trait Visitor {
 /// Windows whose inputs are shown to the visitor as they are.
 pub(crate) const SAMPLE: usize = 2;
 
-/// One window within a block.
+/// One batch of windows within a block.
 struct Traveller<'f> {
     course: Course<'f>,
+    windows: usize,
     /// Where it stands: site, and what stands there.
     at: Option<(usize, Stop)>,
     done: Option<State>,
@@ -56,8 +57,8 @@ fn site_of(sites: &[Site<'_>], stop: &Stop) -> Result<usize, Error> {
 }
 
 impl<'f> Traveller<'f> {
-    fn new(course: Course<'f>) -> Self {
-        Self { course, at: None, done: None }
+    fn new(course: Course<'f>, windows: usize) -> Self {
+        Self { course, windows, at: None, done: None }
     }
 
     fn advance(&mut self, sites: &[Site<'_>], weights: Option<Vec<Tensor>>) -> Result<(), Error> {
@@ -88,6 +89,18 @@ impl<'f> Traveller<'f> {
     fn input(&self, site: usize) -> Option<&Tensor> {
         self.at.as_ref().filter(|(at, _)| *at == site).map(|(_, stop)| &stop.input)
     }
+
+    /// What stands at a site of the first `windows` windows, one by one; where tokens were sorted out of them (before an
+    /// expert), a part of the tokens together.
+    fn sample(&self, site: usize, windows: usize) -> mlx_quant_engine::Result<Vec<Tensor>> {
+        let Some(input) = self.input(site) else { return Ok(Vec::new()) };
+        let windows = windows.min(self.windows);
+        if input.rank() > 2 {
+            return (0..windows).map(|window| input.narrow(0, window, 1)).collect();
+        }
+        let rows = (input.dim(0)? * windows).div_ceil(self.windows.max(1));
+        Ok(vec![input.narrow(0, 0, rows)?])
+    }
 }
 
 /// Weights of sites that no window stands before any more.
@@ -102,8 +115,11 @@ pub(crate) struct Passage<'p> {
     pub(crate) index: usize,
     pub(crate) sites: &'p [Site<'p>],
     pub(crate) parameters: &'p Parameters,
-    /// How many windows are within the block at a time: all of them travel once; fewer travel once for each site.
+    /// How many batches of windows are within the block at a time: all of them travel once; fewer travel once for each
+    /// site.
     pub(crate) wave: usize,
+    /// Windows of a batch; the last one may have fewer.
+    pub(crate) batch: usize,
     pub(crate) pool: &'p rayon::ThreadPool,
 }
 
@@ -123,7 +139,7 @@ impl Sum for mlx_quant_engine::Result<OfChunk> {
     }
 }
 
-/// Adds the inputs `[.., size]` of a window.
+/// Adds the inputs `[.., size]` of a batch of windows, the first of which is `window`.
 pub(crate) fn add_gram(tree: &mut GramTree, window: usize, input: &Tensor) -> Result<(), WeightsError> {
     let size = input.dims().last().copied().unwrap_or(1);
     let fresh = || GramSum::new(size, input.device()).map(OfChunk);
@@ -144,12 +160,16 @@ struct Gathered {
 impl<'p> Passage<'p> {
     /// Takes all windows through the block and leaves them behind it.
     pub(crate) fn take(&self, states: &mut States, visitor: &mut dyn Visitor) -> Result<(), Error> {
-        let windows = states.len();
-        let once = self.wave >= windows;
+        let batches = states.len();
+        let once = self.wave >= batches;
         let mut answers: Vec<Option<Vec<Tensor>>> = vec![None; self.sites.len()];
         let mut held = Vec::new();
         if once {
-            held = states.take_all()?.into_iter().map(|state| self.traveller(state)).collect();
+            held = states
+                .take_all()?
+                .into_iter()
+                .map(|state| self.traveller(state))
+                .collect::<Result<_, _>>()?;
         }
         let mut beyond = 0;
         for site in 0..self.sites.len() {
@@ -162,7 +182,7 @@ impl<'p> Passage<'p> {
                 self.gather(&held, site, 0, &mut gathered)?;
                 passed(&mut answers, site);
             } else {
-                for from in (0..windows).step_by(self.wave) {
+                for from in (0..batches).step_by(self.wave) {
                     let mut travellers = self.depart(states, from)?;
                     self.reach(&mut travellers, site, &answers)?;
                     self.gather(&travellers, site, from, &mut gathered)?;
@@ -179,21 +199,22 @@ impl<'p> Passage<'p> {
         if once {
             return self.arrive(held, beyond, &answers, states, 0);
         }
-        for from in (0..windows).step_by(self.wave) {
+        for from in (0..batches).step_by(self.wave) {
             let travellers = self.depart(states, from)?;
             self.arrive(travellers, beyond, &answers, states, from)?;
         }
         Ok(())
     }
 
-    fn traveller(&self, state: State) -> Traveller<'p> {
-        Traveller::new(self.forward.course(self.index, self.parameters, state))
+    fn traveller(&self, state: State) -> Result<Traveller<'p>, Error> {
+        let windows = state.hidden.dim(0).map_err(WeightsError::from)?;
+        Ok(Traveller::new(self.forward.course(self.index, self.parameters, state), windows))
     }
 
-    /// A wave of windows in front of the block.
+    /// A wave of batches in front of the block.
     fn depart(&self, states: &States, from: usize) -> Result<Vec<Traveller<'p>>, Error> {
         let wave = from..states.len().min(from + self.wave);
-        wave.map(|window| Ok(self.traveller(states.get(window)?))).collect()
+        wave.map(|batch| self.traveller(states.get(batch)?)).collect()
     }
 
     fn reach(
@@ -216,10 +237,15 @@ impl<'p> Passage<'p> {
     ) -> Result<(), Error> {
         for (at, traveller) in travellers.iter().enumerate() {
             let Some(input) = traveller.input(site) else { continue };
-            self.pool.install(|| add_gram(&mut gathered.sum, from + at, input))?;
+            self.pool.install(|| add_gram(&mut gathered.sum, (from + at) * self.batch, input))?;
         }
-        let shown = travellers.iter().take(SAMPLE.saturating_sub(from));
-        gathered.sample.extend(shown.filter_map(|traveller| traveller.input(site)).cloned());
+        for (at, traveller) in travellers.iter().enumerate() {
+            let left = SAMPLE.saturating_sub((from + at) * self.batch);
+            if left == 0 {
+                break;
+            }
+            gathered.sample.extend(traveller.sample(site, left).map_err(WeightsError::from)?);
+        }
         Ok(())
     }
 

@@ -1,6 +1,6 @@
-//! Where windows wait between blocks: in memory, or in files alone.
+//! Where windows wait between blocks, a batch of them together: in memory, or in files alone.
 //!
-//! In both cases every window's state behind the last finished block lies in a file of its own, with which an
+//! In both cases every batch's state behind the last finished block lies in a file of its own, with which an
 //! interrupted run goes on. The files of a block are complete before the block counts as done. Those of the block
 //! before are kept until the next block is written, so that a file that cannot be read any more costs one block and not
 //! all of them.
@@ -15,12 +15,12 @@ use rayon::prelude::*;
 use crate::observer::{Event, Observer};
 use crate::{Error, kept};
 
-/// States of all windows, in front of a block.
+/// States of all batches, in front of a block.
 #[derive(Debug)]
 pub(crate) struct States {
     /// Blocks they have passed.
     block: usize,
-    windows: usize,
+    batches: usize,
     /// Beginning of the names of the files.
     files: PathBuf,
     /// `None`: in files alone.
@@ -49,19 +49,19 @@ fn load(path: &Path, device: &Device) -> Result<State, Error> {
 impl States {
     /// In front of the first block. With `spill` states are kept in files alone. Names of files begin with `files`.
     pub(crate) fn new(
-        windows: usize,
+        batches: usize,
         files: PathBuf,
         spill: bool,
         device: &Device,
         state: impl Fn(usize) -> Result<State, Error>,
     ) -> Result<Self, Error> {
-        let held = if spill { None } else { Some(vec![None; windows]) };
-        let mut own = Self { block: 0, windows, files, held, still: false, device: device.clone() };
-        for window in 0..windows {
-            let state = state(window)?;
-            save(&own.file(0, window), &state)?;
+        let held = if spill { None } else { Some(vec![None; batches]) };
+        let mut own = Self { block: 0, batches, files, held, still: false, device: device.clone() };
+        for batch in 0..batches {
+            let state = state(batch)?;
+            save(&own.file(0, batch), &state)?;
             if let Some(held) = &mut own.held {
-                held[window] = Some(state);
+                held[batch] = Some(state);
             }
         }
         Ok(own)
@@ -70,15 +70,15 @@ impl States {
     /// What an interrupted run left: the states behind as many blocks as possible, at most `most`. The observer is told
     /// of files that are there and cannot be read.
     pub(crate) fn resume(
-        windows: usize,
+        batches: usize,
         files: PathBuf,
         spill: bool,
         most: usize,
         device: &Device,
         observer: &dyn Observer,
     ) -> Option<Self> {
-        let mut own = Self { block: 0, windows, files, held: None, still: false, device: device.clone() };
-        let begun = |own: &Self, block| (0..windows).all(|window| own.file(block, window).is_file());
+        let mut own = Self { block: 0, batches, files, held: None, still: false, device: device.clone() };
+        let begun = |own: &Self, block| (0..batches).all(|batch| own.file(block, batch).is_file());
         for block in (0..=most).rev().filter(|block| begun(&own, *block)).collect::<Vec<_>>() {
             own.block = block;
             match own.read_all(spill) {
@@ -97,10 +97,10 @@ impl States {
         None
     }
 
-    /// Reads the states of all windows, because a power failure may have cut files off; keeps them unless states stay
+    /// Reads the states of all batches, because a power failure may have cut files off; keeps them unless states stay
     /// in files alone.
     fn read_all(&self, spill: bool) -> Result<Option<Vec<Option<State>>>, Error> {
-        let states = (0..self.windows).map(|window| load(&self.file(self.block, window), &self.device));
+        let states = (0..self.batches).map(|batch| load(&self.file(self.block, batch), &self.device));
         if spill {
             let mut states = states;
             return states.try_for_each(|state| state.map(drop)).map(|()| None);
@@ -110,7 +110,7 @@ impl States {
 
     /// No windows, in front of a block: for runs that have all statistics. Nothing is kept in files.
     pub(crate) fn still(files: PathBuf, block: usize, device: &Device) -> Self {
-        Self { block, windows: 0, files, held: None, still: true, device: device.clone() }
+        Self { block, batches: 0, files, held: None, still: true, device: device.clone() }
     }
 
     /// Whether no window travels.
@@ -119,7 +119,7 @@ impl States {
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.windows
+        self.batches
     }
 
     /// Blocks they have passed.
@@ -127,36 +127,36 @@ impl States {
         self.block
     }
 
-    fn file(&self, block: usize, window: usize) -> PathBuf {
+    fn file(&self, block: usize, batch: usize) -> PathBuf {
         let mut name = self.files.as_os_str().to_owned();
-        name.push(format!("{block}-{window}.safetensors"));
+        name.push(format!("{block}-{batch}.safetensors"));
         PathBuf::from(name)
     }
 
-    /// A copy of the state of one window.
-    pub(crate) fn get(&self, window: usize) -> Result<State, Error> {
+    /// A copy of the state of one batch.
+    pub(crate) fn get(&self, batch: usize) -> Result<State, Error> {
         match &self.held {
-            None => load(&self.file(self.block, window), &self.device),
-            Some(held) => held[window].clone().ok_or_else(missing),
+            None => load(&self.file(self.block, batch), &self.device),
+            Some(held) => held[batch].clone().ok_or_else(missing),
         }
     }
 
-    /// Takes out the states of all windows.
+    /// Takes out the states of all batches.
     pub(crate) fn take_all(&mut self) -> Result<Vec<State>, Error> {
         match &mut self.held {
-            None => (0..self.windows).map(|window| self.get(window)).collect(),
+            None => (0..self.batches).map(|batch| self.get(batch)).collect(),
             Some(held) => held.iter_mut().map(|state| state.take().ok_or_else(missing)).collect(),
         }
     }
 
-    /// Puts back states that have passed the block, from window `first` on. [`States::passed`] follows when all have.
+    /// Puts back states that have passed the block, from batch `first` on. [`States::passed`] follows when all have.
     pub(crate) fn put(&mut self, first: usize, states: Vec<State>) -> Result<(), Error> {
         let next = self.block + 1;
         states.par_iter().enumerate().try_for_each(|(at, state)| {
-            let window = first + at;
-            save(&self.file(next, window), state)?;
+            let batch = first + at;
+            save(&self.file(next, batch), state)?;
             // As much room as the new one has taken.
-            self.block.checked_sub(1).map_or(Ok(()), |before| remove(&self.file(before, window)))
+            self.block.checked_sub(1).map_or(Ok(()), |before| remove(&self.file(before, batch)))
         })?;
         let directory = self.files.parent().unwrap_or(Path::new("."));
         kept::sync_directory(directory).map_err(|error| Error::state(directory, &error))?;
