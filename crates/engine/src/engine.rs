@@ -8,8 +8,10 @@ use mlx_format::{FloatType, Scheme};
 use crate::Tensor;
 use crate::elementary::{Buffer, Combine, Map, Reduce};
 use crate::error::Result;
+use crate::losses::{Candidates, Labels, Likeliest};
 use crate::rounding::{How, Rounded};
 use crate::routing::Selection;
+use crate::running::{RunningDivergence, RunningScore};
 use crate::settings::{Activation, AttentionSettings, Codes, Notebook, Pairing};
 use crate::shape::View;
 
@@ -251,6 +253,100 @@ pub trait Engine: std::fmt::Debug + Send + Sync + 'static {
     /// Scores that are no matrix.
     fn route(&self, scores: &Tensor, selection: &Selection) -> Result<Vec<Vec<u32>>> {
         crate::plain::route(scores, selection)
+    }
+
+    /// Adds a tile of logits `[tokens, width]`, of tokens `first..first + width` of the vocabulary, to each token's score.
+    /// `targets` are the tokens that followed; none where nobody asks.
+    ///
+    /// # Errors
+    /// Another number of tokens than is kept. The other losses fail in the same case.
+    fn score(
+        &self,
+        logits: &Tensor,
+        first: u32,
+        targets: &[u32],
+        running: &mut [RunningScore],
+    ) -> Result<()> {
+        crate::plain::score(logits, first, targets, running)
+    }
+
+    /// As [`Engine::score`], for the logits of a reference and of a model beside it.
+    fn compare(
+        &self,
+        reference: &Tensor,
+        logits: &Tensor,
+        first: u32,
+        targets: &[u32],
+        running: &mut [RunningDivergence],
+    ) -> Result<()> {
+        crate::plain::compare(reference, logits, first, targets, running)
+    }
+
+    /// As [`Engine::score`], and keeps the `kept` largest logits of each token with their ids.
+    fn keep_likeliest(
+        &self,
+        logits: &Tensor,
+        first: u32,
+        kept: usize,
+        candidates: &mut [Candidates],
+    ) -> Result<()> {
+        crate::plain::keep_likeliest(logits, first, kept, candidates)
+    }
+
+    /// The gradient of the negative log probability of a label that is drawn for each token, with respect to a tile of
+    /// logits `[tokens, width]`; `lse` are log-sum-exps of whole rows. Tiles come in their order, and `last` says that
+    /// this is the last. Beside it expected squares of the gradient, summed over tokens, `[width]`, in front of a softcap
+    /// (`cap * tanh(x / cap)`) if there is one behind which the logits lie.
+    fn label_slopes(
+        &self,
+        logits: &Tensor,
+        lse: &[f64],
+        softcap: Option<f64>,
+        last: bool,
+        labels: &mut Labels,
+    ) -> Result<(Tensor, Vec<f64>)> {
+        crate::plain::label_slopes(logits, lse, softcap, last, labels)
+    }
+
+    /// `(q - p) * scale` for a tile of a reference's logits (p) and of a model's (q), both `[tokens, width]` and times
+    /// `factor` before the softmax: the gradient of `KL(p || q)` with respect to `factor` times the logits. `lses` are
+    /// log-sum-exps of the whole rows' products. Adds the tile's part of the divergences to `loss`.
+    fn divergence_slopes(
+        &self,
+        reference: &Tensor,
+        logits: &Tensor,
+        lses: (&[f64], &[f64]),
+        factors: (f64, f32),
+        loss: &mut f64,
+    ) -> Result<Tensor> {
+        crate::plain::divergence_slopes(reference, logits, lses, factors, loss)
+    }
+
+    /// As [`Engine::divergence_slopes`] where of the reference only the likeliest tokens are known, and of the others what
+    /// they have together: `rest` are the factors of these tokens' gradients. `(lse, rest)`, `(factor, scale)`.
+    fn likeliest_slopes(
+        &self,
+        logits: &Tensor,
+        first: u32,
+        likeliest: &[Likeliest<'_>],
+        tokens: (&[f64], &[f32]),
+        factors: (f64, f32),
+        loss: &mut f64,
+    ) -> Result<Tensor> {
+        crate::plain::likeliest_slopes(logits, first, likeliest, tokens, factors, loss)
+    }
+
+    /// Adds to `known` the probability that a model gives to a reference's likeliest tokens. `(lse, factor)` as in
+    /// [`Engine::divergence_slopes`].
+    fn likeliest_probability(
+        &self,
+        logits: &Tensor,
+        first: u32,
+        likeliest: &[Likeliest<'_>],
+        rows: (&[f64], f64),
+        known: &mut [f64],
+    ) -> Result<()> {
+        crate::plain::likeliest_probability(logits, first, likeliest, rows, known)
     }
 }
 

@@ -12,9 +12,7 @@ mod linear;
 mod made;
 mod norm;
 mod rotary;
-pub mod running;
 mod second_order;
-pub mod slopes;
 mod softmax;
 
 use std::sync::Arc;

@@ -5,6 +5,7 @@
 mod attention;
 mod elementary;
 mod linear;
+mod losses;
 mod second_order;
 
 use crate::error::{Result, bail};
@@ -17,6 +18,9 @@ pub use self::elementary::Plain;
 pub(crate) use self::linear::{
     check as check_linear, check_codes, linear, observed_linear, packed_linear, shape as linear_shape,
     sum_of_rows,
+};
+pub(crate) use self::losses::{
+    compare, divergence_slopes, keep_likeliest, label_slopes, likeliest_probability, likeliest_slopes, score,
 };
 pub(crate) use self::second_order::{factor, gram_add, gram_finish, gram_scaled, permuted, quadratic, round};
 

@@ -4,6 +4,7 @@
 mod coarse;
 mod elementary;
 mod learned;
+mod losses;
 mod second_order;
 
 use mlx_quant_engine::{Device, Result, Tensor, cpu, plain};

@@ -7,8 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use mlx_format::checkpoint::{Array, Arrays, array_shapes};
-use mlx_quant_engine::Tensor;
-use mlx_quant_engine::running::RunningScore;
+use mlx_quant_engine::{Candidates, Tensor};
 use mlx_quant_model::{Forward, WeightsError};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -419,12 +418,6 @@ fn same(directory: &Path, found: &Key, key: &Key) -> Result<(), Error> {
     Err(refused(directory, format!("the targets in it are of {what}")))
 }
 
-/// Of one token: candidates, and all logits' sum.
-struct Best {
-    score: RunningScore,
-    candidates: Vec<(f32, u32)>,
-}
-
 /// The likeliest tokens of every token of every window, at a temperature.
 fn tops(
     teacher: &Walk<'_>,
@@ -435,44 +428,26 @@ fn tops(
     let vocabulary = teacher.decoder.vocabulary;
     let kept = KEPT.min(vocabulary);
     let forward = Forward::new(&teacher.decoder, 0, &teacher.device).map_err(WeightsError::from)?;
-    let mut all: Vec<Vec<Best>> = Vec::new();
+    let mut all: Vec<Vec<Candidates>> = Vec::new();
     for window in hidden {
-        let tokens = window.dim(0).map_err(WeightsError::from)?;
-        all.push(
-            (0..tokens).map(|_| Best { score: RunningScore::default(), candidates: Vec::new() }).collect(),
-        );
+        all.push(vec![Candidates::default(); window.dim(0).map_err(WeightsError::from)?]);
     }
-    let prune = |candidates: &mut Vec<(f32, u32)>| {
-        if candidates.len() > kept {
-            // Of equals the first.
-            candidates.select_nth_unstable_by(kept - 1, |a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
-            candidates.truncate(kept);
-        }
-    };
     for start in (0..vocabulary).step_by(TILE) {
         let rows = start..vocabulary.min(start + TILE);
         let parameters = pool.install(|| teacher.head_tile(rows.clone()))?;
-        let step = |(best, hidden): (&mut Vec<Best>, &Tensor)| -> mlx_quant_engine::Result<()> {
+        let step = |(own, hidden): (&mut Vec<Candidates>, &Tensor)| -> mlx_quant_engine::Result<()> {
             let logits = (forward.logits(&parameters, hidden)? / temperature)?;
-            let values = logits.to_vec()?;
-            for (best, row) in best.iter_mut().zip(values.chunks_exact(rows.len())) {
-                best.score.add(row, rows.start as u32, 0);
-                best.candidates
-                    .extend(row.iter().enumerate().map(|(at, value)| (*value, (rows.start + at) as u32)));
-                prune(&mut best.candidates);
-            }
-            Ok(())
+            logits.device().keep_likeliest(&logits, rows.start as u32, kept, own)
         };
         pool.install(|| all.par_iter_mut().zip(hidden).try_for_each(step)).map_err(WeightsError::from)?;
     }
-    let finish = |window: Vec<Best>| {
+    let finish = |window: Vec<Candidates>| {
         let mut top = Top { count: kept, ids: Vec::new(), log_probabilities: Vec::new() };
-        for best in window {
-            let mut candidates = best.candidates;
-            candidates.sort_unstable_by_key(|candidate| candidate.1);
-            let lse = best.score.log_sum_exp();
-            top.ids.extend(candidates.iter().map(|candidate| candidate.1));
-            let logs = candidates.iter().map(|candidate| (f64::from(candidate.0) - lse) as f32);
+        for Candidates { score, mut found } in window {
+            found.sort_unstable_by_key(|candidate| candidate.1);
+            let lse = score.log_sum_exp();
+            top.ids.extend(found.iter().map(|candidate| candidate.1));
+            let logs = found.iter().map(|candidate| (f64::from(candidate.0) - lse) as f32);
             top.log_probabilities.extend(logs);
         }
         top

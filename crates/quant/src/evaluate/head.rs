@@ -10,11 +10,10 @@ use crate::Error;
 use crate::observer::{Event, Observer};
 use crate::walks::{TILE, Walk};
 
-/// What is gathered of one token.
-#[derive(Clone, Copy)]
+/// What is gathered of the tokens of one window.
 enum Running {
-    Alone(RunningScore),
-    Beside(RunningDivergence),
+    Alone(Vec<RunningScore>),
+    Beside(Vec<RunningDivergence>),
 }
 
 /// Final hidden states of all windows, each `[tokens, hidden]`.
@@ -31,12 +30,14 @@ pub fn measure(
     let vocabulary = model.0.decoder.vocabulary;
     let tiles = vocabulary.div_ceil(TILE);
     observer.event(Event::Phase { name: "head", total: (tiles * windows.len()) as u64, tokens: 0 });
-    let fresh = if reference.is_some() {
-        Running::Beside(RunningDivergence::default())
-    } else {
-        Running::Alone(RunningScore::default())
+    let fresh = |window: &&[u32]| {
+        let tokens = window.len().saturating_sub(1);
+        match &reference {
+            Some(_) => Running::Beside(vec![RunningDivergence::default(); tokens]),
+            None => Running::Alone(vec![RunningScore::default(); tokens]),
+        }
     };
-    let mut running: Vec<Vec<Running>> = windows.iter().map(|window| vec![fresh; window.len() - 1]).collect();
+    let mut running: Vec<Running> = windows.iter().map(fresh).collect();
     let heads = [Some(&model), reference.as_ref()];
     let own = forward(&model)?;
     let other = reference.as_ref().map(forward).transpose()?;
@@ -56,25 +57,22 @@ pub fn measure(
                 let predicting = hidden.narrow(0, 0, hidden.dim(0)? - 1)?;
                 forward.logits(parameters, &predicting)
             };
-        let step = |(window, running): (usize, &mut Vec<Running>)| -> mlx_quant_engine::Result<()> {
-            let own = logits(&own, &loaded[0], &model, window)?;
-            let other = match (&other, &reference) {
-                (Some(other), Some(reference)) => Some(logits(other, &loaded[1], reference, window)?),
-                _ => None,
-            };
-            let targets = &windows[window][1..];
-            own.read(|own| match &other {
-                None => {
-                    add(running, targets, rows.clone(), own, &[]);
-                    Ok(())
+        let step = |(window, running): (usize, &mut Running)| -> mlx_quant_engine::Result<()> {
+            let model = logits(&own, &loaded[0], &model, window)?;
+            let (device, first, targets) = (model.device(), rows.start as u32, &windows[window][1..]);
+            match (running, &other, &reference) {
+                (Running::Alone(scores), ..) => device.score(&model, first, targets, scores),
+                (Running::Beside(both), Some(other), Some(reference)) => {
+                    let reference = logits(other, &loaded[1], reference, window)?;
+                    device.compare(&reference, &model, first, targets, both)
                 }
-                Some(other) => other.read(|other| add(running, targets, rows.clone(), own, other)),
-            })?
+                (Running::Beside(_), ..) => Ok(()),
+            }
         };
         pool.install(|| running.par_iter_mut().enumerate().try_for_each(step)).map_err(WeightsError::from)?;
         observer.event(Event::Progress { done: ((tile + 1) * windows.len()) as u64 });
     }
-    Ok(running.into_iter().map(|window| window.into_iter().map(TokenMeasure::from).collect()).collect())
+    Ok(running.into_iter().map(Running::measures).collect())
 }
 
 fn forward<'w>(states: &States<'w, '_>) -> Result<Forward<'w>, Error> {
@@ -87,30 +85,20 @@ fn load(walk: &Walk<'_>, rows: std::ops::Range<usize>) -> Result<Parameters, Err
     Ok(walk.weights.load_tile(path, rows, &walk.device)?)
 }
 
-fn add(running: &mut [Running], targets: &[u32], rows: std::ops::Range<usize>, own: &[f32], other: &[f32]) {
-    let width = rows.len();
-    let first = rows.start as u32;
-    for (token, (running, &target)) in running.iter_mut().zip(targets).enumerate() {
-        let own = &own[token * width..][..width];
-        match running {
-            Running::Alone(score) => score.add(own, first, target),
-            Running::Beside(both) => both.add(&other[token * width..][..width], own, first, target),
-        }
-    }
-}
-
-impl From<Running> for TokenMeasure {
-    fn from(running: Running) -> Self {
-        match running {
-            Running::Alone(score) => Self { nll: score.nll(), divergence: None },
-            Running::Beside(both) => Self {
-                nll: both.model.nll(),
-                divergence: Some(Divergence {
-                    kl: both.divergence(),
-                    agrees: both.agrees(),
-                    reference_nll: both.reference.nll(),
-                }),
-            },
+impl Running {
+    fn measures(self) -> Vec<TokenMeasure> {
+        let alone = |score: RunningScore| TokenMeasure { nll: score.nll(), divergence: None };
+        let beside = |both: RunningDivergence| TokenMeasure {
+            nll: both.model.nll(),
+            divergence: Some(Divergence {
+                kl: both.divergence(),
+                agrees: both.agrees(),
+                reference_nll: both.reference.nll(),
+            }),
+        };
+        match self {
+            Self::Alone(scores) => scores.into_iter().map(alone).collect(),
+            Self::Beside(both) => both.into_iter().map(beside).collect(),
         }
     }
 }

@@ -7,8 +7,7 @@
 use std::ops::Range;
 
 use mlx_quant_engine::running::RunningScore;
-use mlx_quant_engine::slopes::{self, probabilities, scaled_probabilities};
-use mlx_quant_engine::{Gradients, Tensor};
+use mlx_quant_engine::{Gradients, Labels, Likeliest, Tensor};
 use mlx_quant_model::{Decoder, Forward, Parameters, WeightsError};
 use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::{Rng as _, SeedableRng as _};
@@ -63,11 +62,7 @@ fn log_sum_exps(
         let parameters = pool.install(|| tile(rows.clone()))?;
         let step = |(running, hidden): (&mut Vec<RunningScore>, &Tensor)| -> mlx_quant_engine::Result<()> {
             let logits = tempered(forward.logits(&parameters, hidden)?, factor)?;
-            logits.read(|values| {
-                for (score, row) in running.iter_mut().zip(values.chunks_exact(rows.len())) {
-                    score.add(row, rows.start as u32, 0);
-                }
-            })
+            logits.device().score(&logits, rows.start as u32, &[], running)
         };
         pool.install(|| running.par_iter_mut().zip(hidden).try_for_each(step)).map_err(WeightsError::from)?;
     }
@@ -102,10 +97,7 @@ pub(crate) fn sampled(
     struct Window<'h> {
         hidden: &'h Tensor,
         lse: Vec<f64>,
-        draws: Vec<f64>,
-        /// Probability of all tokens of the vocabulary before this tile.
-        passed: Vec<f64>,
-        chosen: Vec<bool>,
+        labels: Labels,
         gradient: Option<Tensor>,
         squares: Vec<f64>,
     }
@@ -119,9 +111,7 @@ pub(crate) fn sampled(
         .enumerate()
         .map(|(at, (hidden, lse))| Window {
             hidden,
-            draws: draws(seed, (first + at) as u64, lse.len()),
-            passed: vec![0.0; lse.len()],
-            chosen: vec![false; lse.len()],
+            labels: Labels::new(draws(seed, (first + at) as u64, lse.len())),
             lse,
             gradient: None,
             squares: Vec::new(),
@@ -134,33 +124,10 @@ pub(crate) fn sampled(
         let step = |window: &mut Window<'_>| -> mlx_quant_engine::Result<()> {
             let input = window.hidden.variable();
             let logits = forward.logits(&parameters, &input)?;
-            let mut slopes = logits.detach().to_vec()?;
-            window.squares = vec![0.0; rows.len()];
-            let caps: Option<Vec<f32>> = softcap.map(|cap| {
-                let slope = |logit: &f32| (1.0 - (f64::from(*logit) / cap).powi(2)) as f32;
-                slopes.iter().map(slope).collect()
-            });
-            for (token, row) in slopes.chunks_exact_mut(rows.len()).enumerate() {
-                let (before, draw) = (window.passed[token], window.draws[token]);
-                let mut own = vec![0.0; if caps.is_some() { rows.len() } else { 0 }];
-                let squares = if caps.is_some() { &mut own } else { &mut window.squares };
-                let (sum, label) = probabilities(row, window.lse[token], squares, before, draw);
-                if let Some(caps) = &caps {
-                    for ((sum, square), cap) in
-                        window.squares.iter_mut().zip(&own).zip(&caps[token * rows.len()..])
-                    {
-                        *sum += square * f64::from(*cap).powi(2);
-                    }
-                }
-                window.passed[token] += sum;
-                // Rounding may leave the sum of all a hair below the draw.
-                let label = if last { label.or(Some(row.len() - 1)) } else { label };
-                if let Some(at) = label.filter(|_| !window.chosen[token]) {
-                    window.chosen[token] = true;
-                    row[at] -= 1.0;
-                }
-            }
-            let slopes = Tensor::from_vec(slopes, logits.dims(), logits.device())?;
+            let own = logits.detach();
+            let (slopes, squares) =
+                own.device().label_slopes(&own, &window.lse, softcap, last, &mut window.labels)?;
+            window.squares = squares;
             let store = logits.gradients(&slopes)?;
             add(&mut window.gradient, store.get(&input))
         };
@@ -273,41 +240,31 @@ pub(crate) fn divergence(
         let step = |(window, pupil): (usize, &mut Pupil<'_>)| -> mlx_quant_engine::Result<()> {
             let input = pupil.hidden.variable();
             let logits = forward.logits(&parameters, &input)?;
-            let mut values = logits.detach().to_vec()?;
-            let width = rows.len();
-            match (teacher, &theirs) {
+            let own = logits.detach();
+            let factors = (factor, scale);
+            let slopes = match (teacher, &theirs) {
                 (Teacher::Whole { forward, hidden, .. }, Some(theirs)) => {
                     let reference = forward.logits(theirs, &hidden[window])?;
-                    reference.read(|reference| {
-                        let both = values.chunks_exact_mut(width).zip(reference.chunks_exact(width));
-                        for (token, (row, reference)) in both.enumerate() {
-                            let lse = pupil.reference_lse[token];
-                            pupil.loss +=
-                                slopes::divergence(reference, lse, row, pupil.lse[token], factor, scale);
-                        }
-                    })?;
+                    let lses = (&*pupil.reference_lse, &*pupil.lse);
+                    own.device().divergence_slopes(&reference, &own, lses, factors, &mut pupil.loss)?
                 }
                 (Teacher::Top(tops), _) => {
-                    for (token, row) in values.chunks_exact_mut(width).enumerate() {
-                        let (ids, logs) = tops[window].within(token, &rows);
-                        let lse = pupil.lse[token];
-                        let own: Vec<f64> = ids
-                            .iter()
-                            .map(|id| f64::from(row[*id as usize - rows.start]) * factor - lse)
-                            .collect();
-                        scaled_probabilities(row, lse, factor, scale * pupil.rest[token]);
-                        for ((id, log), own) in ids.iter().zip(logs).zip(own) {
-                            let slope = own.exp() - f64::from(*log).exp();
-                            row[*id as usize - rows.start] = slope as f32 * scale;
-                            pupil.loss += f64::from(*log).exp() * (f64::from(*log) - own);
-                        }
-                    }
+                    let likeliest = tops[window].within(&rows);
+                    let tokens = (&*pupil.lse, &*pupil.rest);
+                    let first = rows.start as u32;
+                    own.device().likeliest_slopes(
+                        &own,
+                        first,
+                        &likeliest,
+                        tokens,
+                        factors,
+                        &mut pupil.loss,
+                    )?
                 }
-                _ => {}
-            }
+                (Teacher::Whole { .. }, None) => return Ok(()),
+            };
             if gradients {
-                let values = Tensor::from_vec(values, logits.dims(), logits.device())?;
-                let store = logits.gradients(&values)?;
+                let store = logits.gradients(&slopes)?;
                 add(&mut pupil.gradient, store.get(&input))?;
                 pupil.store = Some(store);
             }
@@ -351,12 +308,19 @@ pub(crate) fn sum_of<'s>(
 }
 
 impl Top {
-    /// Those of a token that lie among `rows`.
-    fn within(&self, token: usize, rows: &Range<usize>) -> (&[u32], &[f32]) {
-        let own = token * self.count..(token + 1) * self.count;
-        let ids = &self.ids[own.clone()];
-        let [start, end] = [rows.start, rows.end].map(|row| ids.partition_point(|id| (*id as usize) < row));
-        (&ids[start..end], &self.log_probabilities[own][start..end])
+    /// Those that lie among `rows`, of each token.
+    fn within(&self, rows: &Range<usize>) -> Vec<Likeliest<'_>> {
+        let tokens = self
+            .ids
+            .chunks_exact(self.count.max(1))
+            .zip(self.log_probabilities.chunks_exact(self.count.max(1)));
+        tokens
+            .map(|(ids, logs)| {
+                let [start, end] =
+                    [rows.start, rows.end].map(|row| ids.partition_point(|id| (*id as usize) < row));
+                Likeliest { ids: &ids[start..end], log_probabilities: &logs[start..end] }
+            })
+            .collect()
     }
 }
 
@@ -376,14 +340,8 @@ fn weigh_rest(
         let parameters = pool.install(|| tile(rows.clone()))?;
         let step = |((pupil, top), known): ((&Pupil<'_>, &Top), &mut Vec<f64>)| {
             let logits = forward.logits(&parameters, pupil.hidden)?;
-            logits.read(|values| {
-                for (token, row) in values.chunks_exact(rows.len()).enumerate() {
-                    for id in top.within(token, &rows).0 {
-                        let logit = f64::from(row[*id as usize - rows.start]);
-                        known[token] += (logit * factor - pupil.lse[token]).exp();
-                    }
-                }
-            })
+            let (first, likeliest) = (rows.start as u32, top.within(&rows));
+            logits.device().likeliest_probability(&logits, first, &likeliest, (&pupil.lse, factor), known)
         };
         let shared: &[Pupil<'_>] = pupils;
         let all = shared.par_iter().zip(tops).zip(&mut known);
