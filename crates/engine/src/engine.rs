@@ -26,6 +26,11 @@ pub trait Engine: std::fmt::Debug + Send + Sync + 'static {
     /// cards.
     fn name(&self) -> String;
 
+    /// What its tensors take of a memory that is not this process's; `None` where there is no such memory.
+    fn memory(&self) -> Option<MemoryUse> {
+        None
+    }
+
     /// Brings numbers to where the engine computes.
     ///
     /// # Errors
@@ -246,6 +251,17 @@ pub trait Engine: std::fmt::Debug + Send + Sync + 'static {
     fn route(&self, scores: &Tensor, selection: &Selection) -> Result<Vec<Vec<u32>>> {
         crate::plain::route(scores, selection)
     }
+}
+
+/// Bytes of a card's memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MemoryUse {
+    /// Of living tensors.
+    pub in_use: u64,
+    /// The most that was in use at a time.
+    pub peak: u64,
+    /// Given back by tensors, and kept for the next ones.
+    pub kept: u64,
 }
 
 /// An engine, shared by the tensors that it made.

@@ -151,6 +151,16 @@ impl Tensor {
         }
     }
 
+    /// Whether nobody else holds its numbers, so that they may be changed in place: for engines.
+    #[cfg(feature = "gpu")]
+    pub(crate) fn is_alone(&mut self) -> bool {
+        match Arc::get_mut(&mut self.0).map(|inner| &mut inner.buffer) {
+            Some(Buffer::Host(values)) => Arc::get_mut(values).is_some(),
+            Some(Buffer::Device(memory)) => Arc::get_mut(memory).is_some(),
+            None => false,
+        }
+    }
+
     /// Calls `f` with its numbers, which are copied only if they lie in another memory.
     ///
     /// # Errors
