@@ -7,6 +7,7 @@ use super::launch::{Launch, Slice};
 use super::pool::Memory;
 use super::program::Program;
 use super::strided::{Strided, Value, elements};
+use super::transposed::transposed;
 use crate::Tensor;
 use crate::elementary::{Combine, Map, Reduce};
 use crate::error::{Result, bail};
@@ -99,10 +100,21 @@ fn gathered(card: &Arc<Card>, x: Slice<'_>, view: &View, to: Slice<'_>) -> Resul
     elements(card, own.shape, [source.clone(), source, Strided::new(to, 0, &own.strides)], Value::of("x"))
 }
 
+/// Rows and columns of the matrix whose transpose a view is, if it is large enough for tiles.
+fn turned(view: &View) -> Option<(usize, usize)> {
+    let ([columns, rows], [1, line]) = (&view.shape[..], &view.strides[..]) else { return None };
+    (line == columns && *rows >= 32 && *columns >= 32).then_some((*rows, *columns))
+}
+
 pub(super) fn arrange(card: &Arc<Card>, x: &Tensor, view: &View) -> Result<Memory> {
     let count = view.shape.iter().product();
     let out = card.room(count)?;
-    gathered(card, Slice::of(x)?, view, Slice::all(&out, count))?;
+    let x = Slice::of(x)?;
+    if let Some((rows, columns)) = turned(view) {
+        transposed(card, x.part(view.start, count), Slice::all(&out, count), rows, columns)?;
+    } else {
+        gathered(card, x, view, Slice::all(&out, count))?;
+    }
     Ok(out)
 }
 
@@ -239,11 +251,16 @@ pub(super) fn by_parts(
 }
 
 pub(super) fn rows(card: &Arc<Card>, x: &Tensor, width: usize, ids: &[u32]) -> Result<Memory> {
+    gathered_rows(card, Slice::of(x)?, width, ids)
+}
+
+/// Rows `ids` of rows of `width` elements.
+pub(super) fn gathered_rows(card: &Arc<Card>, x: Slice<'_>, width: usize, ids: &[u32]) -> Result<Memory> {
     let out = card.room(ids.len() * width)?;
     if width == 0 || ids.is_empty() {
         return Ok(out);
     }
-    let (x, list) = (Slice::of(x)?, card.put(bytes_of(ids))?);
+    let list = card.put(bytes_of(ids))?;
     by_parts(card, (x.count / width, ids.len(), width), |own, to| {
         let count = to.len() * width;
         let numbers = [count, width, own.start, own.end, 0, to.start].map(|number| number as u32);

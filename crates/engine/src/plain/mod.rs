@@ -18,6 +18,8 @@ pub(crate) use self::linear::{
     check as check_linear, check_codes, linear, observed_linear, packed_linear, shape as linear_shape,
     sum_of_rows,
 };
+#[cfg(feature = "gpu")]
+pub(crate) use self::second_order::check_round;
 pub(crate) use self::second_order::{factor, gram_add, gram_finish, gram_scaled, permuted, quadratic, round};
 
 /// Refuses a parameter that is not as wide as the last axes of what it belongs to.
