@@ -37,6 +37,14 @@ pub trait Engine: std::fmt::Debug + Send + Sync + 'static {
     /// If the device has no room.
     fn upload(&self, values: Vec<f32>) -> Result<Buffer>;
 
+    /// One number, `count` times.
+    ///
+    /// # Errors
+    /// If the device has no room.
+    fn fill(&self, value: f32, count: usize) -> Result<Buffer> {
+        self.upload(vec![value; count])
+    }
+
     /// Lends out all numbers of a tensor.
     ///
     /// # Errors

@@ -59,7 +59,8 @@ impl Tensor {
     /// If the device has no room.
     pub fn full(value: f32, shape: impl IntoShape, device: &Device) -> Result<Self> {
         let sizes = shape.sizes();
-        Self::from_vec(vec![value; sizes.iter().product()], sizes, device)
+        let buffer = device.fill(value, sizes.iter().product())?;
+        Ok(Self::constant(sizes, buffer, 0, device))
     }
 
     /// What an operation made. `vjp` gives the gradients of `inputs`; it is kept only where gradients reach one of

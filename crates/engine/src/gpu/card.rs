@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::adapter::{Adapter, AdapterChoice, choose};
+use super::adapter::{Adapter, AdapterChoice, AdapterKind, choose};
 use super::launch::Kernel;
 use super::pool::Pool;
 use super::stream::Stream;
@@ -31,6 +31,9 @@ pub(super) struct Card {
     pub(super) alignment: u64,
     /// Workgroups along one axis of a launch.
     pub(super) groups: u32,
+    /// Operations of a submission at most, about: what also draws a screen must not be busy for long, and drivers end
+    /// what takes seconds.
+    pub(super) work: u64,
     /// Whether the tiles of products may be 128 wide.
     pub(super) wide_tiles: bool,
     pub(super) stream: Mutex<Stream>,
@@ -72,6 +75,10 @@ impl Card {
         };
         let (device, queue) = pollster::block_on(adapter.request_device(&descriptor))
             .map_err(|error| Error::msg(format!("{} cannot be opened: {error}; hint: is another program holding it, or is its driver of another version than its libraries?", told.name)))?;
+        let work = match told.kind {
+            AdapterKind::Discrete => 4_000_000_000_000,
+            _ => 200_000_000_000,
+        };
         let fault = Arc::new(Mutex::new(None));
         let first = fault.clone();
         device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| {
@@ -91,6 +98,7 @@ impl Card {
             largest: limits.max_buffer_size,
             alignment: u64::from(limits.min_storage_buffer_offset_alignment.max(16)),
             groups: limits.max_compute_workgroups_per_dimension,
+            work,
             wide_tiles: limits.max_compute_workgroup_storage_size >= 2 * WORKGROUP_MEMORY,
             stream: Mutex::default(),
             pool: Mutex::default(),
@@ -152,4 +160,38 @@ fn check(adapter: &wgpu::Adapter, limits: &wgpu::Limits, told: &Adapter) -> Resu
         bail!("{} takes no immediates; hint: a newer driver, or cpu", told.name);
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Any adapter; without one there is nothing to test.
+    fn card() -> Option<Arc<Card>> {
+        Some(Arc::new(Card::open(&AdapterChoice::Index(0), None).ok()?))
+    }
+
+    /// What nobody waits for comes back as an error of the next operation, and names the adapter.
+    #[test]
+    fn faults_are_errors() {
+        let Some(card) = card() else { return };
+        let memory = card.put(&[1, 2, 3, 4]).unwrap();
+        let size = u64::MAX / 2;
+        let usage = wgpu::BufferUsages::STORAGE;
+        let descriptor = wgpu::BufferDescriptor { label: None, size, usage, mapped_at_creation: false };
+        drop(card.device.create_buffer(&descriptor));
+        let error = card.get(&memory, 0, 1, &mut |_| {}).unwrap_err().to_string();
+        assert!(error.contains(&card.adapter.name) && error.contains("hint: "), "{error}");
+    }
+
+    #[test]
+    fn a_lost_device_is_an_error() {
+        let Some(card) = card() else { return };
+        let memory = card.put(&[1, 2, 3, 4]).unwrap();
+        card.finish().unwrap();
+        card.device.destroy();
+        let error = card.get(&memory, 0, 1, &mut |_| {}).unwrap_err().to_string();
+        assert!(error.contains(&card.adapter.name) && error.contains("hint: "), "{error}");
+        assert!(card.put(&[1, 2, 3, 4]).is_err());
+    }
 }

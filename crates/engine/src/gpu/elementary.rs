@@ -64,6 +64,20 @@ pub(super) fn pairs(card: &Arc<Card>, x: &Tensor, y: &Tensor, value: Value<'_>) 
     Ok(out)
 }
 
+/// One number, so many times.
+pub(super) fn fill(card: &Arc<Card>, value: f32, count: usize) -> Result<Memory> {
+    let out = card.room(count)?;
+    if value.to_bits() == 0 {
+        card.clear(out.buffer()?);
+        return Ok(out);
+    }
+    let one = card.put(&value.to_le_bytes())?;
+    let source = Strided::new(Slice::all(&one, 1), 0, &[0]);
+    let target = Strided::new(Slice::all(&out, count), 0, &[1]);
+    elements(card, vec![count], [source.clone(), source, target], Value::of("x"))?;
+    Ok(out)
+}
+
 pub(super) fn map(card: &Arc<Card>, x: &Tensor, function: Map) -> Result<Memory> {
     pairs(card, x, x, mapped(function))
 }

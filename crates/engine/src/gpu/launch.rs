@@ -76,6 +76,9 @@ impl Card {
     /// Launches a kernel.
     pub(super) fn launch(self: &Arc<Self>, launch: &Launch<'_>) -> Result<()> {
         let Launch { program, words, slices, numbers, groups, work } = launch;
+        if groups.iter().any(|count| *count > self.groups) {
+            bail!("{}: {groups:?} workgroups, more than {} starts at once", program.name, self.adapter.name);
+        }
         let kernel = self.kernel(program, words)?;
         let mut immediates: Vec<u32> = Vec::with_capacity(slices.len() + numbers.len());
         let mut entries = Vec::with_capacity(slices.len());

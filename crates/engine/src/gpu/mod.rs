@@ -107,6 +107,10 @@ impl Engine for Gpu {
         Ok(self.card.put(bytemuck::cast_slice(&values))?.shared())
     }
 
+    fn fill(&self, value: f32, count: usize) -> Result<Buffer> {
+        Ok(elementary::fill(&self.card, value, count)?.shared())
+    }
+
     fn read(&self, x: &Tensor, to: &mut dyn FnMut(&[f32])) -> Result<()> {
         let Slice { memory, first, count } = Slice::of(x)?;
         self.card.get(memory, first, count, to)

@@ -87,6 +87,10 @@ impl<'m> Product<'m> {
         }
     }
 
+    fn work(&self) -> u64 {
+        2 * (self.sizes.iter().product::<usize>() * self.batch[0] * self.batch[1]) as u64
+    }
+
     fn reach(&self, x: &Matrix<'_>, lines: usize, length: usize, share: usize) -> usize {
         let [outer, inner] = self.batch;
         (outer - 1) * x.outer + (inner - 1) / share * x.inner + (lines - 1) * x.line + length
@@ -109,7 +113,9 @@ impl<'m> Product<'m> {
         let room = card.binding - card.alignment as usize / 4;
         let [a, b, c] = self.reaches().map(|reach| reach > room);
         let [outer, inner] = self.batch;
-        if !(a || b || c || outer * inner > card.groups as usize) {
+        // A half of the rows or of the batch at a time changes no sum.
+        let long = self.work() > card.work && (outer * inner > self.share || self.sizes[0] > 1024);
+        if !(a || b || c || long || outer * inner > card.groups as usize) {
             return Ok(None);
         }
         let [mut first, mut second] = [*self; 2];
@@ -125,9 +131,9 @@ impl<'m> Product<'m> {
             second.a = self.a.from(half * self.a.inner);
             second.b = self.b.from(half / self.share * self.b.inner);
             second.c = self.c.from(half * self.c.inner);
-        } else if self.triangle && (c || a && self.a_along) && m > 1 {
+        } else if self.triangle && (c || long || a && self.a_along) && m > 1 {
             return Ok(Some(self.of_triangle()));
-        } else if (c || a && self.a_along) && m > 1 {
+        } else if (c || long || a && self.a_along) && m > 1 {
             let half = m / 2;
             (first.sizes[0], second.sizes[0]) = (half, m - half);
             second.a = self.a.from(half * if self.a_along { self.a.line } else { 1 });
@@ -249,7 +255,7 @@ impl<'m> Product<'m> {
             slices: &[slice(&self.a, a), b_slice, bias, slice(&self.c, c)],
             numbers: &numbers.map(|number| number as u32),
             groups: [columns as u32, rows as u32, (outer * inner) as u32],
-            work: 2 * (m * k * n * outer * inner) as u64,
+            work: self.work(),
         })
     }
 }

@@ -381,7 +381,8 @@ pub(super) fn round(
     });
     let mut rounded = Rounded { scheme, columns, codes: Vec::new(), scales: Vec::new(), biases: Vec::new() };
     let room = PART.min(card.binding - card.alignment as usize / 4) / columns.max(1);
-    let step = (room / ROWS * ROWS).max(ROWS);
+    // The search takes 4 rows with each of its workgroups.
+    let step = (room / ROWS * ROWS).clamp(ROWS, 2 * card.groups as usize);
     for first in (0..rows).step_by(step) {
         let own = step.min(rows - first);
         let count = own * columns;

@@ -7,8 +7,6 @@ use crate::error::{Result, bail};
 
 /// Commands of a submission at most.
 const COMMANDS: usize = 256;
-/// Operations of a submission at most, about: drivers of screens end what takes seconds.
-const WORK: u64 = 4_000_000_000_000;
 /// Submissions under way at most.
 const UNDER_WAY: usize = 4;
 
@@ -55,7 +53,7 @@ impl Stream {
     fn counted(&mut self, card: &Card, work: u64) -> Option<wgpu::SubmissionIndex> {
         self.commands += 1;
         self.work += work;
-        if self.commands < COMMANDS && self.work < WORK {
+        if self.commands < COMMANDS && self.work < card.work {
             return None;
         }
         self.submit(card);

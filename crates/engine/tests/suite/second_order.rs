@@ -59,7 +59,7 @@ fn sums_are_of_their_own() {
 /// Everything that is derived of a matrix, against `plain`.
 #[test]
 fn engines_agree_on_what_follows() {
-    for size in [1, 2, 33, 96] {
+    for size in [1, 2, 33, 96, 200] {
         let (reference, _) = gram(&plain(), size, 4, 100);
         let factors: Vec<f32> = (0..size).map(|at| [0.5, 1.0, 4.0, 0.3][at % 4]).collect();
         let order: Vec<usize> = (0..size).rev().collect();
@@ -136,6 +136,27 @@ fn dead_columns_and_few_tokens_are_no_failure() {
         assert!(upper[3 * 64 + 4..4 * 64].iter().all(|value| *value == 0.0));
         assert!(Factor::new(&with(vec![0.0; 64 * 64]), (0..64).collect(), 0.01).unwrap().is_none());
         assert!(Factor::new(&with(vec![f32::NAN; 64 * 64]), (0..64).collect(), 0.01).unwrap().is_none());
+    }
+}
+
+/// Positive definite but for one pair of features, which may lie in any block.
+#[test]
+fn what_is_not_positive_definite_has_no_factor() {
+    for device in engines().into_iter().chain([plain()]) {
+        for (size, bad) in [(2, 0), (70, 0), (70, 67), (150, 100)] {
+            let one = |at: usize| match (at / size, at % size) {
+                (row, column) if row == column => 1.0,
+                (row, column) if row.min(column) == bad && row.max(column) == bad + 1 => 2.0,
+                _ => 0.0,
+            };
+            let of = |one: &dyn Fn(usize) -> f32| {
+                Tensor::from_vec((0..size * size).map(one).collect(), (size, size), &device).unwrap()
+            };
+            let what = format!("{size}, {bad} on {}", device.name());
+            assert!(device.factor(&of(&one), 0.5).unwrap().is_none(), "{what}");
+            let (upper, _) = device.factor(&of(&one), 3.0).unwrap().unwrap();
+            assert_eq!(values(&upper)[size * size - 1], 0.5, "{what}");
+        }
     }
 }
 
