@@ -34,11 +34,24 @@ pub trait Engine: std::fmt::Debug + Send + Sync + 'static {
         1
     }
 
+    /// What its tensors take of a memory that is not this process's; `None` where there is no such memory.
+    fn memory(&self) -> Option<MemoryUse> {
+        None
+    }
+
     /// Brings numbers to where the engine computes.
     ///
     /// # Errors
     /// If the device has no room.
     fn upload(&self, values: Vec<f32>) -> Result<Buffer>;
+
+    /// One number, `count` times.
+    ///
+    /// # Errors
+    /// If the device has no room.
+    fn fill(&self, value: f32, count: usize) -> Result<Buffer> {
+        self.upload(vec![value; count])
+    }
 
     /// Lends out all numbers of a tensor.
     ///
@@ -348,6 +361,17 @@ pub trait Engine: std::fmt::Debug + Send + Sync + 'static {
     ) -> Result<()> {
         crate::plain::likeliest_probability(logits, first, likeliest, rows, known)
     }
+}
+
+/// Bytes of a card's memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MemoryUse {
+    /// Of living tensors.
+    pub in_use: u64,
+    /// The most that was in use at a time.
+    pub peak: u64,
+    /// Given back by tensors, and kept for the next ones.
+    pub kept: u64,
 }
 
 /// An engine, shared by the tensors that it made.

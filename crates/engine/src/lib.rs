@@ -9,8 +9,9 @@
 //! a buffer or depends on what computes. A tensor that was made of a variable remembers how it was made;
 //! [`Tensor::gradients`] follows that back.
 //!
-//! There are two engines: [`Cpu`] (fused operations, faer's products, one thread a call) and [`Plain`] (slow and
-//! obvious: the reference of the test suite in `tests/`, which runs over all engines).
+//! There are three engines: [`Cpu`] (fused operations, faer's products, one thread a call), [`Plain`] (slow and obvious:
+//! the reference of the test suite in `tests/`, which runs over all engines) and, with the feature `gpu`, `gpu::Gpu`
+//! (graphics cards, through Vulkan or Metal).
 
 #![allow(
     clippy::inline_always,
@@ -23,6 +24,8 @@ mod elementary;
 mod engine;
 mod error;
 pub mod exp;
+#[cfg(feature = "gpu")]
+pub mod gpu;
 mod gram;
 mod losses;
 mod operators;
@@ -39,7 +42,7 @@ mod views;
 
 pub use cpu::{Cpu, PARTS};
 pub use elementary::{Buffer, Combine, Map, Reduce};
-pub use engine::{Device, Engine};
+pub use engine::{Device, Engine, MemoryUse};
 pub use error::{Error, Result};
 pub use gram::{Factor, Gram, GramSum};
 pub use losses::{Candidates, Labels, Likeliest};
@@ -53,6 +56,15 @@ pub use tensor::Tensor;
 /// The CPU engine.
 pub fn cpu() -> Device {
     Device::new(Cpu::default())
+}
+
+/// The engine of a graphics card.
+///
+/// # Errors
+/// If there is no such adapter, or it cannot be opened; the message says what to do.
+#[cfg(feature = "gpu")]
+pub fn gpu(choice: &gpu::AdapterChoice) -> Result<Device> {
+    Ok(Device::new(gpu::Gpu::open(choice)?))
 }
 
 /// The reference: the engine that tests compare the others with.

@@ -59,7 +59,8 @@ impl Tensor {
     /// If the device has no room.
     pub fn full(value: f32, shape: impl IntoShape, device: &Device) -> Result<Self> {
         let sizes = shape.sizes();
-        Self::from_vec(vec![value; sizes.iter().product()], sizes, device)
+        let buffer = device.fill(value, sizes.iter().product())?;
+        Ok(Self::constant(sizes, buffer, 0, device))
     }
 
     /// What an operation made. `vjp` gives the gradients of `inputs`; it is kept only where gradients reach one of
@@ -148,6 +149,16 @@ impl Tensor {
         match Arc::get_mut(&mut self.0).map(|inner| &mut inner.buffer) {
             Some(Buffer::Host(values)) => Ok(Arc::make_mut(values).as_mut_slice()),
             _ => bail!("a tensor of another engine"),
+        }
+    }
+
+    /// Whether nobody else holds its numbers, so that they may be changed in place: for engines.
+    #[cfg(feature = "gpu")]
+    pub(crate) fn is_alone(&mut self) -> bool {
+        match Arc::get_mut(&mut self.0).map(|inner| &mut inner.buffer) {
+            Some(Buffer::Host(values)) => Arc::get_mut(values).is_some(),
+            Some(Buffer::Device(memory)) => Arc::get_mut(memory).is_some(),
+            None => false,
         }
     }
 

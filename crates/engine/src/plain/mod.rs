@@ -22,6 +22,8 @@ pub(crate) use self::linear::{
 pub(crate) use self::losses::{
     compare, divergence_slopes, keep_likeliest, label_slopes, likeliest_probability, likeliest_slopes, score,
 };
+#[cfg(feature = "gpu")]
+pub(crate) use self::second_order::check_round;
 pub(crate) use self::second_order::{factor, gram_add, gram_finish, gram_scaled, permuted, quadratic, round};
 
 /// Refuses a parameter that is not as wide as the last axes of what it belongs to.

@@ -96,16 +96,23 @@ pub(crate) fn factor(hessian: &Tensor, added: f32) -> Result<Option<(Tensor, Ten
     Ok(Some((of(turned)?, of(damped)?)))
 }
 
+/// Refuses a weight that a scheme does not round.
+pub(crate) fn check_round(weight: &Tensor, scheme: Scheme) -> Result<()> {
+    let (_, columns) = weight.dims2()?;
+    if !scheme.has_biases() || !scheme.divides(columns) {
+        bail!("a weight {:?} cannot be rounded at {scheme}", weight.dims());
+    }
+    Ok(())
+}
+
 pub(crate) fn round(
     weight: &Tensor,
     scheme: Scheme,
     float: FloatType,
     how: How<'_>,
 ) -> Result<(Rounded, Tensor)> {
+    check_round(weight, scheme)?;
     let (rows, columns) = weight.dims2()?;
-    if !scheme.has_biases() || !scheme.divides(columns) {
-        bail!("a weight {:?} cannot be rounded at {scheme}", weight.dims());
-    }
     let moved = match how {
         How::Refined { factor, .. } | How::Compensated { factor, .. } if factor.upper.host().is_err() => {
             Some((factor.upper.to_vec()?, factor.hessian.to_vec()?))

@@ -1,6 +1,6 @@
 //! Coarse operations: odd sizes, one row, one column, nothing; bits that do not depend on the batch; NaN; wrong shapes.
 
-use mlx_quant_engine::{Activation, AttentionSettings, Groups, Pairing, Selection, Tensor, cpu, plain};
+use mlx_quant_engine::{Activation, AttentionSettings, Groups, Pairing, Selection, Tensor, plain};
 
 use super::{Operation, agree, bits, distance, engines, on, run, tensor, values};
 
@@ -310,7 +310,7 @@ fn nan_passes_without_a_panic() {
 
 #[test]
 fn wrong_shapes_are_errors_that_show_them() {
-    for device in [cpu(), plain()] {
+    for device in engines().into_iter().chain([plain()]) {
         let x = |shape: &[usize]| on(&device, &tensor(shape, 1));
         let attend = |q: &[usize], k: &[usize]| device.attention(&x(q), &x(k), &x(k), &settings(None, None));
         let sinks = AttentionSettings { sinks: Some(x(&[3])), ..settings(None, None) };

@@ -3,6 +3,8 @@
 
 mod coarse;
 mod elementary;
+#[cfg(feature = "gpu")]
+mod gpu;
 mod learned;
 mod losses;
 mod second_order;
@@ -11,6 +13,9 @@ use mlx_quant_engine::{Device, Result, Tensor, cpu, plain};
 
 /// Every engine of this machine but `plain`.
 fn engines() -> Vec<Device> {
+    #[cfg(feature = "gpu")]
+    return std::iter::once(cpu()).chain(gpu::device()).collect();
+    #[cfg(not(feature = "gpu"))]
     vec![cpu()]
 }
 

@@ -1,0 +1,197 @@
+//! Rates of what a calibrated run spends its time in, on one adapter, so that one run on a card tells everything:
+//! `cargo run --release -p mlx-quant-engine --features gpu --example gpu_rates [-- gpu:NAME] [--small]`.
+//!
+//! Sizes are those of an 8B model (hidden 4096, inner 14336, 32 heads of 128, 8 key-value heads), or small ones with
+//! `--small`, which a software adapter takes by itself. A figure is the mean of several runs after one that is not
+//! counted (it builds kernels); product, Gram matrix and factor are also held against float64 sums of a few elements.
+#![allow(clippy::unwrap_used, clippy::print_stdout, missing_docs, reason = "a benchmark")]
+
+use std::time::{Duration, Instant};
+
+use mlx_format::{FloatType, Scheme};
+use mlx_quant_engine::gpu::{AdapterChoice, AdapterKind, Gpu, adapters};
+use mlx_quant_engine::rounding::How;
+use mlx_quant_engine::{
+    Activation, AttentionSettings, Device, Engine, Factor, Gram, GramSum, Pairing, Tensor,
+};
+
+/// About normal, the same on every run.
+fn numbers(count: usize, seed: u64) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    let mut uniform = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 40) as f32 / (1u64 << 24) as f32 - 0.5
+    };
+    (0..count).map(|_| uniform() + uniform() + uniform() + uniform()).collect()
+}
+
+struct Bench {
+    gpu: Gpu,
+    device: Device,
+    /// How long an operation is repeated.
+    patience: Duration,
+}
+
+impl Bench {
+    fn tensor(&self, shape: &[usize], seed: u64) -> Tensor {
+        Tensor::from_vec(numbers(shape.iter().product(), seed), shape, &self.device).unwrap()
+    }
+
+    /// Seconds of one run, and a line about it. `units` is what the rate counts, in operations or bytes.
+    fn report<T>(&self, name: &str, units: f64, unit: &str, mut run: impl FnMut() -> T) -> f64 {
+        drop(run());
+        self.gpu.finish().unwrap();
+        let (start, mut times) = (Instant::now(), 0u32);
+        while times == 0 || (start.elapsed() < self.patience && times < 1000) {
+            drop(run());
+            times += 1;
+            // Recording runs ahead of the card; a look at the clock should not.
+            if times.is_power_of_two() {
+                self.gpu.finish().unwrap();
+            }
+        }
+        self.gpu.finish().unwrap();
+        let seconds = start.elapsed().as_secs_f64() / f64::from(times);
+        println!("{name:58} {:10.3} ms {:11.2} {unit}", seconds * 1e3, units / seconds / 1e9);
+        seconds
+    }
+}
+
+fn products(bench: &Bench, tokens: usize, hidden: usize, inner: usize) {
+    for (m, k, n) in [
+        (tokens, hidden, hidden),
+        (tokens, hidden, inner),
+        (tokens, inner, hidden),
+        (hidden, hidden, hidden),
+        (512, hidden, hidden),
+        (1, hidden, hidden),
+        (tokens, hidden - 1, hidden - 1),
+    ] {
+        let (x, weight) = (bench.tensor(&[m, k], 1), bench.tensor(&[n, k], 2));
+        let operations = 2.0 * (m * k * n) as f64;
+        let name = format!("linear [{m}, {k}] x [{n}, {k}]^T");
+        bench.report(&name, operations, "GFLOP/s", || bench.device.linear(&x, &weight, None).unwrap());
+        let y =
+            bench.device.linear(&x, &weight, None).unwrap().narrow(0, m / 2, 1).unwrap().to_vec().unwrap();
+        let (row, weights) = (x.narrow(0, m / 2, 1).unwrap().to_vec().unwrap(), weight.to_vec().unwrap());
+        let exact = |column: usize| -> f64 {
+            row.iter().zip(&weights[column * k..]).map(|(x, w)| f64::from(*x) * f64::from(*w)).sum()
+        };
+        let apart = (0..n).step_by(n / 9 + 1).map(|at| (f64::from(y[at]) - exact(at)).abs());
+        println!("{:58} {:10.2e}", "  furthest from float64", apart.fold(0.0, f64::max));
+    }
+    let (x, weight) = (bench.tensor(&[tokens, hidden], 1), bench.tensor(&[hidden, hidden], 2));
+    let (x, weight) = (x.variable(), weight.variable());
+    let y = bench.device.linear(&x, &weight, None).unwrap();
+    let seed = y.detach();
+    let operations = 4.0 * (tokens * hidden * hidden) as f64;
+    let name = format!("gradients of linear [{tokens}, {hidden}] x [{hidden}, {hidden}]^T");
+    bench.report(&name, operations, "GFLOP/s", || y.gradients(&seed).unwrap());
+}
+
+fn attention(bench: &Bench, windows: usize, tokens: usize, heads: usize, kv_heads: usize, d: usize) {
+    let q = bench.tensor(&[windows, tokens, heads, d], 1).variable();
+    let [k, v] = [2, 3].map(|seed| bench.tensor(&[windows, tokens, kv_heads, d], seed).variable());
+    let settings =
+        AttentionSettings { scale: 1.0 / (d as f32).sqrt(), window: None, softcap: None, sinks: None };
+    // Half of the scores are seen.
+    let operations = 2.0 * (windows * heads * tokens * tokens * d) as f64;
+    let name = format!("attention of {windows} x {tokens} tokens, {heads}/{kv_heads} heads of {d}");
+    bench.report(&name, operations, "GFLOP/s", || bench.device.attention(&q, &k, &v, &settings).unwrap());
+    let y = bench.device.attention(&q, &k, &v, &settings).unwrap();
+    let seed = y.detach();
+    bench.report("  its gradients", 2.5 * operations, "GFLOP/s", || y.gradients(&seed).unwrap());
+}
+
+fn passing(bench: &Bench, tokens: usize, hidden: usize, inner: usize, heads: usize, d: usize) {
+    let (x, weight) = (bench.tensor(&[1, tokens, hidden], 1), bench.tensor(&[hidden], 2));
+    let bytes = |count: usize| 4.0 * count as f64;
+    let name = |what: &str| format!("{what} [{tokens}, {hidden}]");
+    bench.report(&name("rms_norm"), bytes(2 * tokens * hidden), "GB/s", || {
+        bench.device.rms_norm(&x, Some(&weight), 1e-5).unwrap()
+    });
+    bench.report(&name("add"), bytes(3 * tokens * hidden), "GB/s", || bench.device.add(&x, &x, 1.0).unwrap());
+    let rows = x.reshape((tokens, hidden)).unwrap();
+    bench.report(&name("transpose"), bytes(2 * tokens * hidden), "GB/s", || rows.t().unwrap());
+    let q = bench.tensor(&[1, tokens, heads, d], 1);
+    let angles = bench.tensor(&[tokens, d / 2], 2);
+    bench.report(&format!("rotary [{tokens}, {heads}, {d}]"), bytes(2 * tokens * heads * d), "GB/s", || {
+        bench.device.rotary(&q, &angles, &angles, Pairing::Halves).unwrap()
+    });
+    let (gate, up) = (bench.tensor(&[1, tokens, inner], 1), bench.tensor(&[1, tokens, inner], 2));
+    bench.report(&format!("glu Silu [{tokens}, {inner}]"), bytes(3 * tokens * inner), "GB/s", || {
+        bench.device.glu(&gate, &up, Activation::Silu).unwrap()
+    });
+    bench.report(&name("upload and read"), bytes(2 * tokens * hidden), "GB/s", || {
+        let x = bench.tensor(&[64, hidden], 1);
+        x.to_vec().unwrap()
+    });
+}
+
+/// Gram matrix, factor, rounding of one linear.
+fn second_order(bench: &Bench, tokens: usize, size: usize, rows: usize) {
+    let x = bench.tensor(&[1, tokens, size], 5);
+    let mut sum = GramSum::new(size, &bench.device).unwrap();
+    let operations = (tokens * size * (size + 1)) as f64;
+    let name = format!("gram_add [{tokens}, {size}] (half a product)");
+    bench.report(&name, operations, "GFLOP/s", || sum.add(&x).unwrap());
+    let mut sum = GramSum::new(size, &bench.device).unwrap();
+    sum.add(&x).unwrap();
+    let gram: Gram = sum.finish().unwrap();
+    let order: Vec<usize> = (0..size).collect();
+    // A factorization (n^3 / 3) and a triangular inverse (n^3 / 3, of which this does twice as much).
+    let operations = size.pow(3) as f64 * 2.0 / 3.0;
+    bench.report(&format!("factor [{size}, {size}]"), operations, "GFLOP/s", || {
+        Factor::new(&gram, order.clone(), 0.01).unwrap().unwrap()
+    });
+    let factor = Factor::new(&gram, order, 0.01).unwrap().unwrap();
+    let weight = bench.tensor(&[rows, size], 6);
+    let scheme = Scheme::affine(4, 64).unwrap();
+    let weights = vec![1.0; size];
+    let elements = (rows * size) as f64;
+    for (what, how) in [
+        ("searched grid, nearest", How::Nearest { weights: &weights }),
+        ("GPTQ", How::Compensated { factor: &factor, block_size: 128, sweeps: 0 }),
+        ("GPTQ, 2 sweeps", How::Compensated { factor: &factor, block_size: 128, sweeps: 2 }),
+    ] {
+        let name = format!("round [{rows}, {size}] at 4 bits: {what}");
+        bench.report(&name, elements, "G weights/s", || {
+            bench.device.round(&weight, scheme, FloatType::Bf16, how).unwrap()
+        });
+    }
+}
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    for adapter in adapters() {
+        println!("{adapter:?}");
+    }
+    let named = arguments.iter().find(|argument| argument.starts_with("gpu"));
+    let choice = named.map_or(AdapterChoice::Best, |name| name.parse().unwrap());
+    let gpu = match Gpu::open(&choice) {
+        Ok(gpu) => gpu,
+        Err(error) => {
+            println!("{error}");
+            return;
+        }
+    };
+    let small =
+        gpu.adapter().kind == AdapterKind::Software || arguments.iter().any(|argument| argument == "--small");
+    println!("{}{}", gpu.name(), if small { ", small sizes" } else { "" });
+    let patience = Duration::from_millis(if small { 200 } else { 1000 });
+    let bench = Bench { device: Device::new(gpu.clone()), gpu, patience };
+    if small {
+        products(&bench, 128, 256, 512);
+        attention(&bench, 2, 128, 4, 2, 64);
+        passing(&bench, 128, 256, 512, 4, 64);
+        second_order(&bench, 128, 256, 128);
+    } else {
+        products(&bench, 8192, 4096, 14336);
+        attention(&bench, 8, 512, 32, 8, 128);
+        attention(&bench, 2, 4096, 32, 8, 128);
+        passing(&bench, 8192, 4096, 14336, 32, 128);
+        second_order(&bench, 8192, 4096, 4096);
+        second_order(&bench, 8192, 14336, 4096);
+    }
+    println!("{:?}", bench.device.memory().unwrap());
+}

@@ -1,0 +1,275 @@
+//! The engine of graphics cards: Vulkan (NVIDIA, AMD, Intel) or Metal (Apple) through wgpu, a WGSL file for each kernel.
+//!
+//! * [`adapter`]: which card; `card`, `pool`, `stream`, `launch`, `program`: an opened one, its memory, the order of its
+//!   commands, its kernels.
+//! * `strided`, `elementary`: elementary operations. `product`: the product of matrices, on which the rest is built.
+//! * A file for each family of coarse operations.
+//!
+//! Tensors stay on the card; [`Engine::read`] fetches one. Commands of all threads go through one queue in the order in
+//! which they were recorded, many in a submission; so memory is given to the next tensor as soon as nobody holds it.
+//! What is larger than a binding may be goes in parts.
+//!
+//! The order of every sum depends on the sizes that are summed over alone, not on the rows beside them nor on the tile
+//! they lie in: a window in a batch gets the bits that it gets alone. Drivers compile kernels each in their own way, so
+//! bits belong to an adapter and a driver, which [`Engine::name`] tells.
+
+mod activation;
+pub mod adapter;
+mod attention;
+mod card;
+mod delta;
+mod elementary;
+mod launch;
+mod linear;
+mod norm;
+mod pool;
+mod product;
+mod program;
+mod rotary;
+mod rounding;
+mod second_order;
+mod softmax;
+mod stream;
+mod strided;
+mod trained;
+mod transposed;
+
+use std::sync::Arc;
+
+use mlx_format::{FloatType, Scheme};
+
+pub use self::adapter::{Adapter, AdapterChoice, AdapterKind, adapters};
+use self::card::Card;
+use self::launch::Slice;
+use self::product::Product;
+use self::strided::Value;
+use self::trained::Brought;
+use crate::Tensor;
+use crate::elementary::{Buffer, Combine, Map, Reduce};
+use crate::engine::{Engine, MemoryUse};
+use crate::error::Result;
+use crate::plain::{check_round, check_same};
+use crate::rounding::{How, Rounded};
+use crate::settings::{Activation, AttentionSettings, Codes, Notebook, Pairing};
+use crate::shape::View;
+
+/// The engine of one card.
+#[derive(Clone, Debug)]
+pub struct Gpu {
+    card: Arc<Card>,
+    /// Codes of trained linears. They lie here and not with the card, which what lies on it keeps open.
+    codes: Arc<Brought>,
+}
+
+impl Gpu {
+    /// Opens an adapter.
+    ///
+    /// # Errors
+    /// If there is none, it cannot be opened, or it is too small; the message says what to do.
+    pub fn open(choice: &AdapterChoice) -> Result<Self> {
+        Ok(Self { card: Arc::new(Card::open(choice, None)?), codes: Arc::default() })
+    }
+
+    /// [`Gpu::open`] with kernels that see at most `binding` bytes of a buffer at once: how operations on large tensors
+    /// are tried with small ones.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn with_binding(choice: &AdapterChoice, binding: u64) -> Result<Self> {
+        Ok(Self { card: Arc::new(Card::open(choice, Some(binding))?), codes: Arc::default() })
+    }
+
+    /// What was opened.
+    pub fn adapter(&self) -> &Adapter {
+        &self.card.adapter
+    }
+
+    /// Waits until everything asked for so far is done: for measurements.
+    ///
+    /// # Errors
+    /// If the device does not answer.
+    pub fn finish(&self) -> Result<()> {
+        self.card.finish()
+    }
+}
+
+impl Engine for Gpu {
+    fn name(&self) -> String {
+        let Adapter { name, backend, driver, .. } = &self.card.adapter;
+        format!("gpu {name}, {backend}, {driver}")
+    }
+
+    fn memory(&self) -> Option<MemoryUse> {
+        Some(self.card.memory())
+    }
+
+    fn upload(&self, values: Vec<f32>) -> Result<Buffer> {
+        Ok(self.card.put(bytemuck::cast_slice(&values))?.shared())
+    }
+
+    fn fill(&self, value: f32, count: usize) -> Result<Buffer> {
+        Ok(elementary::fill(&self.card, value, count)?.shared())
+    }
+
+    fn read(&self, x: &Tensor, to: &mut dyn FnMut(&[f32])) -> Result<()> {
+        let Slice { memory, first, count } = Slice::of(x)?;
+        self.card.get(memory, first, count, to)
+    }
+
+    fn map(&self, x: &Tensor, function: Map) -> Result<Buffer> {
+        Ok(elementary::map(&self.card, x, function)?.shared())
+    }
+
+    fn combine(&self, x: &Tensor, y: &Tensor, shape: &[usize], function: Combine) -> Result<Buffer> {
+        Ok(elementary::combine(&self.card, x, y, shape, function)?.shared())
+    }
+
+    fn arrange(&self, x: &Tensor, view: &View) -> Result<Buffer> {
+        Ok(elementary::arrange(&self.card, x, view)?.shared())
+    }
+
+    fn scatter(&self, x: &Tensor, view: &View, count: usize) -> Result<Buffer> {
+        Ok(elementary::scatter(&self.card, x, view, count)?.shared())
+    }
+
+    fn join(&self, parts: &[&Tensor], widths: &[usize]) -> Result<Buffer> {
+        Ok(elementary::join(&self.card, parts, widths)?.shared())
+    }
+
+    fn reduce(&self, x: &Tensor, sizes: [usize; 3], how: Reduce) -> Result<Buffer> {
+        Ok(elementary::reduce(&self.card, Slice::of(x)?, sizes, how)?.shared())
+    }
+
+    fn multiply(&self, x: &Tensor, y: &Tensor, [batch, m, k, n]: [usize; 4]) -> Result<Buffer> {
+        let out = self.card.room(batch * m * n)?;
+        let (x, y, all) = (Slice::of(x)?, Slice::of(y)?, Slice::all(&out, batch * m * n));
+        let mut product = Product::new(x, y, all, [m, k, n]);
+        (product.b.line, product.b_along, product.batch[1]) = (n, false, batch);
+        (product.a.inner, product.b.inner, product.c.inner) = (m * k, k * n, m * n);
+        product.run(&self.card)?;
+        Ok(out.shared())
+    }
+
+    fn rows(&self, x: &Tensor, width: usize, ids: &[u32]) -> Result<Buffer> {
+        Ok(elementary::rows(&self.card, x, width, ids)?.shared())
+    }
+
+    fn add_rows(&self, x: &Tensor, width: usize, ids: &[u32], count: usize) -> Result<Buffer> {
+        Ok(elementary::add_rows(&self.card, x, width, ids, count)?.shared())
+    }
+
+    fn linear(&self, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+        linear::linear(&self.card, x, weight, bias)
+    }
+
+    fn observed_linear(
+        &self,
+        x: &Tensor,
+        weight: &Tensor,
+        bias: Option<&Tensor>,
+        notebook: &Notebook,
+    ) -> Result<Tensor> {
+        trained::observed_linear(&self.card, x, weight, bias, notebook)
+    }
+
+    fn packed_linear(
+        &self,
+        x: &Tensor,
+        codes: &Arc<Codes>,
+        scales: &Tensor,
+        centers: &Tensor,
+        bias: Option<&Tensor>,
+    ) -> Result<Tensor> {
+        trained::packed_linear(&self.card, &self.codes, x, codes, (scales, centers), bias)
+    }
+
+    fn rms_norm(&self, x: &Tensor, weight: Option<&Tensor>, eps: f64) -> Result<Tensor> {
+        norm::rms_norm(&self.card, x, weight, eps)
+    }
+
+    fn layer_norm(
+        &self,
+        x: &Tensor,
+        weight: Option<&Tensor>,
+        bias: Option<&Tensor>,
+        eps: f64,
+    ) -> Result<Tensor> {
+        norm::layer_norm(&self.card, x, weight, bias, eps)
+    }
+
+    fn add(&self, x: &Tensor, y: &Tensor, factor: f64) -> Result<Tensor> {
+        check_same(x, y, "add")?;
+        let value = Value { text: "x + a * y", a: factor as f32, b: 0.0 };
+        let sum = elementary::pairs(&self.card, x, y, value)?;
+        Ok(Tensor::made(x.device(), x.dims().to_vec(), sum.shared(), "add", &[x, y], move |pull| {
+            let for_y = if factor == 1.0 { pull.grad.clone() } else { (pull.grad * factor)? };
+            Ok(vec![Some(pull.grad.clone()), Some(for_y)])
+        }))
+    }
+
+    fn rotary(&self, x: &Tensor, cos: &Tensor, sin: &Tensor, pairing: Pairing) -> Result<Tensor> {
+        rotary::rotary(&self.card, x, cos, sin, pairing)
+    }
+
+    fn attention(&self, q: &Tensor, k: &Tensor, v: &Tensor, settings: &AttentionSettings) -> Result<Tensor> {
+        attention::attention(&self.card, q, k, v, settings)
+    }
+
+    fn gated_delta(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        decay: &Tensor,
+        beta: &Tensor,
+    ) -> Result<Tensor> {
+        delta::gated_delta(&self.card, [q, k, v, decay, beta])
+    }
+
+    fn activate(&self, x: &Tensor, activation: Activation) -> Result<Tensor> {
+        activation::activate(&self.card, x, activation)
+    }
+
+    fn glu(&self, gate: &Tensor, up: &Tensor, glu: Activation) -> Result<Tensor> {
+        activation::glu(&self.card, gate, up, glu)
+    }
+
+    fn softmax(&self, x: &Tensor) -> Result<Tensor> {
+        softmax::softmax(&self.card, x)
+    }
+
+    fn gram_add(&self, sum: &mut Tensor, x: &Tensor) -> Result<()> {
+        second_order::gram_add(&self.card, sum, x)
+    }
+
+    fn gram_finish(&self, sum: Tensor, factor: f32) -> Result<Tensor> {
+        second_order::gram_finish(&self.card, &sum, factor)
+    }
+
+    fn gram_scaled(&self, gram: &Tensor, factors: &[f32]) -> Result<Tensor> {
+        second_order::gram_scaled(&self.card, gram, factors)
+    }
+
+    fn quadratic(&self, gram: &Tensor, changes: &Tensor) -> Result<f64> {
+        second_order::quadratic(&self.card, gram, changes)
+    }
+
+    fn permuted(&self, gram: &Tensor, order: &[usize], kept: f32) -> Result<Tensor> {
+        second_order::permuted(&self.card, gram, order, kept)
+    }
+
+    fn factor(&self, hessian: &Tensor, added: f32) -> Result<Option<(Tensor, Tensor)>> {
+        second_order::factor(&self.card, hessian, added)
+    }
+
+    fn round(
+        &self,
+        weight: &Tensor,
+        scheme: Scheme,
+        float: FloatType,
+        how: How<'_>,
+    ) -> Result<(Rounded, Tensor)> {
+        check_round(weight, scheme)?;
+        rounding::round(&self.card, weight, scheme, float, how)
+    }
+}

@@ -1,0 +1,414 @@
+//! Rounding to searched grids, with GPTQ's compensation and sweeps of coordinate descent: what `rounding/` does on the
+//! processor, with all rows of a weight side by side.
+//!
+//! A weight lies transposed, `[columns, rows]`, in the order in which columns are rounded. A launch takes a group of
+//! columns; what its errors do to later columns of its block, and then to those behind the block, are products. Rows are
+//! independent, so a weight that is larger than a binding goes in parts of its rows.
+
+use std::sync::Arc;
+
+use mlx_format::{FloatType, Scheme};
+
+use super::card::Card;
+use super::elementary::gathered_rows;
+use super::launch::{Launch, Slice};
+use super::linear::tensor;
+use super::pool::Memory;
+use super::product::{Finish, Matrix, Product};
+use super::program::Program;
+use super::strided::{Strided, Value, elements};
+use super::transposed::transposed;
+use crate::error::Result;
+use crate::rounding::{How, Rounded};
+use crate::{Factor, Tensor};
+
+macro_rules! program {
+    ($name:literal, $reads:literal, $writes:literal) => {
+        Program {
+            name: $name,
+            source: concat!(include_str!("wgsl/grid.wgsl"), include_str!(concat!("wgsl/", $name, ".wgsl"))),
+            reads: $reads,
+            writes: $writes,
+        }
+    };
+}
+
+static SEARCH: Program = program!("search", 2, 2);
+static NEAREST: Program = program!("nearest", 2, 2);
+static COMPENSATE: Program = program!("compensate", 3, 3);
+static SWEEP: Program = program!("sweep", 2, 5);
+static PACK: Program = Program { name: "pack", source: include_str!("wgsl/pack.wgsl"), reads: 1, writes: 1 };
+
+/// Elements of a part of a weight, about.
+const PART: usize = 64 << 20;
+/// Rows of a part are a multiple of this.
+const ROWS: usize = 32;
+/// Candidates of the search: the grid of `mx.quantize`, and 7 positions of each edge.
+const CANDIDATES: u32 = 50;
+
+/// How far an edge moves inwards at most, as a fraction of the range: the fewer codes, the further.
+fn reach(bits: u32) -> f32 {
+    match bits {
+        0..=2 => 0.36,
+        3 => 0.27,
+        4 => 0.2,
+        5 => 0.14,
+        6 => 0.09,
+        _ => 0.04,
+    }
+}
+
+/// Some rows of a weight while they are rounded.
+struct Task<'t> {
+    card: &'t Arc<Card>,
+    rows: usize,
+    columns: usize,
+    group: usize,
+    bits: u32,
+    float: FloatType,
+    /// `[columns, rows]`, in rounding order; after rounding, what the stored numbers decode to.
+    values: Memory,
+    /// `[columns, rows]`, as numbers.
+    codes: Memory,
+    /// `[groups, rows]`.
+    scales: Memory,
+    /// `[groups, rows]`.
+    biases: Memory,
+}
+
+impl<'t> Task<'t> {
+    fn most(&self) -> u32 {
+        (((1u32 << self.bits) - 1) as f32).to_bits()
+    }
+
+    fn all(&'t self, memory: &'t Memory) -> Slice<'t> {
+        Slice::all(memory, self.columns * self.rows)
+    }
+
+    /// Columns `first..first + count` of something `[columns, rows]`.
+    fn columns_of(&'t self, memory: &'t Memory, first: usize, count: usize) -> Slice<'t> {
+        self.all(memory).part(first * self.rows, count * self.rows)
+    }
+
+    /// Scales and biases of the groups that begin at column `start`.
+    fn grids(&self, start: usize, groups: usize) -> [Slice<'_>; 2] {
+        let (first, all) = (start / self.group, self.columns / self.group);
+        [&self.scales, &self.biases]
+            .map(|memory| Slice::all(memory, all * self.rows).part(first * self.rows, groups * self.rows))
+    }
+
+    fn words(&self) -> (&'static str, String) {
+        let stored = match self.float {
+            FloatType::F32 => "x",
+            FloatType::Bf16 => "as_bf16(x)",
+            FloatType::F16 => "as_f16(x)",
+        };
+        ("STORED", stored.to_owned())
+    }
+
+    /// Chooses the grids of `count` columns from `start` on, whole groups.
+    fn search(
+        &self,
+        start: usize,
+        count: usize,
+        weights: Slice<'_>,
+        search: bool,
+        blind: bool,
+    ) -> Result<()> {
+        let groups = count / self.group;
+        // Groups are one axis of a launch.
+        for first in (0..groups).step_by(self.card.groups as usize) {
+            let (own, begin) = ((groups - first).min(self.card.groups as usize), start + first * self.group);
+            let [scales, biases] = self.grids(begin, own);
+            let unit = reach(self.bits) / 6.0;
+            self.card.launch(&Launch {
+                program: &SEARCH,
+                words: &[self.words(), ("BLIND", u8::from(blind).to_string())],
+                slices: &[
+                    self.columns_of(&self.values, begin, own * self.group),
+                    weights.part(begin, own * self.group),
+                    scales,
+                    biases,
+                ],
+                numbers: &[
+                    self.rows as u32,
+                    self.group as u32,
+                    if search { CANDIDATES } else { 0 },
+                    self.most(),
+                    unit.to_bits(),
+                    0,
+                    f32::INFINITY.to_bits(),
+                ],
+                groups: [self.rows.div_ceil(4) as u32, own as u32, 1],
+                work: 600 * (own * self.group * self.rows) as u64,
+            })?;
+        }
+        Ok(())
+    }
+
+    /// All columns to the nearest codes of their grids, which are chosen first.
+    fn nearest(&self, weights: Slice<'_>, search: bool, blind: bool) -> Result<()> {
+        self.search(0, self.columns, weights, search, blind)?;
+        let [scales, biases] = self.grids(0, self.columns / self.group);
+        let count = self.columns * self.rows;
+        self.card.launch(&Launch {
+            program: &NEAREST,
+            words: &[self.words()],
+            slices: &[scales, biases, self.all(&self.values), self.all(&self.codes)],
+            numbers: &[count as u32, self.rows as u32, self.group as u32, self.most(), 0],
+            groups: self.card.row_of_groups(count),
+            work: 16 * count as u64,
+        })
+    }
+
+    /// `to -= matrix[first..first + count, columns]^T @ from`, `matrix [columns, columns]` and `from [count, rows]`.
+    fn subtract(
+        &self,
+        matrix: Slice<'_>,
+        (first, count): (usize, usize),
+        columns: std::ops::Range<usize>,
+        from: Slice<'_>,
+        to: &Memory,
+    ) -> Result<()> {
+        if columns.is_empty() {
+            return Ok(());
+        }
+        let own = self.columns_of(to, columns.start, columns.len());
+        let product = Product::new(matrix, from, own, [columns.len(), count, self.rows]);
+        Product {
+            a: Matrix::of(matrix, self.columns).from(first * self.columns + columns.start),
+            a_along: false,
+            b: Matrix::of(from, self.rows),
+            b_along: false,
+            finish: Finish::Subtract,
+            ..product
+        }
+        .run(self.card)
+    }
+
+    /// GPTQ, `block` columns at a time.
+    fn compensate(&self, factor: &Factor, block: usize) -> Result<()> {
+        let (size, group) = (self.columns, self.group);
+        let upper = Slice::of(&factor.upper)?;
+        // What an error of one unit costs if later columns make up for it as well as they can.
+        let weights = self.diagonal(upper, "1.0 / (x * x)")?;
+        let errors = self.card.room(block * self.rows)?;
+        let errors = Slice::all(&errors, block * self.rows);
+        for first in (0..size).step_by(block) {
+            let end = (first + block).min(size);
+            for start in (first..end).step_by(group) {
+                self.search(start, group, Slice::all(&weights, size), true, false)?;
+                let own = errors.part((start - first) * self.rows, group * self.rows);
+                let [scales, biases] = self.grids(start, 1);
+                let numbers = [self.rows, group, size, start].map(|number| number as u32);
+                self.card.launch(&Launch {
+                    program: &COMPENSATE,
+                    words: &[self.words()],
+                    slices: &[
+                        upper.part(start * size, group * size),
+                        scales,
+                        biases,
+                        self.columns_of(&self.values, start, group),
+                        self.columns_of(&self.codes, start, group),
+                        own,
+                    ],
+                    numbers: &[&numbers[..], &[self.most(), 0]].concat(),
+                    groups: [self.rows.div_ceil(ROWS) as u32, 1, 1],
+                    work: (2 * group * group * self.rows) as u64,
+                })?;
+                self.subtract(upper, (start, group), start + group..end, own, &self.values)?;
+            }
+            let own = errors.part(0, (end - first) * self.rows);
+            self.subtract(upper, (first, end - first), end..size, own, &self.values)?;
+        }
+        Ok(())
+    }
+
+    /// Coordinate descent: each group's scale and bias by least squares, then each of its codes.
+    fn descend(&self, factor: &Factor, block: usize, original: &Memory, sweeps: usize) -> Result<()> {
+        if sweeps == 0 {
+            return Ok(());
+        }
+        let (size, count) = (self.columns, self.columns * self.rows);
+        let hessian = Slice::of(&factor.hessian)?;
+        let (lost, gradient) = (self.card.room(count)?, self.card.room(count)?);
+        let all = [original, &self.values, &lost].map(|memory| Strided::new(self.all(memory), 0, &[1]));
+        elements(self.card, vec![count], all, Value::of("x - y"))?;
+        // H (original - value): half the negative gradient of the error.
+        let product = Product::new(hessian, self.all(&lost), self.all(&gradient), [size, size, self.rows]);
+        Product { b: Matrix::of(self.all(&lost), self.rows), b_along: false, ..product }.run(self.card)?;
+        drop(lost);
+        let changes = self.card.room(block * self.rows)?;
+        let changes = Slice::all(&changes, block * self.rows);
+        for _ in 0..sweeps {
+            for first in (0..size).step_by(block) {
+                let end = (first + block).min(size);
+                for start in (first..end).step_by(self.group) {
+                    let own = changes.part((start - first) * self.rows, self.group * self.rows);
+                    self.sweep(hessian, &gradient, start, own)?;
+                    self.subtract(hessian, (start, self.group), first..end, own, &gradient)?;
+                }
+                let own = changes.part(0, (end - first) * self.rows);
+                self.subtract(hessian, (first, end - first), 0..first, own, &gradient)?;
+                self.subtract(hessian, (first, end - first), end..size, own, &gradient)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// One group of a sweep.
+    fn sweep(&self, hessian: Slice<'_>, gradient: &Memory, start: usize, changes: Slice<'_>) -> Result<()> {
+        let (group, rows) = (self.group, 1024 / self.group);
+        let [scales, biases] = self.grids(start, 1);
+        let numbers = [self.rows, group, self.columns, start].map(|number| number as u32);
+        self.card.launch(&Launch {
+            program: &SWEEP,
+            words: &[self.words(), ("ROWS", rows.to_string()), ("LANES", (256 / rows).to_string())],
+            slices: &[
+                hessian.part(start * self.columns, group * self.columns),
+                self.columns_of(gradient, start, group),
+                scales,
+                biases,
+                self.columns_of(&self.values, start, group),
+                self.columns_of(&self.codes, start, group),
+                changes,
+            ],
+            numbers: &[&numbers[..], &[self.most(), 0]].concat(),
+            groups: [self.rows.div_ceil(rows) as u32, 1, 1],
+            work: (6 * group * group * self.rows) as u64,
+        })
+    }
+
+    /// A function `text` of the diagonal of a matrix `[columns, columns]`.
+    fn diagonal(&self, matrix: Slice<'_>, text: &str) -> Result<Memory> {
+        let out = self.card.room(self.columns)?;
+        let from = Strided::new(matrix, 0, &[self.columns + 1]);
+        let to = Strided::new(Slice::all(&out, self.columns), 0, &[1]);
+        elements(self.card, vec![self.columns], [from.clone(), from, to], Value::of(text))?;
+        Ok(out)
+    }
+
+    fn run(&self, how: How<'_>) -> Result<()> {
+        let brought = |weights: &[f32]| self.card.put(bytemuck::cast_slice(weights));
+        let original = |sweeps: usize| {
+            let count = if sweeps > 0 { self.columns * self.rows } else { 0 };
+            let copy = self.card.room(count)?;
+            self.card.copy(self.values.buffer()?, 0, copy.buffer()?, 0, 4 * count as u64)?;
+            Ok(copy)
+        };
+        let block = |size: usize| size.clamp(1, self.columns).next_multiple_of(self.group);
+        let all = |memory| Slice::all(memory, self.columns);
+        match how {
+            How::Plain => self.nearest(all(&brought(&vec![0.0; self.columns])?), false, false),
+            How::Blind { weights } => self.nearest(all(&brought(weights)?), true, true),
+            How::Nearest { weights } => self.nearest(all(&brought(weights)?), true, false),
+            How::Refined { factor, block_size, sweeps } => {
+                let original: Result<Memory> = original(sweeps);
+                let weights = self.diagonal(Slice::of(&factor.hessian)?, "x")?;
+                self.nearest(all(&weights), true, false)?;
+                self.descend(factor, block(block_size), &original?, sweeps)
+            }
+            How::Compensated { factor, block_size, sweeps } => {
+                let original: Result<Memory> = original(sweeps);
+                self.compensate(factor, block(block_size))?;
+                self.descend(factor, block(block_size), &original?, sweeps)
+            }
+        }
+    }
+
+    /// Something `[columns, rows]` as `[rows, columns]`, in the weight's own order.
+    fn in_order(&self, memory: &Memory, places: Option<&[u32]>, out: Slice<'_>) -> Result<()> {
+        let all = self.all(memory);
+        let gathered = places.map(|places| gathered_rows(self.card, all, self.rows, places)).transpose()?;
+        let all = gathered.as_ref().map_or(all, |gathered| self.all(gathered));
+        transposed(self.card, all, out, self.columns, self.rows)
+    }
+
+    /// Into the places of the weight's own order: the decoded weight to `decoded`, everything else to `rounded`.
+    fn give(&self, places: Option<&[u32]>, decoded: Slice<'_>, rounded: &mut Rounded) -> Result<()> {
+        self.in_order(&self.values, places, decoded)?;
+        let count = self.columns * self.rows;
+        let codes = self.card.room(count)?;
+        self.in_order(&self.codes, places, Slice::all(&codes, count))?;
+        let words = self.card.room(count / 4)?;
+        self.card.launch(&Launch {
+            program: &PACK,
+            words: &[],
+            slices: &[Slice::all(&codes, count), Slice::all(&words, count / 4)],
+            numbers: &[count as u32 / 4],
+            groups: self.card.row_of_groups(count / 4),
+            work: count as u64,
+        })?;
+        let groups = self.columns / self.group;
+        self.card.get(&words, 0, count / 4, &mut |words| {
+            rounded.codes.extend_from_slice(bytemuck::cast_slice(words));
+        })?;
+        let group = |group: usize| match places {
+            None => group,
+            Some(places) => places[group * self.group] as usize / self.group,
+        };
+        for (memory, to) in [(&self.scales, &mut rounded.scales), (&self.biases, &mut rounded.biases)] {
+            self.card.get(memory, 0, groups * self.rows, &mut |numbers| {
+                for row in 0..self.rows {
+                    to.extend((0..groups).map(|own| numbers[group(own) * self.rows + row]));
+                }
+            })?;
+        }
+        Ok(())
+    }
+}
+
+pub(super) fn round(
+    card: &Arc<Card>,
+    weight: &Tensor,
+    scheme: Scheme,
+    float: FloatType,
+    how: How<'_>,
+) -> Result<(Rounded, Tensor)> {
+    let (rows, columns) = weight.dims2()?;
+    let (all, decoded) = (Slice::of(weight)?, card.room(rows * columns)?);
+    let order = match how {
+        How::Refined { factor, .. } | How::Compensated { factor, .. } => Some(&factor.order),
+        _ => None,
+    };
+    let order = order.filter(|order| order.iter().enumerate().any(|(at, column)| at != *column));
+    let order: Option<Vec<u32>> = order.map(|order| order.iter().map(|column| *column as u32).collect());
+    // Where each column of the weight stands in the order.
+    let places = order.as_ref().map(|order| {
+        let mut places = vec![0u32; columns];
+        (0u32..).zip(order).for_each(|(at, column)| places[*column as usize] = at);
+        places
+    });
+    let mut rounded = Rounded { scheme, columns, codes: Vec::new(), scales: Vec::new(), biases: Vec::new() };
+    let room = PART.min(card.binding - card.alignment as usize / 4) / columns.max(1);
+    // The search takes 4 rows with each of its workgroups.
+    let step = (room / ROWS * ROWS).clamp(ROWS, 2 * card.groups as usize);
+    for first in (0..rows).step_by(step) {
+        let own = step.min(rows - first);
+        let count = own * columns;
+        let part = all.part(first * columns, count);
+        let turned = card.room(count)?;
+        transposed(card, part, Slice::all(&turned, count), own, columns)?;
+        let values = match &order {
+            None => turned,
+            Some(order) => gathered_rows(card, Slice::all(&turned, count), own, order)?,
+        };
+        let groups = columns / scheme.group_size() * own;
+        let task = Task {
+            card,
+            rows: own,
+            columns,
+            group: scheme.group_size(),
+            bits: scheme.bits(),
+            float,
+            values,
+            codes: card.room(count)?,
+            scales: card.room(groups)?,
+            biases: card.room(groups)?,
+        };
+        task.run(how)?;
+        let to = Slice::all(&decoded, rows * columns).part(first * columns, count);
+        task.give(places.as_deref(), to, &mut rounded)?;
+    }
+    Ok((rounded, tensor(decoded, weight.dims(), weight)))
+}

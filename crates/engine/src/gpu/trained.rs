@@ -1,0 +1,159 @@
+//! Linear layers that note what passes them, and those whose grids are trained.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use super::card::{Card, locked};
+use super::launch::{Launch, Slice};
+use super::linear::{for_input, for_weight, forward, sizes, tensor};
+use super::norm::row_parts;
+use super::pool::Memory;
+use super::program::Program;
+use crate::Tensor;
+use crate::error::Result;
+use crate::plain::{check_codes, check_linear};
+use crate::settings::{Codes, Notebook};
+
+static SQUARES: Program =
+    Program { name: "squares", source: include_str!("wgsl/squares.wgsl"), reads: 1, writes: 1 };
+static GROUPS: Program =
+    Program { name: "groups", source: include_str!("wgsl/groups.wgsl"), reads: 2, writes: 2 };
+
+/// Rows that a thread adds up.
+const PART: usize = 64;
+
+/// Codes that were brought to the card, for as long as somebody has them.
+#[derive(Debug, Default)]
+pub(super) struct Brought(Mutex<HashMap<usize, (Weak<Codes>, Arc<Memory>)>>);
+
+impl Brought {
+    fn codes(&self, card: &Arc<Card>, codes: &Arc<Codes>) -> Result<Arc<Memory>> {
+        let key = Arc::as_ptr(codes).addr();
+        let mut all = locked(&self.0);
+        all.retain(|_, (codes, _)| codes.strong_count() > 0);
+        if let Some((_, memory)) = all.get(&key) {
+            return Ok(memory.clone());
+        }
+        let memory = Arc::new(card.put(&codes.codes)?);
+        all.insert(key, (Arc::downgrade(codes), memory.clone()));
+        Ok(memory)
+    }
+}
+
+/// Adds squares of the features of `x` to `sums`.
+fn squares(card: &Arc<Card>, x: &Tensor, features: usize, sums: &mut Vec<f64>) -> Result<()> {
+    sums.resize(features, 0.0);
+    let x = Slice::of(x)?;
+    for rows in row_parts(card, x.count / features.max(1), features) {
+        let parts = rows.len().div_ceil(PART);
+        let count = 2 * parts * features;
+        let out = card.room(count)?;
+        card.launch(&Launch {
+            program: &SQUARES,
+            words: &[],
+            slices: &[x.part(rows.start * features, rows.len() * features), Slice::all(&out, count)],
+            numbers: &[(parts * features) as u32, features as u32, rows.len() as u32, PART as u32, 0],
+            groups: card.row_of_groups(parts * features),
+            work: 32 * (rows.len() * features) as u64,
+        })?;
+        card.get(&out, 0, count, &mut |values| {
+            for part in values.chunks_exact(2 * features) {
+                let (first, second) = part.split_at(features);
+                for (sum, (first, second)) in sums.iter_mut().zip(first.iter().zip(second)) {
+                    *sum += f64::from(*first) + f64::from(*second);
+                }
+            }
+        })?;
+    }
+    Ok(())
+}
+
+/// Adds a bias that no gradient reaches.
+fn with_bias(y: Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    match bias {
+        None => Ok(y),
+        Some(bias) => y.broadcast_add(&bias.detach()),
+    }
+}
+
+pub(super) fn observed_linear(
+    card: &Arc<Card>,
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    notebook: &Notebook,
+) -> Result<Tensor> {
+    check_linear(x, weight, bias)?;
+    let (shape, [m, k, n]) = sizes(x, weight)?;
+    let out = forward(card, x, weight, None, [m, k, n])?;
+    {
+        let mut seen = notebook.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.tokens += m as u64;
+        squares(card, x, k, &mut seen.inputs)?;
+    }
+    let (card, notebook, weight) = (card.clone(), notebook.clone(), weight.detach());
+    let y = Tensor::made(x.device(), shape, out.shared(), "observed linear", &[x], move |pull| {
+        {
+            let mut seen = notebook.lock().unwrap_or_else(PoisonError::into_inner);
+            squares(&card, pull.grad, n, &mut seen.gradients)?;
+        }
+        Ok(vec![Some(for_input(&card, &pull.inputs[0], &weight, pull.grad)?)])
+    });
+    with_bias(y, bias)
+}
+
+pub(super) fn packed_linear(
+    card: &Arc<Card>,
+    brought: &Brought,
+    x: &Tensor,
+    codes: &Arc<Codes>,
+    (scales, centers): (&Tensor, &Tensor),
+    bias: Option<&Tensor>,
+) -> Result<Tensor> {
+    check_linear(x, &codes.weight, bias)?;
+    check_codes(codes, scales, centers)?;
+    let (shape, sizes) = sizes(x, &codes.weight)?;
+    let out = forward(card, x, &codes.weight, None, sizes)?;
+    let inputs = [x, scales, centers];
+    let numbers =
+        if inputs.iter().any(|input| input.is_tracked()) { Some(brought.codes(card, codes)?) } else { None };
+    let (card, codes) = (card.clone(), codes.clone());
+    let y = Tensor::made(x.device(), shape, out.shared(), "packed linear", &inputs, move |pull| {
+        let (x, grad) = (&pull.inputs[0], pull.grad);
+        let for_x = if pull.wanted[0] { Some(for_input(&card, x, &codes.weight, grad)?) } else { None };
+        let Some(numbers) = numbers.as_ref().filter(|_| pull.wanted[1] || pull.wanted[2]) else {
+            return Ok(vec![for_x, None, None]);
+        };
+        let weight = for_weight(&card, x, grad, sizes)?;
+        let [scales, centers] = by_group(&card, &weight, &codes, numbers)?;
+        let like = |memory| Some(tensor(memory, pull.inputs[1].dims(), x));
+        Ok(vec![for_x, like(scales), like(centers)])
+    });
+    with_bias(y, bias)
+}
+
+/// Gradients of scales and centers, from that of the weight.
+fn by_group(card: &Arc<Card>, weight: &Tensor, codes: &Codes, numbers: &Memory) -> Result<[Memory; 2]> {
+    let (size, count) = (codes.group_size.max(1), weight.elem_count());
+    let groups = count / size;
+    let [scales, centers] = [card.room(groups)?, card.room(groups)?];
+    let weight = Slice::of(weight)?;
+    for own in row_parts(card, groups, size) {
+        // Groups are whole words of four codes.
+        let (first, length) = (own.start * size, own.len() * size);
+        card.launch(&Launch {
+            program: &GROUPS,
+            words: &[],
+            slices: &[
+                weight.part(first, length),
+                Slice::all(numbers, count.div_ceil(4)).part(first / 4, length.div_ceil(4)),
+                Slice::all(&scales, groups).part(own.start, own.len()),
+                Slice::all(&centers, groups).part(own.start, own.len()),
+            ],
+            numbers: &[own.len() as u32, size as u32, codes.middle.to_bits()],
+            groups: card.groups_for(own.len().div_ceil(8)),
+            work: 4 * length as u64,
+        })?;
+    }
+    Ok([scales, centers])
+}

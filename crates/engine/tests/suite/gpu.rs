@@ -1,0 +1,236 @@
+//! Which adapter the suite uses, and what is the gpu engine's alone.
+//!
+//! `MLX_QUANT_TEST_ADAPTER` names one (`gpu:1`, `gpu:llvmpipe`) and makes it an error if it is not there. Without it the
+//! first card is taken, or else a software adapter, since a test is no run of anybody's. Without any adapter these tests
+//! are left out, and say so.
+#![allow(clippy::print_stderr, reason = "a run says which adapter it used")]
+
+use std::sync::OnceLock;
+
+use mlx_format::{FloatType, Scheme};
+use mlx_quant_engine::gpu::{AdapterChoice, AdapterKind, Gpu, adapters};
+use mlx_quant_engine::rounding::How;
+use mlx_quant_engine::{
+    Activation, AttentionSettings, Device, Factor, GramSum, LAST, Pairing, Tensor, plain,
+};
+
+use super::{Operation, bits, distance, gradients, on, run, tensor, values};
+
+/// The adapter of the tests.
+fn choice() -> Option<AdapterChoice> {
+    if let Ok(name) = std::env::var("MLX_QUANT_TEST_ADAPTER") {
+        return Some(name.parse().unwrap());
+    }
+    let all = adapters();
+    let card = all.iter().find(|adapter| adapter.kind != AdapterKind::Software);
+    card.or(all.first()).map(|adapter| AdapterChoice::Index(adapter.index))
+}
+
+/// The gpu engine of this machine, one for all tests.
+pub(crate) fn device() -> Option<Device> {
+    static DEVICE: OnceLock<Option<Device>> = OnceLock::new();
+    let open = || {
+        let Some(choice) = choice() else {
+            eprintln!("the gpu engine is not tested: this machine has no adapter");
+            return None;
+        };
+        let gpu = Gpu::open(&choice).unwrap();
+        eprintln!("the gpu engine is tested on {:?}", gpu.adapter());
+        Some(Device::new(gpu))
+    };
+    DEVICE.get_or_init(open).clone()
+}
+
+/// One whose kernels see so many bytes of a buffer at once.
+fn narrow(bytes: u64) -> Option<Device> {
+    choice().map(|choice| Device::new(Gpu::with_binding(&choice, bytes).unwrap()))
+}
+
+#[test]
+fn a_software_adapter_has_to_be_named() {
+    let cards = adapters().iter().filter(|adapter| adapter.kind != AdapterKind::Software).count();
+    match Gpu::open(&AdapterChoice::Best) {
+        Ok(gpu) => assert!(cards > 0 && gpu.adapter().kind != AdapterKind::Software),
+        Err(error) => {
+            assert_eq!(cards, 0);
+            assert!(error.to_string().contains("hint: "), "{error}");
+        }
+    }
+    for wrong in [AdapterChoice::Index(99), AdapterChoice::Name("no such card".to_owned())] {
+        let error = Gpu::open(&wrong).unwrap_err().to_string();
+        assert!(error.contains("hint: "), "{error}");
+    }
+}
+
+/// What does not fit a binding goes in parts, to the same results.
+#[test]
+fn operations_go_in_parts_that_fit_a_binding() {
+    let Some(device) = narrow(4096) else { return };
+    let (x, y) = (tensor(&[40, 90], 1), tensor(&[40, 90], 2));
+    let (own_x, own_y) = (on(&device, &x), on(&device, &y));
+    let same = |own: Tensor, reference: Tensor| {
+        assert!(distance(&own, &reference) <= 5e-6, "{}", distance(&own, &reference));
+    };
+    same((&own_x + &own_y).unwrap(), (&x + &y).unwrap());
+    same(own_x.t().unwrap(), x.t().unwrap());
+    same(
+        own_x.broadcast_mul(&own_y.narrow(0, 3, 1).unwrap()).unwrap(),
+        x.broadcast_mul(&y.narrow(0, 3, 1).unwrap()).unwrap(),
+    );
+    for axis in 0..2 {
+        same(own_x.sum(axis).unwrap(), x.sum(axis).unwrap());
+        same(own_x.max_keepdim(axis).unwrap(), x.max_keepdim(axis).unwrap());
+    }
+    same(own_x.sum_all().unwrap(), x.sum_all().unwrap());
+    let ids: Vec<u32> = (0..60).map(|at| at * 7 % 40).collect();
+    same(own_x.rows(&ids).unwrap(), x.rows(&ids).unwrap());
+    same(Tensor::cat(&[&own_x, &own_y], LAST).unwrap(), Tensor::cat(&[&x, &y], LAST).unwrap());
+    let variable = own_x.variable();
+    let gradient = variable.rows(&ids).unwrap().gradients(&own_x.rows(&ids).unwrap()).unwrap();
+    let reference = x.variable();
+    let expected = reference.rows(&ids).unwrap().gradients(&x.rows(&ids).unwrap()).unwrap();
+    same(gradient.get(&variable).unwrap().clone(), expected.get(&reference).unwrap().clone());
+    same(own_x.matmul(&own_y.t().unwrap()).unwrap(), x.matmul(&y.t().unwrap()).unwrap());
+    let bias = tensor(&[40], 3);
+    for device in [&device] {
+        let weight = on(device, &y).variable();
+        let input = own_x.variable();
+        let linear = device.linear(&input, &weight, Some(&on(device, &bias))).unwrap();
+        let (own_weight, own_input) = (y.variable(), x.variable());
+        let reference = plain().linear(&own_input, &own_weight, Some(&bias)).unwrap();
+        same(linear.clone(), reference.clone());
+        let seed = tensor(&[40, 40], 5);
+        let [own, expected] =
+            [linear.gradients(&on(device, &seed)), reference.gradients(&seed)].map(Result::unwrap);
+        same(own.get(&weight).unwrap().clone(), expected.get(&own_weight).unwrap().clone());
+        same(own.get(&input).unwrap().clone(), expected.get(&own_input).unwrap().clone());
+    }
+}
+
+#[test]
+fn coarse_operations_go_in_parts_that_fit_a_binding() {
+    let Some(device) = narrow(16_384) else { return };
+    let settings = AttentionSettings { scale: 0.3, window: Some(30), softcap: Some(2.0), sinks: None };
+    let q = tensor(&[3, 70, 6, 16], 1);
+    let [k, v] = [2, 3].map(|seed| tensor(&[3, 70, 2, 16], seed));
+    let angles = tensor(&[70, 8], 4);
+    let attention = [q.clone(), k, v, tensor(&[6], 9)];
+    let wide = [tensor(&[40, 200], 1), tensor(&[200], 2), tensor(&[200], 3)];
+    let pair = [tensor(&[40, 200], 5), tensor(&[40, 200], 6)];
+    let operations: [(&str, &[Tensor], Operation<'_>); 7] = [
+        ("attention", &attention, &|device, x| {
+            let settings = AttentionSettings { sinks: Some(x[3].clone()), ..settings.clone() };
+            device.attention(&x[0], &x[1], &x[2], &settings)
+        }),
+        ("rms_norm", &wide[..2], &|device, x| device.rms_norm(&x[0], Some(&x[1]), 1e-5)),
+        ("layer_norm", &wide, &|device, x| device.layer_norm(&x[0], Some(&x[1]), Some(&x[2]), 1e-5)),
+        ("softmax", &wide[..1], &|device, x| device.softmax(&x[0])),
+        ("glu", &pair, &|device, x| device.glu(&x[0], &x[1], Activation::GeluTanh)),
+        ("rotary", &attention[..1], &|device, x| {
+            device.rotary(&x[0], &on(device, &angles), &on(device, &angles), Pairing::Interleaved)
+        }),
+        ("linear", &pair, &|device, x| device.linear(&x[0], &x[1], None)),
+    ];
+    for (name, inputs, operation) in operations {
+        let [own, reference] = [&device, &plain()].map(|device| run(device, operation, inputs));
+        assert!(distance(&own, &reference) <= 5e-6, "{name}: {}", distance(&own, &reference));
+        let [own, reference] = [&device, &plain()].map(|device| gradients(device, operation, inputs));
+        for (at, (own, reference)) in own.iter().zip(&reference).enumerate() {
+            let apart = distance(own, reference);
+            assert!(apart <= 2e-5, "{name}: gradient of input {at}: {apart}");
+        }
+    }
+}
+
+#[test]
+fn matrices_go_in_parts_that_fit_a_binding() {
+    let (Some(device), Some(whole)) = (narrow(65_536), device()) else { return };
+    let of = |device: &Device, size: usize| {
+        let mut sum = GramSum::new(size, device).unwrap();
+        sum.add(&on(device, &tensor(&[1, 300, size], 5))).unwrap();
+        sum.finish().unwrap()
+    };
+    let order = |size: usize| (0..size).rev().collect::<Vec<usize>>();
+    let [own, reference] = [&device, &plain()].map(|device| of(device, 160));
+    assert!(distance(&own.values, &reference.values) < 1e-5);
+    let [own, reference] =
+        [own, reference].map(|gram| Factor::new(&gram, order(160), 0.01).unwrap().unwrap());
+    assert!(distance(&own.upper, &reference.upper) < 1e-3);
+    assert!(distance(&own.hessian, &reference.hessian) < 1e-5);
+    // Parts of a weight's rows get what they get in the whole.
+    let rounded = [&device, &whole].map(|device| {
+        let factor = Factor::new(&of(device, 128), order(128), 0.01).unwrap().unwrap();
+        let how = How::Compensated { factor: &factor, block_size: 64, sweeps: 1 };
+        let scheme = Scheme::affine(4, 32).unwrap();
+        device.round(&on(device, &tensor(&[200, 128], 6)), scheme, FloatType::Bf16, how).unwrap().0
+    });
+    let same = rounded[0].codes.iter().zip(&rounded[1].codes).filter(|(a, b)| a == b).count();
+    assert!(same * 100 > 99 * 200 * 128, "{same}");
+    assert_eq!(rounded[0].scales.len(), rounded[1].scales.len());
+}
+
+/// More than llvmpipe, or this card, sees at once.
+#[test]
+fn a_tensor_beyond_a_binding() {
+    let Some(device) = device() else { return };
+    let count = 40 << 20;
+    let x = Tensor::from_vec((0..count).map(|at| (at % 1000) as f32).collect(), (1 << 10, 40 << 10), &device)
+        .unwrap();
+    let y = (&x * 2.0).unwrap().t().unwrap();
+    let last = y.narrow(0, (40 << 10) - 1, 1).unwrap();
+    let expected: Vec<f32> = (1..=1 << 10).map(|row| ((row * (40 << 10) - 1) % 1000) as f32 * 2.0).collect();
+    assert_eq!(values(&last), expected);
+}
+
+#[test]
+fn memory_is_counted_and_used_again() {
+    let Some(choice) = choice() else { return };
+    let device = Device::new(Gpu::open(&choice).unwrap());
+    let x = Tensor::full(1.0, (1000, 1000), &device).unwrap();
+    let one = device.memory().unwrap();
+    assert!(one.in_use >= 4_000_000 && one.in_use < 5_000_000 && one.peak >= one.in_use, "{one:?}");
+    for _ in 0..50 {
+        drop((&x + &x).unwrap());
+    }
+    let after = device.memory().unwrap();
+    assert_eq!(after.in_use, one.in_use);
+    assert!(after.peak <= 2 * one.peak && after.kept <= one.peak, "{after:?}");
+    drop(x);
+    assert_eq!(device.memory().unwrap().in_use, 0);
+}
+
+/// What an adapter cannot hold is an error that says so, and not the end.
+#[test]
+fn too_large_is_an_error() {
+    let Some(device) = device() else { return };
+    let x = Tensor::full(1.0, (1 << 16, 1), &device).unwrap();
+    let error = x.broadcast_as((1 << 16, 1 << 16)).unwrap_err().to_string();
+    assert!(error.contains("hint: "), "{error}");
+    assert_eq!(values(&x.sum_all().unwrap()), [65_536.0]);
+}
+
+#[test]
+fn tensors_of_other_engines_are_refused() {
+    let (Some(device), Some(other)) = (device(), narrow(4096)) else { return };
+    let (x, y, host) = (on(&device, &tensor(&[3], 1)), on(&other, &tensor(&[3], 1)), tensor(&[3], 1));
+    assert!((&x + &y).is_err() && (&x + &host).is_err() && (&host + &x).is_err());
+    assert_eq!(bits(&x), bits(&y));
+}
+
+/// Windows on several threads at a time get what they get alone.
+#[test]
+fn threads_share_a_card() {
+    let Some(device) = device() else { return };
+    let weight = on(&device, &tensor(&[64, 96], 1));
+    let of = |seed: u64| {
+        let x = on(&device, &tensor(&[17, 96], seed));
+        let y = device.linear(&x, &weight, None).unwrap();
+        bits(&device.softmax(&device.rms_norm(&y, None, 1e-5).unwrap()).unwrap())
+    };
+    let alone: Vec<_> = (0..8).map(of).collect();
+    let together: Vec<_> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..8).map(|seed| scope.spawn(move || of(seed))).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    assert_eq!(alone, together);
+}
