@@ -12,11 +12,12 @@ use std::path::PathBuf;
 use std::sync::LazyLock;
 
 use clap::{Args, Parser, Subcommand};
+use mlx_quant::recipes::DeviceChoice;
 
 pub(crate) use self::calibrated::{
     Awq, AwqFlags, Calibrated, Dwq, DwqFlags, DynamicFlags, DynamicQuant, Gptq, GptqFlags, Quantize,
 };
-pub(crate) use self::choices::{DeviceArg, ModeArg, RecipeArg};
+pub(crate) use self::choices::{ModeArg, RecipeArg};
 pub(crate) use self::compare::{Compare, KeepArg};
 pub(crate) use self::convert::Convert;
 pub(crate) use self::hub::{HubFlags, Upload};
@@ -282,9 +283,9 @@ pub(crate) struct Eval {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub(crate) threads: Option<u32>,
 
-    /// Device
-    #[arg(long, value_enum, default_value = "cpu")]
-    pub(crate) device: DeviceArg,
+    /// What computes: auto, cpu, gpu, gpu:N or gpu:NAME (`mlx-quant devices` lists them)
+    #[arg(long, default_value = "cpu")]
+    pub(crate) device: DeviceChoice,
 
     #[command(flatten)]
     pub(crate) output: Output,

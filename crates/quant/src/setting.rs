@@ -3,6 +3,7 @@
 //! A front end calls a setting by its own name (`--valid-samples`, `valid_samples=`): [`SettingError::named`] says the
 //! same with that.
 
+use std::borrow::Cow;
 use std::fmt;
 
 /// A setting that is checked before any work.
@@ -57,13 +58,13 @@ pub struct SettingError {
     /// What is wrong with that, as the rest of a sentence: "is out of range".
     pub problem: String,
     /// What to give instead.
-    pub hint: &'static str,
+    pub hint: Cow<'static, str>,
 }
 
 impl SettingError {
     /// A value outside of what a setting takes.
     pub(crate) fn out_of_range(setting: Setting, value: impl fmt::Display, hint: &'static str) -> Self {
-        Self { setting, value: value.to_string(), problem: "is out of range".to_owned(), hint }
+        Self { setting, value: value.to_string(), problem: "is out of range".to_owned(), hint: hint.into() }
     }
 
     /// The message, with the name that a front end has for the setting.

@@ -3,9 +3,6 @@
 use clap::ValueEnum;
 use mlx_format::{FloatType, Mode};
 use mlx_quant::plan::MixedRecipe;
-use mlx_quant::recipes::{Device, DeviceChoice};
-
-use crate::refusal::Refusal;
 
 /// A choice on the command line that stands for a value of the library.
 macro_rules! choices {
@@ -54,27 +51,3 @@ choices!(
         Float32 = "float32" => FloatType::F32,
     }
 );
-
-/// `--device`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum DeviceArg {
-    /// The best that there is
-    Auto,
-    /// The processor
-    Cpu,
-    /// A graphics card
-    #[value(hide = true)]
-    Gpu,
-}
-
-impl DeviceArg {
-    /// What will compute.
-    pub(crate) fn choose(self) -> Result<Device, Refusal> {
-        let choice = match self {
-            Self::Auto => DeviceChoice::Auto,
-            Self::Cpu => DeviceChoice::Cpu,
-            Self::Gpu => DeviceChoice::Gpu,
-        };
-        Ok(choice.device()?)
-    }
-}

@@ -3,8 +3,9 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use mlx_quant::recipes::DeviceChoice;
 
-use super::choices::{DeviceArg, DtypeArg};
+use super::choices::DtypeArg;
 
 /// What every command that writes a model takes.
 #[derive(Debug, Args)]
@@ -50,9 +51,9 @@ pub(crate) struct Machine {
     #[arg(long)]
     pub(crate) low_memory: bool,
 
-    /// Device
-    #[arg(long, value_enum, default_value = "cpu")]
-    pub(crate) device: DeviceArg,
+    /// What computes: auto, cpu, gpu, gpu:N or gpu:NAME (`mlx-quant devices` lists them; convert needs none)
+    #[arg(long, default_value = "cpu")]
+    pub(crate) device: DeviceChoice,
 
     /// Seed of the choice of calibration windows (convert draws nothing at random)
     #[arg(long, default_value_t = 123)]

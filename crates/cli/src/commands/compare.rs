@@ -27,7 +27,7 @@ use crate::screen::Screen;
 /// Runs the command.
 pub(crate) fn run(args: &Compare, printer: Printer) -> Result<()> {
     let contestants = contestants(args)?;
-    let device = args.machine.device.choose()?;
+    let device = source::device(&args.machine.device)?;
     let asked = asked(args);
     source::check(&[asked], &[args.data.as_deref(), args.eval_data.as_deref()])?;
     let model = source::open(asked, Need::of(args.dry_run), printer)?;

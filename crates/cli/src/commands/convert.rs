@@ -14,7 +14,7 @@ use crate::refusal::Refusal;
 
 /// Runs the command.
 pub(crate) fn run(args: &Convert, printer: Printer) -> Result<()> {
-    args.machine.device.choose()?;
+    source::device(&args.machine.device)?;
     let settings = settings(args, printer)?;
     if !args.target.dry_run {
         Writer::check_target(&args.target.mlx_path).map_err(mlx_quant::Error::from)?;

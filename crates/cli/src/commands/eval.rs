@@ -21,7 +21,7 @@ use crate::screen::Screen;
 
 /// Runs the command.
 pub(crate) fn run(args: &Eval, printer: Printer) -> Result<()> {
-    let device = args.device.choose()?;
+    let device = source::device(&args.device)?;
     let report = args.report.as_deref().map(Report::create).transpose()?;
     let need = Need::of(args.dry_run);
     let asked = Asked::new(args.model.as_deref(), args.revision.as_deref());

@@ -8,7 +8,7 @@ use anyhow::Result;
 use mlx_format::Scheme;
 use mlx_format::checkpoint::Directory;
 use mlx_quant::plan::Overrides;
-use mlx_quant::recipes::Device;
+use mlx_quant::recipes::{Device, DeviceChoice};
 use mlx_quant::{DataSource, Model};
 
 #[cfg(feature = "hub")]
@@ -17,6 +17,11 @@ use crate::printer::Printer;
 use crate::refusal::Refusal;
 #[cfg(feature = "hub")]
 use crate::screen::Screen;
+
+/// What a command computes with.
+pub(crate) fn device(choice: &DeviceChoice) -> Result<Device, Refusal> {
+    Ok(choice.device()?)
+}
 
 /// What of a model a command looks at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

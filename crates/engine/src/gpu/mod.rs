@@ -99,6 +99,11 @@ impl Engine for Gpu {
         format!("gpu {name}, {backend}, {driver}")
     }
 
+    /// Few enough for the graph of a block to have room, enough rows for products to run at their rate.
+    fn batch(&self) -> usize {
+        4
+    }
+
     fn memory(&self) -> Option<MemoryUse> {
         Some(self.card.memory())
     }

@@ -55,6 +55,11 @@ impl<'d> Forward<'d> {
         Self { decoder, device: device.clone(), tables }
     }
 
+    /// Where it computes.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
     /// The beginning: embeds windows of `tokens` tokens each. Only the rows that occur are read from the table.
     ///
     /// # Errors

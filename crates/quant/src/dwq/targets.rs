@@ -9,7 +9,6 @@ use std::time::Instant;
 use mlx_format::checkpoint::{Array, Arrays, array_shapes};
 use mlx_quant_engine::{Candidates, Tensor};
 use mlx_quant_model::{Forward, WeightsError};
-use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
@@ -18,7 +17,7 @@ use crate::device::identity;
 use crate::kept::{self, Keyed};
 use crate::observer::{Event, Observer, Quiet};
 use crate::walks::Walk;
-use crate::walks::{TILE, Teacher, Top, Wave};
+use crate::walks::{TILE, Teacher, Top, Wave, each};
 use crate::{Error, Model};
 
 /// Tokens kept for each token.
@@ -439,7 +438,7 @@ fn tops(
             let logits = (forward.logits(&parameters, hidden)? / temperature)?;
             logits.device().keep_likeliest(&logits, rows.start as u32, kept, own)
         };
-        pool.install(|| all.par_iter_mut().zip(hidden).try_for_each(step)).map_err(WeightsError::from)?;
+        each(&teacher.device, pool, all.iter_mut().zip(hidden), step).map_err(WeightsError::from)?;
     }
     let finish = |window: Vec<Candidates>| {
         let mut top = Top { count: kept, ids: Vec::new(), log_probabilities: Vec::new() };

@@ -3,12 +3,11 @@
 use mlx_quant_engine::Tensor;
 use mlx_quant_engine::running::{RunningDivergence, RunningScore};
 use mlx_quant_model::{Forward, Parameters, WeightsError};
-use rayon::prelude::*;
 
 use super::result::{Divergence, TokenMeasure};
 use crate::Error;
 use crate::observer::{Event, Observer};
-use crate::walks::{TILE, Walk};
+use crate::walks::{TILE, Walk, each};
 
 /// What is gathered of the tokens of one window.
 enum Running {
@@ -69,7 +68,7 @@ pub fn measure(
                 (Running::Beside(_), ..) => Ok(()),
             }
         };
-        pool.install(|| running.par_iter_mut().enumerate().try_for_each(step)).map_err(WeightsError::from)?;
+        each(&model.0.device, pool, running.iter_mut().enumerate(), step).map_err(WeightsError::from)?;
         observer.event(Event::Progress { done: ((tile + 1) * windows.len()) as u64 });
     }
     Ok(running.into_iter().map(Running::measures).collect())

@@ -49,7 +49,7 @@ pub fn check_allocation(settings: &DynamicSettings) -> Result<(), SettingError> 
     for (setting, bits) in [(Setting::MinBits, settings.min_bits), (Setting::MaxBits, settings.max_bits)] {
         if affine(bits, GROUP_SIZE).is_err() {
             let problem = "is no width of a code".to_owned();
-            let hint = "2, 3, 4, 5, 6 or 8";
+            let hint = "2, 3, 4, 5, 6 or 8".into();
             return Err(SettingError { setting, value: bits.to_string(), problem, hint });
         }
     }
@@ -58,7 +58,7 @@ pub fn check_allocation(settings: &DynamicSettings) -> Result<(), SettingError> 
             setting: Setting::MinBits,
             value: settings.min_bits.to_string(),
             problem: format!("is above the most bits, {}", settings.max_bits),
-            hint: "exchange them",
+            hint: "exchange them".into(),
         });
     }
     Ok(())

@@ -8,9 +8,9 @@ use std::collections::BTreeMap;
 
 use mlx_quant_engine::{Error as EngineError, Gradients, Result as EngineResult, Tensor};
 use mlx_quant_model::{Forward, Parameters, State, Weights, WeightsError};
-use rayon::prelude::*;
 
 use super::forward::{Trail, windows_of};
+use super::spread::each;
 use crate::Error;
 use crate::observer::Observer;
 
@@ -81,9 +81,8 @@ pub(crate) fn backward<V: Visit + Send + Sync>(
     let gradients: EngineResult<Vec<Tensor>> = firsts().zip(&sizes).map(batch).collect();
     let gradients = gradients.map_err(WeightsError::from)?;
     let back = |(state, gradient): (&State, &Tensor)| through_norm(forward, norm, state, gradient);
-    let ends = trail.last.par_iter().zip(&gradients);
-    let back: EngineResult<Vec<StateGradients>> = pool.install(|| ends.map(back).collect());
-    let mut gradients = back.map_err(WeightsError::from)?;
+    let ends = trail.last.iter().zip(&gradients);
+    let mut gradients = each(forward.device(), pool, ends, back).map_err(WeightsError::from)?;
     trail.last.clear();
     let embedded = trail.inputs.first().cloned().unwrap_or_default();
     for index in (0..trail.inputs.len()).rev() {
@@ -98,9 +97,9 @@ pub(crate) fn backward<V: Visit + Send + Sync>(
             let (own, variables) = through_block(forward, index, &parameters, state, gradients)?;
             Ok((own, (noted, variables)))
         };
-        let all = inputs.par_iter().zip(&gradients);
-        let stepped: EngineResult<Vec<_>> = pool.install(|| all.map(step).collect());
-        let (next, noted): (Vec<_>, Vec<_>) = stepped.map_err(WeightsError::from)?.into_iter().unzip();
+        let all = inputs.iter().zip(&gradients);
+        let stepped = each(forward.device(), pool, all, step).map_err(WeightsError::from)?;
+        let (next, noted): (Vec<_>, Vec<_>) = stepped.into_iter().unzip();
         gradients = next;
         let passed = |(first, (noted, gradients))| Passed { first, noted, gradients };
         visit.passed(index, block, firsts().zip(noted).map(passed).collect())?;

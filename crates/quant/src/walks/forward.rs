@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use mlx_quant_engine::Tensor;
 use mlx_quant_model::{Forward, Parameters, State, WeightsError};
-use rayon::prelude::*;
 
+use super::spread::each;
 use crate::Error;
 use crate::observer::Observer;
 
@@ -44,9 +44,7 @@ pub(crate) fn forward(
         let parameters = pool.install(|| load(index))?;
         let inputs = if passing.keeps() { states.clone() } else { Vec::new() };
         let step = |state: State| forward.block(index, &parameters, state, &mut ());
-        let next: mlx_quant_engine::Result<Vec<State>> =
-            pool.install(|| states.into_par_iter().map(step).collect());
-        states = next.map_err(WeightsError::from)?;
+        states = each(forward.device(), pool, states, step).map_err(WeightsError::from)?;
         passing.passed(index, inputs);
     }
     Ok(states)
@@ -60,8 +58,7 @@ pub(crate) fn finish(
     pool: &rayon::ThreadPool,
 ) -> Result<Vec<Tensor>, Error> {
     let finish = |state: &State| windows_of(&forward.finish(norm, state)?);
-    let hidden = pool.install(|| states.par_iter().map(finish).collect::<mlx_quant_engine::Result<Vec<_>>>());
-    Ok(hidden.map_err(WeightsError::from)?.concat())
+    Ok(each(forward.device(), pool, states, finish).map_err(WeightsError::from)?.concat())
 }
 
 /// The windows of a batch `[windows, ..]`.

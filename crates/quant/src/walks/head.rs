@@ -11,8 +11,8 @@ use mlx_quant_engine::{Gradients, Labels, Likeliest, Tensor};
 use mlx_quant_model::{Decoder, Forward, Parameters, WeightsError};
 use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::{Rng as _, SeedableRng as _};
-use rayon::prelude::*;
 
+use super::spread::each;
 use crate::Error;
 use crate::reduce::InOrder;
 
@@ -64,7 +64,7 @@ fn log_sum_exps(
             let logits = tempered(forward.logits(&parameters, hidden)?, factor)?;
             logits.device().score(&logits, rows.start as u32, &[], running)
         };
-        pool.install(|| running.par_iter_mut().zip(hidden).try_for_each(step)).map_err(WeightsError::from)?;
+        each(forward.device(), pool, running.iter_mut().zip(hidden), step).map_err(WeightsError::from)?;
     }
     Ok(running.iter().map(|window| window.iter().map(RunningScore::log_sum_exp).collect()).collect())
 }
@@ -131,7 +131,7 @@ pub(crate) fn sampled(
             let store = logits.gradients(&slopes)?;
             add(&mut window.gradient, store.get(&input))
         };
-        pool.install(|| windows.par_iter_mut().try_for_each(step)).map_err(WeightsError::from)?;
+        each(forward.device(), pool, &mut windows, step).map_err(WeightsError::from)?;
         let sum = &mut rows_sum[rows.start / TILE];
         for (at, window) in windows.iter().enumerate() {
             let squares = window.squares.iter().map(|square| square * multiplier.powi(2)).collect();
@@ -270,7 +270,7 @@ pub(crate) fn divergence(
             }
             Ok(())
         };
-        pool.install(|| pupils.par_iter_mut().enumerate().try_for_each(step)).map_err(WeightsError::from)?;
+        each(forward.device(), pool, pupils.iter_mut().enumerate(), step).map_err(WeightsError::from)?;
         let Some(variables) = variables.filter(|_| gradients) else { continue };
         let stores =
             pupils.iter().enumerate().filter_map(|(window, pupil)| Some((window, pupil.store.as_ref()?)));
@@ -344,8 +344,8 @@ fn weigh_rest(
             logits.device().likeliest_probability(&logits, first, &likeliest, (&pupil.lse, factor), known)
         };
         let shared: &[Pupil<'_>] = pupils;
-        let all = shared.par_iter().zip(tops).zip(&mut known);
-        pool.install(|| all.try_for_each(step)).map_err(WeightsError::from)?;
+        let all = shared.iter().zip(tops).zip(&mut known);
+        each(forward.device(), pool, all, step).map_err(WeightsError::from)?;
     }
     for ((pupil, top), known) in pupils.iter_mut().zip(tops).zip(known) {
         for (token, known) in known.into_iter().enumerate() {

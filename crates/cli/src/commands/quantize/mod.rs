@@ -33,7 +33,7 @@ pub(crate) fn run(request: &Request<'_>, printer: Printer) -> Result<()> {
     let args = request.common;
     let base = affine(args.q_bits, args.q_group_size)?;
     let tables = request.tables(base)?;
-    let device = args.machine.device.choose()?;
+    let device = source::device(&args.machine.device)?;
     request.check()?;
     let dynamic = request.allocation()?;
     let overrides = source::overrides(args.target.recipe_file.as_deref(), base)?;

@@ -11,13 +11,13 @@ mod statistics;
 
 use mlx_quant_engine::Tensor;
 use mlx_quant_model::{Course, Forward, Parameters, Progress, Site, State, Stop, WeightsError};
-use rayon::prelude::*;
 
 pub(crate) use self::states::States;
 pub(crate) use self::statistics::{Collector, Statistics};
 use crate::Error;
 use crate::methods::{Gram, GramSum};
 use crate::reduce::{InOrder, Sum};
+use crate::walks::spread::each;
 
 /// The visitor of a calibrating walk: what is done at the sites of a block.
 pub(crate) trait Visitor {
@@ -223,9 +223,8 @@ impl<'p> Passage<'p> {
         site: usize,
         answers: &[Option<Vec<Tensor>>],
     ) -> Result<(), Error> {
-        self.pool.install(|| {
-            travellers.par_iter_mut().try_for_each(|traveller| traveller.reach(self.sites, site, answers))
-        })
+        let reach = |traveller: &mut Traveller<'p>| traveller.reach(self.sites, site, answers);
+        each(self.forward.device(), self.pool, travellers, reach).map(drop)
     }
 
     fn gather(
