@@ -6,11 +6,13 @@ mod commands;
 #[cfg(feature = "hub")]
 mod hub;
 mod interrupt;
+mod job;
 mod machine;
 mod memory;
 mod printer;
 mod refusal;
 mod screen;
+mod typed;
 
 use std::ffi::OsString;
 use std::process::ExitCode;

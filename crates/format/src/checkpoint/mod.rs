@@ -10,6 +10,7 @@
 mod arrays;
 mod claimed;
 mod config;
+mod destination;
 mod directory;
 mod files;
 mod hollow;
@@ -23,6 +24,7 @@ mod writer;
 pub use arrays::{Array, Arrays, Values, array_shapes, read_arrays, write_arrays};
 pub use claimed::{CLAIM, remove_claimed, remove_unclaimed, sweep_gone};
 pub use config::{Config, ConfigError, is_truthy};
+pub use destination::{Command, Destination, Replaceable};
 pub use directory::{Directory, DirectoryError, forget_cached};
 pub use files::{INDEX, WeightFiles, is_mlx_weights, weight_files};
 pub use hollow::{MAX_HEADER_BYTES, hollow_out, make_hollow};
@@ -33,4 +35,4 @@ pub use safetensors::{
     Checkpoint, CheckpointError, HeaderTensor, LeftAside, Tensor, parse_header, parse_index,
 };
 pub use write_error::WriteError;
-pub use writer::{Writer, rename_to_new};
+pub use writer::Writer;

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use super::result::{Divergence, TokenMeasure};
 use crate::Error;
-use crate::observer::{Event, Observer};
+use crate::observer::{Event, Observer, Unit};
 use crate::walks::{TILE, Walk};
 
 /// What is gathered of one token.
@@ -30,7 +30,8 @@ pub fn measure(
 ) -> Result<Vec<Vec<TokenMeasure>>, Error> {
     let vocabulary = model.0.decoder.vocabulary;
     let tiles = vocabulary.div_ceil(TILE);
-    observer.event(Event::Phase { name: "head", total: (tiles * windows.len()) as u64, tokens: 0 });
+    let total = (tiles * windows.len()) as u64;
+    observer.event(Event::Phase { name: "head", unit: Unit::Parts, total, tokens: 0 });
     let fresh = if reference.is_some() {
         Running::Beside(RunningDivergence::default())
     } else {
