@@ -433,7 +433,7 @@ fn killed_after_a_gigabyte_and_resumed() {
         .arg(&out)
         .assert()
         .success()
-        .stderr(contains("resuming: ").and(contains("of 2.15 GB were done before")));
+        .stderr(contains("convert: goes on at ").and(contains(" of 2.15 GB")));
     assert!(out.join(INDEX).is_file() && !out.join(".mlx-quant-run").exists());
 }
 
