@@ -260,7 +260,9 @@ fn an_unfinished_run_tells_its_command_and_begins_anew_where_it_is_asked_to() {
     refused.stderr(contains("--restart").and(contains(format!("go on with it: {line}\n"))));
     // From elsewhere the line says where.
     let there = format!("go on with it: cd '{}' && {line}\n", directory.path().display());
-    let hint = String::from_utf8(other(&[], Path::new("/")).code(2).stderr(contains(&there)).get_output().stderr.clone());
+    let hint = String::from_utf8(
+        other(&[], Path::new("/")).code(2).stderr(contains(&there)).get_output().stderr.clone(),
+    );
     assert!(partial.join(".state-2-0.safetensors").exists(), "a refusal costs nothing");
     // It can be pasted as it stands.
     let hint = hint.unwrap();
@@ -308,7 +310,9 @@ fn an_output_is_replaced_once_the_new_model_is_finished() {
     let given = mlx_quant();
     let mut run = std::process::Command::new(given.get_program());
     run.envs(given.get_envs().filter_map(|(name, value)| Some((name, value?))));
-    run.args(["awq", "--overwrite", "--quiet", "--eval-windows", "0", "--mlx-path"]).arg(at("out")).args(SMALL);
+    run.args(["awq", "--overwrite", "--quiet", "--eval-windows", "0", "--mlx-path"])
+        .arg(at("out"))
+        .args(SMALL);
     let mut child = run.spawn().unwrap();
     while !at(".out.partial/.state-2-0.safetensors").exists() {
         assert!(child.try_wait().unwrap().is_none(), "it ended before its second block");
@@ -326,7 +330,11 @@ fn an_output_is_replaced_once_the_new_model_is_finished() {
     assert_eq!(names(), ["alone", "out"]);
     // A directory that nobody here wrote stays, and so does what a link leads to.
     std::fs::create_dir(at("photos")).unwrap();
-    small("awq", &at("photos")).arg("--overwrite").assert().code(2).stderr(contains("no model that mlx-quant wrote"));
+    small("awq", &at("photos"))
+        .arg("--overwrite")
+        .assert()
+        .code(2)
+        .stderr(contains("no model that mlx-quant wrote"));
     std::os::unix::fs::symlink(at("alone"), at("link")).unwrap();
     small("awq", &at("link")).arg("--overwrite").assert().code(2).stderr(contains("it is no directory"));
     assert_eq!(names(), ["alone", "link", "out", "photos"]);

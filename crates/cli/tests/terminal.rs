@@ -29,7 +29,12 @@ fn a_file_gets_no_control_characters() {
     let made = run.assert().success();
     let text = plain(&made.get_output().stderr);
     let lines: Vec<&str> = text.lines().collect();
-    let begin = ["2 steps: gptq, evaluation; about ", "quality  KL ", "model    ", "run it   mlx_lm.generate --model "];
+    let begin = [
+        "2 steps: gptq, evaluation; about ",
+        "quality  KL ",
+        "model    ",
+        "run it   mlx_lm.generate --model ",
+    ];
     assert_eq!(lines.len(), begin.len(), "what will be done and what was made, and nothing between: {text}");
     assert!(lines.iter().zip(begin).all(|(line, begin)| line.starts_with(begin)), "{text}");
     assert!(plain(&made.get_output().stdout).is_empty());
@@ -48,7 +53,9 @@ fn on_terminal(line: &str, directory: &std::path::Path, columns: u16) -> String 
     let size = libc::winsize { ws_row: 30, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
     let (mut ours, mut theirs) = (0, 0);
     // SAFETY: the pointers are to live values or null, as openpty(3) takes them.
-    let made = unsafe { libc::openpty(&raw mut ours, &raw mut theirs, std::ptr::null_mut(), std::ptr::null(), &raw const size) };
+    let made = unsafe {
+        libc::openpty(&raw mut ours, &raw mut theirs, std::ptr::null_mut(), std::ptr::null(), &raw const size)
+    };
     assert_eq!(made, 0);
     // SAFETY: openpty has just opened both, and nobody else has them.
     let (ours, theirs) = unsafe { (OwnedFd::from_raw_fd(ours), OwnedFd::from_raw_fd(theirs)) };
@@ -91,7 +98,9 @@ fn no_line_ends_a_bar_that_is_still_needed() {
     let text = on_terminal(&format!("dynamic-quant {}", SMALL.join(" ")), directory.path(), 140);
     let all = pieces(&text);
     let line = all.iter().position(|piece| piece.starts_with("dynamic: ")).unwrap();
-    let drawn = |from: usize, words: &str| all[from..].iter().any(|piece| piece.starts_with('[') && piece.contains(words));
+    let drawn = |from: usize, words: &str| {
+        all[from..].iter().any(|piece| piece.starts_with('[') && piece.contains(words))
+    };
     assert!(drawn(0, "] step 1 of 3, dynamic: sensitivities, "), "{all:#?}");
     assert!(drawn(line, "] step 2 of 3, refine, block "), "no bar after the line: {all:#?}");
     assert!(drawn(line, "] step 3 of 3, evaluation: "), "{all:#?}");
@@ -110,7 +119,8 @@ fn words_fit_the_terminal() {
     let line = |name: &str| format!("gptq --mlx-path {name} {}", SMALL.join(" "));
     for columns in [40, 80] {
         let all = pieces(&on_terminal(&line(&columns.to_string()), directory.path(), columns));
-        let bars: Vec<&String> = all.iter().filter(|piece| piece.contains("step ") && piece.contains(" of 2, ")).collect();
+        let bars: Vec<&String> =
+            all.iter().filter(|piece| piece.contains("step ") && piece.contains(" of 2, ")).collect();
         assert!(!bars.is_empty(), "{all:#?}");
         let long = bars.iter().find(|bar| bar.chars().count() > usize::from(columns));
         assert_eq!(long, None, "{columns} columns");
@@ -131,7 +141,10 @@ fn a_file_gets_a_line_for_each_block_at_most() {
     let text = run("each", "0", &[]);
     let blocks: Vec<&str> = text.lines().filter(|line| line.starts_with("step 1 of 2, gptq, ")).collect();
     assert_eq!(blocks.len(), 9, "eight blocks and the head: {text}");
-    assert!(blocks[2].starts_with("step 1 of 2, gptq, block 4 of 8, ") && blocks[2].contains(" left of "), "{text}");
+    assert!(
+        blocks[2].starts_with("step 1 of 2, gptq, block 4 of 8, ") && blocks[2].contains(" left of "),
+        "{text}"
+    );
     assert!(cfg!(not(target_os = "linux")) || blocks.iter().all(|line| line.contains("B (peak ")), "{text}");
     assert!(text.lines().any(|line| line.starts_with("step 2 of 2, evaluation: model, ")), "{text}");
     // None in a run that is shorter than a minute, and none where nobody wants any.
@@ -187,13 +200,20 @@ fn every_success_says_how_good_where_and_how_to_run_it() {
         let lines = said(&format!("{line} --mlx-path {name}"));
         let measured = line.contains("--eval-windows 1") && !line.contains("--quantized-model");
         let eval = format!("quality  not measured; `mlx-quant eval --model ./{name}` measures it");
-        assert!(if measured { lines[0].starts_with("quality  KL ") } else { lines[0] == eval } || name == "distilled", "{lines:?}");
+        assert!(
+            if measured { lines[0].starts_with("quality  KL ") } else { lines[0] == eval }
+                || name == "distilled",
+            "{lines:?}"
+        );
         assert!(lines[1].starts_with(&format!("model    ./{name}: ")), "{lines:?}");
         assert_eq!(lines[2], format!("run it   mlx_lm.generate --model ./{name} --prompt \"Hello\""));
     }
     let compare = "compare --methods basic,search --windows 1 --n-samples 4 --sequence-length 64 --iters 1";
     let lines = said(&format!("{compare} --output a"));
-    assert!(lines[0].starts_with("quality  KL ") && lines[1].starts_with("model    ./a/models/"), "{lines:?}");
+    assert!(
+        lines[0].starts_with("quality  KL ") && lines[1].starts_with("model    ./a/models/"),
+        "{lines:?}"
+    );
     assert!(said(&format!("{compare} --output b --keep none"))[2].starts_with("model    none was kept"));
 }
 

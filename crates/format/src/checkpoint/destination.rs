@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use fs_err as fs;
 
 use super::claimed::{parent, remove_under_another_name, sweep_gone};
-use super::journal::{JOURNAL, LAST, STATE};
+use super::records::{JOURNAL, LAST, STATE};
 use super::write_error::WriteError;
 
 /// The file in which a run keeps the command that makes it.

@@ -13,14 +13,8 @@ use fs_err as fs;
 use super::claimed::{parent, remove_unclaimed, sweep_gone};
 use super::destination::{remove_replaced, settle};
 use super::lock::{Lock, is_at, try_lock};
+use super::records::{JOURNAL, LAST, STATE};
 use super::write_error::WriteError;
-
-pub(super) const JOURNAL: &str = ".mlx-quant-run";
-/// Names of files that a run keeps for its own continuation begin so.
-pub(super) const STATE: &str = ".state-";
-
-/// What is written last of all.
-pub(super) const LAST: &str = "README.md";
 
 /// An open journal.
 #[derive(Debug)]

@@ -17,6 +17,7 @@ mod hollow;
 mod journal;
 mod layout;
 mod lock;
+mod records;
 mod safetensors;
 mod write_error;
 mod writer;

@@ -14,9 +14,10 @@ use fs_err as fs;
 
 use super::destination::{Destination, Replaceable, note_command, noted_command, settle};
 use super::directory::Directory;
-use super::journal::{JOURNAL, Journal, STATE, clean, tidy, tidy_beside};
+use super::journal::{Journal, clean, tidy, tidy_beside};
 use super::layout::Layout;
 use super::lock::{Lock, try_lock};
+use super::records::{JOURNAL, STATE};
 use super::write_error::{WriteError, is_full};
 
 /// A model directory being written. Tensors are addressed by their index in the [`Layout`].
