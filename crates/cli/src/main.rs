@@ -21,7 +21,7 @@ use clap::Parser as _;
 
 use crate::args::{Cli, Command};
 use crate::printer::Printer;
-use crate::refusal::exit_code;
+use crate::refusal::{INTERRUPTED, exit_code, interrupted};
 
 /// Activations of megabytes come and go for every window and block: the system's allocator would give them back each time.
 #[global_allocator]
@@ -85,8 +85,9 @@ fn main() -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            printer.error(&error);
-            ExitCode::from(exit_code(&error))
+            let code = exit_code(&error);
+            printer.error(&if code == INTERRUPTED { interrupted() } else { error });
+            ExitCode::from(code)
         }
     }
 }

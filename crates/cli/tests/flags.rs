@@ -31,7 +31,7 @@ const LINES: &[&str] = &[
     "eval --hf-path {}/four --windows 2 --sequence-length 48",
     "inspect {}/four --verify --threads 1 --json --verbose",
     "inspect {}/four --quiet",
-    "compare --model {}/model --methods basic,gptq --q-bits 4 --q-group-size 64 --output {}/c1 --keep none --data {}/text.txt --eval-data {}/text.txt --strict --allow-unread --windows 2 --n-samples 2 --sequence-length 48 --batch-size 2 --iters 2 --share-statistics --threads 1 --low-memory --device cpu --seed 9 --json --verbose",
+    "compare --model {}/model --methods basic,gptq --q-bits 4 --q-group-size 64 --output {}/c1 --restart --keep none --data {}/text.txt --eval-data {}/text.txt --strict --allow-unread --windows 2 --n-samples 2 --sequence-length 48 --batch-size 2 --iters 2 --share-statistics --threads 1 --low-memory --device cpu --seed 9 --json --verbose",
     "compare -m {}/model --methods basic --bits 3 --group-size 32 --mlx-path {}/c2 --data-path {}/text.txt --num-samples 2 --max-seq-length 48 --quiet",
     "compare --hf-path {}/model --dry-run",
     "recommend --model {}/model --memory 16GB --time 1h --target-bpw 4.5 --quality best --q-bits 4 --q-group-size 64 --n-samples 8 --sequence-length 64 --iters 5 --measure --threads 1 --json --verbose",

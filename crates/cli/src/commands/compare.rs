@@ -205,6 +205,7 @@ fn settings(
             KeepArg::All => Keep::All,
             KeepArg::None => Keep::None,
         },
+        restart: args.restart,
     })
 }
 
