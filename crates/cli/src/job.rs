@@ -123,7 +123,7 @@ impl Job {
         let more = self.steps.len() - sure.len();
         let more = if more > 0 { format!(", and at most {more} more") } else { String::new() };
         let seconds: Option<f64> = sure.iter().flat_map(|step| &step.parts).map(|part| part.seconds).sum();
-        let time = seconds.map_or_else(String::new, |seconds| format!("; about {}", duration(seconds)));
+        let time = seconds.map_or_else(String::new, |seconds| format!("; about {} in all", duration(seconds)));
         Some(format!("{} steps: {}{more}{time}", sure.len(), names.join(", ")))
     }
 
@@ -266,7 +266,7 @@ impl Job {
         let (next, total) = ((phase.done + 1).min(phase.total), phase.total);
         Some(match phase.count {
             Count::Bytes => format!("{} of {}", bytes(phase.done), bytes(total)),
-            Count::Units(Unit::Blocks) if next == total => "head".to_owned(),
+            Count::Units(Unit::Blocks) if next == total => "the head".to_owned(),
             Count::Units(Unit::Blocks) => format!("block {next} of {}", total - 1),
             Count::Units(Unit::Layers) => format!("layer {next} of {total}"),
             Count::Units(Unit::Windows) => format!("window {next} of {total}"),
@@ -275,7 +275,7 @@ impl Job {
         })
     }
 
-    /// `gptq goes on at block 12 of 32`; nothing where nothing was done before, or everything.
+    /// `gptq: goes on at block 12 of 32`; nothing where nothing was done before, or everything.
     pub(crate) fn goes_on(&self) -> Option<String> {
         let phase = self.phase.as_ref().filter(|phase| phase.before > 0 && phase.before < phase.total)?;
         let name = self.name().unwrap_or_else(|| phase.name.to_owned());

@@ -40,7 +40,7 @@ fn line(job: &Job, now: Instant) -> String {
 #[test]
 fn the_first_estimate_is_the_forecast() {
     let (mut job, clock) = job();
-    assert_eq!(job.plan().unwrap(), "2 steps: gptq, evaluation; about 1 h 10 min");
+    assert_eq!(job.plan().unwrap(), "2 steps: gptq, evaluation; about 1 h 10 min in all");
     job.begin("quantize", Some(Unit::Blocks), (33, 1000), clock.at(0));
     let now = clock.at(0);
     assert_eq!(line(&job, now), "step 1 of 2, gptq, block 1 of 32, 1 h 10 min left of 1 h 10 min");
@@ -132,7 +132,7 @@ fn tries_are_counted_as_at_most() {
     let mut all = steps(&[("try 1", &[("quantize", Some(10.0))]), ("try 2", &[("quantize", Some(10.0))])]);
     all[1].optional = true;
     let mut job = Job::new(&all, clock.at(0));
-    assert_eq!(job.plan().unwrap(), "1 steps: try 1, and at most 1 more; about 10 s");
+    assert_eq!(job.plan().unwrap(), "1 steps: try 1, and at most 1 more; about 10 s in all");
     job.begin("quantize", Some(Unit::Blocks), (3, 0), clock.at(0));
     assert_eq!(line(&job, clock.at(0)), "step 1 of at most 2, try 1, block 1 of 2, 10 s left of 10 s");
     job.progress(3, clock.at(10));

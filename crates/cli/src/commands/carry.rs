@@ -71,13 +71,13 @@ pub(super) fn show(
         printer.data(&serde_json::to_string_pretty(&document)?);
     }
     let what = format!(
-        "{:.3} bits per weight, {} from {} in {} ({}/s){}",
+        "{:.3} bits per weight, {} from {}; took {} ({}/s){}",
         plan.bits_per_weight(),
         bytes(done.output_bytes),
         bytes(plan.input_bytes()),
         report::duration(done.seconds),
         bytes((done.input_bytes as f64 / done.seconds.max(1e-9)) as u64),
-        peak.map_or_else(String::new, |peak| format!(", peak memory {}", bytes(peak))),
+        peak.map_or_else(String::new, |peak| format!(", {} of memory", bytes(peak))),
     );
     Ending { path: target, what, quality: None, original }.say(printer);
     Ok(())

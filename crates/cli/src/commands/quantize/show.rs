@@ -116,12 +116,12 @@ pub(super) fn show(
     }
     let quality = made.evaluation.as_ref().and_then(|evaluation| evaluation.total.against.as_ref());
     let what = format!(
-        "{}, {:.3} bits per weight, {} in {}{}",
+        "{}, {:.3} bits per weight, {}; took {}{}",
         request.recipe,
         plan.bits_per_weight(),
         bytes(plan.layout.file_bytes()),
         report::duration(made.quantize_seconds),
-        peak.map_or_else(String::new, |peak| format!(", peak memory {}", bytes(peak))),
+        peak.map_or_else(String::new, |peak| format!(", {} of memory", bytes(peak))),
     );
     let path = &request.common.target.mlx_path;
     Ending { path, what, quality, original: request.asked() }.say(printer);
