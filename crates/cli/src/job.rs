@@ -123,7 +123,8 @@ impl Job {
         let more = self.steps.len() - sure.len();
         let more = if more > 0 { format!(", and at most {more} more") } else { String::new() };
         let seconds: Option<f64> = sure.iter().flat_map(|step| &step.parts).map(|part| part.seconds).sum();
-        let time = seconds.map_or_else(String::new, |seconds| format!("; about {} in all", duration(seconds)));
+        let time =
+            seconds.map_or_else(String::new, |seconds| format!("; about {} in all", duration(seconds)));
         Some(format!("{} steps: {}{more}{time}", sure.len(), names.join(", ")))
     }
 
@@ -300,7 +301,9 @@ impl Job {
 
     /// Everything that a person wants to know, the most important first.
     pub(crate) fn fields(&self, now: Instant) -> Vec<String> {
-        let left = self.times(now).map(|times| match times.of {
+        // Of what is done nothing is left, and that is said by what comes next.
+        let times = self.times(now).filter(|times| times.left > 0.0);
+        let left = times.map(|times| match times.of {
             Some(of) => format!("{} left of {}", duration(times.left), duration(of)),
             None if self.steps.len() > 1 => format!("{} left of this step", duration(times.left)),
             None => format!("{} left", duration(times.left)),
