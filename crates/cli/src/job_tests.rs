@@ -11,9 +11,12 @@ impl Clock {
     }
 }
 
+/// A name and what is expected of it, seconds.
+type Part = (&'static str, Option<f64>);
+
 /// Steps with what each of their parts is expected to take.
-fn steps(all: &[(&str, &[(&'static str, Option<f64>)])]) -> Vec<Step> {
-    let step = |(name, parts): &(&str, &[(&'static str, Option<f64>)])| {
+fn steps(all: &[(&str, &[Part])]) -> Vec<Step> {
+    let step = |(name, parts): &(&str, &[Part])| {
         let mut step = Step::new(*name, parts.iter().map(|part| part.0));
         for (own, part) in step.parts.iter_mut().zip(*parts) {
             own.seconds = part.1;

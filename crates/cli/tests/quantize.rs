@@ -11,7 +11,7 @@ use predicates::prelude::*;
 use predicates::str::contains;
 use serde_json::Value;
 
-use crate::common::mlx_quant;
+use crate::common::{mlx_quant, two_blocks};
 
 /// A run on the built-in model that takes a few seconds at most.
 const SMALL: [&str; 4] = ["--n-samples", "6", "--sequence-length", "96"];
@@ -285,7 +285,13 @@ fn an_unfinished_run_tells_its_command_and_begins_anew_where_it_is_asked_to() {
 
 #[test]
 fn an_output_is_replaced_once_the_new_model_is_finished() {
-    let directory = tempfile::tempdir().unwrap();
+    let (directory, source) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let model = two_blocks(source.path(), "model");
+    let small = |command: &str, target: &Path| {
+        let mut run = small(command, target);
+        run.arg("--model").arg(&model);
+        run
+    };
     let at = |name: &str| directory.path().join(name);
     let names = || {
         let names = std::fs::read_dir(directory.path()).unwrap();
@@ -314,9 +320,10 @@ fn an_output_is_replaced_once_the_new_model_is_finished() {
     run.args(["awq", "--overwrite", "--quiet", "--eval-windows", "0", "--mlx-path"])
         .arg(at("out"))
         .args(SMALL);
+    run.arg("--model").arg(&model);
     let mut child = run.spawn().unwrap();
-    while !at(".out.partial/.state-2-0.safetensors").exists() {
-        assert!(child.try_wait().unwrap().is_none(), "it ended before its second block");
+    while !at(".out.partial/.state-1-0.safetensors").exists() {
+        assert!(child.try_wait().unwrap().is_none(), "it ended before its first block");
         std::thread::sleep(Duration::from_millis(2));
     }
     assert!(weights(&at("out")) == old && at("out/README.md").exists());

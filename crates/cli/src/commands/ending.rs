@@ -31,20 +31,14 @@ impl Ending<'_> {
     }
 
     fn quality(&self) -> String {
-        match self.quality {
-            Some(against) => {
-                let error = against.kl_stderr.map_or_else(String::new, |error| format!(" ± {error:.4}"));
-                let (kl, words) = (against.kl_mean, report::reading(against.kl_mean));
-                format!("KL {kl:.4}{error} on held-out text: {words}")
-            }
-            None => {
-                let original = self.original.word();
-                let original =
-                    original.map_or_else(String::new, |path| format!(" --reference {}", quoted(&path)));
-                let path = typed_path(self.path);
-                format!("not measured; `mlx-quant eval --model {path}{original}` measures it")
-            }
+        if let Some(against) = self.quality {
+            let error = against.kl_stderr.map_or_else(String::new, |error| format!(" ± {error:.4}"));
+            let (kl, words) = (against.kl_mean, report::reading(against.kl_mean));
+            return format!("KL {kl:.4}{error} on held-out text: {words}");
         }
+        let original = self.original.word();
+        let original = original.map_or_else(String::new, |path| format!(" --reference {}", quoted(&path)));
+        format!("not measured; `mlx-quant eval --model {}{original}` measures it", typed_path(self.path))
     }
 }
 
