@@ -10,8 +10,8 @@
 A moment is a time within the run, a change of a file (writes, renames, removals: inside of writes too), or the instant at which something gets its
 final name. All are drawn from --seed and can be repeated one by one with --only. After each stop:
 
-* a final name that exists holds everything, with the bytes of the undisturbed run and nothing beside them but the run's own records,
-  which the next command that meets the model removes;
+* a final name that exists holds everything, with the bytes of the undisturbed run (or, with --overwrite, of the model that was there before)
+  and nothing beside them but the run's own records, which the next command that meets the model removes;
 * the same command again ends with the files and bytes of the undisturbed run, and no others, there and beside it. Every fifth stop is followed by a
   second one before that. (Where the stopped run had finished, a repetition may refuse the existing output.)
 * SIGINT and SIGTERM end the command within 2 seconds, with exit status 130; nothing panics.
@@ -63,6 +63,9 @@ def cases(scale):
     return {
         "convert": ["convert", "-q", "--model", "MODEL", *out],
         "convert-search": ["convert", "-q", "--search", "--bits", "3", *out],
+        "convert-overwrite": ["convert", "-q", "--overwrite", "--model", "MODEL", *out],
+        "gptq-overwrite": ["gptq", "--overwrite", *windows(6), *light, *out],
+        "dynamic-kl-overwrite": ["quantize", "--overwrite", "--recipe", "dynamic+search", "--target-kl", "0.08", *windows(3), "--eval-windows", "2", *out],
         "awq": ["awq", *windows(6), *light, *out],
         "gptq": ["gptq", *windows(8), *light, *out],
         "gptq-low-memory": ["gptq", "--low-memory", *windows(6), *light, *out],
@@ -78,6 +81,13 @@ def cases(scale):
         "compare": ["compare", "--methods", "basic,gptq,dwq", "--keep", "all", *windows(4), "--iters", str(2 * scale), "--windows", "2", "--output", "cmp", "--threads", "2", "--quiet"],
     }
 
+
+# What stands in the folder before a command begins, made by another one.
+BEFORE = {
+    "convert-overwrite": ["convert", "-q", "--bits", "8", "--mlx-path", "out", "--quiet"],
+    "gptq-overwrite": ["convert", "-q", "--bits", "8", "--mlx-path", "out", "--quiet"],
+    "dynamic-kl-overwrite": ["convert", "-q", "--bits", "8", "--mlx-path", "out", "--quiet"],
+}
 
 STREAM = {"stream": ["convert", "-q", "--stream", "--model", "some-org/Tiny", "--mlx-path", "out", "--threads", "2", "--quiet"]}
 
@@ -163,8 +173,9 @@ def is_hidden(name):
 RECORDS = re.compile(r"^(out|cmp/models/[^/]+)/\.(mlx-quant-run|state-.*)$")
 
 
-def final_faults(found, expected):
-    """What is wrong with the final names after a stop: they may be missing, but what is there must be whole."""
+def final_faults(found, expected, before):
+    """What is wrong with the final names after a stop: they may be missing, but what is there must be whole. `before` is what stood
+    there when the command began: that must still be there, or what the command makes."""
     faults = []
     whole = {"out": [n for n in expected if n.startswith("out/")]}
     for name in expected:
@@ -172,7 +183,10 @@ def final_faults(found, expected):
             whole.setdefault(match[0].rstrip("/"), []).append(name)
     for final, names in whole.items():
         there = {n: h for n, h in found.items() if n.startswith(final + "/") and not RECORDS.match(n)}
-        if there and (wrong := differences(there, {n: expected[n] for n in names})):
+        old = {n: h for n, h in before.items() if n.startswith(final + "/")}
+        if not there and old:
+            faults.append(f"{final} is gone")
+        if there and there != old and (wrong := differences(there, {n: expected[n] for n in names})):
             faults.append(f"{final} has its name, but {'; '.join(wrong)}")
     faults += [f"{n} has its name, but {h}" for n, h in found.items() if str(h).startswith("damaged") and not is_hidden(n)]
     return faults
@@ -181,6 +195,7 @@ def final_faults(found, expected):
 class Matrix:
     def __init__(self, args, work, commands):
         self.args, self.work, self.bin = args, work, str(Path(args.bin).resolve())
+        self.before = {}
         self.cases, self.models, self.hub = commands, {}, {"HF_HUB_OFFLINE": "1"}
 
     def make_models(self, names):
@@ -205,6 +220,17 @@ class Matrix:
         cache = str(folder / ".cache")
         return env | {"XDG_CACHE_HOME": cache, "HOME": cache, "HF_HOME": f"{cache}/huggingface"} | self.hub
 
+    def prepare(self, name, folder):
+        """Puts into a folder what a command finds there; what that is."""
+        if name not in BEFORE:
+            return {}
+        made = self.work / f"{name}-before"
+        if not made.exists():
+            made.mkdir()
+            subprocess.run([self.bin, *BEFORE[name]], cwd=made, env=self.environment(folder), check=True, stderr=subprocess.DEVNULL)
+        shutil.copytree(made, folder, dirs_exist_ok=True)
+        return files_of(made)
+
     def start(self, name, folder):
         return Run(self.command(name), folder, self.environment(folder), folder / ".log")
 
@@ -215,6 +241,7 @@ class Matrix:
             folder = self.work / f"{name}-undisturbed-{turn}"
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()
+            self.prepare(name, folder)
             status, seconds, changes, names = self.start(name, folder).count(3600)
             if status != 0:
                 sys.exit(f"{name}: exit status {status} without being stopped\n{(folder / '.log').read_text()}")
@@ -252,6 +279,7 @@ class Matrix:
             for entry in list(folder.iterdir()):
                 if entry.name != ".cache":
                     shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+            self.prepare(name, folder)
 
     def try_one(self, name, signal_name, index, known):
         draw = random.Random(f"{self.args.seed}/{name}/{signal_name}/{index}")
@@ -260,6 +288,7 @@ class Matrix:
         folder.mkdir()
         if (cache := self.work / f"{name}-undisturbed-0/.cache").exists():
             shutil.copytree(cache, folder / ".cache", ignore=shutil.ignore_patterns("huggingface"))
+        before = self.prepare(name, folder)
         number = getattr(signal, f"SIG{signal_name}")
         result = {"command": name, "signal": signal_name, "index": index, "seed": self.args.seed, "stops": [], "faults": []}
         faults = result["faults"]
@@ -269,7 +298,7 @@ class Matrix:
             faults += self.stop_faults(stop, number)
             if not self.args.latency:
                 found = files_of(folder)
-                faults += final_faults(found, known[0])
+                faults += final_faults(found, known[0], before)
                 result["finished"] = all(found.get(n) == h for n, h in known[0].items())
         if not self.args.latency:
             status, seconds, *_ = self.start(name, folder).count(20 * known[1] + 120)

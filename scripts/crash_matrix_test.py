@@ -6,15 +6,17 @@ import tempfile
 import unittest
 from pathlib import Path
 
-from crash_matrix import Matrix
+from crash_matrix import BEFORE, Matrix
 
 # Writes ten files, ten milliseconds each, as a command does that quantizes; MODE says what it does wrong.
 COMMAND = """#!{python} -IS
-import os, signal, sys, time
+import os, shutil, signal, sys, time
 mode, out, partial = sys.argv[1], "out", ".out.partial"
 asked = []
 signal.signal(signal.SIGINT, lambda *_: asked.append(1))
 signal.signal(signal.SIGTERM, lambda *_: asked.append(1))
+if mode == "removes first":
+    shutil.rmtree(out, ignore_errors=True)
 if os.path.exists(out) and mode != "in place":
     os._exit(2)
 place = out if mode == "in place" else partial
@@ -62,6 +64,10 @@ class Harness(unittest.TestCase):
 
     def test_a_final_name_before_its_time(self):
         self.assertTrue(any("out has its name, but missing" in fault for fault in self.faults("in place", ["KILL"])))
+
+    def test_an_old_model_that_goes_before_the_new_one_is_there(self):
+        BEFORE["removes first"] = ["sound"]
+        self.assertTrue(any("out is gone" in fault for fault in self.faults("removes first", ["KILL"])))
 
     def test_something_written_after_the_name_is_given(self):
         found = self.faults("late", ["KILL"], moments=25)

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crate::printer::Printer;
-use crate::refusal::INTERRUPTED;
+use crate::refusal::{INTERRUPTED, interrupted};
 
 /// How long the next safe point is waited for.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -33,7 +33,7 @@ impl Interrupt {
                 let watch = std::thread::Builder::new().name("interrupt".to_owned());
                 let _ = watch.spawn(|| {
                     std::thread::sleep(PATIENCE);
-                    Printer::new(true, false, false).error(&mlx_quant::Error::Interrupted.into());
+                    Printer::new(true, false, false).error(&interrupted());
                     end();
                 });
             });

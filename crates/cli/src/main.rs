@@ -6,11 +6,13 @@ mod commands;
 #[cfg(feature = "hub")]
 mod hub;
 mod interrupt;
+mod job;
 mod machine;
 mod memory;
 mod printer;
 mod refusal;
 mod screen;
+mod typed;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -19,7 +21,7 @@ use clap::Parser as _;
 
 use crate::args::{Cli, Command};
 use crate::printer::Printer;
-use crate::refusal::exit_code;
+use crate::refusal::{INTERRUPTED, exit_code, interrupted};
 
 /// Activations of megabytes come and go for every window and block: the system's allocator would give them back each time.
 #[global_allocator]
@@ -82,8 +84,9 @@ fn main() -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            printer.error(&error);
-            ExitCode::from(exit_code(&error))
+            let code = exit_code(&error);
+            printer.error(&if code == INTERRUPTED { interrupted() } else { error });
+            ExitCode::from(code)
         }
     }
 }

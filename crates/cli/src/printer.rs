@@ -1,11 +1,26 @@
 //! The one place that writes to stdout (data) and stderr (for people).
+//!
+//! While a bar is shown, lines go above it, whoever prints them: no line ends a bar that is still needed.
 #![expect(clippy::unused_self, reason = "this is the place that prints, whatever it is asked to show")]
 
-use std::io::Write as _;
+use std::io::{IsTerminal as _, Write as _};
+use std::sync::{Mutex, PoisonError};
 
 use anstyle::AnsiColor;
 use indicatif::{ProgressBar, ProgressDrawTarget};
 pub(crate) use mlx_quant::numbers::bytes;
+
+/// The bar that is shown: a terminal has room for one.
+static BAR: Mutex<Option<ProgressBar>> = Mutex::new(None);
+
+/// Prints above the bar.
+fn above_bar(print: impl FnOnce()) {
+    let bar = BAR.lock().unwrap_or_else(PoisonError::into_inner);
+    match &*bar {
+        Some(bar) => bar.suspend(print),
+        None => print(),
+    }
+}
 
 /// What is shown, and how.
 #[derive(Clone, Copy, Debug)]
@@ -32,46 +47,74 @@ impl Printer {
 
     /// Data, to stdout. A reader that has gone away (`| head`) is no failure.
     pub(crate) fn data(self, text: &str) {
-        let _ = writeln!(std::io::stdout(), "{}", printable(text));
+        above_bar(|| drop(writeln!(std::io::stdout(), "{}", printable(text))));
     }
 
     /// A line for people, to stderr.
     pub(crate) fn say(self, text: &str) {
         if !self.quiet {
-            anstream::eprintln!("{}", printable(text));
+            above_bar(|| anstream::eprintln!("{}", printable(text)));
         }
     }
 
     /// A line for curious people.
     pub(crate) fn detail(self, text: &str) {
         if self.verbose {
-            anstream::eprintln!("{}", printable(text));
+            above_bar(|| anstream::eprintln!("{}", printable(text)));
         }
     }
 
     /// Something that a person should know.
     pub(crate) fn warn(self, text: &str) {
         if !self.quiet {
-            anstream::eprintln!("{} {}", label("warning:", AnsiColor::Yellow), printable(text));
+            let label = label("warning:", AnsiColor::Yellow);
+            above_bar(|| anstream::eprintln!("{label} {}", printable(text)));
         }
     }
 
     /// What went wrong, and on a line of its own what to do next.
     pub(crate) fn error(self, error: &anyhow::Error) {
         let text = printable(&format!("{error:#}"));
-        match text.split_once("; hint: ") {
+        above_bar(|| match text.split_once("; hint: ") {
             Some((what, hint)) => {
                 anstream::eprintln!("{} {what}", label("error:", AnsiColor::Red));
                 anstream::eprintln!("{} {hint}", label("hint:", AnsiColor::Cyan));
             }
             None => anstream::eprintln!("{} {text}", label("error:", AnsiColor::Red)),
-        }
+        });
     }
 
-    /// A bar, invisible where stderr is no terminal.
-    pub(crate) fn progress(self) -> ProgressBar {
-        let target = if self.quiet { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
-        ProgressBar::with_draw_target(None, target)
+    /// Whether a bar can be drawn: stderr is a terminal, and somebody wants to see it.
+    pub(crate) fn draws(self) -> bool {
+        !self.quiet
+            && std::io::stderr().is_terminal()
+            && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
+    }
+
+    /// Whether lines are wanted where no bar can be drawn.
+    pub(crate) fn tells(self) -> bool {
+        !self.quiet && !self.draws()
+    }
+
+    /// The bar that is shown; a new one, prepared by `prepare`, if there is none.
+    pub(crate) fn with_bar(self, prepare: impl FnOnce(&ProgressBar), change: impl FnOnce(&ProgressBar)) {
+        if !self.draws() {
+            return;
+        }
+        let mut shown = BAR.lock().unwrap_or_else(PoisonError::into_inner);
+        let bar = shown.get_or_insert_with(|| {
+            let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+            prepare(&bar);
+            bar
+        });
+        change(bar);
+    }
+
+    /// Takes the bar away; the next one that asks for it gets another.
+    pub(crate) fn without_bar(self) {
+        if let Some(bar) = BAR.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            bar.finish_and_clear();
+        }
     }
 }
 

@@ -2,6 +2,8 @@
 
 use mlx_quant::recipes::{Setting, SettingError};
 
+use crate::typed::typed;
+
 /// Refused before any work.
 pub(crate) const REFUSED: u8 = 2;
 /// Failed while working.
@@ -46,6 +48,11 @@ impl From<SettingError> for Refusal {
         };
         Self(error.named(flag))
     }
+}
+
+/// An interruption, with the command that goes on.
+pub(crate) fn interrupted() -> anyhow::Error {
+    anyhow::anyhow!("interrupted; hint: this goes on where it stopped: {}", typed().line)
 }
 
 /// What the process ends with after an error.

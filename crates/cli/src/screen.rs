@@ -1,32 +1,42 @@
-//! What a long command shows while it works.
+//! What a long command shows while it works: one bar for the whole job, or lines where nothing can be drawn.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use console::Term;
 use indicatif::{ProgressBar, ProgressState, ProgressStyle};
-use mlx_quant::numbers::duration;
+use mlx_quant::observer::{StepPart, Unit};
 use mlx_quant::{Event, Observer};
 
 use crate::interrupt::Interrupt;
+use crate::job::{Job, Lines, fitted};
 use crate::memory::{give_back, reset_peak, resident_now, resident_peak};
 use crate::printer::{Printer, bytes};
 
-/// A phase under way.
-#[derive(Clone, Copy, Debug)]
-struct Phase {
-    name: &'static str,
-    begun: Instant,
-    total: u64,
-    tokens: u64,
+/// Between lines, where no bar can be drawn.
+const LINES: Duration = Duration::from_secs(60);
+/// Sets it otherwise, in seconds.
+const LINES_VARIABLE: &str = "MLX_QUANT_PROGRESS_SECONDS";
+/// Steps of the bar.
+const BAR: u64 = 10_000;
+/// Below so many columns there is no room for a bar beside the words.
+const NARROW: usize = 60;
+
+/// What is shown.
+#[derive(Debug)]
+struct View {
+    job: Job,
+    /// What is worked on.
+    working: String,
+    lines: Lines,
 }
 
 /// Draws events and passes on the wish to stop.
 pub(crate) struct Screen {
-    bar: ProgressBar,
+    view: Arc<Mutex<View>>,
     interrupt: Interrupt,
     printer: Printer,
-    phase: Mutex<Option<Phase>>,
     /// Whether several pieces of work are measured apart.
     apart: bool,
     /// Largest resident set of all of them.
@@ -36,11 +46,14 @@ pub(crate) struct Screen {
 impl Screen {
     /// Draws to stderr and listens for interrupts.
     pub(crate) fn new(printer: Printer) -> Self {
+        let seconds = std::env::var(LINES_VARIABLE).ok().and_then(|text| text.parse().ok());
+        let every = seconds.map_or(LINES, Duration::from_secs);
+        let now = Instant::now();
+        let view = View { job: Job::new(&[], now), working: String::new(), lines: Lines::new(every, now) };
         Self {
-            bar: printer.progress(),
+            view: Arc::new(Mutex::new(view)),
             interrupt: Interrupt::listen(),
             printer,
-            phase: Mutex::new(None),
             apart: false,
             peak: AtomicU64::new(0),
         }
@@ -48,13 +61,15 @@ impl Screen {
 
     /// Measures each method's memory by itself.
     pub(crate) fn comparing(printer: Printer) -> Self {
-        Self { apart: true, ..Self::new(printer) }
+        let mut own = Self::new(printer);
+        own.apart = true;
+        own
     }
 
-    /// Takes the bar away, whatever happened.
+    /// Takes the bar away, whatever happened. What begins afterwards gets another one.
     pub(crate) fn clear(&self) {
         self.end();
-        self.bar.finish_and_clear();
+        self.printer.without_bar();
     }
 
     /// Whether the user has asked to stop.
@@ -63,83 +78,134 @@ impl Screen {
         self.interrupt.requested()
     }
 
-    /// A line for people, above the bar.
+    /// What is shown. Never held while something is printed or drawn: the bar looks at it too.
+    fn view(&self) -> MutexGuard<'_, View> {
+        self.view.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn say(&self, text: &str) {
-        self.bar.suspend(|| self.printer.say(text));
+        self.printer.say(text);
     }
 
     /// Says how long the phase took, to curious people.
     fn end(&self) {
-        if let Some(phase) = self.phase.lock().unwrap_or_else(PoisonError::into_inner).take() {
-            let seconds = phase.begun.elapsed().as_secs_f64();
-            self.bar.suspend(|| self.printer.detail(&format!("{}: {seconds:.2} s", phase.name)));
+        let ended = self.view().job.end(Instant::now());
+        if let Some((name, seconds)) = ended {
+            self.printer.detail(&format!("{name}: {seconds:.2} s"));
         }
     }
 
-    fn begin(&self, name: &'static str, total: u64, tokens: u64) {
+    /// A phase begins; `unit` is missing where bytes are counted.
+    fn begin(&self, name: &'static str, unit: Option<Unit>, total: u64, tokens: u64) {
         self.end();
-        let phase = Phase { name, begun: Instant::now(), total, tokens };
-        *self.phase.lock().unwrap_or_else(PoisonError::into_inner) = Some(phase);
-        self.bar.set_style(self.steps());
-        self.bar.set_length(total);
-        self.bar.set_position(0);
-        self.bar.reset_eta();
-        self.bar.reset_elapsed();
-        self.bar.set_prefix(name);
-        self.bar.set_message(String::new());
-        self.bar.enable_steady_tick(Duration::from_millis(250));
+        let mut view = self.view();
+        view.job.begin(name, unit, (total, tokens), Instant::now());
+        view.working.clear();
+        drop(view);
+        self.draw();
     }
 
-    /// The style of a bar over the steps of a phase.
-    fn steps(&self) -> ProgressStyle {
-        let phase = *self.phase.lock().unwrap_or_else(PoisonError::into_inner);
-        let rate = move |state: &ProgressState, out: &mut dyn std::fmt::Write| {
-            if let Some(rate) = phase.and_then(|phase| rate(&phase, state.pos())) {
-                let _ = write!(out, "{rate:.0} tokens/s ");
-            }
+    fn resumed(&self, done: u64) {
+        self.view().job.resumed(done, Instant::now());
+        let goes_on = self.view().job.goes_on();
+        if let Some(text) = goes_on {
+            self.say(&text);
+        }
+        self.draw();
+    }
+
+    fn progress(&self, done: u64) {
+        let now = Instant::now();
+        let mut view = self.view();
+        view.job.progress(done, now);
+        let line = (self.printer.tells() && view.lines.due(now)).then(|| view.told(now));
+        drop(view);
+        if let Some(line) = line {
+            self.say(&line);
+        }
+        self.draw();
+    }
+
+    /// Brings the bar up to date.
+    fn draw(&self) {
+        let done = self.view().job.part_done(Instant::now());
+        let prepare = |bar: &ProgressBar| {
+            bar.set_length(BAR);
+            bar.set_style(style(&self.view));
+            bar.enable_steady_tick(Duration::from_millis(250));
         };
-        let memory = |_: &ProgressState, out: &mut dyn std::fmt::Write| {
-            if let (Some(now), Some(peak)) = (resident_now(), resident_peak()) {
-                let _ = write!(out, "{} (peak {}) ", bytes(now), bytes(peak));
-            }
-        };
-        let template = "{prefix:>13} [{bar:24}] {pos}/{len} {eta} left {rate}{memory}{wide_msg}";
-        let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
-        style.with_key("rate", rate).with_key("memory", memory).progress_chars("=> ")
+        self.printer.with_bar(prepare, |bar| bar.set_position((done * BAR as f64) as u64));
     }
 }
 
-/// The style of a bar over bytes, with rate and remaining time.
-fn bytes_style() -> ProgressStyle {
-    let template =
-        "[{bar:24}] {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec} {eta} left {wide_msg}";
+impl Drop for Screen {
+    fn drop(&mut self) {
+        self.printer.without_bar();
+    }
+}
+
+impl View {
+    /// A line for a file.
+    fn told(&self, now: Instant) -> String {
+        let mut fields = self.job.fields(now);
+        fields.extend(memory());
+        fields.join(", ")
+    }
+
+    /// A line for a terminal of so many columns.
+    fn drawn(&self, now: Instant, columns: usize) -> String {
+        let mut fields = self.job.fields(now);
+        fields.extend(memory());
+        if !self.working.is_empty() {
+            fields.push(self.working.clone());
+        }
+        fitted(&fields, columns)
+    }
+}
+
+/// `1.21 GB (peak 1.40 GB)`, where the system tells.
+fn memory() -> Option<String> {
+    Some(format!("{} (peak {})", bytes(resident_now()?), bytes(resident_peak()?)))
+}
+
+/// A bar for the whole job, and beside it as many words as there is room for.
+fn style(view: &Arc<Mutex<View>>) -> ProgressStyle {
+    let columns = || Term::stderr().size_checked().map_or(80, |(_, columns)| usize::from(columns));
+    let view = Arc::clone(view);
+    let words = move |_: &ProgressState, out: &mut dyn std::fmt::Write| {
+        let all = columns();
+        let beside = if all < NARROW { 0 } else { 13 };
+        let view = view.lock().unwrap_or_else(PoisonError::into_inner);
+        let line = view.drawn(Instant::now(), all.saturating_sub(beside + 1));
+        let _ = out.write_str(&line);
+    };
+    let template = if columns() < NARROW { "{words}" } else { "[{bar:10}] {words}" };
     let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
-    style.progress_chars("=> ")
-}
-
-/// Tokens a second, once there is something to count.
-fn rate(phase: &Phase, done: u64) -> Option<f64> {
-    let seconds = phase.begun.elapsed().as_secs_f64();
-    let part = done as f64 / phase.total.max(1) as f64;
-    (phase.tokens > 0 && done > 0 && seconds > 0.5).then(|| phase.tokens as f64 * part / seconds)
+    style.with_key("words", words).progress_chars("=> ")
 }
 
 impl Observer for Screen {
     fn event(&self, event: Event<'_>) {
         match event {
-            Event::Started { total, resumed } => {
-                self.end();
-                self.bar.set_style(bytes_style());
-                self.bar.set_prefix("");
-                self.bar.set_length(total);
-                self.bar.set_position(resumed);
-                self.bar.reset_eta();
-                if resumed > 0 {
-                    self.say(&format!("resuming: {} of {} were done before", bytes(resumed), bytes(total)));
+            Event::Job { steps } => {
+                self.view().job = Job::new(steps, Instant::now());
+                let plan = self.view().job.plan();
+                if let Some(plan) = plan {
+                    self.say(&plan);
                 }
             }
+            Event::Started { total, resumed } => {
+                self.begin(StepPart::WRITE, None, total, 0);
+                if resumed > 0 {
+                    self.resumed(resumed);
+                }
+            }
+            Event::Phase { name, unit, total, tokens } => self.begin(name, Some(unit), total, tokens),
+            Event::Resumed { done } => self.resumed(done),
             Event::Contestant { name, index, total } => {
                 give_back();
+                self.end();
+                self.view().job.enter(index, Instant::now());
                 self.say(&format!("[{}/{total}] {name}", index + 1));
             }
             Event::ContestantDone {
@@ -158,15 +224,17 @@ impl Observer for Screen {
                 self.say(&format!(
                     "      KL {kl:.4}{error}, {bits_per_weight:.3} bits per weight, {}, {}{memory}{}",
                     bytes(size),
-                    duration(seconds),
+                    mlx_quant::numbers::duration(seconds),
                     if known { " (by an earlier run)" } else { "" },
                 ));
             }
-            Event::Phase { name, total, tokens } => self.begin(name, total, tokens),
-            Event::Working { name } => self.bar.set_message(name.to_owned()),
-            Event::Progress { done } => self.bar.set_position(done),
-            Event::Note { text } => self.bar.suspend(|| self.printer.detail(text)),
-            Event::Warning { text } => self.bar.suspend(|| self.printer.warn(text)),
+            Event::Working { name } => {
+                name.clone_into(&mut self.view().working);
+                self.draw();
+            }
+            Event::Progress { done } => self.progress(done),
+            Event::Note { text } => self.printer.detail(text),
+            Event::Warning { text } => self.printer.warn(text),
             Event::Allocated { bits_per_weight, predicted_kl, bound_kl, range, range_kl } => {
                 self.say(&format!(
                     "dynamic: {bits_per_weight:.3} bits per weight, predicted KL {predicted_kl:.4} (at best {bound_kl:.4} at this size); reachable: {:.3} to {:.3} bits per weight, KL {:.4} to {:.5}",
@@ -178,7 +246,7 @@ impl Observer for Screen {
             )),
             Event::Finishing => {
                 self.end();
-                self.bar.set_message("finishing");
+                "finishing".clone_into(&mut self.view().working);
             }
             _ => {}
         }
@@ -199,20 +267,5 @@ impl Observer for Screen {
             return None;
         }
         Some(peak)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn tokens_are_counted_by_the_part_that_is_done() {
-        let begun = Instant::now().checked_sub(Duration::from_secs(10)).unwrap_or_else(Instant::now);
-        let phase = Phase { name: "quantize", begun, total: 4, tokens: 8000 };
-        let rate = super::rate(&phase, 1).unwrap_or_default();
-        assert!((rate - 200.0).abs() < 5.0, "{rate}");
-        assert_eq!(super::rate(&phase, 0), None);
-        assert_eq!(super::rate(&Phase { tokens: 0, ..phase }, 1), None);
     }
 }

@@ -265,3 +265,26 @@ fn refuses_what_it_cannot_do() {
     std::fs::write(output.join("letter.txt"), "dear").unwrap();
     comparison("basic", &output).assert().code(2).stderr(contains("something else").and(contains("hint:")));
 }
+
+#[test]
+fn another_comparison_begins_anew_where_it_is_asked_to() {
+    let directory = tempfile::tempdir().unwrap();
+    let output = directory.path().join("out");
+    small("basic,search", &output).args(["--keep", "all"]).assert().success();
+    let other = |flags: &[&str], output: &Path| {
+        let mut run = small("search", output);
+        run.args(["--seed", "77"]).args(flags).assert()
+    };
+    let kept = || output.join("models/rtn-4bit/config.json").exists();
+    other(&[], &output).code(2).stderr(contains("with other settings (--restart"));
+    assert!(kept());
+    other(&["--restart"], &output).success();
+    assert!(!kept() && !output.join("work/rtn-4bit.json").exists());
+    assert!(output.join("models/search-4bit/config.json").exists());
+    // What is no comparison is nobody's to remove.
+    let mine = directory.path().join("mine");
+    std::fs::create_dir_all(mine.join("work")).unwrap();
+    std::fs::write(mine.join("work/notes"), "mine").unwrap();
+    other(&["--restart"], &mine).code(2);
+    assert!(mine.join("work/notes").exists());
+}

@@ -11,7 +11,7 @@ use predicates::prelude::*;
 use predicates::str::contains;
 use serde_json::Value;
 
-use crate::common::mlx_quant;
+use crate::common::{mlx_quant, two_blocks};
 
 /// A run on the built-in model that takes a few seconds at most.
 const SMALL: [&str; 4] = ["--n-samples", "6", "--sequence-length", "96"];
@@ -230,4 +230,135 @@ fn answers_to_mlx_lm_names() {
         run.args(["--bits", "4", "--num-samples", "2", "--max-seq-length", "64", "--dry-run"]);
         run.assert().success().stdout(contains("calibration      2 windows of 64 tokens"));
     }
+}
+
+#[test]
+fn an_unfinished_run_tells_its_command_and_begins_anew_where_it_is_asked_to() {
+    let directory = tempfile::tempdir().unwrap();
+    let partial = directory.path().join(".my out.partial");
+    let given = mlx_quant();
+    let mut first = std::process::Command::new(given.get_program());
+    first.envs(given.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    first.args(["gptq", "--quiet", "--eval-windows", "0", "--mlx-path", "my out"]).args(SMALL);
+    let mut child = first.current_dir(directory.path()).spawn().unwrap();
+    while !partial.join(".state-2-0.safetensors").exists() {
+        assert!(child.try_wait().unwrap().is_none(), "it ended before its second block");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let other = |flags: &[&str], place: &Path| {
+        let mut run = mlx_quant();
+        run.args(["awq", "--eval-windows", "0", "--mlx-path"]).arg(directory.path().join("my out"));
+        run.args(SMALL).args(flags).current_dir(place).assert()
+    };
+    let program = given.get_program().to_str().unwrap();
+    let line = format!(
+        "{program} gptq --quiet --eval-windows 0 --mlx-path 'my out' --n-samples 6 --sequence-length 96"
+    );
+    let refused = other(&[], directory.path()).code(2);
+    refused.stderr(contains("--restart").and(contains(format!("go on with it: {line}\n"))));
+    // From elsewhere the line says where.
+    let there = format!("go on with it: cd '{}' && {line}\n", directory.path().display());
+    let hint = String::from_utf8(
+        other(&[], Path::new("/")).code(2).stderr(contains(&there)).get_output().stderr.clone(),
+    );
+    assert!(partial.join(".state-2-0.safetensors").exists(), "a refusal costs nothing");
+    // It can be pasted as it stands.
+    let hint = hint.unwrap();
+    let pasted = hint.rsplit_once("go on with it: ").unwrap().1.trim();
+    let mut shell = std::process::Command::new("sh");
+    shell.envs(given.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    assert!(shell.args(["-c", pasted]).status().unwrap().success());
+    assert!(directory.path().join("my out/config.json").exists() && !partial.exists());
+    // Another unfinished run, which nobody wants any more.
+    std::fs::create_dir(&partial).unwrap();
+    std::fs::write(partial.join(".mlx-quant-run"), "mlx-quant of another time\n0\n").unwrap();
+    std::fs::write(partial.join(".state-0-0.safetensors"), "x").unwrap();
+    std::fs::remove_dir_all(directory.path().join("my out")).unwrap();
+    other(&["--restart"], directory.path()).success();
+    let mut alone = small("awq", &directory.path().join("alone"));
+    alone.assert().success();
+    assert!(weights(&directory.path().join("my out")) == weights(&directory.path().join("alone")));
+    assert!(!partial.exists());
+}
+
+#[test]
+fn an_output_is_replaced_once_the_new_model_is_finished() {
+    let (directory, source) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let model = two_blocks(source.path(), "model");
+    let small = |command: &str, target: &Path| {
+        let mut run = small(command, target);
+        run.arg("--model").arg(&model);
+        run
+    };
+    let at = |name: &str| directory.path().join(name);
+    let names = || {
+        let names = std::fs::read_dir(directory.path()).unwrap();
+        let mut names: Vec<String> =
+            names.map(|name| name.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    };
+    small("gptq", &at("out")).assert().success();
+    let old = weights(&at("out"));
+    small("awq", &at("out")).assert().code(2).stderr(contains("already exists").and(contains("--overwrite")));
+    // Whatever is refused leaves it as it was.
+    small("awq", &at("out")).args(["--overwrite", "--bits", "7"]).assert().code(2);
+    std::fs::write(at("out").join("notes.txt"), "mine").unwrap();
+    let kept = small("awq", &at("out")).arg("--overwrite").assert().code(2);
+    kept.stderr(contains("notes.txt").and(contains("hint: ")));
+    std::fs::remove_file(at("out").join("notes.txt")).unwrap();
+    let mut decode = mlx_quant();
+    decode.args(["convert", "-d", "--overwrite", "--model"]).arg(at("out")).arg("--mlx-path").arg(at("out"));
+    decode.assert().code(2).stderr(contains("it is the model that is read"));
+    assert!(weights(&at("out")) == old);
+    // While the new one is made the old one is there, whole.
+    let given = mlx_quant();
+    let mut run = std::process::Command::new(given.get_program());
+    run.envs(given.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    run.args(["awq", "--overwrite", "--quiet", "--eval-windows", "0", "--mlx-path"])
+        .arg(at("out"))
+        .args(SMALL);
+    run.arg("--model").arg(&model);
+    let mut child = run.spawn().unwrap();
+    while !at(".out.partial/.state-1-0.safetensors").exists() {
+        assert!(child.try_wait().unwrap().is_none(), "it ended before its first block");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    assert!(weights(&at("out")) == old && at("out/README.md").exists());
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(weights(&at("out")) == old);
+    // It goes on where it was.
+    let again = small("awq", &at("out")).arg("--overwrite").assert().success();
+    again.stderr(contains("awq: goes on at block "));
+    small("awq", &at("alone")).assert().success();
+    assert!(weights(&at("out")) == weights(&at("alone")) && weights(&at("out")) != old);
+    assert_eq!(names(), ["alone", "out"]);
+    // A directory that nobody here wrote stays, and so does what a link leads to.
+    std::fs::create_dir(at("photos")).unwrap();
+    small("awq", &at("photos"))
+        .arg("--overwrite")
+        .assert()
+        .code(2)
+        .stderr(contains("no model that mlx-quant wrote"));
+    std::os::unix::fs::symlink(at("alone"), at("link")).unwrap();
+    small("awq", &at("link")).arg("--overwrite").assert().code(2).stderr(contains("it is no directory"));
+    assert_eq!(names(), ["alone", "link", "out", "photos"]);
+}
+
+#[test]
+fn equal_layers_are_one_line_of_a_plan() {
+    let plan = |flags: &[&str]| {
+        let mut run = mlx_quant();
+        let shown = run.args(["gptq", "--dry-run"]).args(SMALL).args(flags).assert().success();
+        String::from_utf8(shown.get_output().stdout.clone()).unwrap()
+    };
+    let text = plan(&[]);
+    let layers: Vec<&str> = text.lines().filter(|line| line.contains("mlp.up_proj")).collect();
+    assert_eq!(layers.len(), 1, "{text}");
+    assert!(layers[0].contains("model.layers.{0-7}.mlp.up_proj") && layers[0].ends_with("885 kB"), "{text}");
+    assert!(!text.contains(" bytes"), "{text}");
+    assert_eq!(plan(&["--verbose"]).lines().filter(|line| line.contains("mlp.up_proj")).count(), 8);
 }

@@ -5,11 +5,11 @@ use std::fmt::Write as _;
 use std::path::Path;
 use std::time::Instant;
 
-use mlx_format::checkpoint::Writer;
+use mlx_format::checkpoint::{Destination, Directory, WriteError, Writer};
 use sha2::{Digest, Sha256};
 
 use crate::carry::{CHUNK_BYTES, CHUNKS_PER_THREAD, Carrier, ColumnWeights};
-use crate::observer::{Event, Observer};
+use crate::observer::{Event, Observer, Step, StepPart};
 use crate::plan::{GenerationConfig, Item, Plan};
 
 const GENERATION_CONFIG: &str = "generation_config.json";
@@ -20,7 +20,7 @@ use mlx_quant_model::{Producer, View};
 
 /// Starts or resumes the output, with a note where nothing keeps a second run out of it.
 pub(crate) fn open_writer(
-    target: &Path,
+    target: Destination<'_>,
     plan: &Plan,
     run: &str,
     observer: &dyn Observer,
@@ -33,11 +33,33 @@ pub(crate) fn open_writer(
     Ok(writer)
 }
 
+/// Refuses to replace a model that is read.
+pub(crate) fn keep_apart<'m>(
+    target: Destination<'_>,
+    models: impl IntoIterator<Item = &'m Model>,
+) -> Result<(), Error> {
+    let Ok(place) = target.path.canonicalize() else { return Ok(()) };
+    let same = |model: &Model| match model.checkpoint.directory() {
+        Directory::Path(path) => path.canonicalize().is_ok_and(|path| path == place),
+        Directory::Embedded { .. } => false,
+    };
+    if target.replaces.is_some() && models.into_iter().any(same) {
+        let reason = "it is the model that is read".to_owned();
+        return Err(WriteError::NotReplaceable { path: target.path.to_owned(), reason }.into());
+    }
+    Ok(())
+}
+
 /// Whether a path lies in an output directory, or where that is being built.
 pub(crate) fn is_within(path: &Path, target: &Path) -> Result<bool, Error> {
     let partial = Writer::partial_path(target)?;
     let whole = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
     Ok([target, partial.as_path()].iter().any(|own| whole(path).starts_with(whole(own))))
+}
+
+/// The step of a job that is a conversion.
+pub fn step() -> Step {
+    Step::new("convert", [StepPart::WRITE])
 }
 
 /// What a conversion did.
@@ -62,20 +84,23 @@ pub fn peak_memory(plan: &Plan, threads: usize) -> u64 {
 
 /// Carries out `plan` on `model` into the directory `target`, on `threads` threads (0: one per core).
 ///
-/// An unfinished run of the same plan on the same source is resumed.
+/// An unfinished run of the same plan on the same source is resumed, unless the [`Destination`] says otherwise.
 ///
 /// # Errors
 /// [`Error`]. After a refusal ([`Error::is_refusal`]) this run leaves nothing behind (what an earlier,
 /// interrupted run left is kept); after any other failure the partial directory stays and the same call resumes.
 /// `target` itself only ever appears complete.
-pub fn convert(
+pub fn convert<'d>(
     model: &Model,
     plan: &Plan,
-    target: &Path,
+    target: impl Into<Destination<'d>>,
     threads: usize,
     observer: &dyn Observer,
 ) -> Result<Converted, Error> {
     let start = Instant::now();
+    let target = target.into();
+    keep_apart(target, [model])?;
+    observer.event(Event::Job { steps: &[step()] });
     for file in &model.companions()? {
         model.checkpoint.directory().check_readable(file)?;
     }

@@ -152,7 +152,7 @@ pub enum Error {
         reason: String,
     },
     /// A directory that a comparison cannot use.
-    #[error("{path}: {reason}; hint: give another directory to --output, or remove this one to begin anew")]
+    #[error("{path}: {reason}; hint: give another directory to --output")]
     Comparison {
         /// The directory.
         path: String,

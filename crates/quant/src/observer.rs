@@ -1,10 +1,68 @@
 //! How progress leaves the library.
+//!
+//! A job (a command, a call of [`crate::quantize`]) consists of [`Step`]s, which are told before any work
+//! ([`Event::Job`]); a step has parts, each of which is an [`Event::Phase`] when its time comes. Whoever draws it knows from
+//! that how much is still to come.
+
+/// A step of a job: a method, the evaluation, or one model of a comparison.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Step {
+    /// As a person reads it: `awq+gptq`.
+    pub name: String,
+    /// What it consists of, in order.
+    pub parts: Vec<StepPart>,
+    /// Whether the job may end without it.
+    pub optional: bool,
+}
+
+/// A part of a step.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StepPart {
+    /// Name of its [`Event::Phase`]; [`StepPart::WRITE`] for an [`Event::Started`].
+    pub phase: &'static str,
+    /// Expected wall time, seconds; `None` where nothing was forecast.
+    pub seconds: Option<f64>,
+}
+
+impl StepPart {
+    /// Weights are read and written, counted in bytes.
+    pub const WRITE: &'static str = "write";
+}
+
+impl Step {
+    /// A step of these phases, of unknown length.
+    pub fn new(name: impl Into<String>, phases: impl IntoIterator<Item = &'static str>) -> Self {
+        let parts = phases.into_iter().map(|phase| StepPart { phase, seconds: None }).collect();
+        Self { name: name.into(), parts, optional: false }
+    }
+}
+
+/// What the steps of a phase are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Unit {
+    /// Blocks of a model and, as the last one, its head.
+    Blocks,
+    /// Layers.
+    Layers,
+    /// Windows of text.
+    Windows,
+    /// Steps of a training.
+    Steps,
+    /// Nothing that a person would count: only the part that is done says something.
+    Parts,
+}
 
 /// Something that happened.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum Event<'a> {
-    /// Work begins.
+    /// A job begins, which will take these steps. What follows belongs to it.
+    Job {
+        /// In their order.
+        steps: &'a [Step],
+    },
+    /// Reading and writing weights begins.
     Started {
         /// Bytes to be read.
         total: u64,
@@ -15,10 +73,17 @@ pub enum Event<'a> {
     Phase {
         /// What it is.
         name: &'static str,
-        /// Its steps; [`Event::Progress`] counts them.
+        /// What is counted.
+        unit: Unit,
+        /// So many of these; [`Event::Progress`] counts them.
         total: u64,
         /// Tokens that pass the model (or train it) in all of its steps; 0 where none do.
         tokens: u64,
+    },
+    /// So much of the phase that has just begun was done by an earlier, interrupted run.
+    Resumed {
+        /// In the phase's unit.
+        done: u64,
     },
     /// A comparison turns to a method.
     Contestant {
@@ -122,6 +187,29 @@ pub struct Silent;
 
 impl Observer for Silent {
     fn event(&self, _: Event<'_>) {}
+}
+
+/// Passes on everything but the beginning of jobs: for calls that are steps of a larger job, which has been told.
+pub struct Within<'o>(pub &'o dyn Observer);
+
+impl Observer for Within<'_> {
+    fn event(&self, event: Event<'_>) {
+        if !matches!(event, Event::Job { .. }) {
+            self.0.event(event);
+        }
+    }
+
+    fn cancelled(&self) -> bool {
+        self.0.cancelled()
+    }
+
+    fn wants_notes(&self) -> bool {
+        self.0.wants_notes()
+    }
+
+    fn peak_memory(&self) -> Option<u64> {
+        self.0.peak_memory()
+    }
 }
 
 /// Passes on the wish to stop and nothing else.

@@ -15,11 +15,11 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use fs_err as fs;
-use mlx_format::checkpoint::{Checkpoint, Directory, Writer, hollow_out};
+use mlx_format::checkpoint::{Checkpoint, Destination, Directory, Writer, hollow_out};
 use serde::{Deserialize, Serialize};
 
 use crate::carry::{Carrier, item_bytes};
-use crate::convert::{fingerprint_of, finish, open_writer};
+use crate::convert::{fingerprint_of, finish, open_writer, step};
 use crate::observer::{Event, Observer};
 use crate::plan::{Item, Plan};
 use crate::{Converted, Error, Model, kept, threads};
@@ -121,18 +121,19 @@ impl Observer for Part<'_> {
 ///
 /// # Errors
 /// As [`convert`](crate::convert()), and whatever ended a fetch.
-pub fn convert_streamed(
+pub fn convert_streamed<'d>(
     remote: Remote<'_>,
     plan: &Plan,
-    target: &Path,
+    target: impl Into<Destination<'d>>,
     threads: usize,
     observer: &dyn Observer,
 ) -> Result<Converted, Error> {
     let start = Instant::now();
+    observer.event(Event::Job { steps: &[step()] });
     let pool = threads::pool(threads)?;
     let directory = Directory::open(remote.directory)?;
     let model = crate::open(&directory)?;
-    let mut writer = open_writer(target, plan, &fingerprint_of(remote.identity, plan), observer)?;
+    let mut writer = open_writer(target.into(), plan, &fingerprint_of(remote.identity, plan), observer)?;
     let left = |writer: &Writer| -> Vec<usize> {
         let done = |index: &usize| writer.done().contains(&plan.items[*index].first_output);
         (0..plan.items.len()).filter(|index| !done(index)).collect()

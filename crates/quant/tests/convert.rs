@@ -93,7 +93,7 @@ fn an_interrupted_run_resumes_to_the_same_bytes() {
     // Other settings do not continue this run, and do not destroy it.
     let other = Plan::new(&model.checkpoint, &model.config, quantize(4, 32)).unwrap();
     let refused = convert(&model, &other, &resumed, 2, &Silent).unwrap_err();
-    assert!(matches!(refused, Error::Write(WriteError::OtherRun(_))) && refused.is_refusal());
+    assert!(matches!(refused, Error::Write(WriteError::OtherRun { .. })) && refused.is_refusal());
 
     let observer = Resumed::default();
     convert(&model, &plan, &resumed, 1, &observer).unwrap();

@@ -68,6 +68,10 @@ pub(crate) struct Compare {
     #[arg(long, visible_alias = "mlx-path", value_name = "DIR", default_value = "mlx_compare")]
     pub(crate) output: PathBuf,
 
+    /// Begin anew where the output directory holds a comparison, instead of going on with it; models that it kept go
+    #[arg(long)]
+    pub(crate) restart: bool,
+
     /// Which models stay in the output directory
     #[arg(long, value_enum, default_value = "best")]
     pub(crate) keep: KeepArg,

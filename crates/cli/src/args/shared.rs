@@ -3,20 +3,32 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use mlx_format::checkpoint::Destination;
 use mlx_quant::recipes::DeviceChoice;
 
 use super::choices::DtypeArg;
+use crate::typed::typed;
 
 /// What every command that writes a model takes.
 #[derive(Debug, Args)]
+#[expect(clippy::struct_excessive_bools, reason = "flags")]
 pub(crate) struct Target {
     /// Model: a directory, or a hub id such as Qwen/Qwen3-8B [default: the built-in demo model]
     #[arg(long, short = 'm', visible_alias = "hf-path", value_name = "MODEL")]
     pub(crate) model: Option<PathBuf>,
 
-    /// Output directory; must not exist
+    /// Output directory; must not exist (but see --overwrite)
     #[arg(long, value_name = "DIR", default_value = "mlx_model")]
     pub(crate) mlx_path: PathBuf,
+
+    /// Begin anew where an unfinished run into this output was left, instead of going on with it
+    #[arg(long)]
+    pub(crate) restart: bool,
+
+    /// Replace an existing output as soon as the new model is finished; only a directory with a model that mlx-quant wrote, and nothing else in
+    /// it
+    #[arg(long)]
+    pub(crate) overwrite: bool,
 
     /// TOML file with bits, group size, mode or keep for layers by path pattern
     #[arg(long, value_name = "FILE")]
@@ -38,6 +50,18 @@ pub(crate) struct Target {
     /// generation_config.json and the chat template name]
     #[arg(long)]
     pub(crate) keep_eos: bool,
+}
+
+impl Target {
+    /// Where the model goes, and what of that may be in the way.
+    pub(crate) fn destination(&self) -> Destination<'_> {
+        Destination {
+            path: &self.mlx_path,
+            restart: self.restart,
+            replaces: self.overwrite.then_some(mlx_quant::replace::replaceable),
+            command: Some(typed()),
+        }
+    }
 }
 
 #[derive(Debug, Args)]

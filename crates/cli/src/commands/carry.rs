@@ -4,12 +4,17 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::Result;
+use mlx_format::checkpoint::Destination;
 use mlx_format::{FloatType, PackedMut};
 use mlx_quant::convert::Converted;
 use mlx_quant::plan::{Job, PlanReport};
 use mlx_quant::{Model, Plan, Settings};
+use mlx_quant_report as report;
 use serde_json::json;
 
+use super::ending::Ending;
+use super::layers::{self, Row};
+use super::source::Asked;
 use crate::args::Convert;
 use crate::memory::resident_peak;
 use crate::printer::{Printer, bytes};
@@ -30,9 +35,9 @@ pub(super) fn threads(args: &Convert) -> usize {
 
 /// Converts, or shows what that would do.
 pub(super) fn carry_out(
-    model: &Model,
+    (model, asked): (&Model, Asked<'_>),
     plan: &Plan,
-    target: &Path,
+    target: Destination<'_>,
     only_plan: bool,
     threads: usize,
     printer: Printer,
@@ -44,11 +49,16 @@ pub(super) fn carry_out(
     let screen = Screen::new(printer);
     let done = mlx_quant::convert(model, plan, target, threads, &screen);
     screen.clear();
-    show(&done?, plan, target, printer)
+    show(&done?, plan, (target.path, asked), printer)
 }
 
 /// What a conversion did.
-pub(super) fn show(done: &Converted, plan: &Plan, target: &Path, printer: Printer) -> Result<()> {
+pub(super) fn show(
+    done: &Converted,
+    plan: &Plan,
+    (target, original): (&Path, Asked<'_>),
+    printer: Printer,
+) -> Result<()> {
     let peak = resident_peak();
     if printer.is_json() {
         let mut document = json!({
@@ -60,58 +70,60 @@ pub(super) fn show(done: &Converted, plan: &Plan, target: &Path, printer: Printe
         merge(&mut document, &plan.report());
         printer.data(&serde_json::to_string_pretty(&document)?);
     }
-    printer.say(&format!(
-        "{}: {:.3} bits per weight, {} from {} in {:.2} s ({}/s){}",
-        target.display(),
+    let what = format!(
+        "{:.3} bits per weight, {} from {}; took {} ({}/s){}",
         plan.bits_per_weight(),
         bytes(done.output_bytes),
         bytes(plan.input_bytes()),
-        done.seconds,
+        report::duration(done.seconds),
         bytes((done.input_bytes as f64 / done.seconds.max(1e-9)) as u64),
-        peak.map_or_else(String::new, |peak| format!(", peak memory {}", bytes(peak))),
-    ));
+        peak.map_or_else(String::new, |peak| format!(", {} of memory", bytes(peak))),
+    );
+    Ending { path: target, what, quality: None, original }.say(printer);
     Ok(())
 }
 
 /// The plan, and nothing written.
 pub(super) fn dry_run(plan: &Plan, threads: usize, printer: Printer) -> Result<()> {
-    let report = plan.report();
+    let planned = plan.report();
     let threads =
         if threads == 0 { std::thread::available_parallelism().map_or(1, Into::into) } else { threads };
     let memory = mlx_quant::convert::peak_memory(plan, threads);
     let rate = kernel_rate(plan) * threads as f64;
-    let seconds = report.input_bytes as f64 / rate;
+    let seconds = planned.input_bytes as f64 / rate;
     if printer.is_json() {
         let mut document = json!({"peak_memory_bytes": memory, "seconds_estimate": seconds});
-        merge(&mut document, &report);
+        merge(&mut document, &planned);
         printer.data(&serde_json::to_string_pretty(&document)?);
         return Ok(());
     }
-    layers(&report, printer);
+    listed(&planned, printer);
     printer.data(&format!("peak memory      about {} on {threads} thread(s)", bytes(memory)));
     printer.data(&format!(
-        "time             about {seconds:.1} s, if the disk keeps up with {}/s",
+        "time             about {}, if the disk keeps up with {}/s",
+        report::duration(seconds),
         bytes(rate as u64)
     ));
     Ok(())
 }
 
-/// Every layer, and sums.
-pub(super) fn layers(report: &PlanReport, printer: Printer) {
-    let width = report.layers.iter().map(|layer| layer.name.len()).max().unwrap_or(0);
-    for layer in &report.layers {
-        let shape = format!("{:?}", layer.shape);
-        printer
-            .data(&format!("{:<width$}  {shape:<20}  {:<24} {:>14}", layer.name, layer.scheme, layer.bytes));
-    }
+/// Layers, and sums.
+pub(super) fn listed(report: &PlanReport, printer: Printer) {
+    let rows = report.layers.iter().map(|layer| Row {
+        path: layer.name.clone(),
+        shape: &layer.shape,
+        scheme: &layer.scheme,
+        bytes: layer.bytes,
+    });
+    layers::show(rows.collect(), printer);
     let described = if report.described { "" } else { ", by tensor names" };
     printer.data(&format!("\nmodel type       {} ({}{described})", report.model_type, report.family));
     printer.data(&format!("parameters       {}", report.parameters));
     printer.data(&format!("bits per weight  {:.3}", report.bits_per_weight));
-    printer.data(&format!("reads            {} bytes", report.input_bytes));
+    printer.data(&format!("reads            {}", bytes(report.input_bytes)));
     printer.data(&format!(
-        "writes           {} bytes in {} file(s)",
-        report.output_bytes,
+        "writes           {} in {} file(s)",
+        bytes(report.output_bytes),
         report.files.len()
     ));
 }

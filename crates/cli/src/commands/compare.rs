@@ -5,15 +5,17 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result};
 use mlx_quant::compare::{CompareSettings, Comparison, Contestant, compare};
-use mlx_quant::compare::{Keep, budget, foresee};
+use mlx_quant::compare::{Keep, budget, foresee, steps};
 use mlx_quant::dwq::DwqSettings;
 use mlx_quant::forecast::Forecast;
 use mlx_quant::methods::MethodSettings;
+use mlx_quant::observer::Within;
 use mlx_quant::recipes::{Room, Shares, Text, VALIDATION_WINDOWS, choose_low_memory};
-use mlx_quant::{DataSource, Model, Pick};
+use mlx_quant::{DataSource, Event, Model, Observer as _, Pick};
 use mlx_quant_report as report;
 use serde_json::json;
 
+use super::ending::Ending;
 use super::line::{CommandLine, other, quoted};
 use super::quantize::affine;
 use super::windows;
@@ -39,7 +41,8 @@ pub(crate) fn run(args: &Compare, printer: Printer) -> Result<()> {
         return dry_run(&settings, &needs, &commands, printer);
     }
     let screen = Screen::comparing(printer);
-    let made = compare(&model, &settings, &args.output, &screen);
+    screen.event(Event::Job { steps: &steps(&settings, Some(&needs)) });
+    let made = compare(&model, &settings, &args.output, &Within(&screen));
     screen.clear();
     let made = made?;
     write(&made, &commands, &args.output)?;
@@ -64,7 +67,19 @@ pub(crate) fn run(args: &Compare, printer: Printer) -> Result<()> {
         page.display(),
         report::duration(made.seconds)
     ));
+    ending(&made, asked, printer);
     Ok(())
+}
+
+/// The best of what was kept.
+fn ending(made: &Comparison, original: Asked<'_>, printer: Printer) {
+    let kept = made.entries.iter().filter_map(|entry| Some((entry, entry.model.as_deref()?)));
+    let Some((best, path)) = kept.min_by(|one, other| one.0.kl().total_cmp(&other.0.kl())) else {
+        return printer.say("model    none was kept; --keep best keeps one");
+    };
+    let what = format!("{}, {:.3} bits per weight, {}", best.name, best.bits_per_weight, bytes(best.bytes));
+    let quality = best.evaluation.total.against.as_ref();
+    Ending { path: Path::new(path), what, quality, original }.say(printer);
 }
 
 /// What each method needs; all of them save memory where one does not fit the usual way.
@@ -189,6 +204,7 @@ fn settings(
             KeepArg::All => Keep::All,
             KeepArg::None => Keep::None,
         },
+        restart: args.restart,
     })
 }
 

@@ -17,7 +17,7 @@ pub(crate) fn run(args: &Convert, printer: Printer) -> Result<()> {
     source::device(&args.machine.device)?;
     let settings = settings(args, printer)?;
     if !args.target.dry_run {
-        Writer::check_target(&args.target.mlx_path).map_err(mlx_quant::Error::from)?;
+        Writer::check_target(args.target.destination()).map_err(mlx_quant::Error::from)?;
     }
     let upload = Target::of(&args.hub, args.target.dry_run, printer)?;
     let asked = Asked::new(args.target.model.as_deref(), args.hub.revision.as_deref());
@@ -37,7 +37,8 @@ pub(crate) fn run(args: &Convert, printer: Printer) -> Result<()> {
     let model = model.allow_unread(args.target.allow_unread);
     let plan = plan(&model, settings, printer)?;
     let (target, threads) = (&args.target.mlx_path, threads(args));
-    carry_out(&model, &plan, target, args.target.dry_run, threads, printer)?;
+    let destination = args.target.destination();
+    carry_out((&model, asked), &plan, destination, args.target.dry_run, threads, printer)?;
     upload.map_or(Ok(()), |upload| upload.push(target, Some(&model), printer))
 }
 

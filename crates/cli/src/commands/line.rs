@@ -7,6 +7,8 @@ use mlx_format::Scheme;
 use mlx_quant::Recipe;
 use mlx_quant::methods::Method;
 
+pub(crate) use crate::typed::quoted;
+
 /// A command under construction.
 pub(crate) struct CommandLine(Vec<String>);
 
@@ -51,17 +53,6 @@ pub(crate) fn other<T: PartialEq + ToString>(value: T, usual: T) -> Option<Strin
     (value != usual).then(|| value.to_string())
 }
 
-/// As a shell takes it.
-pub(crate) fn quoted(path: &Path) -> String {
-    let text = path.display().to_string();
-    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./+=:@%,".contains(c);
-    if !text.is_empty() && text.chars().all(plain) {
-        text
-    } else {
-        format!("'{}'", text.replace('\'', "'\\''"))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -89,6 +80,5 @@ mod tests {
         for (line, expected) in cases {
             assert_eq!(line.as_deref(), Ok(expected));
         }
-        assert_eq!(quoted(Path::new("it's")), r"'it'\''s'");
     }
 }

@@ -3,8 +3,10 @@
 mod carry;
 pub(crate) mod compare;
 pub(crate) mod convert;
+mod ending;
 pub(crate) mod eval;
 pub(crate) mod inspect;
+mod layers;
 mod line;
 pub(crate) mod quantize;
 pub(crate) mod recommend;

@@ -81,15 +81,17 @@ fn stream(
     let model = mlx_quant::open(&directory)?;
     let plan = carry::plan(&model, settings.clone(), printer)?;
     drop(model);
-    let (target, threads) = (&args.target.mlx_path, carry::threads(args));
+    let threads = carry::threads(args);
     if args.target.dry_run {
         carry::dry_run(&plan, threads, printer)?;
         return Ok(true);
     }
     let mut fetch = |shard: &str| hollow.fetch(shard, &screen).map_err(mlx_quant::Error::from);
     let remote = Remote { directory: &hollow.directory, identity: &hollow.identity, fetch: &mut fetch };
-    let done = mlx_quant::stream::convert_streamed(remote, &plan, target, threads, &screen);
+    let done =
+        mlx_quant::stream::convert_streamed(remote, &plan, args.target.destination(), threads, &screen);
     screen.clear();
-    carry::show(&done?, &plan, target, printer)?;
+    let asked = Asked::new(args.target.model.as_deref(), args.hub.revision.as_deref());
+    carry::show(&done?, &plan, (&args.target.mlx_path, asked), printer)?;
     Ok(true)
 }

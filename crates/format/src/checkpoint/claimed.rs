@@ -26,9 +26,21 @@ pub(super) fn parent(path: &Path) -> &Path {
 /// # Errors
 /// What the system says.
 pub fn remove_claimed(directory: &Path, claim: &File) -> Result<()> {
-    let name = directory.file_name().unwrap_or_default().to_string_lossy();
     // Nobody else has this file open under that number before the directory is gone.
-    let aside = directory.with_file_name(format!(".{name}.{}{GONE}", claim.metadata()?.ino()));
+    remove_as(directory, directory, claim.metadata()?.ino())
+}
+
+/// Removes a directory that nobody claims, under a name that [`sweep_gone`] of `target` knows.
+pub(super) fn remove_under_another_name(directory: &Path, target: &Path) -> Result<()> {
+    match fs::symlink_metadata(directory).and_then(|found| remove_as(directory, target, found.ino())) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+fn remove_as(directory: &Path, target: &Path, number: u64) -> Result<()> {
+    let name = target.file_name().unwrap_or_default().to_string_lossy();
+    let aside = target.with_file_name(format!(".{name}.{number}{GONE}"));
     fs::rename(directory, &aside)?;
     remove(&aside)
 }

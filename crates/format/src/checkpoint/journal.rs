@@ -10,16 +10,11 @@ use std::path::{Path, PathBuf};
 
 use fs_err as fs;
 
-use super::claimed::{parent, remove_unclaimed};
+use super::claimed::{parent, remove_unclaimed, sweep_gone};
+use super::destination::{remove_replaced, settle};
 use super::lock::{Lock, is_at, try_lock};
+use super::records::{JOURNAL, LAST, STATE};
 use super::write_error::WriteError;
-
-pub(super) const JOURNAL: &str = ".mlx-quant-run";
-/// Names of files that a run keeps for its own continuation begin so.
-pub(super) const STATE: &str = ".state-";
-
-/// What is written last of all.
-const LAST: &str = "README.md";
 
 /// An open journal.
 #[derive(Debug)]
@@ -73,8 +68,9 @@ impl Journal {
         let first = &bytes[..end];
         if first != fingerprint.as_bytes() {
             let text = std::str::from_utf8(first).ok();
+            let other = || WriteError::OtherRun { path: partial.to_owned(), command: None };
             let whole = text.is_some_and(|text| !text.is_empty() && !text.contains(char::is_control));
-            return if whole { Err(WriteError::OtherRun(partial.to_owned())) } else { Ok(None) };
+            return if whole { Err(other()) } else { Ok(None) };
         }
         let (mut done, mut kept) = (BTreeSet::new(), end + 1);
         for line in bytes[kept..].split_inclusive(|byte| *byte == b'\n') {
@@ -113,7 +109,7 @@ impl Journal {
 }
 
 /// Removes from a finished model what a run that was killed between the last rename and its end left in it: the journal, and files
-/// with activations, often gigabytes. Does nothing to anything else: not while a process is at work on it, and not to a model
+/// with activations, often gigabytes; and the model that it had replaced. Does nothing to anything else: not while a process is at work on it, and not to a model
 /// that is not finished. Gives whether something was removed.
 ///
 /// # Errors
@@ -129,6 +125,9 @@ pub fn tidy(model: &Path) -> std::io::Result<bool> {
     if try_lock(journal.file())? != Lock::Held || !is_at(journal.file(), &path) {
         return Ok(false);
     }
+    // Killed while it replaced another model, that one stands where this one was made.
+    remove_replaced(model, &model.with_file_name(format!(".{name}.partial")))?;
+    sweep_gone(model);
     clean(model)?;
     Ok(true)
 }
@@ -138,10 +137,11 @@ pub fn source_path(model: &Path) -> PathBuf {
     model.with_file_name(format!(".{}.source", model.file_name().unwrap_or_default().to_string_lossy()))
 }
 
-/// Removes what a run keeps beside its output until the model is made (`.NAME.kept-*`, a lock `.NAME.lock` and a streamed source
+/// Ends the replacing of a model. Removes what a run keeps beside its output until the model is made (`.NAME.kept-*`, a lock `.NAME.lock` and a streamed source
 /// `.NAME.source` that nobody holds), where the model is made.
 pub(super) fn tidy_beside(model: &Path) -> std::io::Result<()> {
     let Some(name) = model.file_name() else { return Ok(()) };
+    settle(model)?;
     if !model.join("config.json").is_file() {
         return Ok(());
     }
@@ -245,7 +245,7 @@ mod tests {
         assert_eq!(read(b"\0\0\0\0").unwrap(), None);
         assert_eq!(read(b"\0\0\0\0\n1\n").unwrap(), None);
         assert_eq!(read(b"mlx-quant \xff\n1\n").unwrap(), None);
-        assert!(matches!(read(b"mlx-quant y\n1\n"), Err(WriteError::OtherRun(_))));
+        assert!(matches!(read(b"mlx-quant y\n1\n"), Err(WriteError::OtherRun { .. })));
     }
 
     #[test]

@@ -10,12 +10,14 @@
 mod arrays;
 mod claimed;
 mod config;
+mod destination;
 mod directory;
 mod files;
 mod hollow;
 mod journal;
 mod layout;
 mod lock;
+mod records;
 mod safetensors;
 mod write_error;
 mod writer;
@@ -23,6 +25,7 @@ mod writer;
 pub use arrays::{Array, Arrays, Values, array_shapes, read_arrays, write_arrays};
 pub use claimed::{CLAIM, remove_claimed, remove_unclaimed, sweep_gone};
 pub use config::{Config, ConfigError, is_truthy};
+pub use destination::{Command, Destination, Replaceable};
 pub use directory::{Directory, DirectoryError, forget_cached};
 pub use files::{INDEX, WeightFiles, is_mlx_weights, weight_files};
 pub use hollow::{MAX_HEADER_BYTES, hollow_out, make_hollow};
@@ -33,4 +36,4 @@ pub use safetensors::{
     Checkpoint, CheckpointError, HeaderTensor, LeftAside, Tensor, parse_header, parse_index,
 };
 pub use write_error::WriteError;
-pub use writer::{Writer, rename_to_new};
+pub use writer::Writer;

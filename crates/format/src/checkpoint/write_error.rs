@@ -6,16 +6,32 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 pub enum WriteError {
     /// The output exists.
-    #[error("{0} already exists; hint: choose another --mlx-path, or remove it first")]
+    #[error(
+        "{0} already exists; hint: choose another --mlx-path, or replace it with --overwrite once the new model is finished"
+    )]
     Exists(PathBuf),
+    /// The output exists, and is not to be replaced.
+    #[error("{path} is not replaced: {reason}; hint: choose another --mlx-path, or move it away yourself")]
+    NotReplaceable {
+        /// The output.
+        path: PathBuf,
+        /// What it is.
+        reason: String,
+    },
     /// The output path has no file name or no parent directory.
     #[error("{0} cannot be an output directory; hint: give a path whose parent directory exists")]
     BadPath(PathBuf),
     /// An unfinished run with other settings or another source.
     #[error(
-        "{0} holds an unfinished run with other settings or another source; hint: repeat that run to resume it, or delete the directory"
+        "{path} holds an unfinished run with other settings or another source; hint: begin anew with --restart, or repeat that run to go on with it{}",
+        command.as_ref().map_or_else(String::new, |command| format!(": {command}"))
     )]
-    OtherRun(PathBuf),
+    OtherRun {
+        /// Partial directory.
+        path: PathBuf,
+        /// The command that made it, where that is known.
+        command: Option<String>,
+    },
     /// A partial directory that no run of ours made.
     #[error("{0} is in the way: it holds files but no unfinished run; hint: move or delete it")]
     Foreign(PathBuf),

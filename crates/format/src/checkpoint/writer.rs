@@ -12,16 +12,19 @@ use std::path::{Path, PathBuf};
 
 use fs_err as fs;
 
+use super::destination::{Destination, Replaceable, note_command, noted_command, settle};
 use super::directory::Directory;
-use super::journal::{JOURNAL, Journal, STATE, clean, tidy, tidy_beside};
+use super::journal::{Journal, clean, tidy, tidy_beside};
 use super::layout::Layout;
 use super::lock::{Lock, try_lock};
+use super::records::{JOURNAL, STATE};
 use super::write_error::{WriteError, is_full};
 
 /// A model directory being written. Tensors are addressed by their index in the [`Layout`].
 #[derive(Debug)]
 pub struct Writer {
     target: PathBuf,
+    replaces: Option<Replaceable>,
     partial: PathBuf,
     layout: Layout,
     shards: Vec<fs::File>,
@@ -47,17 +50,22 @@ impl Writer {
         Ok(parent.join(format!(".{name}.partial")))
     }
 
-    /// Refuses a target that exists, cannot be made or is being made, before any work. A finished model that a killed run left with
-    /// files of its own in it is relieved of them.
+    /// Refuses a target that exists (unless it may be replaced), cannot be made or is being made, before any work. A finished model
+    /// that a killed run left with files of its own in it is relieved of them.
     ///
     /// # Errors
-    /// [`WriteError::Exists`], [`WriteError::BadPath`] or [`WriteError::Busy`].
-    pub fn check_target(target: &Path) -> Result<(), WriteError> {
+    /// [`WriteError::Exists`], [`WriteError::NotReplaceable`], [`WriteError::BadPath`] or [`WriteError::Busy`].
+    pub fn check_target<'d>(target: impl Into<Destination<'d>>) -> Result<(), WriteError> {
+        let target: Destination<'_> = target.into();
         // What cannot be tidied exists all the same.
-        let _ = tidy(target);
-        let _ = tidy_beside(target);
-        check_absent(target)?;
-        let partial = Self::partial_path(target)?;
+        let _ = tidy(target.path);
+        let _ = match target.replaces {
+            None => tidy_beside(target.path),
+            // What is kept beside the old model is for the new one.
+            Some(_) => settle(target.path),
+        };
+        check_place(&target)?;
+        let partial = Self::partial_path(target.path)?;
         match std::fs::OpenOptions::new().write(true).open(partial.join(JOURNAL)) {
             Ok(journal) if try_lock(&journal)? == Lock::Busy => Err(WriteError::Busy(partial)),
             _ => Ok(()),
@@ -70,9 +78,14 @@ impl Writer {
     ///
     /// # Errors
     /// [`WriteError`]; after [`WriteError::DiskFull`] nothing is left behind unless an earlier run was there.
-    pub fn open(target: &Path, layout: Layout, fingerprint: &str) -> Result<Self, WriteError> {
+    pub fn open<'d>(
+        target: impl Into<Destination<'d>>,
+        layout: Layout,
+        fingerprint: &str,
+    ) -> Result<Self, WriteError> {
+        let target: Destination<'_> = target.into();
         Self::check_target(target)?;
-        let partial = Self::partial_path(target)?;
+        let partial = Self::partial_path(target.path)?;
         let unwritable = |error: std::io::Error| WriteError::Unwritable {
             path: partial.clone(),
             reason: error.to_string(),
@@ -84,6 +97,11 @@ impl Writer {
                 if !partial.join(JOURNAL).is_file()
                     && std::fs::read_dir(&partial).map_err(unwritable)?.next().is_some()
                 {
+                    // Another process may be about to replace the output.
+                    let held = std::fs::OpenOptions::new().write(true).open(target.path.join(JOURNAL));
+                    if held.is_ok_and(|journal| try_lock(&journal).is_ok_and(|lock| lock == Lock::Busy)) {
+                        return Err(WriteError::Busy(partial));
+                    }
                     return Err(WriteError::Foreign(partial));
                 }
             }
@@ -91,13 +109,20 @@ impl Writer {
         }
         let mut journal = Journal::open(&partial)?;
         // Another process may have finished in the meantime.
-        if let Err(error) = check_absent(target) {
+        if let Err(error) = check_place(&target) {
             if made {
                 fs::remove_dir_all(&partial)?;
             }
             return Err(error);
         }
-        let mut done = journal.read(fingerprint, layout.specs().len(), &partial)?;
+        let mut done = match journal.read(fingerprint, layout.specs().len(), &partial) {
+            _ if target.restart => None,
+            Err(WriteError::OtherRun { path, .. }) => {
+                let command = noted_command(&path, target.command);
+                return Err(WriteError::OtherRun { path, command });
+            }
+            read => read?,
+        };
         if done.is_some() && !layout.is_intact_in(&partial) {
             done = None;
         }
@@ -106,9 +131,13 @@ impl Writer {
             journal.begin(fingerprint)?;
         }
         let done = done.unwrap_or_default();
-        let mut writer =
-            Self { target: target.to_owned(), partial, layout, shards: Vec::new(), journal, done, resumed };
+        let (replaces, path) = (target.replaces, target.path.to_owned());
+        let shards = Vec::new();
+        let mut writer = Self { target: path, replaces, partial, layout, shards, journal, done, resumed };
         writer.remove_all_but_shards()?;
+        if !resumed {
+            note_command(&writer.partial, target.command)?;
+        }
         if let Err(error) = writer.open_shards() {
             if matches!(error, WriteError::DiskFull { .. }) {
                 writer.discard_if_fresh()?;
@@ -276,11 +305,9 @@ impl Writer {
             shard.sync_data()?;
         }
         sync_directory(&self.partial)?;
-        check_absent(&self.target)?;
-        rename_to_new(&self.partial, &self.target)?;
         // The name is on the disk before anything is gone that could make the directory again. Who is killed from here on leaves
         // files in a finished model, which the next command that meets it removes.
-        self.partial.parent().map_or(Ok(()), sync_directory)?;
+        Destination { replaces: self.replaces, ..Destination::from(&self.target) }.place(&self.partial)?;
         Ok(clean(&self.target)?)
     }
 
@@ -299,30 +326,10 @@ impl Writer {
     }
 }
 
-fn check_absent(target: &Path) -> Result<(), WriteError> {
-    match target.symlink_metadata() {
-        Ok(_) => Err(WriteError::Exists(target.to_owned())),
-        Err(_) => Writer::partial_path(target).map(|_| ()),
-    }
-}
-
-/// Renames a directory to a name that must not exist. [`Writer::finish`] does it; whoever keeps a finished model under a
-/// name of its own for a while calls it with that.
-///
-/// # Errors
-/// [`WriteError::Exists`] or [`WriteError::Io`].
-pub fn rename_to_new(from: &Path, to: &Path) -> Result<(), WriteError> {
-    #[cfg(any(target_os = "linux", target_os = "macos"))]
-    {
-        use rustix::fs::{CWD, RenameFlags, renameat_with};
-        match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
-            Ok(()) => return Ok(()),
-            Err(rustix::io::Errno::EXIST) => return Err(WriteError::Exists(to.to_owned())),
-            // Not every file system can refuse to replace; the target was checked a moment ago.
-            Err(_) => {}
-        }
-    }
-    Ok(fs::rename(from, to)?)
+/// Refuses what is in the way, and a path that cannot be an output.
+fn check_place(target: &Destination<'_>) -> Result<(), WriteError> {
+    target.check()?;
+    Writer::partial_path(target.path).map(|_| ())
 }
 
 fn sync_directory(path: &Path) -> Result<(), WriteError> {
@@ -400,7 +407,7 @@ mod tests {
         journal.write_all(b"0").unwrap();
         drop(writer);
         std::fs::write(directory.path().join(".out.partial/stale.json"), "x").unwrap();
-        assert!(matches!(Writer::open(&target, layout(), "y"), Err(WriteError::OtherRun(_))));
+        assert!(matches!(Writer::open(&target, layout(), "y"), Err(WriteError::OtherRun { .. })));
         let mut writer = Writer::open(&target, layout(), "x").unwrap();
         assert_eq!(*writer.done(), BTreeSet::from([1]));
         writer.write_at(2, 0, &[3; 4]).unwrap();

@@ -10,6 +10,7 @@ mod entry;
 mod ranking;
 mod result;
 mod settings;
+mod steps;
 mod store;
 
 use std::path::Path;
@@ -22,13 +23,14 @@ pub use self::entry::{Entry, LayerBits};
 pub use self::ranking::{Ranked, Rankings};
 pub use self::result::{Comparison, LayerSensitivity, Text};
 pub use self::settings::{CompareSettings, Keep};
+pub use self::steps::steps;
 use self::store::{Part, Store};
 use crate::dynamic::{
     DynamicPlan, DynamicSettings, Sensitivities, SensitivitySettings, Target, sensitivities,
 };
 use crate::evaluate::{Evaluation, EvaluationSettings, evaluate};
 use crate::forecast::{Forecast, Machine, forecast};
-use crate::observer::{Event, Observer};
+use crate::observer::{Event, Observer, Within};
 use crate::plan::Plan;
 pub use crate::recipes::{Contestant, budget};
 use crate::session::{QuantizeSettings, quantize, targets};
@@ -48,7 +50,7 @@ struct Run<'r> {
 
 /// Carries out all methods on `model`, below the directory `output`, and measures them.
 ///
-/// An unfinished comparison of the same model and settings is resumed. Reports [`Event::Contestant`] for every method, within it what
+/// An unfinished comparison of the same model and settings is resumed. Reports [`Event::Job`], [`Event::Contestant`] for every method, within it what
 /// [`quantize`] and [`evaluate`] report, and [`Event::ContestantDone`] as soon as it is measured.
 ///
 /// # Errors
@@ -60,6 +62,8 @@ pub fn compare(
     observer: &dyn Observer,
 ) -> Result<Comparison, Error> {
     let start = Instant::now();
+    observer.event(Event::Job { steps: &steps(settings, None) });
+    let observer: &dyn Observer = &Within(observer);
     let plans = check(model, settings)?;
     let store = Store::open(output, model, settings)?;
     if !store.is_claimed() {

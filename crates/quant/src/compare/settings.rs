@@ -47,6 +47,8 @@ pub struct CompareSettings {
     pub shared_statistics: bool,
     /// Which models stay.
     pub keep: Keep,
+    /// A comparison that is in the directory already, whatever it is of, is forgotten with the models that it made.
+    pub restart: bool,
 }
 
 impl CompareSettings {

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use fs_err as fs;
+use mlx_format::checkpoint::CLAIM;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
@@ -20,6 +21,8 @@ const KEY: &str = "comparison.json";
 const PARTS: &str = "parts.json";
 /// The part that is all of them.
 const WHOLE: &str = "comparison";
+/// What can be done about a comparison that cannot go on.
+const ANEW: &str = " (--restart forgets it and begins anew)";
 const SENSITIVITIES: &str = "sensitivities.json";
 
 /// What the results in a directory were made from.
@@ -96,12 +99,19 @@ impl Store {
             settings: hash(settings),
         };
         let keyed = Keyed { directory: &work, file: KEY, version: key.version.as_str().into() };
-        let found = keyed.read::<Key>().map_err(|reason| refused(output, reason))?;
-        if found.is_none() && holds_others(output) {
-            return Err(refused(output, "it exists and holds something else"));
+        // Of another version there is a key too, and that it is a comparison is all that is asked then.
+        let begins_anew = settings.restart && work.join(KEY).is_file();
+        if !begins_anew {
+            let found = keyed.read::<Key>().map_err(|reason| refused(output, format!("{reason}{ANEW}")))?;
+            if found.is_none() && holds_others(output) {
+                return Err(refused(output, "it exists and holds something else"));
+            }
         }
         let claim = Claim::within(&work).map_err(|error| refused(output, error.to_string()))?;
         let claim = claim.ok_or_else(|| Error::busy(output))?;
+        if begins_anew {
+            forget(output, &work)?;
+        }
         std::fs::create_dir_all(output.join("models")).map_err(|error| refused(output, error.to_string()))?;
         let found = keyed.make(&key).map_err(|reason| refused(output, reason))?;
         if found != key {
@@ -112,7 +122,7 @@ impl Store {
             } else {
                 "with other settings"
             };
-            return Err(refused(output, format!("it holds a comparison {what}")));
+            return Err(refused(output, format!("it holds a comparison {what}{ANEW}")));
         }
         Ok(Self { output: output.to_owned(), work, claim })
     }
@@ -214,6 +224,25 @@ impl Store {
         }
         Ok(())
     }
+}
+
+/// Removes results, shared work and models of a comparison that the caller claims; its key last, by which it is known.
+fn forget(output: &Path, work: &Path) -> Result<(), Error> {
+    let key = work.join(KEY);
+    let within = fs::read_dir(work).map_err(|error| Error::state(work, &error))?;
+    let own = within.filter_map(Result::ok).map(|entry| entry.path());
+    let own = own.filter(|path| *path != key && path.file_name().is_some_and(|name| name != CLAIM));
+    for path in std::iter::once(output.join("models")).chain(own).chain([key.clone()]) {
+        let removed =
+            if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
+        match removed {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(Error::state(&path, &error));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 /// Whether a directory has anything but the beginning of a comparison in it.

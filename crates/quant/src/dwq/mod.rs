@@ -32,7 +32,7 @@ use self::state::{Best, Journey, StateFile};
 use self::student::{Student, Variables};
 use self::targets::{Lessons, Part, Targets};
 use crate::data::{Windows, permutation};
-use crate::observer::{Event, Observer};
+use crate::observer::{Event, Observer, Step, Unit};
 use crate::walks::Walk;
 use crate::walks::{
     Divergence, HeadPass, Passed, Passing, Start, Trail, Visit, backward, divergence, finish, forward_walk,
@@ -60,6 +60,11 @@ fn looks_every(settings: &DwqSettings, held_out: usize) -> usize {
     let look = held_out as f64 * LOOK;
     let step = settings.batch_size as f64 * STEP;
     settings.iterations.div_ceil(10).max((look / (LOOKS * step)).ceil() as usize).max(1)
+}
+
+/// The step of a job that is a training.
+pub fn step() -> Step {
+    Step::new("dwq", ["teacher", "dwq"])
 }
 
 /// What a run works with.
@@ -174,8 +179,10 @@ impl Distillation<'_> {
         let steps = self.settings.iterations;
         let a_step = self.settings.batch_size.min(self.training.picked.len()) * self.training.sequence_length;
         let tokens = steps.saturating_mul(a_step) as u64;
-        self.observer.event(Event::Phase { name: "dwq", total: steps as u64, tokens });
-        self.observer.event(Event::Progress { done: journey.step as u64 });
+        self.observer.event(Event::Phase { name: "dwq", unit: Unit::Steps, total: steps as u64, tokens });
+        if journey.step > 0 {
+            self.observer.event(Event::Resumed { done: journey.step as u64 });
+        }
         if journey.held_out.is_empty() {
             let kl = self.held_out_kl(&mut own, &targets, &lessons)?;
             if kl.is_finite() {

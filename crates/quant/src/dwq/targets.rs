@@ -15,7 +15,7 @@ use sha2::{Digest as _, Sha256};
 use crate::data::{Windows, hexadecimal};
 use crate::device::identity;
 use crate::kept::{self, Keyed};
-use crate::observer::{Event, Observer, Quiet};
+use crate::observer::{Event, Observer, Quiet, Unit};
 use crate::walks::Walk;
 use crate::walks::{TILE, Teacher, Top, Wave, each};
 use crate::{Error, Model};
@@ -200,13 +200,17 @@ impl<'t> Targets<'t> {
         observer: &dyn Observer,
     ) -> Result<(), Error> {
         let missing = self.missing(lessons);
-        let tokens = (missing.len() * lessons.training.sequence_length) as u64;
-        observer.event(Event::Phase { name: "teacher", total: missing.len() as u64, tokens });
+        let total = (lessons.training.picked.len() + lessons.held_out.picked.len()) as u64;
+        let tokens = total * lessons.training.sequence_length as u64;
+        observer.event(Event::Phase { name: "teacher", unit: Unit::Windows, total, tokens });
         // Of the likeliest, thousands a token are looked at together.
         let most = if matches!(self, Self::Directory(_)) { 8 } else { 256 };
         let most = teacher.wave(lessons.training.sequence_length).min(most);
         let mut wave = Wave::new(pool.current_num_threads(), most, teacher.batch());
-        let mut done = 0;
+        let mut done = total - missing.len() as u64;
+        if done > 0 {
+            observer.event(Event::Resumed { done });
+        }
         for part in [Part::Training, Part::HeldOut] {
             let all: Vec<_> = missing.iter().filter(|one| one.0 == part).collect();
             let mut left = &all[..];

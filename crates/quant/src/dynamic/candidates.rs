@@ -7,7 +7,7 @@ use mlx_quant_model::WeightsError;
 use super::{Cost, Layer};
 use crate::Error;
 use crate::methods::{How, round};
-use crate::observer::{Event, Observer};
+use crate::observer::{Event, Observer, Unit};
 use crate::walks::Walk;
 
 /// Widths that are tried.
@@ -39,7 +39,8 @@ pub(super) fn judge(
     pool: &rayon::ThreadPool,
     observer: &dyn Observer,
 ) -> Result<(), Error> {
-    observer.event(Event::Phase { name: "candidates", total: layers.len() as u64, tokens: 0 });
+    let total = layers.len() as u64;
+    observer.event(Event::Phase { name: "candidates", unit: Unit::Layers, total, tokens: 0 });
     for (at, layer) in layers.iter_mut().enumerate() {
         if observer.cancelled() {
             return Err(Error::Interrupted);

@@ -23,7 +23,7 @@ pub use self::layer::{Cost, Key, Layer, Seen, Sensitivities, Table};
 pub use self::memory::{SensitivityMemory, sensitivity_needs};
 pub use self::plan::{DynamicPlan, DynamicSettings, Target};
 use crate::data::Windows;
-use crate::observer::Observer;
+use crate::observer::{Event, Observer, Step};
 use crate::walks::Walk;
 use crate::{Error, Model};
 
@@ -59,6 +59,18 @@ pub(crate) fn known_sensitivities(
     file::load(file, &key, &walk).ok().flatten().filter(Sensitivities::is_judged)
 }
 
+/// Removes a measurement, finished or not.
+pub(crate) fn forget(file: &Path) {
+    for path in [file.to_owned(), unfinished::path(file)] {
+        let _ = std::fs::remove_file(path);
+    }
+}
+
+/// The step of a job that measures sensitivities.
+pub fn step() -> Step {
+    Step::new("dynamic", ["sensitivities", "candidates"])
+}
+
 /// Measures sensitivities of `model` on calibration windows, or takes them from `file` if they are there; writes them there if
 /// they are not. With a file of the same model, windows and seed no token passes the model. While another process measures into the same
 /// file this one waits.
@@ -72,6 +84,7 @@ pub fn sensitivities(
     file: Option<&Path>,
     observer: &dyn Observer,
 ) -> Result<Sensitivities, Error> {
+    observer.event(Event::Job { steps: &[step()] });
     let key = file::key(model, windows, settings.seed)?;
     let walk = Walk::open(model)?;
     let load = || Ok::<_, Error>(file.map(|path| file::load(path, &key, &walk)).transpose()?.flatten());

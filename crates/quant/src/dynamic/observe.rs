@@ -19,7 +19,7 @@ use super::unfinished::Unfinished;
 use super::{Layer, Seen, Table};
 use crate::Error;
 use crate::data::Windows;
-use crate::observer::{Event, Observer};
+use crate::observer::{Event, Observer, Unit};
 use crate::reduce::{InOrder, Sum};
 use crate::walks::Walk;
 use crate::walks::{
@@ -138,9 +138,12 @@ impl Measurement<'_> {
         let blocks = walk.decoder.blocks.len();
         let total = (windows.picked.len() * blocks * 2) as u64;
         let tokens = (windows.picked.len() * windows.sequence_length) as u64;
-        self.observer.event(Event::Phase { name: "sensitivities", total, tokens });
+        self.observer.event(Event::Phase { name: "sensitivities", unit: Unit::Parts, total, tokens });
         let resumed = self.unfinished.and_then(|file| file.load::<Sums>(windows.picked.len()));
         let (mut done, mut sums) = resumed.unwrap_or_default();
+        if done > 0 {
+            self.observer.event(Event::Resumed { done: (done * blocks * 2) as u64 });
+        }
         let threads = self.pool.current_num_threads();
         let most = wave(walk, windows.sequence_length, threads, self.low_memory);
         let mut wave = Wave::new(threads, most, walk.batch());

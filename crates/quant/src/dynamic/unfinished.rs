@@ -25,12 +25,17 @@ struct Form<T> {
     sums: T,
 }
 
+/// `FILE.unfinished`.
+pub(super) fn path(file: &Path) -> PathBuf {
+    let mut path = file.as_os_str().to_owned();
+    path.push(".unfinished");
+    path.into()
+}
+
 impl Unfinished {
     /// For a measurement that will lie at `file`: `FILE.unfinished`.
     pub(super) fn beside(file: &Path, key: &Key, every: Duration) -> Self {
-        let mut path = file.as_os_str().to_owned();
-        path.push(".unfinished");
-        Self { path: path.into(), key: key.clone(), every }
+        Self { path: path(file), key: key.clone(), every }
     }
 
     /// The number of windows that were summed, and their sums. `None` if there is no file of this measurement, or a

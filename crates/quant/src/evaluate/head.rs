@@ -6,7 +6,7 @@ use mlx_quant_model::{Forward, Parameters, WeightsError};
 
 use super::result::{Divergence, TokenMeasure};
 use crate::Error;
-use crate::observer::{Event, Observer};
+use crate::observer::{Event, Observer, Unit};
 use crate::walks::{TILE, Walk, each};
 
 /// What is gathered of the tokens of one window.
@@ -28,7 +28,8 @@ pub fn measure(
 ) -> Result<Vec<Vec<TokenMeasure>>, Error> {
     let vocabulary = model.0.decoder.vocabulary;
     let tiles = vocabulary.div_ceil(TILE);
-    observer.event(Event::Phase { name: "head", total: (tiles * windows.len()) as u64, tokens: 0 });
+    let total = (tiles * windows.len()) as u64;
+    observer.event(Event::Phase { name: "head", unit: Unit::Parts, total, tokens: 0 });
     let fresh = |window: &&[u32]| {
         let tokens = window.len().saturating_sub(1);
         match &reference {

@@ -25,7 +25,7 @@ pub use self::result::{Against, Divergence, Evaluation, Measures, SourceEvaluati
 pub(crate) use self::statistics::{mean, standard_error};
 use crate::data::Windows;
 pub use crate::error::VocabularyMismatch;
-use crate::observer::{Event, Observer};
+use crate::observer::{Event, Observer, Step, Unit};
 use crate::walks::Walk;
 use crate::{Error, Model, threads_or_all};
 
@@ -43,9 +43,16 @@ pub struct EvaluationSettings {
     pub cache: Option<PathBuf>,
 }
 
+/// The step of a job that is an evaluation, with a reference or without one.
+pub fn step(reference: bool) -> Step {
+    let reference = reference.then_some("reference");
+    Step::new("evaluation", reference.into_iter().chain(["model", "head"]))
+}
+
 /// Evaluates `model` on `windows`, against `reference` if there is one.
 ///
-/// Reports [`Event::Phase`] for each part of the work with its number of steps, then [`Event::Progress`].
+/// Reports [`Event::Job`], [`Event::Phase`] for each part of the work with its number of steps, then
+/// [`Event::Progress`].
 ///
 /// # Errors
 /// What is wrong with either model, a reference with another vocabulary, NaN among the logits, an unusable cache
@@ -58,6 +65,7 @@ pub fn evaluate(
     observer: &dyn Observer,
 ) -> Result<Evaluation, Error> {
     let start = Instant::now();
+    observer.event(Event::Job { steps: &[step(reference.is_some())] });
     let threads = threads_or_all(settings.threads);
     let pool = crate::threads::pool(threads)?;
     let open = |model| -> Result<_, Error> {
@@ -129,6 +137,6 @@ fn states(
 ) -> Result<Vec<Tensor>, Error> {
     let total = (tokens.len() * walk.decoder.blocks.len()) as u64;
     let all = tokens.iter().map(|window| window.len() as u64).sum();
-    observer.event(Event::Phase { name, total, tokens: all });
+    observer.event(Event::Phase { name, unit: Unit::Parts, total, tokens: all });
     walk.hidden(tokens, pool, observer, &mut 0)
 }

@@ -7,6 +7,7 @@
 mod machine;
 mod peers;
 mod recommend;
+mod steps;
 
 use serde::Serialize;
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use mlx_format::checkpoint::Destination;
 use sha2::{Digest as _, Sha256};
 
 use super::search::{Search, TRIES, Tried, Tries};
@@ -11,8 +12,9 @@ use crate::device::identity;
 use crate::dynamic::{
     DynamicPlan, DynamicSettings, Sensitivities, SensitivitySettings, Target, sensitivities,
 };
-use crate::observer::{Event, Observer};
+use crate::observer::{Event, Observer, Step};
 use crate::plan::Settings;
+use crate::session::QuantizeSettings;
 use crate::{Error, Model};
 
 /// The search ends with a model whose divergence is at least this part of the target: a smaller one would gain little.
@@ -54,13 +56,16 @@ impl<'a> Allocator<'a> {
         dynamic: DynamicSettings,
         windows: &Windows,
         measure: &SensitivitySettings,
-        (file, target): (Option<&Path>, &Path),
+        (file, target): (Option<&Path>, Destination<'_>),
         observer: &dyn Observer,
     ) -> Result<Self, Error> {
         let beside = match file {
             Some(_) => None,
-            None => Some(beside(target, model, windows, measure.seed)?),
+            None => Some(beside(target.path, model, windows, measure.seed)?),
         };
+        if let Some(beside) = beside.as_ref().filter(|_| target.restart) {
+            crate::dynamic::forget(beside);
+        }
         let place = file.or(beside.as_deref());
         let measured = sensitivities(model, windows, measure, place, observer)?;
         Ok(Self { model, settings, sensitivities: measured, dynamic, beside })
@@ -143,6 +148,17 @@ impl<'a> Allocator<'a> {
         self.conclude();
         best.ok_or(Error::Divergence { wanted, tries: TRIES })
     }
+}
+
+/// The steps of [`Allocator::settle`]: models that are made and measured, two of which are counted on.
+pub fn tries(settings: &QuantizeSettings) -> Vec<Step> {
+    let parts: Vec<_> = crate::session::steps(settings).into_iter().flat_map(|step| step.parts).collect();
+    let step = |attempt: usize| Step {
+        name: format!("try {}", attempt + 1),
+        parts: parts.clone(),
+        optional: attempt >= 2,
+    };
+    (0..TRIES).map(step).collect()
 }
 
 /// Refuses a file of sensitivities that lies where the output will be.

@@ -13,7 +13,7 @@ mod schemes;
 mod search;
 mod text;
 
-pub use self::allocate::{Allocator, check_place};
+pub use self::allocate::{Allocator, check_place, tries};
 pub use self::check::{check_allocation, check_method, check_training};
 pub use self::contestant::{Contestant, budget};
 pub use self::low_memory::{Room, USUAL_RESIDENT, available_memory, choose_low_memory, total_memory};

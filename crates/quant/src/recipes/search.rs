@@ -1,13 +1,13 @@
 //! Models made on trial, beside the output that one of them will become.
 //!
 //! All of it happens under a claim (`.NAME.lock`), so that nothing of another run is removed, and the best model gets
-//! its name by a rename that replaces nothing. The next run removes the finished models that a killed one left. With an
+//! its name as any other does ([`Destination::place`]). The next run removes the finished models that a killed one left. With an
 //! unfinished model it goes on if it would make the same.
 
 use std::path::{Path, PathBuf};
 
 use fs_err as fs;
-use mlx_format::checkpoint::{WriteError, Writer, rename_to_new};
+use mlx_format::checkpoint::{Destination, WriteError, Writer};
 
 use crate::Error;
 use crate::kept::Claim;
@@ -29,7 +29,7 @@ pub(super) struct Tried<T> {
 /// A search for the model that an output is to become. While it lasts, no other run searches for one.
 #[derive(Debug)]
 pub struct Search<'t> {
-    target: &'t Path,
+    target: Destination<'t>,
     _lock: Claim,
 }
 
@@ -38,11 +38,12 @@ impl<'t> Search<'t> {
     ///
     /// # Errors
     /// An output that exists, cannot be made, or is searched for by another process ([`WriteError::Busy`]).
-    pub fn begin(target: &'t Path, observer: &dyn Observer) -> Result<Self, Error> {
+    pub fn begin(target: impl Into<Destination<'t>>, observer: &dyn Observer) -> Result<Self, Error> {
+        let target: Destination<'_> = target.into();
         Writer::check_target(target)?;
-        let path = beside(target, "lock");
+        let path = beside(target.path, "lock");
         let lock = Claim::try_new(&path).map_err(|error| state(&path, &error))?;
-        let lock = lock.ok_or_else(|| WriteError::Busy(target.to_owned()))?;
+        let lock = lock.ok_or_else(|| WriteError::Busy(target.path.to_owned()))?;
         if !lock.is_certain() {
             let text = format!(
                 "{} is on a disk that knows no locks; do not start a second run into the same output",
@@ -52,7 +53,7 @@ impl<'t> Search<'t> {
         }
         // The run that held the lock before may have finished in the meantime.
         Writer::check_target(target)?;
-        (0..TRIES).try_for_each(|attempt| remove(&place(target, attempt)))?;
+        (0..TRIES).try_for_each(|attempt| remove(&place(target.path, attempt)))?;
         Ok(Self { target, _lock: lock })
     }
 }
@@ -73,7 +74,7 @@ impl<'t, T> Tries<'t, T> {
 
     /// An empty place for a try.
     pub(super) fn place(&mut self, attempt: usize) -> Result<PathBuf, Error> {
-        let path = place(self.search.target, attempt);
+        let path = place(self.search.target.path, attempt);
         remove(&path)?;
         self.places.push(path.clone());
         Ok(path)
@@ -100,12 +101,7 @@ impl<'t, T> Tries<'t, T> {
     pub(super) fn conclude(mut self) -> Result<Option<T>, Error> {
         let Some(best) = self.best.take() else { return Ok(None) };
         self.places.retain(|place| *place != best.path);
-        let target = self.search.target;
-        rename_to_new(&best.path, target)?;
-        let parent = target.parent().filter(|parent| !parent.as_os_str().is_empty());
-        let parent = parent.unwrap_or(Path::new("."));
-        let synced = fs::File::open(parent).and_then(|parent| parent.sync_all());
-        synced.map_err(|error| state(parent, &error))?;
+        self.search.target.place(&best.path)?;
         Ok(Some(best.made))
     }
 }

@@ -1,17 +1,16 @@
 //! DWQ as a part of a run: on what a recipe has made, or on a model that is quantized already.
 
-use std::path::Path;
 use std::time::Instant;
 
-use mlx_format::checkpoint::Writer;
+use mlx_format::checkpoint::{Destination, Writer};
 
 use super::{QuantizeSettings, Quantized, conclude, run_line};
 use crate::carry::Carrier;
-use crate::convert::{open_writer, write_companions};
+use crate::convert::{keep_apart, open_writer, write_companions};
 use crate::data::{Shares, TrainingShares, VALIDATION_WINDOWS, Windows};
 use crate::device::Device;
 use crate::dwq::{Distillation, Distilled};
-use crate::observer::Observer;
+use crate::observer::{Event, Observer, Step, StepPart, Within};
 use crate::plan::Plan;
 use crate::{Error, Model, threads_or_all};
 
@@ -21,21 +20,25 @@ use crate::{Error, Model, threads_or_all};
 ///
 /// # Errors
 /// As [`crate::quantize`]; a student that is no form of the teacher.
-pub fn distill(
+pub fn distill<'d>(
     teacher: Option<&Model>,
     student: &Model,
     plan: &Plan,
     windows: &Windows,
-    target: &Path,
+    target: impl Into<Destination<'d>>,
     settings: &QuantizeSettings,
     observer: &dyn Observer,
 ) -> Result<Quantized, Error> {
     let start = Instant::now();
+    observer.event(Event::Job { steps: &steps_of_distilling(settings) });
+    let observer: &dyn Observer = &Within(observer);
+    let target = target.into();
+    keep_apart(target, teacher.into_iter().chain([student]))?;
     let companions = student.companions()?;
     let threads = threads_or_all(settings.threads);
     let pool = crate::threads::pool(threads)?;
     let (training, held_out) = lessons(windows, settings)?;
-    crate::dwq::check(teacher, student, (&training, &held_out), target, &settings.dwq)?;
+    crate::dwq::check(teacher, student, (&training, &held_out), target.path, &settings.dwq)?;
     let teacher_hash = teacher.map(Model::hash).transpose()?.unwrap_or_default();
     let run = format!("{} taught by {teacher_hash}", run_line(student, plan, windows, settings)?);
     let mut writer = open_writer(target, plan, &run, observer)?;
@@ -60,6 +63,13 @@ pub fn distill(
     conclude(teacher, plan, windows, settings, (made, start), writer, observer)
 }
 
+/// The steps of [`distill`].
+pub fn steps_of_distilling(settings: &QuantizeSettings) -> Vec<Step> {
+    let copy = Step::new("copy", [StepPart::WRITE]);
+    let evaluation = settings.evaluate.is_some().then(|| crate::evaluate::step(true));
+    [copy, crate::dwq::step()].into_iter().chain(evaluation).collect()
+}
+
 /// Computes the teacher's targets into [`crate::dwq::DwqSettings::target_dir`], or its hidden states into
 /// [`crate::dwq::DwqSettings::teacher_states`], as far as they are not there.
 ///
@@ -67,6 +77,7 @@ pub fn distill(
 /// No [`QuantizeSettings::lessons`] or no directory; one of other data or another model; otherwise as
 /// [`crate::quantize`].
 pub fn targets(teacher: &Model, settings: &QuantizeSettings, observer: &dyn Observer) -> Result<(), Error> {
+    observer.event(Event::Job { steps: &[Step::new("targets", ["teacher"])] });
     let threads = threads_or_all(settings.threads);
     let pool = crate::threads::pool(threads)?;
     let missing = |what: &str| Error::Targets { path: "targets".to_owned(), reason: format!("no {what}") };

@@ -18,6 +18,7 @@ mod identity;
 mod memory;
 mod report;
 mod settings;
+mod steps;
 #[cfg(test)]
 mod tests;
 mod work;
@@ -26,7 +27,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::Instant;
 
-use mlx_format::checkpoint::Writer;
+use mlx_format::checkpoint::{Destination, Writer};
 use mlx_format::{FloatType, Mode};
 use mlx_quant_engine::Tensor;
 use mlx_quant_model::{Forward, WeightsError};
@@ -34,7 +35,7 @@ use mlx_quant_model::{Forward, WeightsError};
 use self::choose::Hooks;
 use self::conclude::conclude;
 use self::context::Session;
-pub use self::distill::{distill, targets};
+pub use self::distill::{distill, steps_of_distilling, targets};
 use self::distill::{lessons, train};
 pub use self::effort::operations;
 use self::identity::run_line;
@@ -42,12 +43,13 @@ pub use self::memory::{QuantizeMemory, quantize_memory};
 pub use self::report::{ExpertTokens, Quantized};
 pub use self::settings::QuantizeSettings;
 use self::settings::wave;
+pub use self::steps::{rounding_phase, steps};
 use self::work::BlockWork;
 use crate::carry::{Carrier, ColumnWeights, plain};
 use crate::convert::{is_within, open_writer, write_companions};
 use crate::data::Windows;
 use crate::methods::{How, Method};
-use crate::observer::{Event, Observer, Quiet};
+use crate::observer::{Event, Observer, Quiet, Unit, Within};
 use crate::plan::{Job, Plan};
 use crate::walks::Walk;
 use crate::walks::calibrate::{Collector, Passage, States, Statistics, Visitor as _};
@@ -55,31 +57,33 @@ use crate::{Error, Model, threads_or_all};
 
 /// Quantizes `model` as `plan` says, with the methods of a recipe on calibration windows, into the directory `target`.
 ///
-/// An unfinished run of the same plan, recipe and windows on the same source is resumed. Reports [`Event::Phase`] and
-/// [`Event::Progress`] in blocks.
+/// An unfinished run of the same plan, recipe and windows on the same source is resumed. Reports [`Event::Job`], then
+/// [`Event::Phase`] and [`Event::Progress`] in blocks.
 ///
 /// # Errors
 /// As [`crate::convert()`]; a model type without a decoder description.
-pub fn quantize(
+pub fn quantize<'d>(
     model: &Model,
     plan: &Plan,
     windows: &Windows,
-    target: &Path,
+    target: impl Into<Destination<'d>>,
     settings: &QuantizeSettings,
     observer: &dyn Observer,
 ) -> Result<Quantized, Error> {
-    quantize_with(model, plan, windows, target, settings, (observer, &Hooks::USUAL))
+    observer.event(Event::Job { steps: &steps(settings) });
+    quantize_with(model, plan, windows, target.into(), settings, (&Within(observer), &Hooks::USUAL))
 }
 
 fn quantize_with(
     model: &Model,
     plan: &Plan,
     windows: &Windows,
-    target: &Path,
+    target: Destination<'_>,
     settings: &QuantizeSettings,
     (observer, hooks): (&dyn Observer, &Hooks<'_>),
 ) -> Result<Quantized, Error> {
     let start = Instant::now();
+    crate::convert::keep_apart(target, [model])?;
     let companions = model.companions()?;
     for file in &companions {
         model.checkpoint.directory().check_readable(file)?;
@@ -97,14 +101,20 @@ fn quantize_with(
         even: ColumnWeights::new(),
         hooks,
     };
-    session.check(windows, target)?;
+    session.check(windows, target.path)?;
     if settings.recipe.trains() {
         let (training, held_out) = lessons(windows, settings)?;
         let trained = |item: &crate::Item| matches!(item.job, Job::Quantize { scheme, .. } if scheme.mode() == Mode::Affine && scheme.bits() < 8);
         if !plan.items.iter().any(trained) {
             return Err(Error::NothingToTrain("this plan".to_owned()));
         }
-        crate::dwq::preflight(Some(model), &session.walk, (&training, &held_out), target, &settings.dwq)?;
+        crate::dwq::preflight(
+            Some(model),
+            &session.walk,
+            (&training, &held_out),
+            target.path,
+            &settings.dwq,
+        )?;
     }
     let run = run_line(model, plan, windows, settings)?;
     let mut writer = open_writer(target, plan, &run, observer)?;
@@ -170,14 +180,17 @@ impl Session<'_> {
             self.check_statistics(statistics)?;
         }
         let all = (windows.picked.len() * windows.sequence_length) as u64;
-        observer.event(Event::Phase { name: "quantize", total: blocks as u64 + 1, tokens: all });
+        let total = blocks as u64 + 1;
+        observer.event(Event::Phase { name: steps::ROUNDING, unit: Unit::Blocks, total, tokens: all });
         let mut states = self.begin(writer, windows, run, statistics)?;
         let tokens = windows.sequence_length;
         let forward =
             Forward::new(&self.walk.decoder, tokens, &self.walk.device).map_err(WeightsError::from)?;
         let wave = wave(self.settings, self.pool.current_num_threads(), windows);
         let mut made = Quantized { resumed_blocks: states.block(), ..Quantized::default() };
-        observer.event(Event::Progress { done: states.block() as u64 });
+        if states.block() > 0 {
+            observer.event(Event::Resumed { done: states.block() as u64 });
+        }
         for index in states.block()..blocks {
             let block = &self.walk.decoder.blocks[index];
             observer.event(Event::Working { name: block.prefix.trim_end_matches('.') });

@@ -73,7 +73,7 @@ fn run(
     let states = Mutex::default();
     let keep = |left| *states.lock().unwrap() = left;
     let hooks = Hooks { choose: if drawn { &Drawn } else { &Searched }, left: Some(&keep) };
-    let made = quantize_with(model, &plan, &windows, target, &settings, (&Silent, &hooks)).unwrap();
+    let made = quantize_with(model, &plan, &windows, target.into(), &settings, (&Silent, &hooks)).unwrap();
     (made, states.into_inner().unwrap(), open(&Directory::open(target).unwrap()).unwrap())
 }
 
@@ -131,7 +131,8 @@ fn folding_changes_nothing(zoo: &Path) {
         let hooks = Hooks { choose: &Drawn, left: None };
         let windows = windows(&model, 1, 4);
         let target = directory.path().join("out");
-        let made = quantize_with(&model, &plan, &windows, &target, &settings, (&Silent, &hooks)).unwrap();
+        let made =
+            quantize_with(&model, &plan, &windows, (&target).into(), &settings, (&Silent, &hooks)).unwrap();
         let folded = open(&Directory::open(&target).unwrap()).unwrap();
         // Other windows than those it saw: experts that no token reached are folded too.
         let windows = self::windows(&model, 8, 48);

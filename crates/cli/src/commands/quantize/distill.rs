@@ -4,8 +4,10 @@ use std::path::Path;
 
 use anyhow::Result;
 use mlx_quant::forecast::forecast;
+use mlx_quant::observer::Within;
 use mlx_quant::recipes::{Device, Room};
-use mlx_quant::{Model, Plan, QuantizeSettings, Settings};
+use mlx_quant::session::steps_of_distilling;
+use mlx_quant::{Event, Model, Observer as _, Plan, QuantizeSettings, Settings};
 
 use super::prepare::prepare;
 use super::request::Request;
@@ -47,15 +49,17 @@ pub(super) fn run(request: &Request<'_>, student: &Path, device: &Device, printe
         return dry_run(request, &plan, &windows, needs, printer);
     }
     let screen = Screen::new(printer);
+    let steps = needs.expect(steps_of_distilling(&settings));
+    screen.event(Event::Job { steps: &steps });
     let target = &args.target.mlx_path;
     let made = mlx_quant::session::distill(
         teacher.as_deref(),
         &student,
         &plan,
         &windows,
-        target,
+        args.target.destination(),
         &settings,
-        &screen,
+        &Within(&screen),
     );
     screen.clear();
     show(request, &plan, &windows, &made?, needs, printer)?;

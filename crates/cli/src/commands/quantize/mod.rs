@@ -10,13 +10,14 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::Result;
-use mlx_format::checkpoint::Writer;
+use mlx_format::checkpoint::{Destination, Writer};
 use mlx_quant::dynamic::{DynamicPlan, DynamicSettings, SensitivitySettings};
 use mlx_quant::forecast::Forecast;
 use mlx_quant::methods::Method;
-use mlx_quant::recipes::{Allocator, Search, check_place, table_schemes};
-use mlx_quant::session::Quantized;
-use mlx_quant::{Error, Model, Plan, QuantizeSettings, Settings, Windows};
+use mlx_quant::observer::{Step, Within};
+use mlx_quant::recipes::{Allocator, Search, check_place, table_schemes, tries};
+use mlx_quant::session::{Quantized, steps};
+use mlx_quant::{Error, Event, Model, Observer as _, Plan, QuantizeSettings, Settings, Windows};
 
 use self::mode::Mode;
 use self::prepare::{fitted, prepare};
@@ -39,7 +40,7 @@ pub(crate) fn run(request: &Request<'_>, printer: Printer) -> Result<()> {
     let overrides = source::overrides(args.target.recipe_file.as_deref(), base)?;
     let targets_only = request.targets_only();
     if !args.target.dry_run && !targets_only {
-        Writer::check_target(&args.target.mlx_path).map_err(Error::from)?;
+        Writer::check_target(args.target.destination()).map_err(Error::from)?;
     }
     source::check(&[request.asked()], &[args.data.as_deref()])?;
     if let Some(student) = request.alone.and_then(|dwq| dwq.quantized_model.as_deref()) {
@@ -66,7 +67,8 @@ pub(crate) fn run(request: &Request<'_>, printer: Printer) -> Result<()> {
     if calibrated {
         carry_out(request, &model, plan, dynamic, printer)?;
     } else {
-        super::carry::carry_out(&model, &plan, target, args.target.dry_run, threads, printer)?;
+        let (destination, only_plan) = (args.target.destination(), args.target.dry_run);
+        super::carry::carry_out((&model, request.asked()), &plan, destination, only_plan, threads, printer)?;
     }
     upload.map_or(Ok(()), |upload| upload.push(target, Some(&model), printer))
 }
@@ -93,6 +95,7 @@ fn carry_out(
     let (settings, needs) = fitted(model, &plan, &windows, settings, measured, printer)?;
     let screen = Screen::new(printer);
     let mut run = Run { request, model, plan, windows, settings, needs, screen, printer };
+    run.announce(&mode, measured);
     match mode {
         Mode::Targets => Ok(()),
         Mode::Foresee => run.foresee(range),
@@ -122,6 +125,19 @@ struct Run<'r> {
 }
 
 impl<'r> Run<'r> {
+    /// Says what will be done.
+    fn announce(&self, mode: &Mode, measured: bool) {
+        let measure = (!measured).then(mlx_quant::dynamic::step);
+        let steps: Vec<Step> = match mode {
+            Mode::Targets | Mode::Foresee => return,
+            Mode::Make => steps(&self.settings),
+            Mode::ForeseeAllocated(_) => measure.into_iter().collect(),
+            Mode::Allocate(_) => measure.into_iter().chain(steps(&self.settings)).collect(),
+            Mode::Settle(..) => measure.into_iter().chain(tries(&self.settings)).collect(),
+        };
+        self.screen.event(Event::Job { steps: &self.needs.expect(steps) });
+    }
+
     /// Shows the plan, with `range` where its layers are still all alike.
     fn foresee(self, range: Option<(f64, f64)>) -> Result<()> {
         if let Some((low, high)) = range {
@@ -143,9 +159,10 @@ impl<'r> Run<'r> {
             ..SensitivitySettings::default()
         };
         let settings = self.plan.settings.clone();
-        let place = (self.request.sensitivities(), &*self.request.common.target.mlx_path);
+        let place = (self.request.sensitivities(), self.request.common.target.destination());
+        let observer = Within(&self.screen);
         let allocator =
-            Allocator::measure(self.model, settings, dynamic, &self.windows, &measure, place, &self.screen);
+            Allocator::measure(self.model, settings, dynamic, &self.windows, &measure, place, &observer);
         self.screen.clear();
         Ok(allocator?)
     }
@@ -178,7 +195,7 @@ impl<'r> Run<'r> {
             let why = "--target-kl measures on held-out text, which cannot be read for this model";
             return Err(Refusal(format!("{why}; hint: give --target-bpw")).into());
         }
-        let search = Search::begin(&self.request.common.target.mlx_path, &self.screen)?;
+        let search = Search::begin(self.request.common.target.destination(), &self.screen)?;
         let allocator = self.measure(dynamic)?;
         self.settings.columns = allocator.columns();
         let make = |plan: &DynamicPlan, path: &Path| {
@@ -192,7 +209,12 @@ impl<'r> Run<'r> {
     }
 
     fn quantize(&self, plan: &Plan, path: &Path) -> Result<Quantized, Error> {
-        let made = mlx_quant::quantize(self.model, plan, &self.windows, path, &self.settings, &self.screen);
+        let target = self.request.common.target.destination();
+        // A try is nobody's model yet, and replaces nothing.
+        let own = target.path == path;
+        let target = Destination { path, replaces: target.replaces.filter(|_| own), ..target };
+        let observer = Within(&self.screen);
+        let made = mlx_quant::quantize(self.model, plan, &self.windows, target, &self.settings, &observer);
         self.screen.clear();
         made
     }

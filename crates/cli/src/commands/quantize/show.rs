@@ -9,7 +9,8 @@ use mlx_quant_report as report;
 use serde_json::json;
 
 use super::request::Request;
-use crate::commands::carry::{layers, merge};
+use crate::commands::carry::{listed, merge};
+use crate::commands::ending::Ending;
 use crate::memory::resident_peak;
 use crate::printer::{Printer, bytes};
 
@@ -38,7 +39,7 @@ pub(super) fn dry_run(
         printer.data(&serde_json::to_string_pretty(&document)?);
         return Ok(());
     }
-    layers(&plan.report(), printer);
+    listed(&plan.report(), printer);
     let line = |name: &str, value: String| printer.data(&format!("{name:<16} {value}"));
     line("recipe", request.recipe.to_string());
     line("calibration", format!("{} windows of {} tokens", windows.picked.len(), windows.sequence_length));
@@ -114,20 +115,16 @@ pub(super) fn show(
         printer.say(&format!("perplexity on held-out text {:.4}", total.perplexity));
     }
     let quality = made.evaluation.as_ref().and_then(|evaluation| evaluation.total.against.as_ref());
-    printer.say(&format!(
-        "{}: {}, {:.3} bits per weight, {} in {:.1} s{}{}",
-        request.common.target.mlx_path.display(),
+    let what = format!(
+        "{}, {:.3} bits per weight, {}; took {}{}",
         request.recipe,
         plan.bits_per_weight(),
         bytes(plan.layout.file_bytes()),
-        made.quantize_seconds,
-        peak.map_or_else(String::new, |peak| format!(", peak memory {}", bytes(peak))),
-        quality.map_or_else(String::new, |against| format!(
-            ", KL {:.4}{} on held-out text",
-            against.kl_mean,
-            against.kl_stderr.map_or_else(String::new, |error| format!(" ± {error:.4}"))
-        )),
-    ));
+        report::duration(made.quantize_seconds),
+        peak.map_or_else(String::new, |peak| format!(", {} of memory", bytes(peak))),
+    );
+    let path = &request.common.target.mlx_path;
+    Ending { path, what, quality, original: request.asked() }.say(printer);
     Ok(())
 }
 
