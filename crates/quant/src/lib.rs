@@ -69,6 +69,7 @@ pub mod reduce;
 pub mod session;
 pub mod setting;
 pub mod source;
+pub mod spelling;
 pub mod stream;
 #[cfg(test)]
 mod testing;

@@ -194,7 +194,7 @@ fn settings(
 }
 
 fn asked(args: &Compare) -> Asked<'_> {
-    Asked::new(args.model.as_deref(), args.revision.as_deref())
+    Asked::new(args.model.given(), args.revision.as_deref())
 }
 
 /// For each method the command line that makes the same model.

@@ -120,7 +120,7 @@ fn facts(machine: &Machine, wish: &Wish) -> String {
 }
 
 fn asked(args: &Recommend) -> Asked<'_> {
-    Asked::new(args.model.as_deref(), args.revision.as_deref())
+    Asked::new(args.model.given(), args.revision.as_deref())
 }
 
 /// The command that carries a choice out.

@@ -25,7 +25,7 @@ pub(super) fn run(request: &Request<'_>, student: &Path, device: Device, printer
     let student = student.allow_unread(args.target.allow_unread);
     // With targets at hand the original is needed only where it is named.
     let known = request.dwq.is_some_and(|dwq| dwq.target_dir.is_some());
-    let teacher = match &args.target.model {
+    let teacher = match args.target.model.given() {
         None if known => None,
         _ => Some(source::open(request.asked(), need, printer)?.allow_unread(args.target.allow_unread)),
     };
