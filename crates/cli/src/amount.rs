@@ -40,7 +40,9 @@ impl Quantity {
         let refused = |what: String| {
             let names: Vec<&str> = units.iter().map(|unit| unit.0[0]).collect();
             let names = names.join(", ");
-            Refusal(format!("{flag}: {what}; hint: give a number with one of {names}, as in {flag} {example}"))
+            Refusal(format!(
+                "{flag}: {what}; hint: give a number with one of {names}, as in {flag} {example}"
+            ))
         };
         let text = text.trim();
         let end = text.find(|c: char| !(c.is_ascii_digit() || c == '.')).unwrap_or(text.len());
@@ -114,6 +116,9 @@ mod tests {
         }
         assert!(bytes("4.2XB").starts_with("--memory: 4.2XB has the unit \"XB\""));
         let refused = said(time("--time", "60"));
-        assert!(refused.contains("60 has no unit; hint: give a number with one of s, min, h, d"), "{refused}");
+        assert!(
+            refused.contains("60 has no unit; hint: give a number with one of s, min, h, d"),
+            "{refused}"
+        );
     }
 }

@@ -26,13 +26,14 @@ fn a_file_gets_no_control_characters() {
     let mut run = mlx_quant();
     run.args(["gptq", "--mlx-path"]).arg(directory.path().join("out")).args(SMALL);
     let made = run.assert().success();
-    assert_eq!(plain(&made.get_output().stderr).lines().count(), 1, "one line that says what was made");
+    let said = plain(&made.get_output().stderr);
+    assert_eq!(said.lines().count(), 3, "what is quantized, embeddings, and what was made: {said}");
     assert!(plain(&made.get_output().stdout).is_empty());
     // Not even where colours are asked for by force elsewhere.
     let mut refused = mlx_quant();
     let refused = refused.args(["eval", "--model", "/nonexistent"]).env("NO_COLOR", "1").assert().code(2);
     let text = plain(&refused.get_output().stderr);
-    assert!(text.starts_with("error: ") && text.contains("\nhint: "), "{text}");
+    assert!(text.starts_with("model    /nonexistent\nerror: ") && text.contains("\nhint: "), "{text}");
 }
 
 #[test]
@@ -80,7 +81,7 @@ fn quiet_is_quiet_and_json_is_one_document() {
     run.args(["convert", "-q", "--quiet", "--mlx-path"]).arg(directory.path().join("out"));
     run.assert().success().stdout("").stderr("");
     let mut json = mlx_quant();
-    json.args(["inspect", "--json"]).arg(directory.path().join("out"));
+    json.args(["inspect", "--json", "--quiet"]).arg(directory.path().join("out"));
     let made = json.assert().success().stderr("");
     serde_json::from_slice::<serde_json::Value>(&made.get_output().stdout).unwrap();
     mlx_quant()

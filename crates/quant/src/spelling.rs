@@ -13,7 +13,8 @@ pub fn nearest<'k>(word: &str, known: impl IntoIterator<Item = &'k str>) -> Opti
     let lower = word.to_lowercase();
     let far = |name: &str| strsim::damerau_levenshtein(&lower, &name.to_lowercase());
     let near = known.into_iter().map(|name| (far(name), name)).min_by_key(|(distance, _)| *distance);
-    near.filter(|(distance, name)| distance * 3 <= name.chars().count().max(lower.chars().count())).map(|near| near.1)
+    near.filter(|(distance, name)| distance * 3 <= name.chars().count().max(lower.chars().count()))
+        .map(|near| near.1)
 }
 
 /// `did you mean X? `, to begin a hint with; empty if nothing is near.

@@ -136,7 +136,10 @@ impl Report {
             Some("json") => false,
             _ => {
                 let path = path.display();
-                return Err(Refusal(format!("--report {path}: the ending says the form; hint: end the name in .md or .json")).into());
+                return Err(Refusal(format!(
+                    "--report {path}: the ending says the form; hint: end the name in .md or .json"
+                ))
+                .into());
             }
         };
         let unwritten = !path.exists();

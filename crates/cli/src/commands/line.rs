@@ -40,6 +40,30 @@ impl CommandLine {
     }
 }
 
+/// Columns of a terminal that nobody has made wider.
+const COLUMNS: usize = 80;
+
+/// A command line as it is shown: as long as a terminal is wide, continued as shells continue lines, so that it can be pasted.
+pub(crate) fn wrapped(line: &str, indent: usize) -> String {
+    let (mut out, mut column) = (" ".repeat(indent), indent);
+    // A flag stays with its value.
+    for (at, part) in line.split(" --").enumerate() {
+        let part = if at == 0 { part.to_owned() } else { format!("--{part}") };
+        let length = part.chars().count();
+        if at > 0 && column + 1 + length + " \\".len() > COLUMNS {
+            out.push_str(" \\\n");
+            out.push_str(&" ".repeat(indent + 2));
+            column = indent + 2;
+        } else if at > 0 {
+            out.push(' ');
+            column += 1;
+        }
+        out.push_str(&part);
+        column += length;
+    }
+    out
+}
+
 impl fmt::Display for CommandLine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "mlx-quant {}", self.0.join(" "))
@@ -65,6 +89,16 @@ pub(crate) fn quoted(path: &Path) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn long_lines_are_continued() {
+        let line = "mlx-quant quantize --recipe dynamic+awq+gptq+dwq --model Qwen/Qwen3-8B --target-bpw 4.506 --mlx-path ./out";
+        let shown = wrapped(line, 2);
+        assert!(shown.lines().count() == 2 && shown.lines().all(|line| line.len() <= COLUMNS), "{shown}");
+        let joined: Vec<&str> = shown.lines().map(|line| line.trim().trim_end_matches(" \\")).collect();
+        assert_eq!(joined.join(" "), line);
+        assert_eq!(wrapped("mlx-quant convert -q", 2), "  mlx-quant convert -q");
+    }
 
     #[test]
     fn lines_say_what_is_not_usual() {

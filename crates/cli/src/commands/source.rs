@@ -55,7 +55,9 @@ impl<'a> Asked<'a> {
         #[cfg(feature = "hub")]
         if let Ok(Some(address)) = self.address() {
             let id = address.id();
-            return Some(address.revision.map_or_else(|| id.clone(), |revision| format!("{id}@{revision}")).into());
+            return Some(
+                address.revision.map_or_else(|| id.clone(), |revision| format!("{id}@{revision}")).into(),
+            );
         }
         Some(match self.revision {
             Some(revision) if !model.exists() => PathBuf::from(format!("{}@{revision}", model.display())),
@@ -127,11 +129,17 @@ pub(crate) fn check_here(path: &Path) -> Result<(), Refusal> {
 
 /// A path that is not here, and cannot be an id: with what it may stand for, and what an id looks like.
 fn absent(path: &Path, data: bool) -> Refusal {
-    let (what, id) =
-        if data { ("file or directory", "allenai/c4") } else { ("directory", "Qwen/Qwen3-8B") };
+    let (what, id) = if data { ("file or directory", "allenai/c4") } else { ("directory", "Qwen/Qwen3-8B") };
     let meant = near(path).map_or_else(String::new, |near| format!("did you mean {}? ", near.display()));
-    let hub = if cfg!(feature = "hub") { format!("; an id on the hub is ORG/NAME, as {id}") } else { String::new() };
-    Refusal(format!("{}: there is no such {what}; hint: {meant}give the path of a {what}{hub}", path.display()))
+    let hub = if cfg!(feature = "hub") {
+        format!("; an id on the hub is ORG/NAME, as {id}")
+    } else {
+        String::new()
+    };
+    Refusal(format!(
+        "{}: there is no such {what}; hint: {meant}give the path of a {what}{hub}",
+        path.display()
+    ))
 }
 
 /// A path that is here, with the name most like the first one of `path` that is not.

@@ -78,7 +78,9 @@ struct Page<'t>(&'t str);
 impl<'t> Page<'t> {
     /// Nothing if the text is no URL; an error if it leads elsewhere.
     fn of(text: &'t str) -> Option<Result<Self, String>> {
-        if let Some(rest) = environment::endpoint().and_then(|endpoint| text.strip_prefix(&endpoint)?.strip_prefix('/')) {
+        if let Some(rest) =
+            environment::endpoint().and_then(|endpoint| text.strip_prefix(&endpoint)?.strip_prefix('/'))
+        {
             return Some(Ok(Self(rest)));
         }
         let lower = text.to_ascii_lowercase();

@@ -222,7 +222,11 @@ mod tests {
             assert!(matches!(text.parse::<Recipe>(), Err(RecipeError::Unknown { .. })), "{text}");
         }
         let said = |text: &str| text.parse::<Recipe>().unwrap_err().to_string();
-        assert!(said("awq+gtpq").contains("\"gtpq\"; hint: did you mean gptq? stack"), "{}", said("awq+gtpq"));
+        assert!(
+            said("awq+gtpq").contains("\"gtpq\"; hint: did you mean gptq? stack"),
+            "{}",
+            said("awq+gtpq")
+        );
         assert!(said("llama").contains("hint: stack"), "{}", said("llama"));
         let rounding = |text: &str| text.parse::<Recipe>().unwrap().rounding();
         assert_eq!(
