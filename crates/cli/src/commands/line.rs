@@ -64,6 +64,22 @@ pub(crate) fn wrapped(line: &str, indent: usize) -> String {
     out
 }
 
+/// Sentences, as wide as a terminal.
+pub(crate) fn paragraph(text: &str) -> String {
+    let mut lines = vec![String::new()];
+    for word in text.split_whitespace() {
+        match lines.last_mut() {
+            Some(line) if line.is_empty() => line.push_str(word),
+            Some(line) if line.chars().count() + 1 + word.chars().count() <= COLUMNS => {
+                line.push(' ');
+                line.push_str(word);
+            }
+            _ => lines.push(word.to_owned()),
+        }
+    }
+    lines.join("\n")
+}
+
 impl fmt::Display for CommandLine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "mlx-quant {}", self.0.join(" "))
@@ -89,6 +105,16 @@ pub(crate) fn quoted(path: &Path) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn paragraphs_are_as_wide_as_a_terminal() {
+        let text = "a word or two ".repeat(20);
+        let shown = paragraph(&text);
+        assert!(shown.lines().count() > 3 && shown.lines().all(|line| line.len() <= COLUMNS), "{shown}");
+        assert_eq!(shown.split_whitespace().collect::<Vec<_>>(), text.split_whitespace().collect::<Vec<_>>());
+        let word = "w".repeat(100);
+        assert_eq!(paragraph(&format!("{word} x")), format!("{word}\nx"));
+    }
 
     #[test]
     fn long_lines_are_continued() {

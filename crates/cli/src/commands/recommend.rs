@@ -12,7 +12,7 @@ use mlx_quant::recipes::{available_memory, total_memory};
 use mlx_quant_report as report;
 use serde_json::json;
 
-use super::line::{CommandLine, other, quoted, wrapped};
+use super::line::{CommandLine, other, paragraph, quoted, wrapped};
 use crate::args::Recommend;
 use crate::commands::source::{self, Asked, Need, Opened};
 use crate::printer::{Printer, bytes};
@@ -181,10 +181,10 @@ fn expected(choice: &Choice) -> String {
         _ if kl >= 10.0 => format!("{kl:.0}"),
         _ if kl >= 1.0 => format!("{kl:.1}"),
         _ if kl >= 0.1 => format!("{kl:.2}"),
-        _ if kl >= 0.01 => format!("{kl:.3}"),
-        _ => format!("{kl:.4}"),
+        _ => format!("{kl:.3}"),
     };
     match choice.expected_kl {
+        Some(kl) if kl.high < 0.01 => "<0.01".to_owned(),
         Some(kl) if digits(kl.low) == digits(kl.high) => format!("~{}", digits(kl.low)),
         Some(kl) => format!("~{}-{}", digits(kl.low), digits(kl.high)),
         None => "?".to_owned(),
@@ -214,7 +214,7 @@ fn show_rows(made: &Recommendation, lines: &[Option<String>], printer: Printer) 
     printer.data(&format!("\n{}", report::plain_table(&heads, rows.collect(), 2)));
     for (row, line) in made.rows.iter().zip(lines) {
         let told = row.same_as.map_or_else(String::new, |same| format!("as {}: ", made.rows[same].when));
-        printer.data(&format!("\n{}: {told}{}", row.when, row.why));
+        printer.data(&format!("\n{}", paragraph(&format!("{}: {told}{}", row.when, row.why))));
         if let (Some(line), None) = (line, row.same_as) {
             printer.data(&wrapped(line, 2));
         }
@@ -225,15 +225,14 @@ fn show_rows(made: &Recommendation, lines: &[Option<String>], printer: Printer) 
 fn show_methods(made: &Recommendation, lines: &[String], printer: Printer) {
     let peers = made.choices.iter().any(|choice| choice.mlx_lm.is_some());
     let rows = made.choices.iter().map(|choice| {
-        let bits = choice.forecast.as_ref().map(|needs| format!("{:.3}", needs.bits_per_weight));
-        let mut cells = vec![choice.method.clone(), expected(choice), bits.unwrap_or_else(|| "-".to_owned())];
+        let mut cells = vec![choice.method.clone(), expected(choice)];
         cells.extend(needs(choice));
         let peer = choice.mlx_lm.as_ref().map(|peer| peer.memory.map_or_else(|| "cannot".to_owned(), bytes));
         cells.extend(peers.then(|| peer.unwrap_or_default()));
         cells
     });
-    let mut heads = vec!["every\nmethod", "expected\nKL", "bits/\nweight", "\nsize", "\ntime", "\nmemory"];
-    heads.extend(peers.then_some("mlx-lm's\nmemory"));
+    let mut heads = vec!["every method", "expected KL", "size", "time", "memory"];
+    heads.extend(peers.then_some("mlx-lm's memory"));
     printer.data(&format!("\n{}", report::plain_table(&heads, rows.collect(), 1)));
     // What is in the way of several methods is said once.
     let mut told: Vec<(&str, Vec<&str>)> = Vec::new();
@@ -249,9 +248,9 @@ fn show_methods(made: &Recommendation, lines: &[String], printer: Printer) {
         printer.data(&format!("{}\n{}", choice.method, wrapped(line, 2)));
     }
     for (obstacle, methods) in told {
-        printer.data(&format!("{}: {obstacle}", methods.join(", ")));
+        printer.data(&paragraph(&format!("{}: {obstacle}", methods.join(", "))));
     }
-    printer.data(ESTIMATE);
+    printer.data(&format!("\n{}", paragraph(ESTIMATE)));
     if printer.is_verbose() {
         let peers = made.choices.iter().filter_map(|choice| Some((&choice.method, choice.mlx_lm.as_ref()?)));
         for (method, peer) in peers {
@@ -260,7 +259,6 @@ fn show_methods(made: &Recommendation, lines: &[String], printer: Printer) {
     }
 }
 
-const ESTIMATE: &str = "
-expected KL: to the original, in nats per token, an estimate: what the method lost
-at this size on a model of 8 million weights and on one of 135 million. Below 0.01
-is hard to tell from the original. `mlx-quant compare` measures your model.";
+const ESTIMATE: &str = "expected KL: to the original, in nats per token; an estimate, what the method lost at this size on a \
+                        model of 8 million weights and on one of 135 million. Below 0.01 is hard to tell from the original. \
+                        `mlx-quant compare` measures your model.";
