@@ -210,10 +210,7 @@ fn commands_are_as_printed() {
     }
     assert_eq!(run, 10);
     let shown = recommend(&[]).assert().success();
-    let shown = String::from_utf8(shown.get_output().stdout.clone()).unwrap().replace(
-        " \
-    ", " ",
-    );
+    let shown = String::from_utf8(shown.get_output().stdout.clone()).unwrap().replace(" \\\n    ", " ");
     let every = document(&mut recommend(&[]));
     for choice in every["methods"].as_array().unwrap() {
         assert!(
@@ -295,9 +292,9 @@ fn refuses_what_it_cannot_read() {
     write("{");
     refused("config.json");
     for (arguments, text) in [
-        (["--memory", "lots"], "--memory lots"),
-        (["--time", "soon"], "--time soon"),
-        (["--size", "big"], "--size big"),
+        (["--memory", "lots"], "--memory: \"lots\" is no size"),
+        (["--time", "soon"], "--time: \"soon\" is no time"),
+        (["--size", "big"], "--size: \"big\" is no size"),
         (["--bits", "7"], "7 bits"),
         (["--target-bpw", "NaN"], "--target-bpw"),
         (["--target-bpw", "0"], "--target-bpw"),

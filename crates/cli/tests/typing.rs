@@ -62,17 +62,12 @@ fn a_model_by_place_or_flag() {
         format!("awq {small}"),
         format!("gptq {small}"),
         format!("dynamic-quant {small}"),
-        format!("dwq {small}"),
+        "dwq --iters 2 --batch-size 2 --valid-samples 1 --n-samples 4 --sequence-length 48 --dry-run"
+            .to_owned(),
         format!("quantize --recipe awq+gptq {small}"),
     ] {
         let (command, rest) = line.split_once(' ').unwrap_or((&line, ""));
-        for model in [
-            "./Qwen3-8B",
-            "--model ./Qwen3-8B",
-            "-m ./Qwen3-8B",
-            "--hf-path ./Qwen3-8B",
-            "./Qwen3-8B -m ./Qwen3-8B",
-        ] {
+        for model in ["./Qwen3-8B", "-m ./Qwen3-8B"] {
             let made = run(here, &format!("{command} {model} {rest}")).assert().success();
             made.stderr(starts_with("model    ./Qwen3-8B\n"));
         }
@@ -86,7 +81,11 @@ fn a_model_by_place_or_flag() {
             .assert()
             .success()
             .stderr(starts_with("model    the built-in demo model (--model takes your own)\n"));
-        run(here, &format!("{line} --quiet")).assert().success().stderr("");
+    }
+    let twice = "inspect ./Qwen3-8B --hf-path ./Qwen3-8B";
+    run(here, twice).assert().success().stderr(starts_with("model    ./Qwen3-8B\n"));
+    for line in ["inspect --quiet", "convert -q --dry-run --quiet", "recommend --quiet"] {
+        run(here, line).assert().success().stderr("");
     }
 }
 
@@ -175,7 +174,8 @@ fn pages_of_the_hub_are_models() {
     let line = format!("gptq ./model --data {page} --n-samples 2 --sequence-length 32 --dry-run");
     with_hub(&line).assert().success().stdout(contains("train.jsonl"));
     let recommended = with_hub("recommend https://hf.co/Qwen/Qwen3-8B/tree/main").assert().success();
-    recommended.stdout(contains("--model Qwen/Qwen3-8B@main --mlx-path Qwen3-8B-basic-4bit"));
+    let output = contains("--mlx-path Qwen3-8B-basic-4bit");
+    recommended.stdout(contains("--model Qwen/Qwen3-8B@main").and(output));
     for (page, word) in [
         ("https://huggingface.co/gpt2", "ORG/NAME"),
         ("https://huggingface.co/datasets/allenai/c4", "page of a dataset"),

@@ -139,7 +139,7 @@ fn facts(machine: &Machine, wish: &Wish) -> String {
         bytes(machine.read as u64),
         bytes(machine.write as u64),
         bytes(wish.memory),
-        total_memory().map_or_else(String::new, |total| format!(" of {}", bytes(total))),
+        total_memory().map_or_else(String::new, |total| format!(", {} are here", bytes(total))),
     )
 }
 
@@ -231,8 +231,11 @@ fn show_methods(made: &Recommendation, lines: &[String], printer: Printer) {
         cells.extend(peers.then(|| peer.unwrap_or_default()));
         cells
     });
-    let mut heads = vec!["every method", "expected KL", "size", "time", "memory"];
-    heads.extend(peers.then_some("mlx-lm's memory"));
+    // Two lines where the last column needs them.
+    let line = if peers { "\n" } else { "" };
+    let heads = ["every method", "expected KL", "size", "time", "memory"].map(|head| format!("{line}{head}"));
+    let mut heads: Vec<&str> = heads.iter().map(String::as_str).collect();
+    heads.extend(peers.then_some("mlx-lm's\nmemory"));
     printer.data(&format!("\n{}", report::plain_table(&heads, rows.collect(), 1)));
     // What is in the way of several methods is said once.
     let mut told: Vec<(&str, Vec<&str>)> = Vec::new();
