@@ -160,12 +160,15 @@ Examples:
   mlx-quant man ./man1
       man -l man1/mlx-quant-compare.1";
 
+/// A model (a directory or what is on the hub; nothing for the built-in demo model), and its revision on the hub.
+type Source<'a> = (Option<&'a Path>, Option<&'a str>);
+
 impl Command {
     /// The model that it is about, with its revision on the hub; nothing of commands that are about none or name it otherwise.
     ///
     /// # Errors
     /// Two models where one is meant.
-    pub(crate) fn source(&self) -> Result<Option<(Option<&Path>, Option<&str>)>, Refusal> {
+    pub(crate) fn source(&self) -> Result<Option<Source<'_>>, Refusal> {
         let (model, revision) = match self {
             Self::Convert(args) => (&args.target.model, &args.hub.revision),
             Self::Awq(args) => args.common.source(),

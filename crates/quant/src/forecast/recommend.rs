@@ -287,11 +287,9 @@ fn pick(rows: &[Row], choices: &[Choice], wish: &Wish) -> (Option<usize>, String
     };
     let wanted = wanted.min(rows.len().saturating_sub(1));
     let places = (0..=wanted).rev().chain(wanted + 1..rows.len());
-    match places.into_iter().find(|place| rows[*place].choice.is_some()) {
-        Some(place) => (Some(place), rows[place].why.clone()),
-        None => {
-            let first = choices.iter().find_map(|one| one.obstacle.clone()).unwrap_or_default();
-            (None, format!("nothing is possible: {first}"))
-        }
-    }
+    let Some(place) = places.into_iter().find(|place| rows[*place].choice.is_some()) else {
+        let first = choices.iter().find_map(|one| one.obstacle.clone()).unwrap_or_default();
+        return (None, format!("nothing is possible: {first}"));
+    };
+    (Some(place), rows[place].why.clone())
 }

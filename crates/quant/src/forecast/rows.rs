@@ -132,7 +132,7 @@ mod tests {
             operations: 0.0,
             low_memory: false,
             parts: Vec::new(),
-            memory: Default::default(),
+            memory: crate::session::QuantizeMemory::default(),
             sensitivities_memory: None,
             dwq_memory: None,
         };
