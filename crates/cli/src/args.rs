@@ -5,10 +5,11 @@ mod choices;
 mod compare;
 mod convert;
 mod hub;
+mod model;
 mod recommend;
 mod shared;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
 use clap::{Args, Parser, Subcommand};
@@ -21,8 +22,10 @@ pub(crate) use self::choices::{ModeArg, RecipeArg};
 pub(crate) use self::compare::{Compare, KeepArg};
 pub(crate) use self::convert::Convert;
 pub(crate) use self::hub::{HubFlags, Upload};
+pub(crate) use self::model::ModelArg;
 pub(crate) use self::recommend::Recommend;
 use self::shared::{Machine, Output, Target};
+use crate::refusal::Refusal;
 
 /// Version, what is built in, and the kernels that this machine gets.
 static LONG_VERSION: LazyLock<String> = LazyLock::new(|| {
@@ -46,8 +49,8 @@ const EXAMPLES_OF_ALL: &str = "\
 Examples:
   mlx-quant compare
       all methods on the built-in demo model, ranked by what they lose; minutes
-  mlx-quant recommend --model Qwen/Qwen3-8B
-      which method to take, what it needs on this machine, and the command
+  mlx-quant recommend Qwen/Qwen3-8B
+      what to do now, within an hour or overnight, and the command for each method
   mlx-quant convert -q --model Qwen/Qwen3-8B --mlx-path ./out-4bit
       the quickest: 4 bits, equal to mlx_lm.convert
   mlx-quant eval --model ./Qwen3-8B-4bit --reference Qwen/Qwen3-8B
@@ -116,7 +119,7 @@ pub(crate) enum Command {
     /// once. An interrupted comparison goes on where it was when it is repeated; more methods can join later.
     Compare(Box<Compare>),
 
-    /// Say which method to take: memory, time and command for each on this machine, from headers alone
+    /// Say what to do now, within an hour and overnight: expected quality, memory, time and command for each method on this machine
     ///
     /// Reads headers (or config.json alone) and is instant; the first call measures the machine for two seconds and keeps that.
     Recommend(Recommend),
@@ -155,7 +158,41 @@ Examples:
   mlx-quant man ./man1
       man -l man1/mlx-quant-compare.1";
 
+/// A model (a directory or what is on the hub; nothing for the built-in demo model), and its revision on the hub.
+type Source<'a> = (Option<&'a Path>, Option<&'a str>);
+
 impl Command {
+    /// The model that it is about, with its revision on the hub; nothing of commands that are about none or name it otherwise.
+    ///
+    /// # Errors
+    /// Two models where one is meant.
+    pub(crate) fn source(&self) -> Result<Option<Source<'_>>, Refusal> {
+        let (model, revision) = match self {
+            Self::Convert(args) => (&args.target.model, &args.hub.revision),
+            Self::Awq(args) => args.common.source(),
+            Self::Gptq(args) => args.common.source(),
+            Self::DynamicQuant(args) => args.common.source(),
+            Self::Dwq(args) => args.common.source(),
+            Self::Quantize(args) => args.common.source(),
+            Self::Inspect(args) => (&args.model, &args.revision),
+            Self::Eval(args) => (&args.model, &args.revision),
+            Self::Compare(args) => (&args.model, &args.revision),
+            Self::Recommend(args) => (&args.model, &args.revision),
+            #[cfg(feature = "hub")]
+            Self::Upload(_) => return Ok(None),
+            Self::Completions { .. } | Self::Man { .. } => return Ok(None),
+        };
+        model.check()?;
+        let mut given = model.given();
+        // With targets at hand, the quantized model is all that there is.
+        if let (None, Self::Dwq(args)) = (given, self)
+            && args.flags.target_dir.is_some()
+        {
+            given = args.quantized_model.as_deref();
+        }
+        Ok(Some((given, revision.as_deref())))
+    }
+
     /// How it shows things; nothing of commands that only print.
     pub(crate) fn output(&self) -> Option<&Output> {
         Some(match self {
@@ -188,9 +225,8 @@ Examples:
 #[derive(Debug, Args)]
 #[command(after_help = INSPECT_EXAMPLES)]
 pub(crate) struct Inspect {
-    /// Model: a directory, or a hub id such as Qwen/Qwen3-8B [default: the built-in demo model]
-    #[arg(value_name = "MODEL")]
-    pub(crate) model: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) model: ModelArg,
 
     /// Branch, tag or commit of a model on the hub [default: main]
     #[arg(long, value_name = "REVISION")]
@@ -224,15 +260,16 @@ Data: .txt; rows with `text`, `prompt` and `completion`, `messages`, `conversati
 .tsv or .parquet (chats are rendered with the model's chat template); a directory of these, each file reported apart. Of more than 64 MiB of text
 only as much is read as the windows need.";
 
+const EVALUATED: &str = "Model, Hugging Face, MLX dense or MLX quantized: a directory, or a hub id or URL such as mlx-community/Qwen3-8B-4bit [default: the built-in demo model]";
+
 /// Arguments of `eval`.
 #[derive(Debug, Args)]
 #[command(after_help = EVAL_EXAMPLES)]
+#[command(mut_arg("model", |arg| arg.help(EVALUATED)))]
 #[expect(clippy::struct_excessive_bools, reason = "flags")]
 pub(crate) struct Eval {
-    /// Model, Hugging Face, MLX dense or MLX quantized: a directory, or a hub id such as mlx-community/Qwen3-8B-4bit [default: the
-    /// built-in demo model]
-    #[arg(long, short = 'm', visible_alias = "hf-path", value_name = "MODEL")]
-    pub(crate) model: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) model: ModelArg,
 
     /// Branch, tag or commit of --model on the hub [default: main]
     #[arg(long, value_name = "REVISION")]
@@ -255,7 +292,7 @@ pub(crate) struct Eval {
     #[arg(long, value_name = "N", default_value_t = 16)]
     pub(crate) windows: usize,
 
-    /// Tokens a window
+    /// Tokens per window
     #[arg(long, visible_alias = "max-seq-length", value_name = "N", default_value_t = 512)]
     pub(crate) sequence_length: usize,
 

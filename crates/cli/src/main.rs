@@ -20,6 +20,7 @@ use std::process::ExitCode;
 use clap::Parser as _;
 
 use crate::args::{Cli, Command};
+use crate::commands::source::{self, Asked};
 use crate::printer::Printer;
 use crate::refusal::{INTERRUPTED, exit_code, interrupted};
 
@@ -66,7 +67,22 @@ fn main() -> ExitCode {
         || Printer::new(false, false, false),
         |output| Printer::new(output.quiet, output.verbose, output.json),
     );
-    let done = match &cli.command {
+    match run(&cli.command, printer) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let code = exit_code(&error);
+            printer.error(&if code == INTERRUPTED { interrupted() } else { error });
+            ExitCode::from(code)
+        }
+    }
+}
+
+/// Says which model a command is about, and runs it.
+fn run(command: &Command, printer: Printer) -> anyhow::Result<()> {
+    if let Some((model, revision)) = command.source()? {
+        source::tell(Asked::new(model, revision), printer);
+    }
+    match command {
         Command::Compare(args) => commands::compare::run(args, printer),
         Command::Convert(args) => commands::convert::run(args, printer),
         Command::Awq(args) => commands::quantize::run(&args.as_ref().into(), printer),
@@ -80,14 +96,6 @@ fn main() -> ExitCode {
         Command::Upload(args) => commands::upload::run(args, printer),
         Command::Completions { shell } => commands::shell::completions(*shell, printer),
         Command::Man { directory } => commands::shell::man(directory, printer),
-    };
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            let code = exit_code(&error);
-            printer.error(&if code == INTERRUPTED { interrupted() } else { error });
-            ExitCode::from(code)
-        }
     }
 }
 

@@ -74,7 +74,7 @@ impl Printer {
 
     /// What went wrong, and on a line of its own what to do next.
     pub(crate) fn error(self, error: &anyhow::Error) {
-        let text = printable(&format!("{error:#}"));
+        let text = printable(&told_once(error));
         above_bar(|| match text.split_once("; hint: ") {
             Some((what, hint)) => {
                 anstream::eprintln!("{} {what}", label("error:", AnsiColor::Red));
@@ -118,6 +118,18 @@ impl Printer {
     }
 }
 
+/// An error and its causes, without those whose words stand in what was said before them.
+fn told_once(error: &anyhow::Error) -> String {
+    let mut told = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if !told.contains(&cause) {
+            let joint = if told.is_empty() { "" } else { ": " };
+            told = format!("{told}{joint}{cause}");
+        }
+    }
+    told
+}
+
 /// A word in colour, where stderr is a terminal and NO_COLOR is not set.
 fn label(word: &str, color: AnsiColor) -> String {
     let style = color.on_default().bold();
@@ -136,6 +148,26 @@ fn printable(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn causes_are_told_once() {
+        #[derive(Debug)]
+        struct Outer(std::io::Error);
+        impl std::fmt::Display for Outer {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                write!(f, "recipe file: {}", self.0)
+            }
+        }
+        impl std::error::Error for Outer {
+            fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+                Some(&self.0)
+            }
+        }
+        let error = anyhow::Error::new(Outer(std::io::Error::other("no layer; hint: look")));
+        assert_eq!(told_once(&error), "recipe file: no layer; hint: look");
+        let context = anyhow::Error::new(std::io::Error::other("disk full")).context("out/model");
+        assert_eq!(told_once(&context), "out/model: disk full");
+    }
 
     #[test]
     fn names_cannot_steer_the_terminal() {

@@ -55,24 +55,18 @@ fn command(line: &str) -> Option<String> {
     own.then(|| line[..end].trim().to_owned())
 }
 
-/// A new user's directory, and a hub with a small model under every id.
+/// What the documents say is there before the first command: a model, somebody's quantized model, a text and a recipe file; and a hub
+/// with a small model under every id.
 fn workplace() -> (tempfile::TempDir, Hub) {
     let directory = tempfile::tempdir().unwrap();
     let at = |name: &str| directory.path().join(name);
     let model = two_blocks(directory.path(), "Qwen3-8B");
-    for (name, bits) in
-        [("Qwen3-8B-4bit", "4"), ("Qwen3-8B-3bit", "3"), ("Qwen3-8B-gptq", "4"), ("any-mlx-model", "3")]
-    {
-        let mut convert = mlx_quant();
-        convert.args(["convert", "-q", "--quiet", "--bits", bits, "--model"]).arg(&model);
-        convert.arg("--mlx-path").arg(at(name)).assert().success();
-    }
-    std::os::unix::fs::symlink(&model, at("Qwen3-30B-A3B")).unwrap();
+    quantized(directory.path(), "any-mlx-model", "3");
     let hub = hub();
     for id in ["Qwen/Qwen3-8B", "Qwen/Qwen3-30B-A3B", "meta-llama/Llama-3.2-3B-Instruct"] {
         hub.add_directory(Kind::Model, id, &model);
     }
-    hub.add_directory(Kind::Model, "mlx-community/Qwen3-8B-4bit", &at("Qwen3-8B-4bit"));
+    hub.add_directory(Kind::Model, "mlx-community/Qwen3-8B-4bit", &at("any-mlx-model"));
     let text = "Every measure of a model needs a text that it has not seen. ".repeat(20);
     let lines = (0..12).map(|line| serde_json::json!({"text": format!("{line} {text}")}).to_string());
     let lines = lines.collect::<Vec<_>>().join("\n");
@@ -81,6 +75,13 @@ fn workplace() -> (tempfile::TempDir, Hub) {
     hub.add(Kind::Dataset, "allenai/tulu-3-sft-mixture", vec![train]);
     std::fs::write(at("recipe.toml"), "[[layer]]\npath = \"*.mlp.down_proj\"\nbits = 6\n").unwrap();
     (directory, hub)
+}
+
+/// Quantizes the workplace's model.
+fn quantized(directory: &Path, name: &str, bits: &str) {
+    let mut convert = mlx_quant();
+    convert.args(["convert", "-q", "--quiet", "--bits", bits, "--model", "Qwen3-8B", "--mlx-path", name]);
+    convert.current_dir(directory).assert().success();
 }
 
 /// The words of a line with values that make it short.
@@ -113,7 +114,7 @@ fn shortened(line: &str) -> Vec<String> {
     words.split_off(1)
 }
 
-/// The directory that a line writes.
+/// The directory that a line of `--help` writes.
 fn output(words: &[String]) -> Option<PathBuf> {
     let after = |flag: &str| {
         words.iter().position(|word| word == flag).and_then(|at| words.get(at + 1)).map(PathBuf::from)
@@ -126,30 +127,22 @@ fn output(words: &[String]) -> Option<PathBuf> {
     after("--mlx-path").or_else(|| after("--output")).or(usual.map(PathBuf::from))
 }
 
-fn run_all(
-    source: &str,
-    lines: Vec<String>,
-    (directory, hub): &(tempfile::TempDir, Hub),
-    seen: &mut BTreeSet<String>,
-) {
-    let directory = directory.path();
-    // A line that is printed in several places is run once.
-    for line in lines.into_iter().filter(|line| seen.insert(line.clone())) {
-        let words = shortened(&line);
-        if let Some(output) = output(&words).map(|path| directory.join(path)).filter(|path| path.exists()) {
-            std::fs::remove_dir_all(output).unwrap();
-        }
-        let made =
-            knows(&mut mlx_quant(), hub, directory).args(&words).current_dir(directory).output().unwrap();
-        let errors = String::from_utf8_lossy(&made.stderr);
-        assert!(made.status.success(), "{source}: {line}\nas {words:?}\n{errors}");
-    }
+/// Runs a line, shortened.
+fn run(source: &str, line: &str, (directory, hub): &(tempfile::TempDir, Hub)) {
+    let (words, directory) = (shortened(line), directory.path());
+    let made = knows(&mut mlx_quant(), hub, directory).args(&words).current_dir(directory).output().unwrap();
+    let errors = String::from_utf8_lossy(&made.stderr);
+    assert!(made.status.success(), "{source}: {line}\nas {words:?}\n{errors}");
 }
 
+/// Examples of a help stand beside each other: an output of an earlier one makes room.
 #[test]
 #[cfg_attr(not(feature = "hub"), ignore = "needs --features hub")]
 fn help() {
     let (place, mut seen) = (workplace(), BTreeSet::new());
+    for (name, bits) in [("Qwen3-8B-4bit", "4"), ("Qwen3-8B-3bit", "3"), ("Qwen3-8B-gptq", "4")] {
+        quantized(place.0.path(), name, bits);
+    }
     let commands = [
         "",
         "convert",
@@ -169,25 +162,46 @@ fn help() {
     for name in commands {
         let lines = of_help(name);
         assert!(!lines.is_empty(), "{name} shows no example");
-        run_all(&format!("{name} --help"), lines, &place, &mut seen);
+        // A line that is printed in several places is run once.
+        for line in lines.into_iter().filter(|line| seen.insert(line.clone())) {
+            if let Some(output) = output(&shortened(&line)).map(|path| place.0.path().join(path)) {
+                let _ = std::fs::remove_dir_all(output);
+            }
+            run(&format!("{name} --help"), &line, &place);
+        }
     }
 }
 
+/// As somebody would who reads README.md and then the pages of docs/ by their names, in one directory: what a line makes is what a
+/// later one takes, and no two lines make one thing.
 #[test]
 #[cfg_attr(not(feature = "hub"), ignore = "needs --features hub")]
-fn readme_and_docs() {
+fn documents_in_their_order() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let (place, mut seen) = (workplace(), BTreeSet::new());
-    let mut files = vec![root.join("README.md")];
-    files.extend(std::fs::read_dir(root.join("docs")).unwrap().map(|entry| entry.unwrap().path()));
+    let mut files: Vec<PathBuf> =
+        std::fs::read_dir(root.join("docs")).unwrap().map(|entry| entry.unwrap().path()).collect();
     files.retain(|path| path.extension().is_some_and(|ending| ending == "md"));
     files.sort();
-    assert!(files.len() >= 4, "{files:?}");
+    files.insert(0, root.join("README.md"));
+    assert!(files.len() >= 8, "{files:?}");
     let mut total = 0;
     for file in files {
         let lines = of_markdown(&std::fs::read_to_string(&file).unwrap());
         total += lines.len();
-        run_all(&file.display().to_string(), lines, &place, &mut seen);
+        for line in lines.into_iter().filter(|line| seen.insert(line.clone())) {
+            run(&file.display().to_string(), &line, &place);
+        }
     }
     assert!(total > 30, "{total} lines only");
+}
+
+/// The two commands of a fresh clone.
+#[test]
+fn readme_begins_with_what_works_without_anything() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let text = std::fs::read_to_string(root.join("README.md")).unwrap();
+    let blocks: Vec<&str> =
+        text.split("```sh\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
+    assert_eq!(blocks[0], "cargo run --release -- compare\ncargo test --workspace\n");
 }

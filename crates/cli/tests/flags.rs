@@ -31,6 +31,8 @@ const LINES: &[&str] = &[
     "eval --hf-path {}/four --windows 2 --sequence-length 48",
     "inspect {}/four --verify --threads 1 --json --verbose",
     "inspect {}/four --quiet",
+    "inspect --model {}/four",
+    "inspect --hf-path {}/four",
     "compare --model {}/model --methods basic,gptq --q-bits 4 --q-group-size 64 --output {}/c1 --restart --keep none --data {}/text.txt --eval-data {}/text.txt --strict --allow-unread --windows 2 --n-samples 2 --sequence-length 48 --batch-size 2 --iters 2 --share-statistics --threads 1 --low-memory --device cpu --seed 9 --json --verbose",
     "compare -m {}/model --methods basic --bits 3 --group-size 32 --mlx-path {}/c2 --data-path {}/text.txt --num-samples 2 --max-seq-length 48 --quiet",
     "compare --hf-path {}/model --dry-run",

@@ -30,9 +30,11 @@ fn a_file_gets_no_control_characters() {
     let text = plain(&made.get_output().stderr);
     let lines: Vec<&str> = text.lines().collect();
     let begin = [
+        "model    demo model (built in)",
+        "embeddings ",
         "2 steps: gptq, evaluation; about ",
         "quality  KL ",
-        "model    ",
+        "output   ",
         "run it   mlx_lm.generate --model ",
     ];
     assert_eq!(lines.len(), begin.len(), "what will be done and what was made, and nothing between: {text}");
@@ -42,7 +44,7 @@ fn a_file_gets_no_control_characters() {
     let mut refused = mlx_quant();
     let refused = refused.args(["eval", "--model", "/nonexistent"]).env("NO_COLOR", "1").assert().code(2);
     let text = plain(&refused.get_output().stderr);
-    assert!(text.starts_with("error: ") && text.contains("\nhint: "), "{text}");
+    assert!(text.starts_with("model    /nonexistent\nerror: ") && text.contains("\nhint: "), "{text}");
 }
 
 /// A command on a terminal of so many columns: what it wrote, escapes and all.
@@ -262,7 +264,7 @@ fn quiet_is_quiet_and_json_is_one_document() {
     run.args(["convert", "-q", "--quiet", "--mlx-path"]).arg(directory.path().join("out"));
     run.assert().success().stdout("").stderr("");
     let mut json = mlx_quant();
-    json.args(["inspect", "--json"]).arg(directory.path().join("out"));
+    json.args(["inspect", "--json", "--quiet"]).arg(directory.path().join("out"));
     let made = json.assert().success().stderr("");
     serde_json::from_slice::<serde_json::Value>(&made.get_output().stdout).unwrap();
     mlx_quant()

@@ -41,10 +41,10 @@
 //! The library never prints and never reads the environment; progress leaves it through [`Observer`].
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test panics to fail"))]
 
-/// The example of README.md.
+/// The example of docs/library.md.
 #[cfg(doctest)]
-#[doc = include_str!("../../../README.md")]
-pub struct Readme;
+#[doc = include_str!("../../../docs/library.md")]
+pub struct LibraryPage;
 
 pub mod card;
 mod carry;
@@ -70,6 +70,7 @@ pub mod replace;
 pub mod session;
 pub mod setting;
 pub mod source;
+pub mod spelling;
 pub mod stream;
 #[cfg(test)]
 mod testing;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::{HubFlags, Machine, Output, Target};
+use super::{HubFlags, Machine, ModelArg, Output, Target};
 
 const AWQ_EXAMPLES: &str = "\
 Examples:
@@ -34,7 +34,7 @@ Examples:
       the built-in demo model at 4 bits with the built-in calibration text
   mlx-quant gptq --model Qwen/Qwen3-8B --bits 3 --mlx-path ./Qwen3-8B-gptq-3bit
   mlx-quant gptq --model Qwen/Qwen3-8B --fallback-bits 4
-      the embedding at 4 bits too
+      embedding and head at 4 bits too: 4.5 bits per weight instead of about 4.9
   mlx-quant gptq --model Qwen/Qwen3-30B-A3B --low-memory --verbose
       activations wait on disk; says which experts saw too few tokens";
 
@@ -80,11 +80,11 @@ pub(crate) struct DynamicFlags {
     #[arg(long, value_name = "X", conflicts_with_all = ["target_size", "target_kl"])]
     pub(crate) target_bpw: Option<f64>,
 
-    /// Bytes of all weights, as in 4.2GB or 500MiB
+    /// Size of all weights, with its unit, as in 4.2GB or 500MiB
     #[arg(long, value_name = "SIZE", conflicts_with = "target_kl")]
     pub(crate) target_size: Option<String>,
 
-    /// The smallest model whose KL to the original, in nats a token, is at most this: predicted, then measured
+    /// The smallest model whose KL to the original, in nats per token, is at most this: predicted, then measured
     #[arg(long, value_name = "X")]
     pub(crate) target_kl: Option<f64>,
 
@@ -121,6 +121,8 @@ Examples:
 /// Arguments of `dwq`.
 #[derive(Debug, Args)]
 #[command(after_help = DWQ_EXAMPLES)]
+#[command(mut_arg("n_samples", |arg| arg.help("Windows that are trained on; 0 for all [default: as many as the steps take]")))]
+#[command(mut_arg("batch_size", |arg| arg.help("Windows per step [default: 4]")))]
 pub(crate) struct Dwq {
     #[command(flatten)]
     pub(crate) common: Calibrated,
@@ -182,6 +184,8 @@ Methods, in this order: dynamic (bits for each layer), awq (scales), one of rtn,
 /// Arguments of `quantize`.
 #[derive(Debug, Args)]
 #[command(after_help = QUANTIZE_EXAMPLES)]
+#[command(mut_arg("n_samples", |arg| arg.help("Calibration windows, and with dwq the windows that are trained on; 0 for all [default: 128; dwq trains on as many as its steps take]")))]
+#[command(mut_arg("batch_size", |arg| arg.help("Windows per step of dwq [default: 4]")))]
 pub(crate) struct Quantize {
     /// Methods, in their order, joined by +
     #[arg(long, value_name = "RECIPE")]
@@ -240,7 +244,8 @@ pub(crate) struct GptqFlags {
     #[arg(long)]
     pub(crate) act_order: bool,
 
-    /// Bits of embeddings and head [default: 6]
+    /// Bits of embeddings and head [default: 6, as mlx_lm.gptq has it; with --bits 4, --fallback-bits 4 makes 4.5 bits per weight of
+    /// the whole model]
     #[arg(long, value_name = "BITS")]
     pub(crate) fallback_bits: Option<u32>,
 
@@ -272,16 +277,15 @@ pub(crate) struct Calibrated {
     #[arg(long)]
     pub(crate) strict: bool,
 
-    /// Calibration windows, and with dwq the windows that are trained on; 0 for all [default: 128; dwq trains on as many as its steps
-    /// take]
+    /// Calibration windows; 0 for all [default: 128]
     #[arg(long, visible_alias = "num-samples", value_name = "N")]
     pub(crate) n_samples: Option<usize>,
 
-    /// Tokens a window
+    /// Tokens per window
     #[arg(long, visible_alias = "max-seq-length", value_name = "N", default_value_t = 512)]
     pub(crate) sequence_length: usize,
 
-    /// Windows a step of dwq [default: 4]; elsewhere windows are independent of each other, whatever their number in memory
+    /// Without effect: windows are independent of each other, however many are in memory
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) batch_size: Option<u32>,
 
@@ -302,4 +306,11 @@ pub(crate) struct Calibrated {
 
     #[command(flatten)]
     pub(crate) hub: HubFlags,
+}
+
+impl Calibrated {
+    /// The model that is quantized, and its revision on the hub.
+    pub(super) fn source(&self) -> (&ModelArg, &Option<String>) {
+        (&self.target.model, &self.hub.revision)
+    }
 }

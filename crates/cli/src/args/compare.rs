@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
-use super::{Machine, Output};
+use super::{Machine, ModelArg, Output};
 
 const COMPARE_EXAMPLES: &str = "\
 Examples:
@@ -35,9 +35,8 @@ pub(crate) enum KeepArg {
 #[command(after_help = COMPARE_EXAMPLES)]
 #[expect(clippy::struct_excessive_bools, reason = "flags")]
 pub(crate) struct Compare {
-    /// Model: a directory, or a hub id such as Qwen/Qwen3-8B [default: the built-in demo model]
-    #[arg(long, short = 'm', visible_alias = "hf-path", value_name = "MODEL")]
-    pub(crate) model: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) model: ModelArg,
 
     /// Branch, tag or commit of a model on the hub [default: main]
     #[arg(long, value_name = "REVISION")]
@@ -101,11 +100,11 @@ pub(crate) struct Compare {
     #[arg(long, visible_alias = "num-samples", value_name = "N")]
     pub(crate) n_samples: Option<usize>,
 
-    /// Tokens a window
+    /// Tokens per window
     #[arg(long, visible_alias = "max-seq-length", value_name = "N", default_value_t = 512)]
     pub(crate) sequence_length: usize,
 
-    /// Windows a step of dwq
+    /// Windows per step of dwq
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) batch_size: u32,
 

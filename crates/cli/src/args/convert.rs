@@ -29,6 +29,8 @@ A recipe file sets layers apart (later entries win; * matches any characters):
 /// Arguments of `convert`.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
+#[command(mut_arg("low_memory", |arg| arg.help("Without effect: weights are streamed whatever is said")))]
+#[command(mut_arg("seed", |arg| arg.help("Without effect: nothing is drawn at random")))]
 #[expect(clippy::struct_excessive_bools, reason = "flags")]
 pub(crate) struct Convert {
     #[command(flatten)]

@@ -1,40 +1,40 @@
 //! Arguments of `recommend`.
 
-use std::path::PathBuf;
-
 use clap::builder::TypedValueParser;
 use clap::{Args, ValueEnum};
 use mlx_quant::forecast::Quality;
 
-use super::Output;
+use super::{ModelArg, Output};
 
 const RECOMMEND_EXAMPLES: &str = "\
 Examples:
-  mlx-quant recommend --model Qwen/Qwen3-8B
-      what each method would need on this machine, and which one to take
+  mlx-quant recommend Qwen/Qwen3-8B
+      what to do now, within an hour or overnight on this machine, what each method needs, and its command
   mlx-quant recommend --model Qwen/Qwen3-8B --size 4GB --quality best
   mlx-quant recommend --model Qwen/Qwen3-8B --memory 16GB --time 1h
   mlx-quant recommend --model Qwen/Qwen3-8B --target-bpw 3.5 --json
 
 A directory with config.json alone will do: shapes are taken from it, so that a model can be planned for before it is downloaded.";
 
+const MODEL: &str = "Model: a directory (config.json alone will do), or a hub id or URL, of which only headers are fetched [default: the built-in demo model]";
+
 /// Arguments of `recommend`.
 #[derive(Debug, Args)]
 #[command(after_help = RECOMMEND_EXAMPLES)]
+#[command(mut_arg("model", |arg| arg.help(MODEL)))]
 pub(crate) struct Recommend {
-    /// Model: a directory (config.json alone will do), or a hub id, of which only headers are fetched [default: the built-in demo model]
-    #[arg(long, short = 'm', visible_alias = "hf-path", value_name = "MODEL")]
-    pub(crate) model: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) model: ModelArg,
 
     /// Branch, tag or commit of a model on the hub [default: main]
     #[arg(long, value_name = "REVISION")]
     pub(crate) revision: Option<String>,
 
-    /// Memory that may be used, as in 16GB [default: what is free]
+    /// Memory that may be used, with its unit, as in 16GB [default: what is free]
     #[arg(long, value_name = "SIZE")]
     pub(crate) memory: Option<String>,
 
-    /// Time that may be used, as in 90s, 30min or 2h [default: any]
+    /// Time that may be used, with its unit, as in 90s, 30min or 2h [default: a night]
     #[arg(long, value_name = "TIME")]
     pub(crate) time: Option<String>,
 
@@ -42,11 +42,11 @@ pub(crate) struct Recommend {
     #[arg(long, value_name = "X", conflicts_with = "size")]
     pub(crate) target_bpw: Option<f64>,
 
-    /// Bytes of the result's weights, as in 3GB
+    /// Size of the result's weights, with its unit, as in 3GB
     #[arg(long, visible_alias = "target-size", value_name = "SIZE")]
     pub(crate) size: Option<String>,
 
-    /// How much quality is to be paid for
+    /// Which row of the answer is the advice
     #[arg(long, value_enum, default_value = "balanced")]
     pub(crate) quality: QualityArg,
 
@@ -62,7 +62,7 @@ pub(crate) struct Recommend {
     #[arg(long, visible_alias = "num-samples", value_name = "N", value_parser = counted(1, 1_000_000))]
     pub(crate) n_samples: Option<usize>,
 
-    /// Tokens a window
+    /// Tokens per window
     #[arg(long, visible_alias = "max-seq-length", value_name = "N", default_value_t = 512, value_parser = counted(2, 10_000_000))]
     pub(crate) sequence_length: usize,
 
@@ -90,11 +90,11 @@ fn counted(least: u64, most: u64) -> impl TypedValueParser<Value = usize> {
 /// `--quality`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum QualityArg {
-    /// Seconds to minutes
+    /// Now: the quickest
     Fast,
-    /// The closest to the original without training
+    /// Within an hour: the closest to the original that is ready by then
     Balanced,
-    /// The closest to the original
+    /// Overnight: the closest to the original that is ready by then
     Best,
 }
 

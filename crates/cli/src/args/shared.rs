@@ -7,17 +7,17 @@ use mlx_format::checkpoint::Destination;
 use mlx_quant::recipes::DeviceChoice;
 
 use super::choices::DtypeArg;
+use super::model::ModelArg;
 use crate::typed::typed;
 
 /// What every command that writes a model takes.
 #[derive(Debug, Args)]
 #[expect(clippy::struct_excessive_bools, reason = "flags")]
 pub(crate) struct Target {
-    /// Model: a directory, or a hub id such as Qwen/Qwen3-8B [default: the built-in demo model]
-    #[arg(long, short = 'm', visible_alias = "hf-path", value_name = "MODEL")]
-    pub(crate) model: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) model: ModelArg,
 
-    /// Output directory; must not exist (but see --overwrite)
+    /// Output directory; must not exist (but see --overwrite), directories above it are made
     #[arg(long, value_name = "DIR", default_value = "mlx_model")]
     pub(crate) mlx_path: PathBuf,
 
@@ -71,7 +71,7 @@ pub(crate) struct Machine {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub(crate) threads: Option<u32>,
 
-    /// Smallest resident set: activations wait in files (convert always streams)
+    /// Smallest resident set: activations wait in files
     #[arg(long)]
     pub(crate) low_memory: bool,
 
@@ -79,7 +79,7 @@ pub(crate) struct Machine {
     #[arg(long, default_value = "cpu")]
     pub(crate) device: DeviceChoice,
 
-    /// Seed of the choice of calibration windows (convert draws nothing at random)
+    /// Seed of the choice of calibration windows
     #[arg(long, default_value_t = 123)]
     pub(crate) seed: u64,
 }

@@ -75,7 +75,7 @@ pub(crate) fn run(args: &Compare, printer: Printer) -> Result<()> {
 fn ending(made: &Comparison, original: Asked<'_>, printer: Printer) {
     let kept = made.entries.iter().filter_map(|entry| Some((entry, entry.model.as_deref()?)));
     let Some((best, path)) = kept.min_by(|one, other| one.0.kl().total_cmp(&other.0.kl())) else {
-        return printer.say("model    none was kept; --keep best keeps one");
+        return printer.say("output   none was kept; --keep best keeps one");
     };
     let what = format!("{}, {:.3} bits per weight, {}", best.name, best.bits_per_weight, bytes(best.bytes));
     let quality = best.evaluation.total.against.as_ref();
@@ -209,7 +209,7 @@ fn settings(
 }
 
 fn asked(args: &Compare) -> Asked<'_> {
-    Asked::new(args.model.as_deref(), args.revision.as_deref())
+    Asked::new(args.model.given(), args.revision.as_deref())
 }
 
 /// For each method the command line that makes the same model.

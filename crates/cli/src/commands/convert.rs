@@ -6,6 +6,7 @@ use mlx_format::checkpoint::Writer;
 use mlx_quant::Settings;
 
 use super::carry::{carry_out, plan, threads};
+use super::parents::Parents;
 use crate::args::Convert;
 use crate::commands::source::{self, Asked, Need};
 use crate::commands::upload::Target;
@@ -16,11 +17,12 @@ use crate::refusal::Refusal;
 pub(crate) fn run(args: &Convert, printer: Printer) -> Result<()> {
     source::device(&args.machine.device)?;
     let settings = settings(args, printer)?;
+    let _parents = Parents::of(&args.target.mlx_path, args.target.dry_run)?;
     if !args.target.dry_run {
         Writer::check_target(args.target.destination()).map_err(mlx_quant::Error::from)?;
     }
     let upload = Target::of(&args.hub, args.target.dry_run, printer)?;
-    let asked = Asked::new(args.target.model.as_deref(), args.hub.revision.as_deref());
+    let asked = Asked::new(args.target.model.given(), args.hub.revision.as_deref());
     #[cfg(feature = "hub")]
     if args.stream && super::stream::run(args, asked, &settings, upload.as_ref(), printer)? {
         return Ok(());

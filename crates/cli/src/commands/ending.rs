@@ -26,7 +26,7 @@ impl Ending<'_> {
     pub(super) fn say(&self, printer: Printer) {
         let path = typed_path(self.path);
         printer.say(&format!("quality  {}", self.quality()));
-        printer.say(&format!("model    {path}: {}", self.what));
+        printer.say(&format!("output   {path}: {}", self.what));
         printer.say(&format!("run it   mlx_lm.generate --model {path} --prompt \"Hello\""));
     }
 

@@ -24,7 +24,7 @@ pub(crate) fn run(args: &Eval, printer: Printer) -> Result<()> {
     let device = source::device(&args.device)?;
     let report = args.report.as_deref().map(Report::create).transpose()?;
     let need = Need::of(args.dry_run);
-    let asked = Asked::new(args.model.as_deref(), args.revision.as_deref());
+    let asked = Asked::new(args.model.given(), args.revision.as_deref());
     let reference = args.reference.as_deref().map(|path| Asked::new(Some(path), None));
     source::check(&[asked, reference.unwrap_or(asked)], &[args.data.as_deref()])?;
     let open = |asked| -> Result<_> {
@@ -137,7 +137,10 @@ impl Report {
             Some("json") => false,
             _ => {
                 let path = path.display();
-                return Err(Refusal(format!("--report {path}: hint: end the name in .md or .json")).into());
+                return Err(Refusal(format!(
+                    "--report {path}: the ending says the form; hint: end the name in .md or .json"
+                ))
+                .into());
             }
         };
         let unwritten = !path.exists();

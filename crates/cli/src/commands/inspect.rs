@@ -13,7 +13,7 @@ use crate::screen::Screen;
 
 /// Runs the command.
 pub(crate) fn run(args: &Inspect, printer: Printer) -> Result<()> {
-    let asked = Asked::new(args.model.as_deref(), args.revision.as_deref());
+    let asked = Asked::new(args.model.given(), args.revision.as_deref());
     let located = source::directory(asked, Need::of(!args.verify), printer)?;
     if !args.verify {
         let model = located.open(mlx_quant::open)?;

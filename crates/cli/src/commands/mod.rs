@@ -8,10 +8,11 @@ pub(crate) mod eval;
 pub(crate) mod inspect;
 mod layers;
 mod line;
+mod parents;
 pub(crate) mod quantize;
 pub(crate) mod recommend;
 pub(crate) mod shell;
-mod source;
+pub(crate) mod source;
 #[cfg(feature = "hub")]
 mod stream;
 pub(crate) mod upload;

@@ -1,16 +1,18 @@
 //! `mlx-quant recommend`.
 
+use std::path::Path;
+
 use anyhow::Result;
 use mlx_format::Scheme;
 use mlx_format::checkpoint::CheckpointError;
 use mlx_quant::dynamic::Target;
-use mlx_quant::forecast::{Choice, Machine, Recommendation, Wish, recommend};
+use mlx_quant::forecast::{Choice, Forecast, Machine, Recommendation, Row, Wish, recommend};
 use mlx_quant::inspect::inspect;
 use mlx_quant::recipes::{available_memory, total_memory};
 use mlx_quant_report as report;
 use serde_json::json;
 
-use super::line::{CommandLine, other};
+use super::line::{CommandLine, other, paragraph, quoted, wrapped};
 use crate::args::Recommend;
 use crate::commands::source::{self, Asked, Need, Opened};
 use crate::printer::{Printer, bytes};
@@ -20,6 +22,9 @@ use crate::{amount, machine};
 /// What may be used where the system does not say what is free.
 const USUAL_MEMORY: u64 = 16_000_000_000;
 
+/// Of the JSON document: raised when a field goes or means something else.
+const VERSION: u32 = 2;
+
 /// Runs the command.
 pub(crate) fn run(args: &Recommend, printer: Printer) -> Result<()> {
     let wish = wish(args)?;
@@ -27,7 +32,11 @@ pub(crate) fn run(args: &Recommend, printer: Printer) -> Result<()> {
     let model = open(asked, printer)?;
     let machine = machine::measured(wish.threads, args.measure, printer)?;
     let made = recommend(&model, &wish, &machine)?;
-    let lines: Vec<String> = made.choices.iter().map(|choice| line(choice, args)).collect::<Result<_>>()?;
+    let name = name(args, &model);
+    let lines: Vec<String> =
+        made.choices.iter().map(|choice| line(choice, args, &name)).collect::<Result<_>>()?;
+    let of_row = |row: &Row| row.choice.as_ref().map(|choice| line(choice, args, &name)).transpose();
+    let of_rows: Vec<Option<String>> = made.rows.iter().map(of_row).collect::<Result<_>>()?;
     let inspection = inspect(&model)?;
     if printer.is_json() {
         let methods = made.choices.iter().zip(&lines).map(|(choice, line)| {
@@ -35,7 +44,17 @@ pub(crate) fn run(args: &Recommend, printer: Printer) -> Result<()> {
             choice["command"] = json!(line);
             Ok(choice)
         });
+        let rows = made.rows.iter().zip(&of_rows).map(|(row, line)| {
+            let mut value = serde_json::to_value(row)?;
+            if let (Some(choice), Some(line)) =
+                (value.get_mut("choice").and_then(|choice| choice.as_object_mut()), line)
+            {
+                choice.insert("command".to_owned(), json!(line));
+            }
+            Ok(value)
+        });
         let document = json!({
+            "version": VERSION,
             "model": model.name(),
             "model_type": inspection.model_type,
             "parameters": inspection.parameters,
@@ -45,8 +64,9 @@ pub(crate) fn run(args: &Recommend, printer: Printer) -> Result<()> {
             "time_limit": wish.time,
             "quality": wish.quality,
             "methods": methods.collect::<Result<Vec<_>>>()?,
-            "recommended": made.pick.map(|pick| &made.choices[pick].method),
-            "command": made.pick.map(|pick| &lines[pick]),
+            "rows": rows.collect::<Result<Vec<_>>>()?,
+            "recommended": made.pick.and_then(|pick| made.rows[pick].choice.as_ref()).map(|choice| &choice.method),
+            "command": made.pick.and_then(|pick| of_rows[pick].as_ref()),
             "why": made.why,
         });
         printer.data(&report::json(&document)?);
@@ -60,7 +80,8 @@ pub(crate) fn run(args: &Recommend, printer: Printer) -> Result<()> {
         bytes(inspection.file_bytes)
     ));
     printer.data(&facts(&machine, &wish));
-    show(&made, &lines, printer);
+    show_rows(&made, &of_rows, printer);
+    show_methods(&made, &lines, printer);
     possible(&made)
 }
 
@@ -78,7 +99,10 @@ fn wish(args: &Recommend) -> Result<Wish> {
     let size = args.size.as_deref().map(|text| amount::size("--size", text)).transpose()?;
     let target = size.map(Target::Bytes).or_else(|| args.target_bpw.map(Target::BitsPerWeight));
     if let Some(bits) = args.target_bpw.filter(|bits| !(bits.is_finite() && *bits > 0.0)) {
-        return Err(Refusal(format!("--target-bpw {bits}: hint: give a number above 0, such as 4.5")).into());
+        return Err(Refusal(format!(
+            "--target-bpw {bits} is no number of bits; hint: give a number above 0, such as 4.5"
+        ))
+        .into());
     }
     super::quantize::affine(args.q_bits, args.q_group_size)?;
     let memory = args.memory.as_deref().map(|text| amount::size("--memory", text)).transpose()?;
@@ -109,26 +133,37 @@ fn open(asked: Asked<'_>, printer: Printer) -> Result<Opened> {
 
 fn facts(machine: &Machine, wish: &Wish) -> String {
     format!(
-        "this machine: {} threads, {:.0} GFLOP/s, disk {}/s read, {}/s written, {} of memory may be used{}",
+        "this machine: {} threads, {:.0} GFLOP/s, disk {}/s read, {}/s written\nmemory: {} may be used{}",
         machine.threads,
         machine.products / 1e9,
         bytes(machine.read as u64),
         bytes(machine.write as u64),
         bytes(wish.memory),
-        total_memory().map_or_else(String::new, |total| format!(" of {}", bytes(total))),
+        total_memory().map_or_else(String::new, |total| format!(", {} are here", bytes(total))),
     )
 }
 
 fn asked(args: &Recommend) -> Asked<'_> {
-    Asked::new(args.model.as_deref(), args.revision.as_deref())
+    Asked::new(args.model.given(), args.revision.as_deref())
 }
 
-/// The command that carries a choice out.
-fn line(choice: &Choice, args: &Recommend) -> Result<String> {
+/// How the model is called in the name of an output.
+fn name(args: &Recommend, model: &mlx_quant::Model) -> String {
+    let Some(word) = asked(args).word() else { return "demo".to_owned() };
+    let last = word.file_name().map(|name| name.to_string_lossy().into_owned());
+    let last = last.unwrap_or_else(|| model.name());
+    last.split('@').next().unwrap_or_default().to_owned()
+}
+
+/// The command that carries a choice out, into a directory of its own.
+fn line(choice: &Choice, args: &Recommend, name: &str) -> Result<String> {
     let scheme = Scheme::affine(choice.bits, args.q_group_size)?;
     let mut line = CommandLine::new(&choice.recipe, asked(args).word().as_deref(), scheme, choice.target_bpw);
+    let size =
+        choice.target_bpw.map_or_else(|| format!("{}bit", choice.bits), |target| format!("{target:.3}bpw"));
+    line.flag("--mlx-path", Some(quoted(Path::new(&format!("{name}-{}-{size}", choice.method)))));
     if choice.recipe.needs_calibration() {
-        line.flag("--n-samples", args.n_samples.map(|count| count.to_string()));
+        line.flag("--n-samples", choice.windows.map(|count| count.to_string()));
         line.flag("--sequence-length", other(args.sequence_length, 512));
     }
     if choice.recipe.trains() {
@@ -140,43 +175,93 @@ fn line(choice: &Choice, args: &Recommend) -> Result<String> {
     Ok(line.to_string())
 }
 
-fn show(made: &Recommendation, lines: &[String], printer: Printer) {
-    let rows = made.choices.iter().enumerate().map(|(at, choice)| {
-        let needs = choice.forecast.as_ref();
-        let cell =
-            |of: &dyn Fn(&mlx_quant::forecast::Forecast) -> String| needs.map_or_else(|| "-".to_owned(), of);
-        let theirs = choice.mlx_lm.as_ref().map(|peer| peer.memory.map_or_else(|| "no".to_owned(), bytes));
-        vec![
-            format!("{}{}", choice.method, if made.pick == Some(at) { " *" } else { "" }),
-            choice.when.to_owned(),
-            cell(&|needs| format!("{:.3}", needs.bits_per_weight)),
-            cell(&|needs| bytes(needs.bytes)),
-            cell(&|needs| report::duration(needs.seconds)),
-            cell(&|needs| bytes(needs.peak_memory)),
-            theirs.unwrap_or_default(),
-        ]
+/// A KL that is expected: the range between the models that were measured.
+fn expected(choice: &Choice) -> String {
+    let digits = |kl: f64| match kl {
+        _ if kl >= 10.0 => format!("{kl:.0}"),
+        _ if kl >= 1.0 => format!("{kl:.1}"),
+        _ if kl >= 0.1 => format!("{kl:.2}"),
+        _ => format!("{kl:.3}"),
+    };
+    match choice.expected_kl {
+        Some(kl) if kl.high < 0.01 => "<0.01".to_owned(),
+        Some(kl) if digits(kl.low) == digits(kl.high) => format!("~{}", digits(kl.low)),
+        Some(kl) => format!("~{}-{}", digits(kl.low), digits(kl.high)),
+        None => "?".to_owned(),
+    }
+}
+
+/// Size, time and memory of a choice, as far as they are known.
+fn needs(choice: &Choice) -> [String; 3] {
+    let cell = |of: &dyn Fn(&Forecast) -> String| choice.forecast.as_ref().map_or_else(|| "-".to_owned(), of);
+    [
+        cell(&|needs| bytes(needs.bytes)),
+        cell(&|needs| report::duration(needs.seconds)),
+        cell(&|needs| bytes(needs.peak_memory)),
+    ]
+}
+
+/// What to do now, within an hour and overnight.
+fn show_rows(made: &Recommendation, lines: &[Option<String>], printer: Printer) {
+    let rows = made.rows.iter().enumerate().map(|(at, row)| {
+        let when = format!("{}{}", row.when, if made.pick == Some(at) { " *" } else { "" });
+        let Some(choice) = &row.choice else { return vec![when, "nothing".to_owned()] };
+        let mut cells = vec![when, choice.method.clone(), expected(choice)];
+        cells.extend(needs(choice));
+        cells
     });
-    let heads = ["method", "guide", "bits/weight", "size", "time", "memory", "mlx-lm's memory"];
+    let heads = ["", "method", "expected KL", "size", "time", "memory"];
     printer.data(&format!("\n{}", report::plain_table(&heads, rows.collect(), 2)));
-    for choice in &made.choices {
-        if let Some(obstacle) = &choice.obstacle {
-            printer.data(&format!("{}: {obstacle}", choice.method));
-        }
-    }
-    match made.pick {
-        Some(pick) => {
-            printer.data(&format!("\n* {}: {}", made.choices[pick].method, made.why));
-            printer.data(&format!("\n  {}", lines[pick]));
-        }
-        None => printer.data(""),
-    }
-    if printer.is_verbose() {
-        printer.data("");
-        for (choice, line) in made.choices.iter().zip(lines) {
-            printer.data(&format!("{}\n  {line}", choice.method));
-            if let Some(peer) = &choice.mlx_lm {
-                printer.data(&format!("  mlx-lm: {}", peer.source));
-            }
+    for (row, line) in made.rows.iter().zip(lines) {
+        let told = row.same_as.map_or_else(String::new, |same| format!("as {}: ", made.rows[same].when));
+        printer.data(&format!("\n{}", paragraph(&format!("{}: {told}{}", row.when, row.why))));
+        if let (Some(line), None) = (line, row.same_as) {
+            printer.data(&wrapped(line, 2));
         }
     }
 }
+
+/// Every method with its needs, and its command or what is in its way.
+fn show_methods(made: &Recommendation, lines: &[String], printer: Printer) {
+    let peers = made.choices.iter().any(|choice| choice.mlx_lm.is_some());
+    let rows = made.choices.iter().map(|choice| {
+        let mut cells = vec![choice.method.clone(), expected(choice)];
+        cells.extend(needs(choice));
+        let peer = choice.mlx_lm.as_ref().map(|peer| peer.memory.map_or_else(|| "cannot".to_owned(), bytes));
+        cells.extend(peers.then(|| peer.unwrap_or_default()));
+        cells
+    });
+    // Two lines where the last column needs them.
+    let line = if peers { "\n" } else { "" };
+    let heads = ["every method", "expected KL", "size", "time", "memory"].map(|head| format!("{line}{head}"));
+    let mut heads: Vec<&str> = heads.iter().map(String::as_str).collect();
+    heads.extend(peers.then_some("mlx-lm's\nmemory"));
+    printer.data(&format!("\n{}", report::plain_table(&heads, rows.collect(), 1)));
+    // What is in the way of several methods is said once.
+    let mut told: Vec<(&str, Vec<&str>)> = Vec::new();
+    for choice in &made.choices {
+        let Some(obstacle) = choice.obstacle.as_deref() else { continue };
+        match told.iter_mut().find(|(known, _)| *known == obstacle) {
+            Some((_, methods)) => methods.push(&choice.method),
+            None => told.push((obstacle, vec![&choice.method])),
+        }
+    }
+    printer.data("");
+    for (choice, line) in made.choices.iter().zip(lines).filter(|(choice, _)| choice.obstacle.is_none()) {
+        printer.data(&format!("{}\n{}", choice.method, wrapped(line, 2)));
+    }
+    for (obstacle, methods) in told {
+        printer.data(&paragraph(&format!("{}: {obstacle}", methods.join(", "))));
+    }
+    printer.data(&format!("\n{}", paragraph(ESTIMATE)));
+    if printer.is_verbose() {
+        let peers = made.choices.iter().filter_map(|choice| Some((&choice.method, choice.mlx_lm.as_ref()?)));
+        for (method, peer) in peers {
+            printer.data(&format!("mlx-lm's {method}: {}", peer.source));
+        }
+    }
+}
+
+const ESTIMATE: &str = "expected KL: to the original, in nats per token; an estimate, what the method lost at this size on a \
+                        model of 8 million weights and on one of 135 million. Below 0.01 is hard to tell from the original. \
+                        `mlx-quant compare` measures your model.";

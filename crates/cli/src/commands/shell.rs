@@ -12,9 +12,20 @@ use crate::printer::Printer;
 /// Prints a completion script.
 pub(crate) fn completions(shell: Shell, printer: Printer) -> Result<()> {
     let mut script = Vec::new();
-    clap_complete::generate(shell, &mut Cli::command(), "mlx-quant", &mut script);
-    printer.data(String::from_utf8(script)?.trim_end());
+    clap_complete::generate(shell, &mut Cli::command(), NAME, &mut script);
+    let script = String::from_utf8(script)?;
+    let script = if shell == Shell::Bash { agreed(&script) } else { script };
+    printer.data(script.trim_end());
     Ok(())
+}
+
+const NAME: &str = "mlx-quant";
+
+/// The script for bash, with one spelling of each command's state. clap_complete 4.6 writes the hyphen in the program's name as `__`
+/// where a state is entered, and as `__subcmd__` where it is looked for, so that nothing is completed behind a command
+/// (<https://github.com/clap-rs/clap/issues/6421>). Where that is mended this changes nothing.
+fn agreed(script: &str) -> String {
+    script.replace(&NAME.replace('-', "__subcmd__"), &NAME.replace('-', "__"))
 }
 
 /// Writes a page for the program and one for each command.

@@ -9,6 +9,7 @@ use mlx_format::Scheme;
 use mlx_format::checkpoint::Directory;
 use mlx_quant::plan::Overrides;
 use mlx_quant::recipes::{Device, DeviceChoice};
+use mlx_quant::spelling::nearest;
 use mlx_quant::{DataSource, Model};
 
 #[cfg(feature = "hub")]
@@ -56,6 +57,14 @@ impl<'a> Asked<'a> {
     /// As one word, for command lines.
     pub(crate) fn word(&self) -> Option<PathBuf> {
         let model = self.model?;
+        // A page's URL is longer than the id.
+        #[cfg(feature = "hub")]
+        if let Ok(Some(address)) = self.address() {
+            let id = address.id();
+            return Some(
+                address.revision.map_or_else(|| id.clone(), |revision| format!("{id}@{revision}")).into(),
+            );
+        }
         Some(match self.revision {
             Some(revision) if !model.exists() => PathBuf::from(format!("{}@{revision}", model.display())),
             _ => model.to_owned(),
@@ -80,20 +89,31 @@ impl<'a> Asked<'a> {
     }
 }
 
-/// Refuses ids that are none, before anything is fetched for a command.
-#[cfg_attr(not(feature = "hub"), expect(clippy::unnecessary_wraps, reason = "with the hub it can fail"))]
-pub(crate) fn check(models: &[Asked<'_>], data: &[Option<&Path>]) -> Result<(), Refusal> {
-    #[cfg(feature = "hub")]
-    {
-        for asked in models {
-            asked.address()?;
+/// Says which model a command is about: the demo model is easily worked on by mistake.
+pub(crate) fn tell(asked: Asked<'_>, printer: Printer) {
+    match asked.word() {
+        Some(word) => printer.say(&format!("model    {}", word.display())),
+        None if cfg!(feature = "demo") => {
+            printer.say("model    the built-in demo model (--model takes your own)");
         }
-        for path in data.iter().flatten().filter(|path| !path.exists()) {
-            address(path, true)?;
+        None => {}
+    }
+}
+
+/// Refuses what is not here and no id, before anything is fetched for a command.
+pub(crate) fn check(models: &[Asked<'_>], data: &[Option<&Path>]) -> Result<(), Refusal> {
+    let models = models.iter().filter_map(|asked| asked.model).map(|path| (path, false));
+    let data = data.iter().copied().flatten().map(|path| (path, true));
+    for (path, data) in models.chain(data).filter(|(path, _)| !path.exists()) {
+        #[cfg(feature = "hub")]
+        if address(path, data)?.is_some() {
+            continue;
+        }
+        // Without the hub two parts may be an id, of which more is said later.
+        if cfg!(feature = "hub") || path.components().count() != 2 {
+            return Err(absent(path, data));
         }
     }
-    #[cfg(not(feature = "hub"))]
-    let _ = (models, data);
     Ok(())
 }
 
@@ -102,10 +122,62 @@ pub(crate) fn check(models: &[Asked<'_>], data: &[Option<&Path>]) -> Result<(), 
 pub(crate) fn address(text: &Path, data: bool) -> Result<Option<Address>, Refusal> {
     Address::parse(text, data).transpose().map_err(|why| {
         let text = text.display();
-        Refusal(format!(
-            "{text} is not here, and not a hub id: {why}; hint: hub ids are ORG/NAME, as Qwen/Qwen3-8B"
-        ))
+        let id = if data { "allenai/c4" } else { "Qwen/Qwen3-8B" };
+        Refusal(format!("{text} is not here, and not a hub id: {why}; hint: hub ids are ORG/NAME, as {id}"))
     })
+}
+
+/// Refuses a directory that is not here.
+#[cfg(feature = "hub")]
+pub(crate) fn check_here(path: &Path) -> Result<(), Refusal> {
+    if path.exists() { Ok(()) } else { Err(absent(path, false)) }
+}
+
+/// A path that is not here, and cannot be an id: with what it may stand for, and what an id looks like.
+fn absent(path: &Path, data: bool) -> Refusal {
+    let (what, id) = if data { ("file or directory", "allenai/c4") } else { ("directory", "Qwen/Qwen3-8B") };
+    let meant = near(path).map_or_else(String::new, |near| format!("did you mean {}? ", near.display()));
+    let hub = if cfg!(feature = "hub") {
+        format!("; an id on the hub is ORG/NAME, as {id}")
+    } else {
+        String::new()
+    };
+    Refusal(format!(
+        "{}: there is no such {what}; hint: {meant}give the path of a {what}{hub}",
+        path.display()
+    ))
+}
+
+/// A path that is here, with the name most like the first one of `path` that is not.
+fn near(path: &Path) -> Option<PathBuf> {
+    let mut here = PathBuf::new();
+    let mut parts = path.components();
+    for part in parts.by_ref() {
+        let next = here.join(part);
+        if next.symlink_metadata().is_ok() {
+            here = next;
+            continue;
+        }
+        let place = if here.as_os_str().is_empty() { Path::new(".") } else { &here };
+        let entries = std::fs::read_dir(place).ok()?.flatten();
+        let names: Vec<String> = entries.filter_map(|entry| entry.file_name().into_string().ok()).collect();
+        let visible = names.iter().map(String::as_str).filter(|name| !name.starts_with('.'));
+        let found = here.join(nearest(part.as_os_str().to_str()?, visible)?);
+        let whole = found.join(parts.as_path());
+        return Some(if parts.as_path().as_os_str().is_empty() || !whole.exists() { found } else { whole });
+    }
+    None
+}
+
+/// What went wrong with an id, with the name of something here that it may stand for.
+#[cfg(feature = "hub")]
+fn or_here(error: anyhow::Error, text: &Path) -> anyhow::Error {
+    let refused = error.is::<Refusal>();
+    let Some(near) = near(text).filter(|_| !error.is::<mlx_quant::Error>()) else { return error };
+    let told = format!("{error:#}");
+    let joint = if told.contains("; hint: ") { ", or" } else { "; hint:" };
+    let told = format!("{told}{joint} did you mean {}, which is here?", near.display());
+    if refused { Refusal(told).into() } else { anyhow::Error::msg(told) }
 }
 
 /// A directory, and what keeps it there while it is used.
@@ -170,7 +242,7 @@ pub(crate) fn directory(asked: Asked<'_>, need: Need, printer: Printer) -> Resul
     };
     #[cfg(feature = "hub")]
     if let Some(address) = asked.address()? {
-        return downloaded(&address, need, printer);
+        return downloaded(&address, need, printer).map_err(|error| or_here(error, path));
     }
     #[cfg(not(feature = "hub"))]
     let _ = need;
@@ -181,6 +253,9 @@ pub(crate) fn directory(asked: Asked<'_>, need: Need, printer: Printer) -> Resul
     if !path.exists() && path.components().count() == 2 {
         let what = format!("{} is not a directory", path.display());
         return Err(Refusal::no_hub(&what, "download it first (`hf download`) and give the directory").into());
+    }
+    if !path.exists() {
+        return Err(absent(path, false).into());
     }
     here(Directory::open(path).map_err(mlx_quant::Error::from)?)
 }
@@ -214,7 +289,6 @@ pub(crate) fn open(asked: Asked<'_>, need: Need, printer: Printer) -> Result<Ope
 }
 
 /// Text from a path or a dataset on the hub, or the built-in one.
-#[cfg_attr(not(feature = "hub"), expect(clippy::unnecessary_wraps, reason = "with the hub it can fail"))]
 pub(crate) fn data(path: Option<&Path>, builtin: DataSource, printer: Printer) -> Result<DataSource> {
     let Some(path) = path else { return Ok(builtin) };
     #[cfg(feature = "hub")]
@@ -224,21 +298,26 @@ pub(crate) fn data(path: Option<&Path>, builtin: DataSource, printer: Printer) -
         let screen = Screen::new(printer);
         let files = Hub::open(printer).and_then(|hub| Ok(hub.dataset(&address, &screen)?));
         screen.clear();
-        let files = files?;
+        let files = files.map_err(|error| or_here(error, path))?;
         let names: Vec<_> = files.iter().filter_map(|file| file.file_name()?.to_str()).collect();
         printer.say(&format!("data     {} ({})", address.id(), names.join(", ")));
         return Ok(DataSource::Files(files));
     }
     #[cfg(not(feature = "hub"))]
     let _ = printer;
+    if !path.exists() {
+        return Err(absent(path, true).into());
+    }
     Ok(DataSource::Path(path.to_owned()))
 }
 
 /// A recipe file, what it leaves out being taken from `base`.
 pub(crate) fn overrides(path: Option<&Path>, base: Scheme) -> Result<Option<Overrides>, Refusal> {
     let Some(path) = path else { return Ok(None) };
-    let text = fs_err::read_to_string(path)
-        .map_err(|error| Refusal(format!("{error}; hint: --recipe-file takes a TOML file")))?;
+    let text = fs_err::read_to_string(path).map_err(|error| {
+        let meant = near(path).map_or_else(String::new, |near| format!("did you mean {}? ", near.display()));
+        Refusal(format!("{error}; hint: {meant}--recipe-file takes a TOML file"))
+    })?;
     let overrides = Overrides::parse(&text, base);
     Ok(Some(overrides.map_err(|error| Refusal(format!("{}: {error}", path.display())))?))
 }

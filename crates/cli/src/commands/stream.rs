@@ -91,7 +91,7 @@ fn stream(
     let done =
         mlx_quant::stream::convert_streamed(remote, &plan, args.target.destination(), threads, &screen);
     screen.clear();
-    let asked = Asked::new(args.target.model.as_deref(), args.hub.revision.as_deref());
+    let asked = Asked::new(args.target.model.given(), args.hub.revision.as_deref());
     carry::show(&done?, &plan, (&args.target.mlx_path, asked), printer)?;
     Ok(true)
 }

@@ -11,6 +11,12 @@ pub(super) fn is_offline() -> bool {
     is_set("HF_HUB_OFFLINE") || is_set("TRANSFORMERS_OFFLINE")
 }
 
+/// The hub that is asked instead of huggingface.co, without a slash behind it.
+pub(super) fn endpoint() -> Option<String> {
+    let endpoint = std::env::var("HF_ENDPOINT").ok()?;
+    Some(endpoint.trim_end_matches('/').to_owned()).filter(|endpoint| !endpoint.is_empty())
+}
+
 /// A path from the environment, `~` expanded as huggingface_hub does.
 fn path_of(name: &str) -> Option<PathBuf> {
     let text = std::env::var(name).ok().filter(|text| !text.is_empty())?;

@@ -15,7 +15,7 @@ fn ids_that_are_none() {
     let mut spaced = place.command("convert -q --mlx-path out --model");
     failed("spaces", &finish(spaced.arg("some org/tiny model")), 2, &["not a hub id", "' '"]);
     for path in ["nowhere", "./some-org/tiny", "/some-org/tiny", "a/b/c"] {
-        place.fail(&format!("convert -q --model {path} --mlx-path out"), 2, &["is not a directory"]);
+        place.fail(&format!("convert -q --model {path} --mlx-path out"), 2, &["there is no such directory"]);
     }
     for line in ["gptq", "dwq", "compare --dry-run", "eval", "recommend"] {
         place.fail(&format!("{line} --model some-org/.."), 2, &["not a hub id"]);

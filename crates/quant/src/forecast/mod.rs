@@ -4,16 +4,22 @@
 //! of each part of the work over the machine's rate of matrix products, by a factor for each part that was measured
 //! once (SmolLM2-135M and the demo model, two cores with AVX-512): parts differ in how much of them is products.
 
+mod choice;
+mod curves;
 mod machine;
 mod peers;
 mod recommend;
+mod rows;
 mod steps;
 
 use serde::Serialize;
 
+pub use self::choice::Choice;
+pub use self::curves::{Expected, expected};
 pub use self::machine::Machine;
 pub use self::peers::{Peer, mlx_lm};
-pub use self::recommend::{Choice, Quality, Recommendation, Wish, recommend};
+pub use self::recommend::{Quality, Recommendation, Wish, recommend};
+pub use self::rows::Row;
 use crate::convert::peak_memory;
 use crate::data::{Pick, Window, Windows};
 use crate::dwq::{DwqMemory, dwq_memory, dwq_operations};

@@ -1,11 +1,12 @@
-//! Which method for which wish: the decision guide, with what each method would need on this machine.
-
-use std::fmt::Write as _;
+//! What every method would need on a machine and is expected to lose, and which to take: now, within an hour, overnight.
 
 use mlx_format::Scheme;
 use mlx_quant_model::WeightsError;
 use serde::Serialize;
 
+use super::choice::Choice;
+use super::curves::expected;
+use super::rows::{Row, rows};
 use super::{Forecast, Machine, Peer, forecast, mlx_lm, nominal_windows};
 use crate::data::{Shares, VALIDATION_WINDOWS};
 use crate::dwq::DwqSettings;
@@ -16,16 +17,16 @@ use crate::recipes::{Contestant, USUAL_RESIDENT, budget};
 use crate::session::QuantizeSettings;
 use crate::{Error, Model};
 
-/// How much quality is to be paid for.
+/// For how long somebody will wait: which row of the answer is the advice.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Quality {
-    /// Seconds to minutes.
+    /// Not at all.
     Fast,
-    /// The closest to the original that time and memory allow, without training scales and biases.
+    /// An hour.
     #[default]
     Balanced,
-    /// The closest to the original that time and memory allow.
+    /// A night.
     Best,
 }
 
@@ -54,101 +55,52 @@ pub struct Wish {
     pub threads: usize,
 }
 
-/// A method, and what it would need.
-#[derive(Clone, Debug, Serialize)]
-pub struct Choice {
-    /// As in mlx-lm's guide, or a recipe.
-    pub method: String,
-    /// When the guide takes it.
-    pub when: &'static str,
-    /// The recipe.
-    #[serde(serialize_with = "as_text")]
-    pub recipe: crate::Recipe,
-    /// Bits of a code, where they are not allocated.
-    pub bits: u32,
-    /// Bits per weight that are allocated.
-    pub target_bpw: Option<f64>,
-    /// What it needs; `None` if it cannot reach the size.
-    pub forecast: Option<Forecast>,
-    /// Why it is out of the question.
-    pub obstacle: Option<String>,
-    /// mlx-lm's method of the same name.
-    pub mlx_lm: Option<Peer>,
-}
-
 /// What is recommended.
 #[derive(Clone, Debug, Serialize)]
 pub struct Recommendation {
-    /// All methods, in the guide's order.
+    /// All methods, quickest first.
     pub choices: Vec<Choice>,
-    /// The one to take; `None` if nothing is possible.
+    /// What to do in how much time, shortest first.
+    pub rows: Vec<Row>,
+    /// The row that is the advice; `None` if nothing is possible.
     pub pick: Option<usize>,
     /// Why.
     pub why: String,
 }
 
-fn as_text<S: serde::Serializer>(recipe: &crate::Recipe, to: S) -> Result<S::Ok, S::Error> {
-    to.collect_str(recipe)
-}
+/// Methods of mlx-lm's guide and how we stack them, quickest first.
+const METHODS: [&str; 7] =
+    ["basic", "awq", "dynamic", "gptq", "dwq", "dynamic+awq+gptq", "dynamic+awq+gptq+dwq"];
 
-/// Methods with their place in the guide, quickest first.
-const GUIDE: [(&str, &str); 7] = [
-    ("basic", "quick"),
-    ("awq", "default"),
-    ("dynamic", "layers differ, or a size is given"),
-    ("gptq", "established"),
-    ("dwq", "production quality, with time"),
-    ("dynamic+awq+gptq", "best without training"),
-    ("dynamic+awq+gptq+dwq", "best"),
-];
-
-/// By quality at equal size, best first, as measured on both models of docs/results.md at 4 bits and more. At 3 bits dwq and gptq lie
-/// before dynamic on one of them, within two standard errors.
-const BY_QUALITY: [&str; 7] =
-    ["dynamic+awq+gptq+dwq", "dynamic+awq+gptq", "dynamic", "dwq", "gptq", "awq", "basic"];
+/// Calibration windows with which a method that is too slow may be quick enough: as many as the curves of [`expected`] were measured
+/// with.
+const FEWER_WINDOWS: usize = 32;
 
 /// Held-out windows on which a command measures what it made, for the model card.
 const MEASURED_WINDOWS: usize = 4;
 
-/// What was found out about a method, and where that is written down: to be looked at again when methods change.
-struct Finding {
-    method: &'static str,
-    /// As the rest of a sentence about the method that is recommended.
-    text: &'static str,
-    /// Day of the measurement.
-    date: &'static str,
-    /// Where it is, in this repository.
-    source: &'static str,
-}
-
-const FINDINGS: [Finding; 2] = [
-    Finding {
-        method: "dynamic+awq+gptq",
-        text: "of what needs no training it was the closest to the original at every size measured (the guide's default is awq)",
-        date: "2026-11-25",
-        source: "benches/results/trained-2026-11-25.md",
-    },
-    Finding {
-        method: "dynamic+awq+gptq+dwq",
-        text: "all methods stacked were the closest to the original, or within two standard errors of it, wherever they were measured",
-        date: "2026-11-25",
-        source: "benches/results/trained-2026-11-25.md",
-    },
-];
-
-/// Foresees every method of the guide on `model` and picks one.
+/// Foresees every method of the guide on `model`, and says which to take in how much time.
 ///
 /// # Errors
 /// As [`Plan::new`] and [`forecast`]. What a method cannot do is its [`Choice::obstacle`], no error.
 pub fn recommend(model: &Model, wish: &Wish, machine: &Machine) -> Result<Recommendation, Error> {
     let parameters = crate::inspect::inspect(model)?.parameters;
-    let widest = widest(model, wish)?;
-    let choices = GUIDE
-        .iter()
-        .map(|guided| choice(model, wish, machine, (parameters, widest), *guided))
-        .collect::<Result<Vec<_>, _>>()?;
-    let (pick, why) = pick(&choices, wish);
-    Ok(Recommendation { choices, pick, why })
+    let size = (parameters, widest(model, wish)?);
+    let all = |wish: &Wish, names: &[&str]| {
+        names.iter().map(|name| choice(model, wish, machine, size, name)).collect::<Result<Vec<_>, _>>()
+    };
+    let choices = all(wish, &METHODS)?;
+    let mut candidates = choices.clone();
+    if wish.windows.is_none() {
+        let quicker = Wish { windows: Some(FEWER_WINDOWS), ..wish.clone() };
+        // dwq trains on as many as its steps take: fewer would be another method.
+        let calibrated = |one: &&Choice| one.recipe.needs_calibration() && !one.recipe.trains();
+        let names: Vec<&str> = choices.iter().filter(calibrated).map(|one| one.method.as_str()).collect();
+        candidates.extend(all(&quicker, &names)?);
+    }
+    let rows = rows(candidates, wish.time);
+    let (pick, why) = pick(&rows, &choices, wish);
+    Ok(Recommendation { choices, rows, pick, why })
 }
 
 /// The most bits of a code whose layers all together stay within the target.
@@ -177,7 +129,7 @@ fn choice(
     wish: &Wish,
     machine: &Machine,
     (parameters, widest): (u64, Option<Scheme>),
-    (name, when): (&str, &'static str),
+    name: &str,
 ) -> Result<Choice, Error> {
     let affine = |bits| Scheme::affine(bits, wish.group_size).map_err(crate::PlanError::from);
     let named = |scheme| {
@@ -200,10 +152,12 @@ fn choice(
     let single = recipe.methods().len() == 1;
     let mut made = Choice {
         method: contestant.name.clone(),
-        when,
+        expected_kl: None,
         bits: scheme.bits(),
         target_bpw: None,
+        windows: wish.windows,
         forecast: None,
+        memory_at_most: None,
         obstacle: None,
         mlx_lm: if single { peer(method, model, parameters, scheme.bits())? } else { None },
         recipe: recipe.clone(),
@@ -267,6 +221,8 @@ fn choice(
         needs.bytes = (bits * parameters as f64 / 8.0) as u64;
     }
     made.obstacle = obstacle(&needs, wish);
+    made.expected_kl = expected(name, needs.bits_per_weight);
+    made.memory_at_most = Some(at_most(&needs));
     made.forecast = Some(needs);
     Ok(made)
 }
@@ -292,8 +248,13 @@ fn asked(target: Target, parameters: u64) -> f64 {
 /// Forecasts of memory are up to that part too low (`benches/forecast.py`).
 const MARGIN: f64 = 0.15;
 
+/// The memory that a run may need, bytes.
+fn at_most(needs: &Forecast) -> u64 {
+    (needs.peak_memory as f64 * (1.0 + MARGIN)) as u64
+}
+
 fn beyond(needs: &Forecast, wish: &Wish) -> bool {
-    needs.peak_memory as f64 * (1.0 + MARGIN) > wish.memory as f64
+    at_most(needs) > wish.memory
 }
 
 /// mlx-lm's method; nothing of model types that only convert.
@@ -306,111 +267,29 @@ fn peer(method: Method, model: &Model, parameters: u64, bits: u32) -> Result<Opt
 
 fn obstacle(needs: &Forecast, wish: &Wish) -> Option<String> {
     if beyond(needs, wish) {
-        let (needs, has) = (crate::numbers::bytes(needs.peak_memory), crate::numbers::bytes(wish.memory));
-        return Some(format!("needs about {needs} of memory, {has} may be used"));
+        let (most, has) = (crate::numbers::bytes(at_most(needs)), crate::numbers::bytes(wish.memory));
+        let (about, margin) = (crate::numbers::bytes(needs.peak_memory), MARGIN * 100.0);
+        return Some(format!(
+            "needs up to {most} of memory, {has} may be used ({about} are foreseen, and forecasts are up to {margin:.0} % too low)"
+        ));
     }
     let time = wish.time.filter(|time| needs.seconds > *time)?;
     let (needs, has) = (crate::numbers::duration(needs.seconds), crate::numbers::duration(time));
     Some(format!("needs {needs}, {has} may be used"))
 }
 
-/// The best that is possible, and why.
-fn pick(choices: &[Choice], wish: &Wish) -> (Option<usize>, String) {
-    let possible = |name: &str| choices.iter().position(|one| one.method == name && one.obstacle.is_none());
-    let trained = |name: &str| name.contains("dwq");
-    let wanted: Vec<&str> = match wish.quality {
-        Quality::Fast => vec!["basic", "dynamic"],
-        Quality::Balanced => BY_QUALITY.iter().copied().filter(|name| !trained(name)).collect(),
-        Quality::Best => BY_QUALITY.to_vec(),
+/// The row that the wish means, or the next one that has anything; and why.
+fn pick(rows: &[Row], choices: &[Choice], wish: &Wish) -> (Option<usize>, String) {
+    let wanted = match wish.quality {
+        Quality::Fast => 0,
+        Quality::Balanced => 1,
+        Quality::Best => rows.len(),
     };
-    let Some((place, pick)) =
-        wanted.iter().enumerate().find_map(|(place, name)| Some((place, possible(name)?)))
-    else {
+    let wanted = wanted.min(rows.len().saturating_sub(1));
+    let places = (0..=wanted).rev().chain(wanted + 1..rows.len());
+    let Some(place) = places.into_iter().find(|place| rows[*place].choice.is_some()) else {
         let first = choices.iter().find_map(|one| one.obstacle.clone()).unwrap_or_default();
         return (None, format!("nothing is possible: {first}"));
     };
-    let mut why = match (wish.quality, choices[pick].method.as_str()) {
-        (Quality::Fast, "basic") => "it is the fastest, and equal to mlx_lm.convert".to_owned(),
-        (Quality::Fast, _) => "only an allocation of bits reaches that size".to_owned(),
-        (_, other) => match FINDINGS.iter().find(|finding| finding.method == other) {
-            Some(Finding { text, date, source, .. }) => format!("{text} ({date}, {source})"),
-            None => format!("{other} is the best that fits"),
-        },
-    };
-    if let Some(better) = wanted[..place].first() {
-        let obstacle =
-            choices.iter().find(|one| one.method == *better).and_then(|one| one.obstacle.as_deref());
-        if let Some(obstacle) = obstacle {
-            let _ = write!(why, "; {better} is better but {obstacle}");
-        }
-    }
-    (Some(pick), why)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn choice(method: &str, obstacle: Option<&str>) -> Choice {
-        Choice {
-            method: method.to_owned(),
-            when: "",
-            recipe: crate::Recipe::of(Method::Rtn),
-            bits: 4,
-            target_bpw: None,
-            forecast: None,
-            obstacle: obstacle.map(str::to_owned),
-            mlx_lm: None,
-        }
-    }
-
-    fn wish(quality: Quality) -> Wish {
-        Wish {
-            memory: 1 << 30,
-            time: None,
-            target: None,
-            bits: 4,
-            group_size: 64,
-            quality,
-            windows: Some(8),
-            sequence_length: 64,
-            iterations: 10,
-            threads: 1,
-        }
-    }
-
-    /// A claim without its measurement is a rumour.
-    #[test]
-    fn findings_are_written_down_where_they_say() {
-        let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-        for Finding { method, date, source, .. } in FINDINGS {
-            let text = std::fs::read_to_string(root.join(source)).unwrap();
-            assert!(text.contains(method) && source.contains(date), "{method}: {source}");
-            assert!(BY_QUALITY.contains(&method) && GUIDE.iter().any(|(name, _)| *name == method));
-        }
-    }
-
-    #[test]
-    fn takes_the_best_that_is_possible() {
-        let all: Vec<Choice> = GUIDE.iter().map(|(name, _)| choice(name, None)).collect();
-        let method = |choices: &[Choice], quality| {
-            let (pick, why) = pick(choices, &wish(quality));
-            (pick.map(|at| choices[at].method.clone()).unwrap_or_default(), why)
-        };
-        assert_eq!(method(&all, Quality::Fast).0, "basic");
-        assert_eq!(method(&all, Quality::Balanced).0, "dynamic+awq+gptq");
-        assert_eq!(method(&all, Quality::Best).0, "dynamic+awq+gptq+dwq");
-        let why = method(&all, Quality::Best).1;
-        assert!(why.ends_with("(2026-11-25, benches/results/trained-2026-11-25.md)"), "{why}");
-        let slow: Vec<Choice> = GUIDE
-            .iter()
-            .map(|(name, _)| choice(name, name.contains("dynamic").then_some("needs 2 h, 1 h may be used")))
-            .collect();
-        let (best, why) = method(&slow, Quality::Best);
-        assert!(best == "dwq" && why.contains("is better but needs 2 h"), "{best}: {why}");
-        assert_eq!(method(&slow, Quality::Balanced).0, "gptq");
-        let none: Vec<Choice> = GUIDE.iter().map(|(name, _)| choice(name, Some("too large"))).collect();
-        let (nothing, why) = method(&none, Quality::Balanced);
-        assert!(nothing.is_empty() && why.contains("too large"), "{why}");
-    }
+    (Some(place), rows[place].why.clone())
 }

@@ -15,6 +15,8 @@ pub(crate) use mlx_quant_engine::rounding::ROWS;
 pub use mlx_quant_engine::rounding::{How, Rounded, round};
 pub use mlx_quant_engine::{Factor, Gram, GramSum};
 
+use crate::spelling::did_you_mean;
+
 /// One method.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Method {
@@ -74,13 +76,15 @@ impl Method {
 pub enum RecipeError {
     /// Not a method.
     #[error(
-        "recipe {recipe:?}: there is no method {name:?}; hint: stack dynamic, awq, one of rtn, search, refine, gptq, and dwq, as in dynamic+awq+gptq+dwq"
+        "recipe {recipe:?}: there is no method {name:?}; hint: {meant}stack dynamic, awq, one of rtn, search, refine, gptq, and dwq, as in dynamic+awq+gptq+dwq"
     )]
     Unknown {
         /// As given.
         recipe: String,
         /// The part.
         name: String,
+        /// The method that it may stand for, as a hint begins with it; or nothing.
+        meant: String,
     },
     /// In an order that makes no sense.
     #[error(
@@ -149,7 +153,8 @@ impl FromStr for Recipe {
         for name in recipe.split('+').map(str::trim) {
             let method = Method::ALL.into_iter().find(|method| method.name() == name);
             let Some(method) = method else {
-                return Err(RecipeError::Unknown { recipe: recipe.to_owned(), name: name.to_owned() });
+                let meant = did_you_mean(name, Method::ALL.map(Method::name));
+                return Err(RecipeError::Unknown { recipe: recipe.to_owned(), name: name.to_owned(), meant });
             };
             if methods.last().is_some_and(|before| before.place() >= method.place()) {
                 return Err(RecipeError::Order { recipe: recipe.to_owned(), name: method.name() });
@@ -216,6 +221,13 @@ mod tests {
         for text in ["", "awk", "awq+", "gptq,awq"] {
             assert!(matches!(text.parse::<Recipe>(), Err(RecipeError::Unknown { .. })), "{text}");
         }
+        let said = |text: &str| text.parse::<Recipe>().unwrap_err().to_string();
+        assert!(
+            said("awq+gtpq").contains("\"gtpq\"; hint: did you mean gptq? stack"),
+            "{}",
+            said("awq+gtpq")
+        );
+        assert!(said("llama").contains("hint: stack"), "{}", said("llama"));
         let rounding = |text: &str| text.parse::<Recipe>().unwrap().rounding();
         assert_eq!(
             ["dynamic", "dwq", "dynamic+dwq", "rtn+dwq"].map(rounding),

@@ -4,6 +4,7 @@ use mlx_format::Scheme;
 
 use crate::methods::{Method, Recipe, RecipeError};
 use crate::plan::{Plan, Settings};
+use crate::spelling::did_you_mean;
 use crate::{Error, Model};
 
 /// A recipe with the scheme that says how large its result is.
@@ -26,7 +27,7 @@ impl Contestant {
         let recipe = match name.trim() {
             "basic" | "convert" => Recipe::of(Method::Rtn),
             "dynamic-quant" | "dynamic_quant" => Recipe::of(Method::Dynamic),
-            other => other.parse()?,
+            other => other.parse().map_err(|error| meant_here(error, other))?,
         };
         let name = match recipe.methods() {
             [only] => only.common_name().to_owned(),
@@ -51,6 +52,20 @@ impl Contestant {
             allow_unread: model.allow_unread,
             ..Settings::default()
         }
+    }
+}
+
+/// Names that stand for a recipe here, and are none.
+const NAMES: [&str; 4] = ["basic", "convert", "dynamic-quant", "dynamic_quant"];
+
+/// Nearest to a lone word may be a name that is no method.
+fn meant_here(error: RecipeError, word: &str) -> RecipeError {
+    match error {
+        RecipeError::Unknown { recipe, name, .. } if name == word => {
+            let known = Method::ALL.map(Method::name).into_iter().chain(NAMES);
+            RecipeError::Unknown { meant: did_you_mean(word, known), recipe, name }
+        }
+        other => other,
     }
 }
 

@@ -27,7 +27,7 @@ pub(super) fn run(request: &Request<'_>, student: &Path, device: &Device, printe
     let student = student.allow_unread(args.target.allow_unread).on(device);
     // With targets at hand the original is needed only where it is named.
     let known = request.dwq.is_some_and(|dwq| dwq.target_dir.is_some());
-    let teacher = match &args.target.model {
+    let teacher = match args.target.model.given() {
         None if known => None,
         _ => {
             let teacher = source::open(request.asked(), need, printer)?;

@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::Result;
+use mlx_format::Scheme;
 use mlx_format::checkpoint::{Destination, Writer};
 use mlx_quant::dynamic::{DynamicPlan, DynamicSettings, SensitivitySettings};
 use mlx_quant::forecast::Forecast;
@@ -23,6 +24,7 @@ use self::mode::Mode;
 use self::prepare::{fitted, prepare};
 pub(crate) use self::request::{Request, affine};
 use self::show::{dry_run, show};
+use super::parents::Parents;
 use super::upload::Target;
 use crate::commands::source::{self, Need};
 use crate::printer::Printer;
@@ -39,6 +41,7 @@ pub(crate) fn run(request: &Request<'_>, printer: Printer) -> Result<()> {
     let dynamic = request.allocation()?;
     let overrides = source::overrides(args.target.recipe_file.as_deref(), base)?;
     let targets_only = request.targets_only();
+    let _parents = Parents::of(&args.target.mlx_path, args.target.dry_run || targets_only)?;
     if !args.target.dry_run && !targets_only {
         Writer::check_target(args.target.destination()).map_err(Error::from)?;
     }
@@ -62,6 +65,9 @@ pub(crate) fn run(request: &Request<'_>, printer: Printer) -> Result<()> {
         ..Settings::default()
     };
     let plan = super::carry::plan(&model, settings, printer)?;
+    if tables != base && request.tables_are_usual() {
+        tell_tables(&model, &plan, base, tables, printer)?;
+    }
     let threads = args.machine.threads.map_or(0, |threads| threads as usize);
     let target = &args.target.mlx_path;
     if calibrated {
@@ -71,6 +77,24 @@ pub(crate) fn run(request: &Request<'_>, printer: Printer) -> Result<()> {
         super::carry::carry_out((&model, request.asked()), &plan, destination, only_plan, threads, printer)?;
     }
     upload.map_or(Ok(()), |upload| upload.push(target, Some(&model), printer))
+}
+
+/// Says what embeddings and head at a scheme of their own, which nobody asked for, make of the size, and how they are as the rest.
+fn tell_tables(model: &Model, plan: &Plan, base: Scheme, tables: Scheme, printer: Printer) -> Result<()> {
+    let alike = Settings { schemes: BTreeMap::new(), ..plan.settings.clone() };
+    let alike = Plan::new(&model.checkpoint, &model.config, alike).map_err(Error::from)?;
+    let group_size = match base.group_size() {
+        size if size == tables.group_size() => String::new(),
+        size => format!(" --fallback-group-size {size}"),
+    };
+    printer.say(&format!(
+        "gptq keeps embeddings and head at {} bits: {:.3} bits per weight; with --fallback-bits {}{group_size} it is {:.3}",
+        tables.bits(),
+        plan.bits_per_weight(),
+        base.bits(),
+        alike.bits_per_weight()
+    ));
+    Ok(())
 }
 
 /// Carries out a recipe that looks at text.

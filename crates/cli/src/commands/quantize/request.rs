@@ -31,7 +31,7 @@ pub(crate) struct Request<'a> {
 impl<'a> Request<'a> {
     /// The model that is to be quantized.
     pub(super) fn asked(&self) -> Asked<'a> {
-        Asked::new(self.common.target.model.as_deref(), self.common.hub.revision.as_deref())
+        Asked::new(self.common.target.model.given(), self.common.hub.revision.as_deref())
     }
 
     fn of(method: Method, common: &'a Calibrated) -> Self {
@@ -191,6 +191,12 @@ impl Request<'_> {
             }
             None => shares,
         }
+    }
+
+    /// Whether embeddings and head get the scheme that the recipe usually gives them.
+    pub(super) fn tables_are_usual(&self) -> bool {
+        let awq = self.awq.is_none_or(|awq| awq.embed_bits.is_none() && awq.embed_group_size.is_none());
+        awq && self.gptq.is_none_or(|gptq| gptq.fallback_bits.is_none() && gptq.fallback_group_size.is_none())
     }
 
     /// The scheme of embeddings and head.

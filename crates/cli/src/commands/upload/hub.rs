@@ -21,6 +21,7 @@ const WINDOW_TOKENS: usize = 512;
 
 /// Runs the command.
 pub(crate) fn run(args: &Args, printer: Printer) -> Result<()> {
+    source::check_here(&args.directory)?;
     let target = Target::parse(&args.upload_repo, args.private, printer)?;
     let directory = Directory::open(&args.directory).map_err(mlx_quant::Error::from)?;
     mlx_quant::open(&directory)?;
