@@ -103,8 +103,10 @@ impl Printer {
         }
         let mut shown = BAR.lock().unwrap_or_else(PoisonError::into_inner);
         let bar = shown.get_or_insert_with(|| {
-            let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+            // Drawn only when it looks as it should.
+            let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden());
             prepare(&bar);
+            bar.set_draw_target(ProgressDrawTarget::stderr());
             bar
         });
         change(bar);

@@ -203,5 +203,5 @@ fn readme_begins_with_what_works_without_anything() {
     let text = std::fs::read_to_string(root.join("README.md")).unwrap();
     let blocks: Vec<&str> =
         text.split("```sh\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
-    assert_eq!(blocks[0], "cargo run --release -- compare\ncargo test --workspace\n");
+    assert_eq!(blocks[0], "cargo run --release -- compare\ncargo test --workspace --all-features\n");
 }

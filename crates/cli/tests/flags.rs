@@ -57,20 +57,22 @@ fn listed(command: &str) -> BTreeSet<String> {
     let mut flags = BTreeSet::new();
     for line in options.lines() {
         let trimmed = line.trim();
-        let is_flag = trimmed.starts_with('-');
-        if is_flag {
-            let part = trimmed.split("  ").next().unwrap_or_default();
+        let part = trimmed.split("  ").next().unwrap_or_default();
+        // The end of a list of aliases may begin a line.
+        if part.starts_with('-') && !part.ends_with(']') {
             flags.extend(
                 part.split([',', ' '])
                     .filter(|word| word.starts_with("--"))
                     .map(|word| word.split(['=', '<', '[', '.']).next().unwrap_or_default().to_owned()),
             );
         }
-        for start in ["[aliases: ", "[alias: "] {
-            if let Some((_, rest)) = line.split_once(start) {
-                let names = rest.split(']').next().unwrap_or_default();
-                flags.extend(names.split(", ").map(|name| format!("--{}", name.trim_start_matches('-'))));
-            }
+    }
+    // Lists of aliases may go over several lines.
+    let words = options.split_whitespace().collect::<Vec<_>>().join(" ");
+    for start in ["[aliases: ", "[alias: "] {
+        for rest in words.split(start).skip(1) {
+            let names = rest.split(']').next().unwrap_or_default();
+            flags.extend(names.split(", ").map(|name| format!("--{}", name.trim_start_matches('-'))));
         }
     }
     flags.remove("--help");

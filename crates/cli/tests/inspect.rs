@@ -125,7 +125,7 @@ fn the_demo_model() {
                 .and(contains("not quantized"))
                 .and(contains("mlx_lm").not()),
         )
-        .stderr("");
+        .stderr("model    the built-in demo model (--model takes your own)\n");
     mlx_quant().args(["inspect", "--verify"]).assert().success().stdout(contains("mlx_lm will load it\n"));
     mlx_quant()
         .args(["inspect", "--verbose"])
