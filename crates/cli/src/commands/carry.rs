@@ -8,6 +8,7 @@ use mlx_format::{FloatType, PackedMut};
 use mlx_quant::convert::Converted;
 use mlx_quant::plan::{Job, PlanReport};
 use mlx_quant::{Model, Plan, Settings};
+use mlx_quant_report as report;
 use serde_json::json;
 
 use crate::args::Convert;
@@ -61,12 +62,12 @@ pub(super) fn show(done: &Converted, plan: &Plan, target: &Path, printer: Printe
         printer.data(&serde_json::to_string_pretty(&document)?);
     }
     printer.say(&format!(
-        "{}: {:.3} bits per weight, {} from {} in {:.2} s ({}/s){}",
+        "{}: {:.3} bits per weight, {} from {} in {} ({}/s){}",
         target.display(),
         plan.bits_per_weight(),
         bytes(done.output_bytes),
         bytes(plan.input_bytes()),
-        done.seconds,
+        report::duration(done.seconds),
         bytes((done.input_bytes as f64 / done.seconds.max(1e-9)) as u64),
         peak.map_or_else(String::new, |peak| format!(", peak memory {}", bytes(peak))),
     ));
@@ -75,45 +76,37 @@ pub(super) fn show(done: &Converted, plan: &Plan, target: &Path, printer: Printe
 
 /// The plan, and nothing written.
 pub(super) fn dry_run(plan: &Plan, threads: usize, printer: Printer) -> Result<()> {
-    let report = plan.report();
+    let planned = plan.report();
     let threads =
         if threads == 0 { std::thread::available_parallelism().map_or(1, Into::into) } else { threads };
     let memory = mlx_quant::convert::peak_memory(plan, threads);
     let rate = kernel_rate(plan) * threads as f64;
-    let seconds = report.input_bytes as f64 / rate;
+    let seconds = planned.input_bytes as f64 / rate;
     if printer.is_json() {
         let mut document = json!({"peak_memory_bytes": memory, "seconds_estimate": seconds});
-        merge(&mut document, &report);
+        merge(&mut document, &planned);
         printer.data(&serde_json::to_string_pretty(&document)?);
         return Ok(());
     }
-    layers(&report, printer);
-    printer.data(&format!("peak memory      about {} on {threads} thread(s)", bytes(memory)));
-    printer.data(&format!(
-        "time             about {seconds:.1} s, if the disk keeps up with {}/s",
-        bytes(rate as u64)
-    ));
+    layers(&planned, printer);
+    let lines = [
+        ("peak memory", format!("about {} on {threads} thread(s)", bytes(memory))),
+        (
+            "time",
+            format!(
+                "about {}, if the disk keeps up with {}/s",
+                report::duration(seconds),
+                bytes(rate as u64)
+            ),
+        ),
+    ];
+    printer.data(&report::facts(&lines, printer.width()));
     Ok(())
 }
 
 /// Every layer, and sums.
-pub(super) fn layers(report: &PlanReport, printer: Printer) {
-    let width = report.layers.iter().map(|layer| layer.name.len()).max().unwrap_or(0);
-    for layer in &report.layers {
-        let shape = format!("{:?}", layer.shape);
-        printer
-            .data(&format!("{:<width$}  {shape:<20}  {:<24} {:>14}", layer.name, layer.scheme, layer.bytes));
-    }
-    let described = if report.described { "" } else { ", by tensor names" };
-    printer.data(&format!("\nmodel type       {} ({}{described})", report.model_type, report.family));
-    printer.data(&format!("parameters       {}", report.parameters));
-    printer.data(&format!("bits per weight  {:.3}", report.bits_per_weight));
-    printer.data(&format!("reads            {} bytes", report.input_bytes));
-    printer.data(&format!(
-        "writes           {} bytes in {} file(s)",
-        report.output_bytes,
-        report.files.len()
-    ));
+pub(super) fn layers(plan: &PlanReport, printer: Printer) {
+    printer.data(&report::plan(plan, printer.width()));
 }
 
 /// Adds the fields of a report to a JSON object.

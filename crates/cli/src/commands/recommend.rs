@@ -4,7 +4,7 @@ use anyhow::Result;
 use mlx_format::Scheme;
 use mlx_format::checkpoint::CheckpointError;
 use mlx_quant::dynamic::Target;
-use mlx_quant::forecast::{Choice, Machine, Recommendation, Wish, recommend};
+use mlx_quant::forecast::{Choice, Recommendation, Wish, recommend};
 use mlx_quant::inspect::inspect;
 use mlx_quant::recipes::{available_memory, total_memory};
 use mlx_quant_report as report;
@@ -59,7 +59,7 @@ pub(crate) fn run(args: &Recommend, printer: Printer) -> Result<()> {
         inspection.model_type,
         bytes(inspection.file_bytes)
     ));
-    printer.data(&facts(&machine, &wish));
+    printer.data(&report::machine(&machine, wish.memory, total_memory(), printer.width()));
     show(&made, &lines, printer);
     possible(&made)
 }
@@ -107,18 +107,6 @@ fn open(asked: Asked<'_>, printer: Printer) -> Result<Opened> {
     })
 }
 
-fn facts(machine: &Machine, wish: &Wish) -> String {
-    format!(
-        "this machine: {} threads, {:.0} GFLOP/s, disk {}/s read, {}/s written, {} of memory may be used{}",
-        machine.threads,
-        machine.products / 1e9,
-        bytes(machine.read as u64),
-        bytes(machine.write as u64),
-        bytes(wish.memory),
-        total_memory().map_or_else(String::new, |total| format!(" of {}", bytes(total))),
-    )
-}
-
 fn asked(args: &Recommend) -> Asked<'_> {
     Asked::new(args.model.as_deref(), args.revision.as_deref())
 }
@@ -141,31 +129,12 @@ fn line(choice: &Choice, args: &Recommend) -> Result<String> {
 }
 
 fn show(made: &Recommendation, lines: &[String], printer: Printer) {
-    let rows = made.choices.iter().enumerate().map(|(at, choice)| {
-        let needs = choice.forecast.as_ref();
-        let cell =
-            |of: &dyn Fn(&mlx_quant::forecast::Forecast) -> String| needs.map_or_else(|| "-".to_owned(), of);
-        let theirs = choice.mlx_lm.as_ref().map(|peer| peer.memory.map_or_else(|| "no".to_owned(), bytes));
-        vec![
-            format!("{}{}", choice.method, if made.pick == Some(at) { " *" } else { "" }),
-            choice.when.to_owned(),
-            cell(&|needs| format!("{:.3}", needs.bits_per_weight)),
-            cell(&|needs| bytes(needs.bytes)),
-            cell(&|needs| report::duration(needs.seconds)),
-            cell(&|needs| bytes(needs.peak_memory)),
-            theirs.unwrap_or_default(),
-        ]
-    });
-    let heads = ["method", "guide", "bits/weight", "size", "time", "memory", "mlx-lm's memory"];
-    printer.data(&format!("\n{}", report::plain_table(&heads, rows.collect(), 2)));
-    for choice in &made.choices {
-        if let Some(obstacle) = &choice.obstacle {
-            printer.data(&format!("{}: {obstacle}", choice.method));
-        }
-    }
+    let width = printer.width();
+    printer.data(&format!("\n{}", report::recommendation(made, width)));
     match made.pick {
         Some(pick) => {
-            printer.data(&format!("\n* {}: {}", made.choices[pick].method, made.why));
+            let why = format!("* {}: {}", made.choices[pick].method, made.why);
+            printer.data(&format!("\n{}", report::wrap(&why, width, "  ")));
             printer.data(&format!("\n  {}", lines[pick]));
         }
         None => printer.data(""),

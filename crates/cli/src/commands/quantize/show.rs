@@ -39,7 +39,8 @@ pub(super) fn dry_run(
         return Ok(());
     }
     layers(&plan.report(), printer);
-    let line = |name: &str, value: String| printer.data(&format!("{name:<16} {value}"));
+    let mut lines: Vec<(&str, String)> = Vec::new();
+    let mut line = |name, value| lines.push((name, value));
     line("recipe", request.recipe.to_string());
     line("calibration", format!("{} windows of {} tokens", windows.picked.len(), windows.sequence_length));
     for source in &windows.sources {
@@ -66,6 +67,7 @@ pub(super) fn dry_run(
     }
     line("peak memory", format!("about {}", bytes(needs.peak_memory)));
     line("time", format!("about {} ({:.1} TFLOP)", report::duration(needs.seconds), operations / 1e12));
+    printer.data(&report::facts(&lines, printer.width()));
     Ok(())
 }
 
@@ -115,12 +117,12 @@ pub(super) fn show(
     }
     let quality = made.evaluation.as_ref().and_then(|evaluation| evaluation.total.against.as_ref());
     printer.say(&format!(
-        "{}: {}, {:.3} bits per weight, {} in {:.1} s{}{}",
+        "{}: {}, {:.3} bits per weight, {} in {}{}{}",
         request.common.target.mlx_path.display(),
         request.recipe,
         plan.bits_per_weight(),
         bytes(plan.layout.file_bytes()),
-        made.quantize_seconds,
+        report::duration(made.quantize_seconds),
         peak.map_or_else(String::new, |peak| format!(", peak memory {}", bytes(peak))),
         quality.map_or_else(String::new, |against| format!(
             ", KL {:.4}{} on held-out text",
