@@ -27,7 +27,7 @@ pub use comparison::{Commands, comparison_html, comparison_markdown, comparison_
 pub use error::Error;
 pub use evaluation::table;
 pub use foreseen::{foreseen, machine, recommendation};
-pub use json::json;
+pub use json::{json, versioned};
 pub use layers::{inspection, plan};
 pub use markdown::markdown;
 pub use mlx_quant::numbers::{bytes, duration};

@@ -13,7 +13,7 @@ use mlx_quant::recipes::{Device, Room, Shares, Text, VALIDATION_WINDOWS, choose_
 use mlx_quant::{DataSource, Model, Pick};
 use mlx_quant_report as report;
 use mlx_quant_report::Commands;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::line::{CommandLine, other, quoted};
 use super::quantize::affine;
@@ -126,11 +126,7 @@ fn generate(model: &str) -> String {
 
 /// The comparison as JSON, with the version of its form.
 fn document(made: &Comparison) -> Result<String> {
-    let mut document = json!({"schema_version": SCHEMA});
-    if let (Some(object), Value::Object(fields)) = (document.as_object_mut(), serde_json::to_value(made)?) {
-        object.extend(fields);
-    }
-    Ok(report::json(&document)?)
+    Ok(report::json(&report::versioned(made, SCHEMA)?)?)
 }
 
 /// What takes part, checked before anything is opened.

@@ -60,8 +60,7 @@ pub(crate) fn run(args: &Eval, printer: Printer) -> Result<()> {
     }
     let peak = resident_peak();
     if printer.is_json() {
-        let mut document = serde_json::to_value(&evaluation)?;
-        document["schema_version"] = json!(SCHEMA);
+        let mut document = report::versioned(&evaluation, SCHEMA)?;
         document["peak_memory_bytes"] = json!(peak);
         document["predicted_memory_bytes"] = json!(memory.peak);
         printer.data(&report::json(&document)?);
@@ -159,8 +158,11 @@ impl Report {
     }
 
     fn write(mut self, evaluation: &Evaluation) -> Result<()> {
-        let text =
-            if self.markdown { report::markdown(evaluation) } else { report::json(evaluation)? + "\n" };
+        let text = if self.markdown {
+            report::markdown(evaluation)
+        } else {
+            report::json(&report::versioned(evaluation, SCHEMA)?)? + "\n"
+        };
         let write = |file: &mut File| file.set_len(0).and_then(|()| file.write_all(text.as_bytes()));
         write(&mut self.file).with_context(|| self.path.display().to_string())?;
         self.unwritten = false;

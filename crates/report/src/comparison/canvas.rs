@@ -43,13 +43,15 @@ impl Size {
     }
 }
 
-/// A name behind the end of a line.
+/// Words beside what they are about.
 #[derive(Clone, Debug)]
 pub(super) struct Name {
     pub(super) text: String,
     pub(super) color: &'static str,
-    /// Where the line ends, in the units of the axes.
+    /// Where that ends, in the units of the axes.
     pub(super) end: (f64, f64),
+    /// In the margin, all below each other and moved apart where they would touch; otherwise where it ends.
+    pub(super) in_margin: bool,
 }
 
 /// A layout of this size with plain decimals at its axes.
@@ -92,17 +94,19 @@ pub(super) fn draw(
     let own = layout(&plots);
     let mut scene = render_multiple(plots, own);
     for (name, y) in names.iter().zip(spread(names, &computed)) {
-        let (x, end) = (computed.width - computed.margin_right + 18.0, computed.map_y(name.end.1));
-        let leader = Primitive::Line {
-            x1: computed.map_x(name.end.0) + 7.0,
-            y1: end,
-            x2: x - 4.0,
-            y2: y,
-            stroke: Color::from(name.color),
-            stroke_width: 0.8,
-            stroke_dasharray: None,
-        };
-        scene.add(leader);
+        let end = (computed.map_x(name.end.0) + 7.0, computed.map_y(name.end.1));
+        let x = if name.in_margin { computed.width - computed.margin_right + 18.0 } else { end.0 + 2.0 };
+        if name.in_margin {
+            scene.add(Primitive::Line {
+                x1: end.0,
+                y1: end.1,
+                x2: x - 4.0,
+                y2: y,
+                stroke: Color::from(name.color),
+                stroke_width: 0.8,
+                stroke_dasharray: None,
+            });
+        }
         scene.add(Primitive::Text {
             x,
             y: y + f64::from(LETTERS) * 0.35,
@@ -127,6 +131,9 @@ pub(super) fn draw(
 /// Heights of names, in pixels: those of the ends, moved apart where letters would touch.
 fn spread(names: &[Name], computed: &ComputedLayout) -> Vec<f64> {
     let step = f64::from(LETTERS) * 1.3;
+    if names.iter().any(|name| !name.in_margin) {
+        return names.iter().map(|name| computed.map_y(name.end.1)).collect();
+    }
     let mut order: Vec<usize> = (0..names.len()).collect();
     order.sort_by(|a, b| computed.map_y(names[*a].end.1).total_cmp(&computed.map_y(names[*b].end.1)));
     let mut heights: Vec<f64> = order.iter().map(|at| computed.map_y(names[*at].end.1)).collect();

@@ -4,7 +4,7 @@ use kuva::prelude::{Layout, LinePlot, Plot, ScatterPlot};
 
 use mlx_quant::compare::{Comparison, Entry};
 
-use super::canvas::{LETTER, Name, Size, draw, layout, standalone};
+use super::canvas::{LETTER, LIGHT, Name, Size, draw, layout, standalone};
 use super::rows::{in_order, widths};
 use super::style::{Style, method};
 
@@ -73,12 +73,19 @@ fn dots(comparison: &Comparison, size: Size, title: Option<&str>) -> String {
             .with_y_categories(names.clone())
             .with_x_label(axis("KL to the original, nats a token", size))
             .with_x_axis_min(0.0)
-            .with_x_axis_max(most * 1.06)
+            .with_x_axis_max(most * if size == Size::Wide { 1.12 } else { 1.4 })
             .with_y_axis_min(0.4)
             .with_y_axis_max(count as f64 + 0.6);
         titled(layout, title)
     };
-    draw(plots, arranged, &[], &format!("KL to the original of {count} methods, the best first"))
+    let value = |(at, entry): (usize, &&Entry)| Name {
+        text: format!("{:.4}", entry.kl()),
+        color: LIGHT.text,
+        end: (entry.kl() + error(entry), (count - at) as f64),
+        in_margin: false,
+    };
+    let values: Vec<Name> = entries.iter().enumerate().map(value).collect();
+    draw(plots, arranged, &values, &format!("KL to the original of {count} methods, the best first"))
 }
 
 /// On a phone the words around a number have to be few.

@@ -13,6 +13,9 @@ use crate::commands::carry::{layers, merge};
 use crate::memory::resident_peak;
 use crate::printer::{Printer, bytes};
 
+/// Of the JSON of a run. 2: an evaluation has the ratio of the perplexities and the difference of their logarithms.
+const SCHEMA: u32 = 2;
+
 /// The plan, and nothing written.
 pub(super) fn dry_run(
     request: &Request<'_>,
@@ -91,6 +94,7 @@ pub(super) fn show(
     }
     if printer.is_json() {
         let mut document = json!({
+            "schema_version": SCHEMA,
             "mlx_path": request.common.target.mlx_path,
             "recipe": request.recipe.to_string(),
             "calibration": windows.report(),
