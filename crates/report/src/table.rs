@@ -133,20 +133,33 @@ pub fn facts(lines: &[(&str, String)], width: usize) -> String {
     lines.iter().map(line).collect::<Vec<_>>().join("\n")
 }
 
+/// Units that stay beside their number.
+const UNITS: [&str; 11] = ["s", "min", "h", "d", "B", "kB", "MB", "GB", "TB", "%", "bits"];
+
 /// Lines of at most `width` characters, those after the first behind `indent`. A word that is longer stays whole, so
-/// that a path can be copied.
+/// that a path can be copied, and a number keeps its unit.
 pub fn wrap(text: &str, width: usize, indent: &str) -> String {
+    // Spaces belong to the word before them, so that what is aligned stays so.
+    let mut words: Vec<String> = Vec::new();
+    for word in text.split_inclusive(' ') {
+        let unit = UNITS.contains(&word.trim_end_matches([' ', ',', ';', '.', ')']));
+        match words.last_mut() {
+            Some(last) if unit && last.trim_end().ends_with(|c: char| c.is_ascii_digit()) => {
+                last.push_str(word)
+            }
+            _ => words.push(word.to_owned()),
+        }
+    }
     let mut lines = vec![String::new()];
     let mut used = 0;
-    // Spaces belong to the word before them, so that what is aligned stays so.
-    for word in text.split_inclusive(' ') {
+    for word in words {
         let length = word.trim_end().chars().count();
         if used + length > width && lines.last().is_some_and(|line| !line.trim().is_empty()) {
             lines.push(indent.to_owned());
             used = indent.chars().count();
         }
         if let Some(line) = lines.last_mut() {
-            line.push_str(word);
+            line.push_str(&word);
         }
         used += word.chars().count();
     }
@@ -216,6 +229,7 @@ mod tests {
     fn long_words_stay_whole() {
         let path = "/a/very/long/path/that/nobody/wants/to/see/broken";
         assert_eq!(wrap(&format!("it lies in {path} now"), 20, "  "), format!("it lies in\n  {path}\n  now"));
+        assert_eq!(wrap("it took about 231 s, more", 18, ""), "it took about\n231 s, more");
         let lines = facts(&[("files", "1.00 GB in 2".to_owned()), ("", "more".to_owned())], 80);
         assert_eq!(lines, "files            1.00 GB in 2\n                 more");
         assert_eq!(facts(&[("files", "2".to_owned())], 40), "files: 2");

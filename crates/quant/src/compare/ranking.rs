@@ -141,18 +141,24 @@ fn verdict(entries: &[Entry], width: &[Ranked]) -> Verdict {
         entry.recipe == "rtn" && (entry.bits_per_weight - taken.bits_per_weight).abs() < SAME_SIZE
     });
     let below_basic = basic.filter(|_| taken.recipe != "rtn").map(|basic| 1.0 - taken.kl() / basic.kl());
-    let next = width.get(1);
-    let equal = width.iter().filter(|ranked| ranked.rank == 1).map(|ranked| ranked.entry);
-    let faster = equal
-        .filter(|at| entries[*at].seconds < taken.seconds)
+    // Each beside the one to take, not by rank: what is equal to that may rank behind another that is not.
+    let equal = |at: usize| {
+        let gap = difference(taken, &entries[at]);
+        gap.0 == 0.0 || (gap.1.is_some() && !apart(gap))
+    };
+    let next = width.get(1).map(|next| next.entry);
+    let faster = width[1..]
+        .iter()
+        .map(|ranked| ranked.entry)
+        .filter(|at| equal(*at) && entries[*at].seconds < taken.seconds)
         .min_by(|a, b| entries[*a].seconds.total_cmp(&entries[*b].seconds));
     Verdict {
         bits: width[0].bits,
         take,
         below_basic: below_basic.filter(|share| share.is_finite()),
-        next: next.map(|next| next.entry),
-        next_is_equal: next.is_some_and(|next| next.rank == 1),
-        faster: faster.filter(|faster| next.is_none_or(|next| next.entry != *faster)),
+        next,
+        next_is_equal: next.is_some_and(equal),
+        faster: faster.filter(|faster| next != Some(*faster)),
     }
 }
 
@@ -281,6 +287,16 @@ mod tests {
         let all = Rankings::of(&entries).verdicts.remove(0);
         assert_eq!((all.take, all.next, all.next_is_equal, all.faster), (0, Some(1), true, Some(2)));
         assert!((all.below_basic.unwrap() - 0.5603).abs() < 1e-3, "{all:?}");
+        // Equal to the best, though behind one that is not.
+        let noisy = [
+            entry("all", "dynamic", 4.5, 30.0, &[0.040, 0.050, 0.060]),
+            entry("dwq", "dwq", 4.5, 20.0, &[0.045, 0.055, 0.065]),
+            entry("gptq", "gptq", 4.5, 8.0, &[0.055, 0.070, 0.042]),
+        ];
+        let made = Rankings::of(&noisy);
+        let places: Vec<usize> = made.quality.iter().map(|ranked| ranked.rank).collect();
+        assert_eq!((places, made.verdicts[0].faster), (vec![1, 2, 2], Some(2)));
+        assert!(!made.verdicts[0].next_is_equal);
         // Without round-to-nearest, and with nobody else.
         let alone = Rankings::of(&entries[..1]).verdicts.remove(0);
         assert_eq!((alone.below_basic, alone.next, alone.faster), (None, None, None));

@@ -152,7 +152,12 @@ fn draw_lines(series: &[Series], axes: &Axes, size: Size, title: Option<&str>, l
         series
             .iter()
             .filter_map(|one| one.points.last().map(|last| (one, last)))
-            .map(|(one, (x, y, _))| Name { text: one.name.clone(), color: one.style.color, end: (*x, *y) })
+            .map(|(one, (x, y, _))| Name {
+                text: one.name.clone(),
+                color: one.style.color,
+                end: (*x, *y),
+                in_margin: true,
+            })
             .collect()
     } else {
         Vec::new()

@@ -76,7 +76,8 @@ pub(super) fn rows(comparison: &Comparison) -> Vec<Vec<String>> {
             format!("{:.3}", total.perplexity),
             format!("{:.3}", entry.bits_per_weight),
             bytes(entry.bytes),
-            if entry.resumed { format!("{time} (resumed)") } else { time },
+            // Of what was interrupted only the last part was timed.
+            if entry.resumed { format!("over {time}") } else { time },
             entry.peak_memory.map_or_else(|| "?".to_owned(), bytes),
         ]);
         cells
