@@ -21,7 +21,7 @@ pub(crate) fn columns(evaluation: &Evaluation) -> Vec<Column> {
         Column::figures("windows").leaving(6),
         Column::figures("tokens").leaving(5),
         Column::figures("KL, nats/token"),
-        Column::figures("top-1 agreement"),
+        Column::figures("top-1 agreement").leaving(11),
         Column::figures("perplexity ratio"),
         Column::figures("log difference").leaving(9),
         Column::figures("perplexity").leaving(8),

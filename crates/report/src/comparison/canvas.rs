@@ -25,7 +25,7 @@ pub(super) const DARK: Ground = Ground { back: "#0d1117", text: "#e6edf3", soft:
 /// Size of letters.
 pub(super) const LETTERS: u32 = 12;
 /// Room that a letter takes, on average: wide enough for names of methods in any of the fonts.
-pub(super) const LETTER: f64 = 7.0;
+pub(super) const LETTER: f64 = 7.8;
 
 /// How wide a figure is: beside text, or on a phone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -73,7 +73,7 @@ fn dots(comparison: &Comparison, size: Size, title: Option<&str>) -> String {
             .with_y_categories(names.clone())
             .with_x_label(axis("KL to the original, nats a token", size))
             .with_x_axis_min(0.0)
-            .with_x_axis_max(most * if size == Size::Wide { 1.12 } else { 1.4 })
+            .with_x_axis_max(most * if size == Size::Wide { 1.12 } else { 1.6 })
             .with_y_axis_min(0.4)
             .with_y_axis_max(count as f64 + 0.6);
         titled(layout, title)
