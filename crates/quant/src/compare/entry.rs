@@ -78,7 +78,7 @@ impl MadeOn {
         Self {
             processor: processor(),
             threads: threads_or_all(settings.threads),
-            engine: settings.device.engine().name().to_owned(),
+            engine: settings.device.engine().name().clone(),
         }
     }
 }

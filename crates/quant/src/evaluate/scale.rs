@@ -37,7 +37,7 @@ pub fn reading(kl: f64) -> Reading {
 impl Reading {
     /// `below 0.01`, `0.01 to 0.05`, `above 0.5`.
     pub fn range(&self) -> String {
-        let from = SCALE.iter().map(|other| other.below).filter(|below| *below < self.below).last();
+        let from = SCALE.iter().rev().map(|other| other.below).find(|below| *below < self.below);
         match from {
             None => format!("below {}", self.below),
             Some(from) if self.below.is_finite() => format!("{from} to {}", self.below),
@@ -72,8 +72,8 @@ mod tests {
     #[test]
     fn the_documentation_quotes_the_scale() {
         let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-        let table: String =
-            SCALE.iter().map(|reading| format!("| {} | {} |\n", reading.range(), reading.words)).collect();
+        let line = |reading: &Reading| format!("| {} | {} |", reading.range(), reading.words);
+        let table = SCALE.iter().map(line).collect::<Vec<_>>().join("\n");
         for name in ["README.md", "docs/methods.md"] {
             let text = std::fs::read_to_string(root.join(name)).unwrap();
             assert!(text.contains(&table), "{name} does not have\n{table}");

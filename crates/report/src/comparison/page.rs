@@ -351,7 +351,10 @@ mod tests {
         assert_eq!(page.matches("<table class=\"bits\">").count(), 2, "one of bits, one of costs");
         assert!(page.contains("<h3>dynamic+gptq; dynamic</h3>"));
         // A long name may break behind a plus, on a phone.
-        assert!(page.contains("<th scope=\"row\">dynamic+<wbr>gptq</th>") && !page.contains("&lt;wbr"), "{page}");
+        assert!(
+            page.contains("<th scope=\"row\">dynamic+<wbr>gptq</th>") && !page.contains("&lt;wbr"),
+            "{page}"
+        );
         assert!(page.contains("dynamic 0.0450, 25 % below it"), "{page}");
         assert_eq!(page.matches("model.embed_tokens").count(), 2, "with its bits and with its cost");
         assert!(page.contains("class=\"s5\">4.0<") && page.contains("class=\"s0\">0.05<"), "{page}");
