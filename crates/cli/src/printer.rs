@@ -45,6 +45,14 @@ impl Printer {
         self.verbose
     }
 
+    /// Columns that stdout shows: those of its terminal; where it is none, what COLUMNS says, or 80, so that a file or a
+    /// pipe gets the same everywhere. The library reads no environment, so it is told.
+    pub(crate) fn width(self) -> usize {
+        let asked = || std::env::var("COLUMNS").ok()?.trim().parse().ok().filter(|columns| *columns > 0);
+        let terminal = terminal_size::terminal_size_of(std::io::stdout());
+        terminal.map(|(columns, _)| usize::from(columns.0)).or_else(asked).unwrap_or(80)
+    }
+
     /// Data, to stdout. A reader that has gone away (`| head`) is no failure.
     pub(crate) fn data(self, text: &str) {
         above_bar(|| drop(writeln!(std::io::stdout(), "{}", printable(text))));

@@ -146,13 +146,20 @@ fn without_arguments_it_measures_the_demo_model() {
 #[test]
 fn a_table_with_a_reference() {
     let fixture = Fixture::new();
-    let heads = contains("KL, nats/token").and(contains("top-1 agreement")).and(contains("p99.9"));
+    let told = contains("perplexity 1.").and(contains(" times the reference's (log-perplexity +"));
     let title = contains("model (").and(contains("bits per weight) against reference\n"));
-    fixture
-        .eval(&["--reference", "reference"])
-        .success()
-        .stdout(heads.and(title))
-        .stderr(contains("tokens/s"));
+    let made = fixture.eval(&["--reference", "reference"]).success();
+    let table = String::from_utf8(made.get_output().stdout.clone()).unwrap();
+    // No terminal: 80 columns, and what was left out is named.
+    assert!(table.lines().all(|line| line.chars().count() <= 80), "{table}");
+    assert!(table.contains("not shown at 80 columns: ") && table.contains("KL, nats/token"), "{table}");
+    made.stdout(told.and(title)).stderr(contains("tokens/s"));
+    let arguments = ["--model", "model", "--reference", "reference", "--data", "text.txt"];
+    let small = ["--windows", "3", "--sequence-length", "32"];
+    let mut wide = mlx_quant();
+    wide.arg("eval").args(arguments).args(small).current_dir(fixture.directory.path()).env("COLUMNS", "200");
+    let heads = contains("p99.9").and(contains("top-1 agreement")).and(contains("log difference"));
+    wide.assert().success().stdout(heads.and(contains("not shown").not()));
 }
 
 #[test]
@@ -163,6 +170,10 @@ fn json_is_one_document_with_everything() {
         "perplexity",
         "perplexity_stderr",
         "reference_perplexity",
+        "log_perplexity_difference",
+        "log_perplexity_difference_stderr",
+        "perplexity_ratio",
+        "perplexity_ratio_stderr",
         "kl_mean",
         "kl_stderr",
         "kl_p50",
@@ -184,6 +195,14 @@ fn json_is_one_document_with_everything() {
     assert_eq!(document["sources"][0]["name"], "text.txt");
     let ordered = ["kl_p50", "kl_p99", "kl_p999", "kl_max"].map(|name| document[name].as_f64().unwrap());
     assert!(ordered.is_sorted() && ordered[0] > 0.0, "{ordered:?}");
+    // The ratio is that of the two perplexities beside it, and its error that of the difference.
+    let number = |name: &str| document[name].as_f64().unwrap();
+    let ratio = number("perplexity") / number("reference_perplexity");
+    assert!((number("perplexity_ratio") / ratio - 1.0).abs() < 1e-12, "{document}");
+    assert!((number("log_perplexity_difference") - ratio.ln()).abs() < 1e-12, "{document}");
+    let paired = number("log_perplexity_difference_stderr");
+    assert!(paired < number("perplexity_stderr") / number("perplexity"), "{document}");
+    assert_eq!(document["schema_version"], 2);
     let bits = document["bits_per_weight"].as_f64().unwrap();
     assert!((4.5..5.0).contains(&bits), "{bits}");
     let alone = fixture.json(&[]);

@@ -120,7 +120,7 @@ fn the_demo_model() {
         .assert()
         .success()
         .stdout(
-            contains("parameters       7868672")
+            contains("parameters       7.9 million weights")
                 .and(contains("model.layers.{0-7}.mlp.down_proj"))
                 .and(contains("not quantized"))
                 .and(contains("mlx_lm").not()),

@@ -4,25 +4,33 @@
 //! of their own should have to build. [`mlx_quant`] measures; here it only gets a shape.
 //!
 //! ```
-//! let heads = ["method", "size"];
-//! let rows = vec![vec!["gptq".to_owned(), mlx_quant_report::bytes(5_368_709_120)]];
-//! assert_eq!(mlx_quant_report::plain_table(&heads, rows, 1), " method     size\n gptq    5.37 GB");
+//! use mlx_quant_report::{Column, Table, bytes};
+//! let columns = [Column::words("method"), Column::figures("size")];
+//! let table = Table::new(columns, [vec!["gptq".to_owned(), bytes(5_368_709_120)]]);
+//! assert_eq!(table.fit(80), " method     size\n gptq    5.37 GB");
+//! assert_eq!(table.fit(40), "method: gptq\nsize: 5.37 GB");
 //! ```
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test panics to fail"))]
 
 mod comparison;
 mod error;
+mod evaluation;
+mod foreseen;
 mod json;
+mod layers;
 mod markdown;
 mod numbers;
 mod rows;
 mod table;
 
-pub use comparison::{comparison_html, comparison_markdown, comparison_table, size_plot};
+pub use comparison::{Commands, comparison_html, comparison_markdown, comparison_svg, comparison_table};
 pub use error::Error;
-pub use json::json;
+pub use evaluation::table;
+pub use foreseen::{advice, foreseen, machine, methods};
+pub use json::{json, versioned};
+pub use layers::{inspection, plan};
 pub use markdown::markdown;
 pub use mlx_quant::numbers::{bytes, duration};
+pub use numbers::weights;
 use numbers::with_error;
-pub use numbers::{reading, weights};
-pub use table::{plain_table, table};
+pub use table::{Column, NARROW, Table, facts, wrap};

@@ -2,19 +2,16 @@
 
 use std::fmt::Write as _;
 
-use super::rows::{heads, rows, title};
+use super::rows::{columns, difference, rows, title};
+use super::table::Table;
 use mlx_quant::Evaluation;
 
 /// The evaluation as a heading, a table and a line that says how it was measured.
 pub fn markdown(evaluation: &Evaluation) -> String {
-    let line = |cells: Vec<String>| format!("| {} |\n", cells.join(" | "));
-    let escaped = |cell: String| cell.replace('|', "\\|");
-    let heads = heads(evaluation);
     let mut text = format!("## {}\n\n", title(evaluation));
-    text.push_str(&line(heads.iter().map(|&head| head.to_owned()).collect()));
-    text.push_str(&line(heads.iter().map(|_| "---".to_owned()).collect()));
-    for row in rows(evaluation) {
-        text.push_str(&line(row.into_iter().map(escaped).collect()));
+    text.push_str(&Table::new(columns(evaluation), rows(evaluation)).markdown());
+    if let Some(difference) = difference(&evaluation.total) {
+        let _ = write!(text, "\nThe {difference}.\n");
     }
     let hash = evaluation.data_hash.get(..16).unwrap_or(&evaluation.data_hash);
     let _ = write!(

@@ -8,21 +8,14 @@ pub(crate) fn with_error(value: f64, error: Option<f64>, digits: usize) -> Strin
     }
 }
 
-/// What a mean KL to the original, in nats a token, is like.
-pub fn reading(kl: f64) -> &'static str {
-    match kl {
-        _ if kl < 0.01 => "hard to tell from the original",
-        _ if kl < 0.05 => "very close to the original",
-        _ if kl < 0.2 => "noticeable in hard tasks",
-        _ if kl < 0.5 => "clearly worse than the original",
-        _ => "another model; use more bits or a better method",
-    }
-}
-
-/// `7.9 million weights`, `8.03 billion weights`.
+/// `512 weights`, `7.9 million weights`, `8.03 billion weights`.
 pub fn weights(count: u64) -> String {
     let millions = count as f64 / 1e6;
-    if millions < 1000.0 {
+    if count < 10_000 {
+        format!("{count} weights")
+    } else if millions < 0.95 {
+        format!("{:.0} thousand weights", count as f64 / 1e3)
+    } else if millions < 999.95 {
         format!("{millions:.1} million weights")
     } else {
         format!("{:.2} billion weights", millions / 1e3)
@@ -40,9 +33,12 @@ mod tests {
     }
 
     #[test]
-    fn weights_change_their_unit_at_a_billion() {
+    fn weights_change_their_unit() {
+        assert_eq!(weights(4_864), "4864 weights");
+        assert_eq!(weights(94_000), "94 thousand weights");
         assert_eq!(weights(7_940_000), "7.9 million weights");
         assert_eq!(weights(999_900_000), "999.9 million weights");
+        assert_eq!(weights(999_990_000), "1.00 billion weights");
         assert_eq!(weights(8_030_000_000), "8.03 billion weights");
     }
 }

@@ -13,7 +13,6 @@ use mlx_quant_report as report;
 use serde_json::json;
 
 use super::ending::Ending;
-use super::layers::{self, Row};
 use super::source::Asked;
 use crate::args::Convert;
 use crate::memory::resident_peak;
@@ -97,35 +96,25 @@ pub(super) fn dry_run(plan: &Plan, threads: usize, printer: Printer) -> Result<(
         printer.data(&serde_json::to_string_pretty(&document)?);
         return Ok(());
     }
-    listed(&planned, printer);
-    printer.data(&format!("peak memory      about {} on {threads} thread(s)", bytes(memory)));
-    printer.data(&format!(
-        "time             about {}, if the disk keeps up with {}/s",
-        report::duration(seconds),
-        bytes(rate as u64)
-    ));
+    layers(&planned, printer);
+    let lines = [
+        ("peak memory", format!("about {} on {threads} thread(s)", bytes(memory))),
+        (
+            "time",
+            format!(
+                "about {}, if the disk keeps up with {}/s",
+                report::duration(seconds),
+                bytes(rate as u64)
+            ),
+        ),
+    ];
+    printer.data(&report::facts(&lines, printer.width()));
     Ok(())
 }
 
 /// Layers, and sums.
-pub(super) fn listed(report: &PlanReport, printer: Printer) {
-    let rows = report.layers.iter().map(|layer| Row {
-        path: layer.name.clone(),
-        shape: &layer.shape,
-        scheme: &layer.scheme,
-        bytes: layer.bytes,
-    });
-    layers::show(rows.collect(), printer);
-    let described = if report.described { "" } else { ", by tensor names" };
-    printer.data(&format!("\nmodel type       {} ({}{described})", report.model_type, report.family));
-    printer.data(&format!("parameters       {}", report.parameters));
-    printer.data(&format!("bits per weight  {:.3}", report.bits_per_weight));
-    printer.data(&format!("reads            {}", bytes(report.input_bytes)));
-    printer.data(&format!(
-        "writes           {} in {} file(s)",
-        bytes(report.output_bytes),
-        report.files.len()
-    ));
+pub(super) fn layers(plan: &PlanReport, printer: Printer) {
+    printer.data(&report::plan(plan, printer.is_verbose(), printer.width()));
 }
 
 /// Adds the fields of a report to a JSON object.

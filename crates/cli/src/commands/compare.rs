@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
-use mlx_quant::compare::{CompareSettings, Comparison, Contestant, compare};
+use mlx_quant::compare::{CompareSettings, Comparison, Contestant, Entry, compare};
 use mlx_quant::compare::{Keep, budget, foresee, steps};
 use mlx_quant::dwq::DwqSettings;
 use mlx_quant::forecast::Forecast;
@@ -13,6 +13,7 @@ use mlx_quant::observer::Within;
 use mlx_quant::recipes::{Room, Shares, Text, VALIDATION_WINDOWS, choose_low_memory};
 use mlx_quant::{DataSource, Event, Model, Observer as _, Pick};
 use mlx_quant_report as report;
+use mlx_quant_report::Commands;
 use serde_json::json;
 
 use super::ending::Ending;
@@ -25,6 +26,9 @@ use crate::machine;
 use crate::printer::{Printer, bytes};
 use crate::refusal::Refusal;
 use crate::screen::Screen;
+
+/// Of the JSON. 2: ranks by width, `verdicts`, `made_on`, ratios of perplexities.
+const SCHEMA: u32 = 2;
 
 /// Runs the command.
 pub(crate) fn run(args: &Compare, printer: Printer) -> Result<()> {
@@ -45,11 +49,13 @@ pub(crate) fn run(args: &Compare, printer: Printer) -> Result<()> {
     let made = compare(&model, &settings, &args.output, &Within(&screen));
     screen.clear();
     let made = made?;
+    let run = |entry: &Entry| entry.model.as_deref().map(generate);
+    let commands = Commands { run: made.entries.iter().map(run).collect(), make: commands };
     write(&made, &commands, &args.output)?;
     if printer.is_json() {
-        printer.data(&report::json(&made)?);
+        printer.data(&document(&made)?);
     } else {
-        printer.data(&report::comparison_table(&made));
+        printer.data(&report::comparison_table(&made, &commands, printer.width()));
     }
     for entry in &made.entries {
         match &entry.model {
@@ -124,23 +130,19 @@ fn dry_run(
         printer.data(&report::json(&document)?);
         return Ok(());
     }
-    let row = |(contestant, needs): (&Contestant, &Forecast)| {
-        vec![
-            contestant.name.clone(),
-            format!("{:.3}", needs.bits_per_weight),
-            bytes(needs.bytes),
-            report::duration(needs.seconds),
-            bytes(needs.peak_memory),
-        ]
-    };
-    let heads = ["method", "bits/weight", "size", "time", "peak memory"];
-    printer.data(&report::plain_table(&heads, all.map(row).collect(), 1));
-    let seconds: f64 = needs.iter().map(|needs| needs.seconds).sum();
-    printer.data(&format!(
-        "together at most {}; work that methods share is done once",
-        report::duration(seconds)
-    ));
+    let named = all.map(|(contestant, needs)| (contestant.name.as_str(), needs));
+    printer.data(&report::foreseen(named, printer.width()));
     Ok(())
+}
+
+/// The command line that talks with a model.
+fn generate(model: &str) -> String {
+    format!("mlx_lm.generate --model {} --prompt 'Tell me a story.'", quoted(Path::new(model)))
+}
+
+/// The comparison as JSON, with the version of its form.
+fn document(made: &Comparison) -> Result<String> {
+    Ok(report::json(&report::versioned(made, SCHEMA)?)?)
 }
 
 /// What takes part, checked before anything is opened.
@@ -237,13 +239,13 @@ fn commands(args: &Compare, model: &Model, settings: &CompareSettings) -> Result
 }
 
 /// The reports, each beside its name and then renamed.
-fn write(made: &Comparison, commands: &[String], output: &Path) -> Result<()> {
+fn write(made: &Comparison, commands: &Commands, output: &Path) -> Result<()> {
     let page = report::comparison_html(made, commands)?;
     let files = [
         ("report.html", page),
-        ("report.md", report::comparison_markdown(made)),
-        ("report.json", report::json(made)? + "\n"),
-        ("report.svg", report::size_plot(made)),
+        ("report.md", report::comparison_markdown(made, commands)),
+        ("report.json", document(made)? + "\n"),
+        ("report.svg", report::comparison_svg(made)),
     ];
     for (name, text) in files {
         let (path, partial) = (output.join(name), output.join(format!(".{name}.partial")));

@@ -2,8 +2,7 @@
 
 use std::path::Path;
 
-use mlx_quant::evaluate::Against;
-use mlx_quant_report as report;
+use mlx_quant::evaluate::{Against, reading};
 
 use super::source::Asked;
 use crate::printer::Printer;
@@ -33,7 +32,7 @@ impl Ending<'_> {
     fn quality(&self) -> String {
         if let Some(against) = self.quality {
             let error = against.kl_stderr.map_or_else(String::new, |error| format!(" ± {error:.4}"));
-            let (kl, words) = (against.kl_mean, report::reading(against.kl_mean));
+            let (kl, words) = (against.kl_mean, reading(against.kl_mean).words);
             return format!("KL {kl:.4}{error} on held-out text: {words}");
         }
         let original = self.original.word();

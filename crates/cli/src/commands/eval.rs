@@ -5,7 +5,7 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
-use mlx_quant::evaluate::{Memory, memory};
+use mlx_quant::evaluate::{Memory, memory, reading};
 use mlx_quant::recipes::{Room, Text, choose_low_memory};
 use mlx_quant::{DataSource, Evaluation, EvaluationSettings, Model, Pick, Windows, evaluate};
 use mlx_quant_report as report;
@@ -18,6 +18,9 @@ use crate::memory::resident_peak;
 use crate::printer::{Printer, bytes};
 use crate::refusal::Refusal;
 use crate::screen::Screen;
+
+/// Of the JSON. 2: with a reference the ratio of the perplexities and the difference of their logarithms.
+const SCHEMA: u32 = 2;
 
 /// Runs the command.
 pub(crate) fn run(args: &Eval, printer: Printer) -> Result<()> {
@@ -58,21 +61,26 @@ pub(crate) fn run(args: &Eval, printer: Printer) -> Result<()> {
     }
     let peak = resident_peak();
     if printer.is_json() {
-        let mut document = serde_json::to_value(&evaluation)?;
+        let mut document = report::versioned(&evaluation, SCHEMA)?;
         document["peak_memory_bytes"] = json!(peak);
         document["predicted_memory_bytes"] = json!(memory.peak);
         printer.data(&report::json(&document)?);
         return Ok(());
     }
-    printer.data(&report::table(&evaluation));
+    printer.data(&report::table(&evaluation, printer.width()));
     if let Some(against) = &evaluation.total.against {
         let top1 = against.top1 * 100.0;
-        let reading = report::reading(against.kl_mean);
-        printer.say(&format!("KL {:.4}, {top1:.0} % of next tokens the same: {reading}", against.kl_mean));
+        let reading = reading(against.kl_mean);
+        let advice = reading.advice.map_or_else(String::new, |advice| format!("; {advice}"));
+        printer.say(&format!(
+            "KL {:.4}, {top1:.0} % of next tokens the same: {}{advice}",
+            against.kl_mean, reading.words
+        ));
     }
     let (tokens, seconds) = (windows.picked.len() * windows.sequence_length, evaluation.subject.seconds);
     printer.say(&format!(
-        "{seconds:.1} s, {:.0} tokens/s{}{}",
+        "{}, {:.0} tokens/s{}{}",
+        report::duration(seconds),
         tokens as f64 / seconds.max(1e-9),
         peak.map_or_else(String::new, |peak| format!(", peak memory {}", bytes(peak))),
         if evaluation.subject.reference_cached { ", reference from the cache" } else { "" },
@@ -105,7 +113,8 @@ fn dry_run(windows: &Windows, memory: Memory, printer: Printer) -> Result<()> {
         printer.data(&report::json(&json!({"data": windows.report(), "memory": memory}))?);
         return Ok(());
     }
-    let line = |name: &str, value: String| printer.data(&format!("{name:<16} {value}"));
+    let mut lines: Vec<(&str, String)> = Vec::new();
+    let mut line = |name, value| lines.push((name, value));
     for source in &windows.sources {
         let (picked, total) = (source.windows_picked, source.windows_total);
         line("data", format!("{}: {} tokens, {picked} of {total} windows", source.name, source.tokens));
@@ -119,6 +128,7 @@ fn dry_run(windows: &Windows, memory: Memory, printer: Printer) -> Result<()> {
     line("in a block", bytes(memory.scratch));
     line("head", bytes(memory.head));
     line("peak memory", format!("about {}", bytes(memory.peak)));
+    printer.data(&report::facts(&lines, printer.width()));
     Ok(())
 }
 
@@ -152,8 +162,11 @@ impl Report {
     }
 
     fn write(mut self, evaluation: &Evaluation) -> Result<()> {
-        let text =
-            if self.markdown { report::markdown(evaluation) } else { report::json(evaluation)? + "\n" };
+        let text = if self.markdown {
+            report::markdown(evaluation)
+        } else {
+            report::json(&report::versioned(evaluation, SCHEMA)?)? + "\n"
+        };
         let write = |file: &mut File| file.set_len(0).and_then(|()| file.write_all(text.as_bytes()));
         write(&mut self.file).with_context(|| self.path.display().to_string())?;
         self.unwritten = false;

@@ -1,10 +1,10 @@
 //! `mlx-quant inspect`.
 
 use anyhow::Result;
-use mlx_quant::inspect::{Form, Inspection, Verdict, Verification, inspect, verify};
+use mlx_quant::inspect::{Inspection, Verdict, Verification, inspect, verify};
+use mlx_quant_report as report;
 use serde_json::{Value, json};
 
-use super::layers::{self, Row};
 use crate::args::Inspect;
 use crate::commands::source::{self, Asked, Need};
 use crate::printer::{Printer, bytes};
@@ -66,57 +66,12 @@ fn show(
         return Ok(());
     }
     if let Some(inspection) = inspection {
-        show_layers(inspection, printer);
-        show_summary(inspection, printer);
+        printer.data(&report::inspection(inspection, printer.is_verbose(), printer.width()));
     }
     if let Some(verification) = verification {
         show_verification(verification, printer);
     }
     Ok(())
-}
-
-fn show_layers(inspection: &Inspection, printer: Printer) {
-    let rows = inspection.layers.iter().map(|layer| Row {
-        path: layer.path.clone(),
-        shape: &layer.shape,
-        scheme: &layer.scheme,
-        bytes: layer.bytes,
-    });
-    layers::show(rows.collect(), printer);
-    printer.data("");
-}
-
-fn show_summary(inspection: &Inspection, printer: Printer) {
-    let line = |name: &str, value: &str| printer.data(&format!("{name:<16} {value}"));
-    let described = match (inspection.described, inspection.decoder_described) {
-        (_, true) => "decoder described",
-        (true, false) => "names described, decoder not",
-        (false, false) => "not described",
-    };
-    line("model type", &format!("{} ({}, {described})", inspection.model_type, inspection.family));
-    if let Some(dimensions) = inspection.dimensions {
-        line("layers", &dimensions.layers.to_string());
-        line("hidden size", &dimensions.hidden_size.to_string());
-        line("vocabulary", &dimensions.vocabulary.to_string());
-    }
-    line("parameters", &inspection.parameters.to_string());
-    line("bits per weight", &format!("{:.3}", inspection.bits_per_weight));
-    let dtypes = inspection.dtypes.iter().map(|(dtype, count)| format!("{dtype} {}", bytes(*count)));
-    line("dtypes", &dtypes.collect::<Vec<_>>().join(", "));
-    line("files", &format!("{} in {} file(s)", bytes(inspection.file_bytes), inspection.files.len()));
-    let packed = if inspection.form == Form::Quantized { "quantized" } else { "not quantized" };
-    line("form", packed);
-    for (scheme, total) in &inspection.schemes {
-        let (layers, weights) = (total.layers, total.weights);
-        let size = bytes(total.bytes);
-        line("", &format!("{scheme:<24} {layers:>6} layers {weights:>14} weights {size:>9}"));
-    }
-    let other = &inspection.other;
-    let (tensors, weights) = (other.layers, other.weights);
-    line(
-        "",
-        &format!("{:<24} {tensors:>6} tensors {weights:>13} weights {:>9}", "the rest", bytes(other.bytes)),
-    );
 }
 
 fn show_verification(verification: &Verification, printer: Printer) {

@@ -6,7 +6,6 @@ pub(crate) mod convert;
 mod ending;
 pub(crate) mod eval;
 pub(crate) mod inspect;
-mod layers;
 mod line;
 mod parents;
 pub(crate) mod quantize;

@@ -6,7 +6,7 @@ use anyhow::Result;
 use mlx_format::Scheme;
 use mlx_format::checkpoint::CheckpointError;
 use mlx_quant::dynamic::Target;
-use mlx_quant::forecast::{Choice, Forecast, Machine, Recommendation, Row, Wish, recommend};
+use mlx_quant::forecast::{Choice, Recommendation, Row, Wish, recommend};
 use mlx_quant::inspect::inspect;
 use mlx_quant::recipes::{available_memory, total_memory};
 use mlx_quant_report as report;
@@ -79,7 +79,7 @@ pub(crate) fn run(args: &Recommend, printer: Printer) -> Result<()> {
         inspection.model_type,
         bytes(inspection.file_bytes)
     ));
-    printer.data(&facts(&machine, &wish));
+    printer.data(&report::machine(&machine, wish.memory, total_memory(), printer.width()));
     show_rows(&made, &of_rows, printer);
     show_methods(&made, &lines, printer);
     possible(&made)
@@ -131,18 +131,6 @@ fn open(asked: Asked<'_>, printer: Printer) -> Result<Opened> {
     })
 }
 
-fn facts(machine: &Machine, wish: &Wish) -> String {
-    format!(
-        "this machine: {} threads, {:.0} GFLOP/s, disk {}/s read, {}/s written\nmemory: {} may be used{}",
-        machine.threads,
-        machine.products / 1e9,
-        bytes(machine.read as u64),
-        bytes(machine.write as u64),
-        bytes(wish.memory),
-        total_memory().map_or_else(String::new, |total| format!(", {} are here", bytes(total))),
-    )
-}
-
 fn asked(args: &Recommend) -> Asked<'_> {
     Asked::new(args.model.given(), args.revision.as_deref())
 }
@@ -175,43 +163,9 @@ fn line(choice: &Choice, args: &Recommend, name: &str) -> Result<String> {
     Ok(line.to_string())
 }
 
-/// A KL that is expected: the range between the models that were measured.
-fn expected(choice: &Choice) -> String {
-    let digits = |kl: f64| match kl {
-        _ if kl >= 10.0 => format!("{kl:.0}"),
-        _ if kl >= 1.0 => format!("{kl:.1}"),
-        _ if kl >= 0.1 => format!("{kl:.2}"),
-        _ => format!("{kl:.3}"),
-    };
-    match choice.expected_kl {
-        Some(kl) if kl.high < 0.01 => "<0.01".to_owned(),
-        Some(kl) if digits(kl.low) == digits(kl.high) => format!("~{}", digits(kl.low)),
-        Some(kl) => format!("~{}-{}", digits(kl.low), digits(kl.high)),
-        None => "?".to_owned(),
-    }
-}
-
-/// Size, time and memory of a choice, as far as they are known.
-fn needs(choice: &Choice) -> [String; 3] {
-    let cell = |of: &dyn Fn(&Forecast) -> String| choice.forecast.as_ref().map_or_else(|| "-".to_owned(), of);
-    [
-        cell(&|needs| bytes(needs.bytes)),
-        cell(&|needs| report::duration(needs.seconds)),
-        cell(&|needs| bytes(needs.peak_memory)),
-    ]
-}
-
 /// What to do now, within an hour and overnight.
 fn show_rows(made: &Recommendation, lines: &[Option<String>], printer: Printer) {
-    let rows = made.rows.iter().enumerate().map(|(at, row)| {
-        let when = format!("{}{}", row.when, if made.pick == Some(at) { " *" } else { "" });
-        let Some(choice) = &row.choice else { return vec![when, "nothing".to_owned()] };
-        let mut cells = vec![when, choice.method.clone(), expected(choice)];
-        cells.extend(needs(choice));
-        cells
-    });
-    let heads = ["", "method", "expected KL", "size", "time", "memory"];
-    printer.data(&format!("\n{}", report::plain_table(&heads, rows.collect(), 2)));
+    printer.data(&format!("\n{}", report::advice(made, printer.width())));
     for (row, line) in made.rows.iter().zip(lines) {
         let told = row.same_as.map_or_else(String::new, |same| format!("as {}: ", made.rows[same].when));
         printer.data(&format!("\n{}", paragraph(&format!("{}: {told}{}", row.when, row.why))));
@@ -223,20 +177,7 @@ fn show_rows(made: &Recommendation, lines: &[Option<String>], printer: Printer) 
 
 /// Every method with its needs, and its command or what is in its way.
 fn show_methods(made: &Recommendation, lines: &[String], printer: Printer) {
-    let peers = made.choices.iter().any(|choice| choice.mlx_lm.is_some());
-    let rows = made.choices.iter().map(|choice| {
-        let mut cells = vec![choice.method.clone(), expected(choice)];
-        cells.extend(needs(choice));
-        let peer = choice.mlx_lm.as_ref().map(|peer| peer.memory.map_or_else(|| "cannot".to_owned(), bytes));
-        cells.extend(peers.then(|| peer.unwrap_or_default()));
-        cells
-    });
-    // Two lines where the last column needs them.
-    let line = if peers { "\n" } else { "" };
-    let heads = ["every method", "expected KL", "size", "time", "memory"].map(|head| format!("{line}{head}"));
-    let mut heads: Vec<&str> = heads.iter().map(String::as_str).collect();
-    heads.extend(peers.then_some("mlx-lm's\nmemory"));
-    printer.data(&format!("\n{}", report::plain_table(&heads, rows.collect(), 1)));
+    printer.data(&format!("\n{}", report::methods(made, printer.width())));
     // What is in the way of several methods is said once.
     let mut told: Vec<(&str, Vec<&str>)> = Vec::new();
     for choice in &made.choices {

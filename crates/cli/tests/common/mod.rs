@@ -10,6 +10,8 @@ use serde_json::Value;
 pub(crate) fn mlx_quant() -> Command {
     let mut command = Command::cargo_bin("mlx-quant").unwrap();
     command.env("XDG_CACHE_HOME", cache());
+    // Tables are as wide as where there is no terminal.
+    command.env_remove("COLUMNS");
     // Whoever wants a hub says which one (`knows`); nothing leaves this machine.
     command.env("HF_HUB_OFFLINE", "1").env("HF_HOME", cache().join("huggingface"));
     command

@@ -2,11 +2,14 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::Keep;
+use super::{CompareSettings, Keep};
+use crate::device::Device;
 use crate::dwq::Distilled;
 use crate::evaluate::{Against, Evaluation};
 use crate::observer::Event;
 use crate::plan::{Job, Plan};
+use crate::recipes::processor;
+use crate::threads::threads_or_all;
 
 /// How a layer is stored.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,6 +22,17 @@ pub struct LayerBits {
     pub group_size: usize,
     /// Codes, scales and biases.
     pub bytes: u64,
+}
+
+/// What a time belongs to.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MadeOn {
+    /// Processor, as the system calls it; `None` where it does not say.
+    pub processor: Option<String>,
+    /// Threads that worked.
+    pub threads: usize,
+    /// Engine and instruction set.
+    pub engine: String,
 }
 
 /// What a method made.
@@ -42,7 +56,10 @@ pub struct Entry {
     pub resumed: bool,
     /// Largest resident memory while it was made, bytes.
     pub peak_memory: Option<u64>,
-    /// Of dynamic, before anything was written.
+    /// Where it was made, with how many threads.
+    pub made_on: MadeOn,
+    /// Of dynamic, before anything was written: the sum over layers of what each costs alone with searched scales. What
+    /// is measured differs, because layers act together and because the recipe may round better than that.
     pub predicted_kl: Option<f64>,
     /// The written files on held-out text, against the model that they were made from.
     pub evaluation: Evaluation,
@@ -54,6 +71,13 @@ pub struct Entry {
     pub keep: Keep,
     /// Where the model lies, if it was kept.
     pub model: Option<String>,
+}
+
+impl MadeOn {
+    /// This machine.
+    pub(super) fn here(settings: &CompareSettings, device: &Device) -> Self {
+        Self { processor: processor(), threads: threads_or_all(settings.threads), engine: device.name() }
+    }
 }
 
 impl LayerBits {
@@ -142,6 +166,7 @@ pub(super) mod tests {
             seconds,
             resumed: false,
             peak_memory: None,
+            made_on: MadeOn::default(),
             predicted_kl: None,
             evaluation,
             layers: Vec::new(),

@@ -19,8 +19,8 @@ use std::time::Instant;
 use mlx_format::checkpoint::{Directory, Writer};
 use mlx_format::{Mode, Scheme};
 
-pub use self::entry::{Entry, LayerBits};
-pub use self::ranking::{Ranked, Rankings};
+pub use self::entry::{Entry, LayerBits, MadeOn};
+pub use self::ranking::{Ranked, Rankings, Verdict};
 pub use self::result::{Comparison, LayerSensitivity, Text};
 pub use self::settings::{CompareSettings, Keep};
 pub use self::steps::steps;
@@ -214,6 +214,7 @@ impl Run<'_> {
             seconds: own.seconds,
             resumed,
             peak_memory: own.peak_memory,
+            made_on: MadeOn::here(self.settings, &self.model.device),
             predicted_kl,
             evaluation,
             layers: LayerBits::of(&plan),

@@ -1,5 +1,7 @@
 //! Who is better, and whether that is more than chance.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 
 use super::Entry;
@@ -14,25 +16,52 @@ const SAME_SIZE: f64 = 0.01;
 /// Differences of so many standard errors are told apart.
 const APART: f64 = 2.0;
 
-/// A place in an order.
+/// A place among the entries of one width.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Ranked {
     /// Index into [`super::Comparison::entries`].
     pub entry: usize,
-    /// From 1.
+    /// The width that it is ranked in: bits of a code of the scheme that decides the size.
+    pub bits: u32,
+    /// From 1 within the width. Entries that are equal within error have the same rank, and the next rank counts them: 1,
+    /// 2, 2, 4. Equal within error means that the KL above that of the rank's first entry, window by window, is at most
+    /// two standard errors. Where one window gives no error, only equal KLs are equal.
     pub rank: usize,
-    /// KL above that of the one before, mean over windows; `None` of the first.
+    /// Index of the entry that it was compared with: the first of its own rank, or, of a rank's first entry, that of the
+    /// rank before; `None` of the first of a width.
+    pub against: Option<usize>,
+    /// KL above that of `against`, mean over windows.
     pub behind: Option<f64>,
     /// Standard error of that difference, window by window.
     pub behind_stderr: Option<f64>,
-    /// Whether the one before is better by more than two standard errors.
+    /// Whether `against` is better by more than two standard errors.
     pub apart: bool,
+}
+
+/// What to take at one width.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Verdict {
+    /// Bits of a code of the scheme that decides the size.
+    pub bits: u32,
+    /// Index of the entry of lowest KL.
+    pub take: usize,
+    /// Part of the KL of round-to-nearest that it is below, 0 to 1; `None` without round-to-nearest at the same size, or
+    /// if it is that itself.
+    pub below_basic: Option<f64>,
+    /// Index of the next by KL, if there is one.
+    pub next: Option<usize>,
+    /// Whether `next` is equal within error.
+    pub next_is_equal: bool,
+    /// Index of the fastest of those that are equal within error and faster, if that is not `next`.
+    pub faster: Option<usize>,
 }
 
 /// Orders of a comparison's entries.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Rankings {
-    /// By KL, lowest first.
+    /// What to take, one for each width, the narrowest first.
+    pub verdicts: Vec<Verdict>,
+    /// By width, the narrowest first, and within a width by KL, lowest first.
     pub quality: Vec<Ranked>,
     /// Indices by time, fastest first.
     pub speed: Vec<usize>,
@@ -55,41 +84,81 @@ fn apart((difference, error): (f64, Option<f64>)) -> bool {
 }
 
 impl Rankings {
-    /// The orders of `entries` by quality (mean KL) and by speed, and those of them that nothing beats in both size and quality.
+    /// The orders of `entries` by quality (mean KL) within their widths and by speed, what to take, and those that nothing
+    /// beats in both size and quality.
     pub fn of(entries: &[Entry]) -> Self {
-        let order = |key: &dyn Fn(&Entry) -> f64| {
-            let mut order: Vec<usize> = (0..entries.len()).collect();
-            order.sort_by(|a, b| key(&entries[*a]).total_cmp(&key(&entries[*b])));
-            order
-        };
-        let by_kl = order(&Entry::kl);
-        let ranked = |(rank, &entry): (usize, &usize)| {
-            let before =
-                rank.checked_sub(1).map(|before| difference(&entries[by_kl[before]], &entries[entry]));
-            Ranked {
-                entry,
-                rank: rank + 1,
-                behind: before.map(|before| before.0),
-                behind_stderr: before.and_then(|before| before.1),
-                apart: before.is_some_and(apart),
-            }
-        };
-        Self {
-            quality: by_kl.iter().enumerate().map(ranked).collect(),
-            speed: order(&|entry| entry.seconds),
-            pareto: pareto(entries),
-            guide: guide(entries),
-        }
+        let mut speed: Vec<usize> = (0..entries.len()).collect();
+        speed.sort_by(|a, b| entries[*a].seconds.total_cmp(&entries[*b].seconds));
+        let widths: BTreeSet<u32> = entries.iter().map(|entry| entry.bits).collect();
+        let quality: Vec<Ranked> = widths.into_iter().flat_map(|bits| ranked(entries, bits)).collect();
+        let verdicts =
+            quality.chunk_by(|a, b| a.bits == b.bits).map(|width| verdict(entries, width)).collect();
+        Self { verdicts, quality, speed, pareto: pareto(entries), guide: guide(entries) }
     }
 
-    /// Place by quality, from 1.
+    /// Place by quality within its width, from 1.
     pub fn quality_of(&self, entry: usize) -> usize {
         self.quality.iter().find(|ranked| ranked.entry == entry).map_or(0, |ranked| ranked.rank)
     }
+}
 
-    /// Place by speed, from 1.
-    pub fn speed_of(&self, entry: usize) -> usize {
-        self.speed.iter().position(|other| *other == entry).map_or(0, |place| place + 1)
+/// The entries of one width, lowest KL first.
+fn ranked(entries: &[Entry], bits: u32) -> Vec<Ranked> {
+    let mut order: Vec<usize> = (0..entries.len()).filter(|at| entries[*at].bits == bits).collect();
+    order.sort_by(|a, b| entries[*a].kl().total_cmp(&entries[*b].kl()));
+    let mut made: Vec<Ranked> = Vec::with_capacity(order.len());
+    // The first entry of the rank that is being filled.
+    let mut first: Option<(usize, usize)> = None;
+    for (place, entry) in order.into_iter().enumerate() {
+        let gap = first.map(|(first, _)| difference(&entries[first], &entries[entry]));
+        let equal = gap.is_some_and(|gap| gap.0 == 0.0 || (gap.1.is_some() && !apart(gap)));
+        let against = first.map(|(first, _)| first);
+        let rank = match first {
+            Some((_, rank)) if equal => rank,
+            _ => place + 1,
+        };
+        if !equal {
+            first = Some((entry, rank));
+        }
+        made.push(Ranked {
+            entry,
+            bits,
+            rank,
+            against,
+            behind: gap.map(|gap| gap.0),
+            behind_stderr: gap.and_then(|gap| gap.1),
+            apart: gap.is_some_and(apart),
+        });
+    }
+    made
+}
+
+/// What to take among the ranked entries of one width.
+fn verdict(entries: &[Entry], width: &[Ranked]) -> Verdict {
+    let take = width[0].entry;
+    let taken = &entries[take];
+    let basic = width.iter().map(|ranked| &entries[ranked.entry]).find(|entry| {
+        entry.recipe == "rtn" && (entry.bits_per_weight - taken.bits_per_weight).abs() < SAME_SIZE
+    });
+    let below_basic = basic.filter(|_| taken.recipe != "rtn").map(|basic| 1.0 - taken.kl() / basic.kl());
+    // Each beside the one to take, not by rank: what is equal to that may rank behind another that is not.
+    let equal = |at: usize| {
+        let gap = difference(taken, &entries[at]);
+        gap.0 == 0.0 || (gap.1.is_some() && !apart(gap))
+    };
+    let next = width.get(1).map(|next| next.entry);
+    let faster = width[1..]
+        .iter()
+        .map(|ranked| ranked.entry)
+        .filter(|at| equal(*at) && entries[*at].seconds < taken.seconds)
+        .min_by(|a, b| entries[*a].seconds.total_cmp(&entries[*b].seconds));
+    Verdict {
+        bits: width[0].bits,
+        take,
+        below_basic: below_basic.filter(|share| share.is_finite()),
+        next,
+        next_is_equal: next.is_some_and(equal),
+        faster: faster.filter(|faster| next != Some(*faster)),
     }
 }
 
@@ -175,13 +244,68 @@ mod tests {
         assert_eq!(ranks.speed, [0, 3, 1, 2]);
         // Smaller and closer than all others.
         assert_eq!(ranks.pareto, [3]);
-        // 0.001 behind, with windows that disagree on who is better.
+        // 0.001 behind, with windows that disagree on who is better: equal, and the next rank counts both.
+        let places: Vec<usize> = ranks.quality.iter().map(|ranked| ranked.rank).collect();
+        assert_eq!(places, [1, 2, 2, 4]);
         assert!(!ranks.quality[2].apart && ranks.quality[3].apart && ranks.quality[0].behind.is_none());
         let behind = ranks.quality[2].behind.unwrap();
         assert!((behind - 0.001).abs() < 1e-9, "{behind}");
+        // The last one is compared with the first of the rank before, not with the one that is equal to it.
+        assert_eq!(ranks.quality[3].against, Some(1));
         assert!(ranks.guide.contains("does not hold"), "{}", ranks.guide);
         assert!(ranks.guide.contains("dynamic is better than gptq"), "{}", ranks.guide);
         assert!(ranks.guide.contains("within two standard errors: dwq and gptq"), "{}", ranks.guide);
+    }
+
+    /// Nobody asks whether 3 bits are worse than 4.
+    #[test]
+    fn widths_are_ranked_by_themselves() {
+        let entries = [
+            entry("gptq, 3 bits", "gptq", 3.5, 1.0, &[0.20, 0.21, 0.22]),
+            entry("gptq, 4 bits", "gptq", 4.5, 1.0, &[0.05, 0.06, 0.07]),
+            entry("basic, 3 bits", "rtn", 3.5, 1.0, &[0.40, 0.42, 0.44]),
+            entry("basic, 4 bits", "rtn", 4.5, 1.0, &[0.10, 0.12, 0.14]),
+        ];
+        let ranks = Rankings::of(&entries);
+        let places: Vec<_> =
+            ranks.quality.iter().map(|ranked| (ranked.bits, ranked.entry, ranked.rank)).collect();
+        assert_eq!(places, [(3, 0, 1), (3, 2, 2), (4, 1, 1), (4, 3, 2)]);
+        assert!(ranks.quality[2].behind.is_none(), "the first of a width is behind nobody");
+        let takes: Vec<_> = ranks.verdicts.iter().map(|verdict| (verdict.bits, verdict.take)).collect();
+        assert_eq!(takes, [(3, 0), (4, 1)]);
+        assert!((ranks.verdicts[1].below_basic.unwrap() - 0.5).abs() < 1e-9);
+    }
+
+    #[test]
+    fn a_verdict_names_what_is_equal_and_faster() {
+        let entries = [
+            entry("all", "dynamic+awq+gptq+dwq", 4.5, 231.0, &[0.040, 0.043, 0.041]),
+            entry("dynamic", "dynamic", 4.5, 89.0, &[0.041, 0.042, 0.042]),
+            entry("gptq", "gptq", 4.5, 8.0, &[0.042, 0.042, 0.041]),
+            entry("basic", "rtn", 4.5, 1.0, &[0.093, 0.094, 0.095]),
+        ];
+        let all = Rankings::of(&entries).verdicts.remove(0);
+        assert_eq!((all.take, all.next, all.next_is_equal, all.faster), (0, Some(1), true, Some(2)));
+        assert!((all.below_basic.unwrap() - 0.5603).abs() < 1e-3, "{all:?}");
+        // Equal to the best, though behind one that is not.
+        let noisy = [
+            entry("all", "dynamic", 4.5, 30.0, &[0.040, 0.050, 0.060]),
+            entry("dwq", "dwq", 4.5, 20.0, &[0.045, 0.055, 0.065]),
+            entry("gptq", "gptq", 4.5, 8.0, &[0.055, 0.070, 0.042]),
+        ];
+        let made = Rankings::of(&noisy);
+        let places: Vec<usize> = made.quality.iter().map(|ranked| ranked.rank).collect();
+        assert_eq!((places, made.verdicts[0].faster), (vec![1, 2, 2], Some(2)));
+        assert!(!made.verdicts[0].next_is_equal);
+        // Without round-to-nearest, and with nobody else.
+        let alone = Rankings::of(&entries[..1]).verdicts.remove(0);
+        assert_eq!((alone.below_basic, alone.next, alone.faster), (None, None, None));
+        let basic = Rankings::of(&entries[3..]).verdicts.remove(0);
+        assert_eq!(basic.below_basic, None);
+        // Another size is no comparison.
+        let mut smaller = entries.clone();
+        smaller[3].bits_per_weight = 4.4;
+        assert_eq!(Rankings::of(&smaller).verdicts[0].below_basic, None);
     }
 
     #[test]
@@ -191,6 +315,8 @@ mod tests {
         let ranks = Rankings::of(&entries);
         assert_eq!(ranks.pareto, [0]);
         assert!(ranks.guide.contains("cannot tell"), "{}", ranks.guide);
+        let places: Vec<usize> = ranks.quality.iter().map(|ranked| ranked.rank).collect();
+        assert_eq!(places, [1, 2], "without an error there is an order all the same");
     }
 
     #[test]

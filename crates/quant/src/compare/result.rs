@@ -47,7 +47,9 @@ pub struct Comparison {
     pub rankings: Rankings,
     /// What layers cost, if it was measured.
     pub sensitivities: Vec<LayerSensitivity>,
-    /// Bits per weight and KL that dynamic is predicted to have at other sizes.
+    /// Bits per weight, and the KL that dynamic is predicted to have at that size: the sum over layers of what each
+    /// costs alone with searched scales. It shows how KL falls with size; compare it with measured ones by
+    /// [`Entry::predicted_kl`], which is the same sum.
     pub predicted: Vec<(f64, f64)>,
     /// Wall time of all runs that made something and came to an end.
     pub seconds: f64,

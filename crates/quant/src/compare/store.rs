@@ -17,6 +17,8 @@ use crate::kept::{self, Claim, Keyed};
 use crate::observer::Observer;
 use crate::{Error, Model};
 
+/// Raised when the form of entries changes.
+const RESULTS: u32 = 2;
 const KEY: &str = "comparison.json";
 const PARTS: &str = "parts.json";
 /// The part that is all of them.
@@ -93,7 +95,7 @@ impl Store {
     pub(super) fn open(output: &Path, model: &Model, settings: &CompareSettings) -> Result<Self, Error> {
         let work = output.join("work");
         let key = Key {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
+            version: format!("{}, results {RESULTS}", env!("CARGO_PKG_VERSION")),
             kernels: identity(&model.device),
             model: model.hash()?,
             settings: hash(settings),

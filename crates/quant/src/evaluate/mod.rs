@@ -11,6 +11,7 @@ mod cache;
 mod head;
 mod memory;
 mod result;
+mod scale;
 mod statistics;
 
 use std::path::PathBuf;
@@ -22,6 +23,7 @@ pub use self::head::{States, measure};
 pub(crate) use self::memory::operations;
 pub use self::memory::{Memory, memory};
 pub use self::result::{Against, Divergence, Evaluation, Measures, SourceEvaluation, Subject, TokenMeasure};
+pub use self::scale::{Reading, SCALE, reading};
 pub(crate) use self::statistics::{mean, standard_error};
 use crate::data::Windows;
 pub use crate::error::VocabularyMismatch;

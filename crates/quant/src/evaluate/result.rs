@@ -100,6 +100,16 @@ pub struct Measures {
 pub struct Against {
     /// Of the reference.
     pub reference_perplexity: f64,
+    /// Mean over tokens of `nll(model) - nll(reference)`, nats: the difference of the logarithms of both perplexities.
+    pub log_perplexity_difference: f64,
+    /// Its standard error, paired: with `d[w]` the mean of `nll(model) - nll(reference)` over the tokens of window `w`,
+    /// `sqrt(sum (d[w] - mean d)^2 / (n - 1) / n)` over `n` windows. What makes a window hard for both models cancels,
+    /// so that this is far less than what the errors of the two perplexities suggest.
+    pub log_perplexity_difference_stderr: Option<f64>,
+    /// `perplexity / reference_perplexity`, which is `exp(log_perplexity_difference)`.
+    pub perplexity_ratio: f64,
+    /// Its standard error by the delta method: `perplexity_ratio * log_perplexity_difference_stderr`.
+    pub perplexity_ratio_stderr: Option<f64>,
     /// Mean KL(reference || model), nats a token.
     pub kl_mean: f64,
     /// Its standard error.
@@ -177,11 +187,19 @@ impl Measures {
             let agrees = |measure: &TokenMeasure| {
                 f64::from(u8::from(measure.divergence.is_some_and(|divergence| divergence.agrees)))
             };
+            let gap = |measure: &TokenMeasure| {
+                measure.divergence.map_or(0.0, |divergence| measure.nll - divergence.reference_nll)
+            };
+            let (difference, difference_stderr) = (mean(all().map(gap)), standard_error(&window_means(&gap)));
             let mut sorted: Vec<f64> = divergences.iter().map(|divergence| divergence.kl).collect();
             sorted.sort_by(f64::total_cmp);
             Against {
                 reference_perplexity: mean(divergences.iter().map(|divergence| divergence.reference_nll))
                     .exp(),
+                log_perplexity_difference: difference,
+                log_perplexity_difference_stderr: difference_stderr,
+                perplexity_ratio: difference.exp(),
+                perplexity_ratio_stderr: difference_stderr.map(|error| error * difference.exp()),
                 kl_mean: mean(all().map(kl)),
                 kl_stderr: standard_error(&window_means(&kl)),
                 kl_p50: percentile(&sorted, 50.0),
@@ -201,5 +219,38 @@ impl Measures {
             perplexity_stderr: nll_stderr.map(|error| error * perplexity),
             against,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Windows that are unequally hard, and a model that loses the same everywhere but for a little.
+    #[test]
+    fn perplexities_are_compared_window_by_window() {
+        let token = |reference_nll: f64, gap: f64| TokenMeasure {
+            nll: reference_nll + gap,
+            divergence: Some(Divergence { kl: 0.05, agrees: true, reference_nll }),
+        };
+        let windows = [
+            vec![token(1.0, 0.1), token(2.0, 0.3)],
+            vec![token(4.0, 0.3), token(5.0, 0.3)],
+            vec![token(2.0, 0.2), token(9.0, 0.6)],
+        ];
+        let measures = Measures::of(&windows.each_ref().map(Vec::as_slice));
+        let against = measures.against.unwrap();
+        // Differences by window: 0.2, 0.3, 0.4.
+        let near = |a: f64, b: f64| assert!((a - b).abs() < 1e-12, "{a} {b}");
+        near(against.log_perplexity_difference, 0.3);
+        let error = 0.1 / 3f64.sqrt();
+        near(against.log_perplexity_difference_stderr.unwrap(), error);
+        near(against.perplexity_ratio, 0.3f64.exp());
+        near(against.perplexity_ratio_stderr.unwrap(), 0.3f64.exp() * error);
+        near(against.perplexity_ratio, measures.perplexity / against.reference_perplexity);
+        // The errors of both perplexities, unpaired, say nothing of the difference.
+        assert!(measures.perplexity_stderr.unwrap() / measures.perplexity > 10.0 * error);
+        let one = Measures::of(&[&windows[0]]).against.unwrap();
+        assert_eq!((one.log_perplexity_difference_stderr, one.perplexity_ratio_stderr), (None, None));
     }
 }

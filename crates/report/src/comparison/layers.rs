@@ -1,4 +1,4 @@
-//! Layers as a grid: kinds of module below each other, blocks side by side.
+//! Layers as a grid: kinds of module below each other, blocks side by side; what belongs to no block has a row of its own.
 
 use std::collections::{BTreeMap, BTreeSet};
 

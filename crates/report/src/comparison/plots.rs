@@ -1,178 +1,224 @@
-//! Plots as SVG, drawn by kuva.
+//! The figures: KL of the methods at one width as dots, at several widths as lines, and the course of dwq.
 
-use kuva::plot::scatter::MarkerShape;
-use kuva::prelude::{ColorMap, Heatmap, Layout, LegendPosition, LinePlot, Plot, ScatterPlot};
+use kuva::prelude::{Layout, LinePlot, Plot, ScatterPlot};
 
 use mlx_quant::compare::{Comparison, Entry};
 
-use super::layers::Grid;
+use super::canvas::{LETTER, LIGHT, Name, Size, draw, layout, standalone};
+use super::rows::{in_order, widths};
+use super::style::{Style, method};
 
-/// Colours that people with any colour vision tell apart (Okabe and Ito), light and dark alike.
-const COLORS: [&str; 8] =
-    ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d31", "#7f7f7f"];
-const MARKERS: [MarkerShape; 7] = [
-    MarkerShape::Circle,
-    MarkerShape::Square,
-    MarkerShape::Triangle,
-    MarkerShape::Diamond,
-    MarkerShape::TriangleDown,
-    MarkerShape::Star,
-    MarkerShape::Pentagon,
-];
-const WIDTH: f64 = 760.0;
+/// Error bars are so many standard errors long, on both sides.
+const ERRORS: f64 = 2.0;
 
-fn draw(plots: Vec<Plot>, layout: Layout, height: f64, label: &str) -> String {
-    let svg = kuva::render_to_svg(plots, layout.with_width(WIDTH).with_height(height));
-    // kuva states the size only; a view box lets the page scale it.
-    let sized = format!("<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{WIDTH}\" height=\"{height}\"");
-    let scaled = format!("{sized} viewBox=\"0 0 {WIDTH} {height}\" role=\"img\" aria-label=\"{label}\"");
-    svg.replacen(&sized, &scaled, 1)
+/// A line of a figure.
+struct Series {
+    name: String,
+    style: Style,
+    /// x, y and half the length of the error bar, from left to right.
+    points: Vec<(f64, f64, f64)>,
 }
 
-/// Recipes in the order in which they ran, with their entries from small to large.
-fn series(comparison: &Comparison) -> Vec<(&str, Vec<&Entry>)> {
-    let mut series: Vec<(&str, Vec<&Entry>)> = Vec::new();
-    for entry in &comparison.entries {
-        match series.iter_mut().find(|(recipe, _)| *recipe == entry.recipe) {
-            Some((_, entries)) => entries.push(entry),
-            None => series.push((&entry.recipe, vec![entry])),
+/// KL of every method: one width as dots, several as lines against size.
+pub(super) fn size_plot(comparison: &Comparison, size: Size) -> String {
+    kl_plot(comparison, size, None)
+}
+
+/// The same as a file of its own, with a title, for light and dark grounds.
+pub fn comparison_svg(comparison: &Comparison) -> String {
+    let title = match widths(comparison).as_slice() {
+        [bits] => format!("{}: KL to the original at {bits} bits", comparison.model),
+        _ => format!("{}: KL to the original by size", comparison.model),
+    };
+    standalone(&kl_plot(comparison, Size::Wide, Some(&title)))
+}
+
+fn kl_plot(comparison: &Comparison, size: Size, title: Option<&str>) -> String {
+    if widths(comparison).len() > 1 { lines(comparison, size, title) } else { dots(comparison, size, title) }
+}
+
+/// Half the length of the error bar.
+fn error(entry: &Entry) -> f64 {
+    entry.against().kl_stderr.unwrap_or(0.0) * ERRORS
+}
+
+fn titled(layout: Layout, title: Option<&str>) -> Layout {
+    match title {
+        Some(title) => layout.with_title(title),
+        None => layout,
+    }
+}
+
+/// The best at the top, KL from 0 on.
+fn dots(comparison: &Comparison, size: Size, title: Option<&str>) -> String {
+    let entries: Vec<&Entry> = in_order(comparison).map(|(_, entry)| entry).collect();
+    let count = entries.len();
+    let plot = |(at, entry): (usize, &&Entry)| -> Plot {
+        let style = Style::of(&entry.recipe);
+        ScatterPlot::new()
+            .with_data(vec![(entry.kl(), (count - at) as f64)])
+            .with_x_err(vec![error(entry)])
+            .with_color(style.color)
+            .with_marker(style.marker)
+            .with_size(5.0)
+            .into()
+    };
+    let plots: Vec<Plot> = entries.iter().enumerate().map(plot).collect();
+    // kuva names rows from the bottom.
+    let names: Vec<String> = entries.iter().rev().map(|entry| method(&entry.recipe).to_owned()).collect();
+    let most = entries.iter().map(|entry| entry.kl() + error(entry)).fold(f64::MIN_POSITIVE, f64::max);
+    let height = 70.0 + 28.0 * count as f64 + if title.is_some() { 30.0 } else { 0.0 };
+    let arranged = |plots: &[Plot]| {
+        let layout = layout(plots, size, height)
+            .with_y_categories(names.clone())
+            .with_x_label(axis("KL to the original, nats a token", size))
+            .with_x_axis_min(0.0)
+            .with_x_axis_max(most * if size == Size::Wide { 1.12 } else { 1.6 })
+            .with_y_axis_min(0.4)
+            .with_y_axis_max(count as f64 + 0.6);
+        titled(layout, title)
+    };
+    let value = |(at, entry): (usize, &&Entry)| Name {
+        text: format!("{:.4}", entry.kl()),
+        color: LIGHT.text,
+        end: (entry.kl() + error(entry), (count - at) as f64),
+        in_margin: false,
+    };
+    let values: Vec<Name> = entries.iter().enumerate().map(value).collect();
+    draw(plots, arranged, &values, &format!("KL to the original of {count} methods, the best first"))
+}
+
+/// On a phone the words around a number have to be few.
+fn axis(words: &str, size: Size) -> String {
+    let short = words.split(',').next().unwrap_or(words);
+    if size == Size::Narrow { short } else { words }.to_owned()
+}
+
+/// One line for each method, KL by powers because a bit less costs several times as much.
+fn lines(comparison: &Comparison, size: Size, title: Option<&str>) -> String {
+    let mut series: Vec<Series> = Vec::new();
+    for (_, entry) in in_order(comparison) {
+        let name = method(&entry.recipe);
+        let point = (entry.bits_per_weight, entry.kl().max(1e-9), error(entry));
+        match series.iter_mut().find(|series| series.name == name) {
+            Some(series) => series.points.push(point),
+            None => series.push(Series {
+                name: name.to_owned(),
+                style: Style::of(&entry.recipe),
+                points: vec![point],
+            }),
         }
     }
-    for (_, entries) in &mut series {
-        entries.sort_by(|a, b| a.bits_per_weight.total_cmp(&b.bits_per_weight));
-    }
-    series
+    let axes = Axes { x: "bits per weight", y: "KL to the original, nats a token", by_powers: true };
+    draw_lines(&series, &axes, size, title, &axes_label(&series))
 }
 
-fn label(recipe: &str) -> String {
-    if recipe == "rtn" { "basic".to_owned() } else { recipe.to_owned() }
+fn axes_label(series: &[Series]) -> String {
+    format!("KL to the original against bits per weight, a line for each of {} methods", series.len())
 }
 
-/// KL against bits per weight, both of everything that was measured and of what dynamic is predicted to reach at other sizes.
-pub fn size_plot(comparison: &Comparison) -> String {
+/// What axes say.
+struct Axes {
+    x: &'static str,
+    y: &'static str,
+    /// Whether equal steps of y are equal factors.
+    by_powers: bool,
+}
+
+fn draw_lines(series: &[Series], axes: &Axes, size: Size, title: Option<&str>, label: &str) -> String {
     let mut plots: Vec<Plot> = Vec::new();
-    let measured = || comparison.entries.iter().map(|entry| (entry.bits_per_weight, entry.kl().max(1e-9)));
-    // As far as the measured points reach, and a little more.
-    let (low, high) =
-        measured().fold((f64::MAX, f64::MIN), |(low, high), (bits, _)| (low.min(bits), high.max(bits)));
-    let near: Vec<(f64, f64)> = comparison
-        .predicted
-        .iter()
-        .copied()
-        .filter(|(bits, kl)| *bits >= low - 1.0 && *bits <= high + 1.0 && *kl > 0.0)
-        .collect();
-    if near.len() > 1 {
-        let line = LinePlot::new().with_data(near).with_color("#999999").with_dashed();
-        plots.push(line.with_legend("predicted: dynamic+search").into());
-    }
-    let front: Vec<(f64, f64)> = comparison
-        .rankings
-        .pareto
-        .iter()
-        .map(|index| &comparison.entries[*index])
-        .map(|entry| (entry.bits_per_weight, entry.kl().max(1e-9)))
-        .collect();
-    if front.len() > 1 {
-        plots.push(
-            LinePlot::new().with_data(front.clone()).with_color("#b8860b").with_stroke_width(1.0).into(),
-        );
-    }
-    let ring =
-        ScatterPlot::new().with_data(front).with_color("#f0c000").with_size(10.0).with_marker_opacity(0.35);
-    plots.push(ring.with_legend("Pareto front").into());
-    for (at, (recipe, entries)) in series(comparison).into_iter().enumerate() {
-        let points: Vec<(f64, f64)> =
-            entries.iter().map(|entry| (entry.bits_per_weight, entry.kl().max(1e-9))).collect();
-        // On a logarithmic axis an error bar must not reach 0.
-        let errors: Vec<f64> = entries
-            .iter()
-            .map(|entry| entry.against().kl_stderr.unwrap_or(0.0).min(entry.kl() * 0.9))
-            .collect();
-        let plot = ScatterPlot::new()
+    for one in series {
+        let points: Vec<(f64, f64)> = one.points.iter().map(|(x, y, _)| (*x, *y)).collect();
+        if points.len() > 1 {
+            let line = LinePlot::new().with_data(points.clone()).with_color(one.style.color);
+            plots.push(line.with_stroke_width(1.5).into());
+        }
+        // By powers an error bar must not reach 0.
+        let errors: Vec<f64> = one.points.iter().map(|(_, y, error)| error.min(y * 0.9)).collect();
+        let marks = ScatterPlot::new()
             .with_data(points)
-            .with_y_err(errors)
-            .with_color(COLORS[at % COLORS.len()])
-            .with_marker(MARKERS[at % MARKERS.len()])
-            .with_size(5.0)
-            .with_legend(label(recipe));
-        plots.push(plot.into());
+            .with_color(one.style.color)
+            .with_marker(one.style.marker)
+            .with_size(4.5);
+        let errors_known = errors.iter().any(|error| *error > 0.0);
+        plots.push(if errors_known { marks.with_y_err(errors) } else { marks }.into());
     }
-    let layout = Layout::auto_from_plots(&plots)
-        .with_log_y()
-        .with_x_label("bits per weight")
-        .with_y_label("KL to the original, nats a token")
-        .with_legend_position(LegendPosition::OutsideRightTop)
-        .with_legend_box(false);
-    draw(plots, layout, 420.0, "KL to the original against bits per weight, by method")
-}
-
-/// KL of each layer alone at the scheme of the comparison, as powers of ten.
-pub(super) fn sensitivity_plot(comparison: &Comparison) -> Option<String> {
-    let known = comparison.sensitivities.iter().filter_map(|layer| Some((layer.path.clone(), layer.kl?)));
-    let grid = Grid::of(known.filter(|(_, kl)| *kl > 0.0));
-    let least = comparison
-        .sensitivities
+    let all = || series.iter().flat_map(|one| one.points.iter().copied());
+    let (left, right) = range(all().map(|(x, ..)| x));
+    let ends = all().flat_map(|(_, y, error)| [(y - error).max(y * 0.5), y + error]);
+    let (low, high) = if axes.by_powers { powers(ends) } else { range(ends) };
+    // On a phone the names stand below, in the page.
+    let names: Vec<Name> = if size == Size::Wide {
+        series
+            .iter()
+            .filter_map(|one| one.points.last().map(|last| (one, last)))
+            .map(|(one, (x, y, _))| Name {
+                text: one.name.clone(),
+                color: one.style.color,
+                end: (*x, *y),
+                in_margin: true,
+            })
+            .collect()
+    } else {
+        Vec::new()
+    };
+    let room = names
         .iter()
-        .filter_map(|layer| layer.kl)
-        .filter(|kl| *kl > 0.0)
-        .reduce(f64::min)?;
-    if grid.rows.is_empty() || grid.blocks.is_empty() {
-        return None;
-    }
-    let (mut rows, mut names) = (Vec::new(), Vec::new());
-    // The lowest row is drawn first.
-    for (kind, figures) in grid.rows.iter().rev() {
-        names.push(kind.clone());
-        rows.push(figures.iter().map(|kl| kl.unwrap_or(least).log10()).collect::<Vec<f64>>());
-    }
-    let count = names.len();
-    let blocks: Vec<String> = grid.blocks.iter().map(ToString::to_string).collect();
-    let map = Heatmap::new().with_data(rows).with_color_map(ColorMap::Viridis).with_legend("log10 KL");
-    let plots: Vec<Plot> = vec![map.into()];
-    // A label for every block fits for a while.
-    let every = blocks.len().div_ceil(32);
-    let blocks =
-        blocks.into_iter().enumerate().map(|(at, block)| if at % every == 0 { block } else { String::new() });
-    let layout = Layout::auto_from_plots(&plots)
-        .with_x_categories(blocks.collect())
-        .with_y_categories(names)
-        .with_x_label("block")
-        .with_show_grid(false);
-    Some(draw(plots, layout, 110.0 + 26.0 * count as f64, "Sensitivity by kind of layer and block"))
+        .map(|name| name.text.chars().count())
+        .max()
+        .map_or(14.0, |most| most as f64 * LETTER + 28.0);
+    let height = if size == Size::Wide { 400.0 } else { 300.0 } + if title.is_some() { 30.0 } else { 0.0 };
+    let arranged = |plots: &[Plot]| {
+        let layout = layout(plots, size, height)
+            .with_x_label(axis(axes.x, size))
+            .with_y_label(axis(axes.y, size))
+            .with_x_axis_min(left)
+            .with_x_axis_max(right)
+            .with_y_axis_min(low)
+            .with_y_axis_max(high)
+            .with_force_margins(64.0, room);
+        let layout = if axes.by_powers { layout.with_log_y() } else { layout };
+        titled(layout, title)
+    };
+    draw(plots, arranged, &names, label)
 }
 
-/// KL on dwq's own held-out windows at every look.
-pub(super) fn training_plot(comparison: &Comparison) -> Option<String> {
-    let mut plots: Vec<Plot> = Vec::new();
-    for (at, entry) in comparison.entries.iter().enumerate() {
-        let Some(distilled) = &entry.distilled else { continue };
-        let points: Vec<(f64, f64)> = distilled
+/// From the least to the most and a little more.
+fn range(values: impl Iterator<Item = f64>) -> (f64, f64) {
+    let (low, high) =
+        values.fold((f64::MAX, f64::MIN), |(low, high), value| (low.min(value), high.max(value)));
+    let margin = ((high - low) * 0.05).max(high.abs() * 1e-3);
+    (low - margin, high + margin)
+}
+
+fn powers(values: impl Iterator<Item = f64>) -> (f64, f64) {
+    let (low, high) = range(values.map(f64::ln));
+    (low.exp(), high.exp())
+}
+
+/// KL on dwq's own held-out windows at every look; names of entries, because recipes at several widths are several.
+fn courses(comparison: &Comparison) -> Vec<Series> {
+    let known = in_order(comparison).filter_map(|(_, entry)| Some((entry, entry.distilled.as_ref()?)));
+    let course = |(entry, distilled): (&Entry, &mlx_quant::dwq::Distilled)| Series {
+        name: entry.name.clone(),
+        style: Style::of(&entry.recipe),
+        points: distilled
             .held_out
             .iter()
             .filter(|(_, kl)| kl.is_finite() && *kl > 0.0)
-            .map(|(step, kl)| (*step as f64, *kl))
-            .collect();
-        if points.len() < 2 {
-            continue;
-        }
-        let color = COLORS[at % COLORS.len()];
-        plots.push(
-            LinePlot::new()
-                .with_data(points.clone())
-                .with_color(color)
-                .with_legend(entry.name.clone())
-                .into(),
-        );
-        let kept = points.iter().copied().filter(|(step, _)| *step as usize == distilled.best_step);
-        plots.push(ScatterPlot::new().with_data(kept).with_color(color).with_size(5.0).into());
-    }
-    if plots.is_empty() {
+            .map(|(step, kl)| (*step as f64, *kl, 0.0))
+            .collect(),
+    };
+    known.map(course).filter(|series| series.points.len() > 1).collect()
+}
+
+/// The course of dwq, if something was trained.
+pub(super) fn training_plot(comparison: &Comparison, size: Size) -> Option<String> {
+    let series = courses(comparison);
+    if series.is_empty() {
         return None;
     }
-    let layout = Layout::auto_from_plots(&plots)
-        .with_x_label("step")
-        .with_y_label("KL on its held-out windows")
-        .with_legend_position(LegendPosition::OutsideRightTop)
-        .with_legend_box(false);
-    Some(draw(plots, layout, 320.0, "KL on held-out windows by step of dwq"))
+    let several = widths(comparison).len() > 1;
+    let axes = Axes { x: "step", y: "KL on its held-out windows", by_powers: several };
+    Some(draw_lines(&series, &axes, size, None, "KL on held-out windows by step of dwq"))
 }

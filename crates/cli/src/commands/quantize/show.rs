@@ -9,10 +9,13 @@ use mlx_quant_report as report;
 use serde_json::json;
 
 use super::request::Request;
-use crate::commands::carry::{listed, merge};
+use crate::commands::carry::{layers, merge};
 use crate::commands::ending::Ending;
 use crate::memory::resident_peak;
 use crate::printer::{Printer, bytes};
+
+/// Of the JSON of a run. 2: an evaluation has the ratio of the perplexities and the difference of their logarithms.
+const SCHEMA: u32 = 2;
 
 /// The plan, and nothing written.
 pub(super) fn dry_run(
@@ -39,8 +42,9 @@ pub(super) fn dry_run(
         printer.data(&serde_json::to_string_pretty(&document)?);
         return Ok(());
     }
-    listed(&plan.report(), printer);
-    let line = |name: &str, value: String| printer.data(&format!("{name:<16} {value}"));
+    layers(&plan.report(), printer);
+    let mut lines: Vec<(&str, String)> = Vec::new();
+    let mut line = |name, value| lines.push((name, value));
     line("recipe", request.recipe.to_string());
     line("calibration", format!("{} windows of {} tokens", windows.picked.len(), windows.sequence_length));
     for source in &windows.sources {
@@ -67,6 +71,7 @@ pub(super) fn dry_run(
     }
     line("peak memory", format!("about {}", bytes(needs.peak_memory)));
     line("time", format!("about {} ({:.1} TFLOP)", report::duration(needs.seconds), operations / 1e12));
+    printer.data(&report::facts(&lines, printer.width()));
     Ok(())
 }
 
@@ -90,6 +95,7 @@ pub(super) fn show(
     }
     if printer.is_json() {
         let mut document = json!({
+            "schema_version": SCHEMA,
             "mlx_path": request.common.target.mlx_path,
             "recipe": request.recipe.to_string(),
             "calibration": windows.report(),
