@@ -146,7 +146,7 @@ fn without_arguments_it_measures_the_demo_model() {
 #[test]
 fn a_table_with_a_reference() {
     let fixture = Fixture::new();
-    let told = contains("perplexity 1.").and(contains(" times the reference's (log-perplexity +"));
+    let told = contains("\nperplexity 0.9").and(contains(" times the reference's (log-perplexity -"));
     let title = contains("model (").and(contains("bits per weight) against reference\n"));
     let made = fixture.eval(&["--reference", "reference"]).success();
     let table = String::from_utf8(made.get_output().stdout.clone()).unwrap();
@@ -215,9 +215,8 @@ fn reports_are_written_by_their_ending() {
     let both = ["--reference", "reference", "--report"];
     fixture.eval(&[&both[..], &["result.md"]].concat()).success();
     let markdown = std::fs::read_to_string(fixture.path("result.md")).unwrap();
-    assert!(
-        markdown.starts_with("## model (") && markdown.contains("\n| data | windows | tokens | perplexity |")
-    );
+    let heads = "\n| data | windows | tokens | KL, nats/token | top-1 agreement | perplexity ratio |";
+    assert!(markdown.starts_with("## model (") && markdown.contains(heads), "{markdown}");
     assert!(markdown.contains("\n| text.txt | 3 | 93 | "), "{markdown}");
     // An earlier report is replaced.
     fixture.write("result.json", &"an earlier report ".repeat(1000));
@@ -250,7 +249,7 @@ fn dry_run_tells_memory_and_computes_nothing() {
     let before = fixture.names();
     let arguments = ["--dry-run", "--reference", "reference", "--report", "new.md", "--cache", "cache"];
     let shown = contains("peak memory").and(contains("3 of ")).and(contains("perplexity").not());
-    fixture.eval(&arguments).success().stdout(shown).stderr("");
+    fixture.eval(&arguments).success().stdout(shown).stderr("model    model\n");
     assert_eq!(fixture.names(), before);
     let document = fixture.json(&arguments);
     assert!(document["memory"]["peak"].as_u64().unwrap() > 0);

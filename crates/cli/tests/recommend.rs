@@ -56,10 +56,8 @@ fn plans_from_config_json_alone() {
             );
             // The figure that is compared is the one that is said.
             if let Some(obstacle) = one["obstacle"].as_str() {
-                let said = format!(
-                    "needs up to {} of memory, 32.00 GB may be used",
-                    mlx_quant::numbers::bytes(most)
-                );
+                let said =
+                    format!("needs up to {} of memory, 32.0 GB may be used", mlx_quant::numbers::bytes(most));
                 assert!(obstacle.starts_with(&said), "{obstacle}");
             }
             assert!(memory < 80_000_000_000, "{name}: {} needs {memory}", one["method"]);
@@ -169,7 +167,7 @@ fn rows_say_what_to_do_in_how_much_time() {
     let made = document(on(&["--memory", "1GB"]).arg(config("Llama-3.1-70B")));
     assert!(made["rows"][2]["why"].as_str().unwrap().contains("1.00 GB may be used"), "{}", made["rows"][2]);
     let shown = on(&["--memory", "64GB", "--time", "2h"]).arg(config("Llama-3.2-3B")).assert().success();
-    shown.stdout(contains("within an hour").and(contains("within 2.0 h")).and(contains("overnight").not()));
+    shown.stdout(contains("within an hour").and(contains("within 2 h")).and(contains("overnight").not()));
     // As wide as a terminal.
     let shown = |arguments: &[&str], model: &str| {
         let shown = on(arguments).arg(model).current_dir(config("")).assert().success();

@@ -85,11 +85,11 @@ pub fn methods(made: &Recommendation, width: usize) -> String {
     let mut columns = vec![
         Column::words("every method"),
         Column::figures("expected KL"),
-        Column::figures("size").leaving(2),
+        Column::figures("size").leaving(1),
         Column::figures("time"),
         Column::figures("memory"),
     ];
-    columns.extend(peers.then_some(Column::figures("mlx-lm's memory").leaving(1)));
+    columns.extend(peers.then_some(Column::figures("mlx-lm's memory").leaving(2)));
     let rows = made.choices.iter().map(|choice| {
         let mut cells = vec![choice.method.clone(), expected(choice)];
         cells.extend(needs(choice));

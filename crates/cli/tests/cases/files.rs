@@ -16,7 +16,8 @@ fn the_index_decides() {
         let (out, _) = done(CONVERT, &model);
         assert_eq!(read(&out), read(&right), "{names:?}");
         let (_, said) = done("inspect {model}", &model);
-        assert!(said.contains(&format!("in {} file(s)", names.len())), "{said}");
+        let files = if names.len() == 1 { "file" } else { "files" };
+        assert!(said.contains(&format!("in {} {files}\n", names.len())), "{said}");
         done("recommend --model {model} --memory 8GB --time 1h", &model);
         done("eval --model {model} --windows 1 --sequence-length 32", &model);
     }
