@@ -14,7 +14,8 @@ use crate::error::{Result, bail};
 use crate::plain::check_same;
 use crate::settings::Activation;
 
-static GLU: Program = Program { name: "glu", source: include_str!("wgsl/glu.wgsl"), reads: 3, writes: 2 };
+static GLU: Program =
+    Program { name: "glu", source: include_str!("wgsl/glu.wgsl"), checked: true, reads: 3, writes: 2 };
 
 /// A function of `x` and its derivative, in WGSL. `None` for what takes two inputs.
 fn curve(activation: Activation) -> Option<(&'static str, &'static str)> {

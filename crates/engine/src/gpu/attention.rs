@@ -18,8 +18,13 @@ use crate::error::Result;
 use crate::plain::Shapes;
 use crate::settings::AttentionSettings;
 
-static ATTENTION: Program =
-    Program { name: "attention", source: include_str!("wgsl/attention.wgsl"), reads: 1, writes: 4 };
+static ATTENTION: Program = Program {
+    name: "attention",
+    source: include_str!("wgsl/attention.wgsl"),
+    checked: true,
+    reads: 1,
+    writes: 4,
+};
 
 /// Tokens of a tile: the rows of a wide tile of a product.
 const TILE: usize = 128;

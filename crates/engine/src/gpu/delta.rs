@@ -11,7 +11,7 @@ use crate::error::Result;
 use crate::plain::check_delta;
 
 static DELTA: Program =
-    Program { name: "delta", source: include_str!("wgsl/delta.wgsl"), reads: 5, writes: 1 };
+    Program { name: "delta", source: include_str!("wgsl/delta.wgsl"), checked: true, reads: 5, writes: 1 };
 
 /// Rows of the state that a thread has registers for.
 const REGISTERS: usize = 32;

@@ -14,8 +14,9 @@ use crate::error::{Result, bail};
 use crate::shape::View;
 
 static REDUCE: Program =
-    Program { name: "reduce", source: include_str!("wgsl/reduce.wgsl"), reads: 1, writes: 1 };
-static ROWS: Program = Program { name: "rows", source: include_str!("wgsl/rows.wgsl"), reads: 2, writes: 1 };
+    Program { name: "reduce", source: include_str!("wgsl/reduce.wgsl"), checked: true, reads: 1, writes: 1 };
+static ROWS: Program =
+    Program { name: "rows", source: include_str!("wgsl/rows.wgsl"), checked: true, reads: 2, writes: 1 };
 
 /// Elements that a thread adds up in order where each has a column.
 const PART: usize = 256;

@@ -131,11 +131,14 @@ impl Card {
     fn build(&self, program: &'static Program, words: Words<'_>) -> Result<Kernel> {
         let text = program.text(words)?;
         let scope = self.device.push_error_scope(wgpu::ErrorFilter::Validation);
-        let checks =
-            wgpu::ShaderRuntimeChecks { force_loop_bounding: false, ..wgpu::ShaderRuntimeChecks::checked() };
+        let checks = wgpu::ShaderRuntimeChecks {
+            force_loop_bounding: false,
+            bounds_checks: program.checked,
+            ..wgpu::ShaderRuntimeChecks::checked()
+        };
         let source = wgpu::ShaderSource::Wgsl(text.into());
         let descriptor = wgpu::ShaderModuleDescriptor { label: Some(program.name), source };
-        // SAFETY: all checks are on but that loops end, and those of our kernels end by their counters.
+        // SAFETY: loops of our kernels end by their counters; a kernel without checks says why its places are right.
         let module = unsafe { self.device.create_shader_module_trusted(descriptor, checks) };
         let entries: Vec<wgpu::BindGroupLayoutEntry> = (0..program.reads + program.writes)
             .map(|binding| wgpu::BindGroupLayoutEntry {

@@ -1,7 +1,8 @@
-//! The engine of graphics cards: Vulkan (NVIDIA, AMD, Intel) or Metal (Apple) through wgpu, a WGSL file for each kernel.
+//! The engine of graphics cards: Vulkan (NVIDIA, AMD, Intel) or Metal (Apple) through wgpu, a WGSL file for each
+//! kernel.
 //!
-//! * [`adapter`]: which card; `card`, `pool`, `stream`, `launch`, `program`: an opened one, its memory, the order of its
-//!   commands, its kernels.
+//! * [`adapter`]: which card; `card`, `pool`, `stream`, `launch`, `program`: an opened one, its memory, the order of
+//!   its commands, its kernels.
 //! * `strided`, `elementary`: elementary operations. `product`: the product of matrices, on which the rest is built.
 //! * A file for each family of coarse operations.
 //!

@@ -13,7 +13,8 @@ use crate::elementary::Reduce;
 use crate::error::{Result, bail};
 use crate::plain::{check_norm, sum_of_rows};
 
-static NORM: Program = Program { name: "norm", source: include_str!("wgsl/norm.wgsl"), reads: 3, writes: 2 };
+static NORM: Program =
+    Program { name: "norm", source: include_str!("wgsl/norm.wgsl"), checked: true, reads: 3, writes: 2 };
 
 /// What a norm is of.
 #[derive(Clone, Copy)]
@@ -23,8 +24,8 @@ struct Norm {
 }
 
 impl Norm {
-    /// Launches the kernel over all rows. `others` are biases, or with `back` gradients; of these two memories the second
-    /// is for what weights' gradients are sums of.
+    /// Launches the kernel over all rows. `other` is a bias, or with `back` the gradient. Of the two memories the
+    /// second has, with `each`, what the weight's gradient is the sum of.
     fn launch(
         self,
         card: &Arc<Card>,

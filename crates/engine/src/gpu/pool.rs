@@ -1,7 +1,7 @@
 //! Memory of a device: buffers that return to a pool when nobody holds them, numbers that go there and come back.
 //!
-//! All commands go through one queue in the order in which they were recorded. So a buffer may be given to somebody else
-//! as soon as nobody holds it, even while commands that read it are still under way.
+//! All commands go through one queue in the order in which they were recorded. So a buffer may be given to somebody
+//! else as soon as nobody holds it, even while commands that read it are still under way.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

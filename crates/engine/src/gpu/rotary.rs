@@ -14,7 +14,7 @@ use crate::plain::check_rotary;
 use crate::settings::Pairing;
 
 static ROTARY: Program =
-    Program { name: "rotary", source: include_str!("wgsl/rotary.wgsl"), reads: 3, writes: 1 };
+    Program { name: "rotary", source: include_str!("wgsl/rotary.wgsl"), checked: true, reads: 3, writes: 1 };
 
 /// The heads of `x`, turned by the angles of their tokens, forwards (`turn` is 1) or back (-1).
 fn turned(

@@ -11,8 +11,13 @@ use super::program::Program;
 use crate::Tensor;
 use crate::error::{Result, bail};
 
-static SOFTMAX: Program =
-    Program { name: "softmax", source: include_str!("wgsl/softmax.wgsl"), reads: 2, writes: 1 };
+static SOFTMAX: Program = Program {
+    name: "softmax",
+    source: include_str!("wgsl/softmax.wgsl"),
+    checked: true,
+    reads: 2,
+    writes: 1,
+};
 
 /// Softmax of `x`, or its gradient where `x` is what softmax gave.
 fn launch(card: &Arc<Card>, x: &Tensor, grad: Option<&Tensor>) -> Result<Memory> {

@@ -7,6 +7,8 @@ use crate::error::{Result, bail};
 
 /// Commands of a submission at most.
 const COMMANDS: usize = 256;
+/// Bytes on their way to the card in a submission at most: until it is done they are held twice.
+const STAGED: u64 = 256 << 20;
 /// Submissions under way at most.
 const UNDER_WAY: usize = 4;
 
@@ -18,6 +20,7 @@ pub(super) struct Stream {
     encoder: Option<wgpu::CommandEncoder>,
     commands: usize,
     work: u64,
+    copied: u64,
     under_way: VecDeque<wgpu::SubmissionIndex>,
 }
 
@@ -45,15 +48,16 @@ impl Stream {
         if let Some(encoder) = self.encoder.take() {
             self.under_way.push_back(card.queue.submit([encoder.finish()]));
         }
-        (self.commands, self.work) = (0, 0);
+        (self.commands, self.work, self.copied) = (0, 0, 0);
         self.under_way.back().cloned()
     }
 
     /// Submits if that is enough; the submission to wait for before anything else is recorded.
-    fn counted(&mut self, card: &Card, work: u64) -> Option<wgpu::SubmissionIndex> {
+    fn counted(&mut self, card: &Card, work: u64, copied: u64) -> Option<wgpu::SubmissionIndex> {
         self.commands += 1;
         self.work += work;
-        if self.commands < COMMANDS && self.work < card.work {
+        self.copied += copied;
+        if self.commands < COMMANDS && self.work < card.work && self.copied < STAGED {
             return None;
         }
         self.submit(card);
@@ -71,7 +75,7 @@ impl Card {
         let old = {
             let mut stream = locked(&self.stream);
             launch(stream.pass(self));
-            stream.counted(self, work)
+            stream.counted(self, work, 0)
         };
         match old {
             None => self.check(),
@@ -95,7 +99,7 @@ impl Card {
             let mut stream = locked(&self.stream);
             stream.pass = None;
             stream.encoder(self).copy_buffer_to_buffer(from, first, to, at, size);
-            stream.counted(self, size)
+            stream.counted(self, 0, size)
         };
         match old {
             None => self.check(),

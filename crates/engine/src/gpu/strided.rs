@@ -8,8 +8,13 @@ use super::pool::Memory;
 use super::program::Program;
 use crate::error::Result;
 
-static ELEMENTS: Program =
-    Program { name: "elements", source: include_str!("wgsl/elements.wgsl"), reads: 2, writes: 1 };
+static ELEMENTS: Program = Program {
+    name: "elements",
+    source: include_str!("wgsl/elements.wgsl"),
+    checked: true,
+    reads: 2,
+    writes: 1,
+};
 
 /// Axes that the kernel takes.
 const AXES: usize = 5;

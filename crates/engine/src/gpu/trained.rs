@@ -14,10 +14,15 @@ use crate::error::Result;
 use crate::plain::{check_codes, check_linear};
 use crate::settings::{Codes, Notebook};
 
-static SQUARES: Program =
-    Program { name: "squares", source: include_str!("wgsl/squares.wgsl"), reads: 1, writes: 1 };
+static SQUARES: Program = Program {
+    name: "squares",
+    source: include_str!("wgsl/squares.wgsl"),
+    checked: true,
+    reads: 1,
+    writes: 1,
+};
 static GROUPS: Program =
-    Program { name: "groups", source: include_str!("wgsl/groups.wgsl"), reads: 2, writes: 2 };
+    Program { name: "groups", source: include_str!("wgsl/groups.wgsl"), checked: true, reads: 2, writes: 2 };
 
 /// Rows that a thread adds up.
 const PART: usize = 64;

@@ -8,8 +8,13 @@ use super::launch::{Launch, Slice};
 use super::program::Program;
 use crate::error::Result;
 
-static TRANSPOSED: Program =
-    Program { name: "transposed", source: include_str!("wgsl/transposed.wgsl"), reads: 1, writes: 1 };
+static TRANSPOSED: Program = Program {
+    name: "transposed",
+    source: include_str!("wgsl/transposed.wgsl"),
+    checked: true,
+    reads: 1,
+    writes: 1,
+};
 
 /// The transpose of `x [rows, columns]` to `out [columns, rows]`.
 pub(super) fn transposed(

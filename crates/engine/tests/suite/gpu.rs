@@ -1,8 +1,8 @@
 //! Which adapter the suite uses, and what is the gpu engine's alone.
 //!
-//! `MLX_QUANT_TEST_ADAPTER` names one (`gpu:1`, `gpu:llvmpipe`) and makes it an error if it is not there. Without it the
-//! first card is taken, or else a software adapter, since a test is no run of anybody's. Without any adapter these tests
-//! are left out, and say so.
+//! `MLX_QUANT_TEST_ADAPTER` names one (`gpu:1`, `gpu:llvmpipe`) and makes it an error if it is not there. Without it
+//! the first card is taken, or else a software adapter, since a test is no run of anybody's. Without any adapter these
+//! tests are left out, and say so.
 #![allow(clippy::print_stderr, reason = "a run says which adapter it used")]
 
 use std::sync::OnceLock;

@@ -213,8 +213,8 @@ fn ways<'f>(factor: &'f Factor, weights: &'f [f32], block_size: usize) -> [How<'
     ]
 }
 
-/// Whatever an engine rounds with kernels of its own is as good as what the processor rounds, at every width, group size
-/// and dtype, in any order of columns, and decodes as a file does.
+/// Whatever an engine rounds with kernels of its own is as good as what the processor rounds, at every width, group
+/// size and dtype, in any order of columns, and decodes as a file does.
 #[test]
 fn rounding_is_as_good_as_the_processors() {
     let (rows, columns) = (70, 256);
