@@ -309,8 +309,12 @@ pub(super) fn add_rows(
     }
     // For each row of the result where its sources begin in the list of all.
     let mut starts = vec![0u32; count + 1];
-    ids.iter().for_each(|id| starts[*id as usize + 1] += 1);
-    (0..count).for_each(|row| starts[row + 1] += starts[row]);
+    for id in ids {
+        starts[*id as usize + 1] += 1;
+    }
+    for row in 0..count {
+        starts[row + 1] += starts[row];
+    }
     let (mut next, mut list) = (starts.clone(), vec![0u32; ids.len()]);
     for (row, id) in (0u32..).zip(ids) {
         list[next[*id as usize] as usize] = row;

@@ -32,13 +32,11 @@ impl Stream {
     }
 
     fn pass(&mut self, card: &Card) -> &mut wgpu::ComputePass<'static> {
-        let pass = match self.pass.take() {
-            Some(pass) => pass,
-            None => {
-                let descriptor = wgpu::ComputePassDescriptor::default();
-                self.encoder(card).begin_compute_pass(&descriptor).forget_lifetime()
-            }
-        };
+        let begun = self.pass.take();
+        let pass = begun.unwrap_or_else(|| {
+            let descriptor = wgpu::ComputePassDescriptor::default();
+            self.encoder(card).begin_compute_pass(&descriptor).forget_lifetime()
+        });
         self.pass.insert(pass)
     }
 

@@ -29,7 +29,10 @@ const PART: usize = 64;
 
 /// Codes that were brought to the card, for as long as somebody has them.
 #[derive(Debug, Default)]
-pub(super) struct Brought(Mutex<HashMap<usize, (Weak<Codes>, Arc<Memory>)>>);
+pub(super) struct Brought(Mutex<HashMap<usize, OnCard>>);
+
+/// Codes, and where they lie on the card.
+type OnCard = (Weak<Codes>, Arc<Memory>);
 
 impl Brought {
     fn codes(&self, card: &Arc<Card>, codes: &Arc<Codes>) -> Result<Arc<Memory>> {

@@ -253,7 +253,7 @@ fn rounding_is_as_good_as_the_processors() {
                 };
                 let [found, best] = [values(&decoded), values(&reference)].map(loss);
                 // The first three decide for each weight alone; later ones go on from what others became.
-                let apart = if way < 3 { 2e-3 } else { 2e-2 };
+                let apart = if way < 3 { 2e-3 } else { 5e-3 };
                 assert!((found / best - 1.0).abs() < apart, "{what}: {found} where the processor has {best}");
                 if way < 3 {
                     let same = rounded.codes.iter().zip(&expected.codes).filter(|(a, b)| a == b).count();
