@@ -6,7 +6,7 @@ use super::card::Card;
 use super::elementary::pairs;
 use super::launch::{Launch, Slice};
 use super::linear::tensor;
-use super::norm::row_parts;
+use super::parts::row_parts;
 use super::program::Program;
 use super::strided::Value;
 use crate::Tensor;

@@ -9,7 +9,7 @@ use super::card::Card;
 use super::elementary::reduce;
 use super::launch::{Launch, Slice};
 use super::linear::tensor;
-use super::pool::Memory;
+use super::memory::Memory;
 use super::product::{Finish, Matrix, Product};
 use super::program::Program;
 use crate::Tensor;

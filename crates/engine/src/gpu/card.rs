@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::adapter::{Adapter, AdapterChoice, AdapterKind, choose};
-use super::launch::Kernel;
+use super::kernel::Kernel;
 use super::pool::Pool;
 use super::stream::Stream;
 use crate::engine::MemoryUse;

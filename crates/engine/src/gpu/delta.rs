@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::card::Card;
 use super::launch::{Launch, Slice};
-use super::norm::row_parts;
+use super::parts::row_parts;
 use super::program::Program;
 use crate::Tensor;
 use crate::error::Result;

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use super::card::Card;
 use super::launch::{Launch, Slice};
-use super::pool::Memory;
+use super::memory::Memory;
+use super::parts::by_parts;
 use super::program::Program;
 use super::strided::{Strided, Value, elements};
 use super::transposed::transposed;
@@ -242,27 +243,6 @@ pub(super) fn reduce(
     } else {
         reduce(card, Slice::all(&out, outer * parts * inner), [outer, parts, inner], how)
     }
-}
-
-/// Launches over parts of a matrix `x` of `rows` and of a result `[out_rows, width]` that fit bindings.
-pub(super) fn by_parts(
-    card: &Card,
-    (rows, out_rows, width): (usize, usize, usize),
-    mut launch: impl FnMut(std::ops::Range<usize>, std::ops::Range<usize>) -> Result<()>,
-) -> Result<()> {
-    let step = (card.binding - card.alignment as usize / 4) / width.max(1);
-    if step == 0 {
-        bail!(
-            "rows of {width} are more than {} sees at once; hint: compute this model with cpu",
-            card.adapter.name
-        );
-    }
-    for out in (0..out_rows).step_by(step) {
-        for first in (0..rows).step_by(step) {
-            launch(first..rows.min(first + step), out..out_rows.min(out + step))?;
-        }
-    }
-    Ok(())
 }
 
 pub(super) fn rows(card: &Arc<Card>, x: &Tensor, width: usize, ids: &[u32]) -> Result<Memory> {

@@ -6,7 +6,8 @@ use super::card::Card;
 use super::elementary::reduce;
 use super::launch::{Launch, Slice};
 use super::linear::tensor;
-use super::pool::Memory;
+use super::memory::Memory;
+use super::parts::row_parts;
 use super::program::Program;
 use crate::Tensor;
 use crate::elementary::Reduce;
@@ -77,18 +78,6 @@ impl Norm {
         }
         Ok((out, products))
     }
-}
-
-/// Rows of `width` elements in parts that fit a binding.
-pub(super) fn row_parts(
-    card: &Card,
-    rows: usize,
-    width: usize,
-) -> impl Iterator<Item = std::ops::Range<usize>> {
-    // A row that does not fit is refused by the launch.
-    let step = ((card.binding - card.alignment as usize / 4) / width.max(1)).max(1);
-    let rows = if width == 0 { 0 } else { rows };
-    (0..rows).step_by(step).map(move |first| first..rows.min(first + step))
 }
 
 pub(super) fn rms_norm(card: &Arc<Card>, x: &Tensor, weight: Option<&Tensor>, eps: f64) -> Result<Tensor> {

@@ -13,7 +13,7 @@ use super::card::Card;
 use super::elementary::gathered_rows;
 use super::launch::{Launch, Slice};
 use super::linear::tensor;
-use super::pool::Memory;
+use super::memory::Memory;
 use super::product::{Finish, Matrix, Product};
 use super::program::Program;
 use super::strided::{Strided, Value, elements};

@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use super::card::Card;
-use super::elementary::{by_parts, bytes_of, pairs, reduce};
+use super::elementary::{bytes_of, pairs, reduce};
 use super::launch::{Launch, Slice};
 use super::linear::tensor;
-use super::pool::Memory;
+use super::memory::Memory;
+use super::parts::by_parts;
 use super::product::{Finish, Matrix, Product};
 use super::program::Program;
 use super::strided::{Strided, Value, elements};

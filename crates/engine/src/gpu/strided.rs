@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::card::Card;
 use super::launch::{Launch, Slice};
-use super::pool::Memory;
+use super::memory::Memory;
 use super::program::Program;
 use crate::error::Result;
 

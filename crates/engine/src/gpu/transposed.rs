@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use super::card::Card;
-use super::elementary::by_parts;
 use super::launch::{Launch, Slice};
+use super::parts::by_parts;
 use super::program::Program;
 use crate::error::Result;
 
