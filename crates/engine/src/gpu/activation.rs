@@ -6,7 +6,7 @@ use super::card::Card;
 use super::elementary::pairs;
 use super::launch::{Launch, Slice};
 use super::linear::tensor;
-use super::norm::row_parts;
+use super::parts::row_parts;
 use super::program::Program;
 use super::strided::Value;
 use crate::Tensor;
@@ -14,7 +14,8 @@ use crate::error::{Result, bail};
 use crate::plain::check_same;
 use crate::settings::Activation;
 
-static GLU: Program = Program { name: "glu", source: include_str!("wgsl/glu.wgsl"), reads: 3, writes: 2 };
+static GLU: Program =
+    Program { name: "glu", source: include_str!("wgsl/glu.wgsl"), checked: true, reads: 3, writes: 2 };
 
 /// A function of `x` and its derivative, in WGSL. `None` for what takes two inputs.
 fn curve(activation: Activation) -> Option<(&'static str, &'static str)> {

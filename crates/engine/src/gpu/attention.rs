@@ -9,7 +9,7 @@ use super::card::Card;
 use super::elementary::reduce;
 use super::launch::{Launch, Slice};
 use super::linear::tensor;
-use super::pool::Memory;
+use super::memory::Memory;
 use super::product::{Finish, Matrix, Product};
 use super::program::Program;
 use crate::Tensor;
@@ -18,8 +18,13 @@ use crate::error::Result;
 use crate::plain::Shapes;
 use crate::settings::AttentionSettings;
 
-static ATTENTION: Program =
-    Program { name: "attention", source: include_str!("wgsl/attention.wgsl"), reads: 1, writes: 4 };
+static ATTENTION: Program = Program {
+    name: "attention",
+    source: include_str!("wgsl/attention.wgsl"),
+    checked: true,
+    reads: 1,
+    writes: 4,
+};
 
 /// Tokens of a tile: the rows of a wide tile of a product.
 const TILE: usize = 128;

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::adapter::{Adapter, AdapterChoice, AdapterKind, choose};
-use super::launch::Kernel;
+use super::kernel::Kernel;
 use super::pool::Pool;
 use super::stream::Stream;
 use crate::engine::MemoryUse;
@@ -74,7 +74,7 @@ impl Card {
             trace: wgpu::Trace::Off,
         };
         let (device, queue) = pollster::block_on(adapter.request_device(&descriptor))
-            .map_err(|error| Error::msg(format!("{} cannot be opened: {error}; hint: is another program holding it, or is its driver of another version than its libraries?", told.name)))?;
+            .map_err(|error| cannot_open(&told, &error))?;
         let work = match told.kind {
             AdapterKind::Discrete => 4_000_000_000_000,
             _ => 200_000_000_000,
@@ -141,6 +141,14 @@ impl Card {
             kept: locked(&self.pool).bytes(),
         }
     }
+}
+
+fn cannot_open(adapter: &Adapter, error: &wgpu::RequestDeviceError) -> Error {
+    Error::msg(format!(
+        "{} cannot be opened: {error}; hint: another program may hold it, or its driver and its libraries are of \
+         different versions",
+        adapter.name
+    ))
 }
 
 /// Refuses an adapter that no kernel of this engine fits.

@@ -4,14 +4,14 @@ use std::sync::Arc;
 
 use super::card::Card;
 use super::launch::{Launch, Slice};
-use super::norm::row_parts;
+use super::parts::row_parts;
 use super::program::Program;
 use crate::Tensor;
 use crate::error::Result;
 use crate::plain::check_delta;
 
 static DELTA: Program =
-    Program { name: "delta", source: include_str!("wgsl/delta.wgsl"), reads: 5, writes: 1 };
+    Program { name: "delta", source: include_str!("wgsl/delta.wgsl"), checked: true, reads: 5, writes: 1 };
 
 /// Rows of the state that a thread has registers for.
 const REGISTERS: usize = 32;

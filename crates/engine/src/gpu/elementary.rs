@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use super::card::Card;
 use super::launch::{Launch, Slice};
-use super::pool::Memory;
+use super::memory::Memory;
+use super::parts::by_parts;
 use super::program::Program;
 use super::strided::{Strided, Value, elements};
 use super::transposed::transposed;
@@ -14,8 +15,9 @@ use crate::error::{Result, bail};
 use crate::shape::View;
 
 static REDUCE: Program =
-    Program { name: "reduce", source: include_str!("wgsl/reduce.wgsl"), reads: 1, writes: 1 };
-static ROWS: Program = Program { name: "rows", source: include_str!("wgsl/rows.wgsl"), reads: 2, writes: 1 };
+    Program { name: "reduce", source: include_str!("wgsl/reduce.wgsl"), checked: true, reads: 1, writes: 1 };
+static ROWS: Program =
+    Program { name: "rows", source: include_str!("wgsl/rows.wgsl"), checked: true, reads: 2, writes: 1 };
 
 /// Elements that a thread adds up in order where each has a column.
 const PART: usize = 256;
@@ -243,27 +245,6 @@ pub(super) fn reduce(
     }
 }
 
-/// Launches over parts of a matrix `x` of `rows` and of a result `[out_rows, width]` that fit bindings.
-pub(super) fn by_parts(
-    card: &Card,
-    (rows, out_rows, width): (usize, usize, usize),
-    mut launch: impl FnMut(std::ops::Range<usize>, std::ops::Range<usize>) -> Result<()>,
-) -> Result<()> {
-    let step = (card.binding - card.alignment as usize / 4) / width.max(1);
-    if step == 0 {
-        bail!(
-            "rows of {width} are more than {} sees at once; hint: compute this model with cpu",
-            card.adapter.name
-        );
-    }
-    for out in (0..out_rows).step_by(step) {
-        for first in (0..rows).step_by(step) {
-            launch(first..rows.min(first + step), out..out_rows.min(out + step))?;
-        }
-    }
-    Ok(())
-}
-
 pub(super) fn rows(card: &Arc<Card>, x: &Tensor, width: usize, ids: &[u32]) -> Result<Memory> {
     gathered_rows(card, Slice::of(x)?, width, ids)
 }
@@ -308,8 +289,12 @@ pub(super) fn add_rows(
     }
     // For each row of the result where its sources begin in the list of all.
     let mut starts = vec![0u32; count + 1];
-    ids.iter().for_each(|id| starts[*id as usize + 1] += 1);
-    (0..count).for_each(|row| starts[row + 1] += starts[row]);
+    for id in ids {
+        starts[*id as usize + 1] += 1;
+    }
+    for row in 0..count {
+        starts[row + 1] += starts[row];
+    }
     let (mut next, mut list) = (starts.clone(), vec![0u32; ids.len()]);
     for (row, id) in (0u32..).zip(ids) {
         list[next[*id as usize] as usize] = row;

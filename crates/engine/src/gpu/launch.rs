@@ -1,20 +1,14 @@
-//! Kernels, built once, and their launches.
+//! Launches of kernels, which are built once.
 
 use std::sync::Arc;
 
 use super::card::{Card, THREADS, locked};
-use super::pool::Memory;
+use super::kernel::Kernel;
+use super::memory::Memory;
 use super::program::{Program, Words};
 use crate::Tensor;
 use crate::elementary::Buffer;
 use crate::error::{Result, bail};
-
-/// A built kernel.
-#[derive(Debug)]
-pub(super) struct Kernel {
-    pipeline: wgpu::ComputePipeline,
-    layout: wgpu::BindGroupLayout,
-}
 
 /// Neighbouring numbers of some memory.
 #[derive(Clone, Copy, Debug)]
@@ -124,54 +118,7 @@ impl Card {
             return Ok(kernel.clone());
         }
         // Two threads may build the same one; the first stays.
-        let kernel = Arc::new(self.build(program, words)?);
+        let kernel = Arc::new(Kernel::build(&self.device, &self.adapter.name, program, words)?);
         Ok(locked(&self.kernels).entry(key).or_insert(kernel).clone())
-    }
-
-    fn build(&self, program: &'static Program, words: Words<'_>) -> Result<Kernel> {
-        let text = program.text(words)?;
-        let scope = self.device.push_error_scope(wgpu::ErrorFilter::Validation);
-        let checks =
-            wgpu::ShaderRuntimeChecks { force_loop_bounding: false, ..wgpu::ShaderRuntimeChecks::checked() };
-        let source = wgpu::ShaderSource::Wgsl(text.into());
-        let descriptor = wgpu::ShaderModuleDescriptor { label: Some(program.name), source };
-        // SAFETY: all checks are on but that loops end, and those of our kernels end by their counters.
-        let module = unsafe { self.device.create_shader_module_trusted(descriptor, checks) };
-        let entries: Vec<wgpu::BindGroupLayoutEntry> = (0..program.reads + program.writes)
-            .map(|binding| wgpu::BindGroupLayoutEntry {
-                binding: binding as u32,
-                visibility: wgpu::ShaderStages::COMPUTE,
-                ty: wgpu::BindingType::Buffer {
-                    ty: wgpu::BufferBindingType::Storage { read_only: binding < program.reads },
-                    has_dynamic_offset: false,
-                    min_binding_size: None,
-                },
-                count: None,
-            })
-            .collect();
-        let layout = self.device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
-            label: Some(program.name),
-            entries: &entries,
-        });
-        let pipeline_layout = self.device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
-            label: Some(program.name),
-            bind_group_layouts: &[Some(&layout)],
-            immediate_size: 128,
-        });
-        let pipeline = self.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
-            label: Some(program.name),
-            layout: Some(&pipeline_layout),
-            module: &module,
-            entry_point: Some("main"),
-            compilation_options: wgpu::PipelineCompilationOptions {
-                zero_initialize_workgroup_memory: false,
-                ..wgpu::PipelineCompilationOptions::default()
-            },
-            cache: None,
-        });
-        match pollster::block_on(scope.pop()) {
-            None => Ok(Kernel { pipeline, layout }),
-            Some(error) => bail!("{} does not take the kernel {}: {error}", self.adapter.name, program.name),
-        }
     }
 }

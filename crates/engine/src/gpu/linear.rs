@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::card::Card;
 use super::launch::Slice;
-use super::pool::Memory;
+use super::memory::Memory;
 use super::product::{Finish, Matrix, Product};
 use crate::Tensor;
 use crate::error::Result;

@@ -1,7 +1,8 @@
-//! The engine of graphics cards: Vulkan (NVIDIA, AMD, Intel) or Metal (Apple) through wgpu, a WGSL file for each kernel.
+//! The engine of graphics cards: Vulkan (NVIDIA, AMD, Intel) or Metal (Apple) through wgpu, a WGSL file for each
+//! kernel.
 //!
-//! * [`adapter`]: which card; `card`, `pool`, `stream`, `launch`, `program`: an opened one, its memory, the order of its
-//!   commands, its kernels.
+//! * [`adapter`]: which card; `card`: an opened one; `pool`, `memory`: its memory; `stream`, `commands`: the order of
+//!   what it is told; `program`, `kernel`, `launch`: what it runs.
 //! * `strided`, `elementary`: elementary operations. `product`: the product of matrices, on which the rest is built.
 //! * A file for each family of coarse operations.
 //!
@@ -17,11 +18,15 @@ mod activation;
 pub mod adapter;
 mod attention;
 mod card;
+mod commands;
 mod delta;
 mod elementary;
+mod kernel;
 mod launch;
 mod linear;
+mod memory;
 mod norm;
+mod parts;
 mod pool;
 mod product;
 mod program;

@@ -6,14 +6,16 @@ use super::card::Card;
 use super::elementary::reduce;
 use super::launch::{Launch, Slice};
 use super::linear::tensor;
-use super::pool::Memory;
+use super::memory::Memory;
+use super::parts::row_parts;
 use super::program::Program;
 use crate::Tensor;
 use crate::elementary::Reduce;
 use crate::error::{Result, bail};
 use crate::plain::{check_norm, sum_of_rows};
 
-static NORM: Program = Program { name: "norm", source: include_str!("wgsl/norm.wgsl"), reads: 3, writes: 2 };
+static NORM: Program =
+    Program { name: "norm", source: include_str!("wgsl/norm.wgsl"), checked: true, reads: 3, writes: 2 };
 
 /// What a norm is of.
 #[derive(Clone, Copy)]
@@ -23,8 +25,8 @@ struct Norm {
 }
 
 impl Norm {
-    /// Launches the kernel over all rows. `others` are biases, or with `back` gradients; of these two memories the second
-    /// is for what weights' gradients are sums of.
+    /// Launches the kernel over all rows. `other` is a bias, or with `back` the gradient. Of the two memories the
+    /// second has, with `each`, what the weight's gradient is the sum of.
     fn launch(
         self,
         card: &Arc<Card>,
@@ -76,18 +78,6 @@ impl Norm {
         }
         Ok((out, products))
     }
-}
-
-/// Rows of `width` elements in parts that fit a binding.
-pub(super) fn row_parts(
-    card: &Card,
-    rows: usize,
-    width: usize,
-) -> impl Iterator<Item = std::ops::Range<usize>> {
-    // A row that does not fit is refused by the launch.
-    let step = ((card.binding - card.alignment as usize / 4) / width.max(1)).max(1);
-    let rows = if width == 0 { 0 } else { rows };
-    (0..rows).step_by(step).map(move |first| first..rows.min(first + step))
 }
 
 pub(super) fn rms_norm(card: &Arc<Card>, x: &Tensor, weight: Option<&Tensor>, eps: f64) -> Result<Tensor> {

@@ -4,12 +4,19 @@ use std::sync::Arc;
 
 use super::card::Card;
 use super::launch::{Launch, Slice};
-use super::pool::Memory;
+use super::memory::Memory;
 use super::program::Program;
 use crate::error::{Result, bail};
 
-static PRODUCT: Program =
-    Program { name: "product", source: include_str!("wgsl/product.wgsl"), reads: 3, writes: 1 };
+/// Unchecked: in workgroup memory places are a thread's number and constants, below the lines' lengths (16 * Q < 16 * Q
+/// + 1); in buffers they are looked at before each access.
+static PRODUCT: Program = Program {
+    name: "product",
+    source: include_str!("wgsl/product.wgsl"),
+    checked: false,
+    reads: 3,
+    writes: 1,
+};
 
 /// Tiles from which on the card is busy with wide ones.
 const BUSY: usize = 128;
@@ -156,7 +163,7 @@ impl<'m> Product<'m> {
             }
         } else {
             bail!(
-                "a product [{m}, {k}] x [{k}, {n}] does not fit what {} sees at once; hint: compute this model with cpu",
+                "a product [{m}, {k}] x [{k}, {n}] is more than {} sees at once; hint: compute this model with cpu",
                 card.adapter.name
             );
         }

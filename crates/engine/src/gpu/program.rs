@@ -13,6 +13,8 @@ use crate::error::{Result, bail};
 pub(super) struct Program {
     pub(super) name: &'static str,
     pub(super) source: &'static str,
+    /// Whether places in arrays are held within them. Only a kernel whose places are shown to lie there goes without.
+    pub(super) checked: bool,
     /// Bindings that it only reads, which come first.
     pub(super) reads: usize,
     /// Bindings that it writes.
@@ -110,13 +112,14 @@ mod tests {
     use super::*;
 
     fn text(source: &'static str, words: Words<'_>) -> Result<String> {
-        let program = Program { name: "test", source, reads: 0, writes: 0 };
+        let program = Program { name: "test", source, checked: true, reads: 0, writes: 0 };
         program.text(words).map(|text| text[COMMON.len()..].to_owned())
     }
 
     #[test]
     fn words_blocks_and_repetitions() {
-        let source = "#repeat i N\n#repeat j 2\nlet c$i$j = $VALUE;\n#end\n#end\n#if WIDE\nwide\n#else\nnarrow\n#end\nlast";
+        let source = "#repeat i N\n#repeat j 2\nlet c$i$j = $VALUE;\n#end\n#end\n#if WIDE\nwide\n#else\n\
+                      narrow\n#end\nlast";
         let words = |wide: &str| {
             [("N", "2".to_owned()), ("VALUE", "x + $".replace('$', "y")), ("WIDE", wide.to_owned())]
         };

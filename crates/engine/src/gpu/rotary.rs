@@ -5,8 +5,8 @@ use std::sync::Arc;
 use super::card::Card;
 use super::launch::{Launch, Slice};
 use super::linear::tensor;
-use super::norm::row_parts;
-use super::pool::Memory;
+use super::memory::Memory;
+use super::parts::row_parts;
 use super::program::Program;
 use crate::Tensor;
 use crate::error::Result;
@@ -14,7 +14,7 @@ use crate::plain::check_rotary;
 use crate::settings::Pairing;
 
 static ROTARY: Program =
-    Program { name: "rotary", source: include_str!("wgsl/rotary.wgsl"), reads: 3, writes: 1 };
+    Program { name: "rotary", source: include_str!("wgsl/rotary.wgsl"), checked: true, reads: 3, writes: 1 };
 
 /// The heads of `x`, turned by the angles of their tokens, forwards (`turn` is 1) or back (-1).
 fn turned(

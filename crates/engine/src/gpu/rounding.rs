@@ -2,8 +2,8 @@
 //! processor, with all rows of a weight side by side.
 //!
 //! A weight lies transposed, `[columns, rows]`, in the order in which columns are rounded. A launch takes a group of
-//! columns; what its errors do to later columns of its block, and then to those behind the block, are products. Rows are
-//! independent, so a weight that is larger than a binding goes in parts of its rows.
+//! columns; what its errors do to later columns of its block, and then to those behind the block, are products. Rows
+//! are independent, so a weight that is larger than a binding goes in parts of its rows.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use super::card::Card;
 use super::elementary::gathered_rows;
 use super::launch::{Launch, Slice};
 use super::linear::tensor;
-use super::pool::Memory;
+use super::memory::Memory;
 use super::product::{Finish, Matrix, Product};
 use super::program::Program;
 use super::strided::{Strided, Value, elements};
@@ -27,6 +27,7 @@ macro_rules! program {
         Program {
             name: $name,
             source: concat!(include_str!("wgsl/grid.wgsl"), include_str!(concat!("wgsl/", $name, ".wgsl"))),
+            checked: true,
             reads: $reads,
             writes: $writes,
         }
@@ -37,7 +38,8 @@ static SEARCH: Program = program!("search", 2, 2);
 static NEAREST: Program = program!("nearest", 2, 2);
 static COMPENSATE: Program = program!("compensate", 3, 3);
 static SWEEP: Program = program!("sweep", 2, 5);
-static PACK: Program = Program { name: "pack", source: include_str!("wgsl/pack.wgsl"), reads: 1, writes: 1 };
+static PACK: Program =
+    Program { name: "pack", source: include_str!("wgsl/pack.wgsl"), checked: true, reads: 1, writes: 1 };
 
 /// Elements of a part of a weight, about.
 const PART: usize = 64 << 20;

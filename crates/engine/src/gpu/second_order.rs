@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use super::card::Card;
-use super::elementary::{by_parts, bytes_of, pairs, reduce};
+use super::elementary::{bytes_of, pairs, reduce};
 use super::launch::{Launch, Slice};
 use super::linear::tensor;
-use super::pool::Memory;
+use super::memory::Memory;
+use super::parts::by_parts;
 use super::product::{Finish, Matrix, Product};
 use super::program::Program;
 use super::strided::{Strided, Value, elements};
@@ -15,9 +16,14 @@ use crate::elementary::Reduce;
 use crate::error::Result;
 
 static SQUARE: Program =
-    Program { name: "square", source: include_str!("wgsl/square.wgsl"), reads: 2, writes: 1 };
-static CHOLESKY: Program =
-    Program { name: "cholesky", source: include_str!("wgsl/cholesky.wgsl"), reads: 1, writes: 2 };
+    Program { name: "square", source: include_str!("wgsl/square.wgsl"), checked: true, reads: 2, writes: 1 };
+static CHOLESKY: Program = Program {
+    name: "cholesky",
+    source: include_str!("wgsl/cholesky.wgsl"),
+    checked: true,
+    reads: 1,
+    writes: 2,
+};
 
 /// Rows of the blocks on the diagonal that one workgroup factors.
 const BLOCK: usize = 64;
@@ -209,9 +215,9 @@ fn cholesky(
     Ok(())
 }
 
-/// The inverse of a lower triangular matrix whose blocks on the diagonal are inverted already: of two neighbours `A` and
-/// `C` on the diagonal with `B` below `A` it is `-C^-1 B A^-1` that stands in place of `B`. Blocks double until there is
-/// one.
+/// The inverse of a lower triangular matrix whose blocks on the diagonal are inverted already: of two neighbours `A`
+/// and `C` on the diagonal with `B` below `A` it is `-C^-1 B A^-1` that stands in place of `B`. Blocks double until
+/// there is one.
 fn invert(
     card: &Arc<Card>,
     size: usize,

@@ -5,14 +5,19 @@ use std::sync::Arc;
 use super::card::Card;
 use super::launch::{Launch, Slice};
 use super::linear::tensor;
-use super::norm::row_parts;
-use super::pool::Memory;
+use super::memory::Memory;
+use super::parts::row_parts;
 use super::program::Program;
 use crate::Tensor;
 use crate::error::{Result, bail};
 
-static SOFTMAX: Program =
-    Program { name: "softmax", source: include_str!("wgsl/softmax.wgsl"), reads: 2, writes: 1 };
+static SOFTMAX: Program = Program {
+    name: "softmax",
+    source: include_str!("wgsl/softmax.wgsl"),
+    checked: true,
+    reads: 2,
+    writes: 1,
+};
 
 /// Softmax of `x`, or its gradient where `x` is what softmax gave.
 fn launch(card: &Arc<Card>, x: &Tensor, grad: Option<&Tensor>) -> Result<Memory> {

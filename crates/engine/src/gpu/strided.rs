@@ -4,42 +4,44 @@ use std::sync::Arc;
 
 use super::card::Card;
 use super::launch::{Launch, Slice};
-use super::pool::Memory;
+use super::memory::Memory;
 use super::program::Program;
 use crate::error::Result;
 
-static ELEMENTS: Program =
-    Program { name: "elements", source: include_str!("wgsl/elements.wgsl"), reads: 2, writes: 1 };
+static ELEMENTS: Program = Program {
+    name: "elements",
+    source: include_str!("wgsl/elements.wgsl"),
+    checked: true,
+    reads: 2,
+    writes: 1,
+};
 
 /// Axes that the kernel takes.
 const AXES: usize = 5;
 /// Elements of a launch at most: their number and their groups fit 32 bits and two axes of groups.
 const MOST: usize = 1 << 30;
 
-/// Elements of some memory in an arrangement; strides may be negative.
+/// Elements of some memory in an arrangement.
 #[derive(Clone, Debug)]
 pub(super) struct Strided<'m> {
-    pub(super) memory: &'m Memory,
-    pub(super) first: i64,
-    pub(super) strides: Vec<i64>,
+    memory: &'m Memory,
+    first: usize,
+    strides: Vec<usize>,
 }
 
 impl<'m> Strided<'m> {
     /// Of a slice, with these strides, from element `start` on.
     pub(super) fn new(slice: Slice<'m>, start: usize, strides: &[usize]) -> Self {
-        let strides = strides.iter().map(|stride| *stride as i64).collect();
-        Self { memory: slice.memory, first: (slice.first + start) as i64, strides }
+        Self { memory: slice.memory, first: slice.first + start, strides: strides.to_vec() }
     }
 
-    /// The lowest and the highest place.
-    fn reach(&self, sizes: &[usize]) -> (i64, i64) {
-        let ends = sizes.iter().zip(&self.strides).map(|(size, stride)| (*size as i64 - 1) * stride);
-        ends.fold((self.first, self.first), |(low, high), end| (low + end.min(0), high + end.max(0)))
+    /// Elements from the first to the last.
+    fn reach(&self, sizes: &[usize]) -> usize {
+        sizes.iter().zip(&self.strides).map(|(size, stride)| (size - 1) * stride).sum::<usize>() + 1
     }
 
     fn slice(&self, sizes: &[usize]) -> Slice<'m> {
-        let (low, high) = self.reach(sizes);
-        Slice { memory: self.memory, first: low as usize, count: (high - low + 1) as usize }
+        Slice { memory: self.memory, first: self.first, count: self.reach(sizes) }
     }
 }
 
@@ -61,32 +63,28 @@ impl<'v> Value<'v> {
 fn simplified(sizes: &mut Vec<usize>, all: &mut [Strided<'_>; 3]) {
     for axis in (0..sizes.len()).rev() {
         let merges = axis + 1 < sizes.len()
-            && all.iter().all(|x| x.strides[axis] == x.strides[axis + 1] * sizes[axis + 1] as i64);
+            && all.iter().all(|x| x.strides[axis] == x.strides[axis + 1] * sizes[axis + 1]);
         if sizes[axis] == 1 {
             sizes.remove(axis);
-            all.iter_mut().for_each(|x| {
+            for x in &mut *all {
                 x.strides.remove(axis);
-            });
+            }
         } else if merges {
             let inner = sizes.remove(axis + 1);
             sizes[axis] *= inner;
-            all.iter_mut().for_each(|x| {
+            for x in &mut *all {
                 x.strides.remove(axis);
-            });
+            }
         }
     }
 }
 
 /// The axis to cut: of the operand that reaches too far the one that reaches furthest; the first if there are too many.
 fn cut(card: &Card, sizes: &[usize], all: &[Strided<'_>; 3]) -> Option<usize> {
-    let room = card.binding as i64 - (card.alignment / 4) as i64;
-    let reach = |x: &Strided<'_>| {
-        let (low, high) = x.reach(sizes);
-        high - low + 1
-    };
-    let far = all.iter().max_by_key(|x| reach(x)).filter(|x| reach(x) > room);
+    let room = card.binding - card.alignment as usize / 4;
+    let far = all.iter().max_by_key(|x| x.reach(sizes)).filter(|x| x.reach(sizes) > room);
     if let Some(far) = far {
-        return (0..sizes.len()).max_by_key(|axis| (sizes[*axis] as i64 - 1) * far.strides[*axis].abs());
+        return (0..sizes.len()).max_by_key(|axis| (sizes[*axis] - 1) * far.strides[*axis]);
     }
     let many = sizes.len() > AXES || sizes.iter().product::<usize>() > MOST;
     many.then_some(0)
@@ -106,7 +104,9 @@ pub(super) fn elements(
     if let Some(axis) = cut(card, &sizes, &all) {
         let half = sizes[axis] / 2;
         let mut second = all.clone();
-        second.iter_mut().for_each(|x| x.first += half as i64 * x.strides[axis]);
+        for x in &mut second {
+            x.first += half * x.strides[axis];
+        }
         let [mut low, mut high] = [sizes.clone(), sizes];
         low[axis] = half;
         high[axis] -= half;
@@ -125,9 +125,6 @@ pub(super) fn elements(
         numbers.extend(padded(x.strides.iter().map(|stride| *stride as u32).collect(), 0));
     }
     numbers.extend([value.a.to_bits(), value.b.to_bits()]);
-    // A slice begins at the lowest place; the kernel counts from the first element.
-    let starts = [0, 1, 2].map(|at: usize| (all[at].first - slices[at].first as i64) as u32);
-    numbers.extend(starts);
     card.launch(&Launch {
         program: &ELEMENTS,
         words: &[("VALUE", value.text.to_owned())],

@@ -6,25 +6,33 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use super::card::{Card, locked};
 use super::launch::{Launch, Slice};
 use super::linear::{for_input, for_weight, forward, sizes, tensor};
-use super::norm::row_parts;
-use super::pool::Memory;
+use super::memory::Memory;
+use super::parts::row_parts;
 use super::program::Program;
 use crate::Tensor;
 use crate::error::Result;
 use crate::plain::{check_codes, check_linear};
 use crate::settings::{Codes, Notebook};
 
-static SQUARES: Program =
-    Program { name: "squares", source: include_str!("wgsl/squares.wgsl"), reads: 1, writes: 1 };
+static SQUARES: Program = Program {
+    name: "squares",
+    source: include_str!("wgsl/squares.wgsl"),
+    checked: true,
+    reads: 1,
+    writes: 1,
+};
 static GROUPS: Program =
-    Program { name: "groups", source: include_str!("wgsl/groups.wgsl"), reads: 2, writes: 2 };
+    Program { name: "groups", source: include_str!("wgsl/groups.wgsl"), checked: true, reads: 2, writes: 2 };
 
 /// Rows that a thread adds up.
 const PART: usize = 64;
 
 /// Codes that were brought to the card, for as long as somebody has them.
 #[derive(Debug, Default)]
-pub(super) struct Brought(Mutex<HashMap<usize, (Weak<Codes>, Arc<Memory>)>>);
+pub(super) struct Brought(Mutex<HashMap<usize, OnCard>>);
+
+/// Codes, and where they lie on the card.
+type OnCard = (Weak<Codes>, Arc<Memory>);
 
 impl Brought {
     fn codes(&self, card: &Arc<Card>, codes: &Arc<Codes>) -> Result<Arc<Memory>> {

@@ -3,13 +3,18 @@
 use std::sync::Arc;
 
 use super::card::Card;
-use super::elementary::by_parts;
 use super::launch::{Launch, Slice};
+use super::parts::by_parts;
 use super::program::Program;
 use crate::error::Result;
 
-static TRANSPOSED: Program =
-    Program { name: "transposed", source: include_str!("wgsl/transposed.wgsl"), reads: 1, writes: 1 };
+static TRANSPOSED: Program = Program {
+    name: "transposed",
+    source: include_str!("wgsl/transposed.wgsl"),
+    checked: true,
+    reads: 1,
+    writes: 1,
+};
 
 /// The transpose of `x [rows, columns]` to `out [columns, rows]`.
 pub(super) fn transposed(

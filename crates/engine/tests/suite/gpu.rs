@@ -1,10 +1,10 @@
 //! Which adapter the suite uses, and what is the gpu engine's alone.
 //!
-//! `MLX_QUANT_TEST_ADAPTER` names one (`gpu:1`, `gpu:llvmpipe`) and makes it an error if it is not there. Without it the
-//! first card is taken, or else a software adapter, since a test is no run of anybody's. Without any adapter these tests
-//! are left out, and say so.
-#![allow(clippy::print_stderr, reason = "a run says which adapter it used")]
+//! `MLX_QUANT_TEST_ADAPTER` names one (`gpu:1`, `gpu:llvmpipe`) and makes it an error if it is not there. Without it
+//! the first card is taken, or else a software adapter, since a test is no run of anybody's. Without any adapter these
+//! tests are left out, and say so.
 
+use std::io::Write as _;
 use std::sync::OnceLock;
 
 use mlx_format::{FloatType, Scheme};
@@ -15,6 +15,22 @@ use mlx_quant_engine::{
 };
 
 use super::{Operation, bits, distance, gradients, on, run, tensor, values};
+
+/// To stderr itself: what is printed is shown of failed tests alone.
+fn say(what: &str) {
+    let _ = writeln!(std::io::stderr(), "{what}");
+}
+
+/// What a test of this module has, or else it is left out by name.
+fn there<T>(what: Option<T>) -> Option<T> {
+    if what.is_none() {
+        say(&format!(
+            "left out, for want of an adapter: {}",
+            std::thread::current().name().unwrap_or("a test")
+        ));
+    }
+    what
+}
 
 /// The adapter of the tests.
 fn choice() -> Option<AdapterChoice> {
@@ -31,11 +47,11 @@ pub(crate) fn device() -> Option<Device> {
     static DEVICE: OnceLock<Option<Device>> = OnceLock::new();
     let open = || {
         let Some(choice) = choice() else {
-            eprintln!("the gpu engine is not tested: this machine has no adapter");
+            say("the gpu engine is not tested: this machine has no adapter");
             return None;
         };
         let gpu = Gpu::open(&choice).unwrap();
-        eprintln!("the gpu engine is tested on {:?}", gpu.adapter());
+        say(&format!("the gpu engine is tested on {:?}", gpu.adapter()));
         Some(Device::new(gpu))
     };
     DEVICE.get_or_init(open).clone()
@@ -43,7 +59,7 @@ pub(crate) fn device() -> Option<Device> {
 
 /// One whose kernels see so many bytes of a buffer at once.
 fn narrow(bytes: u64) -> Option<Device> {
-    choice().map(|choice| Device::new(Gpu::with_binding(&choice, bytes).unwrap()))
+    there(choice()).map(|choice| Device::new(Gpu::with_binding(&choice, bytes).unwrap()))
 }
 
 #[test]
@@ -92,19 +108,17 @@ fn operations_go_in_parts_that_fit_a_binding() {
     same(gradient.get(&variable).unwrap().clone(), expected.get(&reference).unwrap().clone());
     same(own_x.matmul(&own_y.t().unwrap()).unwrap(), x.matmul(&y.t().unwrap()).unwrap());
     let bias = tensor(&[40], 3);
-    for device in [&device] {
-        let weight = on(device, &y).variable();
-        let input = own_x.variable();
-        let linear = device.linear(&input, &weight, Some(&on(device, &bias))).unwrap();
-        let (own_weight, own_input) = (y.variable(), x.variable());
-        let reference = plain().linear(&own_input, &own_weight, Some(&bias)).unwrap();
-        same(linear.clone(), reference.clone());
-        let seed = tensor(&[40, 40], 5);
-        let [own, expected] =
-            [linear.gradients(&on(device, &seed)), reference.gradients(&seed)].map(Result::unwrap);
-        same(own.get(&weight).unwrap().clone(), expected.get(&own_weight).unwrap().clone());
-        same(own.get(&input).unwrap().clone(), expected.get(&own_input).unwrap().clone());
-    }
+    let weight = on(&device, &y).variable();
+    let input = own_x.variable();
+    let linear = device.linear(&input, &weight, Some(&on(&device, &bias))).unwrap();
+    let (own_weight, own_input) = (y.variable(), x.variable());
+    let reference = plain().linear(&own_input, &own_weight, Some(&bias)).unwrap();
+    same(linear.clone(), reference.clone());
+    let seed = tensor(&[40, 40], 5);
+    let [own, expected] =
+        [linear.gradients(&on(&device, &seed)), reference.gradients(&seed)].map(Result::unwrap);
+    same(own.get(&weight).unwrap().clone(), expected.get(&own_weight).unwrap().clone());
+    same(own.get(&input).unwrap().clone(), expected.get(&own_input).unwrap().clone());
 }
 
 #[test]
@@ -172,7 +186,7 @@ fn matrices_go_in_parts_that_fit_a_binding() {
 /// More than llvmpipe, or this card, sees at once.
 #[test]
 fn a_tensor_beyond_a_binding() {
-    let Some(device) = device() else { return };
+    let Some(device) = there(device()) else { return };
     let count = 40 << 20;
     let x = Tensor::from_vec((0..count).map(|at| (at % 1000) as f32).collect(), (1 << 10, 40 << 10), &device)
         .unwrap();
@@ -184,7 +198,7 @@ fn a_tensor_beyond_a_binding() {
 
 #[test]
 fn memory_is_counted_and_used_again() {
-    let Some(choice) = choice() else { return };
+    let Some(choice) = there(choice()) else { return };
     let device = Device::new(Gpu::open(&choice).unwrap());
     let x = Tensor::full(1.0, (1000, 1000), &device).unwrap();
     let one = device.memory().unwrap();
@@ -202,7 +216,7 @@ fn memory_is_counted_and_used_again() {
 /// What an adapter cannot hold is an error that says so, and not the end.
 #[test]
 fn too_large_is_an_error() {
-    let Some(device) = device() else { return };
+    let Some(device) = there(device()) else { return };
     let x = Tensor::full(1.0, (1 << 16, 1), &device).unwrap();
     let error = x.broadcast_as((1 << 16, 1 << 16)).unwrap_err().to_string();
     assert!(error.contains("hint: "), "{error}");
@@ -220,7 +234,7 @@ fn tensors_of_other_engines_are_refused() {
 /// Windows on several threads at a time get what they get alone.
 #[test]
 fn threads_share_a_card() {
-    let Some(device) = device() else { return };
+    let Some(device) = there(device()) else { return };
     let weight = on(&device, &tensor(&[64, 96], 1));
     let of = |seed: u64| {
         let x = on(&device, &tensor(&[17, 96], seed));

@@ -213,8 +213,8 @@ fn ways<'f>(factor: &'f Factor, weights: &'f [f32], block_size: usize) -> [How<'
     ]
 }
 
-/// Whatever an engine rounds with kernels of its own is as good as what the processor rounds, at every width, group size
-/// and dtype, in any order of columns, and decodes as a file does.
+/// Whatever an engine rounds with kernels of its own is as good as what the processor rounds, at every width, group
+/// size and dtype, in any order of columns, and decodes as a file does.
 #[test]
 fn rounding_is_as_good_as_the_processors() {
     let (rows, columns) = (70, 256);
@@ -253,7 +253,7 @@ fn rounding_is_as_good_as_the_processors() {
                 };
                 let [found, best] = [values(&decoded), values(&reference)].map(loss);
                 // The first three decide for each weight alone; later ones go on from what others became.
-                let apart = if way < 3 { 2e-3 } else { 2e-2 };
+                let apart = if way < 3 { 2e-3 } else { 5e-3 };
                 assert!((found / best - 1.0).abs() < apart, "{what}: {found} where the processor has {best}");
                 if way < 3 {
                     let same = rounded.codes.iter().zip(&expected.codes).filter(|(a, b)| a == b).count();

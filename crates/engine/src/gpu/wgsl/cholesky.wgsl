@@ -1,8 +1,8 @@
 // The Cholesky factor L of a block on the diagonal of a matrix, and its inverse: one workgroup.
 //
 // The block is [n, n], n at most 64, and what lies beyond it counts as the unit matrix. Its lower triangle is read from
-// `matrix`, the inverse of L goes to the same place in `inverse`. status[0] becomes 1 where a pivot is not positive or no
-// number. Sums: an element loses its products one step at a time, in order; the inverse by forward substitution.
+// `matrix`, the inverse of L goes to the same place in `inverse`. status[0] becomes 1 where a pivot is not positive or
+// no number. Sums: an element loses its products one step at a time, in order; the inverse by forward substitution.
 
 struct Parameters {
     matrix_at: u32,

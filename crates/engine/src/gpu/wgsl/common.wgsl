@@ -133,7 +133,8 @@ fn as_f16(x: f32) -> f32 {
     return bitcast<f32>(select(rounded, 0x7f800000u, rounded >= 0x47800000u) | sign);
 }
 
-// x, in a form that the compiler cannot see through: what is rounded stays rounded. `zero` is 0, which it does not know.
+// x, in a form that the compiler cannot see through: what is rounded stays rounded. `zero` is 0, which it does not
+// know.
 fn opaque(x: f32, zero: u32) -> f32 {
     return bitcast<f32>(bitcast<u32>(x) ^ zero);
 }

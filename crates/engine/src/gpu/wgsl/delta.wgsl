@@ -1,9 +1,9 @@
 // The gated delta rule (arXiv 2412.06464) over the tokens of each head: S = decay * S, S += k (beta * (v - S^T k))^T,
 // o = S^T q.
 //
-// q, k [batch, tokens, heads, KEYS], v, o [batch, tokens, heads, values], decay and beta [batch, tokens, heads]. A
-// workgroup takes 16 columns of one head's state through all tokens; of a column thread i of 16 holds rows i, i + 16, ..
-// in registers. Sums: a thread's rows in order, then the 16 threads in order.
+// q, k [batch, tokens, heads, keys], v, o [batch, tokens, heads, values], decay and beta [batch, tokens, heads]. A
+// workgroup takes 16 columns of one head's state through all tokens; of a column thread i of 16 holds rows i, i + 16,
+// .. in registers, PART of them. Sums: a thread's rows in order, then the 16 threads in order.
 
 struct Parameters {
     q_at: u32,

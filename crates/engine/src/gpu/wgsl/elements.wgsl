@@ -1,7 +1,7 @@
 // One number for each pair of elements of two strided tensors, into a third: functions of one number or two, and
 // every rearrangement.
 //
-// Shapes: up to five axes; a stride is a number of elements, counted modulo 2^32, 0 to repeat. One thread an element.
+// Shapes: up to five axes; a stride is a number of elements, 0 to repeat. One thread an element.
 // No sums.
 
 struct Parameters {
@@ -16,9 +16,6 @@ struct Parameters {
     out_strides: array<u32, 5>,
     a: f32,
     b: f32,
-    x_start: u32,
-    y_start: u32,
-    out_start: u32,
 }
 
 @group(0) @binding(0) var<storage, read> xs: array<f32>;
@@ -33,9 +30,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     if (rest >= p.count) {
         return;
     }
-    var x_at = p.x_at + p.x_start;
-    var y_at = p.y_at + p.y_start;
-    var out_at = p.out_at + p.out_start;
+    var x_at = p.x_at;
+    var y_at = p.y_at;
+    var out_at = p.out_at;
     for (var axis = p.rank; axis > 1u; axis -= 1u) {
         let size = p.sizes[axis - 1u];
         let index = rest % size;

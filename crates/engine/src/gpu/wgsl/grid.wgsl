@@ -1,5 +1,5 @@
-// What the kernels of rounding share: codes, stored numbers, and grids (scale and bias of a group). As in the processor's
-// search (src/rounding/grid.rs), in the same order of operations. This text is put in front of theirs.
+// What the kernels of rounding share: codes, stored numbers, and grids (scale and bias of a group). As in the
+// processor's search (src/rounding/grid.rs), in the same order of operations. This text is put in front of theirs.
 
 fn stored(x: f32) -> f32 {
     return $STORED;

@@ -4,9 +4,9 @@
 // the axis k lie side by side), with a distance between its lines; so transposed forms need no copy. The batch has two
 // axes, outer and inner, with a distance for each; of b, `share` neighbours of the inner axis are one.
 //
-// Tiling: a workgroup of 16 x 16 threads makes a tile of 64 * QM x 64 * QN, a thread 4 * QM x 4 * QN of it, in registers.
-// Tiles of a and b go through workgroup memory 16 steps of k at a time, across k, in lines of vec4 with one vec4 of
-// padding; the next ones are fetched while these are multiplied. With VEC all lines are whole vec4s in memory.
+// Tiling: a workgroup of 16 x 16 threads makes a tile of 64 * QM x 64 * QN, a thread 4 * QM x 4 * QN of it, in
+// registers. Tiles of a and b go through workgroup memory 16 steps of k at a time, across k, in lines of vec4 with one
+// vec4 of padding; the next ones are fetched while these are multiplied. With VEC all lines are whole vec4s in memory.
 //
 // Sums: each element over k in order, one fused multiply-add a step, whatever the tile and wherever the element lies.
 // With TRIANGLE tiles wholly above the diagonal are left as they are.

@@ -1,5 +1,5 @@
-// The searched grid of each group of each row: both edges of the range are moved inwards in 7 x 7 steps, beside the grid
-// of mx.quantize, and the best is improved by weighted least squares three times (src/rounding/grid.rs).
+// The searched grid of each group of each row: both edges of the range are moved inwards in 7 x 7 steps, beside the
+// grid of mx.quantize, and the best is improved by weighted least squares three times (src/rounding/grid.rs).
 //
 // values [columns, rows], weights [columns], scales and biases [groups, rows]. A workgroup takes one group of 4 rows,
 // 64 threads each: thread i judges candidate i, all at a time, over the group's columns in order; the first of the best

@@ -1,6 +1,7 @@
 // Softmax of each row of x [rows, d], or its gradient y * (grad - sum(y * grad)): a workgroup of 256 threads a row.
 //
-// Sums and the largest element: thread i takes elements i, i + 256, .. in order, then threads are joined as a binary tree.
+// Sums and the largest element: thread i takes elements i, i + 256, .. in order, then threads are joined as a binary
+// tree.
 
 struct Parameters {
     x_at: u32,

@@ -1,5 +1,6 @@
-// A square matrix made of another one, element by element: row and column of the source, and what becomes of its element
-// x, are filled in. `list` has a number for each row and column. Of the source only rows first .. end are in reach.
+// A square matrix made of another one, element by element: row and column of the source, and what becomes of its
+// element x, are filled in. `list` has a number for each row and column. Of the source only rows first .. end are in
+// reach.
 // One thread an element, no sums.
 
 struct Parameters {

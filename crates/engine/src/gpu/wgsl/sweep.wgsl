@@ -1,9 +1,9 @@
 // Coordinate descent within one group: its scale and bias by least squares under the Hessian, where that lowers the
 // error, then each of its codes in order (src/rounding/task.rs).
 //
-// values, codes [columns, rows] and gradients H (original - value): this group's are in reach; hessian holds the group's
-// rows of H, whose columns begin at `start`. What values change by goes to changes [group, rows]; gradients are the
-// caller's to follow. A workgroup takes ROWS rows, LANES threads each. Sums: a thread's columns in order, then threads
+// values, codes [columns, rows] and gradients H (original - value): this group's are in reach; hessian holds the
+// group's rows of H, whose columns begin at `start`. What values change by goes to changes [group, rows]; gradients are
+// the caller's to follow. A workgroup takes ROWS rows, LANES threads each. Sums: a thread's columns in order, then threads
 // in order.
 
 struct Parameters {

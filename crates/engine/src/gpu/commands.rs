@@ -1,0 +1,76 @@
+//! What a card is told to do, in order.
+
+use super::card::{Card, locked};
+use crate::error::{Result, bail};
+
+impl Card {
+    /// Records a launch.
+    pub(super) fn record(
+        &self,
+        work: u64,
+        launch: impl FnOnce(&mut wgpu::ComputePass<'static>),
+    ) -> Result<()> {
+        let old = {
+            let mut stream = locked(&self.stream);
+            launch(stream.pass(&self.device));
+            stream.counted(&self.queue, (work, 0), self.work)
+        };
+        match old {
+            None => self.check(),
+            Some(old) => self.wait(Some(old)),
+        }
+    }
+
+    /// Records a copy.
+    pub(super) fn copy(
+        &self,
+        from: &wgpu::Buffer,
+        first: u64,
+        to: &wgpu::Buffer,
+        at: u64,
+        size: u64,
+    ) -> Result<()> {
+        if size == 0 {
+            return Ok(());
+        }
+        let old = {
+            let mut stream = locked(&self.stream);
+            stream.between();
+            stream.encoder(&self.device).copy_buffer_to_buffer(from, first, to, at, size);
+            stream.counted(&self.queue, (0, size), self.work)
+        };
+        match old {
+            None => self.check(),
+            Some(old) => self.wait(Some(old)),
+        }
+    }
+
+    /// Records zeros.
+    pub(super) fn clear(&self, buffer: &wgpu::Buffer) {
+        let mut stream = locked(&self.stream);
+        stream.between();
+        stream.encoder(&self.device).clear_buffer(buffer, 0, None);
+    }
+
+    /// Submits what was recorded.
+    pub(super) fn submit(&self) -> Option<wgpu::SubmissionIndex> {
+        locked(&self.stream).submit(&self.queue)
+    }
+
+    /// Waits for a submission.
+    pub(super) fn wait(&self, submission: Option<wgpu::SubmissionIndex>) -> Result<()> {
+        self.check()?;
+        let wait = wgpu::PollType::Wait { submission_index: submission, timeout: None };
+        if let Err(error) = self.device.poll(wait) {
+            self.check()?;
+            bail!("{} does not answer: {error}; hint: the kernel log (dmesg) may say why", self.adapter.name);
+        }
+        self.check()
+    }
+
+    /// Submits what was recorded and waits for it.
+    pub(super) fn finish(&self) -> Result<()> {
+        let last = self.submit();
+        self.wait(last)
+    }
+}

@@ -1,0 +1,200 @@
+//! Memory of a device: buffers that return to a pool when nobody holds them, numbers that go there and come back.
+//!
+//! All commands go through one queue in the order in which they were recorded. So a buffer may be given to somebody
+//! else as soon as nobody holds it, even while commands that read it are still under way.
+
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::time::Duration;
+
+use super::card::{Card, locked};
+use super::pool::class;
+use crate::elementary::{Buffer, Opaque};
+use crate::error::{Result, bail};
+
+/// Bytes that go to a device or come back at once.
+const STAGED: usize = 64 << 20;
+/// How long the word that memory may be read waits, at most, after the work is done.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Numbers on a device.
+pub(super) struct Memory {
+    card: Arc<Card>,
+    /// There until it is dropped.
+    buffer: Option<wgpu::Buffer>,
+}
+
+impl std::fmt::Debug for Memory {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Memory of {:?}", self.card)
+    }
+}
+
+impl Opaque for Memory {}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        let Some(buffer) = self.buffer.take() else { return };
+        self.card.count(0, buffer.size());
+        let mut pool = locked(&self.card.pool);
+        // What is kept and what is in use together stay within twice the peak.
+        if pool.bytes() + buffer.size() <= self.card.peak() {
+            pool.give(buffer);
+        }
+    }
+}
+
+impl Memory {
+    pub(super) fn card(&self) -> &Arc<Card> {
+        &self.card
+    }
+
+    /// # Errors
+    /// None in practice: the buffer is there as long as the memory is.
+    pub(super) fn buffer(&self) -> Result<&wgpu::Buffer> {
+        match &self.buffer {
+            Some(buffer) => Ok(buffer),
+            None => bail!("memory of {} was given back", self.card.adapter.name),
+        }
+    }
+
+    /// As a tensor's buffer.
+    pub(super) fn shared(self) -> Buffer {
+        Buffer::Device(Arc::new(self))
+    }
+}
+
+impl Card {
+    /// Memory for so many numbers, whose values are not known.
+    pub(super) fn room(self: &Arc<Self>, count: usize) -> Result<Memory> {
+        let bytes = count as u64 * 4;
+        if bytes > self.largest {
+            bail!(
+                "a tensor of {} where a buffer of {} has at most {}; hint: compute this model with cpu",
+                gigabytes(bytes),
+                self.adapter.name,
+                gigabytes(self.largest)
+            );
+        }
+        let size = class(bytes, self.largest);
+        let kept = locked(&self.pool).take(size);
+        let buffer = match kept {
+            Some(buffer) => buffer,
+            None => self.new_buffer(size)?,
+        };
+        self.count(size, 0);
+        Ok(Memory { card: self.clone(), buffer: Some(buffer) })
+    }
+
+    /// A new buffer; where there is no room, once more without what is kept for reuse.
+    fn new_buffer(&self, size: u64) -> Result<wgpu::Buffer> {
+        let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
+        if let Some(buffer) = self.try_buffer(size, usage, false) {
+            return Ok(buffer);
+        }
+        locked(&self.pool).clear();
+        self.finish()?;
+        if let Some(buffer) = self.try_buffer(size, usage, false) {
+            return Ok(buffer);
+        }
+        let memory = self.memory();
+        bail!(
+            "{} has no room for {} more beside {} in use; hint: fewer or shorter windows at a time, or another adapter",
+            self.adapter.name,
+            gigabytes(size),
+            gigabytes(memory.in_use)
+        )
+    }
+
+    fn try_buffer(&self, size: u64, usage: wgpu::BufferUsages, mapped: bool) -> Option<wgpu::Buffer> {
+        let scope = self.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
+        let descriptor = wgpu::BufferDescriptor { label: None, size, usage, mapped_at_creation: mapped };
+        let buffer = self.device.create_buffer(&descriptor);
+        match pollster::block_on(scope.pop()) {
+            None => Some(buffer),
+            Some(_) => None,
+        }
+    }
+
+    /// Brings bytes to memory of the device.
+    pub(super) fn put(self: &Arc<Self>, bytes: &[u8]) -> Result<Memory> {
+        let memory = self.room(bytes.len().div_ceil(4))?;
+        for (part, bytes) in bytes.chunks(STAGED).enumerate() {
+            let size = bytes.len().next_multiple_of(4) as u64;
+            let usage = wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::MAP_WRITE;
+            let Some(staging) = self.try_buffer(size, usage, true) else {
+                bail!("no room to bring {} to {}", gigabytes(size), self.adapter.name)
+            };
+            match staging.get_mapped_range_mut(..) {
+                Ok(mut range) => range.slice(..bytes.len()).copy_from_slice(bytes),
+                Err(error) => bail!("{} lends no memory: {error}", self.adapter.name),
+            }
+            staging.unmap();
+            self.copy(&staging, 0, memory.buffer()?, (part * STAGED) as u64, size)?;
+        }
+        Ok(memory)
+    }
+
+    /// Calls `to` with `count` numbers of memory, from number `first` on.
+    pub(super) fn get(
+        &self,
+        memory: &Memory,
+        first: usize,
+        count: usize,
+        to: &mut dyn FnMut(&[f32]),
+    ) -> Result<()> {
+        if count * 4 <= STAGED {
+            return self.get_part(memory, first, count, to);
+        }
+        let mut all = Vec::with_capacity(count);
+        for start in (0..count).step_by(STAGED / 4) {
+            let length = (count - start).min(STAGED / 4);
+            self.get_part(memory, first + start, length, &mut |part| all.extend_from_slice(part))?;
+        }
+        to(&all);
+        Ok(())
+    }
+
+    fn get_part(
+        &self,
+        memory: &Memory,
+        first: usize,
+        count: usize,
+        to: &mut dyn FnMut(&[f32]),
+    ) -> Result<()> {
+        if count == 0 {
+            to(&[]);
+            return Ok(());
+        }
+        let usage = wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::MAP_READ;
+        let size = count as u64 * 4;
+        let Some(staging) = self.try_buffer(size, usage, false) else {
+            bail!("no room to read {} of {}", gigabytes(size), self.adapter.name)
+        };
+        self.copy(memory.buffer()?, first as u64 * 4, &staging, 0, size)?;
+        let (done, waiting) = mpsc::channel();
+        let last = self.submit();
+        staging.map_async(wgpu::MapMode::Read, .., move |result| drop(done.send(result)));
+        self.wait(last)?;
+        // Another thread that polls may be about to say it.
+        match waiting.recv_timeout(PATIENCE) {
+            Ok(Ok(())) => {}
+            _ => bail!("{} does not answer; hint: the kernel log (dmesg) may say why", self.adapter.name),
+        }
+        match staging.get_mapped_range(..) {
+            Ok(range) => to(bytemuck::cast_slice(&range)),
+            Err(error) => bail!("{} lends no memory: {error}", self.adapter.name),
+        }
+        staging.unmap();
+        self.check()
+    }
+}
+
+/// For people.
+fn gigabytes(bytes: u64) -> String {
+    match bytes {
+        0..1_000_000 => format!("{bytes} bytes"),
+        1_000_000..1_000_000_000 => format!("{:.0} MB", bytes as f64 / 1e6),
+        _ => format!("{:.2} GB", bytes as f64 / 1e9),
+    }
+}
