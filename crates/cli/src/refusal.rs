@@ -20,7 +20,7 @@ impl Refusal {
     /// Something needs the hub, which this build has not; `instead` is what to do without it.
     pub(crate) fn no_hub(what: &str, instead: &str) -> Self {
         Self(format!(
-            "{what}, and this build does not know the hub; hint: {instead}, or build with `--features hub` (docs/hub.md)"
+            "{what}, and this build does not know the hub; hint: {instead}, or build with `--all-features` (docs/hub.md)"
         ))
     }
 }

@@ -56,7 +56,7 @@ pub enum DataError {
     )]
     Parquet { file: String, reason: String },
     #[error(
-        "{file}: this build does not read .parquet; hint: build with the feature parquet, or convert the file to .jsonl"
+        "{file}: this build does not read .parquet; hint: build with `--features parquet`, or convert the file to .jsonl"
     )]
     NoParquet { file: String },
     #[error(
