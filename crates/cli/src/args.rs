@@ -33,6 +33,7 @@ static LONG_VERSION: LazyLock<String> = LazyLock::new(|| {
         ("demo", cfg!(feature = "demo")),
         ("hub", cfg!(feature = "hub")),
         ("parquet", cfg!(feature = "parquet")),
+        ("gpu", cfg!(feature = "gpu")),
     ];
     let built: Vec<&str> = features.iter().filter(|feature| feature.1).map(|feature| feature.0).collect();
     format!(

@@ -323,7 +323,7 @@ fn packages_find_what_they_install() {
         contains(if cfg!(feature = "hub") {
             "features: demo, hub, parquet"
         } else {
-            "features: demo, parquet"
+            "features: demo"
         })
         .and(contains("kernels:")),
     );
