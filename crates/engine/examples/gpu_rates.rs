@@ -122,9 +122,9 @@ fn passing(bench: &Bench, tokens: usize, hidden: usize, inner: usize, heads: usi
     bench.report(&format!("glu Silu [{tokens}, {inner}]"), bytes(3 * tokens * inner), "GB/s", || {
         bench.device.glu(&gate, &up, Activation::Silu).unwrap()
     });
+    let values = numbers(tokens * hidden, 1);
     bench.report(&name("upload and read"), bytes(2 * tokens * hidden), "GB/s", || {
-        let x = bench.tensor(&[64, hidden], 1);
-        x.to_vec().unwrap()
+        Tensor::from_slice(&values, (tokens, hidden), &bench.device).unwrap().read(<[f32]>::len).unwrap()
     });
 }
 

@@ -2,8 +2,8 @@
 
 use std::collections::VecDeque;
 
-/// Commands of a submission at most.
-const COMMANDS: usize = 256;
+/// Commands of a submission at most: a card should not wait long for its first ones.
+const COMMANDS: usize = 64;
 /// Bytes on their way to the card in a submission at most: until it is done they are held twice.
 const STAGED: u64 = 256 << 20;
 /// Submissions under way at most.
