@@ -179,9 +179,7 @@ impl Command {
             Self::Eval(args) => (&args.model, &args.revision),
             Self::Compare(args) => (&args.model, &args.revision),
             Self::Recommend(args) => (&args.model, &args.revision),
-            #[cfg(feature = "hub")]
-            Self::Upload(_) => return Ok(None),
-            Self::Completions { .. } | Self::Man { .. } => return Ok(None),
+            Self::Upload(_) | Self::Completions { .. } | Self::Man { .. } => return Ok(None),
         };
         model.check()?;
         let mut given = model.given();
