@@ -320,12 +320,8 @@ fn packages_find_what_they_install() {
     assert!(page.contains("share\\-statistics") && page.contains("Examples:"));
     assert!(directory.path().join("mlx-quant.1").exists());
     mlx_quant().arg("--version").assert().success().stdout(
-        contains(if cfg!(feature = "hub") {
-            "features: demo, hub, parquet"
-        } else {
-            "features: demo"
-        })
-        .and(contains("kernels:")),
+        contains(if cfg!(feature = "hub") { "features: demo, hub, parquet" } else { "features: demo" })
+            .and(contains("kernels:")),
     );
     mlx_quant()
         .arg("-V")

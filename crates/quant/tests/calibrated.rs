@@ -172,8 +172,14 @@ fn an_interrupted_run_goes_on_where_it_stopped() {
                 let target = out.path().join(format!("{stop}-{low_memory}"));
                 let settings = QuantizeSettings { low_memory, ..settings("awq+gptq") };
                 let windows = windows(&model, 1, 6, 48);
-                let stopped =
-                    quantize(&model, &plan(&model, 4), &windows, &target, &settings, &Stopper(stop.into()));
+                let stopped = quantize(
+                    &model,
+                    &plan(&model, 4),
+                    &windows,
+                    &target,
+                    &settings,
+                    &Stopper((stop - 1).into()),
+                );
                 assert!(matches!(stopped, Err(Error::Interrupted)), "{stop}: {stopped:?}");
                 assert!(!target.exists());
                 // Where the activations wait may change in between.
@@ -200,7 +206,7 @@ fn a_damaged_state_costs_one_block() {
             let target = out.path().join(damaged.len().to_string());
             let (plan, windows, settings) = (plan(&model, 4), windows(&model, 1, 6, 48), settings("gptq"));
             // Behind the first block.
-            let stopped = quantize(&model, &plan, &windows, &target, &settings, &Stopper(2.into()));
+            let stopped = quantize(&model, &plan, &windows, &target, &settings, &Stopper(1.into()));
             assert!(matches!(stopped, Err(Error::Interrupted)), "{stopped:?}");
             for block in damaged {
                 let name = format!(".{}.partial/.state-{block}-4.safetensors", damaged.len());
@@ -236,7 +242,7 @@ fn statistics_are_kept_and_checked() {
                 &windows(&model, 1, 6, 48),
                 &third,
                 &kept,
-                &Stopper(2.into()),
+                &Stopper(1.into()),
             );
             assert!(matches!(stopped, Err(Error::Interrupted)), "{stopped:?}");
             if !again {

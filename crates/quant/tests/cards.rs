@@ -86,7 +86,8 @@ fn methods_are_as_good_as_on_the_processor() {
             assert!(first == made(name, &card, recipe, &at("again")), "{name} {recipe}: other bytes");
             let (cpu, gpu) = (kl(&at("cpu"), name), kl(&at("card"), name));
             println!("{name:<12}{recipe:<12}{cpu:>12.4e}{gpu:>12.4e}");
-            if !((gpu / cpu - 1.0).abs() < 0.03) {
+            let near = (gpu / cpu - 1.0).abs() < 0.03;
+            if !near {
                 failed.push(format!("{name} {recipe}: {gpu}, {cpu} on the processor"));
             }
         }

@@ -145,7 +145,7 @@ pub fn wrap(text: &str, width: usize, indent: &str) -> String {
         let unit = UNITS.contains(&word.trim_end_matches([' ', ',', ';', '.', ')']));
         match words.last_mut() {
             Some(last) if unit && last.trim_end().ends_with(|c: char| c.is_ascii_digit()) => {
-                last.push_str(word)
+                last.push_str(word);
             }
             _ => words.push(word.to_owned()),
         }

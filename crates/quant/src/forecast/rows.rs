@@ -167,11 +167,11 @@ mod tests {
         };
         let made = rows(all(), None);
         assert_eq!(told(&made), [("now", "basic"), ("within an hour", "gptq"), ("overnight", "dynamic")]);
-        assert!(made[1].why.contains("dynamic is closer but needs 2.5 h"), "{}", made[1].why);
-        assert!(made[2].why.contains("stack is closer but needs 25.0 h"), "{}", made[2].why);
+        assert!(made[1].why.contains("dynamic is closer but needs 2 h 30 min"), "{}", made[1].why);
+        assert!(made[2].why.contains("stack is closer but needs 1 d 1 h"), "{}", made[2].why);
         // A time of one's own ends the rows.
         let made = rows(all(), Some(7200.0));
-        assert_eq!(told(&made), [("now", "basic"), ("within an hour", "gptq"), ("within 2.0 h", "gptq")]);
+        assert_eq!(told(&made), [("now", "basic"), ("within an hour", "gptq"), ("within 2 h", "gptq")]);
         assert_eq!(made[2].same_as, Some(1));
         assert_eq!(told(&rows(all(), Some(600.0))), [("now", "basic"), ("within 10 min", "basic")]);
     }
@@ -188,7 +188,7 @@ mod tests {
     fn rows_say_what_does_not_fit() {
         let slow = rows(vec![choice("basic", 9000.0, 0.2, None)], None);
         assert_eq!(told(&slow), [("now", "basic"), ("within an hour", ""), ("overnight", "basic")]);
-        assert_eq!(slow[1].why, "nothing is ready by then: basic needs 2.5 h");
+        assert_eq!(slow[1].why, "nothing is ready by then: basic needs 2 h 30 min");
         let none = rows(vec![choice("basic", 1.0, 0.2, Some("needs up to 9 GB of memory"))], None);
         assert!(none.iter().all(|row| row.choice.is_none() && row.why.contains("up to 9 GB")));
         let memory =

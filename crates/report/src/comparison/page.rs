@@ -164,7 +164,9 @@ fn keys(comparison: &Comparison) -> Vec<Key> {
 
 /// Each allocation once, however many methods round it.
 fn allocations(comparison: &Comparison) -> Vec<Allocation> {
-    let mut same: Vec<(Vec<(String, (u32, usize))>, Vec<&Entry>)> = Vec::new();
+    /// Bits and group size of each layer, by path.
+    type Widths = Vec<(String, (u32, usize))>;
+    let mut same: Vec<(Widths, Vec<&Entry>)> = Vec::new();
     for (_, entry) in in_order(comparison).filter(|(_, entry)| entry.predicted_kl.is_some()) {
         let layers: Vec<_> =
             entry.layers.iter().map(|layer| (layer.path.clone(), (layer.bits, layer.group_size))).collect();
