@@ -14,7 +14,7 @@ pub fn json<T: Serialize>(result: &T) -> Result<String, serde_json::Error> {
 /// The same as a value whose first field is `schema_version`, the version of its form.
 ///
 /// # Errors
-/// As [`json`].
+/// As [`json()`].
 pub fn versioned<T: Serialize>(result: &T, version: u32) -> Result<Value, serde_json::Error> {
     let mut document = json!({"schema_version": version});
     if let (Some(object), Value::Object(fields)) = (document.as_object_mut(), serde_json::to_value(result)?) {
