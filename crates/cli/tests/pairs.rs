@@ -45,7 +45,10 @@ impl Place {
         let given = mlx_quant();
         let mut command = std::process::Command::new(given.get_program());
         for (name, value) in given.get_envs() {
-            command.env(name, value.unwrap());
+            match value {
+                Some(value) => command.env(name, value),
+                None => command.env_remove(name),
+            };
         }
         let said = tempfile::NamedTempFile::new().unwrap().into_temp_path().keep().unwrap();
         command.current_dir(self.directory.path()).args(line.split_whitespace());
