@@ -47,7 +47,8 @@ INTERRUPTED = 130
 REFUSED = 2
 # Of a comparison: figures of time and memory, the order of times, whether it was resumed.
 NOT_THE_SAME = re.compile(r"^cmp/(report\.(json|md|html|svg)|work/.*\.json)$")
-MEASURED = re.compile(r"seconds|memory|^resumed|^speed$|^faster$")
+# What is measured, and what says that an earlier run had a part in it.
+MEASURED = re.compile(r"seconds|memory|^resumed|^speed$|^faster$|^reference_cached$")
 
 
 def cases(scale):
