@@ -16,7 +16,7 @@ use mlx_quant_report as report;
 use mlx_quant_report::Commands;
 use serde_json::json;
 
-use super::ending::Ending;
+use super::ending::{Ending, generate};
 use super::line::{CommandLine, other, quoted};
 use super::quantize::affine;
 use super::windows;
@@ -49,7 +49,7 @@ pub(crate) fn run(args: &Compare, printer: Printer) -> Result<()> {
     let made = compare(&model, &settings, &args.output, &Within(&screen));
     screen.clear();
     let made = made?;
-    let run = |entry: &Entry| entry.model.as_deref().map(generate);
+    let run = |entry: &Entry| entry.model.as_deref().map(|model| generate(Path::new(model)));
     let commands = Commands { run: made.entries.iter().map(run).collect(), make: commands };
     write(&made, &commands, &args.output)?;
     if printer.is_json() {
@@ -133,11 +133,6 @@ fn dry_run(
     let named = all.map(|(contestant, needs)| (contestant.name.as_str(), needs));
     printer.data(&report::foreseen(named, printer.width()));
     Ok(())
-}
-
-/// The command line that talks with a model.
-fn generate(model: &str) -> String {
-    format!("mlx_lm.generate --model {} --prompt 'Tell me a story.'", quoted(Path::new(model)))
 }
 
 /// The comparison as JSON, with the version of its form.

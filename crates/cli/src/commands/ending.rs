@@ -26,7 +26,7 @@ impl Ending<'_> {
         let path = typed_path(self.path);
         printer.say(&format!("quality  {}", self.quality()));
         printer.say(&format!("output   {path}: {}", self.what));
-        printer.say(&format!("run it   mlx_lm.generate --model {path} --prompt \"Hello\""));
+        printer.say(&format!("run it   {}", generate(self.path)));
     }
 
     fn quality(&self) -> String {
@@ -39,6 +39,11 @@ impl Ending<'_> {
         let original = original.map_or_else(String::new, |path| format!(" --reference {}", quoted(&path)));
         format!("not measured; `mlx-quant eval --model {}{original}` measures it", typed_path(self.path))
     }
+}
+
+/// The command that runs a model.
+pub(super) fn generate(path: &Path) -> String {
+    format!("mlx_lm.generate --model {} --prompt \"Hello\"", typed_path(path))
 }
 
 /// As one types it, so that nobody takes it for a name on the hub.

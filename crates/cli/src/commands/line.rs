@@ -42,17 +42,14 @@ impl CommandLine {
     }
 }
 
-/// Columns of a terminal that nobody has made wider.
-const COLUMNS: usize = 80;
-
-/// A command line as it is shown: as long as a terminal is wide, continued as shells continue lines, so that it can be pasted.
-pub(crate) fn wrapped(line: &str, indent: usize) -> String {
+/// A command line as it is shown: at most `width` characters a line, continued as shells continue lines, so that it can be pasted.
+pub(crate) fn wrapped(line: &str, indent: usize, width: usize) -> String {
     let (mut out, mut column) = (" ".repeat(indent), indent);
     // A flag stays with its value.
     for (at, part) in line.split(" --").enumerate() {
         let part = if at == 0 { part.to_owned() } else { format!("--{part}") };
         let length = part.chars().count();
-        if at > 0 && column + 1 + length + " \\".len() > COLUMNS {
+        if at > 0 && column + 1 + length + " \\".len() > width {
             out.push_str(" \\\n");
             out.push_str(&" ".repeat(indent + 2));
             column = indent + 2;
@@ -64,22 +61,6 @@ pub(crate) fn wrapped(line: &str, indent: usize) -> String {
         column += length;
     }
     out
-}
-
-/// Sentences, as wide as a terminal.
-pub(crate) fn paragraph(text: &str) -> String {
-    let mut lines = vec![String::new()];
-    for word in text.split_whitespace() {
-        match lines.last_mut() {
-            Some(line) if line.is_empty() => line.push_str(word),
-            Some(line) if line.chars().count() + 1 + word.chars().count() <= COLUMNS => {
-                line.push(' ');
-                line.push_str(word);
-            }
-            _ => lines.push(word.to_owned()),
-        }
-    }
-    lines.join("\n")
 }
 
 impl fmt::Display for CommandLine {
@@ -98,23 +79,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn paragraphs_are_as_wide_as_a_terminal() {
-        let text = "a word or two ".repeat(20);
-        let shown = paragraph(&text);
-        assert!(shown.lines().count() > 3 && shown.lines().all(|line| line.len() <= COLUMNS), "{shown}");
-        assert_eq!(shown.split_whitespace().collect::<Vec<_>>(), text.split_whitespace().collect::<Vec<_>>());
-        let word = "w".repeat(100);
-        assert_eq!(paragraph(&format!("{word} x")), format!("{word}\nx"));
-    }
-
-    #[test]
     fn long_lines_are_continued() {
         let line = "mlx-quant quantize --recipe dynamic+awq+gptq+dwq --model Qwen/Qwen3-8B --target-bpw 4.506 --mlx-path ./out";
-        let shown = wrapped(line, 2);
-        assert!(shown.lines().count() == 2 && shown.lines().all(|line| line.len() <= COLUMNS), "{shown}");
+        let shown = wrapped(line, 2, 80);
+        assert!(shown.lines().count() == 2 && shown.lines().all(|line| line.len() <= 80), "{shown}");
         let joined: Vec<&str> = shown.lines().map(|line| line.trim().trim_end_matches(" \\")).collect();
         assert_eq!(joined.join(" "), line);
-        assert_eq!(wrapped("mlx-quant convert -q", 2), "  mlx-quant convert -q");
+        assert_eq!(wrapped("mlx-quant convert -q", 2, 80), "  mlx-quant convert -q");
     }
 
     #[test]

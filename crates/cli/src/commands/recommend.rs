@@ -12,7 +12,7 @@ use mlx_quant::recipes::{available_memory, total_memory};
 use mlx_quant_report as report;
 use serde_json::json;
 
-use super::line::{CommandLine, other, paragraph, quoted, wrapped};
+use super::line::{CommandLine, other, quoted, wrapped};
 use crate::args::Recommend;
 use crate::commands::source::{self, Asked, Need, Opened};
 use crate::printer::{Printer, bytes};
@@ -168,9 +168,12 @@ fn show_rows(made: &Recommendation, lines: &[Option<String>], printer: Printer) 
     printer.data(&format!("\n{}", report::advice(made, printer.width())));
     for (row, line) in made.rows.iter().zip(lines) {
         let told = row.same_as.map_or_else(String::new, |same| format!("as {}: ", made.rows[same].when));
-        printer.data(&format!("\n{}", paragraph(&format!("{}: {told}{}", row.when, row.why))));
+        printer.data(&format!(
+            "\n{}",
+            report::wrap(&format!("{}: {told}{}", row.when, row.why), printer.width(), "")
+        ));
         if let (Some(line), None) = (line, row.same_as) {
-            printer.data(&wrapped(line, 2));
+            printer.data(&wrapped(line, 2, printer.width()));
         }
     }
 }
@@ -189,12 +192,12 @@ fn show_methods(made: &Recommendation, lines: &[String], printer: Printer) {
     }
     printer.data("");
     for (choice, line) in made.choices.iter().zip(lines).filter(|(choice, _)| choice.obstacle.is_none()) {
-        printer.data(&format!("{}\n{}", choice.method, wrapped(line, 2)));
+        printer.data(&format!("{}\n{}", choice.method, wrapped(line, 2, printer.width())));
     }
     for (obstacle, methods) in told {
-        printer.data(&paragraph(&format!("{}: {obstacle}", methods.join(", "))));
+        printer.data(&report::wrap(&format!("{}: {obstacle}", methods.join(", ")), printer.width(), ""));
     }
-    printer.data(&format!("\n{}", paragraph(ESTIMATE)));
+    printer.data(&format!("\n{}", report::wrap(ESTIMATE, printer.width(), "")));
     if printer.is_verbose() {
         let peers = made.choices.iter().filter_map(|choice| Some((&choice.method, choice.mlx_lm.as_ref()?)));
         for (method, peer) in peers {

@@ -6,9 +6,12 @@
 
 use std::ops::Range;
 
+use mlx_format::checkpoint::Writer;
 use mlx_format::{FloatType, Scheme};
-use mlx_quant_model::PackedRows;
+use mlx_quant_model::{PackedRows, WeightsError};
 use rayon::prelude::*;
+
+use crate::Error;
 
 /// One trained module.
 #[derive(Clone, Debug)]
@@ -35,6 +38,26 @@ pub(super) struct Grid {
 pub(super) type Slopes = [Vec<f32>; 2];
 
 impl Grid {
+    /// Scales and biases in their place among the output.
+    pub(super) fn write(&self, writer: &Writer) -> Result<(), Error> {
+        let (mut scales, mut biases) = (Vec::new(), Vec::new());
+        for at in 0..self.scales.len() {
+            let (scale, bias) = self.stored(at);
+            scales.push(scale);
+            biases.push(bias);
+        }
+        for (leaf, numbers) in [("scales", scales), ("biases", biases)] {
+            let name = format!("{}.{leaf}", self.path);
+            let index = writer.layout().index_of(&name);
+            let missing =
+                || WeightsError::Tensor(mlx_quant_engine::Error::msg(format!("{name} has no place")));
+            let mut bytes = vec![0u8; numbers.len() * self.float.size()];
+            self.float.narrow(&numbers, &mut bytes);
+            writer.write_at(index.ok_or_else(missing)?, 0, &bytes)?;
+        }
+        Ok(())
+    }
+
     /// From what is stored; `shape` is that of the weight, `[.., rows, columns]`.
     pub(super) fn new(path: &str, shape: &[usize], stored: &PackedRows) -> Self {
         let [rows, columns] = [1, 0].map(|at| shape.iter().rev().nth(at).copied().unwrap_or(1));

@@ -92,7 +92,7 @@ impl Trained {
     pub(crate) fn write(&self, writer: &Writer) -> Result<(), Error> {
         let mark = Self::mark(writer);
         crate::kept::write(&mark, b"").map_err(|error| Error::state(&mark, &error))?;
-        self.grids.iter().try_for_each(|grid| write(grid, writer))
+        self.grids.iter().try_for_each(|grid| grid.write(writer))
     }
 }
 
@@ -483,23 +483,4 @@ pub(crate) fn preflight(
 
 fn values(grids: &[Grid]) -> Best {
     grids.iter().map(|grid| [grid.scales.clone(), grid.centers.clone()]).collect()
-}
-
-/// Scales and biases in their place among the output.
-fn write(grid: &Grid, writer: &Writer) -> Result<(), Error> {
-    let (mut scales, mut biases) = (Vec::new(), Vec::new());
-    for at in 0..grid.scales.len() {
-        let (scale, bias) = grid.stored(at);
-        scales.push(scale);
-        biases.push(bias);
-    }
-    for (leaf, numbers) in [("scales", scales), ("biases", biases)] {
-        let name = format!("{}.{leaf}", grid.path);
-        let index = writer.layout().index_of(&name);
-        let missing = || WeightsError::Tensor(mlx_quant_engine::Error::msg(format!("{name} has no place")));
-        let mut bytes = vec![0u8; numbers.len() * grid.float.size()];
-        grid.float.narrow(&numbers, &mut bytes);
-        writer.write_at(index.ok_or_else(missing)?, 0, &bytes)?;
-    }
-    Ok(())
 }
