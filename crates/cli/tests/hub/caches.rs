@@ -195,7 +195,7 @@ fn disks_without_locks() {
 fn downloads_without_locks_stay_whole() {
     for calls in [&[Call::Flock][..], &[Call::Flock, Call::Symlink]] {
         let place = Place::with_model();
-        place.hub.fault("cdn GET", 4, Fault::Slow { bytes_per_second: 150_000 });
+        place.hub.fault("cdn GET", 4, Fault::Slow { bytes_per_second: 50_000 });
         let outputs = std::thread::scope(|scope| {
             let run = |name: &'static str| {
                 let place = &place;
@@ -218,7 +218,8 @@ fn downloads_without_locks_stay_whole() {
     }
     // What a failure leaves is gone on with.
     let place = Place::with_model();
-    place.hub.fault("cdn GET", 1, Fault::Drop { after: 30_000 });
+    // Both shards break off, so that whichever is asked for again, and fails, has something to leave.
+    place.hub.fault("cdn GET", 2, Fault::Drop { after: 30_000 });
     place.hub.fault("cdn GET", 100, Fault::Status { code: 404, retry_after: None, body: String::new() });
     let line = convert("out");
     let Some(output) = without(&[Call::Flock], ENOSYS, &mut place.command(&line)) else { return };
