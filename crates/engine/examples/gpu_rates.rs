@@ -9,7 +9,7 @@
 use std::time::{Duration, Instant};
 
 use mlx_format::{FloatType, Scheme};
-use mlx_quant_engine::gpu::{AdapterChoice, AdapterKind, Gpu, adapters};
+use mlx_quant_engine::gpu::{AdapterChoice, AdapterKind, Gpu, Tiles, adapters};
 use mlx_quant_engine::rounding::How;
 use mlx_quant_engine::{
     Activation, AttentionSettings, Device, Engine, Factor, Gram, GramSum, Pairing, Tensor,
@@ -194,4 +194,15 @@ fn main() {
         second_order(&bench, 8192, 14336, 4096);
     }
     println!("{:?}", bench.device.memory().unwrap());
+    for tiles in [Tiles::Plain, Tiles::Turns, Tiles::Long] {
+        println!("products with tiles {tiles:?}");
+        let gpu = Gpu::with_tiles(&choice, tiles).unwrap();
+        let bench = Bench { device: Device::new(gpu.clone()), gpu, patience };
+        let (tokens, hidden, inner) = if small { (1500, 300, 3000) } else { (8192, 4096, 14336) };
+        products(&bench, tokens, hidden, inner);
+        let x = bench.tensor(&[1, tokens, hidden], 5);
+        let mut sum = GramSum::new(hidden, &bench.device).unwrap();
+        let operations = (tokens * hidden * (hidden + 1)) as f64;
+        bench.report("gram_add (half a product)", operations, "GFLOP/s", || sum.add(&x).unwrap());
+    }
 }

@@ -47,6 +47,7 @@ pub use self::adapter::{Adapter, AdapterChoice, AdapterKind, adapters};
 use self::card::Card;
 use self::launch::Slice;
 use self::product::Product;
+pub use self::product::Tiles;
 use self::strided::Value;
 use self::trained::Brought;
 use crate::Tensor;
@@ -82,6 +83,16 @@ impl Gpu {
     /// As there.
     pub fn with_binding(choice: &AdapterChoice, binding: u64) -> Result<Self> {
         Ok(Self { card: Arc::new(Card::open(choice, Some(binding))?), codes: Arc::default() })
+    }
+
+    /// [`Gpu::open`] with products computed in a way that is not the usual one: for measurements. The bits are the same.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn with_tiles(choice: &AdapterChoice, tiles: Tiles) -> Result<Self> {
+        let mut card = Card::open(choice, None)?;
+        card.tiles = tiles;
+        Ok(Self { card: Arc::new(card), codes: Arc::default() })
     }
 
     /// What was opened.

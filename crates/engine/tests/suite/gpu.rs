@@ -8,7 +8,7 @@ use std::io::Write as _;
 use std::sync::OnceLock;
 
 use mlx_format::{FloatType, Scheme};
-use mlx_quant_engine::gpu::{AdapterChoice, AdapterKind, Gpu, adapters};
+use mlx_quant_engine::gpu::{AdapterChoice, AdapterKind, Gpu, Tiles, adapters};
 use mlx_quant_engine::rounding::How;
 use mlx_quant_engine::{
     Activation, AttentionSettings, Device, Factor, GramSum, LAST, Pairing, Tensor, plain,
@@ -119,6 +119,28 @@ fn operations_go_in_parts_that_fit_a_binding() {
         [linear.gradients(&on(&device, &seed)), reference.gradients(&seed)].map(Result::unwrap);
     same(own.get(&weight).unwrap().clone(), expected.get(&own_weight).unwrap().clone());
     same(own.get(&input).unwrap().clone(), expected.get(&own_input).unwrap().clone());
+}
+
+/// Products that keep a card busy get the same bits from every form of their tiles: of each operand along and across,
+/// with edges that fill no tile, in lines that are no whole vec4s, and of triangles.
+#[test]
+fn tiles_decide_no_bit() {
+    let Some(choice) = there(choice()) else { return };
+    let of = |tiles: Tiles, n: usize, k: usize| -> Vec<Vec<u32>> {
+        let device = Device::new(Gpu::with_tiles(&choice, tiles).unwrap());
+        let (x, weight) = (on(&device, &tensor(&[1500, k], 1)), on(&device, &tensor(&[n, k], 2)));
+        let y = device.linear(&x, &weight, Some(&on(&device, &tensor(&[n], 3)))).unwrap();
+        let across = x.matmul(&weight.t().unwrap()).unwrap();
+        let mut gram = GramSum::new(n, &device).unwrap();
+        gram.add(&y.narrow(0, 0, k).unwrap()).unwrap();
+        [&y, &across, &gram.finish().unwrap().values].map(bits).into()
+    };
+    for (n, k) in [(3000, 44), (3001, 21)] {
+        let plain = of(Tiles::Plain, n, k);
+        for tiles in [Tiles::Turns, Tiles::Long] {
+            assert!(of(tiles, n, k) == plain, "{tiles:?} {n} {k}");
+        }
+    }
 }
 
 #[test]

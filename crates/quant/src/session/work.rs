@@ -29,8 +29,20 @@ pub(super) enum Stored {
 #[derive(Debug)]
 pub(super) enum Codes {
     Affine(Rounded),
-    /// weight, scales, biases
-    Float([Vec<u8>; 3]),
+    Float {
+        rows: usize,
+        /// weight, scales, biases
+        parts: [Vec<u8>; 3],
+    },
+}
+
+impl Codes {
+    pub(super) fn rows(&self) -> usize {
+        match self {
+            Self::Affine(rounded) => rounded.rows(),
+            Self::Float { rows, .. } => *rows,
+        }
+    }
 }
 
 /// By path and expert.
