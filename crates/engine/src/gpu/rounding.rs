@@ -15,31 +15,18 @@ use super::launch::{Launch, Slice};
 use super::linear::tensor;
 use super::memory::Memory;
 use super::product::{Finish, Matrix, Product};
-use super::program::Program;
+use super::program::{Program, program};
 use super::strided::{Strided, Value, elements};
 use super::transposed::transposed;
 use crate::error::Result;
 use crate::rounding::{How, Rounded};
 use crate::{Factor, Tensor};
 
-macro_rules! program {
-    ($name:literal, $reads:literal, $writes:literal) => {
-        Program {
-            name: $name,
-            source: concat!(include_str!("wgsl/grid.wgsl"), include_str!(concat!("wgsl/", $name, ".wgsl"))),
-            checked: true,
-            reads: $reads,
-            writes: $writes,
-        }
-    };
-}
-
-static SEARCH: Program = program!("search", 2, 2);
-static NEAREST: Program = program!("nearest", 2, 2);
-static COMPENSATE: Program = program!("compensate", 3, 3);
-static SWEEP: Program = program!("sweep", 2, 5);
-static PACK: Program =
-    Program { name: "pack", source: include_str!("wgsl/pack.wgsl"), checked: true, reads: 1, writes: 1 };
+static SEARCH: Program = program!("search", 2, 2, "grid");
+static NEAREST: Program = program!("nearest", 2, 2, "grid");
+static COMPENSATE: Program = program!("compensate", 3, 3, "grid");
+static SWEEP: Program = program!("sweep", 2, 5, "grid");
+static PACK: Program = program!("pack", 1, 1);
 
 /// Elements of a part of a weight, about.
 const PART: usize = 64 << 20;
