@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use mlx_quant_engine::{Codes, Device, Notebook, REST, Result, Tensor, plain};
+use mlx_quant_engine::{Codes, Device, Notebook, Observed, REST, Result, Tensor, plain};
 
 use super::{agree, distance, engines, numbers, on, tensor, values};
 
@@ -74,7 +74,8 @@ fn observed_linear_notes_squares() {
         assert!(distance(&y, &plain) < 2e-5);
         let [own, expected] = [y, plain].map(|y| y.gradients(&seed).unwrap());
         assert!(distance(own.get(&x).unwrap(), expected.get(&x).unwrap()) < 2e-5);
-        let seen = notebook.lock().unwrap();
+        let seen = &Notebook::take(&[notebook.clone()]).unwrap()[0];
+        assert_eq!(Notebook::take(&[notebook]).unwrap(), [Observed::default()], "it is empty now");
         assert_eq!(seen.tokens, 12);
         let squares = |values: &[f32], columns: usize, at: usize| -> f64 {
             values.chunks_exact(columns).map(|row| f64::from(row[at]).powi(2)).sum()

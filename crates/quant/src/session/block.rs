@@ -330,6 +330,9 @@ fn round_one(
             (Codes::Affine(rounded), decoded)
         }
         Stored::Float(scheme, float) => {
+            weight
+                .device()
+                .leave("rounding to mxfp4, mxfp8 and nvfp4", "cards have kernels for the affine mode");
             let (packed, values) = plain(&scaled()?.to_vec()?, columns, scheme, float);
             (
                 Codes::Float { rows, parts: packed },
