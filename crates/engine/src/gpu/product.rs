@@ -5,25 +5,15 @@ use std::sync::Arc;
 use super::card::Card;
 use super::launch::{Launch, Slice};
 use super::memory::Memory;
-use super::program::Program;
+use super::program::{Program, program};
 use crate::error::{Result, bail};
 
 /// Unchecked: in workgroup memory places are a thread's number and constants, below the lines' lengths (16 * Q < 16 * Q
 /// + 1); in buffers they are looked at before each access.
-static PRODUCT: Program = Program {
-    name: "product",
-    source: concat!(include_str!("wgsl/operands.wgsl"), include_str!("wgsl/product.wgsl")),
-    checked: false,
-    reads: 3,
-    writes: 1,
-};
+static PRODUCT: Program = Program { checked: false, ..program!("product", 3, 1, "operands") };
 
 /// Unchecked as that is.
-static WIDE: Program = Program {
-    name: "wide",
-    source: concat!(include_str!("wgsl/operands.wgsl"), include_str!("wgsl/wide.wgsl")),
-    ..PRODUCT
-};
+static WIDE: Program = Program { checked: false, ..program!("wide", 3, 1, "operands") };
 
 /// Tiles from which on the card is busy with wide ones.
 const BUSY: usize = 128;
