@@ -51,7 +51,7 @@ use self::strided::Value;
 use self::trained::Brought;
 use crate::Tensor;
 use crate::elementary::{Buffer, Combine, Map, Reduce};
-use crate::engine::{Engine, MemoryUse};
+use crate::engine::{Capacity, Engine, MemoryUse};
 use crate::error::Result;
 use crate::plain::{check_round, check_same};
 use crate::rounding::{How, Rounded};
@@ -111,6 +111,14 @@ impl Engine for Gpu {
 
     fn memory(&self) -> Option<MemoryUse> {
         Some(self.card.memory())
+    }
+
+    fn reset_peak(&self) {
+        self.card.reset_peak();
+    }
+
+    fn capacity(&self) -> Option<Capacity> {
+        Some(Capacity { memory: self.card.adapter.memory, largest: self.card.largest })
     }
 
     fn upload(&self, values: Vec<f32>) -> Result<Buffer> {

@@ -1,26 +1,59 @@
 //! Where windows wait between blocks, a batch of them together: in memory, or in files alone.
 //!
 //! In both cases every batch's state behind the last finished block lies in a file of its own, with which an
-//! interrupted run goes on. The files of a block are complete before the block counts as done. Those of the block
+//! interrupted run goes on. Another engine may have had batches of another size: their files are then put together, or
+//! apart. The files of a block are complete before the block counts as done. Those of the block
 //! before are kept until the next block is written, so that a file that cannot be read any more costs one block and not
 //! all of them.
 
+use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-use mlx_quant_engine::Device;
+use mlx_quant_engine::{Device, Tensor};
 use mlx_quant_model::{State, WeightsError};
 use rayon::prelude::*;
 
 use crate::observer::{Event, Observer};
 use crate::{Error, kept};
 
+/// How windows are shared out to batches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Batches {
+    /// All windows.
+    pub(crate) windows: usize,
+    /// Windows of a batch; the last one may have fewer.
+    pub(crate) size: usize,
+}
+
+/// Sizes that batches have on any engine.
+const SIZES: [usize; 5] = [1, 2, 4, 8, 16];
+
+impl Batches {
+    fn count(self) -> usize {
+        self.windows.div_ceil(self.size)
+    }
+
+    /// The file of a batch behind so many blocks. The names of all begin with `files`.
+    fn file(self, files: &Path, block: usize, batch: usize) -> PathBuf {
+        let size = if self.size == 1 { String::new() } else { format!("x{}", self.size) };
+        let mut name = files.as_os_str().to_owned();
+        name.push(format!("{block}-{batch}{size}.safetensors"));
+        PathBuf::from(name)
+    }
+
+    /// Whether the files of all batches are there.
+    fn are_there(self, files: &Path, block: usize) -> bool {
+        (0..self.count()).all(|batch| self.file(files, block, batch).is_file())
+    }
+}
+
 /// States of all batches, in front of a block.
 #[derive(Debug)]
 pub(crate) struct States {
     /// Blocks they have passed.
     block: usize,
-    batches: usize,
+    batches: Batches,
     /// Beginning of the names of the files.
     files: PathBuf,
     /// `None`: in files alone.
@@ -49,15 +82,15 @@ fn load(path: &Path, device: &Device) -> Result<State, Error> {
 impl States {
     /// In front of the first block. With `spill` states are kept in files alone. Names of files begin with `files`.
     pub(crate) fn new(
-        batches: usize,
+        batches: Batches,
         files: PathBuf,
         spill: bool,
         device: &Device,
         state: impl Fn(usize) -> Result<State, Error>,
     ) -> Result<Self, Error> {
-        let held = if spill { None } else { Some(vec![None; batches]) };
+        let held = if spill { None } else { Some(vec![None; batches.count()]) };
         let mut own = Self { block: 0, batches, files, held, still: false, device: device.clone() };
-        for batch in 0..batches {
+        for batch in 0..batches.count() {
             let state = state(batch)?;
             save(&own.file(0, batch), &state)?;
             if let Some(held) = &mut own.held {
@@ -70,7 +103,7 @@ impl States {
     /// What an interrupted run left: the states behind as many blocks as possible, at most `most`. The observer is told
     /// of files that are there and cannot be read.
     pub(crate) fn resume(
-        batches: usize,
+        batches: Batches,
         files: PathBuf,
         spill: bool,
         most: usize,
@@ -78,10 +111,15 @@ impl States {
         observer: &dyn Observer,
     ) -> Option<Self> {
         let mut own = Self { block: 0, batches, files, held: None, still: false, device: device.clone() };
-        let begun = |own: &Self, block| (0..batches).all(|batch| own.file(block, batch).is_file());
-        for block in (0..=most).rev().filter(|block| begun(&own, *block)).collect::<Vec<_>>() {
+        let left = |block| {
+            let of = |size| Batches { size, ..batches };
+            let other = || SIZES.into_iter().map(of).find(|other| other.are_there(&own.files, block));
+            Some(batches).filter(|own_size| own_size.are_there(&own.files, block)).or_else(other)
+        };
+        let left = (0..=most).rev().filter_map(|block| Some((block, left(block)?))).collect::<Vec<_>>();
+        for (block, found) in left {
             own.block = block;
-            match own.read_all(spill) {
+            match own.regroup(found).and_then(|()| own.read_all(spill)) {
                 Ok(held) => {
                     own.held = held;
                     return Some(own);
@@ -97,10 +135,35 @@ impl States {
         None
     }
 
+    /// Makes files of own batches out of those of batches of another size, which then go.
+    fn regroup(&self, left: Batches) -> Result<(), Error> {
+        if left == self.batches {
+            return Ok(());
+        }
+        let (mut waiting, mut made) = (Vec::new(), 0);
+        for batch in 0..left.count() {
+            let state = load(&left.file(&self.files, self.block, batch), &self.device)?;
+            waiting.extend(apart(&state).map_err(WeightsError::from)?);
+            while waiting.len() >= self.batches.size || (batch + 1 == left.count() && !waiting.is_empty()) {
+                let next: Vec<State> = waiting.drain(..self.batches.size.min(waiting.len())).collect();
+                save(&self.file(self.block, made), &together(&next).map_err(WeightsError::from)?)?;
+                made += 1;
+            }
+        }
+        self.sync()?;
+        (0..left.count()).try_for_each(|batch| remove(&left.file(&self.files, self.block, batch)))
+    }
+
+    /// Lets names of files reach the disk.
+    fn sync(&self) -> Result<(), Error> {
+        let directory = self.files.parent().unwrap_or(Path::new("."));
+        kept::sync_directory(directory).map_err(|error| Error::state(directory, &error))
+    }
+
     /// Reads the states of all batches, because a power failure may have cut files off; keeps them unless states stay
     /// in files alone.
     fn read_all(&self, spill: bool) -> Result<Option<Vec<Option<State>>>, Error> {
-        let states = (0..self.batches).map(|batch| load(&self.file(self.block, batch), &self.device));
+        let states = (0..self.batches.count()).map(|batch| load(&self.file(self.block, batch), &self.device));
         if spill {
             let mut states = states;
             return states.try_for_each(|state| state.map(drop)).map(|()| None);
@@ -110,7 +173,8 @@ impl States {
 
     /// No windows, in front of a block: for runs that have all statistics. Nothing is kept in files.
     pub(crate) fn still(files: PathBuf, block: usize, device: &Device) -> Self {
-        Self { block, batches: 0, files, held: None, still: true, device: device.clone() }
+        let batches = Batches { windows: 0, size: 1 };
+        Self { block, batches, files, held: None, still: true, device: device.clone() }
     }
 
     /// Whether no window travels.
@@ -118,8 +182,9 @@ impl States {
         self.still
     }
 
+    /// Batches.
     pub(crate) fn len(&self) -> usize {
-        self.batches
+        self.batches.count()
     }
 
     /// Blocks they have passed.
@@ -128,9 +193,7 @@ impl States {
     }
 
     fn file(&self, block: usize, batch: usize) -> PathBuf {
-        let mut name = self.files.as_os_str().to_owned();
-        name.push(format!("{block}-{batch}.safetensors"));
-        PathBuf::from(name)
+        self.batches.file(&self.files, block, batch)
     }
 
     /// A copy of the state of one batch.
@@ -144,7 +207,7 @@ impl States {
     /// Takes out the states of all batches.
     pub(crate) fn take_all(&mut self) -> Result<Vec<State>, Error> {
         match &mut self.held {
-            None => (0..self.batches).map(|batch| self.get(batch)).collect(),
+            None => (0..self.len()).map(|batch| self.get(batch)).collect(),
             Some(held) => held.iter_mut().map(|state| state.take().ok_or_else(missing)).collect(),
         }
     }
@@ -158,8 +221,7 @@ impl States {
             // As much room as the new one has taken.
             self.block.checked_sub(1).map_or(Ok(()), |before| remove(&self.file(before, batch)))
         })?;
-        let directory = self.files.parent().unwrap_or(Path::new("."));
-        kept::sync_directory(directory).map_err(|error| Error::state(directory, &error))?;
+        self.sync()?;
         if let Some(held) = &mut self.held {
             held[first..].iter_mut().zip(states).for_each(|(place, state)| *place = Some(state));
         }
@@ -170,6 +232,29 @@ impl States {
     pub(crate) fn passed(&mut self) {
         self.block += 1;
     }
+}
+
+/// The windows of a batch, each alone.
+fn apart(state: &State) -> mlx_quant_engine::Result<Vec<State>> {
+    let windows = state.hidden.dim(0)?;
+    let window = |window| {
+        let part = |(name, tensor): (String, Tensor)| Ok((name, tensor.narrow(0, window, 1)?));
+        let tensors: Vec<_> =
+            state.tensors().into_iter().map(part).collect::<mlx_quant_engine::Result<_>>()?;
+        State::from_tensors(tensors).ok_or_else(|| mlx_quant_engine::Error::msg("tensors are missing"))
+    };
+    (0..windows).map(window).collect()
+}
+
+/// Windows as one batch.
+fn together(windows: &[State]) -> mlx_quant_engine::Result<State> {
+    let mut parts: BTreeMap<String, Vec<Tensor>> = BTreeMap::new();
+    for (name, tensor) in windows.iter().flat_map(State::tensors) {
+        parts.entry(name).or_default().push(tensor);
+    }
+    let joined = |(name, parts): (String, Vec<Tensor>)| Ok((name, Tensor::cat(&parts, 0)?));
+    let tensors: Vec<_> = parts.into_iter().map(joined).collect::<mlx_quant_engine::Result<_>>()?;
+    State::from_tensors(tensors).ok_or_else(|| mlx_quant_engine::Error::msg("tensors are missing"))
 }
 
 fn remove(path: &Path) -> Result<(), Error> {
@@ -183,7 +268,7 @@ fn remove(path: &Path) -> Result<(), Error> {
 mod tests {
     use std::sync::Mutex;
 
-    use mlx_quant_engine::{Tensor, cpu};
+    use mlx_quant_engine::cpu;
 
     use super::*;
 
@@ -215,8 +300,9 @@ mod tests {
     ) -> (tempfile::TempDir, Option<States>, Vec<String>) {
         let directory = tempfile::tempdir().unwrap();
         let files = directory.path().join(".state-");
+        let three = Batches { windows: 3, size: 1 };
         let mut states =
-            States::new(3, files.clone(), spill, &cpu(), |window| Ok(state(window as f32))).unwrap();
+            States::new(three, files.clone(), spill, &cpu(), |window| Ok(state(window as f32))).unwrap();
         for block in 0..blocks {
             for window in 0..3 {
                 states.put(window, vec![state((10 * (block + 1) + window) as f32)]).unwrap();
@@ -230,7 +316,7 @@ mod tests {
             std::fs::write(&path, &bytes[..bytes.len() - 1]).unwrap();
         }
         let told = Told::default();
-        let resumed = States::resume(3, files, spill, blocks, &cpu(), &told);
+        let resumed = States::resume(three, files, spill, blocks, &cpu(), &told);
         (directory, resumed, told.0.into_inner().unwrap())
     }
 
@@ -241,6 +327,37 @@ mod tests {
             let states = states.unwrap();
             assert_eq!((states.block(), told.len()), (3, 0));
             assert_eq!((value(&states, 0), value(&states, 2)), (30.0, 32.0));
+        }
+    }
+
+    /// Of batches of any size, from batches of any other.
+    #[test]
+    fn goes_on_with_batches_of_another_size() {
+        let value = |states: &States, batch| states.get(batch).unwrap().hidden.to_vec().unwrap();
+        for (from, to) in SIZES.into_iter().flat_map(|from| SIZES.map(|to| (from, to))) {
+            let directory = tempfile::tempdir().unwrap();
+            let files = directory.path().join(".state-");
+            let batches = |size| Batches { windows: 7, size };
+            let batch = |size: usize, batch: usize| {
+                let windows: Vec<State> =
+                    (batch * size..7.min((batch + 1) * size)).map(|window| state(window as f32)).collect();
+                together(&windows).unwrap()
+            };
+            let made =
+                States::new(batches(from), files.clone(), true, &cpu(), |at| Ok(batch(from, at))).unwrap();
+            drop(made);
+            let told = Told::default();
+            let states = States::resume(batches(to), files.clone(), false, 0, &cpu(), &told).unwrap();
+            assert_eq!(states.len(), 7usize.div_ceil(to));
+            for at in 0..states.len() {
+                assert_eq!(value(&states, at), batch(to, at).hidden.to_vec().unwrap(), "{from} to {to}");
+            }
+            assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), states.len());
+            // What one engine left damaged is told and not taken.
+            let cut = batches(to).file(&files, 0, 0);
+            std::fs::write(&cut, &std::fs::read(&cut).unwrap()[1..]).unwrap();
+            assert!(States::resume(batches(from), files, false, 0, &cpu(), &told).is_none());
+            assert_eq!(told.0.into_inner().unwrap().len(), 1);
         }
     }
 
