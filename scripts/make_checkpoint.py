@@ -1,10 +1,14 @@
-"""Writes a llama checkpoint of random bfloat16 weights, of about the size asked for.
+"""Writes a checkpoint of random bfloat16 weights: a llama of about the size asked for, or the shape of a known model.
 
     python3 scripts/make_checkpoint.py OUT --gigabytes 8 --layers 32 [--tokenizer DIR]
+    python3 scripts/make_checkpoint.py OUT --shape llama-3.1-8b
+    python3 scripts/make_checkpoint.py OUT --shape llama-70b --blocks 8
+    python3 scripts/make_checkpoint.py OUT --shape qwen3-30b-a3b --blocks 6
 
 For speed and memory measurements: the weights are normal with sigma 0.02, the shapes plausible (or
-given by --hidden and --intermediate instead of --gigabytes), the shards at most 2 GB. Without --tokenizer a tokenizer of a few words is written, since mlx-lm wants one.
-Only the standard library is used, and a few megabytes of memory.
+given by --hidden and --intermediate instead of --gigabytes), the shards at most 2 GB. Without --tokenizer a tokenizer of a few
+words is written, since mlx-lm wants one; a --shape gets the demo model's, whose words are the first of its vocabulary.
+Only the standard library is used, and a few megabytes of memory. The same arguments give the same bytes.
 """
 
 import argparse
@@ -63,6 +67,90 @@ def shapes(hidden, intermediate, layers, vocab):
         yield f"{prefix}.self_attn.o_proj.weight", (hidden, hidden)
         yield f"{prefix}.self_attn.q_proj.weight", (hidden, hidden)
         yield f"{prefix}.self_attn.v_proj.weight", (hidden // 2, hidden)
+    yield "model.norm.weight", (hidden,)
+    yield "lm_head.weight", (vocab, hidden)
+
+
+LLAMA = {
+    "architectures": ["LlamaForCausalLM"],
+    "attention_bias": False,
+    "head_dim": 128,
+    "hidden_act": "silu",
+    "initializer_range": 0.02,
+    "max_position_embeddings": 8192,
+    "mlp_bias": False,
+    "model_type": "llama",
+    "rms_norm_eps": 1e-05,
+    "rope_scaling": None,
+    "rope_theta": 500000.0,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+}
+EXPERTS = LLAMA | {
+    "architectures": ["Qwen3MoeForCausalLM"],
+    "decoder_sparse_step": 1,
+    "max_position_embeddings": 40960,
+    "mlp_only_layers": [],
+    "model_type": "qwen3_moe",
+    "norm_topk_prob": True,
+    "rms_norm_eps": 1e-06,
+    "rope_theta": 1000000.0,
+}
+
+
+def numbers(layers, hidden, intermediate, heads, kv_heads, vocab):
+    return {
+        "hidden_size": hidden,
+        "intermediate_size": intermediate,
+        "num_attention_heads": heads,
+        "num_hidden_layers": layers,
+        "num_key_value_heads": kv_heads,
+        "vocab_size": vocab,
+    }
+
+
+def experts(count, chosen, intermediate):
+    return {"moe_intermediate_size": intermediate, "num_experts": count, "num_experts_per_tok": chosen}
+
+
+# config.json of known models, as far as shapes go; and two small ones to try scripts with. The demo's tokenizer has 6144 words.
+SHAPES = {
+    "llama-3.1-8b": LLAMA | numbers(32, 4096, 14336, 32, 8, 128256),
+    "llama-70b": LLAMA | numbers(80, 8192, 28672, 64, 8, 128256),
+    "qwen3-30b-a3b": EXPERTS | numbers(48, 2048, 6144, 32, 4, 151936) | experts(128, 8, 768),
+    "small": LLAMA | numbers(4, 256, 768, 4, 2, 6208) | {"head_dim": 64},
+    "small-experts": EXPERTS | numbers(4, 256, 512, 4, 2, 6208) | experts(8, 2, 128) | {"head_dim": 64},
+}
+DEMO = Path(__file__).parent.parent / "crates/demo/files"
+
+
+def shapes_of(config):
+    """Names and shapes of a model of `SHAPES`, as its checkpoint has them."""
+    hidden, vocab = config["hidden_size"], config["vocab_size"]
+    queries, keys = (config[f"num_{what}_heads"] * config["head_dim"] for what in ("attention", "key_value"))
+
+    def mlp(prefix, intermediate):
+        yield f"{prefix}.down_proj.weight", (hidden, intermediate)
+        yield f"{prefix}.gate_proj.weight", (intermediate, hidden)
+        yield f"{prefix}.up_proj.weight", (intermediate, hidden)
+
+    yield "model.embed_tokens.weight", (vocab, hidden)
+    for i in range(config["num_hidden_layers"]):
+        prefix = f"model.layers.{i}"
+        yield f"{prefix}.input_layernorm.weight", (hidden,)
+        if config["model_type"] == "qwen3_moe":
+            yield f"{prefix}.mlp.gate.weight", (config["num_experts"], hidden)
+            for expert in range(config["num_experts"]):
+                yield from mlp(f"{prefix}.mlp.experts.{expert}", config["moe_intermediate_size"])
+            yield f"{prefix}.self_attn.k_norm.weight", (config["head_dim"],)
+            yield f"{prefix}.self_attn.q_norm.weight", (config["head_dim"],)
+        else:
+            yield from mlp(f"{prefix}.mlp", config["intermediate_size"])
+        yield f"{prefix}.post_attention_layernorm.weight", (hidden,)
+        yield f"{prefix}.self_attn.k_proj.weight", (keys, hidden)
+        yield f"{prefix}.self_attn.o_proj.weight", (hidden, queries)
+        yield f"{prefix}.self_attn.q_proj.weight", (queries, hidden)
+        yield f"{prefix}.self_attn.v_proj.weight", (keys, hidden)
     yield "model.norm.weight", (hidden,)
     yield "lm_head.weight", (vocab, hidden)
 
@@ -160,6 +248,37 @@ def write_tokenizer(out):
     )
 
 
+def known(args):
+    """config.json and tokenizer of a known model."""
+    config = dict(SHAPES[args.shape])
+    if args.blocks:
+        config["num_hidden_layers"] = min(args.blocks, config["num_hidden_layers"])
+    tokenizer = args.tokenizer or (DEMO if DEMO.is_dir() else None)
+    own = json.loads((tokenizer / "config.json").read_text()) if tokenizer else {}
+    config |= {name: own.get(name, token) for name, token in (("bos_token_id", 0), ("eos_token_id", 1))}
+    return dict(sorted(config.items())), tokenizer
+
+
+def by_size(args, parser):
+    """config.json and tokenizer of a llama of about the size asked for."""
+    if bool(args.hidden) != bool(args.intermediate):
+        parser.error("--hidden and --intermediate go together")
+    if args.hidden:
+        hidden, intermediate = args.hidden, args.intermediate
+    else:
+        hidden, intermediate = sizes(args.gigabytes * 1e9 / 2, args.layers, args.vocab)
+    head = 128 if hidden >= 1024 else 64
+    heads = hidden // head
+    config = LLAMA | numbers(args.layers, hidden, intermediate, heads, heads // 2, args.vocab)
+    config |= {"bos_token_id": 0, "eos_token_id": 1, "head_dim": head, "max_position_embeddings": 4096}
+    return dict(sorted((config | {"rope_theta": 10000.0}).items())), args.tokenizer
+
+
+def by_size_shapes(config):
+    widths = config["hidden_size"], config["intermediate_size"]
+    return shapes(*widths, config["num_hidden_layers"], config["vocab_size"])
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
@@ -170,17 +289,15 @@ def main():
     parser.add_argument("--vocab", type=int, default=32000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tokenizer", type=Path, help="copy the tokenizer of this model directory")
+    parser.add_argument("--shape", choices=SHAPES, help="that of a known model, instead of all sizes")
+    parser.add_argument("--blocks", type=int, help="only so many of its decoder layers")
     args = parser.parse_args()
 
-    if bool(args.hidden) != bool(args.intermediate):
-        parser.error("--hidden and --intermediate go together")
-    if args.hidden:
-        hidden, intermediate = args.hidden, args.intermediate
-    else:
-        hidden, intermediate = sizes(args.gigabytes * 1e9 / 2, args.layers, args.vocab)
+    if args.blocks and not args.shape:
+        parser.error("--blocks goes with --shape; a model by size has --layers")
+    config, tokenizer = known(args) if args.shape else by_size(args, parser)
     args.out.mkdir(parents=True)
-    head = 128 if hidden >= 1024 else 64
-    tensors = list(shapes(hidden, intermediate, args.layers, args.vocab))
+    tensors = list(shapes_of(config) if args.shape else by_size_shapes(config))
     files, weight_map, weights = shards(tensors), {}, Weights(args.seed)
     for i, shard in enumerate(files):
         name = f"model-{i + 1:05}-of-{len(files):05}.safetensors" if len(files) > 1 else "model.safetensors"
@@ -191,36 +308,11 @@ def main():
     if len(files) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
         write_json(args.out / "model.safetensors.index.json", index)
-    write_json(
-        args.out / "config.json",
-        {
-            "architectures": ["LlamaForCausalLM"],
-            "attention_bias": False,
-            "bos_token_id": 0,
-            "eos_token_id": 1,
-            "head_dim": head,
-            "hidden_act": "silu",
-            "hidden_size": hidden,
-            "initializer_range": 0.02,
-            "intermediate_size": intermediate,
-            "max_position_embeddings": 4096,
-            "mlp_bias": False,
-            "model_type": "llama",
-            "num_attention_heads": hidden // head,
-            "num_hidden_layers": args.layers,
-            "num_key_value_heads": hidden // head // 2,
-            "rms_norm_eps": 1e-05,
-            "rope_scaling": None,
-            "rope_theta": 10000.0,
-            "tie_word_embeddings": False,
-            "torch_dtype": "bfloat16",
-            "vocab_size": args.vocab,
-        },
-    )
-    if args.tokenizer:
+    write_json(args.out / "config.json", config)
+    if tokenizer:
         for name in TOKENIZER_FILES:
-            if (args.tokenizer / name).exists():
-                shutil.copy(args.tokenizer / name, args.out)
+            if (tokenizer / name).exists():
+                shutil.copy(tokenizer / name, args.out)
     else:
         write_tokenizer(args.out)
     print(
@@ -229,9 +321,9 @@ def main():
                 "bytes": total,
                 "largest_tensor_bytes": largest,
                 "shards": len(files),
-                "hidden_size": hidden,
-                "intermediate_size": intermediate,
-                "layers": args.layers,
+                "hidden_size": config["hidden_size"],
+                "intermediate_size": config["intermediate_size"],
+                "layers": config["num_hidden_layers"],
             }
         )
     )

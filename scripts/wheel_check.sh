@@ -54,7 +54,7 @@ step "demo"
 step "completions and man pages"
 share=$venv/share
 for file in bash-completion/completions/mlx-quant zsh/site-functions/_mlx-quant fish/vendor_completions.d/mlx-quant.fish \
-  man/man1/mlx-quant.1 man/man1/mlx-quant-{convert,awq,gptq,dynamic-quant,dwq,quantize,eval,compare,recommend,inspect}.1; do
+  man/man1/mlx-quant.1 man/man1/mlx-quant-{convert,awq,gptq,dynamic-quant,dwq,quantize,eval,compare,recommend,devices,inspect}.1; do
   [[ -s $share/$file ]] || fail "share/$file is missing"
 done
 bash -n "$share/bash-completion/completions/mlx-quant"

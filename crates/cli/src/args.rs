@@ -4,6 +4,7 @@ mod calibrated;
 mod choices;
 mod compare;
 mod convert;
+mod devices;
 mod hub;
 mod model;
 mod recommend;
@@ -21,6 +22,7 @@ pub(crate) use self::calibrated::{
 pub(crate) use self::choices::{ModeArg, RecipeArg};
 pub(crate) use self::compare::{Compare, KeepArg};
 pub(crate) use self::convert::Convert;
+pub(crate) use self::devices::Devices;
 pub(crate) use self::hub::{HubFlags, Upload};
 pub(crate) use self::model::ModelArg;
 pub(crate) use self::recommend::Recommend;
@@ -125,6 +127,11 @@ pub(crate) enum Command {
     /// Reads headers (or config.json alone) and is instant; the first call measures the machine for two seconds and keeps that.
     Recommend(Recommend),
 
+    /// List what can compute here: the processor and graphics adapters, with memory, limits and measured rate
+    ///
+    /// Says which word --device takes for each, and which of them `auto` is. The first call measures each for two seconds and keeps that.
+    Devices(Devices),
+
     /// Upload a model directory to the hub, in one commit
     ///
     /// Creates the repository if it is not there, sends the files that differ, and removes weights of an earlier model in the same commit.
@@ -179,7 +186,9 @@ impl Command {
             Self::Eval(args) => (&args.model, &args.revision),
             Self::Compare(args) => (&args.model, &args.revision),
             Self::Recommend(args) => (&args.model, &args.revision),
-            Self::Upload(_) | Self::Completions { .. } | Self::Man { .. } => return Ok(None),
+            Self::Devices(_) | Self::Upload(_) | Self::Completions { .. } | Self::Man { .. } => {
+                return Ok(None);
+            }
         };
         model.check()?;
         let mut given = model.given();
@@ -205,6 +214,7 @@ impl Command {
             Self::Eval(args) => &args.output,
             Self::Compare(args) => &args.shown,
             Self::Recommend(args) => &args.output,
+            Self::Devices(args) => &args.output,
             Self::Upload(args) => &args.output,
             Self::Completions { .. } | Self::Man { .. } => return None,
         })

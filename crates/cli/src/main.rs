@@ -91,6 +91,7 @@ fn run(command: &Command, printer: Printer) -> anyhow::Result<()> {
         Command::Dwq(args) => commands::quantize::run(&args.as_ref().into(), printer),
         Command::Quantize(args) => commands::quantize::run(&args.as_ref().into(), printer),
         Command::Recommend(args) => commands::recommend::run(args, printer),
+        Command::Devices(args) => commands::devices::run(args, printer),
         Command::Inspect(args) => commands::inspect::run(args, printer),
         Command::Eval(args) => commands::eval::run(args, printer),
         Command::Upload(args) => commands::upload::run(args, printer),

@@ -16,7 +16,7 @@ const PROMPT: &str = "READY>";
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Commands whose last flag in every help is `--verbose`, and those that have no other flag than `--help`.
-const COMMANDS: [(&str, &str); 13] = [
+const COMMANDS: [(&str, &str); 14] = [
     ("convert", "--verbose"),
     ("awq", "--verbose"),
     ("gptq", "--verbose"),
@@ -27,6 +27,7 @@ const COMMANDS: [(&str, &str); 13] = [
     ("eval", "--verbose"),
     ("compare", "--verbose"),
     ("recommend", "--verbose"),
+    ("devices", "--verbose"),
     ("upload", "--verbose"),
     ("completions", "--help"),
     ("man", "--help"),

@@ -155,6 +155,7 @@ fn help() {
         "eval",
         "compare",
         "recommend",
+        "devices",
         "upload",
         "completions",
         "man",

@@ -116,7 +116,7 @@ fn sizes_times_and_memory_decide() {
 
 /// A machine that is always the same, so that what fits does not depend on where a test runs.
 fn with_machine(cache: &Path) -> impl Fn(&[&str]) -> Command {
-    let machine = Machine { threads: 1, products: 3e11, rounding: 8e9, read: 2e9, write: 1e9 };
+    let machine = Machine { threads: 1, products: 3e11, rounding: 8e9, read: 2e9, write: 1e9, card: None };
     machine.keep(&cache.join("mlx-quant/machine-1.json")).unwrap();
     let cache = cache.to_owned();
     move |arguments| {

@@ -121,6 +121,37 @@ fn comparisons_and_recommendations() {
     check("recommend", &document(recommend.args(["recommend", "--model"]).arg(configs)));
 }
 
+/// With a card, where there is an adapter.
+#[test]
+fn devices_and_what_a_card_needs() {
+    let mut devices = mlx_quant();
+    let found = document(devices.args(["devices", "--threads", "1"]));
+    check("devices", &found);
+    let Some(card) = found["adapters"].as_array().unwrap().iter().find(|one| one["obstacle"].is_null())
+    else {
+        return;
+    };
+    let directory = tempfile::tempdir().unwrap();
+    let run = |arguments: &[&str]| {
+        let mut run = mlx_quant();
+        run.args(arguments).args(["--device", card["device"].as_str().unwrap()]);
+        run
+    };
+    let calibrated = |more: &str| {
+        let mut run = run(&["gptq"]);
+        run.args(CALIBRATED).arg("--mlx-path").arg(directory.path().join("out"));
+        document(run.args(more.split_whitespace()))
+    };
+    check("quantize", &calibrated("--dry-run"));
+    check("eval", &document(&mut run(&["eval", "--windows", "1", "--dry-run"])));
+    check("compare", &document(&mut run(&["compare", "--methods", "gptq", "--dry-run"])));
+    check("recommend", &document(&mut run(&["recommend"])));
+    let made = calibrated("");
+    check("quantize", &made);
+    let (held, most) = (&made["card_peak_memory_bytes"], &made["card_predicted_memory_bytes"]);
+    assert!(held.as_u64().unwrap() <= most.as_u64().unwrap(), "{held} of {most}");
+}
+
 /// The schemas refuse something.
 #[test]
 fn unknown_keys_are_refused() {

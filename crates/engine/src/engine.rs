@@ -48,6 +48,14 @@ pub trait Engine: std::fmt::Debug + Send + Sync + 'static {
         Vec::new()
     }
 
+    /// Lets the peak of [`Engine::memory`] begin anew.
+    fn reset_peak(&self) {}
+
+    /// How much that memory holds; `None` where there is no such memory.
+    fn capacity(&self) -> Option<Capacity> {
+        None
+    }
+
     /// Brings numbers to where the engine computes.
     ///
     /// # Errors
@@ -383,6 +391,15 @@ pub struct MemoryUse {
     pub kept: u64,
 }
 
+/// How much a card holds, bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capacity {
+    /// Of its own memory, where the driver tells.
+    pub memory: Option<u64>,
+    /// Of the largest tensor.
+    pub largest: u64,
+}
+
 /// An engine, shared by the tensors that it made.
 #[derive(Clone, Debug)]
 pub struct Device(Arc<dyn Engine>);
@@ -391,6 +408,11 @@ impl Device {
     /// Of an engine.
     pub fn new(engine: impl Engine) -> Self {
         Self(Arc::new(engine))
+    }
+
+    /// Whether it has a memory of its own.
+    pub fn is_card(&self) -> bool {
+        self.memory().is_some()
     }
 }
 

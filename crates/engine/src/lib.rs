@@ -42,7 +42,7 @@ mod views;
 
 pub use cpu::{Cpu, PARTS};
 pub use elementary::{Buffer, Combine, Map, Reduce};
-pub use engine::{Device, Engine, MemoryUse};
+pub use engine::{Capacity, Device, Engine, MemoryUse};
 pub use error::{Error, Result};
 pub use gram::{Factor, Gram, GramSum};
 pub use losses::{Candidates, Labels, Likeliest};

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 use std::time::Instant;
 
-use mlx_format::checkpoint::{Destination, Directory, WriteError, Writer};
+use mlx_format::checkpoint::{Destination, Directory, Run, WriteError, Writer};
 use sha2::{Digest, Sha256};
 
 use crate::carry::{CHUNK_BYTES, CHUNKS_PER_THREAD, Carrier, ColumnWeights};
@@ -22,10 +22,16 @@ use mlx_quant_model::{Producer, View};
 pub(crate) fn open_writer(
     target: Destination<'_>,
     plan: &Plan,
-    run: &str,
+    run: Run<'_>,
     observer: &dyn Observer,
 ) -> Result<Writer, Error> {
     let writer = Writer::open(target, plan.layout.clone(), run)?;
+    if let [.., before, own] = writer.shares()
+        && !before.tensors.is_empty()
+    {
+        let text = format!("what {} has finished stays, {} computes the rest", before.engine, own.engine);
+        observer.event(Event::Warning { text: &text });
+    }
     if !writer.is_locked() {
         let text = "the output's disk knows no locks; do not start a second run into the same output";
         observer.event(Event::Note { text });
@@ -107,7 +113,7 @@ pub fn convert<'d>(
     let pool = threads::pool(threads)?;
     let weights = if plan.settings.search { column_weights(model, plan) } else { ColumnWeights::new() };
     let search = plan.settings.search.then_some(&weights);
-    let mut writer = open_writer(target, plan, &fingerprint(model, plan)?, observer)?;
+    let mut writer = open_writer(target, plan, Run::from(&*fingerprint(model, plan)?), observer)?;
     let carrier = Carrier { model, plan, pool: &pool, observer, search };
     let read = match carrier.carry(&mut writer, 0..plan.items.len()) {
         Ok(read) => read,

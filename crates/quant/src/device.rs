@@ -1,8 +1,10 @@
-//! Which processor computes.
+//! Which processor computes, and what there is to choose from.
 
+use std::fmt;
 use std::str::FromStr;
 
 pub use mlx_quant_engine::Device;
+use serde::Serialize;
 
 use crate::setting::{Setting, SettingError};
 
@@ -20,6 +22,16 @@ pub enum DeviceChoice {
     Cpu,
     /// A graphics card: `gpu`, `gpu:1` or `gpu:h100`.
     Gpu(String),
+}
+
+impl fmt::Display for DeviceChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::Cpu => "cpu",
+            Self::Gpu(which) => which,
+        })
+    }
 }
 
 impl FromStr for DeviceChoice {
@@ -49,6 +61,84 @@ impl DeviceChoice {
     }
 }
 
+/// What a graphics driver offers to compute with.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Adapter {
+    /// The word for it: `gpu:0`.
+    pub device: String,
+    /// The name that the driver gives.
+    pub name: String,
+    /// `discrete`, `integrated`, `virtual`, `software` or `other`.
+    pub kind: String,
+    /// `vulkan` or `metal`.
+    pub backend: String,
+    /// The driver and its version.
+    pub driver: String,
+    /// Bytes of its own memory, where the driver tells.
+    pub memory: Option<u64>,
+    /// Bytes of the largest tensor.
+    pub largest_buffer: u64,
+    /// Bytes that a kernel sees of one at once; operations on more go in parts.
+    pub largest_binding: u64,
+}
+
+/// What can compute on this machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Engines {
+    /// The name of the processor's engine, with its instruction set.
+    pub cpu: String,
+    /// All adapters, in the order of their numbers.
+    pub adapters: Vec<Adapter>,
+    /// What `auto` comes to: `cpu` or `gpu:N`.
+    pub auto: String,
+    /// Why `auto` takes no card, with what to do.
+    pub no_card: Option<String>,
+}
+
+impl Engines {
+    /// Asks the drivers, and opens the card that `auto` takes.
+    pub fn here() -> Self {
+        let (adapters, best) = found();
+        let (auto, no_card) = match best {
+            Ok(device) => (device, None),
+            Err(why) => ("cpu".to_owned(), Some(why)),
+        };
+        Self { cpu: mlx_quant_engine::cpu().name(), adapters, auto, no_card }
+    }
+}
+
+/// All adapters, and which of them `gpu` opens.
+#[cfg(feature = "gpu")]
+fn found() -> (Vec<Adapter>, Result<String, String>) {
+    use mlx_quant_engine::gpu::{AdapterChoice, Gpu, adapters};
+    let all = adapters().into_iter().map(told).collect();
+    let best = Gpu::open(&AdapterChoice::Best).map(|gpu| told(gpu.adapter().clone()).device);
+    (all, best.map_err(|error| error.to_string()))
+}
+
+#[cfg(not(feature = "gpu"))]
+fn found() -> (Vec<Adapter>, Result<String, String>) {
+    (Vec::new(), Err(format!("this build computes on the processor alone; hint: {BUILD}")))
+}
+
+#[cfg(feature = "gpu")]
+fn told(adapter: mlx_quant_engine::gpu::Adapter) -> Adapter {
+    Adapter {
+        device: format!("gpu:{}", adapter.index),
+        name: adapter.name,
+        kind: adapter.kind.to_string(),
+        backend: adapter.backend,
+        driver: adapter.driver,
+        memory: adapter.memory,
+        largest_buffer: adapter.max_buffer,
+        largest_binding: adapter.max_binding,
+    }
+}
+
+/// What to do where a build has no engine for cards.
+#[cfg(not(feature = "gpu"))]
+const BUILD: &str = "build with `--features gpu`";
+
 #[cfg(feature = "gpu")]
 fn card(which: &str) -> Result<Device, SettingError> {
     let open = || mlx_quant_engine::gpu::Gpu::open(&which.parse()?);
@@ -57,11 +147,8 @@ fn card(which: &str) -> Result<Device, SettingError> {
 
 #[cfg(not(feature = "gpu"))]
 fn card(which: &str) -> Result<Device, SettingError> {
-    Err(refused(
-        which,
-        "is not supported by this build, which computes on the processor alone; hint: use cpu, or build with \
-         `--features gpu`",
-    ))
+    let why = "is not supported by this build, which computes on the processor alone";
+    Err(refused(which, &format!("{why}; hint: use cpu, or {BUILD}")))
 }
 
 /// A device that cannot be; `why` is the rest of a sentence, with a hint.
@@ -78,12 +165,33 @@ fn refused(value: &str, why: &str) -> SettingError {
 /// What decides the bits of whatever is computed from windows: the order of sums, the engine and its instruction set. It
 /// stands in the identity of runs and in the keys of what they keep.
 pub fn identity(device: &Device) -> String {
-    format!("algorithm {ALGORITHM}, {}", device.name())
+    format!("algorithm {ALGORITHM}, {}", engine(device))
+}
+
+/// The engine's name as one line; drivers say what they like.
+pub(crate) fn engine(device: &Device) -> String {
+    device.name().replace(char::is_control, " ")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_listed_can_be_chosen() {
+        let engines = Engines::here();
+        let named = |device: &str| device.parse::<DeviceChoice>().unwrap().device();
+        assert_eq!(engines.cpu, named("cpu").unwrap().name());
+        let auto = DeviceChoice::Auto.device().unwrap().name();
+        assert_eq!(auto, named(&engines.auto).unwrap().name());
+        assert_eq!(engines.auto == "cpu", engines.no_card.is_some());
+        assert!(engines.no_card.is_none_or(|why| why.contains("; hint: ")));
+        for adapter in &engines.adapters {
+            let opened = named(&adapter.device).unwrap().name();
+            assert!(opened.starts_with(&format!("gpu {}, {}", adapter.name, adapter.backend)), "{opened}");
+            assert!(adapter.largest_binding <= adapter.largest_buffer, "{adapter:?}");
+        }
+    }
 
     #[test]
     fn devices_are_chosen_by_name() {

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use fs_err as fs;
-use mlx_format::checkpoint::{Checkpoint, Destination, Directory, Writer, hollow_out};
+use mlx_format::checkpoint::{Checkpoint, Destination, Directory, Run, Writer, hollow_out};
 use serde::{Deserialize, Serialize};
 
 use crate::carry::{Carrier, item_bytes};
@@ -133,7 +133,8 @@ pub fn convert_streamed<'d>(
     let pool = threads::pool(threads)?;
     let directory = Directory::open(remote.directory)?;
     let model = crate::open(&directory)?;
-    let mut writer = open_writer(target.into(), plan, &fingerprint_of(remote.identity, plan), observer)?;
+    let mut writer =
+        open_writer(target.into(), plan, Run::from(&*fingerprint_of(remote.identity, plan)), observer)?;
     let left = |writer: &Writer| -> Vec<usize> {
         let done = |index: &usize| writer.done().contains(&plan.items[*index].first_output);
         (0..plan.items.len()).filter(|index| !done(index)).collect()

@@ -3,7 +3,7 @@
 use mlx_quant::forecast::{Choice, Forecast, Machine, Recommendation};
 
 use crate::table::{Column, Table, wrap};
-use crate::{bytes, duration};
+use crate::{bytes, duration, rate};
 
 /// What each method of a comparison would need, with its name, and all of them together.
 pub fn foreseen<'f>(needs: impl IntoIterator<Item = (&'f str, &'f Forecast)>, width: usize) -> String {
@@ -14,16 +14,23 @@ pub fn foreseen<'f>(needs: impl IntoIterator<Item = (&'f str, &'f Forecast)>, wi
         Column::figures("time"),
         Column::figures("peak memory"),
     ];
+    let needs: Vec<(&str, &Forecast)> = needs.into_iter().collect();
+    let cards = needs.iter().any(|(_, needs)| needs.card_memory.is_some());
+    let columns = columns.into_iter().chain(cards.then_some(Column::figures("on the card")));
+    let columns: Vec<Column> = columns.collect();
     let mut seconds = 0.0;
     let row = |(name, needs): (&str, &Forecast)| {
         seconds += needs.seconds;
-        vec![
+        let mut cells = vec![
             name.to_owned(),
             format!("{:.3}", needs.bits_per_weight),
             bytes(needs.bytes),
             duration(needs.seconds),
             bytes(needs.peak_memory),
-        ]
+        ];
+        let card = needs.card_memory.map_or_else(|| "-".to_owned(), |card| bytes(card.peak));
+        cells.extend(cards.then_some(card));
+        cells
     };
     let table = Table::new(columns, needs.into_iter().map(row).collect::<Vec<_>>()).fit(width);
     let together = format!("together at most {}; work that methods share is done once", duration(seconds));
@@ -102,10 +109,11 @@ pub fn methods(made: &Recommendation, width: usize) -> String {
 
 /// What a machine does in a second, and how much memory may be used of how much.
 pub fn machine(machine: &Machine, may_use: u64, total: Option<u64>, width: usize) -> String {
+    let card = machine.card.map_or_else(String::new, |card| format!("card {}, ", rate(card.products)));
     let text = format!(
-        "this machine: {} threads, {:.0} GFLOP/s, disk {}/s read, {}/s written, {} of memory may be used{}",
+        "this machine: {} threads, {}, {card}disk {}/s read, {}/s written, {} of memory may be used{}",
         machine.threads,
-        machine.products / 1e9,
+        rate(machine.products),
         bytes(machine.read as u64),
         bytes(machine.write as u64),
         bytes(may_use),

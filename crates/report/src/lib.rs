@@ -13,6 +13,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test panics to fail"))]
 
 mod comparison;
+mod engines;
 mod error;
 mod evaluation;
 mod foreseen;
@@ -24,6 +25,7 @@ mod rows;
 mod table;
 
 pub use comparison::{Commands, comparison_html, comparison_markdown, comparison_svg, comparison_table};
+pub use engines::{EngineRow, engines};
 pub use error::Error;
 pub use evaluation::table;
 pub use foreseen::{advice, foreseen, machine, methods};
@@ -31,6 +33,6 @@ pub use json::{json, versioned};
 pub use layers::{inspection, plan};
 pub use markdown::markdown;
 pub use mlx_quant::numbers::{bytes, duration};
-pub use numbers::weights;
 use numbers::with_error;
+pub use numbers::{rate, weights};
 pub use table::{Column, NARROW, Table, facts, wrap};

@@ -22,9 +22,26 @@ pub fn weights(count: u64) -> String {
     }
 }
 
+/// `412 GFLOP/s`, `36.2 TFLOP/s`.
+pub fn rate(operations: f64) -> String {
+    match operations / 1e9 {
+        slow if slow < 9.95 => format!("{slow:.1} GFLOP/s"),
+        slow if slow < 999.5 => format!("{slow:.0} GFLOP/s"),
+        quick => format!("{:.1} TFLOP/s", quick / 1e3),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn rates_change_their_unit() {
+        assert_eq!(rate(9.6e9), "9.6 GFLOP/s");
+        assert_eq!(rate(4.12e11), "412 GFLOP/s");
+        assert_eq!(rate(9.997e11), "1.0 TFLOP/s");
+        assert_eq!(rate(3.618e13), "36.2 TFLOP/s");
+    }
 
     #[test]
     fn errors_are_rounded_as_values_are() {

@@ -285,6 +285,7 @@ fn forecast(seconds: f64, peak_memory: u64) -> Forecast {
         memory: QuantizeMemory::default(),
         sensitivities_memory: None,
         dwq_memory: None,
+        card_memory: None,
     }
 }
 
@@ -325,7 +326,8 @@ fn forecasts() {
     };
     snapshot("advice", |width| report::advice(&made, width));
     snapshot("methods", |width| report::methods(&made, width));
-    let machine = Machine { threads: 2, products: 4.1e11, rounding: 8e9, read: 2.5e9, write: 9e8 };
+    let machine =
+        Machine { threads: 2, products: 4.1e11, rounding: 8e9, read: 2.5e9, write: 9e8, card: None };
     snapshot("machine", |width| report::machine(&machine, 12_000_000_000, Some(24_000_000_000), width));
 }
 

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use mlx_format::checkpoint::Destination;
 
 use super::{HubFlags, Machine, ModelArg, Output, Target};
 
@@ -298,6 +299,10 @@ pub(crate) struct Calibrated {
     #[arg(long, value_name = "N", default_value_t = 4)]
     pub(crate) eval_windows: usize,
 
+    /// Go on with the finished blocks of an unfinished run that another engine (--device) began: both compute, and the model card says so
+    #[arg(long, conflicts_with = "restart")]
+    pub(crate) restart_block: bool,
+
     #[command(flatten)]
     pub(crate) machine: Machine,
 
@@ -309,6 +314,11 @@ pub(crate) struct Calibrated {
 }
 
 impl Calibrated {
+    /// Where the model goes, and what of that may be in the way.
+    pub(crate) fn destination(&self) -> Destination<'_> {
+        Destination { restart_block: self.restart_block, ..self.target.destination() }
+    }
+
     /// The model that is quantized, and its revision on the hub.
     pub(super) fn source(&self) -> (&ModelArg, &Option<String>) {
         (&self.target.model, &self.hub.revision)

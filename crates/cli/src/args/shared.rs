@@ -58,6 +58,7 @@ impl Target {
         Destination {
             path: &self.mlx_path,
             restart: self.restart,
+            restart_block: false,
             replaces: self.overwrite.then_some(mlx_quant::replace::replaceable),
             command: Some(typed()),
         }

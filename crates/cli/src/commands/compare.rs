@@ -21,6 +21,7 @@ use super::line::{CommandLine, other, quoted};
 use super::quantize::affine;
 use super::windows;
 use crate::args::{Compare, KeepArg};
+use crate::commands::card::card_fits;
 use crate::commands::source::{self, Asked, Need};
 use crate::machine;
 use crate::printer::{Printer, bytes};
@@ -95,17 +96,20 @@ fn fitted(
     settings: CompareSettings,
     printer: Printer,
 ) -> Result<(CompareSettings, Vec<Forecast>)> {
-    let (room, machine) = (Room::now(), machine::known(settings.threads)?);
+    let (room, machine) = (Room::now(), machine::known(settings.threads, &model.device, printer)?);
     let asked = settings.low_memory;
     let foresee = |low_memory| {
         let settings = CompareSettings { low_memory, ..settings.clone() };
         foresee(model, &settings, &machine, room.resident)
     };
-    let peak = |needs: &Vec<Forecast>| needs.iter().map(|needs| needs.peak_memory).max().unwrap_or(0);
-    let (low_memory, needs) = choose_low_memory(asked, room, foresee, peak)?;
+    let card = |needs: &Forecast| needs.card_obstacle(&model.device);
+    let fits =
+        |all: &Vec<Forecast>| all.iter().all(|needs| room.fits(needs.peak_memory) && card(needs).is_none());
+    let (low_memory, needs) = choose_low_memory(asked, foresee, fits)?;
     if low_memory && !asked {
         printer.detail("--low-memory, because all windows' activations do not fit in free memory");
     }
+    card_fits(needs.iter().find_map(card))?;
     Ok((CompareSettings { low_memory, ..settings }, needs))
 }
 
@@ -222,6 +226,7 @@ fn commands(args: &Compare, model: &Model, settings: &CompareSettings) -> Result
             line.flag("--n-samples", args.n_samples.map(|count| count.to_string()));
             line.flag("--sequence-length", other(args.sequence_length, 512));
             line.flag("--seed", other(args.machine.seed, 123));
+            line.flag("--device", other(args.machine.device.to_string(), "cpu".to_owned()));
             if recipe.trains() {
                 line.flag("--iters", other(args.iters, usual.iterations));
                 line.flag("--batch-size", other(args.batch_size as usize, usual.batch_size));

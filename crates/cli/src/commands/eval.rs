@@ -6,12 +6,14 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use mlx_quant::evaluate::{Memory, memory, reading};
-use mlx_quant::recipes::{Room, Text, choose_low_memory};
+use mlx_quant::forecast::{CardMemory, card_memory_of_evaluation};
+use mlx_quant::recipes::{Device, Room, Text, choose_low_memory};
 use mlx_quant::{DataSource, Evaluation, EvaluationSettings, Model, Pick, Windows, evaluate};
 use mlx_quant_report as report;
 use serde_json::json;
 
 use crate::args::Eval;
+use crate::commands::card::{card_fits, card_lines, card_peak, card_used};
 use crate::commands::source::{self, Asked, Need};
 use crate::commands::windows;
 use crate::memory::resident_peak;
@@ -44,14 +46,21 @@ pub(crate) fn run(args: &Eval, printer: Printer) -> Result<()> {
         cache: args.cache.clone(),
     };
     let room = Room::now();
-    let foresee = |low_memory| memory(&model, reference, &windows, &with(low_memory), room.resident);
-    let (low_memory, memory) = choose_low_memory(args.low_memory, room, foresee, |memory| memory.peak)?;
+    let foresee = |low_memory| -> Result<_> {
+        let settings = with(low_memory);
+        let card = card_memory_of_evaluation(&model, reference, &windows, &settings)?;
+        Ok((memory(&model, reference, &windows, &settings, room.resident)?, card))
+    };
+    let obstacle = |card: &Option<CardMemory>| card.and_then(|card| card.obstacle(device.capacity()?));
+    let fits = |needs: &(Memory, Option<CardMemory>)| room.fits(needs.0.peak) && obstacle(&needs.1).is_none();
+    let (low_memory, (memory, card)) = choose_low_memory(args.low_memory, foresee, fits)?;
     let settings = with(low_memory);
     if low_memory && !args.low_memory {
         printer.detail("--low-memory, because the model does not fit in free memory");
     }
+    card_fits(obstacle(&card))?;
     if args.dry_run {
-        return dry_run(&windows, memory, printer);
+        return dry_run(&windows, memory, (card, &device), printer);
     }
     let screen = Screen::new(printer);
     let evaluation = evaluate(&model, reference, &windows, &settings, &screen);
@@ -65,6 +74,8 @@ pub(crate) fn run(args: &Eval, printer: Printer) -> Result<()> {
         let mut document = report::versioned(&evaluation, SCHEMA)?;
         document["peak_memory_bytes"] = json!(peak);
         document["predicted_memory_bytes"] = json!(memory.peak);
+        document["card_peak_memory_bytes"] = json!(card_peak(&device));
+        document["card_predicted_memory_bytes"] = json!(card.map(|card| card.peak));
         printer.data(&report::json(&document)?);
         return Ok(());
     }
@@ -83,7 +94,7 @@ pub(crate) fn run(args: &Eval, printer: Printer) -> Result<()> {
         "{}, {:.0} tokens/s{}{}",
         report::duration(seconds),
         tokens as f64 / seconds.max(1e-9),
-        peak.map_or_else(String::new, |peak| format!(", peak memory {}", bytes(peak))),
+        peak.map_or_else(String::new, |peak| format!(", peak memory {}", bytes(peak))) + &card_used(&device),
         if evaluation.subject.reference_cached { ", reference from the cache" } else { "" },
     ));
     Ok(())
@@ -109,9 +120,15 @@ fn windows_of(args: &Eval, model: &Model, reference: Option<&Model>, printer: Pr
     Ok(windows)
 }
 
-fn dry_run(windows: &Windows, memory: Memory, printer: Printer) -> Result<()> {
+fn dry_run(
+    windows: &Windows,
+    memory: Memory,
+    (card, device): (Option<CardMemory>, &Device),
+    printer: Printer,
+) -> Result<()> {
     if printer.is_json() {
-        printer.data(&report::json(&json!({"data": windows.report(), "memory": memory}))?);
+        let document = json!({"data": windows.report(), "memory": memory, "card_memory": card});
+        printer.data(&report::json(&document)?);
         return Ok(());
     }
     let mut lines: Vec<(&str, String)> = Vec::new();
@@ -129,6 +146,7 @@ fn dry_run(windows: &Windows, memory: Memory, printer: Printer) -> Result<()> {
     line("in a block", bytes(memory.scratch));
     line("head", bytes(memory.head));
     line("peak memory", format!("about {}", bytes(memory.peak)));
+    lines.extend(card_lines(card, device));
     printer.data(&report::facts(&lines, printer.width()));
     Ok(())
 }

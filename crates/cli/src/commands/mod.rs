@@ -1,8 +1,10 @@
 //! One file per command: settings from arguments, then the library, then the printer.
 
+pub(crate) mod card;
 mod carry;
 pub(crate) mod compare;
 pub(crate) mod convert;
+pub(crate) mod devices;
 mod ending;
 pub(crate) mod eval;
 pub(crate) mod inspect;

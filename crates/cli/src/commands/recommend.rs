@@ -27,10 +27,11 @@ const VERSION: u32 = 2;
 
 /// Runs the command.
 pub(crate) fn run(args: &Recommend, printer: Printer) -> Result<()> {
+    let device = source::device(&args.device)?;
     let wish = wish(args)?;
     let asked = asked(args);
-    let model = open(asked, printer)?;
-    let machine = machine::measured(wish.threads, args.measure, printer)?;
+    let model = open(asked, printer)?.on(&device);
+    let machine = machine::measured(wish.threads, args.measure, &device, printer)?;
     let made = recommend(&model, &wish, &machine)?;
     let name = name(args, &model);
     let lines: Vec<String> =
@@ -156,6 +157,9 @@ fn line(choice: &Choice, args: &Recommend, name: &str) -> Result<String> {
     }
     if choice.recipe.trains() {
         line.flag("--iters", other(args.iters, 100));
+    }
+    if choice.recipe.needs_calibration() {
+        line.flag("--device", other(args.device.to_string(), "cpu".to_owned()));
     }
     if choice.forecast.as_ref().is_some_and(|needs| needs.low_memory) {
         return Ok(format!("{line} --low-memory"));

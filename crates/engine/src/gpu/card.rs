@@ -137,6 +137,11 @@ impl Card {
         self.peak.load(Ordering::Relaxed)
     }
 
+    /// Forgets what was in use before.
+    pub(super) fn reset_peak(&self) {
+        self.peak.store(self.in_use.load(Ordering::Relaxed), Ordering::Relaxed);
+    }
+
     /// Bytes in use now, at most so far, and kept for reuse.
     pub(super) fn memory(&self) -> MemoryUse {
         MemoryUse {

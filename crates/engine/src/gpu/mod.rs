@@ -55,7 +55,7 @@ use self::strided::Value;
 use self::trained::Brought;
 use crate::Tensor;
 use crate::elementary::{Buffer, Combine, Map, Reduce};
-use crate::engine::{Engine, MemoryUse};
+use crate::engine::{Capacity, Engine, MemoryUse};
 use crate::error::Result;
 use crate::losses::{Candidates, Labels, Likeliest};
 use crate::plain::{check_round, check_same};
@@ -104,7 +104,7 @@ impl Gpu {
     pub fn with_tiles(choice: &AdapterChoice, tiles: Tiles) -> Result<Self> {
         let mut card = Card::open(choice, None)?;
         card.tiles = tiles;
-        Ok(Self { card: Arc::new(card), codes: Arc::default() })
+        Ok(Self::of(card))
     }
 
     /// What was opened.
@@ -142,6 +142,14 @@ impl Engine for Gpu {
 
     fn left(&self) -> Vec<(&'static str, &'static str)> {
         locked(&self.left).iter().map(|(operation, why)| (*operation, *why)).collect()
+    }
+
+    fn reset_peak(&self) {
+        self.card.reset_peak();
+    }
+
+    fn capacity(&self) -> Option<Capacity> {
+        Some(Capacity { memory: self.card.adapter.memory, largest: self.card.largest })
     }
 
     fn upload(&self, values: Vec<f32>) -> Result<Buffer> {

@@ -36,6 +36,8 @@ pub struct Destination<'d> {
     pub path: &'d Path,
     /// An unfinished run begins anew, whatever it was.
     pub restart: bool,
+    /// An unfinished run that another engine began goes on behind its finished blocks.
+    pub restart_block: bool,
     /// An existing directory that this agrees to is replaced as soon as the new model is finished.
     pub replaces: Option<Replaceable>,
     /// How the run is repeated.
@@ -44,7 +46,7 @@ pub struct Destination<'d> {
 
 impl<'d> From<&'d Path> for Destination<'d> {
     fn from(path: &'d Path) -> Self {
-        Self { path, restart: false, replaces: None, command: None }
+        Self { path, restart: false, restart_block: false, replaces: None, command: None }
     }
 }
 

@@ -1,6 +1,7 @@
 //! The journal of an output that is being written: which run it is, what it has finished, and the lock on both.
 //!
-//! The first line stands for the run, each further one is the index of a finished tensor. A power failure may cut the file off or
+//! The first line stands for the run and its engine, each further one is the index of a finished tensor, or another engine
+//! that went on from there. A power failure may cut the file off or
 //! fill its end with zeros: what stands before the damage still holds, because a tensor is on the disk before its line is written.
 
 use std::collections::BTreeSet;
@@ -14,6 +15,7 @@ use super::claimed::{parent, remove_unclaimed, sweep_gone};
 use super::destination::{remove_replaced, settle};
 use super::lock::{Lock, is_at, try_lock};
 use super::records::{JOURNAL, LAST, STATE};
+use super::run::{Run, Share, next_engine};
 use super::write_error::WriteError;
 
 /// An open journal.
@@ -51,47 +53,66 @@ impl Journal {
         self.lock == Lock::Held
     }
 
-    /// What an earlier run has finished, of `count` tensors; `None` if there was none. `partial` is named in errors.
+    /// What an earlier run has finished, of `count` tensors, by each engine in turn; `None` if there was none. `partial` is
+    /// named in errors.
     ///
     /// # Errors
     /// [`WriteError::OtherRun`].
     pub(super) fn read(
         &mut self,
-        fingerprint: &str,
+        run: Run<'_>,
         count: usize,
         partial: &Path,
-    ) -> Result<Option<BTreeSet<usize>>, WriteError> {
+    ) -> Result<Option<Vec<Share>>, WriteError> {
         let mut bytes = Vec::new();
         self.file.read_to_end(&mut bytes)?;
         // A crash before the first line was complete, and so before anything else was made.
         let Some(end) = bytes.iter().position(|byte| *byte == b'\n') else { return Ok(None) };
-        let first = &bytes[..end];
-        if first != fingerprint.as_bytes() {
-            let text = std::str::from_utf8(first).ok();
+        let first = std::str::from_utf8(&bytes[..end]).ok();
+        let Some(engine) = first.and_then(|line| run.engine_of(line)) else {
+            let whole = first.is_some_and(|text| !text.is_empty() && !text.contains(char::is_control));
             let other = || WriteError::OtherRun { path: partial.to_owned(), command: None };
-            let whole = text.is_some_and(|text| !text.is_empty() && !text.contains(char::is_control));
             return if whole { Err(other()) } else { Ok(None) };
-        }
-        let (mut done, mut kept) = (BTreeSet::new(), end + 1);
-        for line in bytes[kept..].split_inclusive(|byte| *byte == b'\n') {
-            let index = line.strip_suffix(b"\n").and_then(|line| std::str::from_utf8(line).ok());
-            let Some(index) = index.and_then(|line| line.parse::<usize>().ok()) else { break };
-            kept += line.len();
-            done.extend(Some(index).filter(|index| *index < count));
+        };
+        let mut shares = vec![Share { engine: engine.to_owned(), tensors: BTreeSet::new() }];
+        let mut kept = end + 1;
+        for bytes in bytes[kept..].split_inclusive(|byte| *byte == b'\n') {
+            let line = bytes.strip_suffix(b"\n").and_then(|line| std::str::from_utf8(line).ok());
+            let Some(line) = line else { break };
+            match (line.parse::<usize>(), next_engine(line)) {
+                (Ok(index), _) => {
+                    let known = Some(index).filter(|index| *index < count);
+                    shares.last_mut().into_iter().for_each(|share| share.tensors.extend(known));
+                }
+                (_, Some(engine)) if !engine.contains(char::is_control) => {
+                    shares.push(Share { engine: engine.to_owned(), tensors: BTreeSet::new() });
+                }
+                _ => break,
+            }
+            kept += bytes.len();
         }
         self.file.set_len(kept as u64)?;
         self.file.seek(SeekFrom::End(0))?;
-        Ok(Some(done))
+        Ok(Some(shares))
     }
 
     /// Begins anew, with nothing finished.
     ///
     /// # Errors
     /// What the system says.
-    pub(super) fn begin(&mut self, fingerprint: &str) -> Result<(), WriteError> {
+    pub(super) fn begin(&mut self, run: Run<'_>) -> Result<(), WriteError> {
         self.file.set_len(0)?;
         self.file.rewind()?;
-        self.file.write_all(format!("{fingerprint}\n").as_bytes())?;
+        self.file.write_all(format!("{}\n", run.line()).as_bytes())?;
+        Ok(self.file.sync_data()?)
+    }
+
+    /// Goes on with what another engine has finished.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub(super) fn go_on(&mut self, run: Run<'_>) -> Result<(), WriteError> {
+        self.file.write_all(format!("{}\n", run.next_line()).as_bytes())?;
         Ok(self.file.sync_data()?)
     }
 
@@ -221,16 +242,43 @@ mod tests {
         let path = directory.path().join(JOURNAL);
         std::fs::write(&path, bytes).unwrap();
         let mut journal = Journal::open(directory.path()).unwrap();
-        let done = journal.read("mlx-quant x", 20, directory.path())?;
-        let Some(done) = done else { return Ok(None) };
+        let run = Run::from("mlx-quant x");
+        let shares = journal.read(run, 20, directory.path())?;
+        let Some(shares) = shares else { return Ok(None) };
         // What is added stands behind what held.
         journal.add(&[19]).unwrap();
         drop(journal);
         let mut again = Journal::open(directory.path()).unwrap();
-        let mut all = done.clone();
-        all.insert(19);
-        assert_eq!(again.read("mlx-quant x", 20, directory.path()).unwrap(), Some(all));
-        Ok(Some(done.into_iter().collect()))
+        let mut all = shares.clone();
+        all.last_mut().unwrap().tensors.insert(19);
+        assert_eq!(again.read(run, 20, directory.path()).unwrap(), Some(all));
+        Ok(Some(shares.into_iter().flat_map(|share| share.tensors).collect()))
+    }
+
+    #[test]
+    fn each_engine_has_its_share() {
+        let directory = tempfile::tempdir().unwrap();
+        let [cpu, gpu] = ["cpu", "gpu x, vulkan"].map(|engine| Run { identity: "mlx-quant x", engine });
+        let mut journal = Journal::open(directory.path()).unwrap();
+        journal.begin(cpu).unwrap();
+        journal.add(&[1, 2]).unwrap();
+        journal.go_on(gpu).unwrap();
+        journal.add(&[3]).unwrap();
+        drop(journal);
+        let share = |run: Run<'_>, tensors: &[usize]| Share {
+            engine: run.engine.to_owned(),
+            tensors: tensors.iter().copied().collect(),
+        };
+        let read = |run| Journal::open(directory.path()).unwrap().read(run, 20, directory.path());
+        let both = vec![share(cpu, &[1, 2]), share(gpu, &[3])];
+        assert_eq!(read(cpu).unwrap().as_ref(), Some(&both));
+        assert_eq!(read(gpu).unwrap().as_ref(), Some(&both));
+        assert!(matches!(read(Run { identity: "mlx-quant y", ..cpu }), Err(WriteError::OtherRun { .. })));
+        // A line that was cut off is no engine.
+        let path = directory.path().join(JOURNAL);
+        let text = std::fs::read_to_string(&path).unwrap();
+        std::fs::write(&path, &text[..text.len() - "ulkan\n3\n".len()]).unwrap();
+        assert_eq!(read(cpu).unwrap(), Some(vec![share(cpu, &[1, 2])]));
     }
 
     #[test]

@@ -18,6 +18,7 @@ mod journal;
 mod layout;
 mod lock;
 mod records;
+mod run;
 mod safetensors;
 mod write_error;
 mod writer;
@@ -32,6 +33,7 @@ pub use hollow::{MAX_HEADER_BYTES, hollow_out, make_hollow};
 pub use journal::{source_path, tidy};
 pub use layout::{Layout, Placement, SHARD_BYTES, TensorSpec};
 pub use lock::{Lock, is_at, try_lock};
+pub use run::{Run, Share};
 pub use safetensors::{
     Checkpoint, CheckpointError, HeaderTensor, LeftAside, Tensor, parse_header, parse_index,
 };

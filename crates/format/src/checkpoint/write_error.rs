@@ -32,6 +32,21 @@ pub enum WriteError {
         /// The command that made it, where that is known.
         command: Option<String>,
     },
+    /// The same run, begun by another engine.
+    #[error(
+        "{path} holds this run as it was begun by {begun}, and now {engine} would compute; hint: go on behind its finished blocks with --restart-block, begin anew with --restart, or repeat that run{}",
+        command.as_ref().map_or_else(String::new, |command| format!(": {command}"))
+    )]
+    OtherEngine {
+        /// Partial directory.
+        path: PathBuf,
+        /// What computed so far.
+        begun: String,
+        /// What would compute now.
+        engine: String,
+        /// The command that began it, where that is known.
+        command: Option<String>,
+    },
     /// A partial directory that no run of ours made.
     #[error("{0} is in the way: it holds files but no unfinished run; hint: move or delete it")]
     Foreign(PathBuf),

@@ -18,6 +18,7 @@ use super::journal::{Journal, clean, tidy, tidy_beside};
 use super::layout::Layout;
 use super::lock::{Lock, try_lock};
 use super::records::{JOURNAL, STATE};
+use super::run::{Run, Share};
 use super::write_error::{WriteError, is_full};
 
 /// A model directory being written. Tensors are addressed by their index in the [`Layout`].
@@ -30,6 +31,8 @@ pub struct Writer {
     shards: Vec<fs::File>,
     journal: Journal,
     done: BTreeSet<usize>,
+    /// The same by the engine that computed it, the one of this run last.
+    shares: Vec<Share>,
     /// Whether an earlier run's work is in the partial directory.
     resumed: bool,
 }
@@ -72,18 +75,17 @@ impl Writer {
         }
     }
 
-    /// Starts, or resumes if `.<name>.partial` holds a run with the same `fingerprint` (a line of text that
-    /// stands for the source and all settings) and its shards are as that run left them. Space for all shards
-    /// is reserved at once where the file system can.
+    /// Starts, or resumes if `.<name>.partial` holds the same run and its shards are as that run left them. Space for all
+    /// shards is reserved at once where the file system can.
     ///
     /// # Errors
     /// [`WriteError`]; after [`WriteError::DiskFull`] nothing is left behind unless an earlier run was there.
     pub fn open<'d>(
         target: impl Into<Destination<'d>>,
         layout: Layout,
-        fingerprint: &str,
+        run: impl Into<Run<'d>>,
     ) -> Result<Self, WriteError> {
-        let target: Destination<'_> = target.into();
+        let (target, run): (Destination<'_>, Run<'_>) = (target.into(), run.into());
         Self::check_target(target)?;
         let partial = Self::partial_path(target.path)?;
         let unwritable = |error: std::io::Error| WriteError::Unwritable {
@@ -115,7 +117,7 @@ impl Writer {
             }
             return Err(error);
         }
-        let mut done = match journal.read(fingerprint, layout.specs().len(), &partial) {
+        let mut shares = match journal.read(run, layout.specs().len(), &partial) {
             _ if target.restart => None,
             Err(WriteError::OtherRun { path, .. }) => {
                 let command = noted_command(&path, target.command);
@@ -123,17 +125,21 @@ impl Writer {
             }
             read => read?,
         };
-        if done.is_some() && !layout.is_intact_in(&partial) {
-            done = None;
-        }
-        let resumed = done.is_some();
+        shares = shares.filter(|_| layout.is_intact_in(&partial));
+        let resumed = shares.is_some();
+        let mut shares = shares.unwrap_or_default();
         if !resumed {
-            journal.begin(fingerprint)?;
+            journal.begin(run)?;
+            shares.push(run.share());
+        } else if run.follows(&shares, &target, &partial)? {
+            journal.go_on(run)?;
+            shares.push(run.share());
         }
-        let done = done.unwrap_or_default();
+        let done = shares.iter().flat_map(|share| &share.tensors).copied().collect();
         let (replaces, path) = (target.replaces, target.path.to_owned());
         let shards = Vec::new();
-        let mut writer = Self { target: path, replaces, partial, layout, shards, journal, done, resumed };
+        let mut writer =
+            Self { target: path, replaces, partial, layout, shards, journal, done, shares, resumed };
         writer.remove_all_but_shards()?;
         if !resumed {
             note_command(&writer.partial, target.command)?;
@@ -210,9 +216,15 @@ impl Writer {
     ///
     /// # Errors
     /// [`WriteError`].
-    pub fn forget(&mut self, fingerprint: &str) -> Result<(), WriteError> {
+    pub fn forget(&mut self, run: Run<'_>) -> Result<(), WriteError> {
         self.done.clear();
-        self.journal.begin(fingerprint)
+        self.shares = vec![run.share()];
+        self.journal.begin(run)
+    }
+
+    /// What each engine has finished, the one of this run last.
+    pub fn shares(&self) -> &[Share] {
+        &self.shares
     }
 
     /// Whether other runs are kept out: not where the disk knows no locks.
@@ -261,6 +273,9 @@ impl Writer {
             self.shards[shard].sync_data()?;
         }
         self.done.extend(&indices);
+        if let Some(own) = self.shares.last_mut() {
+            own.tensors.extend(&indices);
+        }
         self.journal
             .add(&indices)
             .map_err(|error| if is_full(&error) { self.full(", which then resumes") } else { error.into() })
@@ -348,132 +363,4 @@ fn reserve(_: &std::fs::File, _: u64) -> Result<(), rustix::io::Errno> {
 }
 
 #[cfg(test)]
-mod tests {
-    use safetensors::Dtype;
-
-    use super::*;
-    use crate::checkpoint::{Checkpoint, Directory, TensorSpec};
-
-    fn layout() -> Layout {
-        let spec =
-            |name: &str, rows| TensorSpec { name: name.to_owned(), dtype: Dtype::U8, shape: vec![rows, 4] };
-        Layout::new(vec![spec("a", 2), spec("b", 3), spec("c", 1)], 12)
-    }
-
-    fn write_all(writer: &Writer, skip: &BTreeSet<usize>) {
-        for index in 0..3 {
-            let bytes = vec![index as u8 + 1; writer.layout().specs()[index].bytes() as usize];
-            if !skip.contains(&index) {
-                writer.write_at(index, 0, &bytes[..2]).unwrap();
-                writer.write_at(index, 2, &bytes[2..]).unwrap();
-            }
-        }
-    }
-
-    fn check(target: &Path) {
-        let checkpoint = Checkpoint::open(Directory::open(target).unwrap()).unwrap();
-        for (name, value) in [("a", 1), ("b", 2), ("c", 3)] {
-            let tensor = checkpoint.tensor(name).unwrap();
-            assert!(checkpoint.bytes(tensor).iter().all(|byte| *byte == value));
-        }
-        assert!(!target.join(JOURNAL).exists());
-    }
-
-    #[test]
-    fn writes_then_renames_once() {
-        let directory = tempfile::tempdir().unwrap();
-        let target = directory.path().join("out");
-        let writer = Writer::open(&target, layout(), "x").unwrap();
-        assert!(!target.exists());
-        assert!(matches!(Writer::open(&target, layout(), "x"), Err(WriteError::Busy(_))));
-        write_all(&writer, &BTreeSet::new());
-        writer.write_file("model.safetensors.index.json", writer.layout().index_json(1).as_bytes()).unwrap();
-        writer.finish().unwrap();
-        check(&target);
-        assert!(matches!(Writer::open(&target, layout(), "x"), Err(WriteError::Exists(_))));
-        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1);
-    }
-
-    #[test]
-    fn resumes_the_same_run_and_refuses_another() {
-        let directory = tempfile::tempdir().unwrap();
-        let target = directory.path().join("out");
-        let mut writer = Writer::open(&target, layout(), "x").unwrap();
-        writer.write_at(1, 0, &[2; 12]).unwrap();
-        writer.record([1]).unwrap();
-        // A crash in the middle of a journal line.
-        let journal = writer.partial().join(JOURNAL);
-        let mut journal = std::fs::File::options().append(true).open(journal).unwrap();
-        journal.write_all(b"0").unwrap();
-        drop(writer);
-        std::fs::write(directory.path().join(".out.partial/stale.json"), "x").unwrap();
-        assert!(matches!(Writer::open(&target, layout(), "y"), Err(WriteError::OtherRun { .. })));
-        let mut writer = Writer::open(&target, layout(), "x").unwrap();
-        assert_eq!(*writer.done(), BTreeSet::from([1]));
-        writer.write_at(2, 0, &[3; 4]).unwrap();
-        writer.record([2]).unwrap();
-        drop(writer);
-        let writer = Writer::open(&target, layout(), "x").unwrap();
-        assert_eq!(*writer.done(), BTreeSet::from([1, 2]));
-        write_all(&writer, &writer.done().clone());
-        writer.finish().unwrap();
-        check(&target);
-    }
-
-    #[test]
-    fn starts_over_when_a_shard_is_missing_or_damaged() {
-        for damage in [0, 1] {
-            let directory = tempfile::tempdir().unwrap();
-            let target = directory.path().join("out");
-            let mut writer = Writer::open(&target, layout(), "x").unwrap();
-            write_all(&writer, &BTreeSet::new());
-            writer.record([0, 1, 2]).unwrap();
-            let shard =
-                directory.path().join(".out.partial").join(writer.layout().shards().next().unwrap().0);
-            drop(writer);
-            if damage == 0 {
-                std::fs::remove_file(shard).unwrap();
-            } else {
-                std::fs::File::options().write(true).open(shard).unwrap().set_len(20).unwrap();
-            }
-            let writer = Writer::open(&target, layout(), "x").unwrap();
-            assert!(writer.done().is_empty());
-            write_all(&writer, &BTreeSet::new());
-            writer.finish().unwrap();
-            check(&target);
-        }
-    }
-
-    #[test]
-    fn what_others_put_there_is_left_alone() {
-        let directory = tempfile::tempdir().unwrap();
-        let target = directory.path().join("out");
-        let partial = directory.path().join(".out.partial");
-        std::fs::create_dir(&partial).unwrap();
-        std::fs::write(partial.join("mine"), "x").unwrap();
-        assert!(matches!(Writer::open(&target, layout(), "x"), Err(WriteError::Foreign(_))));
-        assert!(partial.join("mine").exists());
-        std::fs::remove_file(partial.join("mine")).unwrap();
-        let writer = Writer::open(&target, layout(), "x").unwrap();
-        // A target that appears meanwhile is not replaced.
-        std::fs::create_dir(&target).unwrap();
-        assert!(matches!(writer.finish(), Err(WriteError::Exists(_))));
-        let mut writer = Writer::open(&directory.path().join("other"), layout(), "x").unwrap();
-        writer.record([0]).unwrap();
-        drop(writer);
-        let writer = Writer::open(&directory.path().join("other"), layout(), "x").unwrap();
-        writer.discard_if_fresh().unwrap();
-        assert!(directory.path().join(".other.partial").is_dir(), "a resumed run is kept");
-    }
-
-    #[test]
-    fn refuses_bad_targets() {
-        assert!(matches!(
-            Writer::check_target(Path::new("/nonexistent/dir/out")),
-            Err(WriteError::BadPath(_))
-        ));
-        assert!(matches!(Writer::check_target(Path::new("..")), Err(WriteError::Exists(_))));
-        let directory = tempfile::tempdir().unwrap();
-        assert!(matches!(Writer::check_target(directory.path()), Err(WriteError::Exists(_))));
-    }
-}
+mod tests;

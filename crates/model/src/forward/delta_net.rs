@@ -17,6 +17,13 @@ struct Projected {
 
 impl DeltaNet {
     pub(crate) async fn forward(&self, pass: &mut Pass<'_>, x: &Tensor) -> Result<Tensor> {
+        // Everything else is gone when a calibrating walk waits here with all its windows.
+        let gated = self.mix(pass, x).await?;
+        Ok(pass.read(&[&self.output], &gated).await?.remove(0))
+    }
+
+    /// The gated output of all heads, `[batch, tokens, value_heads * value_dim]`.
+    async fn mix(&self, pass: &mut Pass<'_>, x: &Tensor) -> Result<Tensor> {
         let (batch, tokens, _) = x.dims3()?;
         let &Self { key_heads, value_heads, key_dim, value_dim, .. } = self;
         let keys = key_heads * key_dim;
@@ -39,8 +46,7 @@ impl DeltaNet {
         let output = pass.engine.gated_delta(&q, &k, &v, &decay, &beta)?; // [b, t, value_heads, value_dim]
         let normed = pass.norm(&self.norm, &output)?;
         let gated = pass.engine.glu(&z, &normed, Activation::Silu)?;
-        let gated = gated.reshape((batch, tokens, value_heads * value_dim))?;
-        Ok(pass.read(&[&self.output], &gated).await?.remove(0))
+        gated.reshape((batch, tokens, value_heads * value_dim))
     }
 
     /// Each key head repeated for the value heads that it serves.

@@ -8,6 +8,13 @@ use crate::parameters::Parameters;
 
 impl LatentAttention {
     pub(crate) async fn forward(&self, pass: &mut Pass<'_>, x: &Tensor) -> Result<Tensor> {
+        // Queries, keys and values are gone when a calibrating walk waits here with all its windows.
+        let output = self.attend(pass, x).await?;
+        Ok(pass.read(&[&self.output], &output).await?.remove(0))
+    }
+
+    /// What heads make of their values, `[batch, tokens, heads * value]`.
+    async fn attend(&self, pass: &mut Pass<'_>, x: &Tensor) -> Result<Tensor> {
         let (batch, tokens, _) = x.dims3()?;
         let (q, down) = match &self.queries {
             LatentQueries::Direct(linear) => {
@@ -34,8 +41,7 @@ impl LatentAttention {
         let settings =
             AttentionSettings { scale: self.scale as f32, window: None, softcap: None, sinks: None };
         let output = pass.engine.attention(&q, &k, &v, &settings)?;
-        let output = output.reshape((batch, tokens, self.heads * self.value))?;
-        Ok(pass.read(&[&self.output], &output).await?.remove(0))
+        output.reshape((batch, tokens, self.heads * self.value))
     }
 
     /// Where keys and values are made by matrices that lie between heads: their modules, and the linears that they amount to,

@@ -27,6 +27,16 @@ pub struct SensitivityMemory {
     pub peak: u64,
 }
 
+/// Windows that are under way together, at most.
+pub(crate) fn windows_together(
+    walk: &Walk<'_>,
+    windows: &Windows,
+    threads: usize,
+    low_memory: bool,
+) -> usize {
+    wave(walk, windows.sequence_length, threads, low_memory).min(windows.picked.len())
+}
+
 /// Predicts the peak resident memory of [`super::sensitivities`] in a process that holds `resident` bytes, and the floating-point
 /// operations of measuring and of judging candidates.
 ///
@@ -42,7 +52,7 @@ pub fn sensitivity_needs(
     let walk = Walk::open(model)?;
     let threads = threads_or_all(threads);
     let tokens = windows.sequence_length as u64;
-    let together = wave(&walk, windows.sequence_length, threads, low_memory).min(windows.picked.len());
+    let together = windows_together(&walk, windows, threads, low_memory);
     let state = walk.state_elements() as u64 * 4 * tokens;
     // In front of every block, behind the last, final hidden states, and gradients of before and after.
     let copies = walk.decoder.blocks.len() as u64 + 5;

@@ -20,6 +20,7 @@ use mlx_format::FloatType;
 
 pub use self::allocate::{Allocation, Choice, allocate};
 pub use self::layer::{Cost, Key, Layer, Seen, Sensitivities, Table};
+pub(crate) use self::memory::windows_together;
 pub use self::memory::{SensitivityMemory, sensitivity_needs};
 pub use self::plan::{DynamicPlan, DynamicSettings, Target};
 use crate::data::Windows;

@@ -10,6 +10,7 @@ use mlx_quant_model::WeightsError;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+use super::card::CardRates;
 use crate::{Error, kept, threads};
 
 /// Raised when what is measured changes.
@@ -36,6 +37,9 @@ pub struct Machine {
     pub read: f64,
     /// Bytes a second into a file, synced.
     pub write: f64,
+    /// Of the card, where one computes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub card: Option<CardRates>,
 }
 
 /// Features of the products that are timed.
@@ -47,6 +51,22 @@ const ROUNDS: usize = 3;
 const PIECES: usize = 8;
 
 impl Machine {
+    /// The same machine with a card that computes.
+    #[must_use]
+    pub fn with(self, card: Option<CardRates>) -> Self {
+        Self { card, ..self }
+    }
+
+    /// Operations a second of a part of the work.
+    pub(super) fn rate(&self, part: &str) -> f64 {
+        match (self.card, part) {
+            (None, _) => self.products * efficiency(part),
+            (Some(card), "search" | "candidates") => card.search,
+            (Some(card), "rounding") => card.rounding,
+            (Some(card), _) => card.products * efficiency(part),
+        }
+    }
+
     /// What [`Machine::keep`] wrote into a file on a machine like this, for so many threads.
     pub fn known(path: &Path, threads: usize) -> Option<Self> {
         let kept: Kept = serde_json::from_slice(&std::fs::read(path).ok()?).ok()?;
@@ -61,7 +81,8 @@ impl Machine {
     /// # Errors
     /// What the system says.
     pub fn keep(self, path: &Path) -> std::io::Result<()> {
-        let kept = Kept { version: VERSION, kernels: mlx_format::simd_name().to_owned(), machine: self };
+        let kept =
+            Kept { version: VERSION, kernels: mlx_format::simd_name().to_owned(), machine: self.with(None) };
         if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
             std::fs::create_dir_all(parent)?;
             kept::sweep(parent, |name| name.starts_with("machine-"));
@@ -89,7 +110,7 @@ impl Machine {
         let threads = pool.current_num_threads();
         let products = pool.install(|| products(threads, time.mul_f64(0.8))).map_err(WeightsError::from)?;
         let rounding = pool.install(|| rounding(threads, time.mul_f64(0.2)));
-        Ok(Self { threads, products, rounding, read: 1e9, write: 5e8 })
+        Ok(Self { threads, products, rounding, read: 1e9, write: 5e8, card: None })
     }
 }
 
@@ -169,9 +190,35 @@ fn disk(directory: &Path, time: Duration) -> std::io::Result<(f64, f64)> {
     Ok(best)
 }
 
+/// Part of the rate of products that a part of the work reaches, measured on processors.
+fn efficiency(part: &str) -> f64 {
+    match part {
+        "search" | "candidates" => 0.13,
+        "folding" => 0.12,
+        "rounding" => 0.265,
+        "sensitivities" => 0.59,
+        "dwq" | "dwq: looks" => 0.66,
+        "evaluation" => 0.73,
+        "teacher" => 0.79,
+        _ => 0.65,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_card_computes_at_its_own_rates() {
+        let machine = Machine { threads: 2, products: 1e9, rounding: 2e9, read: 3e9, write: 4e9, card: None };
+        let card = CardRates { products: 1e12, search: 2e12, rounding: 3e12, upload: 4e9, fetch: 5e9 };
+        let both = machine.with(Some(card));
+        assert_eq!((both.rate("search"), both.rate("candidates")), (2e12, 2e12));
+        assert_eq!(both.rate("rounding"), 3e12);
+        for part in ["forward", "folding", "dwq", "evaluation"] {
+            assert!((both.rate(part) / machine.rate(part) - 1e3).abs() < 1e-6, "{part}");
+        }
+    }
 
     #[test]
     fn every_rate_is_measured() {
@@ -188,9 +235,10 @@ mod tests {
     fn rates_are_kept_for_a_machine_like_this() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("deep/machine-2.json");
-        let machine = Machine { threads: 2, products: 1e9, rounding: 2e9, read: 3e9, write: 4e9 };
+        let machine = Machine { threads: 2, products: 1e9, rounding: 2e9, read: 3e9, write: 4e9, card: None };
         assert_eq!(Machine::known(&path, 2), None);
-        machine.keep(&path).unwrap();
+        let card = CardRates { products: 1e12, search: 2e12, rounding: 3e12, upload: 4e9, fetch: 5e9 };
+        machine.with(Some(card)).keep(&path).unwrap();
         assert_eq!(Machine::known(&path, 2), Some(machine));
         assert_eq!(Machine::known(&path, 3), None);
         let text = std::fs::read_to_string(&path).unwrap();

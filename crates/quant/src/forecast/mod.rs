@@ -2,8 +2,11 @@
 //!
 //! Memory is summed up by what holds it ([`QuantizeMemory`], [`SensitivityMemory`], [`DwqMemory`]). Time is operations
 //! of each part of the work over the machine's rate of matrix products, by a factor for each part that was measured
-//! once (SmolLM2-135M and the demo model, two cores with AVX-512): parts differ in how much of them is products.
+//! once (SmolLM2-135M and the demo model, two cores with AVX-512): parts differ in how much of them is products. Where a
+//! card computes, the rates are its own, also that of searching grids and that of rounding.
 
+mod card;
+mod card_memory;
 mod choice;
 mod curves;
 mod machine;
@@ -14,6 +17,8 @@ mod steps;
 
 use serde::Serialize;
 
+pub use self::card::CardRates;
+pub use self::card_memory::{CardMemory, card_memory_of_evaluation};
 pub use self::choice::Choice;
 pub use self::curves::{Expected, expected};
 pub use self::machine::Machine;
@@ -22,11 +27,13 @@ pub use self::recommend::{Quality, Recommendation, Wish, recommend};
 pub use self::rows::Row;
 use crate::convert::peak_memory;
 use crate::data::{Pick, Window, Windows};
+use crate::device::Device;
 use crate::dwq::{DwqMemory, dwq_memory, dwq_operations};
-use crate::dynamic::{SensitivityMemory, sensitivity_needs};
+use crate::dynamic::{SensitivityMemory, sensitivity_needs, windows_together};
 use crate::evaluate::{EvaluationSettings, memory};
 use crate::plan::Plan;
 use crate::session::{QuantizeMemory, QuantizeSettings, operations, quantize_memory};
+use crate::walks::Walk;
 use crate::{Error, Model, threads_or_all};
 
 /// Seconds that any command takes before and after its work.
@@ -66,6 +73,23 @@ pub struct Forecast {
     pub sensitivities_memory: Option<SensitivityMemory>,
     /// Of dwq.
     pub dwq_memory: Option<DwqMemory>,
+    /// Of the card, where one computes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub card_memory: Option<CardMemory>,
+}
+
+impl Forecast {
+    /// What is in the way of the run on a card; nothing if it fits, as far as the driver tells, or computes elsewhere.
+    pub fn card_obstacle(&self, device: &Device) -> Option<String> {
+        self.card_memory?.obstacle(device.capacity()?)
+    }
+}
+
+/// Seconds in which all blocks go to the card, where one computes.
+fn brought(model: &Model, machine: &Machine) -> Result<f64, Error> {
+    let Some(card) = machine.card else { return Ok(0.0) };
+    let bytes: u64 = Walk::open(model)?.block_bytes().iter().sum();
+    Ok(bytes as f64 / card.upload)
 }
 
 /// Windows that stand for so many of that length, where no text is at hand: nothing but their number and length is
@@ -108,6 +132,7 @@ pub fn forecast(
         memory: QuantizeMemory::default(),
         sensitivities_memory: None,
         dwq_memory: None,
+        card_memory: card_memory::card_memory(model, windows, settings, measured)?,
     };
     let part =
         |name: &'static str, amount: f64, rate: f64| Part { name, amount, seconds: amount / rate.max(1.0) };
@@ -122,7 +147,7 @@ pub fn forecast(
         if let Some(held_out) = &settings.evaluate {
             let operations = crate::evaluate::operations(model, held_out)?;
             made.operations = operations;
-            made.parts.push(part("evaluation", operations, machine.products * efficiency("evaluation")));
+            made.parts.push(part("evaluation", operations, machine.rate("evaluation")));
             let quality = EvaluationSettings { threads, low_memory: settings.low_memory, cache: None };
             made.memory.evaluation = memory(model, Some(model), held_out, &quality, resident)?.peak;
             made.peak_memory = made.peak_memory.max(made.memory.evaluation);
@@ -131,30 +156,35 @@ pub fn forecast(
         return Ok(made);
     }
     let mut parts = vec![part("read", input, machine.read), part("write", output as f64, machine.write)];
-    let mut compute = |name: &'static str, operations: f64| {
+    let brought = brought(model, machine)?;
+    // With how often all blocks go to a card.
+    let mut compute = |name: &'static str, operations: f64, passes: f64| {
         made.operations += operations;
-        parts.push(part(name, operations, machine.products * efficiency(name)));
+        let own = part(name, operations, machine.rate(name));
+        parts.push(Part { seconds: own.seconds + passes * brought, ..own });
     };
     if settings.recipe.allocates() && !measured {
         let (memory, measure, judge) =
             sensitivity_needs(model, windows, settings.threads, settings.low_memory, resident)?;
         made.sensitivities_memory = Some(memory);
-        compute("sensitivities", measure);
-        compute("candidates", judge);
+        let walk = Walk::open(model)?;
+        let together = windows_together(&walk, windows, threads, settings.low_memory).max(1);
+        compute("sensitivities", measure, 2.0 * windows.picked.len().div_ceil(together) as f64);
+        compute("candidates", judge, 0.0);
     }
     for (name, operations) in operations(model, windows, settings)? {
-        compute(name, operations);
+        compute(name, operations, if name == "forward" { 1.0 } else { 0.0 });
     }
     if let (true, Some((training, held_out))) = (settings.recipe.trains(), &settings.lessons) {
         let memory = dwq_memory(model, plan, training, &settings.dwq, settings.threads, resident)?;
         made.dwq_memory = Some(memory);
         let (teacher, train, look) = dwq_operations(model, training, held_out, &settings.dwq)?;
-        compute("teacher", teacher);
-        compute("dwq", train);
-        compute("dwq: looks", look);
+        compute("teacher", teacher, 1.0);
+        compute("dwq", train, 2.0 * settings.dwq.iterations as f64);
+        compute("dwq: looks", look, 2.0);
     }
     if let Some(held_out) = &settings.evaluate {
-        compute("evaluation", crate::evaluate::operations(model, held_out)?);
+        compute("evaluation", crate::evaluate::operations(model, held_out)?, 2.0);
     }
     made.memory = quantize_memory(model, windows, settings, resident)?;
     made.peak_memory = made
@@ -165,18 +195,4 @@ pub fn forecast(
     made.parts = parts;
     made.seconds = OVERHEAD + made.parts.iter().map(|part| part.seconds).sum::<f64>();
     Ok(made)
-}
-
-/// Part of the machine's rate of products that a part of the work reaches, measured.
-fn efficiency(part: &str) -> f64 {
-    match part {
-        "search" | "candidates" => 0.13,
-        "folding" => 0.12,
-        "rounding" => 0.265,
-        "sensitivities" => 0.59,
-        "dwq" | "dwq: looks" => 0.66,
-        "evaluation" => 0.73,
-        "teacher" => 0.79,
-        _ => 0.65,
-    }
 }

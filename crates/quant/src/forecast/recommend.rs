@@ -212,7 +212,8 @@ fn choice(
         }
         other => other?,
     };
-    if beyond(&needs, wish) && how.recipe.needs_calibration() {
+    let no_room = |needs: &Forecast| needs.card_obstacle(&model.device);
+    if (beyond(&needs, wish) || no_room(&needs).is_some()) && how.recipe.needs_calibration() {
         how.low_memory = true;
         needs = forecast(model, &plan, &windows, &how, false, machine, USUAL_RESIDENT)?;
     }
@@ -220,7 +221,7 @@ fn choice(
         needs.bits_per_weight = bits;
         needs.bytes = (bits * parameters as f64 / 8.0) as u64;
     }
-    made.obstacle = obstacle(&needs, wish);
+    made.obstacle = no_room(&needs).or_else(|| obstacle(&needs, wish));
     made.expected_kl = expected(name, needs.bits_per_weight);
     made.memory_at_most = Some(at_most(&needs));
     made.forecast = Some(needs);

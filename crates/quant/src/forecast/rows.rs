@@ -135,6 +135,7 @@ mod tests {
             memory: crate::session::QuantizeMemory::default(),
             sensitivities_memory: None,
             dwq_memory: None,
+            card_memory: None,
         };
         Choice {
             method: method.to_owned(),

@@ -67,6 +67,7 @@ mod tests {
             memory: crate::session::QuantizeMemory::default(),
             sensitivities_memory: None,
             dwq_memory: None,
+            card_memory: None,
         };
         let steps = vec![
             crate::dynamic::step(),

@@ -28,18 +28,18 @@ impl Room {
 }
 
 /// Foresees a run as it was asked for, and where that does not fit, the one that needs less memory. `foresee` is told
-/// whether to save memory, `peak` is what a forecast says of it. Gives whether memory is saved, and the forecast.
+/// whether to save memory, `fits` says of a forecast whether there is as much. Gives whether memory is saved, and the
+/// forecast.
 ///
 /// # Errors
 /// Those of `foresee`.
 pub fn choose_low_memory<F, E>(
     asked: bool,
-    room: Room,
     mut foresee: impl FnMut(bool) -> Result<F, E>,
-    peak: impl Fn(&F) -> u64,
+    fits: impl Fn(&F) -> bool,
 ) -> Result<(bool, F), E> {
     let first = foresee(asked)?;
-    if asked || room.fits(peak(&first)) {
+    if asked || fits(&first) {
         return Ok((asked, first));
     }
     Ok((true, foresee(true)?))
@@ -80,9 +80,9 @@ mod tests {
     #[test]
     fn memory_is_saved_only_where_the_usual_way_does_not_fit() {
         let room = Room { free: Some(100), resident: 10 };
-        let choose = |asked, room, usual| {
+        let choose = |asked, room: Room, usual| {
             let foresee = |low| Ok::<u64, ()>(if low { 50 } else { usual });
-            choose_low_memory(asked, room, foresee, |peak| *peak).unwrap()
+            choose_low_memory(asked, foresee, |peak| room.fits(*peak)).unwrap()
         };
         assert_eq!(choose(false, room, 110), (false, 110));
         assert_eq!(choose(false, room, 111), (true, 50));
@@ -93,8 +93,7 @@ mod tests {
 
     #[test]
     fn errors_come_through_at_once() {
-        let room = Room { free: Some(0), resident: 0 };
-        let failed = choose_low_memory(false, room, |_| Err::<u64, &str>("no"), |peak| *peak);
+        let failed = choose_low_memory(false, |_| Err::<u64, &str>("no"), |_| false);
         assert_eq!(failed, Err("no"));
     }
 

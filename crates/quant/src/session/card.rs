@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::{QuantizeSettings, Quantized};
+use super::{Computed, QuantizeSettings, Quantized};
 use crate::Model;
 use crate::card::{card, quality};
 use crate::data::{Pick, Windows};
@@ -33,6 +33,9 @@ pub(super) fn calibrated_card(
         row("seed", seed.to_string());
     }
     row("kernels", mlx_format::simd_name().to_owned());
+    if made.engines.len() > 1 || source.is_some_and(|source| source.device.is_card()) {
+        row("engine", Computed::list(&made.engines).replace('|', "\\|"));
+    }
     for (name, value) in made.evaluation.iter().flat_map(quality) {
         row(name, value);
     }

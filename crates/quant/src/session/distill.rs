@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use mlx_format::checkpoint::{Destination, Writer};
 
-use super::{QuantizeSettings, Quantized, conclude, run_line};
+use super::{Computed, QuantizeSettings, Quantized, conclude, run_line};
 use crate::carry::Carrier;
 use crate::convert::{keep_apart, open_writer, write_companions};
 use crate::data::{Shares, TrainingShares, VALIDATION_WINDOWS, Windows};
@@ -40,8 +40,9 @@ pub fn distill<'d>(
     let (training, held_out) = lessons(windows, settings)?;
     crate::dwq::check(teacher, student, (&training, &held_out), target.path, &settings.dwq)?;
     let teacher_hash = teacher.map(Model::hash).transpose()?.unwrap_or_default();
-    let run = format!("{} taught by {teacher_hash}", run_line(student, plan, windows, settings)?);
-    let mut writer = open_writer(target, plan, &run, observer)?;
+    let mut run = run_line(student, plan, windows, settings)?;
+    run.identity = format!("{} taught by {teacher_hash}", run.identity);
+    let mut writer = open_writer(target, plan, run.run(), observer)?;
     let carrier = Carrier { model: student, plan, pool: &pool, observer, search: None };
     let items = 0..plan.items.len();
     let carried = carrier.carry(&mut writer, items.clone());
@@ -58,6 +59,7 @@ pub fn distill<'d>(
     let made = Quantized {
         distilled: Some(distilled),
         quantize_seconds: start.elapsed().as_secs_f64(),
+        engines: Computed::of(&writer, &[]),
         ..Quantized::default()
     };
     conclude(teacher, plan, windows, settings, (made, start), writer, observer)

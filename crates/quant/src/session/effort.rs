@@ -13,7 +13,7 @@ use crate::{Error, Model};
 const CANDIDATES: f64 = 1.5;
 const SAMPLE: f64 = 64.0;
 /// Searching a grid: ranges tried, operations for a weight in each.
-const SEARCH: f64 = 53.0 * 8.0;
+pub(crate) const SEARCH: f64 = 53.0 * 8.0;
 
 /// Floating-point operations of [`super::quantize`], about, by part: `forward` (and Gram matrices), `rounding` (of codes, with a
 /// Hessian), `search` (of grids), `folding`.
@@ -43,6 +43,12 @@ pub fn operations(
     let Effort { forward, rounding, search, folding } = sum;
     let parts = [("forward", forward), ("search", search), ("rounding", rounding), ("folding", folding)];
     Ok(parts.into_iter().filter(|part| part.1 > 0.0).collect())
+}
+
+/// Floating-point operations of a factor of a Hessian `[size, size]`, and of so many passes over a weight `[rows, size]`
+/// with it.
+pub(crate) fn rounding_operations(rows: f64, size: f64, passes: f64) -> f64 {
+    passes * rows * size * size + size.powi(3)
 }
 
 /// Elements of a matrix, of a stack of them; none of a vector.
@@ -81,7 +87,7 @@ impl Effort {
             if matches!(settings.recipe.rounding(), Method::Gptq | Method::Refine) {
                 let compensates = if settings.recipe.rounding() == Method::Gptq { 1.0 } else { 0.0 };
                 let passes = 2.0 + compensates + 2.0 * settings.method.sweeps as f64;
-                self.rounding += copies * (passes * rows * size * size + size.powi(3));
+                self.rounding += copies * rounding_operations(rows, size, passes);
             }
             if settings.recipe.folds() {
                 let judged = SAMPLE * site.readers.len() as f64;

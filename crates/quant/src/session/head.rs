@@ -16,8 +16,8 @@ use crate::reduce::InOrder;
 use crate::walks;
 use crate::walks::calibrate::{States, Statistics};
 
-/// Rows at a time.
-const TILE: usize = 8192;
+/// Rows that are rounded at a time.
+pub(crate) const HEAD_ROWS: usize = 8192;
 
 /// A table that is embedding and head: as an embedding its errors weigh alike in all features, so this part of the mean is
 /// added to each feature's weight as a head. Measured on the demo model, 4 bits (KL, part 0 / 0.3 / 1 / 3 / 10): 0.0561 / 0.0556 /
@@ -171,11 +171,11 @@ impl Session<'_> {
     ) -> Result<(), Error> {
         let item = &self.plan.items[item];
         let rows = item.views().next().map_or(0, mlx_quant_model::View::rows);
-        for start in (0..rows).step_by(TILE) {
+        for start in (0..rows).step_by(HEAD_ROWS) {
             if self.observer.cancelled() {
                 return Err(Error::Interrupted);
             }
-            let range = start..rows.min(start + TILE);
+            let range = start..rows.min(start + HEAD_ROWS);
             let tile =
                 self.pool.install(|| self.walk.weights.load_tile(&item.name, range, &self.walk.device))?;
             let weight = tile.tensor(&format!("{}.weight", item.name)).map_err(WeightsError::from)?;

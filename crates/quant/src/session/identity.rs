@@ -1,27 +1,47 @@
-//! What makes a run the same run: the line by which an unfinished one is recognised.
+//! What makes a run the same run: the line by which an unfinished one is recognised, and the engine beside it.
 
 use std::fmt::Write as _;
 
+use mlx_format::checkpoint::Run;
 use sha2::{Digest as _, Sha256};
 
 use super::QuantizeSettings;
 use crate::convert::fingerprint;
 use crate::data::{Windows, hexadecimal};
-use crate::device::identity;
+use crate::device::{ALGORITHM, engine};
 use crate::dwq::DwqSettings;
 use crate::plan::Plan;
 use crate::{Error, Model};
 
-/// A line that stands for everything that decides bytes.
+/// What decides bytes.
+#[derive(Debug)]
+pub(super) struct RunLine {
+    /// A line that stands for the source and all settings.
+    pub(super) identity: String,
+    /// What computes.
+    engine: String,
+}
+
+impl RunLine {
+    pub(super) fn run(&self) -> Run<'_> {
+        Run { identity: &self.identity, engine: &self.engine }
+    }
+}
+
+/// The run that these make.
 pub(super) fn run_line(
     model: &Model,
     plan: &Plan,
     windows: &Windows,
     settings: &QuantizeSettings,
-) -> Result<String, Error> {
+) -> Result<RunLine, Error> {
     let mut line = fingerprint(model, plan)?;
-    let device = identity(&model.device);
-    let all = format!("{} {:?} {} {device}", settings.recipe, settings.method, settings.statistics.is_some());
+    let all = format!(
+        "{} {:?} {} algorithm {ALGORITHM}",
+        settings.recipe,
+        settings.method,
+        settings.statistics.is_some()
+    );
     let _ = write!(line, " {} ", all.replace('\n', " "));
     let mut hash = Sha256::new();
     if settings.recipe.trains() {
@@ -41,5 +61,5 @@ pub(super) fn run_line(
     hash.update(windows.tokens_hash());
     hash.update(windows.sequence_length.to_le_bytes());
     line.push_str(&hexadecimal(&hash.finalize()));
-    Ok(line)
+    Ok(RunLine { identity: line, engine: engine(&model.device) })
 }

@@ -27,7 +27,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::Instant;
 
-use mlx_format::checkpoint::{Destination, Writer};
+use mlx_format::checkpoint::{Destination, Run, Writer};
 use mlx_format::{FloatType, Mode};
 use mlx_quant_engine::Tensor;
 use mlx_quant_model::{Forward, WeightsError};
@@ -38,9 +38,11 @@ use self::context::Session;
 pub use self::distill::{distill, steps_of_distilling, targets};
 use self::distill::{lessons, train};
 pub use self::effort::operations;
+pub(crate) use self::effort::{SEARCH, rounding_operations};
+pub(crate) use self::head::HEAD_ROWS;
 use self::identity::run_line;
 pub use self::memory::{QuantizeMemory, quantize_memory};
-pub use self::report::{ExpertTokens, Quantized};
+pub use self::report::{Computed, ExpertTokens, Quantized};
 pub use self::settings::QuantizeSettings;
 use self::settings::{saving, wave};
 pub use self::steps::{rounding_phase, steps};
@@ -51,7 +53,7 @@ use crate::data::Windows;
 use crate::methods::{How, Method};
 use crate::observer::{Event, Observer, Quiet, Unit, Within};
 use crate::plan::{Job, Plan};
-use crate::walks::calibrate::{Collector, Passage, States, Statistics, Visitor as _};
+use crate::walks::calibrate::{Batches, Collector, Passage, States, Statistics, Visitor as _};
 use crate::walks::{Walk, in_turn};
 use crate::{Error, Model, threads_or_all};
 
@@ -117,9 +119,9 @@ fn quantize_with(
         )?;
     }
     let run = run_line(model, plan, windows, settings)?;
-    let mut writer = open_writer(target, plan, &run, observer)?;
+    let mut writer = open_writer(target, plan, run.run(), observer)?;
     let worked = if settings.recipe.walks() {
-        session.run(&mut writer, windows, &run)
+        session.run(&mut writer, windows, run.run())
     } else {
         session.carry_all(&mut writer)
     };
@@ -167,10 +169,10 @@ impl Session<'_> {
         carrier.carry(writer, 0..self.plan.items.len())?;
         let all = self.plan.items.iter().map(|item| item.first_output);
         writer.record(all.collect::<Vec<_>>())?;
-        Ok(Quantized::default())
+        Ok(Quantized { engines: Computed::of(writer, &[]), ..Quantized::default() })
     }
 
-    fn run(mut self, writer: &mut Writer, windows: &Windows, run: &str) -> Result<Quantized, Error> {
+    fn run(mut self, writer: &mut Writer, windows: &Windows, run: Run<'_>) -> Result<Quantized, Error> {
         let observer = self.observer;
         let blocks = self.walk.decoder.blocks.len();
         let statistics = self.settings.statistics.as_deref();
@@ -230,10 +232,19 @@ impl Session<'_> {
         }
         writer.record(written)?;
         observer.event(Event::Progress { done: blocks as u64 + 1 });
+        let outputs = |items: Vec<usize>| items.into_iter().map(|item| self.plan.items[item].first_output);
+        let by_block: Vec<Vec<usize>> =
+            self.items_by_block().into_iter().map(|items| outputs(items).collect()).collect();
+        made.engines = Computed::of(writer, &by_block);
         if let Some(left) = self.hooks.left {
             left((0..states.len()).map(|batch| states.get(batch)).collect::<Result<_, _>>()?);
         }
         Ok(made)
+    }
+
+    /// Items of each block.
+    fn items_by_block(&self) -> Vec<Vec<usize>> {
+        self.walk.decoder.blocks.iter().map(|block| self.items_below(&block.prefix)).collect()
     }
 
     /// Tables, then all windows in front of the first block; or where an interrupted run left them.
@@ -241,11 +252,10 @@ impl Session<'_> {
         &mut self,
         writer: &mut Writer,
         windows: &Windows,
-        run: &str,
+        run: Run<'_>,
         statistics: Option<&Statistics>,
     ) -> Result<States, Error> {
-        let by_block: Vec<Vec<usize>> =
-            self.walk.decoder.blocks.iter().map(|block| self.items_below(&block.prefix)).collect();
+        let by_block = self.items_by_block();
         let within: BTreeSet<usize> = by_block.iter().flatten().copied().collect();
         let head = self.head_item();
         let outside = |index: &usize| !within.contains(index) && Some(*index) != head;
@@ -263,9 +273,10 @@ impl Session<'_> {
             if known {
                 return Ok(States::still(files, finished, &self.walk.device));
             }
-            let count = windows.picked.len().div_ceil(self.walk.batch());
+            let batches = Batches { windows: windows.picked.len(), size: self.walk.batch() };
             let how = (saving, &self.walk.device);
-            if let Some(states) = States::resume(count, files.clone(), spill, finished, how, self.observer) {
+            if let Some(states) = States::resume(batches, files.clone(), spill, finished, how, self.observer)
+            {
                 return Ok(states);
             }
             if finished > 0 {
@@ -292,7 +303,8 @@ impl Session<'_> {
         let forward = Forward::new(decoder, windows.sequence_length, device).map_err(WeightsError::from)?;
         let all: Vec<&[u32]> = windows.picked.iter().map(|window| &*window.tokens).collect();
         let batches: Vec<&[&[u32]]> = all.chunks(self.walk.batch()).collect();
-        let states = States::new(batches.len(), files, spill, saving, &self.walk.device, |batch| {
+        let all = Batches { windows: all.len(), size: self.walk.batch() };
+        let states = States::new(all, files, spill, saving, &self.walk.device, |batch| {
             Ok(forward.embed(&self.walk.weights, batches[batch])?)
         });
         self.walk.weights.restore_rows();

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use mlx_format::checkpoint::{Share, Writer};
 use serde::Serialize;
 
 use crate::dwq::Distilled;
@@ -28,11 +29,49 @@ impl ExpertTokens {
     }
 }
 
+/// What one engine computed of a model.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Computed {
+    /// Its name.
+    pub engine: String,
+    /// Blocks that it finished.
+    pub blocks: usize,
+    /// Tensors that it finished, those of blocks included.
+    pub tensors: usize,
+}
+
+impl Computed {
+    /// By engine in turn, with the tensors that each block consists of; engines that finished nothing are left out.
+    pub(super) fn of(writer: &Writer, blocks: &[Vec<usize>]) -> Vec<Self> {
+        let one = |share: &Share| {
+            let whole = |block: &&Vec<usize>| block.iter().all(|tensor| share.tensors.contains(tensor));
+            Self {
+                engine: share.engine.clone(),
+                blocks: blocks.iter().filter(whole).count(),
+                tensors: share.tensors.len(),
+            }
+        };
+        writer.shares().iter().filter(|share| !share.tensors.is_empty()).map(one).collect()
+    }
+
+    /// `cpu x86-v4: 3 blocks; gpu llvmpipe: 5 blocks`.
+    pub fn list(all: &[Self]) -> String {
+        let walked = all.iter().any(|one| one.blocks > 0);
+        let counted = |one: &Self| {
+            if walked { format!("{} blocks", one.blocks) } else { format!("{} tensors", one.tensors) }
+        };
+        let one = |one: &Self| format!("{}: {}", one.engine, counted(one));
+        all.iter().map(one).collect::<Vec<_>>().join("; ")
+    }
+}
+
 /// Result of [`crate::quantize`].
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Quantized {
     /// Blocks that an earlier, interrupted run had finished.
     pub resumed_blocks: usize,
+    /// What computed, and how much of the model: more than one where a run went on with another engine's blocks.
+    pub engines: Vec<Computed>,
     /// Sites at which AWQ folded scales.
     pub folded: usize,
     /// Sites at which it could have.

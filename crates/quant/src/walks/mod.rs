@@ -185,6 +185,13 @@ impl<'m> Walk<'m> {
         (width * tokens * 4 + ATTENTION_ROWS * tokens * 4) as u64 + MATMUL_BYTES
     }
 
+    /// Numbers of the largest tensor of any block; stacked experts are one.
+    pub(crate) fn largest_tensor(&self) -> u64 {
+        let inside = |name: &str| self.decoder.blocks.iter().any(|block| name.starts_with(&*block.prefix));
+        let sizes = self.weights.shapes().filter(|(name, _)| inside(name));
+        sizes.map(|(_, shape)| shape.iter().product::<usize>() as u64).max().unwrap_or(0)
+    }
+
     /// Numbers of float32 that a token holds between blocks.
     pub fn state_elements(&self) -> usize {
         let per_layer = self.decoder.embedding.per_layer.as_ref();

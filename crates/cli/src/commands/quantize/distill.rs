@@ -12,6 +12,7 @@ use mlx_quant::{Event, Model, Observer as _, Plan, QuantizeSettings, Settings};
 use super::prepare::prepare;
 use super::request::Request;
 use super::show::{dry_run, show};
+use crate::commands::card::card_fits;
 use crate::commands::source::{self, Asked, Need};
 use crate::commands::upload::Target;
 use crate::machine;
@@ -43,10 +44,11 @@ pub(super) fn run(request: &Request<'_>, student: &Path, device: &Device, printe
     let plan = Plan::new(&student.checkpoint, &student.config, as_it_is);
     let plan = plan.map_err(mlx_quant::Error::from)?;
     let (windows, settings) = prepare(request, &student, printer)?;
-    let machine = machine::known(settings.threads)?;
+    let machine = machine::known(settings.threads, device, printer)?;
     let needs = forecast(&student, &plan, &windows, &settings, true, &machine, Room::now().resident)?;
+    card_fits(needs.card_obstacle(device))?;
     if args.target.dry_run {
-        return dry_run(request, &plan, &windows, needs, printer);
+        return dry_run(request, &plan, &windows, (needs, device), printer);
     }
     let screen = Screen::new(printer);
     let steps = needs.expect(steps_of_distilling(&settings));
@@ -57,12 +59,12 @@ pub(super) fn run(request: &Request<'_>, student: &Path, device: &Device, printe
         &student,
         &plan,
         &windows,
-        args.target.destination(),
+        args.destination(),
         &settings,
         &Within(&screen),
     );
     screen.clear();
-    show(request, &plan, &windows, &made?, needs, printer)?;
+    show(request, &plan, &windows, &made?, (needs, device), printer)?;
     upload.map_or(Ok(()), |upload| upload.push(target, teacher.as_deref(), printer))
 }
 

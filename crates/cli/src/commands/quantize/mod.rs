@@ -44,7 +44,7 @@ pub(crate) fn run(request: &Request<'_>, printer: Printer) -> Result<()> {
     let targets_only = request.targets_only();
     let _parents = Parents::of(&args.target.mlx_path, args.target.dry_run || targets_only)?;
     if !args.target.dry_run && !targets_only {
-        Writer::check_target(args.target.destination()).map_err(Error::from)?;
+        Writer::check_target(args.destination()).map_err(Error::from)?;
     }
     source::check(&[request.asked()], &[args.data.as_deref()])?;
     if let Some(student) = request.alone.and_then(|dwq| dwq.quantized_model.as_deref()) {
@@ -74,7 +74,7 @@ pub(crate) fn run(request: &Request<'_>, printer: Printer) -> Result<()> {
     if calibrated {
         carry_out(request, &model, plan, dynamic, printer)?;
     } else {
-        let (destination, only_plan) = (args.target.destination(), args.target.dry_run);
+        let (destination, only_plan) = (args.destination(), args.target.dry_run);
         super::carry::carry_out((&model, request.asked()), &plan, destination, only_plan, threads, printer)?;
     }
     upload.map_or(Ok(()), |upload| upload.push(target, Some(&model), printer))
@@ -170,7 +170,8 @@ impl<'r> Run<'r> {
                 "dynamic: layers get their bits once they are measured; the plan shows all alike; reachable: {low:.3} to {high:.3} bits per weight"
             ));
         }
-        dry_run(self.request, &self.plan, &self.windows, self.needs, self.printer)
+        let needs = (self.needs, &self.model.device);
+        dry_run(self.request, &self.plan, &self.windows, needs, self.printer)
     }
 
     /// What every layer costs, measured or read.
@@ -184,7 +185,7 @@ impl<'r> Run<'r> {
             ..SensitivitySettings::default()
         };
         let settings = self.plan.settings.clone();
-        let place = (self.request.sensitivities(), self.request.common.target.destination());
+        let place = (self.request.sensitivities(), self.request.common.destination());
         let observer = Within(&self.screen);
         let allocator =
             Allocator::measure(self.model, settings, dynamic, &self.windows, &measure, place, &observer);
@@ -211,7 +212,8 @@ impl<'r> Run<'r> {
         if let Some(allocator) = allocator {
             allocator.conclude();
         }
-        show(self.request, &self.plan, &self.windows, &made, self.needs, self.printer)
+        let needs = (self.needs, &self.model.device);
+        show(self.request, &self.plan, &self.windows, &made, needs, self.printer)
     }
 
     /// Makes the smallest model that diverges by at most `wanted`.
@@ -220,7 +222,7 @@ impl<'r> Run<'r> {
             let why = "--target-kl measures on held-out text, which cannot be read for this model";
             return Err(Refusal(format!("{why}; hint: give --target-bpw")).into());
         }
-        let search = Search::begin(self.request.common.target.destination(), &self.screen)?;
+        let search = Search::begin(self.request.common.destination(), &self.screen)?;
         let allocator = self.measure(dynamic)?;
         self.settings.columns = allocator.columns();
         let make = |plan: &DynamicPlan, path: &Path| {
@@ -230,11 +232,12 @@ impl<'r> Run<'r> {
             Ok((made, kl))
         };
         let (plan, made) = allocator.settle(wanted, search, &self.screen, make)?;
-        show(self.request, &plan.plan, &self.windows, &made, self.needs, self.printer)
+        let needs = (self.needs, &self.model.device);
+        show(self.request, &plan.plan, &self.windows, &made, needs, self.printer)
     }
 
     fn quantize(&self, plan: &Plan, path: &Path) -> Result<Quantized, Error> {
-        let target = self.request.common.target.destination();
+        let target = self.request.common.destination();
         // A try is nobody's model yet, and replaces nothing.
         let own = target.path == path;
         let target = Destination { path, replaces: target.replaces.filter(|_| own), ..target };

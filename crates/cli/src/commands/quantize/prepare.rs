@@ -6,6 +6,7 @@ use mlx_quant::recipes::{Room, Text, choose_low_memory};
 use mlx_quant::{DataSource, Model, Pick, Plan, QuantizeSettings, Windows};
 
 use super::request::Request;
+use crate::commands::card::card_fits;
 use crate::commands::{source, windows};
 use crate::machine;
 use crate::printer::Printer;
@@ -60,15 +61,18 @@ pub(super) fn fitted(
     measured: bool,
     printer: Printer,
 ) -> Result<(QuantizeSettings, Forecast)> {
-    let (room, machine) = (Room::now(), machine::known(settings.threads)?);
+    let (room, machine) = (Room::now(), machine::known(settings.threads, &model.device, printer)?);
     let asked = settings.low_memory;
     let foresee = |low_memory| {
         let settings = QuantizeSettings { low_memory, ..settings.clone() };
         forecast(model, plan, windows, &settings, measured, &machine, room.resident)
     };
-    let (low_memory, needs) = choose_low_memory(asked, room, foresee, |needs| needs.peak_memory)?;
+    let fits =
+        |needs: &Forecast| room.fits(needs.peak_memory) && needs.card_obstacle(&model.device).is_none();
+    let (low_memory, needs) = choose_low_memory(asked, foresee, fits)?;
     if low_memory && !asked {
         printer.detail("--low-memory, because all windows' activations do not fit in free memory");
     }
+    card_fits(needs.card_obstacle(&model.device))?;
     Ok((QuantizeSettings { low_memory, ..settings }, needs))
 }

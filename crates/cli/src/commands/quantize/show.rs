@@ -3,12 +3,14 @@
 use anyhow::Result;
 use mlx_quant::dwq::Distilled;
 use mlx_quant::forecast::Forecast;
-use mlx_quant::session::Quantized;
+use mlx_quant::recipes::Device;
+use mlx_quant::session::{Computed, Quantized};
 use mlx_quant::{Plan, Windows};
 use mlx_quant_report as report;
 use serde_json::json;
 
 use super::request::Request;
+use crate::commands::card::{card_lines, card_peak, card_used};
 use crate::commands::carry::{layers, merge};
 use crate::commands::ending::Ending;
 use crate::memory::resident_peak;
@@ -22,7 +24,7 @@ pub(super) fn dry_run(
     request: &Request<'_>,
     plan: &Plan,
     windows: &Windows,
-    needs: Forecast,
+    (needs, device): (Forecast, &Device),
     printer: Printer,
 ) -> Result<()> {
     let (memory, operations) = (needs.memory, needs.operations);
@@ -33,6 +35,7 @@ pub(super) fn dry_run(
             "memory": memory,
             "dwq_memory": needs.dwq_memory,
             "sensitivities_memory": needs.sensitivities_memory,
+            "card_memory": needs.card_memory,
             "peak_memory_bytes": needs.peak_memory,
             "operations": operations,
             "seconds_estimate": needs.seconds,
@@ -70,7 +73,9 @@ pub(super) fn dry_run(
         line("dwq: threads", bytes(dwq.graph));
     }
     line("peak memory", format!("about {}", bytes(needs.peak_memory)));
-    line("time", format!("about {} ({:.1} TFLOP)", report::duration(needs.seconds), operations / 1e12));
+    lines.extend(card_lines(needs.card_memory, device));
+    let time = format!("about {} ({:.1} TFLOP)", report::duration(needs.seconds), operations / 1e12);
+    lines.push(("time", time));
     printer.data(&report::facts(&lines, printer.width()));
     Ok(())
 }
@@ -80,7 +85,7 @@ pub(super) fn show(
     plan: &Plan,
     windows: &Windows,
     made: &Quantized,
-    needs: Forecast,
+    (needs, device): (Forecast, &Device),
     printer: Printer,
 ) -> Result<()> {
     let peak = resident_peak();
@@ -101,12 +106,17 @@ pub(super) fn show(
             "calibration": windows.report(),
             "peak_memory_bytes": peak,
             "predicted_memory_bytes": needs.peak_memory,
+            "card_peak_memory_bytes": card_peak(device),
+            "card_predicted_memory_bytes": needs.card_memory.map(|card| card.peak),
             "operations": needs.operations,
             "kernels": mlx_format::simd_name(),
             "made": made,
         });
         merge(&mut document, &plan.report());
         printer.data(&serde_json::to_string_pretty(&document)?);
+    }
+    if made.engines.len() > 1 {
+        printer.say(&format!("engines  {}", Computed::list(&made.engines)));
     }
     if made.foldable > 0 {
         printer.detail(&format!("awq: scales folded at {} of {} sites", made.folded, made.foldable));
@@ -127,7 +137,7 @@ pub(super) fn show(
         plan.bits_per_weight(),
         bytes(plan.layout.file_bytes()),
         report::duration(made.quantize_seconds),
-        peak.map_or_else(String::new, |peak| format!(", {} of memory", bytes(peak))),
+        peak.map_or_else(String::new, |peak| format!(", {} of memory", bytes(peak))) + &card_used(device),
     );
     let path = &request.common.target.mlx_path;
     Ending { path, what, quality, original: request.asked() }.say(printer);

@@ -5,12 +5,14 @@
 //! saved by the clock: a card passes a block in a second or two, and what leaves it can be gigabytes. The files of a
 //! block are complete before the block counts as done. Those that were saved before are kept until the next ones are
 //! written, so that a file that cannot be read any more costs what was done between two savings and not everything.
+//! Another engine may have had batches of another size: their files are then put together, or apart.
 
+use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use mlx_quant_engine::Device;
+use mlx_quant_engine::{Device, Tensor};
 use mlx_quant_model::{State, WeightsError};
 use rayon::prelude::*;
 
@@ -26,12 +28,43 @@ pub(crate) struct Saving {
     pub(crate) every: Duration,
 }
 
+/// How windows are shared out to batches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Batches {
+    /// All windows.
+    pub(crate) windows: usize,
+    /// Windows of a batch; the last one may have fewer.
+    pub(crate) size: usize,
+}
+
+/// Sizes that batches have on any engine.
+const SIZES: [usize; 5] = [1, 2, 4, 8, 16];
+
+impl Batches {
+    fn count(self) -> usize {
+        self.windows.div_ceil(self.size)
+    }
+
+    /// The file of a batch behind so many blocks. The names of all begin with `files`.
+    fn file(self, files: &Path, block: usize, batch: usize) -> PathBuf {
+        let size = if self.size == 1 { String::new() } else { format!("x{}", self.size) };
+        let mut name = files.as_os_str().to_owned();
+        name.push(format!("{block}-{batch}{size}.safetensors"));
+        PathBuf::from(name)
+    }
+
+    /// Whether the files of all batches are there.
+    fn are_there(self, files: &Path, block: usize) -> bool {
+        (0..self.count()).all(|batch| self.file(files, block, batch).is_file())
+    }
+}
+
 /// States of all batches, in front of a block.
 #[derive(Debug)]
 pub(crate) struct States {
     /// Blocks they have passed.
     block: usize,
-    batches: usize,
+    batches: Batches,
     saving: Saving,
     /// Of all states.
     bytes: u64,
@@ -66,7 +99,7 @@ fn load(path: &Path, device: &Device) -> Result<State, Error> {
 }
 
 impl States {
-    fn empty(batches: usize, files: PathBuf, spill: bool, saving: Saving, device: &Device) -> Self {
+    fn empty(batches: Batches, files: PathBuf, spill: bool, saving: Saving, device: &Device) -> Self {
         Self {
             block: 0,
             batches,
@@ -76,7 +109,7 @@ impl States {
             saved_at: Instant::now(),
             saves: true,
             files,
-            held: if spill { None } else { Some(vec![None; batches]) },
+            held: if spill { None } else { Some(vec![None; batches.count()]) },
             still: false,
             device: device.clone(),
         }
@@ -84,7 +117,7 @@ impl States {
 
     /// In front of the first block. With `spill` states are kept in files alone. Names of files begin with `files`.
     pub(crate) fn new(
-        batches: usize,
+        batches: Batches,
         files: PathBuf,
         spill: bool,
         saving: Saving,
@@ -92,11 +125,11 @@ impl States {
         state: impl Fn(usize) -> Result<State, Error>,
     ) -> Result<Self, Error> {
         let mut own = Self::empty(batches, files, spill, saving, device);
-        for batch in 0..batches {
+        for batch in 0..batches.count() {
             let state = state(batch)?;
             if batch == 0 {
                 let elements: usize = state.tensors().iter().map(|(_, tensor)| tensor.elem_count()).sum();
-                own.bytes = (4 * elements * batches) as u64;
+                own.bytes = (4 * elements * batches.count()) as u64;
             }
             // They are soon made again.
             if own.saves_always() {
@@ -117,7 +150,7 @@ impl States {
     /// What an interrupted run left: the states behind as many blocks as possible, at most `most`. The observer is told
     /// of files that are there and cannot be read.
     pub(crate) fn resume(
-        batches: usize,
+        batches: Batches,
         files: PathBuf,
         spill: bool,
         most: usize,
@@ -125,16 +158,21 @@ impl States {
         observer: &dyn Observer,
     ) -> Option<Self> {
         let mut own = Self::empty(batches, files, spill, saving, device);
-        let begun = |block: &usize| (0..batches).all(|batch| own.file(*block, batch).is_file());
-        let saved: Vec<usize> = (0..=most).filter(begun).collect();
-        own.saved = saved;
-        while let Some(block) = own.saved.last().copied() {
+        let left = |block| {
+            let of = |size| Batches { size, ..batches };
+            let other = || SIZES.into_iter().map(of).find(|other| other.are_there(&own.files, block));
+            Some(batches).filter(|own_size| own_size.are_there(&own.files, block)).or_else(other)
+        };
+        let mut left: Vec<_> = (0..=most).filter_map(|block| Some((block, left(block)?))).collect();
+        while let Some((block, found)) = left.pop() {
             own.block = block;
-            match own.read_all(spill) {
+            match own.regroup(found).and_then(|()| own.read_all(spill)) {
                 Ok(held) => {
                     own.held = held;
                     let length = |batch| own.file(block, batch).metadata().map_or(0, |file| file.len());
-                    own.bytes = (0..batches).map(length).sum();
+                    own.bytes = (0..batches.count()).map(length).sum();
+                    let same = left.into_iter().filter(|(_, found)| *found == batches);
+                    own.saved = same.map(|(block, _)| block).chain([block]).collect();
                     return Some(own);
                 }
                 Err(error) => {
@@ -142,17 +180,41 @@ impl States {
                     let why = why.split("; hint").next().unwrap_or_default();
                     let text = format!("{why}; what left the last of {block} finished blocks is lost");
                     observer.event(Event::Warning { text: &text });
-                    own.saved.pop();
                 }
             }
         }
         None
     }
 
+    /// Makes files of own batches out of those of batches of another size, which then go.
+    fn regroup(&self, left: Batches) -> Result<(), Error> {
+        if left == self.batches {
+            return Ok(());
+        }
+        let (mut waiting, mut made) = (Vec::new(), 0);
+        for batch in 0..left.count() {
+            let state = load(&left.file(&self.files, self.block, batch), &self.device)?;
+            waiting.extend(apart(&state).map_err(WeightsError::from)?);
+            while waiting.len() >= self.batches.size || (batch + 1 == left.count() && !waiting.is_empty()) {
+                let next: Vec<State> = waiting.drain(..self.batches.size.min(waiting.len())).collect();
+                save(&self.file(self.block, made), &together(&next).map_err(WeightsError::from)?)?;
+                made += 1;
+            }
+        }
+        self.sync()?;
+        (0..left.count()).try_for_each(|batch| remove(&left.file(&self.files, self.block, batch)))
+    }
+
+    /// Lets names of files reach the disk.
+    fn sync(&self) -> Result<(), Error> {
+        let directory = self.files.parent().unwrap_or(Path::new("."));
+        kept::sync_directory(directory).map_err(|error| Error::state(directory, &error))
+    }
+
     /// Reads the states of all batches, because a power failure may have cut files off; keeps them unless states stay
     /// in files alone.
     fn read_all(&self, spill: bool) -> Result<Option<Vec<Option<State>>>, Error> {
-        let states = (0..self.batches).map(|batch| load(&self.file(self.block, batch), &self.device));
+        let states = (0..self.batches.count()).map(|batch| load(&self.file(self.block, batch), &self.device));
         if spill {
             let mut states = states;
             return states.try_for_each(|state| state.map(drop)).map(|()| None);
@@ -163,7 +225,8 @@ impl States {
     /// No windows, in front of a block: for runs that have all statistics. Nothing is kept in files.
     pub(crate) fn still(files: PathBuf, block: usize, device: &Device) -> Self {
         let saving = Saving { small: 0, every: Duration::ZERO };
-        Self { block, still: true, ..Self::empty(0, files, true, saving, device) }
+        let batches = Batches { windows: 0, size: 1 };
+        Self { block, still: true, ..Self::empty(batches, files, true, saving, device) }
     }
 
     /// Whether no window travels.
@@ -171,8 +234,9 @@ impl States {
         self.still
     }
 
+    /// Batches.
     pub(crate) fn len(&self) -> usize {
-        self.batches
+        self.batches.count()
     }
 
     /// Blocks they have passed.
@@ -181,9 +245,7 @@ impl States {
     }
 
     fn file(&self, block: usize, batch: usize) -> PathBuf {
-        let mut name = self.files.as_os_str().to_owned();
-        name.push(format!("{block}-{batch}.safetensors"));
-        PathBuf::from(name)
+        self.batches.file(&self.files, block, batch)
     }
 
     /// A copy of the state of one batch.
@@ -197,7 +259,7 @@ impl States {
     /// Takes out the states of all batches.
     pub(crate) fn take_all(&mut self) -> Result<Vec<State>, Error> {
         match &mut self.held {
-            None => (0..self.batches).map(|batch| self.get(batch)).collect(),
+            None => (0..self.len()).map(|batch| self.get(batch)).collect(),
             Some(held) => held.iter_mut().map(|state| state.take().ok_or_else(missing)).collect(),
         }
     }
@@ -217,8 +279,7 @@ impl States {
                 // As much room as the new one has taken.
                 old.iter().try_for_each(|block| remove(&self.file(*block, batch)))
             })?;
-            let directory = self.files.parent().unwrap_or(Path::new("."));
-            kept::sync_directory(directory).map_err(|error| Error::state(directory, &error))?;
+            self.sync()?;
         }
         if let Some(held) = &mut self.held {
             held[first..].iter_mut().zip(states).for_each(|(place, state)| *place = Some(state));
@@ -242,6 +303,29 @@ impl States {
     }
 }
 
+/// The windows of a batch, each alone.
+fn apart(state: &State) -> mlx_quant_engine::Result<Vec<State>> {
+    let windows = state.hidden.dim(0)?;
+    let window = |window| {
+        let part = |(name, tensor): (String, Tensor)| Ok((name, tensor.narrow(0, window, 1)?));
+        let tensors: Vec<_> =
+            state.tensors().into_iter().map(part).collect::<mlx_quant_engine::Result<_>>()?;
+        State::from_tensors(tensors).ok_or_else(|| mlx_quant_engine::Error::msg("tensors are missing"))
+    };
+    (0..windows).map(window).collect()
+}
+
+/// Windows as one batch.
+fn together(windows: &[State]) -> mlx_quant_engine::Result<State> {
+    let mut parts: BTreeMap<String, Vec<Tensor>> = BTreeMap::new();
+    for (name, tensor) in windows.iter().flat_map(State::tensors) {
+        parts.entry(name).or_default().push(tensor);
+    }
+    let joined = |(name, parts): (String, Vec<Tensor>)| Ok((name, Tensor::cat(&parts, 0)?));
+    let tensors: Vec<_> = parts.into_iter().map(joined).collect::<mlx_quant_engine::Result<_>>()?;
+    State::from_tensors(tensors).ok_or_else(|| mlx_quant_engine::Error::msg("tensors are missing"))
+}
+
 fn remove(path: &Path) -> Result<(), Error> {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != ErrorKind::NotFound => Err(Error::state(path, &error)),
@@ -253,7 +337,7 @@ fn remove(path: &Path) -> Result<(), Error> {
 mod tests {
     use std::sync::Mutex;
 
-    use mlx_quant_engine::{Tensor, cpu};
+    use mlx_quant_engine::cpu;
 
     use super::*;
 
@@ -277,10 +361,13 @@ mod tests {
         states.get(window).unwrap().hidden.to_vec().unwrap()[0]
     }
 
+    const THREE: Batches = Batches { windows: 3, size: 1 };
+    const ALWAYS: Saving = Saving { small: u64::MAX, every: Duration::MAX };
+
     /// Three windows in front of the first block.
     fn begun(files: &Path, spill: bool, saving: Saving) -> States {
         let state = |window| Ok(state(window as f32));
-        States::new(3, files.to_owned(), spill, saving, &cpu(), state).unwrap()
+        States::new(THREE, files.to_owned(), spill, saving, &cpu(), state).unwrap()
     }
 
     /// Takes all of them through a block; gives whether what leaves it was saved.
@@ -312,7 +399,7 @@ mod tests {
             std::fs::write(&path, &bytes[..bytes.len() - 1]).unwrap();
         }
         let told = Told::default();
-        let resumed = States::resume(3, files, spill, blocks, (saving, &cpu()), &told);
+        let resumed = States::resume(THREE, files, spill, blocks, (saving, &cpu()), &told);
         (directory, resumed, told.0.into_inner().unwrap())
     }
 
@@ -323,6 +410,37 @@ mod tests {
             let states = states.unwrap();
             assert_eq!((states.block(), told.len()), (3, 0));
             assert_eq!((value(&states, 0), value(&states, 2)), (30.0, 32.0));
+        }
+    }
+
+    /// Of batches of any size, from batches of any other.
+    #[test]
+    fn goes_on_with_batches_of_another_size() {
+        let value = |states: &States, batch| states.get(batch).unwrap().hidden.to_vec().unwrap();
+        for (from, to) in SIZES.into_iter().flat_map(|from| SIZES.map(|to| (from, to))) {
+            let directory = tempfile::tempdir().unwrap();
+            let files = directory.path().join(".state-");
+            let batches = |size| Batches { windows: 7, size };
+            let batch = |size: usize, batch: usize| {
+                let windows: Vec<State> =
+                    (batch * size..7.min((batch + 1) * size)).map(|window| state(window as f32)).collect();
+                together(&windows).unwrap()
+            };
+            let state = |at| Ok(batch(from, at));
+            States::new(batches(from), files.clone(), true, ALWAYS, &cpu(), state).unwrap();
+            let told = Told::default();
+            let states =
+                States::resume(batches(to), files.clone(), false, 0, (ALWAYS, &cpu()), &told).unwrap();
+            assert_eq!(states.len(), 7usize.div_ceil(to));
+            for at in 0..states.len() {
+                assert_eq!(value(&states, at), batch(to, at).hidden.to_vec().unwrap(), "{from} to {to}");
+            }
+            assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), states.len());
+            // What one engine left damaged is told and not taken.
+            let cut = batches(to).file(&files, 0, 0);
+            std::fs::write(&cut, &std::fs::read(&cut).unwrap()[1..]).unwrap();
+            assert!(States::resume(batches(from), files, false, 0, (ALWAYS, &cpu()), &told).is_none());
+            assert_eq!(told.0.into_inner().unwrap().len(), 1);
         }
     }
 
@@ -351,7 +469,7 @@ mod tests {
         let mut states = begun(&files, false, never);
         assert!(!pass(&mut states) && !pass(&mut states) && count() == 0);
         let told = Told::default();
-        let resume = |most| States::resume(3, files.clone(), false, most, (never, &cpu()), &told);
+        let resume = |most| States::resume(THREE, files.clone(), false, most, (never, &cpu()), &told);
         assert!(resume(2).is_none() && told.0.lock().unwrap().is_empty());
         states.saving.every = Duration::ZERO;
         assert!(pass(&mut states) && count() == 3);
