@@ -12,7 +12,7 @@ use super::parts::row_parts;
 use super::program::{Program, program};
 use super::trained::{Squares, squares};
 use crate::Tensor;
-use crate::error::Result;
+use crate::error::{Result, bail};
 use crate::losses::{Candidates, Labels, Likeliest};
 use crate::plain::{check_same, check_tile, place_in_tile, target_of};
 use crate::running::{RunningDivergence, RunningScore, TileScore};
@@ -190,8 +190,12 @@ pub(super) fn keep_likeliest(
         let (of_scores, found) = numbers.split_at(before);
         for (row, own) in candidates[own].iter_mut().enumerate() {
             let [begin, count] = [1, 2].map(|at| found[at + 2 * row].to_bits() as usize);
-            let found = found[head + 2 * begin..][..2 * count].chunks_exact(2);
-            let mut found: Vec<(f32, u32)> = found.map(|own| (own[0], own[1].to_bits())).collect();
+            let begin = head + 2 * begin;
+            let Some(found) = found.get(begin..begin + 2 * count) else {
+                bail!("{} miscounts likeliest tokens; hint: another driver, or cpu", card.adapter.name)
+            };
+            let found = found.chunks_exact(2).map(|own| (own[0], own[1].to_bits()));
+            let mut found: Vec<(f32, u32)> = found.collect();
             // A workgroup's threads leave them in any order.
             found.sort_unstable_by_key(|own| own.1);
             own.found.extend(found);
