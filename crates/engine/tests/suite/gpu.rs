@@ -200,7 +200,9 @@ fn parts_have_the_bits_of_the_whole() {
         let found: Vec<Vec<(f32, u32)>> = found.into_iter().map(|own| own.found).collect();
         let (mut losses, mut known) = ([0.0; 2], vec![0.0; tokens]);
         let mut labels = Labels::new((0..tokens).map(|token| token as f64 / 40.0).collect());
-        let (first, squares) = device.label_slopes(&own, &lse, Some(9.0), true, &mut labels).unwrap();
+        let (first, squares) = device.label_slopes(&own, &lse, Some(9.0), false, &mut labels).unwrap();
+        // Labels that are not drawn yet are drawn from what is left.
+        let (last, _) = device.label_slopes(&theirs, &lse, None, true, &mut labels).unwrap();
         let factors = (0.5, 2.0);
         let second = device.divergence_slopes(&theirs, &own, (&lse, &lse), factors, &mut losses[0]).unwrap();
         let rest = vec![0.5; tokens];
@@ -208,7 +210,7 @@ fn parts_have_the_bits_of_the_whole() {
             device.likeliest_slopes(&own, 10, &likeliest, (&lse, &rest), factors, &mut losses[1]).unwrap();
         device.likeliest_probability(&own, 10, &likeliest, (&lse, 0.5), &mut known).unwrap();
         let routed = device.route(&own, &Selection { top_k: 5, groups: None }).unwrap();
-        ((both, found, losses, known, routed, [bits(&first), bits(&second), bits(&third)]), squares)
+        ((both, found, losses, known, routed, [&first, &last, &second, &third].map(bits)), squares)
     };
     let [(own, own_squares), (other, squares)] = [of(&narrow), of(&whole)];
     assert_eq!(own, other);
