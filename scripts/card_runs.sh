@@ -9,7 +9,8 @@
 # line says so. With SHAPES=small models of a few megabytes stand for them, to try this script.
 #
 # A line has the step, the command, its exit code, the wall time from files to files, the highest memory of process and
-# card, what was predicted, and the lines of its log with the seconds at which they came.
+# card, what was predicted, and the lines of its log with the seconds at which they came. MORE=--verbose lets it say more,
+# block by block; that takes time of its own, for what each block loses is measured then.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -65,7 +66,7 @@ import json, os, resource, subprocess, sys, time
 results, name, limit, log, *command = sys.argv[1:]
 start = time.monotonic()
 run = subprocess.Popen(
-    ["timeout", "--kill-after", "20", limit, *command, "--json", "--verbose"],
+    ["timeout", "--kill-after", "20", limit, *command, "--json", *os.environ.get("MORE", "").split()],
     stdout=open(log + ".json", "wb"), stderr=subprocess.PIPE, text=True, errors="replace",
 )
 lines = []

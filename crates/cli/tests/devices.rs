@@ -3,6 +3,8 @@
 
 mod common;
 
+use std::path::Path;
+
 use assert_cmd::Command;
 use mlx_quant::device::Engines;
 use predicates::prelude::*;
@@ -115,6 +117,25 @@ fn plans_and_advice_know_the_card() {
     assert!(!other["command"].as_str().unwrap().contains("--device"), "{other}");
     assert!(own["forecast"]["card_memory"]["peak"].as_u64().unwrap() > 0);
     assert_ne!(own["forecast"]["seconds"], other["forecast"]["seconds"]);
+    // What the card has no room for is no advice, and no run: as far as the driver tells.
+    let large = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/configs/Llama-3.1-70B");
+    let mut run = mlx_quant();
+    run.args(["recommend", "--device", &card, "--memory", "2TB", "--time", "1000d", "--model"]).arg(large);
+    let told =
+        serde_json::from_slice::<Value>(&run.args(["--json", "--quiet"]).output().unwrap().stdout).unwrap();
+    let adapter = Engines::here().adapters.swap_remove(0);
+    let mut foreseen = 0;
+    for one in told["methods"].as_array().unwrap() {
+        let needs = &one["forecast"]["card_memory"];
+        let (Some(peak), Some(largest)) = (needs["peak"].as_u64(), needs["largest"].as_u64()) else {
+            continue;
+        };
+        let refused = one["obstacle"].as_str().is_some_and(|why| why.contains("the card's "));
+        let fits = adapter.memory.is_none_or(|has| peak <= has) && largest <= adapter.largest_buffer;
+        assert_eq!(refused, !fits, "{one}");
+        foreseen += 1;
+    }
+    assert!(foreseen >= 4, "{told}");
 }
 
 /// A run that was begun by a card which is not here any more.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use mlx_format::Scheme;
 use mlx_quant::dwq::DwqSettings;
 use mlx_quant::dynamic::{SensitivitySettings, sensitivities};
-use mlx_quant::forecast::{Machine, card_memory_of_evaluation, forecast};
+use mlx_quant::forecast::{Machine, card_memory_of_evaluation, forecast, nominal_windows};
 use mlx_quant::recipes::Device;
 use mlx_quant::{
     EvaluationSettings, Model, Plan, QuantizeSettings, Settings, Silent, Windows, evaluate, quantize,
@@ -112,15 +112,43 @@ fn rows(gpu: &Gpu, name: &str, (count, tokens): (usize, usize)) -> Vec<Row> {
     all
 }
 
-#[test]
-fn plans_are_upper_bounds() {
+/// The first adapter; none where there is no loader or no driver.
+fn card() -> Option<Gpu> {
     let Some(adapter) = adapters().into_iter().next() else {
         println!(
             "skipped: no graphics adapter, not even a software one (Debian: mesa-vulkan-drivers, libvulkan1)"
         );
-        return;
+        return None;
     };
-    let gpu = Gpu::open(&format!("gpu:{}", adapter.index).parse().unwrap()).unwrap();
+    Some(Gpu::open(&format!("gpu:{}", adapter.index).parse().unwrap()).unwrap())
+}
+
+#[test]
+fn what_does_not_fit_goes_in_waves() {
+    let Some(gpu) = card() else { return };
+    let device = Device::new(gpu);
+    let model = model("llama_tied").on(&device);
+    let plan = Settings { quantize: Some(Scheme::affine(4, 32).unwrap()), ..Settings::default() };
+    let plan = Plan::new(&model.checkpoint, &model.config, plan).unwrap();
+    let machine = Machine::quick(2, Duration::from_millis(5)).unwrap();
+    // 800 GB of activations.
+    let windows = nominal_windows(100_000, 8192);
+    let of = |low_memory| {
+        let how =
+            QuantizeSettings { threads: 2, low_memory, ..QuantizeSettings::new("gptq".parse().unwrap()) };
+        forecast(&model, &plan, &windows, &how, false, &machine, 0).unwrap()
+    };
+    let (usual, low) = (of(false), of(true));
+    let in_the_way = usual.card_obstacle(&device);
+    assert_eq!(in_the_way.is_some(), device.capacity().unwrap().memory.is_some(), "{in_the_way:?}");
+    assert_eq!(low.card_obstacle(&device), None);
+    assert!(usual.card_memory.unwrap().peak > 100 * low.card_memory.unwrap().peak);
+    assert_eq!(usual.card_obstacle(&mlx_quant_engine::cpu()), None);
+}
+
+#[test]
+fn plans_are_upper_bounds() {
+    let Some(gpu) = card() else { return };
     let mut failed = Vec::new();
     println!("{:<46}{:>12}{:>12}{:>8}", "run", "predicted", "taken", "ratio");
     for (name, sizes) in

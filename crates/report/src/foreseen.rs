@@ -96,10 +96,15 @@ pub fn methods(made: &Recommendation, width: usize) -> String {
         Column::figures("time"),
         Column::figures("memory"),
     ];
+    let card = |choice: &Choice| choice.forecast.as_ref()?.card_memory;
+    let cards = made.choices.iter().any(|choice| card(choice).is_some());
+    columns.extend(cards.then_some(Column::figures("on the card")));
     columns.extend(peers.then_some(Column::figures("mlx-lm's memory").leaving(2)));
     let rows = made.choices.iter().map(|choice| {
         let mut cells = vec![choice.method.clone(), expected(choice)];
         cells.extend(needs(choice));
+        let held = card(choice).map_or_else(|| "-".to_owned(), |card| bytes(card.peak));
+        cells.extend(cards.then_some(held));
         let peer = choice.mlx_lm.as_ref().map(|peer| peer.memory.map_or_else(|| "cannot".to_owned(), bytes));
         cells.extend(peers.then(|| peer.unwrap_or_default()));
         cells

@@ -6,13 +6,16 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use mlx_quant::compare::{Comparison, Entry, Keep, MadeOn, Rankings, Text};
+use mlx_quant::device::{Adapter, Engines};
 use mlx_quant::evaluate::{Against, Measures, SourceEvaluation, Subject};
-use mlx_quant::forecast::{Choice, Expected, Forecast, Machine, Peer, Recommendation, Row};
+use mlx_quant::forecast::{
+    CardMemory, CardRates, Choice, Expected, Forecast, Machine, Peer, Recommendation, Row,
+};
 use mlx_quant::inspect::{Dimensions, Form, Inspection, Layer, Total};
 use mlx_quant::plan::{LayerReport, PlanReport};
 use mlx_quant::session::QuantizeMemory;
 use mlx_quant::{Evaluation, Pick};
-use mlx_quant_report as report;
+use mlx_quant_report::{self as report, EngineRow};
 
 /// Where blocks begin, where columns leave, an ordinary terminal, and one with room.
 const WIDTHS: [usize; 5] = [40, 60, 80, 120, 200];
@@ -328,7 +331,67 @@ fn forecasts() {
     snapshot("methods", |width| report::methods(&made, width));
     let machine =
         Machine { threads: 2, products: 4.1e11, rounding: 8e9, read: 2.5e9, write: 9e8, card: None };
+    let card = CardRates { products: 4.52e13, search: 2e12, rounding: 3e12, upload: 4e9, fetch: 5e9 };
+    let with_card = machine.with(Some(card));
+    snapshot("machine-card", |width| {
+        report::machine(&with_card, 12_000_000_000, Some(24_000_000_000), width)
+    });
+    let card = CardMemory { part: "calibrating", peak: 7_900_000_000, ..CardMemory::default() };
+    let on_card = Forecast { card_memory: Some(card), ..slow.clone() };
+    let needs = [("basic", &quick), ("dynamic+awq+gptq+dwq", &on_card)];
+    snapshot("compare-plan-card", |width| report::foreseen(needs, width));
+    let choices = vec![choice("gptq", (0.055, 0.13), Some(on_card), Some(88_200_000_000))];
+    let made = Recommendation { rows: Vec::new(), choices, pick: None, why: String::new() };
+    snapshot("methods-card", |width| report::methods(&made, width));
     snapshot("machine", |width| report::machine(&machine, 12_000_000_000, Some(24_000_000_000), width));
+}
+
+#[test]
+fn what_computes() {
+    let adapter = |device: &str, name: &str, kind: &str, memory| Adapter {
+        device: device.to_owned(),
+        name: name.to_owned(),
+        kind: kind.to_owned(),
+        backend: "vulkan".to_owned(),
+        driver: "NVIDIA 580.95.05".to_owned(),
+        memory,
+        largest_buffer: 1 << 40,
+        largest_binding: 4 << 30,
+    };
+    let all = [
+        adapter("gpu:0", "NVIDIA H100 80GB HBM3", "discrete", Some(85_500_000_000)),
+        adapter("gpu:1", "llvmpipe (LLVM 19.1.7, 256 bits)", "software", None),
+    ];
+    let row = |adapter: &Adapter, products| EngineRow {
+        device: adapter.device.clone(),
+        name: adapter.name.clone(),
+        kind: adapter.kind.clone(),
+        driver: format!("{}, {}", adapter.backend, adapter.driver),
+        memory: adapter.memory,
+        largest: Some((adapter.largest_buffer, adapter.largest_binding)),
+        products,
+    };
+    let cpu = EngineRow {
+        device: "cpu".to_owned(),
+        name: "x86-v4, 16 threads".to_owned(),
+        kind: "processor".to_owned(),
+        driver: String::new(),
+        memory: Some(128_000_000_000),
+        largest: None,
+        products: Ok(2.1e12),
+    };
+    let engines = |auto: &str, no_card: Option<&str>| Engines {
+        cpu: "cpu x86-v4".to_owned(),
+        adapters: all.to_vec(),
+        auto: auto.to_owned(),
+        no_card: no_card.map(str::to_owned),
+    };
+    let why = "it has 8192 bytes of workgroup memory, 16384 are needed; hint: a newer driver, or cpu";
+    let rows = [cpu.clone(), row(&all[0], Ok(4.52e13)), row(&all[1], Err(why.to_owned()))];
+    snapshot("engines", |width| report::engines(&engines("gpu:0", None), &rows, width));
+    let why = "no graphics adapter was found; hint: the Vulkan loader may be missing (Debian: libvulkan1)";
+    let alone = Engines { adapters: Vec::new(), ..engines("cpu", Some(why)) };
+    snapshot("engines-alone", |width| report::engines(&alone, &[cpu.clone()], width));
 }
 
 #[test]

@@ -30,8 +30,18 @@ const ROUNDED: u64 = 64 << 20;
 const FACTORING: u64 = 7;
 /// Of these, what is left when weights are rounded: Gram matrix, damped Hessian, upper factor.
 const FACTORED: u64 = 3;
-/// Buffers are so much larger than what lies in them, on average.
+/// Buffers of many sizes are so much larger than what lies in them, on average.
 const CLASSES: f64 = 1.07;
+
+/// The buffer for a tensor of so many bytes, where few of one size are most of a sum.
+fn buffer(bytes: u64) -> u64 {
+    bytes.next_multiple_of((bytes.next_power_of_two() / 16).max(256))
+}
+
+/// The buffers for tensors of many sizes.
+fn buffers(bytes: u64) -> u64 {
+    (bytes as f64 * CLASSES) as u64
+}
 
 /// What a run holds on a card at most, bytes, where that is largest.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -53,10 +63,9 @@ pub struct CardMemory {
 }
 
 impl CardMemory {
+    /// Of weights and activations as they are, and of the buffers that everything else takes.
     fn summed(mut self) -> Self {
-        for part in [&mut self.weights, &mut self.activations, &mut self.hessians, &mut self.scratch] {
-            *part = (*part as f64 * CLASSES) as u64;
-        }
+        (self.weights, self.activations) = (buffers(self.weights), buffers(self.activations));
         self.peak = self.weights + self.activations + self.hessians + self.scratch;
         self
     }
@@ -181,7 +190,7 @@ impl OnCard<'_, '_> {
             }
         }
         let width = given + made + self.hidden() + self.beside(&branch.layer);
-        width * self.batch(windows) * 4 + self.scores(heads, windows)
+        buffers(width * self.batch(windows) * 4) + buffer(self.scores(heads, windows))
     }
 
     /// Of a block and the next one, which is read while windows pass the first.
@@ -207,7 +216,7 @@ impl OnCard<'_, '_> {
             2 * (beside * self.batch(windows) * 4 + self.scores(heads, windows))
         };
         let beside = self.walk.decoder.blocks.iter().map(block).max().unwrap_or(0);
-        graph_bytes(self.walk, self.batch(windows)) + beside
+        buffers(graph_bytes(self.walk, self.batch(windows)) + beside)
     }
 
     /// The largest tensor: of states, of a weight, of what a linear gives.
@@ -225,7 +234,7 @@ impl OnCard<'_, '_> {
     /// Tiles of `heads` heads, and `logits` tiles of logits of a window.
     fn head(&self, heads: u64, logits: u64) -> (u64, u64) {
         let rows = TILE.min(self.walk.decoder.vocabulary) as u64;
-        (heads * rows * self.hidden() * 4, logits * self.tokens * rows * 4)
+        (heads * rows * self.hidden() * 4, logits * buffer(self.tokens * rows * 4))
     }
 
     /// A calibrating walk.
@@ -256,8 +265,9 @@ impl OnCard<'_, '_> {
                     if matches!(site.producer, Producer::Norm(_) | Producer::Residual) { 0 } else { size };
                 let pairs = if site.expert.is_some() { routed } else { 0 };
                 let state = self.walk.state_elements() as u64 + self.hidden() + own + pairs.max(latent);
-                let (square, rounded) =
-                    (size * size * 4, readers.min(ROUNDED * site.readers.len() as u64) * 4);
+                let square = buffer(size * size * 4);
+                let parts = site.readers.iter().map(|reader| self.elements(&reader.path).min(ROUNDED));
+                let rounded: u64 = parts.map(|elements| buffer(elements * 4)).sum();
                 // Weights are scaled and scaled back where factors are folded.
                 let rounding = rounding(rounded, sweeps) + 2 * folds * rounded;
                 let factored = if gptq { FACTORED + folds } else { 1 + folds };
@@ -288,9 +298,9 @@ impl OnCard<'_, '_> {
 
     /// The head or a tied table, whose Gram matrix is of final hidden states.
     fn tables(&self, windows: u64, settings: &QuantizeSettings, gptq: bool) -> CardMemory {
-        let square = self.hidden() * self.hidden() * 4;
+        let square = buffer(self.hidden() * self.hidden() * 4);
         let rows = HEAD_ROWS.min(self.walk.decoder.vocabulary) as u64;
-        let tile = rows * self.hidden() * 4;
+        let tile = buffer(rows * self.hidden() * 4);
         // A tied table comes first, before windows are under way.
         let tied = self.walk.decoder.head.linear.is_none();
         let held = if settings.low_memory || tied { self.walk.batch() as u64 } else { windows };
@@ -431,4 +441,41 @@ pub(super) fn card_memory(
         most = most.max(measuring.unwrap_or_default());
     }
     Ok(Some(most).filter(|most| most.peak > 0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_in_the_way_is_said_with_both_figures() {
+        let needs =
+            CardMemory { part: "dwq", peak: 9_000_000_000, largest: 2_000_000_000, ..CardMemory::default() };
+        let card = |memory, largest| Capacity { memory, largest };
+        assert_eq!(needs.obstacle(card(Some(9_000_000_000), 2_000_000_000)), None);
+        // What a driver does not tell is in nobody's way.
+        assert_eq!(needs.obstacle(card(None, 4_000_000_000)), None);
+        let small = needs.obstacle(card(Some(8_000_000_000), 4_000_000_000)).unwrap();
+        assert!(small.contains("dwq needs up to 9.00 GB") && small.contains("it has 8.00 GB"), "{small}");
+        let narrow = needs.obstacle(card(None, 1_000_000_000)).unwrap();
+        assert!(narrow.contains("2.00 GB") && narrow.contains("1.00 GB"), "{narrow}");
+    }
+
+    #[test]
+    fn buffers_are_as_large_as_a_card_makes_them() {
+        // `engine/src/gpu/pool.rs`: sixteenths of the next power of two.
+        for (bytes, size) in
+            [(6_356_992, 6_815_744), (1 << 20, 1 << 20), ((1 << 20) + 1, 1_179_648), (100, 256)]
+        {
+            assert_eq!(buffer(bytes), size);
+        }
+    }
+
+    #[test]
+    fn the_larger_sum_counts_with_the_largest_tensor_of_both() {
+        let one =
+            CardMemory { part: "a", weights: 100, scratch: 50, largest: 7, ..CardMemory::default() }.summed();
+        let other = CardMemory { part: "b", hessians: 100, largest: 90, ..CardMemory::default() }.summed();
+        assert_eq!((one.peak, one.max(other).part, other.max(one).largest), (157, "a", 90));
+    }
 }
