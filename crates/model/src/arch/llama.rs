@@ -33,7 +33,7 @@ pub(super) const FAMILIES: &[Family] = &[
     Family { biases: biases::ATTENTION_AND_NETWORK, ..Family::new(&["mistral"], llama, mistral) },
     Family { biases: SEED_BIASES, ..Family::new(&["seed_oss"], llama, decoder) },
     Family {
-        defaults: Defaults { rms_norm_eps: 1e-5, rope_theta: 500_000.0 },
+        defaults: Defaults { rms_norm_eps: 1e-5, rope_theta: 500_000.0, ..Defaults::LLAMA },
         biases: ERNIE_BIASES,
         ..Family::new(&["ernie4_5"], untied_by_default, ernie)
     },
