@@ -169,10 +169,12 @@ impl Wrapper {
         WRAPPERS.iter().find(|wrapper| wrapper.types.contains(&model_type))
     }
 
-    /// The language model of this type inside; of the likeliest type if config.json does not say.
+    /// The language model of this type inside; the likeliest if config.json does not say, the only one whatever it says, as
+    /// in mlx-lm.
     pub(super) fn inside(&self, text_type: Option<&str>) -> Option<&'static Inside> {
-        let named = |inside: &&Inside| text_type.is_none_or(|text_type| inside.types.contains(&text_type));
-        self.inside.iter().find(named)
+        let only = self.inside.len() == 1;
+        let fits = |inside: &&Inside| only || text_type.is_none_or(|own| inside.types.contains(&own));
+        self.inside.iter().find(fits)
     }
 
     /// A name of the checkpoint as the language model alone would have it.
@@ -222,8 +224,7 @@ impl Inside {
 
 /// Why mlx-lm has no use for a model of this type, whatever its weights are.
 pub(super) fn unknown(model_type: &str) -> Option<&'static str> {
-    let why = "mlx_lm 0.32.2 has no model of this type; mlx_vlm, which has, wants its vision, which mlx-quant does not convert yet";
-    UNKNOWN.contains(&model_type).then_some(why)
+    UNKNOWN.contains(&model_type).then_some("mlx_lm 0.32.2 has no model of this type")
 }
 
 #[cfg(test)]

@@ -43,9 +43,8 @@ pub(super) fn target_dtype(settings: &Settings, config: &Config) -> Option<Float
 
 /// Refuses a model that mlx_lm does not run in any form.
 pub(super) fn check_type(config: &Config) -> Result<(), PlanError> {
-    let model_type = config.model_type()?;
-    arch::obstacle(config)
-        .map_or(Ok(()), |why| Err(PlanError::NotRun { model_type: model_type.to_owned(), why }))
+    let Some(why) = arch::obstacle(config) else { return Ok(()) };
+    Err(PlanError::NotRun { model_type: config.model_type()?.to_owned(), why })
 }
 
 /// How many tensors an error names.

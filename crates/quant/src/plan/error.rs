@@ -50,7 +50,9 @@ pub enum PlanError {
         "model type {model_type:?} has no description here, and mlx_lm would not load it quantized by tensor names: {why}; hint: without -q it converts as it is"
     )]
     DoesNotLoad { model_type: String, why: &'static str },
-    #[error("model type {model_type:?}: {why}; hint: a model of its language model's own type converts")]
+    #[error(
+        "model type {model_type:?} is not converted: {why}; hint: mlx_vlm has models of such types, and converts them itself"
+    )]
     NotRun { model_type: String, why: String },
     #[error(
         "model type {model_type:?} has no description here, and its experts stand one by one, which mlx_lm wants stacked: {tensors}; hint: without -q it converts as it is"
