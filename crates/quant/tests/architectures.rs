@@ -55,6 +55,7 @@ fn note(model_type: &str) -> &'static str {
             "experts come packed as mxfp4: taken over as they are by convert, left alone by awq and gptq"
         }
         "phimoe" => "its router has no description",
+        "muse_glimmer" => "its attention has no description",
         "gpt2" => "the table of positions is not trained by dwq",
         _ => "",
     }

@@ -226,24 +226,32 @@ fn calibrates_alike(zoo: &Path, case: Case) {
 
 #[test]
 fn the_copied_checkpoints_convert_alike() {
-    COPIED.into_iter().for_each(|case| converts_alike(&fixtures().join("zoo"), case));
+    for case in COPIED {
+        converts_alike(&fixtures().join("zoo"), case);
+    }
 }
 
 #[test]
 #[cfg_attr(not(shared), ignore = "needs ../shared/zoo")]
 fn every_wrapper_converts_alike() {
-    SHARED.into_iter().for_each(|case| converts_alike(&shared().join("zoo"), case));
+    for case in SHARED {
+        converts_alike(&shared().join("zoo"), case);
+    }
 }
 
 #[test]
 fn the_copied_checkpoints_calibrate_alike() {
-    COPIED.into_iter().for_each(|case| calibrates_alike(&fixtures().join("zoo"), case));
+    for case in COPIED {
+        calibrates_alike(&fixtures().join("zoo"), case);
+    }
 }
 
 #[test]
 #[cfg_attr(not(shared), ignore = "needs ../shared/zoo")]
 fn every_wrapper_calibrates_alike() {
-    SHARED.into_iter().for_each(|case| calibrates_alike(&shared().join("zoo"), case));
+    for case in SHARED {
+        calibrates_alike(&shared().join("zoo"), case);
+    }
 }
 
 #[test]

@@ -126,6 +126,7 @@ pub(super) const WRAPPERS: &[Wrapper] = &[
     Wrapper { types: &["mistral3"], inside: &[MISTRAL, LLAMA, MINISTRAL3, MISTRAL4], outer: BELOW },
     Wrapper { types: &["llava"], inside: &[LLAMA, MISTRAL, MINISTRAL3, MISTRAL4], outer: BELOW },
     Wrapper { types: &["pixtral"], inside: &[inside(&["mistral"], "mistral", PIXTRAL), inside(&["llama"], "llama", PIXTRAL)], outer: BELOW },
+    Wrapper { types: &["muse_glimmer"], inside: &[inside(&["muse_glimmer_text"], "muse_glimmer", &[])], outer: "" },
     Wrapper { types: &["kimi_vl"], inside: &[inside(&["deepseek_v3"], "deepseek_v3", &[])], outer: BELOW },
     Wrapper { types: &["kimi_k25"], inside: &[inside(&["kimi_k2", "deepseek_v3"], "kimi_k2", &[])], outer: BELOW },
 ];
