@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::adapter::{Adapter, AdapterChoice, AdapterKind, choose};
 use super::kernel::Kernel;
 use super::pool::Pool;
-use super::product::Tiles;
 use super::stream::Stream;
+use super::tiles::Tiles;
 use crate::engine::MemoryUse;
 use crate::error::{Error, Result, bail};
 

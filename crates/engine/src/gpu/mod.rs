@@ -38,6 +38,7 @@ mod second_order;
 mod softmax;
 mod stream;
 mod strided;
+mod tiles;
 mod trained;
 mod transposed;
 
@@ -50,8 +51,8 @@ pub use self::adapter::{Adapter, AdapterChoice, AdapterKind, adapters};
 use self::card::{Card, locked};
 use self::launch::Slice;
 use self::product::Product;
-pub use self::product::Tiles;
 use self::strided::Value;
+pub use self::tiles::Tiles;
 use self::trained::Brought;
 use crate::Tensor;
 use crate::elementary::{Buffer, Combine, Map, Reduce};

@@ -6,6 +6,7 @@ use super::card::Card;
 use super::launch::{Launch, Slice};
 use super::memory::Memory;
 use super::program::{Program, program};
+use super::tiles::Tiles;
 use crate::error::{Result, bail};
 
 /// Unchecked: in workgroup memory places are a thread's number and constants, below the lines' lengths (16 * Q < 16 * Q
@@ -17,18 +18,6 @@ static WIDE: Program = Program { checked: false, ..program!("wide", 3, 1, "opera
 
 /// Tiles from which on the card is busy with wide ones.
 const BUSY: usize = 128;
-
-/// How products that keep a card busy are computed. All give the same bits.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Tiles {
-    /// Of 64 or 128 rows and columns, 16 steps of k at a time.
-    #[default]
-    Plain,
-    /// Of 128 x 128, two in turn of 8 steps.
-    Turns,
-    /// Of 128 x 256, two in turn of 8 steps.
-    Long,
-}
 
 /// A matrix or a batch of them in some memory.
 #[derive(Clone, Copy, Debug)]
