@@ -26,7 +26,7 @@ pub(super) struct Wrapper {
 /// A language model inside.
 #[derive(Debug)]
 pub(super) struct Inside {
-    /// Its names, as `text_config.model_type` has them.
+    /// Its names, as `text_config.model_type` has them. Where a wrapper holds one kind alone, mlx-lm does not look.
     pub(super) types: &'static [&'static str],
     /// Model type of the family that describes it.
     pub(super) family: &'static str,
@@ -67,7 +67,10 @@ const fn inside(types: &'static [&'static str], family: &'static str, fills: &'s
     Inside { types, family, fills }
 }
 
-const BELOW: &str = "language_model.";
+/// A wrapper as nearly all are.
+const fn below(types: &'static [&'static str], inside: &'static [Inside]) -> Wrapper {
+    Wrapper { types, inside, outer: "language_model." }
+}
 
 const APART: Fill = Missing("tie_word_embeddings", Flag(false));
 
@@ -99,8 +102,8 @@ const LLAMA: Inside = inside(&["llama"], "llama", LLAMA_7B);
 const MINISTRAL3: Inside = inside(&["ministral3"], "ministral3", &[APART]);
 const MISTRAL4: Inside = inside(&["mistral4"], "mistral4", &[APART]);
 
-const QWEN2: &[&str] = &["qwen2_5_vl_text", "qwen2_vl_text", "qwen2_5_vl", "qwen2_vl", "qwen2"];
-const QWEN3_5: &[&str] = &["qwen3_5_text", "qwen3_5_moe_text", "qwen3_5", "qwen3_5_moe"];
+const QWEN2: &[&str] = &["qwen2_vl_text", "qwen2_5_vl_text"];
+const QWEN3_5: &[&str] = &["qwen3_5_text", "qwen3_5_moe_text"];
 
 const GEMMA3: &[Fill] = &[
     Beside("vocab_size", Count(262_208)),
@@ -115,20 +118,23 @@ const GEMMA4: &[Fill] = &[
 ];
 
 /// The wrappers, a line for each.
-#[rustfmt::skip]
 pub(super) const WRAPPERS: &[Wrapper] = &[
-    Wrapper { types: &["gemma3"], inside: &[inside(&["gemma3_text"], "gemma3_text", GEMMA3)], outer: BELOW },
-    Wrapper { types: &["gemma4", "gemma4_unified"], inside: &[inside(&["gemma4_text", "gemma4_unified_text"], "gemma4_text", GEMMA4)], outer: BELOW },
-    Wrapper { types: &["qwen2_vl", "qwen2_5_vl"], inside: &[inside(QWEN2, "qwen2", &[])], outer: BELOW },
-    Wrapper { types: &["qwen3_vl"], inside: &[inside(&["qwen3_vl_text", "qwen3_vl", "qwen3"], "qwen3", &[])], outer: BELOW },
-    Wrapper { types: &["qwen3_vl_moe"], inside: &[inside(&["qwen3_vl_moe_text", "qwen3_vl_moe", "qwen3_moe"], "qwen3_moe", &[])], outer: BELOW },
-    Wrapper { types: &["qwen3_5", "qwen3_5_moe"], inside: &[inside(QWEN3_5, "qwen3_5", &[])], outer: BELOW },
-    Wrapper { types: &["mistral3"], inside: &[MISTRAL, LLAMA, MINISTRAL3, MISTRAL4], outer: BELOW },
-    Wrapper { types: &["llava"], inside: &[LLAMA, MISTRAL, MINISTRAL3, MISTRAL4], outer: BELOW },
-    Wrapper { types: &["pixtral"], inside: &[inside(&["mistral"], "mistral", PIXTRAL), inside(&["llama"], "llama", PIXTRAL)], outer: BELOW },
-    Wrapper { types: &["muse_glimmer"], inside: &[inside(&["muse_glimmer_text"], "muse_glimmer", &[])], outer: "" },
-    Wrapper { types: &["kimi_vl"], inside: &[inside(&["deepseek_v3"], "deepseek_v3", &[])], outer: BELOW },
-    Wrapper { types: &["kimi_k25"], inside: &[inside(&["kimi_k2", "deepseek_v3"], "kimi_k2", &[])], outer: BELOW },
+    below(&["gemma3"], &[inside(&["gemma3_text"], "gemma3_text", GEMMA3)]),
+    below(&["gemma4", "gemma4_unified"], &[inside(&["gemma4_text"], "gemma4_text", GEMMA4)]),
+    below(&["qwen2_vl", "qwen2_5_vl"], &[inside(QWEN2, "qwen2", &[])]),
+    below(&["qwen3_vl"], &[inside(&["qwen3_vl_text"], "qwen3", &[])]),
+    below(&["qwen3_vl_moe"], &[inside(&["qwen3_vl_moe_text"], "qwen3_moe", &[])]),
+    below(&["qwen3_5", "qwen3_5_moe"], &[inside(QWEN3_5, "qwen3_5", &[])]),
+    below(&["mistral3"], &[MISTRAL, LLAMA, MINISTRAL3, MISTRAL4]),
+    below(&["llava"], &[LLAMA, MISTRAL, MINISTRAL3, MISTRAL4]),
+    below(&["pixtral"], &[inside(&["mistral"], "mistral", PIXTRAL), inside(&["llama"], "llama", PIXTRAL)]),
+    below(&["kimi_vl"], &[inside(&["deepseek_v3"], "deepseek_v3", &[])]),
+    below(&["kimi_k25"], &[inside(&["kimi_k2"], "kimi_k2", &[])]),
+    Wrapper {
+        types: &["muse_glimmer"],
+        inside: &[inside(&["muse_glimmer_text"], "muse_glimmer", &[])],
+        outer: "",
+    },
 ];
 
 /// Wrappers that mlx-lm has no model of. mlx-vlm has.
