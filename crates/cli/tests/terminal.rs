@@ -260,6 +260,26 @@ fn verbose_says_what_each_block_gained() {
     assert!(weights("out") == weights("quiet"));
 }
 
+/// The processor itself leaves nothing.
+#[test]
+fn verbose_says_what_a_card_leaves_to_the_processor() {
+    let directory = tempfile::tempdir().unwrap();
+    let said = |name: &str, device: &str| {
+        let mut run = mlx_quant();
+        run.args(["convert", "-q", "--verbose", "--device", device, "--mlx-path"]);
+        let made = run.arg(directory.path().join(name)).output().unwrap();
+        // Without an adapter, or without the feature, a card is refused.
+        (made.status.code() != Some(2)).then(|| {
+            assert!(made.status.success());
+            let text = plain(&made.stderr);
+            text.lines().filter(|line| line.starts_with("on the processor: ")).map(str::to_owned).collect()
+        })
+    };
+    assert_eq!(said("cpu", "cpu"), Some(Vec::<String>::new()));
+    let Some(said) = said("card", "gpu:0") else { return };
+    assert_eq!(said, ["on the processor: what is rounded without text (reading and writing it take longer)"]);
+}
+
 #[test]
 fn quiet_is_quiet_and_json_is_one_document() {
     let directory = tempfile::tempdir().unwrap();

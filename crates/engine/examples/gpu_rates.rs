@@ -9,10 +9,12 @@
 use std::time::{Duration, Instant};
 
 use mlx_format::{FloatType, Scheme};
-use mlx_quant_engine::gpu::{AdapterChoice, AdapterKind, Gpu, adapters};
+use mlx_quant_engine::gpu::{AdapterChoice, AdapterKind, Gpu, Tiles, adapters};
 use mlx_quant_engine::rounding::How;
+use mlx_quant_engine::running::{RunningDivergence, RunningScore};
 use mlx_quant_engine::{
-    Activation, AttentionSettings, Device, Engine, Factor, Gram, GramSum, Pairing, Tensor,
+    Activation, AttentionSettings, Candidates, Device, Engine, Factor, Gram, GramSum, Labels, Pairing,
+    Selection, Tensor,
 };
 
 /// About normal, the same on every run.
@@ -161,6 +163,59 @@ fn second_order(bench: &Bench, tokens: usize, size: usize, rows: usize) {
     }
 }
 
+/// Losses of a tile of the vocabulary, each with what of it comes back.
+fn losses(bench: &Bench, tokens: usize, width: usize) {
+    let [own, theirs] = [1, 2].map(|seed| bench.tensor(&[tokens, width], seed));
+    let bytes = |times: usize| 4.0 * (times * tokens * width) as f64;
+    let name = |what: &str| format!("{what} [{tokens}, {width}]");
+    let (targets, lse) = (vec![7; tokens], vec![9.0; tokens]);
+    bench.report(&name("score"), bytes(1), "GB/s", || {
+        let mut running = vec![RunningScore::default(); tokens];
+        bench.device.score(&own, 0, &targets, &mut running).unwrap();
+    });
+    bench.report(&name("compare"), bytes(2), "GB/s", || {
+        let mut running = vec![RunningDivergence::default(); tokens];
+        bench.device.compare(&theirs, &own, 0, &targets, &mut running).unwrap();
+    });
+    for (what, tiles) in [("keep_likeliest, a first tile", 1), ("keep_likeliest, four tiles", 4)] {
+        bench.report(&name(what), bytes(tiles), "GB/s", || {
+            let mut found = vec![Candidates::default(); tokens];
+            for tile in 0..tiles {
+                let first = (tile * width) as u32;
+                bench.device.keep_likeliest(&own, first, width / 2, &mut found).unwrap();
+            }
+        });
+    }
+    bench.report(&name("label_slopes"), bytes(2), "GB/s", || {
+        let mut labels = Labels::new(vec![0.5; tokens]);
+        bench.device.label_slopes(&own, &lse, None, false, &mut labels).unwrap()
+    });
+    bench.report(&name("divergence_slopes"), bytes(3), "GB/s", || {
+        let lses = (&*lse, &*lse);
+        bench.device.divergence_slopes(&theirs, &own, lses, (1.0, 1.0), &mut 0.0).unwrap()
+    });
+    let scores = bench.tensor(&[tokens, 128], 3);
+    let selection = Selection { top_k: 8, groups: None };
+    bench.report(&format!("route [{tokens}, 128] to 8"), (tokens * 128 * 4) as f64, "GB/s", || {
+        bench.device.route(&scores, &selection).unwrap()
+    });
+}
+
+fn delta(bench: &Bench, windows: usize, tokens: usize, heads: usize, d: usize) {
+    let shape = [windows, tokens, heads, d];
+    let [q, k] = [1, 2].map(|seed| (bench.tensor(&shape, seed) * 0.05).unwrap());
+    let v = bench.tensor(&shape, 3);
+    let gates = Tensor::full(0.5, &shape[..3], &bench.device).unwrap();
+    let inputs = [q, k, v, gates.clone(), gates].map(|input| input.variable());
+    let [q, k, v, decay, beta] = &inputs;
+    let operations = 6.0 * (windows * tokens * heads * d * d) as f64;
+    let name = format!("gated_delta of {windows} x {tokens} tokens, {heads} heads of {d}");
+    bench.report(&name, operations, "GFLOP/s", || bench.device.gated_delta(q, k, v, decay, beta).unwrap());
+    let y = bench.device.gated_delta(q, k, v, decay, beta).unwrap();
+    let seed = y.detach();
+    bench.report("  its gradients", 4.0 * operations, "GFLOP/s", || y.gradients(&seed).unwrap());
+}
+
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     for adapter in adapters() {
@@ -185,6 +240,8 @@ fn main() {
         attention(&bench, 2, 128, 4, 2, 64);
         passing(&bench, 128, 256, 512, 4, 64);
         second_order(&bench, 128, 256, 128);
+        losses(&bench, 64, 512);
+        delta(&bench, 1, 64, 2, 32);
     } else {
         products(&bench, 8192, 4096, 14336);
         attention(&bench, 8, 512, 32, 8, 128);
@@ -192,6 +249,19 @@ fn main() {
         passing(&bench, 8192, 4096, 14336, 32, 128);
         second_order(&bench, 8192, 4096, 4096);
         second_order(&bench, 8192, 14336, 4096);
+        losses(&bench, 2048, 2048);
+        delta(&bench, 4, 512, 32, 128);
     }
     println!("{:?}", bench.device.memory().unwrap());
+    for tiles in [Tiles::Plain, Tiles::Turns, Tiles::Long] {
+        println!("products with tiles {tiles:?}");
+        let gpu = Gpu::with_tiles(&choice, tiles).unwrap();
+        let bench = Bench { device: Device::new(gpu.clone()), gpu, patience };
+        let (tokens, hidden, inner) = if small { (1500, 300, 3000) } else { (8192, 4096, 14336) };
+        products(&bench, tokens, hidden, inner);
+        let x = bench.tensor(&[1, tokens, hidden], 5);
+        let mut sum = GramSum::new(hidden, &bench.device).unwrap();
+        let operations = (tokens * hidden * (hidden + 1)) as f64;
+        bench.report("gram_add (half a product)", operations, "GFLOP/s", || sum.add(&x).unwrap());
+    }
 }

@@ -39,6 +39,15 @@ pub trait Engine: std::fmt::Debug + Send + Sync + 'static {
         None
     }
 
+    /// Notes that an operation is left to the processor, and why, if the engine computes elsewhere. Whoever computes
+    /// beside the engine says so here, so that nothing does in silence.
+    fn leave(&self, _operation: &'static str, _why: &'static str) {}
+
+    /// What was left to the processor so far, and why: each operation once, by name.
+    fn left(&self) -> Vec<(&'static str, &'static str)> {
+        Vec::new()
+    }
+
     /// Lets the peak of [`Engine::memory`] begin anew.
     fn reset_peak(&self) {}
 

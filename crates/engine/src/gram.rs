@@ -92,6 +92,9 @@ impl Gram {
     /// # Errors
     /// If the device does not answer.
     pub fn diagonal(&self) -> Result<Vec<f32>> {
+        self.values
+            .device()
+            .leave("factors, orders and searches by a Gram matrix's diagonal", "it is a vector");
         self.values.diagonal()?.to_vec()
     }
 

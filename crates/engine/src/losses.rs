@@ -39,9 +39,9 @@ pub struct Candidates {
 }
 
 impl Candidates {
-    /// Keeps the `kept` likeliest; of equals the first.
+    /// Keeps the `kept` likeliest, of equals the first; where there are as many, the least likely of them comes last.
     pub(crate) fn prune(&mut self, kept: usize) {
-        if self.found.len() > kept {
+        if self.found.len() >= kept.max(1) {
             self.found
                 .select_nth_unstable_by(kept.max(1) - 1, |a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
             self.found.truncate(kept);

@@ -6,6 +6,19 @@
 
 use crate::exp::{exp, largest, sum_of, sum_of_pairs, vectorised};
 
+/// What one tile of logits is to a token's score, by itself.
+#[cfg(feature = "gpu")]
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct TileScore {
+    pub(crate) largest: f32,
+    /// Of the exponentials, relative to the tile's largest.
+    pub(crate) sum: f64,
+    /// The first token of the vocabulary that has the largest.
+    pub(crate) best: u32,
+    /// The logit of the token that followed, if it lies in this tile.
+    pub(crate) target: Option<f32>,
+}
+
 /// Logits of one token against the token that followed.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct RunningScore {
@@ -44,6 +57,22 @@ impl RunningScore {
         if let Some(value) = target.checked_sub(first).and_then(|index| logits.get(index as usize)) {
             self.target = *value;
         }
+    }
+
+    /// Adds a tile whose sums somebody else has made. The factors of sums that are relative to the old largest, and to
+    /// the tile's.
+    #[cfg(feature = "gpu")]
+    pub(crate) fn join(&mut self, tile: TileScore) -> (f64, f64) {
+        let before = self.largest;
+        if tile.largest > before {
+            (self.largest, self.best) = (tile.largest, tile.best);
+        }
+        let now = self.largest;
+        let factor = |from: f32| if from == now { 1.0 } else { (f64::from(from) - f64::from(now)).exp() };
+        let factors = (factor(before), factor(tile.largest));
+        self.sum = self.sum * factors.0 + tile.sum * factors.1;
+        self.target = tile.target.unwrap_or(self.target);
+        factors
     }
 
     /// Logarithm of the sum of the exponentials.
@@ -95,6 +124,14 @@ impl RunningDivergence {
                 self.weighted += f64::from(sum_of_pairs(reference, model, term));
             },
         );
+    }
+
+    /// Adds a tile of both, as [`RunningScore::join`]; `weighted` is relative to the largest of the reference's tile.
+    #[cfg(feature = "gpu")]
+    pub(crate) fn join(&mut self, reference: TileScore, model: TileScore, weighted: f64) {
+        let (before, own) = self.reference.join(reference);
+        self.model.join(model);
+        self.weighted = self.weighted * before + weighted * own;
     }
 
     /// `KL(reference || model)` in nats.
@@ -150,6 +187,36 @@ mod tests {
             assert!((running.model.nll() - nll).abs() < 2e-6 * (1.0 + nll.abs()), "{length}/{tile}");
             let best = (0..length).fold(0, |best, i| if model[i] > model[best] { i } else { best });
             assert_eq!(running.model.best() as usize, best);
+        }
+    }
+
+    /// Tiles that were summed elsewhere, the second of which has the larger logits, and a third nothing.
+    #[cfg(feature = "gpu")]
+    #[test]
+    fn joined_tiles_are_added_tiles() {
+        let of = |row: &[f32], first: u32, target: Option<f32>| {
+            let most = largest(row);
+            let shift = if most.is_finite() { most } else { 0.0 };
+            let best = first + row.iter().position(|value| *value == most).unwrap_or(0) as u32;
+            let sum = row.iter().map(|value| f64::from(value - shift).exp()).sum();
+            TileScore { largest: most, sum, best, target }
+        };
+        let (reference, model) = ([-1.0, 2.0, 5.0, 3.0], [0.0, 1.0, 4.0, 4.0]);
+        let (mut added, mut joined) = (RunningDivergence::default(), RunningDivergence::default());
+        for (first, target) in [(0, None), (2, Some(1))] {
+            let [p, q] = [&reference, &model].map(|row| &row[first..first + 2]);
+            added.add(p, q, first as u32, 3);
+            let most = largest(p);
+            let terms = p.iter().zip(q).map(|(p, q)| f64::from(p - most).exp() * f64::from(p - q));
+            let [own, theirs] = [q, p].map(|row| of(row, first as u32, target.map(|at: usize| row[at])));
+            joined.join(theirs, own, terms.sum());
+        }
+        let nothing = of(&[f32::NEG_INFINITY; 2], 4, None);
+        joined.join(nothing, nothing, 0.0);
+        assert!((added.divergence() - joined.divergence()).abs() < 1e-6);
+        for (added, joined) in [(added.model, joined.model), (added.reference, joined.reference)] {
+            assert!((added.nll() - joined.nll()).abs() < 1e-6);
+            assert_eq!((added.best(), joined.best()), (2, 2));
         }
     }
 

@@ -1,11 +1,13 @@
 //! Settings of the coarse operations.
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
 use crate::Tensor;
+use crate::error::Result;
 use crate::exp::{LANES, tree, vectorised};
+use crate::shape::REST;
 
 /// An elementwise function of a layer.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -81,7 +83,51 @@ impl Observed {
 }
 
 /// Where an observed linear leaves its sums. Each window has its own: threads would add to a shared one in any order.
-pub type Notebook = Arc<Mutex<Observed>>;
+#[derive(Clone, Debug, Default)]
+pub struct Notebook(Arc<Mutex<Notes>>);
+
+/// What stands in a notebook.
+#[derive(Debug, Default)]
+pub(crate) struct Notes {
+    pub(crate) seen: Observed,
+    /// Sums that stayed where the engine made them, to be added to `seen`: of inputs and of gradients, `[2, features]`,
+    /// each the sum of two numbers.
+    pub(crate) held: [Option<Tensor>; 2],
+}
+
+impl Notebook {
+    pub(crate) fn open(&self) -> MutexGuard<'_, Notes> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What stands in notebooks of one engine, in their order, and empties them. What an engine holds comes all at once.
+    ///
+    /// # Errors
+    /// If the device does not answer.
+    pub fn take(notebooks: &[Self]) -> Result<Vec<Observed>> {
+        let notes = notebooks.iter().map(|notebook| std::mem::take(&mut *notebook.open()));
+        let (mut all, held): (Vec<_>, Vec<_>) = notes.map(|Notes { seen, held }| (seen, held)).unzip();
+        let flat: Vec<Tensor> =
+            held.iter().flatten().flatten().map(|sums| sums.reshape(REST)).collect::<Result<_>>()?;
+        if flat.is_empty() {
+            return Ok(all);
+        }
+        Tensor::cat(&flat, 0)?.read(|mut numbers| {
+            for (seen, held) in all.iter_mut().zip(&held) {
+                for (to, sums) in [&mut seen.inputs, &mut seen.gradients].into_iter().zip(held) {
+                    let features = sums.as_ref().map_or(0, |sums| sums.elem_count() / 2);
+                    let (own, rest) = numbers.split_at(2 * features);
+                    numbers = rest;
+                    to.resize(to.len().max(features), 0.0);
+                    for (to, (first, second)) in to.iter_mut().zip(own.iter().zip(&own[features..])) {
+                        *to += f64::from(*first) + f64::from(*second);
+                    }
+                }
+            }
+        })?;
+        Ok(all)
+    }
+}
 
 /// A weight `[rows, columns]` in codes, whose grids are trained: `(code - middle) * scale + center` for each group.
 #[derive(Clone, Debug)]

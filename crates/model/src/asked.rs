@@ -5,9 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use mlx_format::checkpoint::Config;
-
-use crate::arch;
+use crate::arch::Language;
 use crate::decoder::{Decoder, ExpectedTensor};
 use crate::headers;
 
@@ -15,14 +13,18 @@ use crate::headers;
 pub(crate) fn settle(
     expected: &mut BTreeMap<String, ExpectedTensor>,
     decoder: Option<&Decoder>,
-    config: &Config,
+    language: &Language<'_>,
 ) {
-    settle_axes(expected, decoder, config);
-    settle_biases(expected, config);
+    settle_axes(expected, decoder, language);
+    settle_biases(expected, language);
 }
 
-fn settle_axes(expected: &mut BTreeMap<String, ExpectedTensor>, decoder: Option<&Decoder>, config: &Config) {
-    let Some(family) = arch::family(config) else { return };
+fn settle_axes(
+    expected: &mut BTreeMap<String, ExpectedTensor>,
+    decoder: Option<&Decoder>,
+    language: &Language<'_>,
+) {
+    let (Some(family), config) = (language.family, &*language.config) else { return };
     let decoder = decoder.filter(|_| family.has_even_widths(config));
     let widths = decoder.and_then(|decoder| headers::widths(family, config, decoder).ok());
     for (path, axes) in widths.into_iter().flatten() {
@@ -39,8 +41,8 @@ fn settle_axes(expected: &mut BTreeMap<String, ExpectedTensor>, decoder: Option<
 }
 
 /// Makes biases that a model type always or never has required, or unread.
-fn settle_biases(expected: &mut BTreeMap<String, ExpectedTensor>, config: &Config) {
-    let Some(family) = arch::family(config) else { return };
+fn settle_biases(expected: &mut BTreeMap<String, ExpectedTensor>, language: &Language<'_>) {
+    let (Some(family), config) = (language.family, &*language.config) else { return };
     let paths: Vec<String> =
         expected.keys().filter_map(|name| name.strip_suffix(".bias")).map(str::to_owned).collect();
     for path in paths {

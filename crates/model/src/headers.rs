@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use mlx_format::checkpoint::{Config, ConfigError};
 
 use crate::arch::keys::{MOST_EXPERTS, MOST_WEIGHTS, at_most, first_width, wrong};
-use crate::arch::{self, Family, Source};
+use crate::arch::{Family, Language};
 use crate::decoder::{Decoder, Layer};
 
 /// Names (MLX's) and shapes of a model's tensors, as its config describes them.
@@ -18,10 +18,11 @@ use crate::decoder::{Decoder, Layer};
 /// # Errors
 /// If config.json lacks what the family needs; `None` if its type has no decoder description.
 pub fn expected_headers(config: &Config) -> Result<Option<BTreeMap<String, Vec<usize>>>, ConfigError> {
-    let tensors = BTreeMap::new();
-    let architecture = arch::describe(Source { config, tensors: &tensors })?;
-    let decoder = arch::headed(&architecture, config, None)?;
-    let Some((family, decoder)) = arch::family(config).zip(decoder) else { return Ok(None) };
+    let language = Language::of(config);
+    let architecture = language.architecture(&BTreeMap::new())?;
+    let decoder = language.headed(&architecture, None)?;
+    let Some((family, decoder)) = language.family.zip(decoder) else { return Ok(None) };
+    let config = &*language.config;
     let widths = widths(family, config, &decoder)?;
     for layer in decoder.blocks.iter().flat_map(crate::decoder::Block::layers) {
         if let Layer::Moe(moe) = layer {

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use mlx_format::checkpoint::{Checkpoint, Config, ConfigError, LeftAside};
 use mlx_format::{Dtype, Scheme};
 
-use crate::arch::{self, Architecture, Rule, Source};
+use crate::arch::{self, Architecture, Language, Rule};
 use crate::asked;
 use crate::decoder::{Decoder, ExpectedTensor};
 use crate::fit::{self, Fault, Held, Misfits};
@@ -77,7 +77,8 @@ impl Named {
         } else {
             config
         };
-        let architecture = arch::describe(Source { config, tensors: checkpoint.tensors() })?;
+        let language = Language::of(config);
+        let architecture = language.architecture(checkpoint.tensors())?;
         let block = if let Existing::Fp8 { block } = existing { Some(block) } else { None };
         check_shards(checkpoint)?;
         let (tensors, dropped) = apply(&architecture, checkpoint, block)?;
@@ -85,8 +86,8 @@ impl Named {
         let existing = existing.renamed(&tensors)?;
         let names: BTreeSet<&str> = tensors.iter().map(|(name, _)| name.as_str()).collect();
         let mut wrong = None;
-        let (decoder, undescribed) = match arch::headed(&architecture, config, Some(&names)) {
-            Ok(decoder) => (decoder, None),
+        let (decoder, undescribed) = match language.headed(&architecture, Some(&names)) {
+            Ok(decoder) => (decoder, arch::obstacle(config)),
             Err(ConfigError::Undescribed { key, reason }) => {
                 (None, Some(format!("{key} {reason}, which is not described here")))
             }
@@ -102,7 +103,7 @@ impl Named {
         };
         let mut expected = decoder.as_ref().map(|decoder| decoder.expected(rows));
         if let Some(expected) = &mut expected {
-            asked::settle(expected, decoder.as_ref(), config);
+            asked::settle(expected, decoder.as_ref(), &language);
         }
         let left_aside = checkpoint.left_aside().map(|index| {
             format!(
@@ -243,14 +244,14 @@ fn apply(
         let renamed = architecture.renamed(source);
         let rule = architecture.rules.iter().find_map(|rule| Some((rule, rule.captures(&renamed)?)));
         let Some((Rule { outputs, .. }, captures)) = rule else {
-            add(&mut parts, renamed.clone(), None, view(&[])?, source)?;
+            add(&mut parts, [architecture.outer, &renamed].concat(), None, view(&[])?, source)?;
             continue;
         };
         if outputs.is_empty() {
             dropped.push(source.clone());
         }
         for output in outputs {
-            let mut name = String::new();
+            let mut name = architecture.outer.to_owned();
             captures.expand(output.name, &mut name);
             let index =
                 captures.name("e").filter(|_| output.stacked).and_then(|index| index.as_str().parse().ok());

@@ -5,7 +5,7 @@ use mlx_format::checkpoint::{Checkpoint, Config, Tensor};
 use serde_json::Value;
 
 use crate::SourceError;
-use crate::arch::{self, Architecture, Source};
+use crate::arch::{Architecture, Language};
 
 /// A config that says that head and embedding are two tables.
 pub(crate) fn untied(config: &Config) -> Config {
@@ -30,8 +30,9 @@ impl Tied {
     /// Compares rows of a head that would be dropped with the embedding's.
     pub(crate) fn of(checkpoint: &Checkpoint, config: &Config) -> Result<Self, SourceError> {
         let tied = Self { untied: false, note: None };
-        let silent = arch::tied(config).is_none();
-        let architecture = arch::describe(Source { config, tensors: checkpoint.tensors() })?;
+        let language = Language::of(config);
+        let silent = language.tied().is_none();
+        let architecture = language.architecture(checkpoint.tensors())?;
         let own = |end: &str| {
             let ends = |name: &&String| *name == end || name.ends_with(&format!(".{end}"));
             checkpoint.tensors().keys().find(ends)
@@ -49,8 +50,7 @@ impl Tied {
         let differ = differ(checkpoint, head, embedding);
         // Where config.json says nothing, the family's default is a guess, and the tensors know better.
         let apart = untied(config);
-        let may_part =
-            silent && !dropped(&arch::describe(Source { config: &apart, tensors: checkpoint.tensors() })?);
+        let may_part = silent && !dropped(&Language::of(&apart).architecture(checkpoint.tensors())?);
         let note = match differ {
             Some(false) => return Ok(tied),
             None if !may_part => return Ok(tied),

@@ -48,13 +48,14 @@ const PROVEN: [&str; 35] = [
 fn note(model_type: &str) -> &'static str {
     match model_type {
         "gemma4_text" => "per-layer inputs are kept as the command line says; with experts: convert only",
-        "deepseek_v2" | "deepseek_v3" | "kimi_k2" | "joyai_llm_flash" => {
+        "deepseek_v2" | "deepseek_v3" | "kimi_k2" | "joyai_llm_flash" | "glm4_moe_lite" => {
             "the hub's fp8 is decoded; matrices between the heads are not trained by dwq"
         }
         "gpt_oss" => {
             "experts come packed as mxfp4: taken over as they are by convert, left alone by awq and gptq"
         }
         "phimoe" => "its router has no description",
+        "muse_glimmer" => "its attention has no description",
         "gpt2" => "the table of positions is not trained by dwq",
         _ => "",
     }
@@ -84,10 +85,21 @@ fn page() -> String {
             note(model_type)
         );
     }
+    text.push_str(
+        "\nModels that see or hear around one of these: the language model is converted, evaluated and calibrated, in mlx-lm's names.\n\n\
+         | model type | `text_config.model_type` | described as |\n|---|---|---|\n",
+    );
+    let quoted = |types: &[&str]| types.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
+    for (wrappers, inside) in arch::wrapped() {
+        for (types, family) in inside {
+            let _ = writeln!(text, "| {} | {} | `{family}` |", quoted(wrappers), quoted(types));
+        }
+    }
     let _ = write!(
         text,
         "\n{types} model types, {decoders} of them with their decoder. Any other type converts by its tensor names (two-dimensional weights that are\n\
-         neither norms nor routers are quantized), with a warning; the methods that look at text refuse it. Vision parts are dropped, as mlx-lm drops them.\n\n\
+         neither norms nor routers are quantized), with a warning; the methods that look at text refuse it. Vision parts are dropped, as mlx-lm drops them;\n\
+         what mlx-lm runs in no form is refused.\n\n\
          Bits 2, 3, 4, 5, 6 and 8 and groups of 32, 64 and 128 for all methods; mxfp4, mxfp8 and nvfp4 for `convert`, and for single layers of the others\n\
          by a recipe file.\n"
     );

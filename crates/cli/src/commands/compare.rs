@@ -35,6 +35,7 @@ const SCHEMA: u32 = 2;
 pub(crate) fn run(args: &Compare, printer: Printer) -> Result<()> {
     let contestants = contestants(args)?;
     let device = source::device(&args.machine.device)?;
+    let _left = source::Left(&device, printer);
     let asked = asked(args);
     source::check(&[asked], &[args.data.as_deref(), args.eval_data.as_deref()])?;
     let model = source::open(asked, Need::of(args.dry_run), printer)?;

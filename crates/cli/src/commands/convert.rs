@@ -15,7 +15,8 @@ use crate::refusal::Refusal;
 
 /// Runs the command.
 pub(crate) fn run(args: &Convert, printer: Printer) -> Result<()> {
-    source::device(&args.machine.device)?;
+    let device = source::device(&args.machine.device)?;
+    let _left = source::Left(&device, printer);
     let settings = settings(args, printer)?;
     let _parents = Parents::of(&args.target.mlx_path, args.target.dry_run)?;
     if !args.target.dry_run {
@@ -36,7 +37,7 @@ pub(crate) fn run(args: &Convert, printer: Printer) -> Result<()> {
         .into());
     }
     let model = source::open(asked, Need::of(args.target.dry_run), printer)?;
-    let model = model.allow_unread(args.target.allow_unread);
+    let model = model.allow_unread(args.target.allow_unread).on(&device);
     let plan = plan(&model, settings, printer)?;
     let (target, threads) = (&args.target.mlx_path, threads(args));
     let destination = args.target.destination();

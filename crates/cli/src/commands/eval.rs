@@ -27,6 +27,7 @@ const SCHEMA: u32 = 2;
 /// Runs the command.
 pub(crate) fn run(args: &Eval, printer: Printer) -> Result<()> {
     let device = source::device(&args.device)?;
+    let _left = source::Left(&device, printer);
     let report = args.report.as_deref().map(Report::create).transpose()?;
     let need = Need::of(args.dry_run);
     let asked = Asked::new(args.model.given(), args.revision.as_deref());

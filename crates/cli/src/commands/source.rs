@@ -24,6 +24,17 @@ pub(crate) fn device(choice: &DeviceChoice) -> Result<Device, Refusal> {
     Ok(choice.device()?)
 }
 
+/// Says for curious people what a card left to the processor, when a command ends.
+pub(crate) struct Left<'d>(pub(crate) &'d Device, pub(crate) Printer);
+
+impl Drop for Left<'_> {
+    fn drop(&mut self) {
+        for (operation, why) in self.0.left() {
+            self.1.detail(&format!("on the processor: {operation} ({why})"));
+        }
+    }
+}
+
 /// What of a model a command looks at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Need {

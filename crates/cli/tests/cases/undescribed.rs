@@ -63,7 +63,7 @@ fn experts_that_nobody_would_stack() {
         done("convert --model {model} --mlx-path {out}", &model);
     }
     // A type whose model stacks packed experts, too.
-    done(CONVERT, &with_experts("solar_open", names[1]).write(&at.path().join("stacks")));
+    done(CONVERT, &with_experts("afmoe", names[1]).write(&at.path().join("stacks")));
 }
 
 #[test]
@@ -136,7 +136,8 @@ fn towers_are_dropped_or_whole() {
         }
         made
     };
-    for model_type in ["llava", "pixtral", "gemma3"] {
+    // The last has no description.
+    for model_type in ["llava", "pixtral", "gemma3n"] {
         let (out, said) = done(CONVERT, &wrapper(model_type).write(&at.path().join(model_type)));
         assert!(said.contains("3 tensors of vision or audio"), "{said}");
         assert!(read(&out).keys().all(|name| name.starts_with("language_model.")), "{:?}", read(&out).keys());
@@ -179,7 +180,7 @@ fn much_that_stays_unquantized_is_said() {
 fn experts_that_are_not_all_there() {
     let at = tempfile::tempdir().unwrap();
     let name = |index: usize, part: &str| format!("mlp.experts.{index}.{part}.weight");
-    let whole = || with_experts("solar_open", name);
+    let whole = || with_experts("afmoe", name);
     let lost = "model.layers.1.mlp.experts.2.w2.weight";
     for (index, made) in [
         whole().without(lost),

@@ -6,7 +6,7 @@
 //! with rows of zeros, and a product with one column has a loop here. Then a row of the result is the same bits
 //! whatever rows stand beside it.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
@@ -168,7 +168,7 @@ pub(super) fn observed_linear(
     check(x, weight, bias)?;
     let (shape, (m, k, n)) = sizes(x, weight)?;
     {
-        let mut seen = notebook.lock().unwrap_or_else(PoisonError::into_inner);
+        let seen = &mut notebook.open().seen;
         seen.tokens += m as u64;
         squares(&mut seen.inputs, x.host()?, k);
     }
@@ -176,7 +176,7 @@ pub(super) fn observed_linear(
     let (notebook, weight) = (notebook.clone(), weight.detach());
     let y = Tensor::made(x.device(), shape, buffer(out), "observed linear", &[x], move |pull| {
         {
-            let mut seen = notebook.lock().unwrap_or_else(PoisonError::into_inner);
+            let seen = &mut notebook.open().seen;
             squares(&mut seen.gradients, pull.grad.host()?, n);
         }
         Ok(vec![Some(for_input(&pull.inputs[0], &weight, pull.grad)?)])

@@ -11,20 +11,14 @@ use super::launch::{Launch, Slice};
 use super::linear::tensor;
 use super::memory::Memory;
 use super::product::{Finish, Matrix, Product};
-use super::program::Program;
+use super::program::{Program, program};
 use crate::Tensor;
 use crate::elementary::Reduce;
 use crate::error::Result;
 use crate::plain::Shapes;
 use crate::settings::AttentionSettings;
 
-static ATTENTION: Program = Program {
-    name: "attention",
-    source: include_str!("wgsl/attention.wgsl"),
-    checked: true,
-    reads: 1,
-    writes: 4,
-};
+static ATTENTION: Program = program!("attention", 1, 4, "lanes");
 
 /// Tokens of a tile: the rows of a wide tile of a product.
 const TILE: usize = 128;

@@ -8,6 +8,7 @@ use super::adapter::{Adapter, AdapterChoice, AdapterKind, choose};
 use super::kernel::Kernel;
 use super::pool::Pool;
 use super::stream::Stream;
+use super::tiles::Tiles;
 use crate::engine::MemoryUse;
 use crate::error::{Error, Result, bail};
 
@@ -36,6 +37,8 @@ pub(super) struct Card {
     pub(super) work: u64,
     /// Whether the tiles of products may be 128 wide.
     pub(super) wide_tiles: bool,
+    /// How products are computed that keep the card busy.
+    pub(super) tiles: Tiles,
     pub(super) stream: Mutex<Stream>,
     pub(super) pool: Mutex<Pool>,
     pub(super) kernels: Mutex<HashMap<String, Arc<Kernel>>>,
@@ -99,6 +102,7 @@ impl Card {
             alignment: u64::from(limits.min_storage_buffer_offset_alignment.max(16)),
             groups: limits.max_compute_workgroups_per_dimension,
             work,
+            tiles: Tiles::default(),
             wide_tiles: limits.max_compute_workgroup_storage_size >= 2 * WORKGROUP_MEMORY,
             stream: Mutex::default(),
             pool: Mutex::default(),

@@ -47,9 +47,14 @@ impl Card {
 
     /// Records zeros.
     pub(super) fn clear(&self, buffer: &wgpu::Buffer) {
+        self.clear_some(buffer, 0, None);
+    }
+
+    /// Records zeros in some bytes of a buffer, from byte `first` on.
+    pub(super) fn clear_some(&self, buffer: &wgpu::Buffer, first: u64, size: Option<u64>) {
         let mut stream = locked(&self.stream);
         stream.between();
-        stream.encoder(&self.device).clear_buffer(buffer, 0, None);
+        stream.encoder(&self.device).clear_buffer(buffer, first, size);
     }
 
     /// Submits what was recorded.

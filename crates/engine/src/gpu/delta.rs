@@ -3,28 +3,39 @@
 use std::sync::Arc;
 
 use super::card::Card;
+use super::elementary::{join, reduce};
 use super::launch::{Launch, Slice};
+use super::linear::tensor;
 use super::parts::row_parts;
-use super::program::Program;
+use super::program::{Program, program};
 use crate::Tensor;
+use crate::elementary::{Buffer, Reduce};
 use crate::error::Result;
 use crate::plain::check_delta;
 
-static DELTA: Program =
-    Program { name: "delta", source: include_str!("wgsl/delta.wgsl"), checked: true, reads: 5, writes: 1 };
+static DELTA: Program = program!("delta", 5, 1);
+static DELTA_BACK: Program = program!("delta_back", 5, 3);
 
 /// Rows of the state that a thread has registers for.
 const REGISTERS: usize = 32;
 /// Columns of the state that a workgroup takes, and threads of a column.
 const COLUMNS: usize = 16;
+/// Backwards, rows of the state that a workgroup takes at a time: four of each of a column's threads.
+const CHUNK: usize = 64;
+/// Tokens whose states are kept while the gradient passes them.
+const SEGMENT: usize = 32;
+/// Numbers of states that are kept at once, about: enough for all workgroups that a card runs side by side.
+const STATES: usize = 32 << 20;
+
+/// Whether a workgroup's registers hold 16 columns of the state.
+pub(super) fn fits(k: &Tensor) -> bool {
+    k.dims().last().is_none_or(|keys| *keys <= REGISTERS * COLUMNS)
+}
 
 pub(super) fn gated_delta(card: &Arc<Card>, [q, k, v, decay, beta]: [&Tensor; 5]) -> Result<Tensor> {
     check_delta(q, k, v, decay, beta)?;
     let (batch, tokens, heads, keys) = k.dims4()?;
     let values = v.dim(3)?;
-    if keys > REGISTERS * COLUMNS {
-        return crate::plain::gated_delta(q, k, v, decay, beta);
-    }
     let out = card.room(v.elem_count())?;
     let rows = tokens * heads;
     let blocks = values.div_ceil(COLUMNS);
@@ -48,18 +59,77 @@ pub(super) fn gated_delta(card: &Arc<Card>, [q, k, v, decay, beta]: [&Tensor; 5]
             work: 6 * (windows.len() * rows * keys * values) as u64,
         })?;
     }
-    // Backwards through the elementary operations, computed anew.
-    Ok(Tensor::made(
-        v.device(),
-        v.dims().to_vec(),
-        out.shared(),
-        "gated delta",
-        &[q, k, v, decay, beta],
-        |pull| {
-            let all: Vec<Tensor> = pull.inputs.iter().map(Tensor::variable).collect();
-            let y = crate::plain::gated_delta(&all[0], &all[1], &all[2], &all[3], &all[4])?;
-            let gradients = y.gradients(pull.grad)?;
-            Ok(all.iter().map(|input| gradients.get(input).cloned()).collect())
-        },
-    ))
+    let card = card.clone();
+    let inputs = [q, k, v, decay, beta];
+    Ok(Tensor::made(v.device(), v.dims().to_vec(), out.shared(), "gated delta", &inputs, move |pull| {
+        backward(&card, pull.inputs, pull.grad)
+    }))
+}
+
+/// Gradients of the rule with respect to all that it takes, a window at a time.
+fn backward(card: &Arc<Card>, inputs: &[Tensor], grad: &Tensor) -> Result<Vec<Option<Tensor>>> {
+    let [q, k, v, decay, beta] = [0, 1, 2, 3, 4].map(|at| &inputs[at]);
+    let (batch, tokens, heads, keys) = k.dims4()?;
+    let (values, rows) = (v.dim(3)?, tokens * heads);
+    let blocks = values.div_ceil(COLUMNS);
+    // Of a block of columns what is summed over all columns: for q and k, for decay and beta.
+    let (of_keys, of_rows) = (2 * rows * keys, 2 * rows);
+    let of_block = of_keys + COLUMNS * of_rows;
+    let fades = join(card, &[decay, beta], &[rows, rows])?;
+    let for_v = card.room(batch * rows * values)?;
+    let [for_keys, for_fades] = [card.room(batch * of_keys)?, card.room(batch * of_rows)?];
+    let chunks = keys.div_ceil(CHUNK);
+    let state = (tokens.div_ceil(SEGMENT) + SEGMENT) * chunks * CHUNK * COLUMNS;
+    let room = card.binding - card.alignment as usize / 4;
+    let step =
+        (room / of_block.max(1)).min(STATES.min(room) / (heads * state).max(1)).clamp(1, blocks.max(1));
+    let [q, k, v, grad] = [Slice::of(q)?, Slice::of(k)?, Slice::of(v)?, Slice::of(grad)?];
+    let states = card.room(step * heads * state)?;
+    for window in 0..batch {
+        let parts = card.room(blocks * of_block)?;
+        for first in (0..blocks).step_by(step) {
+            let count = step.min(blocks - first);
+            card.launch(&Launch {
+                program: &DELTA_BACK,
+                words: &[("CHUNKS", chunks.to_string())],
+                slices: &[
+                    q.part(window * rows * keys, rows * keys),
+                    k.part(window * rows * keys, rows * keys),
+                    v.part(window * rows * values, rows * values),
+                    grad.part(window * rows * values, rows * values),
+                    Slice::all(&fades, batch * of_rows).part(window * of_rows, of_rows),
+                    Slice::all(&for_v, batch * rows * values).part(window * rows * values, rows * values),
+                    Slice::all(&parts, blocks * of_block).part(first * of_block, count * of_block),
+                    Slice::all(&states, step * heads * state),
+                ],
+                numbers: &[first, count, tokens, heads, keys, values, heads * count]
+                    .map(|number| number as u32),
+                groups: card.groups_for(heads * count),
+                work: 20 * (rows * keys * count * COLUMNS) as u64,
+            })?;
+        }
+        let sums = reduce(card, Slice::all(&parts, blocks * of_block), [1, blocks, of_block], Reduce::Sum)?;
+        let lanes = Slice::all(&sums, of_block).part(of_keys, COLUMNS * of_rows);
+        let small = reduce(card, lanes, [1, COLUMNS, of_rows], Reduce::Sum)?;
+        // All windows' gradients of q lie in front of those of k, and of decay in front of those of beta.
+        for (from, to, width) in [(&sums, &for_keys, keys), (&small, &for_fades, 1)] {
+            for at in 0..2 {
+                let bytes = |rows: usize| 4 * (rows * width) as u64;
+                let to_row = (at * batch + window) * rows;
+                card.copy(from.buffer()?, bytes(at * rows), to.buffer()?, bytes(to_row), bytes(rows))?;
+            }
+        }
+    }
+    let (for_keys, for_fades) = (for_keys.shared(), for_fades.shared());
+    let part = |buffer: &Buffer, at: usize, like: &Tensor| {
+        let shape = like.dims().to_vec();
+        Some(Tensor::constant(shape, buffer.clone(), at * like.elem_count(), like.device()))
+    };
+    Ok(vec![
+        part(&for_keys, 0, &inputs[0]),
+        part(&for_keys, 1, &inputs[1]),
+        Some(tensor(for_v, inputs[2].dims(), &inputs[2])),
+        part(&for_fades, 0, decay),
+        part(&for_fades, 1, beta),
+    ])
 }

@@ -24,6 +24,7 @@ mod elementary;
 mod kernel;
 mod launch;
 mod linear;
+mod losses;
 mod memory;
 mod norm;
 mod parts;
@@ -32,29 +33,36 @@ mod product;
 mod program;
 mod rotary;
 mod rounding;
+mod routing;
 mod second_order;
 mod softmax;
 mod stream;
 mod strided;
+mod tiles;
 mod trained;
 mod transposed;
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
 
 use mlx_format::{FloatType, Scheme};
 
 pub use self::adapter::{Adapter, AdapterChoice, AdapterKind, adapters};
-use self::card::Card;
+use self::card::{Card, locked};
 use self::launch::Slice;
 use self::product::Product;
 use self::strided::Value;
+pub use self::tiles::Tiles;
 use self::trained::Brought;
 use crate::Tensor;
 use crate::elementary::{Buffer, Combine, Map, Reduce};
 use crate::engine::{Capacity, Engine, MemoryUse};
 use crate::error::Result;
+use crate::losses::{Candidates, Labels, Likeliest};
 use crate::plain::{check_round, check_same};
 use crate::rounding::{How, Rounded};
+use crate::routing::Selection;
+use crate::running::{RunningDivergence, RunningScore};
 use crate::settings::{Activation, AttentionSettings, Codes, Notebook, Pairing};
 use crate::shape::View;
 
@@ -64,6 +72,8 @@ pub struct Gpu {
     card: Arc<Card>,
     /// Codes of trained linears. They lie here and not with the card, which what lies on it keeps open.
     codes: Arc<Brought>,
+    /// Operations that are left to the processor, and why.
+    left: Arc<Mutex<BTreeMap<&'static str, &'static str>>>,
 }
 
 impl Gpu {
@@ -72,7 +82,7 @@ impl Gpu {
     /// # Errors
     /// If there is none, it cannot be opened, or it is too small; the message says what to do.
     pub fn open(choice: &AdapterChoice) -> Result<Self> {
-        Ok(Self { card: Arc::new(Card::open(choice, None)?), codes: Arc::default() })
+        Ok(Self::of(Card::open(choice, None)?))
     }
 
     /// [`Gpu::open`] with kernels that see at most `binding` bytes of a buffer at once: how operations on large tensors
@@ -81,7 +91,21 @@ impl Gpu {
     /// # Errors
     /// As there.
     pub fn with_binding(choice: &AdapterChoice, binding: u64) -> Result<Self> {
-        Ok(Self { card: Arc::new(Card::open(choice, Some(binding))?), codes: Arc::default() })
+        Ok(Self::of(Card::open(choice, Some(binding))?))
+    }
+
+    fn of(card: Card) -> Self {
+        Self { card: Arc::new(card), codes: Arc::default(), left: Arc::default() }
+    }
+
+    /// [`Gpu::open`] with products computed in a way that is not the usual one: for measurements. The bits are the same.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn with_tiles(choice: &AdapterChoice, tiles: Tiles) -> Result<Self> {
+        let mut card = Card::open(choice, None)?;
+        card.tiles = tiles;
+        Ok(Self::of(card))
     }
 
     /// What was opened.
@@ -111,6 +135,14 @@ impl Engine for Gpu {
 
     fn memory(&self) -> Option<MemoryUse> {
         Some(self.card.memory())
+    }
+
+    fn leave(&self, operation: &'static str, why: &'static str) {
+        locked(&self.left).insert(operation, why);
+    }
+
+    fn left(&self) -> Vec<(&'static str, &'static str)> {
+        locked(&self.left).iter().map(|(operation, why)| (*operation, *why)).collect()
     }
 
     fn reset_peak(&self) {
@@ -241,6 +273,13 @@ impl Engine for Gpu {
         decay: &Tensor,
         beta: &Tensor,
     ) -> Result<Tensor> {
+        if !delta::fits(k) {
+            self.leave(
+                "the gated delta rule",
+                "keys of more than 512 features do not fit a kernel's registers",
+            );
+            return crate::plain::gated_delta(q, k, v, decay, beta);
+        }
         delta::gated_delta(&self.card, [q, k, v, decay, beta])
     }
 
@@ -289,5 +328,85 @@ impl Engine for Gpu {
     ) -> Result<(Rounded, Tensor)> {
         check_round(weight, scheme)?;
         rounding::round(&self.card, weight, scheme, float, how)
+    }
+
+    fn route(&self, scores: &Tensor, selection: &Selection) -> Result<Vec<Vec<u32>>> {
+        routing::route(&self.card, scores, selection)
+    }
+
+    fn score(
+        &self,
+        logits: &Tensor,
+        first: u32,
+        targets: &[u32],
+        running: &mut [RunningScore],
+    ) -> Result<()> {
+        losses::score(&self.card, logits, first, targets, running)
+    }
+
+    fn compare(
+        &self,
+        reference: &Tensor,
+        logits: &Tensor,
+        first: u32,
+        targets: &[u32],
+        running: &mut [RunningDivergence],
+    ) -> Result<()> {
+        losses::compare(&self.card, reference, logits, first, targets, running)
+    }
+
+    fn keep_likeliest(
+        &self,
+        logits: &Tensor,
+        first: u32,
+        kept: usize,
+        candidates: &mut [Candidates],
+    ) -> Result<()> {
+        losses::keep_likeliest(&self.card, logits, first, kept, candidates)
+    }
+
+    fn label_slopes(
+        &self,
+        logits: &Tensor,
+        lse: &[f64],
+        softcap: Option<f64>,
+        last: bool,
+        labels: &mut Labels,
+    ) -> Result<(Tensor, Vec<f64>)> {
+        losses::label_slopes(&self.card, logits, lse, softcap, last, labels)
+    }
+
+    fn divergence_slopes(
+        &self,
+        reference: &Tensor,
+        logits: &Tensor,
+        lses: (&[f64], &[f64]),
+        factors: (f64, f32),
+        loss: &mut f64,
+    ) -> Result<Tensor> {
+        losses::divergence_slopes(&self.card, reference, logits, lses, factors, loss)
+    }
+
+    fn likeliest_slopes(
+        &self,
+        logits: &Tensor,
+        first: u32,
+        likeliest: &[Likeliest<'_>],
+        tokens: (&[f64], &[f32]),
+        factors: (f64, f32),
+        loss: &mut f64,
+    ) -> Result<Tensor> {
+        losses::likeliest_slopes(&self.card, logits, first, likeliest, tokens, factors, loss)
+    }
+
+    fn likeliest_probability(
+        &self,
+        logits: &Tensor,
+        first: u32,
+        likeliest: &[Likeliest<'_>],
+        rows: (&[f64], f64),
+        known: &mut [f64],
+    ) -> Result<()> {
+        losses::likeliest_probability(&self.card, logits, first, likeliest, rows, known)
     }
 }

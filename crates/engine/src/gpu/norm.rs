@@ -8,14 +8,13 @@ use super::launch::{Launch, Slice};
 use super::linear::tensor;
 use super::memory::Memory;
 use super::parts::row_parts;
-use super::program::Program;
+use super::program::{Program, program};
 use crate::Tensor;
 use crate::elementary::Reduce;
 use crate::error::{Result, bail};
 use crate::plain::{check_norm, sum_of_rows};
 
-static NORM: Program =
-    Program { name: "norm", source: include_str!("wgsl/norm.wgsl"), checked: true, reads: 3, writes: 2 };
+static NORM: Program = program!("norm", 3, 2, "lanes");
 
 /// What a norm is of.
 #[derive(Clone, Copy)]

@@ -5,18 +5,16 @@ use std::sync::Arc;
 use super::card::Card;
 use super::launch::{Launch, Slice};
 use super::memory::Memory;
-use super::program::Program;
+use super::program::{Program, program};
+use super::tiles::Tiles;
 use crate::error::{Result, bail};
 
 /// Unchecked: in workgroup memory places are a thread's number and constants, below the lines' lengths (16 * Q < 16 * Q
 /// + 1); in buffers they are looked at before each access.
-static PRODUCT: Program = Program {
-    name: "product",
-    source: include_str!("wgsl/product.wgsl"),
-    checked: false,
-    reads: 3,
-    writes: 1,
-};
+static PRODUCT: Program = Program { checked: false, ..program!("product", 3, 1, "operands") };
+
+/// Unchecked as that is.
+static WIDE: Program = Program { checked: false, ..program!("wide", 3, 1, "operands") };
 
 /// Tiles from which on the card is busy with wide ones.
 const BUSY: usize = 128;
@@ -209,6 +207,9 @@ impl<'m> Product<'m> {
         let busy = |(rows, columns): (usize, usize)| rows * columns * outer * inner >= BUSY;
         let wide = |size: usize| if card.wide_tiles && size > 64 { 2 } else { 1 };
         let (q, r) = if busy(tiles(wide(m), wide(n))) { (wide(m), wide(n)) } else { (1, 1) };
+        // In turn where tiles are wide both ways.
+        let turns = card.tiles != Tiles::Plain && (q, r) == (2, 2);
+        let r = if turns && card.tiles == Tiles::Long && n > 128 && busy(tiles(2, 4)) { 4 } else { r };
         let (rows, columns) = tiles(q, r);
         if rows > card.groups as usize || columns > card.groups as usize {
             bail!("a product of {m} rows and {n} columns has more tiles than {} starts", card.adapter.name);
@@ -235,6 +236,8 @@ impl<'m> Product<'m> {
             ("B_LINE", b_line.to_string()),
             ("A_ROOM", (16 * a_line).to_string()),
             ("B_ROOM", (16 * b_line).to_string()),
+            ("AM", (q / 2).to_string()),
+            ("BN", (r / 2).to_string()),
         ];
         let [a, b, c] = self.reaches();
         let slice = |x: &Matrix<'m>, count| Slice { memory: x.memory, first: x.first, count };
@@ -256,8 +259,9 @@ impl<'m> Product<'m> {
             self.c.outer,
             self.c.inner,
         ];
+        let program = if turns { &WIDE } else { &PRODUCT };
         card.launch(&Launch {
-            program: &PRODUCT,
+            program,
             words: &words,
             slices: &[slice(&self.a, a), b_slice, bias, slice(&self.c, c)],
             numbers: &numbers.map(|number| number as u32),

@@ -21,6 +21,24 @@ pub(super) struct Program {
     pub(super) writes: usize,
 }
 
+/// A kernel `wgsl/NAME.wgsl`, with the files that it shares with others.
+macro_rules! program {
+    ($name:literal, $reads:literal, $writes:literal $(, $shared:literal)*) => {
+        Program {
+            name: $name,
+            source: concat!(
+                $(include_str!(concat!("wgsl/", $shared, ".wgsl")),)*
+                include_str!(concat!("wgsl/", $name, ".wgsl"))
+            ),
+            checked: true,
+            reads: $reads,
+            writes: $writes,
+        }
+    };
+}
+
+pub(super) use program;
+
 /// Words that are filled in.
 pub(super) type Words<'w> = &'w [(&'static str, String)];
 

@@ -15,31 +15,18 @@ use super::launch::{Launch, Slice};
 use super::linear::tensor;
 use super::memory::Memory;
 use super::product::{Finish, Matrix, Product};
-use super::program::Program;
+use super::program::{Program, program};
 use super::strided::{Strided, Value, elements};
 use super::transposed::transposed;
 use crate::error::Result;
 use crate::rounding::{How, Rounded};
 use crate::{Factor, Tensor};
 
-macro_rules! program {
-    ($name:literal, $reads:literal, $writes:literal) => {
-        Program {
-            name: $name,
-            source: concat!(include_str!("wgsl/grid.wgsl"), include_str!(concat!("wgsl/", $name, ".wgsl"))),
-            checked: true,
-            reads: $reads,
-            writes: $writes,
-        }
-    };
-}
-
-static SEARCH: Program = program!("search", 2, 2);
-static NEAREST: Program = program!("nearest", 2, 2);
-static COMPENSATE: Program = program!("compensate", 3, 3);
-static SWEEP: Program = program!("sweep", 2, 5);
-static PACK: Program =
-    Program { name: "pack", source: include_str!("wgsl/pack.wgsl"), checked: true, reads: 1, writes: 1 };
+static SEARCH: Program = program!("search", 2, 2, "grid");
+static NEAREST: Program = program!("nearest", 2, 2, "grid");
+static COMPENSATE: Program = program!("compensate", 3, 3, "grid");
+static SWEEP: Program = program!("sweep", 2, 5, "grid");
+static PACK: Program = program!("pack", 1, 1);
 
 /// Elements of a part of a weight, about.
 const PART: usize = 64 << 20;
@@ -332,31 +319,36 @@ impl<'t> Task<'t> {
         let count = self.columns * self.rows;
         let codes = self.card.room(count)?;
         self.in_order(&self.codes, places, Slice::all(&codes, count))?;
-        let words = self.card.room(count / 4)?;
+        // Packed codes, scales and biases one after the other: the card is waited for once.
+        let groups = self.columns / self.group;
+        let (words, grids) = (count / 4, groups * self.rows);
+        let all = self.card.room(words + 2 * grids)?;
         self.card.launch(&Launch {
             program: &PACK,
             words: &[],
-            slices: &[Slice::all(&codes, count), Slice::all(&words, count / 4)],
-            numbers: &[count as u32 / 4],
-            groups: self.card.row_of_groups(count / 4),
+            slices: &[Slice::all(&codes, count), Slice::all(&all, words)],
+            numbers: &[words as u32],
+            groups: self.card.row_of_groups(words),
             work: count as u64,
         })?;
-        let groups = self.columns / self.group;
-        self.card.get(&words, 0, count / 4, &mut |words| {
-            rounded.codes.extend_from_slice(bytemuck::cast_slice(words));
-        })?;
+        let bytes = |numbers: usize| 4 * numbers as u64;
+        for (from, first) in [(&self.scales, words), (&self.biases, words + grids)] {
+            self.card.copy(from.buffer()?, 0, all.buffer()?, bytes(first), bytes(grids))?;
+        }
         let group = |group: usize| match places {
             None => group,
             Some(places) => places[group * self.group] as usize / self.group,
         };
-        for (memory, to) in [(&self.scales, &mut rounded.scales), (&self.biases, &mut rounded.biases)] {
-            self.card.get(memory, 0, groups * self.rows, &mut |numbers| {
+        self.card.get(&all, 0, words + 2 * grids, &mut |numbers| {
+            let (codes, numbers) = numbers.split_at(words);
+            rounded.codes.extend_from_slice(bytemuck::cast_slice(codes));
+            let (scales, biases) = numbers.split_at(grids);
+            for (numbers, to) in [(scales, &mut rounded.scales), (biases, &mut rounded.biases)] {
                 for row in 0..self.rows {
                     to.extend((0..groups).map(|own| numbers[group(own) * self.rows + row]));
                 }
-            })?;
-        }
-        Ok(())
+            }
+        })
     }
 }
 

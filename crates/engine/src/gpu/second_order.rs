@@ -157,9 +157,14 @@ pub(super) fn factor(card: &Arc<Card>, hessian: &Tensor, added: f32) -> Result<O
     };
     turned.run_to(card, Slice::all(&inverse, size * size), None, size, &upper)?;
     let upper = tensor(upper, hessian.dims(), hessian);
+    // Whether a block failed, and a sum that is finite if all is: the card is waited for once.
+    let (sum, both) = (upper.abs()?.sum_all()?, card.room(2)?);
+    let own = Slice::of(&sum)?;
+    card.copy(status.buffer()?, 0, both.buffer()?, 0, 4)?;
+    card.copy(own.memory.buffer()?, 4 * own.first as u64, both.buffer()?, 4, 4)?;
     let mut failed = true;
-    card.get(&status, 0, 1, &mut |status| failed = status[0] != 0.0)?;
-    if failed || !upper.abs()?.sum_all()?.to_vec()?[0].is_finite() {
+    card.get(&both, 0, 2, &mut |both| failed = both[0] != 0.0 || !both[1].is_finite())?;
+    if failed {
         return Ok(None);
     }
     Ok(Some((upper, tensor(damped, hessian.dims(), hessian))))

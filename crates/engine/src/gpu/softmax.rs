@@ -7,17 +7,11 @@ use super::launch::{Launch, Slice};
 use super::linear::tensor;
 use super::memory::Memory;
 use super::parts::row_parts;
-use super::program::Program;
+use super::program::{Program, program};
 use crate::Tensor;
 use crate::error::{Result, bail};
 
-static SOFTMAX: Program = Program {
-    name: "softmax",
-    source: include_str!("wgsl/softmax.wgsl"),
-    checked: true,
-    reads: 2,
-    writes: 1,
-};
+static SOFTMAX: Program = program!("softmax", 2, 1, "lanes");
 
 /// Softmax of `x`, or its gradient where `x` is what softmax gave.
 fn launch(card: &Arc<Card>, x: &Tensor, grad: Option<&Tensor>) -> Result<Memory> {

@@ -1,28 +1,22 @@
 //! Linear layers that note what passes them, and those whose grids are trained.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 
 use super::card::{Card, locked};
 use super::launch::{Launch, Slice};
 use super::linear::{for_input, for_weight, forward, sizes, tensor};
 use super::memory::Memory;
 use super::parts::row_parts;
-use super::program::Program;
+use super::program::{Program, program};
 use crate::Tensor;
-use crate::error::Result;
+use crate::error::{Result, bail};
 use crate::plain::{check_codes, check_linear};
 use crate::settings::{Codes, Notebook};
 
-static SQUARES: Program = Program {
-    name: "squares",
-    source: include_str!("wgsl/squares.wgsl"),
-    checked: true,
-    reads: 1,
-    writes: 1,
-};
-static GROUPS: Program =
-    Program { name: "groups", source: include_str!("wgsl/groups.wgsl"), checked: true, reads: 2, writes: 2 };
+static SQUARES: Program = program!("squares", 2, 1);
+static PAIRS: Program = program!("pairs", 1, 1);
+static GROUPS: Program = program!("groups", 2, 2);
 
 /// Rows that a thread adds up.
 const PART: usize = 64;
@@ -48,31 +42,75 @@ impl Brought {
     }
 }
 
-/// Adds squares of the features of `x` to `sums`.
-fn squares(card: &Arc<Card>, x: &Tensor, features: usize, sums: &mut Vec<f64>) -> Result<()> {
-    sums.resize(features, 0.0);
-    let x = Slice::of(x)?;
-    for rows in row_parts(card, x.count / features.max(1), features) {
+/// What squares are of.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Squares<'s> {
+    /// The features themselves.
+    Features,
+    /// Expected gradients of labels with respect to logits; of a row five numbers, the first two its log-sum-exp.
+    Slopes { tokens: Slice<'s>, softcap: Option<f64> },
+}
+
+/// Sums of squares of the features of `x [rows, features]`, numbers in two float32: to `sums [2, features]`, with `keep`
+/// added to what is there.
+pub(super) fn squares(
+    card: &Arc<Card>,
+    x: Slice<'_>,
+    features: usize,
+    what: Squares<'_>,
+    sums: Slice<'_>,
+    keep: bool,
+) -> Result<()> {
+    let all = x.count / features.max(1);
+    if all == 0 && !keep {
+        card.clear_some(sums.memory.buffer()?, 4 * sums.first as u64, Some(4 * sums.count as u64));
+    }
+    let (tokens, inverse) = match what {
+        Squares::Features => (None, 0.0),
+        Squares::Slopes { tokens, softcap } => (Some(tokens), softcap.map_or(0.0, f64::recip)),
+    };
+    for rows in row_parts(card, all, features) {
         let parts = rows.len().div_ceil(PART);
         let count = 2 * parts * features;
         let out = card.room(count)?;
+        let own = x.part(rows.start * features, rows.len() * features);
+        let numbers = [parts * features, features, rows.len(), PART, 0].map(|number| number as u32);
         card.launch(&Launch {
             program: &SQUARES,
-            words: &[],
-            slices: &[x.part(rows.start * features, rows.len() * features), Slice::all(&out, count)],
-            numbers: &[(parts * features) as u32, features as u32, rows.len() as u32, PART as u32, 0],
+            words: &[("SLOPES", u8::from(tokens.is_some()).to_string())],
+            slices: &[
+                own,
+                tokens.map_or(own, |tokens| tokens.part(5 * rows.start, 5 * rows.len())),
+                Slice::all(&out, count),
+            ],
+            numbers: &[&numbers[..], &[(inverse as f32).to_bits()]].concat(),
             groups: card.row_of_groups(parts * features),
             work: 32 * (rows.len() * features) as u64,
         })?;
-        card.get(&out, 0, count, &mut |values| {
-            for part in values.chunks_exact(2 * features) {
-                let (first, second) = part.split_at(features);
-                for (sum, (first, second)) in sums.iter_mut().zip(first.iter().zip(second)) {
-                    *sum += f64::from(*first) + f64::from(*second);
-                }
-            }
+        card.launch(&Launch {
+            program: &PAIRS,
+            words: &[("KEEP", u8::from(keep || rows.start > 0).to_string())],
+            slices: &[Slice::all(&out, count), sums],
+            numbers: &[features as u32, parts as u32, 0],
+            groups: card.row_of_groups(features),
+            work: 8 * count as u64,
         })?;
     }
+    Ok(())
+}
+
+/// Adds squares of the features of `x` to sums that stay on the card.
+fn note(card: &Arc<Card>, x: &Tensor, features: usize, held: &mut Option<Tensor>) -> Result<()> {
+    let keep = held.is_some();
+    let sums = match held.take() {
+        Some(sums) => sums,
+        None => tensor(card.room(2 * features)?, &[2, features], x),
+    };
+    if sums.dims() != [2, features] {
+        bail!("a notebook with sums {:?} beside {features} features", sums.dims());
+    }
+    squares(card, Slice::of(x)?, features, Squares::Features, Slice::of(&sums)?, keep)?;
+    *held = Some(sums);
     Ok(())
 }
 
@@ -95,16 +133,13 @@ pub(super) fn observed_linear(
     let (shape, [m, k, n]) = sizes(x, weight)?;
     let out = forward(card, x, weight, None, [m, k, n])?;
     {
-        let mut seen = notebook.lock().unwrap_or_else(PoisonError::into_inner);
-        seen.tokens += m as u64;
-        squares(card, x, k, &mut seen.inputs)?;
+        let mut notes = notebook.open();
+        notes.seen.tokens += m as u64;
+        note(card, x, k, &mut notes.held[0])?;
     }
     let (card, notebook, weight) = (card.clone(), notebook.clone(), weight.detach());
     let y = Tensor::made(x.device(), shape, out.shared(), "observed linear", &[x], move |pull| {
-        {
-            let mut seen = notebook.lock().unwrap_or_else(PoisonError::into_inner);
-            squares(&card, pull.grad, n, &mut seen.gradients)?;
-        }
+        note(&card, pull.grad, n, &mut notebook.open().held[1])?;
         Ok(vec![Some(for_input(&card, &pull.inputs[0], &weight, pull.grad)?)])
     });
     with_bias(y, bias)

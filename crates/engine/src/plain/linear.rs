@@ -1,6 +1,6 @@
 //! Linear layers: plain, observed, and in codes whose grids are trained.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use crate::error::{Result, bail};
 use crate::settings::{Codes, Notebook};
@@ -70,7 +70,7 @@ pub(crate) fn observed_linear(
     check(x, weight, bias)?;
     let (n, features) = weight.dims2()?;
     x.read(|values| {
-        let mut seen = notebook.lock().unwrap_or_else(PoisonError::into_inner);
+        let seen = &mut notebook.open().seen;
         seen.tokens += (values.len() / features.max(1)) as u64;
         squares(&mut seen.inputs, values, features);
     })?;
@@ -79,7 +79,7 @@ pub(crate) fn observed_linear(
     let (buffer, shape) = (y.buffer().0.clone(), y.dims().to_vec());
     Ok(Tensor::made(y.device(), shape, buffer, "observed linear", &[&y], move |pull| {
         pull.grad.read(|values| {
-            let mut seen = notebook.lock().unwrap_or_else(PoisonError::into_inner);
+            let seen = &mut notebook.open().seen;
             squares(&mut seen.gradients, values, n);
         })?;
         Ok(vec![Some(pull.grad.clone())])

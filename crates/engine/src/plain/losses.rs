@@ -7,8 +7,8 @@ use crate::losses::{Candidates, Labels, Likeliest};
 use crate::running::{RunningDivergence, RunningScore};
 use crate::slopes;
 
-/// Tokens and width of a tile of logits, for as many tokens as are kept beside it.
-fn tile(logits: &Tensor, kept: usize, what: &str) -> Result<usize> {
+/// The width of a tile of logits, for as many tokens as are kept beside it.
+pub(crate) fn check_tile(logits: &Tensor, kept: usize, what: &str) -> Result<usize> {
     match logits.dims() {
         [tokens, width] if *tokens == kept && *width > 0 => Ok(*width),
         dims => bail!("{what}: logits {dims:?} beside {kept} tokens"),
@@ -16,7 +16,7 @@ fn tile(logits: &Tensor, kept: usize, what: &str) -> Result<usize> {
 }
 
 /// The token that followed each; one that is in no tile where none is asked for.
-fn target(targets: &[u32], token: usize) -> u32 {
+pub(crate) fn target_of(targets: &[u32], token: usize) -> u32 {
     targets.get(token).copied().unwrap_or(u32::MAX)
 }
 
@@ -26,10 +26,10 @@ pub(crate) fn score(
     targets: &[u32],
     running: &mut [RunningScore],
 ) -> Result<()> {
-    let width = tile(logits, running.len(), "score")?;
+    let width = check_tile(logits, running.len(), "score")?;
     logits.read(|values| {
         for (token, (score, row)) in running.iter_mut().zip(values.chunks_exact(width)).enumerate() {
-            score.add(row, first, target(targets, token));
+            score.add(row, first, target_of(targets, token));
         }
     })
 }
@@ -41,13 +41,13 @@ pub(crate) fn compare(
     targets: &[u32],
     running: &mut [RunningDivergence],
 ) -> Result<()> {
-    let width = tile(logits, running.len(), "compare")?;
+    let width = check_tile(logits, running.len(), "compare")?;
     super::check_same(reference, logits, "compare")?;
     reference.read(|theirs| {
         logits.read(|own| {
             let rows = theirs.chunks_exact(width).zip(own.chunks_exact(width));
             for (token, (both, (theirs, own))) in running.iter_mut().zip(rows).enumerate() {
-                both.add(theirs, own, first, target(targets, token));
+                both.add(theirs, own, first, target_of(targets, token));
             }
         })
     })?
@@ -59,7 +59,7 @@ pub(crate) fn keep_likeliest(
     kept: usize,
     candidates: &mut [Candidates],
 ) -> Result<()> {
-    let width = tile(logits, candidates.len(), "likeliest tokens")?;
+    let width = check_tile(logits, candidates.len(), "likeliest tokens")?;
     logits.read(|values| {
         for (own, row) in candidates.iter_mut().zip(values.chunks_exact(width)) {
             own.score.add(row, first, u32::MAX);
@@ -76,7 +76,7 @@ pub(crate) fn label_slopes(
     last: bool,
     labels: &mut Labels,
 ) -> Result<(Tensor, Vec<f64>)> {
-    let width = tile(logits, lse.len().min(labels.draws.len()), "labels")?;
+    let width = check_tile(logits, lse.len().min(labels.draws.len()), "labels")?;
     let mut slopes = logits.to_vec()?;
     let mut squares = vec![0.0; width];
     let caps: Option<Vec<f32>> = softcap.map(|cap| {
@@ -111,7 +111,7 @@ pub(crate) fn divergence_slopes(
     (factor, scale): (f64, f32),
     loss: &mut f64,
 ) -> Result<Tensor> {
-    let width = tile(logits, lse.len().min(reference_lse.len()), "divergence")?;
+    let width = check_tile(logits, lse.len().min(reference_lse.len()), "divergence")?;
     super::check_same(reference, logits, "divergence")?;
     let mut slopes = logits.to_vec()?;
     reference.read(|reference| {
@@ -123,8 +123,8 @@ pub(crate) fn divergence_slopes(
     Tensor::from_vec(slopes, logits.dims(), logits.device())
 }
 
-/// Where an id lies in the tile.
-fn place(id: u32, first: u32, width: usize) -> Result<usize> {
+/// Where a token lies in a tile of tokens `first..first + width`.
+pub(crate) fn place_in_tile(id: u32, first: u32, width: usize) -> Result<usize> {
     match id.checked_sub(first).map(|at| at as usize).filter(|at| *at < width) {
         Some(at) => Ok(at),
         None => bail!("token {id} is not among {first}..{first}+{width}"),
@@ -139,11 +139,11 @@ pub(crate) fn likeliest_slopes(
     (factor, scale): (f64, f32),
     loss: &mut f64,
 ) -> Result<Tensor> {
-    let width = tile(logits, lse.len().min(rest.len()).min(likeliest.len()), "divergence")?;
+    let width = check_tile(logits, lse.len().min(rest.len()).min(likeliest.len()), "divergence")?;
     let mut slopes = logits.to_vec()?;
     for (token, row) in slopes.chunks_exact_mut(width).enumerate() {
         let Likeliest { ids, log_probabilities } = likeliest[token];
-        let places = ids.iter().map(|id| place(*id, first, width)).collect::<Result<Vec<_>>>()?;
+        let places = ids.iter().map(|id| place_in_tile(*id, first, width)).collect::<Result<Vec<_>>>()?;
         let own: Vec<f64> = places.iter().map(|at| f64::from(row[*at]) * factor - lse[token]).collect();
         slopes::scaled_probabilities(row, lse[token], factor, scale * rest[token]);
         for ((at, log), own) in places.iter().zip(log_probabilities).zip(own) {
@@ -162,11 +162,11 @@ pub(crate) fn likeliest_probability(
     (lse, factor): (&[f64], f64),
     known: &mut [f64],
 ) -> Result<()> {
-    let width = tile(logits, lse.len().min(known.len()).min(likeliest.len()), "likeliest tokens")?;
+    let width = check_tile(logits, lse.len().min(known.len()).min(likeliest.len()), "likeliest tokens")?;
     let add = |values: &[f32]| -> Result<()> {
         for (token, row) in values.chunks_exact(width).enumerate() {
             for id in likeliest[token].ids {
-                let logit = f64::from(row[place(*id, first, width)?]);
+                let logit = f64::from(row[place_in_tile(*id, first, width)?]);
                 known[token] += (logit * factor - lse[token]).exp();
             }
         }

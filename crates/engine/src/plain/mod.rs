@@ -19,6 +19,8 @@ pub(crate) use self::linear::{
     check as check_linear, check_codes, linear, observed_linear, packed_linear, shape as linear_shape,
     sum_of_rows,
 };
+#[cfg(feature = "gpu")]
+pub(crate) use self::losses::{check_tile, place_in_tile, target_of};
 pub(crate) use self::losses::{
     compare, divergence_slopes, keep_likeliest, label_slopes, likeliest_probability, likeliest_slopes, score,
 };

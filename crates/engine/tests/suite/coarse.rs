@@ -235,7 +235,7 @@ fn delta(batch: usize, tokens: usize, heads: usize, key_dim: usize, value_dim: u
 #[test]
 fn gated_delta() {
     for (batch, tokens, heads, key_dim, value_dim) in
-        [(2, 9, 3, 16, 32), (1, 12, 2, 8, 5), (1, 1, 1, 1, 1), (2, 7, 1, 33, 70)]
+        [(2, 9, 3, 16, 32), (1, 12, 2, 8, 5), (1, 1, 1, 1, 1), (2, 7, 1, 33, 70), (1, 67, 2, 70, 20)]
     {
         let inputs = delta(batch, tokens, heads, key_dim, value_dim);
         agree("gated_delta", &inputs, &|device, x| device.gated_delta(&x[0], &x[1], &x[2], &x[3], &x[4]));
@@ -259,6 +259,54 @@ fn experts_are_chosen_alike() {
         assert!(reference.iter().all(|chosen| chosen.len() == 3));
         for device in engines() {
             assert_eq!(device.route(&on(&device, &scores), &selection).unwrap(), reference);
+        }
+    }
+}
+
+/// More experts than a workgroup has threads, groups that do not divide them or hold one each, all scores alike, NaN.
+#[test]
+fn many_experts_are_chosen_alike() {
+    let mut scores = values(&tensor(&[6, 301], 4));
+    scores[301..602].fill(0.25);
+    (scores[700], scores[701], scores[702]) = (f32::NAN, f32::INFINITY, -f32::NAN);
+    scores[903..1204].fill(f32::NEG_INFINITY);
+    let scores = Tensor::from_vec(scores, (6, 301), &plain()).unwrap();
+    let groups = |count, keep, best_two| Some(Groups { count, keep, best_two });
+    for (top_k, groups) in [
+        (8, None),
+        (301, None),
+        (400, None),
+        (0, None),
+        (5, groups(4, 2, true)),
+        (9, groups(301, 3, true)),
+        (9, groups(1000, 20, false)),
+        (12, groups(8, 0, false)),
+    ] {
+        let selection = Selection { top_k, groups };
+        let reference = plain().route(&scores, &selection).unwrap();
+        for device in engines() {
+            assert_eq!(device.route(&on(&device, &scores), &selection).unwrap(), reference, "{selection:?}");
+        }
+    }
+}
+
+/// Gradients of windows side by side are those of each alone.
+#[test]
+fn gradients_of_a_batch_are_its_rows() {
+    let inputs = delta(3, 40, 2, 16, 20);
+    for device in engines() {
+        let rule: Operation<'_> = &|device, x| device.gated_delta(&x[0], &x[1], &x[2], &x[3], &x[4]);
+        let all: Vec<Tensor> = inputs.iter().map(|input| on(&device, input).variable()).collect();
+        let seed = on(&device, &tensor(inputs[2].dims(), 9));
+        let whole = rule(&device, &all).unwrap().gradients(&seed).unwrap();
+        for row in 0..3 {
+            let of = |x: &Tensor| x.narrow(0, row, 1).unwrap();
+            let own: Vec<Tensor> = all.iter().map(|input| of(&input.detach()).variable()).collect();
+            let alone = rule(&device, &own).unwrap().gradients(&of(&seed)).unwrap();
+            for (at, (own, all)) in own.iter().zip(&all).enumerate() {
+                let [own, all] = [alone.get(own).unwrap().clone(), of(whole.get(all).unwrap())];
+                assert_eq!(bits(&own), bits(&all), "input {at}, row {row} on {}", device.name());
+            }
         }
     }
 }

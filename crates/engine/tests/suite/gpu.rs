@@ -8,10 +8,12 @@ use std::io::Write as _;
 use std::sync::OnceLock;
 
 use mlx_format::{FloatType, Scheme};
-use mlx_quant_engine::gpu::{AdapterChoice, AdapterKind, Gpu, adapters};
+use mlx_quant_engine::gpu::{AdapterChoice, AdapterKind, Gpu, Tiles, adapters};
 use mlx_quant_engine::rounding::How;
+use mlx_quant_engine::running::RunningDivergence;
 use mlx_quant_engine::{
-    Activation, AttentionSettings, Device, Factor, GramSum, LAST, Pairing, Tensor, plain,
+    Activation, AttentionSettings, Candidates, Device, Factor, GramSum, LAST, Labels, Likeliest, Pairing,
+    Selection, Tensor, plain,
 };
 
 use super::{Operation, bits, distance, gradients, on, run, tensor, values};
@@ -121,6 +123,28 @@ fn operations_go_in_parts_that_fit_a_binding() {
     same(own.get(&input).unwrap().clone(), expected.get(&own_input).unwrap().clone());
 }
 
+/// Products that keep a card busy get the same bits from every form of their tiles: of each operand along and across,
+/// with edges that fill no tile, in lines that are no whole vec4s, and of triangles.
+#[test]
+fn tiles_decide_no_bit() {
+    let Some(choice) = there(choice()) else { return };
+    let of = |tiles: Tiles, n: usize, k: usize| -> Vec<Vec<u32>> {
+        let device = Device::new(Gpu::with_tiles(&choice, tiles).unwrap());
+        let (x, weight) = (on(&device, &tensor(&[1500, k], 1)), on(&device, &tensor(&[n, k], 2)));
+        let y = device.linear(&x, &weight, Some(&on(&device, &tensor(&[n], 3)))).unwrap();
+        let across = x.matmul(&weight.t().unwrap()).unwrap();
+        let mut gram = GramSum::new(n, &device).unwrap();
+        gram.add(&y.narrow(0, 0, k).unwrap()).unwrap();
+        [&y, &across, &gram.finish().unwrap().values].map(bits).into()
+    };
+    for (n, k) in [(3000, 44), (3001, 21)] {
+        let plain = of(Tiles::Plain, n, k);
+        for tiles in [Tiles::Turns, Tiles::Long] {
+            assert!(of(tiles, n, k) == plain, "{tiles:?} {n} {k}");
+        }
+    }
+}
+
 #[test]
 fn coarse_operations_go_in_parts_that_fit_a_binding() {
     let Some(device) = narrow(16_384) else { return };
@@ -154,6 +178,75 @@ fn coarse_operations_go_in_parts_that_fit_a_binding() {
             assert!(apart <= 2e-5, "{name}: gradient of input {at}: {apart}");
         }
     }
+}
+
+/// Losses, routing and the gated delta rule in parts give the bits of the whole.
+#[test]
+fn parts_have_the_bits_of_the_whole() {
+    let (Some(narrow), Some(whole)) = (narrow(16_384), device()) else { return };
+    let (tokens, width) = (37, 300);
+    let [own, theirs] = [1, 2].map(|seed| tensor(&[tokens, width], seed));
+    let lse = vec![7.5; tokens];
+    let ids: Vec<u32> = (10..10 + width as u32).step_by(17).collect();
+    let logs = vec![-3.0f32; ids.len()];
+    let likeliest = vec![Likeliest { ids: &ids, log_probabilities: &logs }; tokens];
+    let targets: Vec<u32> = (0..tokens as u32).map(|token| 8 * token).collect();
+    let of = |device: &Device| {
+        let [own, theirs] = [&own, &theirs].map(|x| on(device, x));
+        let mut both = vec![RunningDivergence::default(); tokens];
+        device.compare(&theirs, &own, 10, &targets, &mut both).unwrap();
+        let mut found = vec![Candidates::default(); tokens];
+        device.keep_likeliest(&own, 10, 20, &mut found).unwrap();
+        let found: Vec<Vec<(f32, u32)>> = found.into_iter().map(|own| own.found).collect();
+        let (mut losses, mut known) = ([0.0; 2], vec![0.0; tokens]);
+        let mut labels = Labels::new((0..tokens).map(|token| token as f64 / 40.0).collect());
+        let (first, squares) = device.label_slopes(&own, &lse, Some(9.0), false, &mut labels).unwrap();
+        // Labels that are not drawn yet are drawn from what is left.
+        let (last, _) = device.label_slopes(&theirs, &lse, None, true, &mut labels).unwrap();
+        let factors = (0.5, 2.0);
+        let second = device.divergence_slopes(&theirs, &own, (&lse, &lse), factors, &mut losses[0]).unwrap();
+        let rest = vec![0.5; tokens];
+        let third =
+            device.likeliest_slopes(&own, 10, &likeliest, (&lse, &rest), factors, &mut losses[1]).unwrap();
+        device.likeliest_probability(&own, 10, &likeliest, (&lse, 0.5), &mut known).unwrap();
+        let routed = device.route(&own, &Selection { top_k: 5, groups: None }).unwrap();
+        ((both, found, losses, known, routed, [&first, &last, &second, &third].map(bits)), squares)
+    };
+    let [(own, own_squares), (other, squares)] = [of(&narrow), of(&whole)];
+    assert_eq!(own, other);
+    // Squares are sums over rows, of which a part makes others.
+    let apart = own_squares.iter().zip(&squares).map(|(own, other)| (own - other).abs());
+    assert!(apart.fold(0.0, f64::max) < 1e-6);
+}
+
+/// The rule's gradient takes as many columns at a time as there is room for.
+#[test]
+fn gradients_of_the_gated_delta_rule_go_in_parts() {
+    let (Some(narrow), Some(whole)) = (narrow(1 << 20), device()) else { return };
+    let [q, k] = [1, 2].map(|seed| (tensor(&[2, 50, 2, 20], seed) * 0.2).unwrap());
+    let inputs =
+        [q, k, tensor(&[2, 50, 2, 130], 3), tensor(&[2, 50, 2], 4), (tensor(&[2, 50, 2], 5) * 0.1).unwrap()];
+    let rule: Operation<'_> = &|device, x| device.gated_delta(&x[0], &x[1], &x[2], &x[3], &x[4]);
+    let [own, other] = [&narrow, &whole].map(|device| gradients(device, rule, &inputs));
+    assert_eq!(own.iter().map(bits).collect::<Vec<_>>(), other.iter().map(bits).collect::<Vec<_>>());
+}
+
+/// What a kernel has no registers for runs on the processor, and is said.
+#[test]
+fn what_is_left_to_the_processor_is_said() {
+    let Some(choice) = there(choice()) else { return };
+    let device = Device::new(Gpu::open(&choice).unwrap());
+    for (keys, left) in [(512, 0), (513, 1)] {
+        let [q, k] = [1, 2].map(|seed| (tensor(&[1, 3, 1, keys], seed) * 0.05).unwrap());
+        let inputs = [q, k, tensor(&[1, 3, 1, 5], 3), tensor(&[1, 3, 1], 4), tensor(&[1, 3, 1], 5)];
+        let rule: Operation<'_> = &|device, x| device.gated_delta(&x[0], &x[1], &x[2], &x[3], &x[4]);
+        let [own, reference] = [&device, &plain()].map(|device| gradients(device, rule, &inputs));
+        let apart = own.iter().zip(&reference).map(|(own, reference)| distance(own, reference));
+        assert!(apart.fold(0.0, f32::max) <= 2e-5);
+        let said: Vec<&str> = device.left().into_iter().map(|(operation, _)| operation).collect();
+        assert_eq!(said, vec!["the gated delta rule"; left], "{keys}");
+    }
+    assert!(plain().left().is_empty());
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use mlx_quant_engine::{Codes, Device, Notebook, REST, Result, Tensor, plain};
+use mlx_quant_engine::{Codes, Device, Notebook, Observed, REST, Result, Tensor, plain};
 
 use super::{agree, distance, engines, numbers, on, tensor, values};
 
@@ -74,7 +74,18 @@ fn observed_linear_notes_squares() {
         assert!(distance(&y, &plain) < 2e-5);
         let [own, expected] = [y, plain].map(|y| y.gradients(&seed).unwrap());
         assert!(distance(own.get(&x).unwrap(), expected.get(&x).unwrap()) < 2e-5);
-        let seen = notebook.lock().unwrap();
+        // Twice through one of them, never back; and one that nothing passes.
+        let notebooks = [Notebook::default(), notebook, Notebook::default()];
+        for rows in [0..1, 1..3] {
+            let x = x.detach().narrow(0, rows.start, rows.len()).unwrap();
+            device.observed_linear(&x, &weight, None, &notebooks[2]).unwrap();
+        }
+        let all = Notebook::take(&notebooks).unwrap();
+        assert_eq!(all[0], Observed::default());
+        let (seen, twice) = (&all[1], &all[2]);
+        assert_eq!((twice.tokens, twice.gradients.len()), (12, 0));
+        assert!(twice.inputs.iter().zip(&seen.inputs).all(|(twice, once)| (twice - once).abs() < 1e-9));
+        assert_eq!(Notebook::take(&notebooks).unwrap(), vec![Observed::default(); 3], "they are empty now");
         assert_eq!(seen.tokens, 12);
         let squares = |values: &[f32], columns: usize, at: usize| -> f64 {
             values.chunks_exact(columns).map(|row| f64::from(row[at]).powi(2)).sum()

@@ -214,3 +214,71 @@ fn labels_are_drawn_from_the_distribution() {
         squares.iter().zip(&sums).for_each(|(own, sum)| near(*own, *sum, "squares", &device));
     }
 }
+
+/// Rows of several thousand tokens, some of which, and one whole tile, have no probability.
+#[test]
+fn wide_rows_with_masked_tokens() {
+    let (tokens, vocabulary, tile) = (3, 6000, 1500);
+    let mut own: Vec<f32> = numbers(tokens * vocabulary, 8).iter().map(|value| 5.0 * value).collect();
+    for (at, value) in own.iter_mut().enumerate() {
+        if at % 7 == 3 || (2 * tile..3 * tile).contains(&(at % vocabulary)) {
+            *value = f32::NEG_INFINITY;
+        }
+    }
+    // Of equals the first.
+    (own[700], own[4600]) = (30.0, 30.0);
+    let targets = [0, 4610, 2];
+    for device in all() {
+        let mut scores = vec![RunningScore::default(); tokens];
+        let mut both = vec![RunningDivergence::default(); tokens];
+        for first in (0..vocabulary).step_by(tile) {
+            let rows = own.chunks_exact(vocabulary).flat_map(|row| &row[first..first + tile]);
+            let rows = Tensor::from_vec(rows.copied().collect(), (tokens, tile), &device).unwrap();
+            device.score(&rows, first as u32, &targets, &mut scores).unwrap();
+            device.compare(&rows, &rows, first as u32, &targets, &mut both).unwrap();
+        }
+        for (token, row) in own.chunks_exact(vocabulary).enumerate() {
+            near(scores[token].log_sum_exp(), lse(row, 1.0), "log-sum-exp", &device);
+            near(
+                scores[token].nll(),
+                lse(row, 1.0) - f64::from(row[targets[token] as usize]),
+                "nll",
+                &device,
+            );
+            let best = (0..vocabulary).fold(0, |best, at| if row[at] > row[best] { at } else { best });
+            assert_eq!(scores[token].best() as usize, best);
+            // A model does not diverge from itself.
+            assert!(both[token].divergence() == 0.0 && both[token].agrees(), "{}", device.name());
+        }
+        let nan = Tensor::full(f32::NAN, (tokens, tile), &device).unwrap();
+        device.score(&nan, 0, &targets, &mut scores).unwrap();
+        assert!(scores.iter().all(|score| score.nll().is_nan()));
+    }
+}
+
+/// The more of them the later a tile, equals, and fewer in a tile than are kept.
+#[test]
+fn the_likeliest_of_rows_in_any_order() {
+    let (vocabulary, tile) = (1100, 100);
+    let rows: [&dyn Fn(usize) -> f32; 4] =
+        [&|at| at as f32 * 0.05, &|at| at as f32 * -0.05, &|_| -1.0, &|at| {
+            if at % 5 == 0 { -0.0 } else { 0.0 }
+        }];
+    let all_rows: Vec<Vec<f32>> = rows.iter().map(|row| (0..vocabulary).map(row).collect()).collect();
+    for (device, kept) in all().into_iter().flat_map(|device| [(device.clone(), 40), (device, 130)]) {
+        let mut found = vec![Candidates::default(); rows.len()];
+        for first in (0..vocabulary).step_by(tile) {
+            let own = all_rows.iter().flat_map(|row| &row[first..first + tile]).copied().collect();
+            let own = Tensor::from_vec(own, (rows.len(), tile), &device).unwrap();
+            device.keep_likeliest(&own, first as u32, kept, &mut found).unwrap();
+        }
+        for (row, own) in all_rows.iter().zip(&mut found) {
+            let mut order: Vec<(f32, u32)> = row.iter().copied().zip(0..).collect();
+            order.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+            order.truncate(kept);
+            own.found.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+            assert_eq!(own.found, order, "{kept} on {}", device.name());
+            near(own.score.log_sum_exp(), lse(row, 1.0), "log-sum-exp", &device);
+        }
+    }
+}

@@ -77,6 +77,8 @@ pub struct Architecture {
     pub described: bool,
     /// Number of decoder layers.
     pub layers: usize,
+    /// What stands before the names that the rules make: the language model's own place in a wrapper.
+    pub outer: &'static str,
     /// Prefix replacements; the first that matches is applied, before the rules.
     pub prefixes: Vec<(&'static str, &'static str)>,
     /// The first that matches decides; without one the tensor keeps its name.
@@ -126,7 +128,7 @@ impl Architecture {
 
     /// Whether a head of its own is dropped, because it is the embedding's table.
     pub fn drops_head(&self) -> bool {
-        let heads = ["lm_head.weight", "language_model.lm_head.weight", "model.lm_head.weight"];
+        let heads = ["lm_head.weight", "model.lm_head.weight"];
         self.rules
             .iter()
             .any(|rule| rule.outputs.is_empty() && heads.iter().any(|head| rule.captures(head).is_some()))

@@ -36,7 +36,7 @@ const OTHER_HEADS: [&str; 7] =
     ["classification_head", "classifier", "regression_head", "reward_head", "score", "v_head", "value_head"];
 
 /// Types whose model in mlx-lm stacks numbered experts as it loads, scales and biases too.
-const STACKS_PACKED_EXPERTS: [&str; 19] = [
+const STACKS_PACKED_EXPERTS: [&str; 16] = [
     "afmoe",
     "bailing_moe",
     "bailing_moe_linear",
@@ -44,18 +44,15 @@ const STACKS_PACKED_EXPERTS: [&str; 19] = [
     "deepseek_v32",
     "dots1",
     "exaone_moe",
-    "glm4_moe_lite",
     "glm_moe_dsa",
     "hunyuan",
     "jamba",
-    "kimi_k25",
     "kimi_k3",
     "laguna",
     "longcat_flash",
     "mimo_v2_flash",
     "olmoe",
     "phixtral",
-    "solar_open",
 ];
 
 /// Types that mlx-lm does not load, or not rightly, once they were quantized by tensor names, and why.

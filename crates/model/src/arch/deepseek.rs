@@ -1,10 +1,11 @@
-//! DeepSeek V2 and V3 (and Kimi K2): multi-head latent attention, routed and shared experts, routers that are
+//! DeepSeek V2 and V3 (and Kimi K2, GLM-4.7-Flash): multi-head latent attention, routed and shared experts, routers that are
 //! plain parameters.
 
 use mlx_format::checkpoint::ConfigError;
 
 use super::architecture::{Architecture, Source};
 use super::biases::{Bias, BiasRule, OTHERS};
+use super::defaults::Defaults;
 use super::family::Family;
 use super::keys::wrong;
 use super::llama;
@@ -23,6 +24,17 @@ pub(super) const FAMILIES: &[Family] = &[
         biases: BIASES,
         lengths: LENGTHS,
         ..Family::new(&["deepseek_v3", "kimi_k2", "joyai_llm_flash"], v3, v3_decoder)
+    },
+    Family {
+        defaults: Defaults {
+            rms_norm_eps: 1e-5,
+            rope_theta: 1_000_000.0,
+            dense_layers: 1,
+            ..Defaults::LLAMA
+        },
+        biases: BIASES,
+        lengths: LENGTHS,
+        ..Family::new(&["glm4_moe_lite"], v3, v3_decoder)
     },
 ];
 
@@ -81,7 +93,7 @@ fn v3_decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
 
 fn decoder(sketch: Sketch<'_>, corrected: Corrected) -> Result<Decoder, ConfigError> {
     let rope_dim = sketch.count("qk_rope_head_dim")?;
-    let rope = sketch.rope_for(None, rope_dim, 1.0, sketch.rope_theta(10000.0))?;
+    let rope = sketch.rope_for(None, rope_dim, 1.0, sketch.rope_theta(sketch.defaults.rope_theta))?;
     // transformers' V2 always turns neighbours; V3 where the config does not deny it.
     let rope = if sketch.config.bool("rope_interleave", true) { rope.interleaved() } else { rope };
     let block = |index| {
@@ -144,8 +156,13 @@ pub(super) fn feed_forward(
     layer: &str,
     index: usize,
 ) -> Result<Layer, ConfigError> {
-    let dense = index < sketch.count_or("first_k_dense_replace", 0)?
-        || !index.is_multiple_of(sketch.count_or("moe_layer_freq", 1)?.max(1));
+    let dense = match sketch.is_dense(index) {
+        Some(dense) => dense,
+        None => {
+            index < sketch.count_or("first_k_dense_replace", sketch.defaults.dense_layers)?
+                || !index.is_multiple_of(sketch.count_or("moe_layer_freq", 1)?.max(1))
+        }
+    };
     if dense || sketch.config.get("n_routed_experts").is_none() {
         return Ok(Layer::Mlp(sketch.mlp(layer)?));
     }

@@ -27,7 +27,7 @@ pub(crate) struct Family {
     pub(super) norm_bias: Bias,
     /// Inner width of dense networks.
     pub(super) inner_width: fn(&Config) -> Result<Option<usize>, ConfigError>,
-    /// Key that, where it is true, makes some networks wider than `inner_width`, which only their tensors tell.
+    /// Key that, where it is not false, makes some networks wider than `inner_width`, which only their tensors tell.
     pub(super) widened_by: Option<&'static str>,
     /// Lengths that the decoder leaves to the tensors: last segments of paths, and the keys of config.json that hold the
     /// length.
@@ -72,9 +72,10 @@ impl Family {
         (self.inner_width)(config)
     }
 
-    /// Whether all dense networks have the width that config.json says.
+    /// Whether all dense networks have the width that config.json says. Where it is silent, they may not: mlx-lm and
+    /// transformers suppose different things.
     pub(crate) fn has_even_widths(&self, config: &Config) -> bool {
-        !self.widened_by.is_some_and(|key| config.bool(key, false))
+        !self.widened_by.is_some_and(|key| config.bool(key, true))
     }
 
     /// A length of the tensor at `path` that its decoder leaves open.

@@ -4,6 +4,7 @@ use mlx_format::checkpoint::ConfigError;
 
 use super::architecture::{Architecture, Source};
 use super::biases;
+use super::defaults::Defaults;
 use super::family::Family;
 use super::llama;
 use super::rules::{MLP, drop};
@@ -12,10 +13,17 @@ use crate::decoder::{Attention, Branch, Decoder, HeadNorms, Layer, Rope, Stage};
 use crate::ops::Activation;
 
 pub(super) const FAMILIES: &[Family] = &[
-    Family { biases: biases::NONE, ..Family::new(&["gemma"], always_tied, gemma) },
-    Family { biases: biases::NONE, ..Family::new(&["gemma2"], always_tied, gemma2) },
-    Family { biases: biases::NONE, ..Family::new(&["gemma3_text"], tied_if_missing, gemma3) },
+    Family { defaults: DEFAULTS, biases: biases::NONE, ..Family::new(&["gemma"], always_tied, gemma) },
+    Family { defaults: DEFAULTS, biases: biases::NONE, ..Family::new(&["gemma2"], always_tied, gemma2) },
+    Family {
+        defaults: DEFAULTS,
+        biases: biases::NONE,
+        ..Family::new(&["gemma3_text"], tied_if_missing, gemma3)
+    },
 ];
+
+/// The hub's configs leave heads of 256 out.
+pub(super) const DEFAULTS: Defaults = Defaults { head_dim: Some(256), ..Defaults::LLAMA };
 
 /// Gemma 1 and 2 have no head.
 fn always_tied(source: Source<'_>) -> Result<Architecture, ConfigError> {
@@ -48,7 +56,7 @@ fn activation(sketch: Sketch<'_>) -> Result<Activation, ConfigError> {
 /// Gemma 1; its `hidden_act` "gelu" means the tanh form.
 fn gemma(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
     let activation = activation(sketch)?;
-    common(sketch, vec![sketch.rope_of(sketch.count_or("head_dim", 256)?, 1.0)?], |layer, _, attention| {
+    common(sketch, vec![sketch.rope()?], |layer, _, attention| {
         let norm = |name: &str| sketch.rms(format!("{layer}{name}")).plus_one();
         let mlp = Sketch::gated(layer, MLP, activation);
         Ok(vec![

@@ -6,6 +6,7 @@ use mlx_format::checkpoint::ConfigError;
 use super::architecture::{Architecture, Source};
 use super::biases;
 use super::family::Family;
+use super::gemma;
 use super::keys::undescribed;
 use super::llama;
 use super::rules::{ATTENTION, MLP, drop, drop_in_layers, drop_tied_head, gated, make};
@@ -20,6 +21,7 @@ use crate::view::Step;
 const SHARED_LAYERS: usize = 20;
 
 pub(super) const FAMILIES: &[Family] = &[Family {
+    defaults: gemma::DEFAULTS,
     biases: biases::NONE,
     widened_by: Some("use_double_wide_mlp"),
     lengths: &[(&["embed_tokens_per_layer"], &["vocab_size_per_layer_input"])],
@@ -134,11 +136,11 @@ fn decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
     decoder.embedding.multiplier = (hidden_size as f64).sqrt();
     decoder.head.softcap = sketch.float("final_logit_softcapping");
     decoder.embedding.per_layer = (width > 0).then(|| PerLayerInputs {
-        path: format!("model.{TABLE}"),
+        path: format!("{}model.{TABLE}", sketch.outer),
         multiplier: (width as f64).sqrt(),
-        projection: Linear::new(format!("model.{MODEL_PROJECTION}")),
+        projection: Linear::new(format!("{}model.{MODEL_PROJECTION}", sketch.outer)),
         projection_multiplier: (hidden_size as f64).powf(-0.5),
-        norm: sketch.rms("model.per_layer_projection_norm"),
+        norm: sketch.rms(format!("{}model.per_layer_projection_norm", sketch.outer)),
         sum_multiplier: 0.5f64.sqrt(),
         width,
     });

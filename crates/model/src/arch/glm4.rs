@@ -26,6 +26,11 @@ pub(super) const FAMILIES: &[Family] = &[
         biases: BIASES,
         ..Family::new(&["glm4_moe"], moe, moe_decoder)
     },
+    Family {
+        defaults: Defaults { rms_norm_eps: 1e-5, rope_theta: 1_000_000.0, ..Defaults::LLAMA },
+        biases: BIASES,
+        ..Family::new(&["solar_open"], moe, solar_open)
+    },
 ];
 
 /// The network of a dense model: gate and up in one, then down.
@@ -65,7 +70,16 @@ fn dense_decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
 
 /// DeepSeek V3's routing on grouped-query attention.
 fn moe_decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
-    let rope = sketch.rope_of(sketch.head_dim()?, 0.5)?;
+    routed(sketch, 0.5)
+}
+
+/// Solar Open: the same with whole heads that turn.
+fn solar_open(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
+    routed(sketch, 1.0)
+}
+
+fn routed(sketch: Sketch<'_>, turned: f64) -> Result<Decoder, ConfigError> {
+    let rope = sketch.rope_of(sketch.head_dim()?, turned)?;
     sketch.llama_with(vec![rope], |layer, index, attention| {
         let normed = sketch.config.bool("use_qk_norm", false);
         let norms = normed.then(|| sketch.head_norms(layer, "q_norm", "k_norm"));

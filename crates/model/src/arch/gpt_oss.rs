@@ -13,7 +13,7 @@ use crate::ops::Activation;
 use crate::view::Step;
 
 pub(super) const FAMILIES: &[Family] = &[Family {
-    defaults: Defaults { rms_norm_eps: 1e-5, rope_theta: 150_000.0 },
+    defaults: Defaults { rms_norm_eps: 1e-5, rope_theta: 150_000.0, ..Defaults::LLAMA },
     biases: biases::ALL_BUT_HEAD,
     ..Family::new(&["gpt_oss"], gpt_oss, decoder)
 }];

@@ -33,10 +33,12 @@ pub(super) const FAMILIES: &[Family] = &[
     Family { biases: biases::ATTENTION_AND_NETWORK, ..Family::new(&["mistral"], llama, mistral) },
     Family { biases: SEED_BIASES, ..Family::new(&["seed_oss"], llama, decoder) },
     Family {
-        defaults: Defaults { rms_norm_eps: 1e-5, rope_theta: 500_000.0 },
+        defaults: Defaults { rms_norm_eps: 1e-5, rope_theta: 500_000.0, ..Defaults::LLAMA },
         biases: ERNIE_BIASES,
         ..Family::new(&["ernie4_5"], untied_by_default, ernie)
     },
+    // Norms without weights and a gate on what attention gives, which are not described.
+    Family { decoder: None, ..Family::new(&["muse_glimmer"], muse_glimmer, decoder) },
 ];
 
 /// Linear and embedding layers of the Llama shape.
@@ -57,6 +59,12 @@ pub(super) fn untied_by_default(source: Source<'_>) -> Result<Architecture, Conf
 /// Types that always have a head of their own.
 pub(super) fn separate_head(source: Source<'_>) -> Result<Architecture, ConfigError> {
     Architecture::plain(source, "llama", &linears())
+}
+
+/// The gate of attention is a linear of its own.
+fn muse_glimmer(source: Source<'_>) -> Result<Architecture, ConfigError> {
+    let linears = [&linears()[..], &["self_attn.gate_proj"]].concat();
+    Ok(Architecture::plain(source, "muse_glimmer", &linears)?.rules(drop_tied_head(source, false)))
 }
 
 fn with_head(source: Source<'_>, tied_by_default: bool) -> Result<Architecture, ConfigError> {

@@ -13,7 +13,7 @@ use crate::ops::Activation;
 
 pub(super) const FAMILIES: &[Family] = &[
     Family {
-        defaults: Defaults { rms_norm_eps: 1e-5, rope_theta: 1_000_000.0 },
+        defaults: Defaults { rms_norm_eps: 1e-5, rope_theta: 1_000_000.0, ..Defaults::LLAMA },
         biases: biases::NONE,
         ..Family::new(&["mixtral"], mixtral, decoder)
     },

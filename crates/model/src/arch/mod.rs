@@ -3,7 +3,8 @@
 //! A `Family` says of its model types, as functions of config.json (and of the names in the checkpoint), which names
 //! change, which tensors are stacked, split or dropped, which weights are linear or embedding layers, which of those
 //! mlx-lm protects with more bits, and how the decoder is built. Everything else is derived from that. **A new family
-//! is a file here and a line in `REGISTRY`**; a model type that reuses one is a name in that family's file.
+//! is a file here and a line in `REGISTRY`**; a model type that reuses one is a name in that family's file; a model that
+//! sees or hears around a language model is a line in `wrappers.rs`.
 //!
 //! The source of every fact is the model's file in `mlx_lm/models` (its `sanitize`, `quant_predicate`,
 //! `cast_predicate` and module tree), version 0.32.2.
@@ -14,10 +15,12 @@ pub mod by_names;
 mod defaults;
 mod family;
 pub(crate) mod keys;
+mod language;
 mod rope;
 mod rules;
 mod sketch;
 mod towers;
+mod wrappers;
 
 mod cohere;
 mod deepseek;
@@ -42,15 +45,10 @@ mod smollm3;
 mod stablelm;
 mod starcoder2;
 
-use std::collections::BTreeSet;
-
-use mlx_format::checkpoint::{Config, ConfigError};
-
 pub use self::architecture::{Architecture, Linears, Output, Protected, Rule, Source};
 pub(crate) use self::family::Family;
-pub(crate) use self::rules::tied;
-use self::sketch::Sketch;
-use crate::decoder::{Decoder, Linear};
+pub(crate) use self::language::Language;
+pub use self::language::{obstacle, settled, wrapped};
 pub use crate::view::Step;
 
 /// The families, a line for each file.
@@ -83,56 +81,9 @@ fn all() -> impl Iterator<Item = &'static Family> {
     REGISTRY.iter().copied().flatten()
 }
 
-/// The family of a config's model type; `None` if it has no description.
-pub(crate) fn family(config: &Config) -> Option<&'static Family> {
-    let model_type = config.model_type().ok()?;
+/// The family of a model type; `None` if it has no description.
+fn family(model_type: &str) -> Option<&'static Family> {
     all().find(|family| family.types.contains(&model_type))
-}
-
-/// The architecture of a checkpoint: by `model_type`, else by its tensor names.
-///
-/// # Errors
-/// If config.json lacks what the family needs.
-pub fn describe(source: Source<'_>) -> Result<Architecture, ConfigError> {
-    source.config.model_type()?;
-    match family(source.config) {
-        Some(family) => (family.names)(source),
-        None => Ok(by_names::architecture(source)),
-    }
-}
-
-/// The decoder of a model with tensors of these names (MLX's), or as config.json alone tells it if there are none;
-/// `None` if its type has no description.
-///
-/// # Errors
-/// If config.json lacks what the family needs, or says what it cannot mean.
-pub(crate) fn decoder(
-    config: &Config,
-    names: Option<&BTreeSet<&str>>,
-) -> Result<Option<Decoder>, ConfigError> {
-    config.model_type()?;
-    let build = |family: &Family| {
-        let sketch = Sketch { config, names, defaults: family.defaults };
-        family.decoder.map(|decoder| decoder(sketch))
-    };
-    family(config).and_then(build).transpose()
-}
-
-/// The decoder of a model with tensors of these names (of any, if there are none), with a head of its own unless
-/// something says that it has none.
-pub(crate) fn headed(
-    architecture: &Architecture,
-    config: &Config,
-    names: Option<&BTreeSet<&str>>,
-) -> Result<Option<Decoder>, ConfigError> {
-    let mut decoder = decoder(config, names)?;
-    if let Some(decoder) = decoder.as_mut().filter(|decoder| decoder.head.linear.is_none())
-        && (tied(config) == Some(false) || !architecture.drops_head() && !architecture.tied_without_head)
-    {
-        let outer = decoder.embedding.path.strip_suffix("model.embed_tokens").unwrap_or_default();
-        decoder.head.linear = Some(Linear::new(format!("{outer}lm_head")));
-    }
-    Ok(decoder)
 }
 
 /// The model types that are described, those that are described alike together, and whether their decoder is.
@@ -143,6 +94,8 @@ pub fn described() -> impl Iterator<Item = (&'static [&'static str], bool)> {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
+
+    use mlx_format::checkpoint::Config;
 
     use super::*;
 
@@ -158,11 +111,11 @@ mod tests {
                 r#"{{"model_type": "{model_type}", "num_hidden_layers": 2, "n_layer": 2, "num_attention_heads": 2,
                 "qk_nope_head_dim": 2, "v_head_dim": 2}}"#
             ));
-            let architecture = describe(Source { config: &config, tensors: &tensors }).unwrap();
+            let architecture = Language::of(&config).architecture(&tensors).unwrap();
             assert!(architecture.described, "{model_type}");
         }
         let config = config(r#"{"model_type": "new_one"}"#);
-        assert!(!describe(Source { config: &config, tensors: &tensors }).unwrap().described);
+        assert!(!Language::of(&config).architecture(&tensors).unwrap().described);
     }
 
     #[test]
@@ -174,7 +127,7 @@ mod tests {
 
     fn has_bias(json: &str, path: &str, norm: bool) -> Option<bool> {
         let config = config(json);
-        family(&config).unwrap().has_bias(&config, path, norm)
+        Language::of(&config).family.unwrap().has_bias(&config, path, norm)
     }
 
     #[test]
@@ -201,7 +154,7 @@ mod tests {
             r#"{"model_type": "lfm2", "intermediate_size": 100, "block_auto_adjust_ff_dim": true,
             "block_multiple_of": 16, "conv_L_cache": 3}"#,
         );
-        let family_of = |config| family(config).unwrap();
+        let family_of = |config| Language::of(config).family.unwrap();
         assert_eq!(family_of(&lfm2).inner_width(&lfm2).unwrap(), Some(80));
         assert_eq!(family_of(&lfm2).length(&lfm2, "model.layers.0.conv.conv").unwrap(), 3);
         let gpt2 = config(r#"{"model_type": "gpt2", "n_embd": 10}"#);

@@ -7,18 +7,20 @@ use super::biases;
 use super::family::Family;
 use super::keys::wrong;
 use super::llama;
-use super::rules::{EXPERTS, drop_tied_head, gated, stack_mlp_experts};
+use super::rules::{EXPERTS, drop_tied_head, gated, make, stack_mlp_experts};
 use super::sketch::Sketch;
 use crate::decoder::{
     Attention, Decoder, Experts, HeadNorms, Layer, Linear, Moe, Router, Scores, SharedExpert,
 };
 use crate::ops::Activation;
+use crate::view::Step;
 
 pub(super) const FAMILIES: &[Family] = &[
     Family { biases: biases::QKV_ALONE, ..Family::new(&["qwen2"], llama::llama, qwen2) },
     Family { biases: biases::NONE, ..Family::new(&["qwen3"], llama::llama, qwen3) },
     Family { biases: biases::QKV_ALONE, ..Family::new(&["qwen2_moe"], qwen2_moe, qwen2_moe_decoder) },
     Family { biases: biases::NONE, ..Family::new(&["qwen3_moe"], qwen3_moe, qwen3_moe_decoder) },
+    Family { biases: biases::NONE, ..Family::new(&["mellum"], qwen3_moe, mellum) },
 ];
 
 /// The expert that every token passes.
@@ -35,12 +37,26 @@ fn qwen2_moe(source: Source<'_>) -> Result<Architecture, ConfigError> {
     Ok(Architecture::plain(source, "qwen2_moe", &linears)?.rules([stack_mlp_experts()]))
 }
 
-/// Qwen 3 MoE: routers at 8 bits.
+/// Qwen 3 MoE: routers at 8 bits. Within Qwen3-VL experts come fused, their matrices turned: `[experts, in, out]`.
 fn qwen3_moe(source: Source<'_>) -> Result<Architecture, ConfigError> {
     let linears = [&llama::linears()[..], &[ROUTER], &EXPERTS].concat();
+    let half = |second| vec![Step::Transpose, Step::HalfOfRows(second)];
     Ok(Architecture::plain(source, "qwen3_moe", &linears)?
         .rules(drop_tied_head(source, false))
-        .rules([stack_mlp_experts()])
+        .rules([
+            stack_mlp_experts(),
+            make(
+                r"^(?<x>.*\.mlp)\.experts\.gate_up_proj$",
+                [
+                    ("$x.switch_mlp.gate_proj.weight", half(false)),
+                    ("$x.switch_mlp.up_proj.weight", half(true)),
+                ],
+            ),
+            make(
+                r"^(?<x>.*\.mlp)\.experts\.down_proj$",
+                [("$x.switch_mlp.down_proj.weight", vec![Step::Transpose])],
+            ),
+        ])
         .protect(&[ROUTER]))
 }
 
@@ -82,6 +98,8 @@ pub(super) struct Generation {
 
 const MOE: Generation = Generation { may_be_dense: false, renormalizes: false };
 
+const MELLUM: Generation = Generation { may_be_dense: false, renormalizes: true };
+
 /// Experts behind a softmax router, some layers dense; with a gated shared expert where the checkpoint has one.
 pub(super) fn feed_forward(
     sketch: Sketch<'_>,
@@ -98,7 +116,8 @@ pub(super) fn feed_forward(
         return Err(wrong("num_experts", "is missing"));
     }
     let dense = sketch.config.get("mlp_only_layers").and_then(serde_json::Value::as_array);
-    let dense = dense.is_some_and(|list| list.iter().any(|layer| layer.as_u64() == Some(index as u64)));
+    let dense = dense.is_some_and(|list| list.iter().any(|layer| layer.as_u64() == Some(index as u64)))
+        || sketch.is_dense(index) == Some(true);
     if dense || count == 0 || !(index + 1).is_multiple_of(sketch.count_or("decoder_sparse_step", 1)?.max(1)) {
         return Ok(Layer::Mlp(sketch.mlp(layer)?));
     }
@@ -140,5 +159,24 @@ fn qwen3_moe_decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
     sketch.llama_with(vec![sketch.rope()?], |layer, index, attention| {
         let attention = Attention { window, norms: Some(head_norms(sketch, layer)), ..attention };
         Ok(sketch.pre_norm(layer, Layer::Attention(attention), feed_forward(sketch, MOE, layer, index)?))
+    })
+}
+
+/// Mellum 2: the same in layers with and without a window, each kind with a rotary base of its own.
+fn mellum(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
+    let head_dim = sketch.head_dim()?;
+    let rope = |kind, theta| sketch.rope_for(Some(kind), head_dim, 1.0, theta);
+    let ropes = vec![rope("full_attention", 500_000.0)?, rope("sliding_attention", 10_000.0)?];
+    let window = sketch.window_or(Some(1024));
+    sketch.llama_with(ropes, |layer, index, attention| {
+        let slides = sketch.is_sliding(index, false);
+        let attention = Attention {
+            window: window.filter(|_| slides),
+            rope: Some(usize::from(slides)),
+            norms: Some(head_norms(sketch, layer)),
+            ..attention
+        };
+        let network = feed_forward(sketch, MELLUM, layer, index)?;
+        Ok(sketch.pre_norm(layer, Layer::Attention(attention), network))
     })
 }

@@ -1,5 +1,5 @@
 //! Qwen3-Next and Qwen 3.5: gated delta nets between attention layers, norms stored as w of `1 + w`, strays of
-//! multi-token prediction and vision.
+//! multi-token prediction.
 
 use mlx_format::checkpoint::ConfigError;
 
@@ -70,14 +70,14 @@ fn qwen3_next(source: Source<'_>) -> Result<Architecture, ConfigError> {
     ]))
 }
 
-/// Qwen 3.5: the language model inside a vision-language checkpoint. Experts, where it has them, come fused.
+/// Qwen 3.5: the language model inside a wrapper of the same name. Experts, where it has them, come fused.
 fn qwen3_5(source: Source<'_>) -> Result<Architecture, ConfigError> {
     let untouched = source
         .tensors
         .iter()
         .any(|(name, tensor)| name.contains("conv1d.weight") && tensor.shape.last() != Some(&1));
     let mut architecture = Architecture::plain(source, "qwen3_5", &linears())?
-        .rules([drop(r"vision_tower|model\.visual|mtp\.")])
+        .rules([drop(r"mtp\.")])
         .rules(drop_tied_head(source, false))
         .rules([
             make(
@@ -98,13 +98,6 @@ fn qwen3_5(source: Source<'_>) -> Result<Architecture, ConfigError> {
     if source.config.count("num_experts").unwrap_or(0) > 0 {
         architecture = architecture.protect(&[ROUTER, SHARED_GATE]);
     }
-    architecture.prefixes = vec![
-        ("vision_tower", "vision_tower"),
-        ("model.visual", "model.visual"),
-        ("model.language_model.", "language_model.model."),
-        ("language_model.", "language_model."),
-        ("", "language_model."),
-    ];
     Ok(architecture)
 }
 

@@ -76,7 +76,7 @@ pub(super) fn drop_inv_freq() -> Rule {
 }
 
 /// The head of a model whose config may tie it to the embedding; `default` is what mlx-lm's model assumes. Like
-/// there, the nested config alone counts where there is one, and what is not true in Python is not tied.
+/// there, what is not true in Python is not tied.
 pub(super) fn drop_tied_head(source: Source<'_>, default: bool) -> Vec<Rule> {
     if tied(source.config).unwrap_or(default) {
         vec![drop(r"^(language_model\.)?lm_head\.weight$")]
@@ -86,7 +86,7 @@ pub(super) fn drop_tied_head(source: Source<'_>, default: bool) -> Vec<Rule> {
 }
 
 /// What config.json says of head and embedding being one table; the nested config alone counts where there is one.
-pub(crate) fn tied(config: &Config) -> Option<bool> {
+pub(super) fn tied(config: &Config) -> Option<bool> {
     let config = config.0.get("text_config").and_then(Value::as_object).unwrap_or(&config.0);
     config.get("tie_word_embeddings").map(is_truthy)
 }
@@ -108,6 +108,7 @@ impl Architecture {
             family,
             described: true,
             layers,
+            outer: "",
             prefixes: Vec::new(),
             rules: Vec::new(),
             linears: Linears::Named(linears.to_vec()),

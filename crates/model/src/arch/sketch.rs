@@ -24,6 +24,8 @@ pub(super) struct Sketch<'a> {
     pub(super) names: Option<&'a BTreeSet<&'a str>>,
     /// Numbers that config.json may leave out.
     pub(super) defaults: Defaults,
+    /// What stands before `model.` in the names: the language model's place in a wrapper.
+    pub(super) outer: &'static str,
 }
 
 /// Linears below a prefix such as `model.layers.0.`, by the names that the family lists.
@@ -88,7 +90,11 @@ impl Sketch<'_> {
     }
 
     pub(super) fn head_dim(&self) -> Result<usize, ConfigError> {
-        let head_dim = self.count_or("head_dim", self.count("hidden_size")? / self.heads()?)?;
+        let default = match self.defaults.head_dim {
+            Some(head_dim) => head_dim,
+            None => self.count("hidden_size")? / self.heads()?,
+        };
+        let head_dim = self.count_or("head_dim", default)?;
         if head_dim == 0 {
             Err(wrong("head_dim", "is 0, or there are more heads than features"))
         } else {
@@ -115,8 +121,7 @@ impl Sketch<'_> {
 
     /// `sliding_window`, or `None` where the config says null; `default` where it says nothing.
     pub(super) fn window_or(&self, default: Option<usize>) -> Option<usize> {
-        let nested = self.config.0.get("text_config").and_then(|text| text.get("sliding_window"));
-        match nested.or_else(|| self.config.0.get("sliding_window")) {
+        match self.config.0.get("sliding_window") {
             None => default,
             Some(value) => value.as_u64().map(|window| window as usize).filter(|window| *window > 0),
         }
@@ -150,23 +155,18 @@ impl Sketch<'_> {
         self.layer_type(index).map_or(default, |kind| kind.contains("sliding"))
     }
 
+    /// Whether the network of layer `index` is a dense one among experts, where `mlp_layer_types` says so.
+    pub(super) fn is_dense(&self, index: usize) -> Option<bool> {
+        Some(self.config.get("mlp_layer_types")?.get(index)?.as_str()? == "dense")
+    }
+
     pub(super) fn layer_type(&self, index: usize) -> Option<&str> {
         self.config.get("layer_types")?.get(index)?.as_str()
     }
 
     /// `model.layers.INDEX.`
     pub(super) fn layer(&self, index: usize) -> String {
-        format!("{}model.layers.{index}.", self.outer())
-    }
-
-    /// What stands before `model.`: vision-language checkpoints keep the language model's own prefix.
-    fn outer(&self) -> &'static str {
-        let inner = self.names.and_then(|names| names.range("language_model.model."..).next());
-        if inner.is_some_and(|name| name.starts_with("language_model.model.")) {
-            "language_model."
-        } else {
-            ""
-        }
+        format!("{}model.layers.{index}.", self.outer)
     }
 
     pub(super) fn rms(&self, path: impl Into<String>) -> Norm {
@@ -214,7 +214,7 @@ impl Sketch<'_> {
     /// A decoder under the Llama names; the head is tied where the checkpoint has none and config.json does not deny
     /// it.
     pub(super) fn decoder(&self, ropes: Vec<Rope>, blocks: Vec<Block>) -> Result<Decoder, ConfigError> {
-        let outer = self.outer();
+        let outer = self.outer;
         let head = format!("{outer}lm_head");
         let untied = tied(self.config) == Some(false);
         let linear = (untied || self.has(&format!("{head}.weight"))).then(|| Linear::new(head));

@@ -187,6 +187,7 @@ impl<'m> Student<'m> {
         let embedding = &self.walk.decoder.embedding;
         let Some(at) = self.grid(&embedding.path) else { return Ok(()) };
         let grid = &self.grids[at];
+        gradient.device().leave("gradients of the embedding's grid", "they are summed by token");
         let rows = gradient.to_vec().map_err(WeightsError::from)?;
         let groups = grid.groups();
         for (&token, row) in tokens.iter().zip(rows.chunks_exact(grid.columns.max(1))) {

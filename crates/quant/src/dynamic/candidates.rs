@@ -68,6 +68,7 @@ pub(super) fn all(columns: usize) -> impl Iterator<Item = Scheme> {
 }
 
 fn costs(walk: &Walk<'_>, layer: &Layer, float: FloatType) -> Result<Vec<Cost>, Error> {
+    walk.device.leave("errors of the candidate schemes", "they are those of samples of rows, soon rounded");
     let samples = samples(walk, layer, float)?;
     let columns = layer.shape.last().copied().unwrap_or(0);
     let cost = |scheme: Scheme| -> Result<Cost, WeightsError> {

@@ -6,7 +6,7 @@
 //! candidates.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::Instant;
 
 use mlx_quant_engine::{Notebook, Observed, Tensor};
@@ -207,6 +207,8 @@ impl Measurement<'_> {
     fn tables(&self, window: usize, tokens: &[u32], gradient: &Tensor, sums: &mut Sums) -> Result<(), Error> {
         let embedding = &self.walk.decoder.embedding;
         let features = gradient.dims().last().copied().unwrap_or(1).max(1);
+        let device = gradient.device();
+        device.leave("squares of embeddings' gradients", "they are summed by token, in float64");
         let rows = gradient.to_vec().map_err(WeightsError::from)?;
         let positions: Vec<u32> = (0..tokens.len() as u32).collect();
         let tables = std::iter::once((&embedding.path, tokens, embedding.multiplier));
@@ -308,12 +310,13 @@ impl Visit for Observing<'_, '_> {
     }
 
     fn passed(&mut self, _: usize, _: Self::Block, batches: Vec<Passed<Notebooks>>) -> Result<(), Error> {
+        // Of all batches at once: a card is waited for once.
+        let notebooks = batches.iter().flat_map(|batch| &batch.noted).flat_map(|(_, notebooks)| notebooks);
+        let notebooks: Vec<Notebook> = notebooks.cloned().collect();
+        let mut all = Notebook::take(&notebooks).map_err(WeightsError::from)?.into_iter();
         for Passed { first, noted, .. } in batches {
             for (path, notebooks) in noted {
-                let seen = |notebook: &Notebook| {
-                    std::mem::take(&mut *notebook.lock().unwrap_or_else(PoisonError::into_inner))
-                };
-                let seen = Experts(notebooks.iter().map(seen).collect());
+                let seen = Experts(all.by_ref().take(notebooks.len()).collect());
                 self.sums.entry(path).or_default().add(self.first + first, seen);
             }
         }

@@ -1,7 +1,7 @@
 //! How much of a card's memory a run will need, from headers alone.
 //!
-//! A card holds the weights of one block in float32, what windows leave between and within blocks, and what one batch of
-//! windows takes on its way; a calibrating walk also Gram matrices, factors and the readers that are rounded. Every walk
+//! A card holds the weights of a block and of the next one in float32, what windows leave between and within blocks, and
+//! what one batch of windows takes on its way; a calibrating walk also Gram matrices, factors and the readers that are rounded. Every walk
 //! is summed up by itself, and the largest sum counts. Buffers are up to an eighth larger than what lies in them
 //! (`engine/src/gpu/pool.rs`), which is part of each sum.
 
@@ -193,6 +193,12 @@ impl OnCard<'_, '_> {
         buffers(width * self.batch(windows) * 4) + buffer(self.scores(heads, windows))
     }
 
+    /// Of a block and the next one, which is read while windows pass the first.
+    fn largest_pair(&self) -> u64 {
+        let blocks = self.walk.block_bytes();
+        blocks.windows(2).map(|pair| pair.iter().sum()).max().unwrap_or_else(|| self.largest_block())
+    }
+
     /// What a batch of `windows` takes within a block besides its states.
     fn within(&self, windows: u64) -> u64 {
         let windows = windows.min(self.walk.batch() as u64);
@@ -241,7 +247,11 @@ impl OnCard<'_, '_> {
         let sums = reduce::alive(windows as usize) as u64 + 1;
         let sweeps = gptq && settings.method.sweeps > 0;
         let mut most = CardMemory::default();
-        for (block, bytes) in self.walk.decoder.blocks.iter().zip(self.walk.block_bytes()) {
+        let all = self.walk.block_bytes();
+        for (index, block) in self.walk.decoder.blocks.iter().enumerate() {
+            let bytes = all[index];
+            // Read while this one works.
+            let next = all.get(index + 1).copied().unwrap_or(0);
             let routed = block.layers().map(|layer| match layer {
                 Layer::Moe(moe) => 2 * moe.router.top_k as u64,
                 _ => 0,
@@ -272,7 +282,7 @@ impl OnCard<'_, '_> {
                     let passed = if within < windows { bytes } else { readers * 4 };
                     let sum = CardMemory {
                         part: "calibrating",
-                        weights: bytes + passed,
+                        weights: bytes + next + passed,
                         activations: within * self.tokens * 4 * state,
                         hessians,
                         scratch,
@@ -316,8 +326,7 @@ impl OnCard<'_, '_> {
     /// A forward walk of `windows` windows, with `left` bytes on the card already, and all blocks if they stay.
     fn forward(&self, windows: u64, left: u64, stays: bool, part: &'static str) -> CardMemory {
         let wave = (self.walk.wave(self.tokens as usize) as u64).min(windows);
-        let blocks = self.walk.block_bytes();
-        let held = if stays { blocks.iter().sum() } else { self.largest_block() };
+        let held = if stays { self.walk.block_bytes().iter().sum() } else { self.largest_pair() };
         let sum = CardMemory {
             part,
             weights: held,
@@ -336,15 +345,18 @@ impl OnCard<'_, '_> {
         let block = self.largest_block() + more;
         // Gradients of what leaves a block and of what enters it.
         let activations = self.states(windows) * copies + 2 * self.states(windows) + self.finals(windows);
-        let sum = CardMemory {
+        let sum = |weights, scratch| CardMemory {
             part,
-            weights: block.max(tiles),
+            weights,
             activations,
-            scratch: self.graph(windows).max(logits),
+            scratch,
             largest: self.largest(windows),
             ..CardMemory::default()
         };
-        sum.summed()
+        // Forwards the next block is read meanwhile; backwards a block's graph is kept.
+        let forwards = sum(self.largest_pair() + 2 * more, self.within(windows));
+        let backwards = sum(block.max(tiles), self.graph(windows).max(logits));
+        forwards.summed().max(backwards.summed())
     }
 
     /// What dwq's student has on the card besides a block's weights: codes, gradients of the largest weight.

@@ -3,7 +3,7 @@
 use mlx_format::checkpoint::Config;
 use mlx_format::{FloatType, Mode};
 use mlx_quant_model::arch::by_names::{self, Unfit};
-use mlx_quant_model::{Existing, Named};
+use mlx_quant_model::{Existing, Named, arch};
 use serde_json::Value;
 
 use super::{PlanError, Settings};
@@ -39,6 +39,12 @@ pub(super) fn target_dtype(settings: &Settings, config: &Config) -> Option<Float
     let nested = config.0.get("text_config").and_then(|text| text.get("dtype"));
     let named = config.0.get("torch_dtype").filter(|value| !value.is_null()).or(nested);
     settings.dtype.or_else(|| named.and_then(Value::as_str).and_then(FloatType::from_name))
+}
+
+/// Refuses a model that mlx_lm does not run in any form.
+pub(super) fn check_type(config: &Config) -> Result<(), PlanError> {
+    let Some(why) = arch::obstacle(config) else { return Ok(()) };
+    Err(PlanError::NotRun { model_type: config.model_type()?.to_owned(), why })
 }
 
 /// How many tensors an error names.

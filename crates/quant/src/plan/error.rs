@@ -51,6 +51,10 @@ pub enum PlanError {
     )]
     DoesNotLoad { model_type: String, why: &'static str },
     #[error(
+        "model type {model_type:?} is not converted: {why}; hint: mlx_vlm has models of such types, and converts them itself"
+    )]
+    NotRun { model_type: String, why: String },
+    #[error(
         "model type {model_type:?} has no description here, and its experts stand one by one, which mlx_lm wants stacked: {tensors}; hint: without -q it converts as it is"
     )]
     NumberedExperts { model_type: String, tensors: String },

@@ -28,7 +28,7 @@ pub use self::overrides::{Overrides, OverridesError};
 pub use self::report::{LayerReport, PlanReport};
 pub use self::settings::Settings;
 
-use self::check::{check_by_names, check_experts, check_settings};
+use self::check::{check_by_names, check_experts, check_settings, check_type};
 use self::end_of_turn::EndOfTurn;
 use self::planner::Planner;
 
@@ -38,6 +38,7 @@ impl Plan {
     /// # Errors
     /// [`PlanError`].
     pub fn new(checkpoint: &Checkpoint, config: &Config, settings: Settings) -> Result<Self, PlanError> {
+        check_type(config)?;
         let named = Named::read(checkpoint, config)?;
         check_settings(&settings, &named.existing)?;
         named.check(checkpoint, settings.allow_unread)?;

@@ -12,7 +12,7 @@ use super::ids::Paths;
 use super::mixed::Mixed;
 use super::{Item, Job, Plan, PlanError, Settings};
 use crate::parameters::OuterModules;
-use mlx_quant_model::{Architecture, Existing, Named, SourceError, View, without_numbers};
+use mlx_quant_model::{Architecture, Existing, Named, SourceError, View, arch, without_numbers};
 
 /// A linear or embedding layer's decision.
 enum Decision {
@@ -380,7 +380,7 @@ impl Planner {
 
     /// config.json as mlx-lm writes it (`mlx_lm/utils.py`, `quantize_model` and `save_config`).
     fn output_config(&mut self, config: &Config) -> Config {
-        let mut config = config.clone();
+        let mut config = arch::settled(config);
         let quantization = match (self.settings.quantize, &self.existing) {
             (Some(base), existing) => {
                 let shared = existing.packed().cloned().or_else(|| entry(base).as_object().cloned());

@@ -15,6 +15,7 @@ use crate::Error;
 use crate::carry::{plain, write_rounded};
 use crate::methods::awq;
 use crate::methods::{Factor, Gram, How, Method};
+use crate::observer::Event;
 use crate::plan::Job;
 use crate::walks::calibrate::Visitor;
 
@@ -141,6 +142,21 @@ impl BlockWork<'_> {
         Ok(())
     }
 
+    /// Tells what the block's readers lose, where somebody asks.
+    pub(super) fn note_losses(&self) {
+        let observer = self.session.observer;
+        if !observer.wants_notes() {
+            return;
+        }
+        let (own, plain) = self.losses;
+        let prefix = self.block.prefix.trim_end_matches('.');
+        let text = format!(
+            "{prefix}: output error {own:.4e}, {:.3} of round-to-nearest's",
+            own / plain.max(f64::MIN_POSITIVE)
+        );
+        observer.event(Event::Note { text: &text });
+    }
+
     /// Readers that no token reached: experts that were never chosen.
     fn round_the_rest(&mut self) -> Result<(), Error> {
         let sites = self.sites;
@@ -165,46 +181,27 @@ impl BlockWork<'_> {
     pub(super) fn write(mut self, writer: &Writer) -> Result<(Vec<usize>, Vec<usize>), Error> {
         self.round_the_rest()?;
         let session = self.session;
-        let (mut done, mut left) = (Vec::new(), Vec::new());
+        let (mut done, mut left, mut pieces) = (Vec::new(), Vec::new(), Vec::new());
         for index in session.items_below(&self.block.prefix) {
             let item = &session.plan.items[index];
             let first = item.first_output;
             match &item.job {
-                Job::Quantize { float, scheme, view } => {
-                    let columns = view.columns();
+                Job::Quantize { float, .. } => {
                     let mut row = 0;
-                    let experts: Vec<_> = self
+                    let experts = self
                         .codes
                         .range((item.name.clone(), None)..)
-                        .take_while(|((path, _), _)| *path == item.name)
-                        .map(|(_, codes)| codes)
-                        .collect();
-                    if experts.is_empty() {
+                        .take_while(|((path, _), _)| *path == item.name);
+                    let before = pieces.len();
+                    for (_, codes) in experts {
+                        pieces.push(Piece { first, row, float: *float, codes });
+                        row += codes.rows();
+                    }
+                    if pieces.len() == before {
                         left.push(index);
-                        continue;
+                    } else {
+                        done.push(first);
                     }
-                    for codes in experts {
-                        match codes {
-                            Codes::Affine(rounded) => {
-                                write_rounded(writer, first, row, *float, rounded)?;
-                                row += rounded.rows();
-                            }
-                            Codes::Float([weight, scales, biases]) => {
-                                let rows = weight.len() / (scheme.words(columns) * 4);
-                                for (leaf, bytes) in [weight, scales, biases].into_iter().enumerate() {
-                                    if !bytes.is_empty() {
-                                        writer.write_at(
-                                            first + leaf,
-                                            (row * bytes.len() / rows) as u64,
-                                            bytes,
-                                        )?;
-                                    }
-                                }
-                                row += rows;
-                            }
-                        }
-                    }
-                    done.push(first);
                 }
                 Job::Copy { .. } | Job::Dequantize { .. } => match self.edited.get(&item.name) {
                     None => left.push(index),
@@ -218,7 +215,34 @@ impl BlockWork<'_> {
                 },
             }
         }
+        // All results, so that the same piece is blamed whatever the timing.
+        let write = || pieces.par_iter().map(|piece| piece.write(writer)).collect::<Vec<_>>();
+        session.pool.install(write).into_iter().collect::<Result<(), Error>>()?;
         Ok((done, left))
+    }
+}
+
+/// Codes of a reader (of an expert), and where they go.
+struct Piece<'p> {
+    /// The weight's index in the layout.
+    first: usize,
+    /// Its first row.
+    row: usize,
+    float: FloatType,
+    codes: &'p Codes,
+}
+
+impl Piece<'_> {
+    fn write(&self, writer: &Writer) -> Result<(), Error> {
+        match self.codes {
+            Codes::Affine(rounded) => write_rounded(writer, self.first, self.row, self.float, rounded),
+            Codes::Float { rows, parts } => {
+                for (leaf, bytes) in parts.iter().enumerate().filter(|(_, bytes)| !bytes.is_empty()) {
+                    writer.write_at(self.first + leaf, (self.row * bytes.len() / rows) as u64, bytes)?;
+                }
+                Ok(())
+            }
+        }
     }
 }
 
@@ -306,8 +330,14 @@ fn round_one(
             (Codes::Affine(rounded), decoded)
         }
         Stored::Float(scheme, float) => {
+            weight
+                .device()
+                .leave("rounding to mxfp4, mxfp8 and nvfp4", "cards have kernels for the affine mode");
             let (packed, values) = plain(&scaled()?.to_vec()?, columns, scheme, float);
-            (Codes::Float(packed), Tensor::from_vec(values, (rows, columns), weight.device())?)
+            (
+                Codes::Float { rows, parts: packed },
+                Tensor::from_vec(values, (rows, columns), weight.device())?,
+            )
         }
     };
     match factors {

@@ -5,6 +5,7 @@ use mlx_quant_model::State;
 
 use crate::methods::awq::{self, Reader, Ties};
 use crate::methods::{Gram, Method, MethodSettings};
+use crate::walks::calibrate::Saving;
 
 /// A site whose features may get factors.
 pub(super) struct Candidate<'c> {
@@ -48,9 +49,11 @@ pub(super) struct Hooks<'h> {
     pub(super) choose: &'h dyn ChooseFactors,
     /// Called with the states behind the last block.
     pub(super) left: Option<&'h (dyn Fn(Vec<State>) + Sync)>,
+    /// When states are saved, instead of what the settings say.
+    pub(super) saving: Option<Saving>,
 }
 
 impl Hooks<'_> {
     /// What every run outside tests has.
-    pub(super) const USUAL: Hooks<'static> = Hooks { choose: &Searched, left: None };
+    pub(super) const USUAL: Hooks<'static> = Hooks { choose: &Searched, left: None, saving: None };
 }

@@ -44,7 +44,7 @@ use self::identity::run_line;
 pub use self::memory::{QuantizeMemory, quantize_memory};
 pub use self::report::{Computed, ExpertTokens, Quantized};
 pub use self::settings::QuantizeSettings;
-use self::settings::wave;
+use self::settings::{saving, wave};
 pub use self::steps::{rounding_phase, steps};
 use self::work::BlockWork;
 use crate::carry::{Carrier, ColumnWeights, plain};
@@ -53,8 +53,8 @@ use crate::data::Windows;
 use crate::methods::{How, Method};
 use crate::observer::{Event, Observer, Quiet, Unit, Within};
 use crate::plan::{Job, Plan};
-use crate::walks::Walk;
 use crate::walks::calibrate::{Batches, Collector, Passage, States, Statistics, Visitor as _};
+use crate::walks::{Walk, in_turn};
 use crate::{Error, Model, threads_or_all};
 
 /// Quantizes `model` as `plan` says, with the methods of a recipe on calibration windows, into the directory `target`.
@@ -193,44 +193,44 @@ impl Session<'_> {
         if states.block() > 0 {
             observer.event(Event::Resumed { done: states.block() as u64 });
         }
-        for index in states.block()..blocks {
-            let block = &self.walk.decoder.blocks[index];
+        let mut written = Vec::new();
+        let (own, pool) = (&self, self.pool);
+        let load = |index| pool.install(|| own.walk.block(index));
+        in_turn(&self.walk.device, states.block()..blocks, &load, |index, parameters| {
+            let block = &own.walk.decoder.blocks[index];
             observer.event(Event::Working { name: block.prefix.trim_end_matches('.') });
-            let parameters = self.pool.install(|| self.walk.block(index))?;
             let sites = block.sites();
-            let (rounded, others) = block::round_others(&self, block, &sites, &parameters)?;
-            let mut work = BlockWork::new(&self, &forward, index, &sites, &rounded, others);
-            let (pool, batch) = (self.pool, self.walk.batch());
+            let (rounded, others) = block::round_others(own, block, &sites, &parameters)?;
+            let mut work = BlockWork::new(own, &forward, index, &sites, &rounded, others);
+            let batch = own.walk.batch();
             let passage =
                 Passage { forward: &forward, index, sites: &sites, parameters: &rounded, wave, batch, pool };
             match statistics {
                 None => passage.take(&mut states, &mut work)?,
                 Some(statistics) => {
                     let passage = Passage { parameters: &parameters, ..passage };
-                    self.with_statistics(passage, statistics, &mut states, &mut work)?;
+                    own.with_statistics(passage, statistics, &mut states, &mut work)?;
                 }
             }
             made.add(work.folded, &mut work.experts);
-            if observer.wants_notes() {
-                let (own, plain) = work.losses;
-                let prefix = block.prefix.trim_end_matches('.');
-                let text = format!(
-                    "{prefix}: output error {own:.4e}, {:.3} of round-to-nearest's",
-                    own / plain.max(f64::MIN_POSITIVE)
-                );
-                observer.event(Event::Note { text: &text });
-            }
+            work.note_losses();
             let (done, left) = work.write(writer)?;
             drop((parameters, rounded));
-            self.carrier(&Quiet(observer)).carry(writer, left.iter().copied())?;
-            let left = left.iter().map(|item| self.plan.items[*item].first_output);
-            writer.record(done.into_iter().chain(left))?;
+            own.carrier(&Quiet(observer)).carry(writer, left.iter().copied())?;
+            written
+                .extend(done.into_iter().chain(left.iter().map(|item| own.plan.items[*item].first_output)));
+            // Blocks behind which no states lie would be done again.
+            if states.is_saved() {
+                writer.record(std::mem::take(&mut written))?;
+            }
             states.passed();
             observer.event(Event::Progress { done: index as u64 + 1 });
-        }
+            Ok(())
+        })?;
         if let Some(head) = self.head_item() {
             self.head(head, &forward, &states, statistics, writer)?;
         }
+        writer.record(written)?;
         observer.event(Event::Progress { done: blocks as u64 + 1 });
         let outputs = |items: Vec<usize>| items.into_iter().map(|item| self.plan.items[item].first_output);
         let by_block: Vec<Vec<usize>> =
@@ -265,6 +265,7 @@ impl Session<'_> {
         };
         let finished = by_block.iter().take_while(|items| done(writer, items)).count();
         let spill = self.settings.low_memory;
+        let saving = self.hooks.saving.unwrap_or_else(|| saving(self.settings));
         let files = writer.state_path("");
         // With all statistics no window has to travel, and finished blocks are all that there is to know.
         let known = statistics.is_some_and(|statistics| self.has_all(statistics));
@@ -273,8 +274,8 @@ impl Session<'_> {
                 return Ok(States::still(files, finished, &self.walk.device));
             }
             let batches = Batches { windows: windows.picked.len(), size: self.walk.batch() };
-            if let Some(states) =
-                States::resume(batches, files.clone(), spill, finished, &self.walk.device, self.observer)
+            let how = (saving, &self.walk.device);
+            if let Some(states) = States::resume(batches, files.clone(), spill, finished, how, self.observer)
             {
                 return Ok(states);
             }
@@ -303,7 +304,7 @@ impl Session<'_> {
         let all: Vec<&[u32]> = windows.picked.iter().map(|window| &*window.tokens).collect();
         let batches: Vec<&[&[u32]]> = all.chunks(self.walk.batch()).collect();
         let all = Batches { windows: all.len(), size: self.walk.batch() };
-        let states = States::new(all, files, spill, &self.walk.device, |batch| {
+        let states = States::new(all, files, spill, saving, &self.walk.device, |batch| {
             Ok(forward.embed(&self.walk.weights, batches[batch])?)
         });
         self.walk.weights.restore_rows();

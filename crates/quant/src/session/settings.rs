@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use crate::data::Windows;
 use crate::dwq::DwqSettings;
 use crate::methods::{MethodSettings, Recipe};
+use crate::walks::calibrate::Saving;
 
 /// How a calibrated recipe is carried out.
 #[derive(Clone, Debug)]
@@ -18,6 +20,9 @@ pub struct QuantizeSettings {
     pub threads: usize,
     /// Activations wait in files, and windows pass a block a few at a time.
     pub low_memory: bool,
+    /// Where activations are large, seconds after which they are saved and finished blocks are recorded: what a kill may
+    /// cost.
+    pub save_seconds: u64,
     /// Directory in which the Gram matrices of the full-precision model are kept, or from which they are taken. Sites then
     /// do not see what was quantized before them.
     pub statistics: Option<PathBuf>,
@@ -42,6 +47,7 @@ impl QuantizeSettings {
             method: MethodSettings::default(),
             threads: 0,
             low_memory: false,
+            save_seconds: 60,
             statistics: None,
             columns: BTreeMap::new(),
             dwq: DwqSettings::default(),
@@ -50,6 +56,15 @@ impl QuantizeSettings {
             reference_cache: None,
         }
     }
+}
+
+/// Activations of at most so many bytes are saved behind every block.
+const SMALL: u64 = 256 << 20;
+
+/// When activations are saved.
+pub(super) fn saving(settings: &QuantizeSettings) -> Saving {
+    let small = if settings.save_seconds == 0 { u64::MAX } else { SMALL };
+    Saving { small, every: Duration::from_secs(settings.save_seconds) }
 }
 
 /// Batches of windows within a block at a time.

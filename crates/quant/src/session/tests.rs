@@ -4,6 +4,8 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use mlx_format::checkpoint::Directory;
 use mlx_format::{FloatType, Scheme};
@@ -14,9 +16,11 @@ use super::choose::{Candidate, ChooseFactors, Hooks, Searched};
 use super::{QuantizeSettings, Quantized, quantize_with};
 use crate::data::Windows;
 use crate::methods::Recipe;
+use crate::observer::{Event, Observer};
 use crate::plan::{Overrides, Plan, Settings};
 use crate::testing::random_windows;
-use crate::{Model, Silent, convert, open};
+use crate::walks::calibrate::Saving;
+use crate::{Error, Model, Silent, convert, open};
 
 /// Powers of two that look random, tied features alike, wherever they can be folded.
 struct Drawn;
@@ -72,7 +76,7 @@ fn run(
     let windows = windows(model, 6, 48);
     let states = Mutex::default();
     let keep = |left| *states.lock().unwrap() = left;
-    let hooks = Hooks { choose: if drawn { &Drawn } else { &Searched }, left: Some(&keep) };
+    let hooks = Hooks { choose: if drawn { &Drawn } else { &Searched }, left: Some(&keep), saving: None };
     let made = quantize_with(model, &plan, &windows, target.into(), &settings, (&Silent, &hooks)).unwrap();
     (made, states.into_inner().unwrap(), open(&Directory::open(target).unwrap()).unwrap())
 }
@@ -128,7 +132,7 @@ fn folding_changes_nothing(zoo: &Path) {
         convert(&model, &plan, &plain, 2, &Silent).unwrap();
         let plain = open(&Directory::open(&plain).unwrap()).unwrap();
         let settings = QuantizeSettings::new("awq+rtn".parse().unwrap());
-        let hooks = Hooks { choose: &Drawn, left: None };
+        let hooks = Hooks { choose: &Drawn, ..Hooks::USUAL };
         let windows = windows(&model, 1, 4);
         let target = directory.path().join("out");
         let made =
@@ -185,4 +189,57 @@ fn written_equals_walked_in_the_copied_checkpoints() {
 #[cfg_attr(not(shared), ignore = "needs ../shared/zoo")]
 fn written_equals_walked_in_any_family() {
     written_equals_walked(&shared());
+}
+
+/// Stops behind a number of blocks.
+struct StopsBehind(u64, AtomicBool);
+
+impl Observer for StopsBehind {
+    fn event(&self, event: Event<'_>) {
+        if let Event::Progress { done } = event {
+            self.1.fetch_or(done >= self.0, Ordering::Relaxed);
+        }
+    }
+
+    fn cancelled(&self) -> bool {
+        self.1.load(Ordering::Relaxed)
+    }
+}
+
+/// Where states are too large for every block, a stopped run goes on behind the last block at which they were saved, or
+/// begins again; the bytes are the same.
+#[test]
+fn states_are_saved_seldom_and_the_bytes_are_the_same() {
+    let model = open(&Directory::open(copied().join("qwen3_moe")).unwrap()).unwrap();
+    let plan = Plan::new(&model.checkpoint, &model.config, settings(4, 32)).unwrap();
+    let settings = QuantizeSettings::new("gptq".parse().unwrap());
+    let windows = windows(&model, 6, 48);
+    let directory = tempfile::tempdir().unwrap();
+    let go = |name: &str, every: Duration, observer: &dyn Observer| {
+        let hooks = Hooks { saving: Some(Saving { small: 0, every }), ..Hooks::USUAL };
+        let target = directory.path().join(name);
+        quantize_with(&model, &plan, &windows, (&target).into(), &settings, (observer, &hooks))
+    };
+    let weights = |name: &str| {
+        let entries =
+            std::fs::read_dir(directory.path().join(name)).unwrap().map(|entry| entry.unwrap().path());
+        let mut files: Vec<PathBuf> =
+            entries.filter(|path| path.extension().is_some_and(|ending| ending == "safetensors")).collect();
+        files.sort();
+        files.into_iter().map(|path| std::fs::read(path).unwrap()).collect::<Vec<_>>()
+    };
+    go("whole", Duration::ZERO, &Silent).unwrap();
+    for (name, every, behind) in [("never", Duration::MAX, 0), ("always", Duration::ZERO, 1)] {
+        let stopped = go(name, every, &StopsBehind(1, AtomicBool::new(false)));
+        assert!(matches!(stopped, Err(Error::Interrupted)), "{stopped:?}");
+        assert_eq!(go(name, every, &Silent).unwrap().resumed_blocks, behind);
+        assert!(weights(name) == weights("whole"), "{name}");
+    }
+    // Saved behind one block and not behind the next: that one is done again.
+    let stopped = go("mixed", Duration::ZERO, &StopsBehind(1, AtomicBool::new(false)));
+    assert!(matches!(stopped, Err(Error::Interrupted)), "{stopped:?}");
+    let stopped = go("mixed", Duration::MAX, &StopsBehind(2, AtomicBool::new(false)));
+    assert!(matches!(stopped, Err(Error::Interrupted)), "{stopped:?}");
+    assert_eq!(go("mixed", Duration::MAX, &Silent).unwrap().resumed_blocks, 1);
+    assert!(weights("mixed") == weights("whole"));
 }

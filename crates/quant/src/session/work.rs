@@ -29,8 +29,20 @@ pub(super) enum Stored {
 #[derive(Debug)]
 pub(super) enum Codes {
     Affine(Rounded),
-    /// weight, scales, biases
-    Float([Vec<u8>; 3]),
+    Float {
+        rows: usize,
+        /// weight, scales, biases
+        parts: [Vec<u8>; 3],
+    },
+}
+
+impl Codes {
+    pub(super) fn rows(&self) -> usize {
+        match self {
+            Self::Affine(rounded) => rounded.rows(),
+            Self::Float { rows, .. } => *rows,
+        }
+    }
 }
 
 /// By path and expert.
@@ -115,8 +127,9 @@ impl<'b> BlockWork<'b> {
 
     pub(super) fn edit(&mut self, name: &str) -> Result<&mut Vec<f32>, Error> {
         if !self.edited.contains_key(name) {
-            let tensor = self.parameters.tensor(name).and_then(Tensor::flatten_all);
-            let values = tensor.and_then(|tensor| tensor.to_vec()).map_err(WeightsError::from)?;
+            let tensor = self.parameters.tensor(name).map_err(WeightsError::from)?;
+            tensor.device().leave("norms and biases that a fold changes", "they go to a file next");
+            let values = tensor.to_vec().map_err(WeightsError::from)?;
             self.edited.insert(name.to_owned(), values);
         }
         Ok(self.edited.entry(name.to_owned()).or_default())

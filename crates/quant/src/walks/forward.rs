@@ -5,7 +5,7 @@ use std::sync::Arc;
 use mlx_quant_engine::Tensor;
 use mlx_quant_model::{Forward, Parameters, State, WeightsError};
 
-use super::spread::each;
+use super::spread::{each, in_turn};
 use crate::Error;
 use crate::observer::Observer;
 
@@ -14,7 +14,7 @@ pub(crate) type Load<'l> = &'l (dyn Fn(usize) -> Result<Arc<Parameters>, Error> 
 
 /// The visitor of a forward walk.
 pub(crate) trait Passing {
-    /// Block `index` is about to be read.
+    /// Windows are about to pass block `index`.
     fn before(&mut self, _index: usize) {}
 
     /// Whether [`Passing::passed`] gets the states in front of blocks.
@@ -36,17 +36,19 @@ pub(crate) fn forward(
     passing: &mut dyn Passing,
     (pool, observer): (&rayon::ThreadPool, &dyn Observer),
 ) -> Result<Vec<State>, Error> {
-    for index in 0..blocks {
+    let load = |index| pool.install(|| load(index));
+    in_turn(forward.device(), 0..blocks, &load, |index, parameters| {
         if observer.cancelled() {
             return Err(Error::Interrupted);
         }
         passing.before(index);
-        let parameters = pool.install(|| load(index))?;
         let inputs = if passing.keeps() { states.clone() } else { Vec::new() };
         let step = |state: State| forward.block(index, &parameters, state, &mut ());
-        states = each(forward.device(), pool, states, step).map_err(WeightsError::from)?;
+        let stepped = each(forward.device(), pool, std::mem::take(&mut states), step);
+        states = stepped.map_err(WeightsError::from)?;
         passing.passed(index, inputs);
-    }
+        Ok(())
+    })?;
     Ok(states)
 }
 

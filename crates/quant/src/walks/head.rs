@@ -300,6 +300,9 @@ pub(crate) fn sum_of<'s>(
                 None if some => continue,
                 found => found.ok_or_else(missing)?,
             };
+            gradient
+                .device()
+                .leave("sums of gradients over windows, and Adam", "scales and centers are there");
             sum.add(window, gradient.to_vec()?);
         }
         Ok(sum.finish().unwrap_or_else(|| vec![0.0; variable.elem_count()]))

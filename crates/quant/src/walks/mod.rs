@@ -26,7 +26,7 @@ pub(crate) use self::backward::{Passed, Start, Visit, backward};
 pub(crate) use self::forward::{Passing, Trail, finish, forward as forward_walk};
 pub(crate) use self::head::{Divergence, HeadPass, Sampled, TILE, Teacher, Top, divergence, sampled, sum_of};
 pub(crate) use self::memory::{a_token, attention, graph_bytes, largest_weight, tile_bytes};
-pub(crate) use self::spread::each;
+pub(crate) use self::spread::{each, in_turn};
 pub(crate) use self::wave::Wave;
 use crate::data::Windows;
 use crate::observer::{Event, Observer};

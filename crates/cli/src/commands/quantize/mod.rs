@@ -37,6 +37,7 @@ pub(crate) fn run(request: &Request<'_>, printer: Printer) -> Result<()> {
     let base = affine(args.q_bits, args.q_group_size)?;
     let tables = request.tables(base)?;
     let device = source::device(&args.machine.device)?;
+    let _left = source::Left(&device, printer);
     request.check()?;
     let dynamic = request.allocation()?;
     let overrides = source::overrides(args.target.recipe_file.as_deref(), base)?;

@@ -31,39 +31,14 @@ struct Parameters {
     lowest: f32,
 }
 
+const LANES = 256u;
+
 @group(0) @binding(0) var<storage, read> sinks: array<f32>;
 @group(0) @binding(1) var<storage, read_write> scores: array<f32>;
 @group(0) @binding(2) var<storage, read_write> slopes: array<f32>;
 @group(0) @binding(3) var<storage, read_write> stats: array<f32>;
 @group(0) @binding(4) var<storage, read_write> for_sinks: array<f32>;
 var<immediate> p: Parameters;
-var<workgroup> lanes: array<f32, 256>;
-
-fn total(own: u32, value: f32) -> f32 {
-    workgroupBarrier();
-    lanes[own] = value;
-    for (var width = 128u; width > 0u; width /= 2u) {
-        workgroupBarrier();
-        if (own < width) {
-            lanes[own] += lanes[own + width];
-        }
-    }
-    workgroupBarrier();
-    return lanes[0];
-}
-
-fn largest(own: u32, value: f32) -> f32 {
-    workgroupBarrier();
-    lanes[own] = value;
-    for (var width = 128u; width > 0u; width /= 2u) {
-        workgroupBarrier();
-        if (own < width) {
-            lanes[own] = select(lanes[own], lanes[own + width], lanes[own + width] > lanes[own]);
-        }
-    }
-    workgroupBarrier();
-    return lanes[0];
-}
 
 fn scored(x: f32) -> f32 {
 #if CAP

@@ -138,3 +138,17 @@ fn as_f16(x: f32) -> f32 {
 fn opaque(x: f32, zero: u32) -> f32 {
     return bitcast<f32>(bitcast<u32>(x) ^ zero);
 }
+
+// A pair of float32 and a number: the second of the pair holds what the first lost (Knuth's two-sum).
+fn added(sum: vec2<f32>, value: f32, zero: u32) -> vec2<f32> {
+    let next = opaque(sum.x + value, zero);
+    let there = opaque(next - sum.x, zero);
+    let lost = opaque(sum.x - opaque(next - there, zero), zero) + opaque(value - there, zero);
+    return vec2<f32>(next, sum.y + lost);
+}
+
+// A whole number for each float32, in their total order: -NaN, -infinity, .., infinity, NaN.
+fn key(x: f32) -> u32 {
+    let bits = bitcast<u32>(x);
+    return select(bits | 0x80000000u, ~bits, bits >= 0x80000000u);
+}

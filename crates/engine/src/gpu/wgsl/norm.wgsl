@@ -20,6 +20,8 @@ struct Parameters {
     eps: f32,
 }
 
+const LANES = $LANESu;
+
 @group(0) @binding(0) var<storage, read> xs: array<f32>;
 @group(0) @binding(1) var<storage, read> weights: array<f32>;
 // Biases, or gradients.
@@ -27,20 +29,6 @@ struct Parameters {
 @group(0) @binding(3) var<storage, read_write> outs: array<f32>;
 @group(0) @binding(4) var<storage, read_write> each: array<f32>;
 var<immediate> p: Parameters;
-var<workgroup> lanes: array<f32, $LANES>;
-
-fn total(own: u32, value: f32) -> f32 {
-    workgroupBarrier();
-    lanes[own] = value;
-    for (var width = $LANESu / 2u; width > 0u; width /= 2u) {
-        workgroupBarrier();
-        if (own < width) {
-            lanes[own] += lanes[own + width];
-        }
-    }
-    workgroupBarrier();
-    return lanes[0];
-}
 
 @compute @workgroup_size($LANES)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
@@ -54,13 +42,13 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     var mean = 0.0;
     var sum = 0.0;
 #if CENTRED
-    for (var i = own; i < p.d; i += $LANESu) {
+    for (var i = own; i < p.d; i += LANES) {
         sum += xs[x_at + i];
     }
     mean = total(own, sum) / f32(p.d);
     sum = 0.0;
 #end
-    for (var i = own; i < p.d; i += $LANESu) {
+    for (var i = own; i < p.d; i += LANES) {
         let x = xs[x_at + i] - mean;
         sum += x * x;
     }
@@ -70,7 +58,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     let grad_at = p.other_at + row * p.d;
     var middle = 0.0;
     var along = 0.0;
-    for (var i = own; i < p.d; i += $LANESu) {
+    for (var i = own; i < p.d; i += LANES) {
         let y = (xs[x_at + i] - mean) * factor;
         var v = others[grad_at + i];
 #if WEIGHT
@@ -85,7 +73,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
 #else
     middle = 0.0;
 #end
-    for (var i = own; i < p.d; i += $LANESu) {
+    for (var i = own; i < p.d; i += LANES) {
         let y = (xs[x_at + i] - mean) * factor;
         let grad = others[grad_at + i];
         var v = grad;
@@ -98,7 +86,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
 #end
     }
 #else
-    for (var i = own; i < p.d; i += $LANESu) {
+    for (var i = own; i < p.d; i += LANES) {
         var y = (xs[x_at + i] - mean) * factor;
 #if WEIGHT
         y *= weights[p.weight_at + parameter + i];

@@ -12,38 +12,13 @@ struct Parameters {
     lowest: f32,
 }
 
+const LANES = 256u;
+
 // With BACK what softmax gave.
 @group(0) @binding(0) var<storage, read> xs: array<f32>;
 @group(0) @binding(1) var<storage, read> grads: array<f32>;
 @group(0) @binding(2) var<storage, read_write> outs: array<f32>;
 var<immediate> p: Parameters;
-var<workgroup> lanes: array<f32, 256>;
-
-fn total(own: u32, value: f32) -> f32 {
-    workgroupBarrier();
-    lanes[own] = value;
-    for (var width = 128u; width > 0u; width /= 2u) {
-        workgroupBarrier();
-        if (own < width) {
-            lanes[own] += lanes[own + width];
-        }
-    }
-    workgroupBarrier();
-    return lanes[0];
-}
-
-fn largest(own: u32, value: f32) -> f32 {
-    workgroupBarrier();
-    lanes[own] = value;
-    for (var width = 128u; width > 0u; width /= 2u) {
-        workgroupBarrier();
-        if (own < width) {
-            lanes[own] = select(lanes[own], lanes[own + width], lanes[own + width] > lanes[own]);
-        }
-    }
-    workgroupBarrier();
-    return lanes[0];
-}
 
 @compute @workgroup_size(256)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,

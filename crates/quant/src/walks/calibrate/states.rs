@@ -1,14 +1,16 @@
 //! Where windows wait between blocks, a batch of them together: in memory, or in files alone.
 //!
-//! In both cases every batch's state behind the last finished block lies in a file of its own, with which an
-//! interrupted run goes on. Another engine may have had batches of another size: their files are then put together, or
-//! apart. The files of a block are complete before the block counts as done. Those of the block
-//! before are kept until the next block is written, so that a file that cannot be read any more costs one block and not
-//! all of them.
+//! In both cases every batch's state behind a finished block lies in a file of its own, with which an interrupted run
+//! goes on. Where all of them are small, or lie in files alone, that is the last finished block; otherwise they are
+//! saved by the clock: a card passes a block in a second or two, and what leaves it can be gigabytes. The files of a
+//! block are complete before the block counts as done. Those that were saved before are kept until the next ones are
+//! written, so that a file that cannot be read any more costs what was done between two savings and not everything.
+//! Another engine may have had batches of another size: their files are then put together, or apart.
 
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use mlx_quant_engine::{Device, Tensor};
 use mlx_quant_model::{State, WeightsError};
@@ -16,6 +18,15 @@ use rayon::prelude::*;
 
 use crate::observer::{Event, Observer};
 use crate::{Error, kept};
+
+/// When states that are held in memory are saved in files as well.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Saving {
+    /// Behind every block where all states together have at most so many bytes.
+    pub(crate) small: u64,
+    /// Otherwise behind a block that ends so long after the last time.
+    pub(crate) every: Duration,
+}
 
 /// How windows are shared out to batches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,6 +65,14 @@ pub(crate) struct States {
     /// Blocks they have passed.
     block: usize,
     batches: Batches,
+    saving: Saving,
+    /// Of all states.
+    bytes: u64,
+    /// Blocks behind which states lie in files, the first one first.
+    saved: Vec<usize>,
+    saved_at: Instant,
+    /// Whether states that leave the block that is under way are saved.
+    saves: bool,
     /// Beginning of the names of the files.
     files: PathBuf,
     /// `None`: in files alone.
@@ -80,24 +99,52 @@ fn load(path: &Path, device: &Device) -> Result<State, Error> {
 }
 
 impl States {
+    fn empty(batches: Batches, files: PathBuf, spill: bool, saving: Saving, device: &Device) -> Self {
+        Self {
+            block: 0,
+            batches,
+            saving,
+            bytes: 0,
+            saved: Vec::new(),
+            saved_at: Instant::now(),
+            saves: true,
+            files,
+            held: if spill { None } else { Some(vec![None; batches.count()]) },
+            still: false,
+            device: device.clone(),
+        }
+    }
+
     /// In front of the first block. With `spill` states are kept in files alone. Names of files begin with `files`.
     pub(crate) fn new(
         batches: Batches,
         files: PathBuf,
         spill: bool,
+        saving: Saving,
         device: &Device,
         state: impl Fn(usize) -> Result<State, Error>,
     ) -> Result<Self, Error> {
-        let held = if spill { None } else { Some(vec![None; batches.count()]) };
-        let mut own = Self { block: 0, batches, files, held, still: false, device: device.clone() };
+        let mut own = Self::empty(batches, files, spill, saving, device);
         for batch in 0..batches.count() {
             let state = state(batch)?;
-            save(&own.file(0, batch), &state)?;
+            if batch == 0 {
+                let elements: usize = state.tensors().iter().map(|(_, tensor)| tensor.elem_count()).sum();
+                own.bytes = (4 * elements * batches.count()) as u64;
+            }
+            // They are soon made again.
+            if own.saves_always() {
+                save(&own.file(0, batch), &state)?;
+            }
             if let Some(held) = &mut own.held {
                 held[batch] = Some(state);
             }
         }
+        own.saved.extend(own.saves_always().then_some(0));
         Ok(own)
+    }
+
+    fn saves_always(&self) -> bool {
+        self.held.is_none() || self.bytes <= self.saving.small
     }
 
     /// What an interrupted run left: the states behind as many blocks as possible, at most `most`. The observer is told
@@ -107,21 +154,25 @@ impl States {
         files: PathBuf,
         spill: bool,
         most: usize,
-        device: &Device,
+        (saving, device): (Saving, &Device),
         observer: &dyn Observer,
     ) -> Option<Self> {
-        let mut own = Self { block: 0, batches, files, held: None, still: false, device: device.clone() };
+        let mut own = Self::empty(batches, files, spill, saving, device);
         let left = |block| {
             let of = |size| Batches { size, ..batches };
             let other = || SIZES.into_iter().map(of).find(|other| other.are_there(&own.files, block));
             Some(batches).filter(|own_size| own_size.are_there(&own.files, block)).or_else(other)
         };
-        let left = (0..=most).rev().filter_map(|block| Some((block, left(block)?))).collect::<Vec<_>>();
-        for (block, found) in left {
+        let mut left: Vec<_> = (0..=most).filter_map(|block| Some((block, left(block)?))).collect();
+        while let Some((block, found)) = left.pop() {
             own.block = block;
             match own.regroup(found).and_then(|()| own.read_all(spill)) {
                 Ok(held) => {
                     own.held = held;
+                    let length = |batch| own.file(block, batch).metadata().map_or(0, |file| file.len());
+                    own.bytes = (0..batches.count()).map(length).sum();
+                    let same = left.into_iter().filter(|(_, found)| *found == batches);
+                    own.saved = same.map(|(block, _)| block).chain([block]).collect();
                     return Some(own);
                 }
                 Err(error) => {
@@ -173,8 +224,9 @@ impl States {
 
     /// No windows, in front of a block: for runs that have all statistics. Nothing is kept in files.
     pub(crate) fn still(files: PathBuf, block: usize, device: &Device) -> Self {
+        let saving = Saving { small: 0, every: Duration::ZERO };
         let batches = Batches { windows: 0, size: 1 };
-        Self { block, batches, files, held: None, still: true, device: device.clone() }
+        Self { block, still: true, ..Self::empty(batches, files, true, saving, device) }
     }
 
     /// Whether no window travels.
@@ -212,25 +264,42 @@ impl States {
         }
     }
 
-    /// Puts back states that have passed the block, from batch `first` on. [`States::passed`] follows when all have.
+    /// Puts back states that have passed the block, from batch `first` on, the first ones first. [`States::passed`]
+    /// follows when all have.
     pub(crate) fn put(&mut self, first: usize, states: Vec<State>) -> Result<(), Error> {
         let next = self.block + 1;
-        states.par_iter().enumerate().try_for_each(|(at, state)| {
-            let batch = first + at;
-            save(&self.file(next, batch), state)?;
-            // As much room as the new one has taken.
-            self.block.checked_sub(1).map_or(Ok(()), |before| remove(&self.file(before, batch)))
-        })?;
-        self.sync()?;
+        if first == 0 {
+            self.saves = self.saves_always() || self.saved_at.elapsed() >= self.saving.every;
+        }
+        if self.saves {
+            let old = &self.saved[..self.saved.len().saturating_sub(1)];
+            states.par_iter().enumerate().try_for_each(|(at, state)| {
+                let batch = first + at;
+                save(&self.file(next, batch), state)?;
+                // As much room as the new one has taken.
+                old.iter().try_for_each(|block| remove(&self.file(*block, batch)))
+            })?;
+            self.sync()?;
+        }
         if let Some(held) = &mut self.held {
             held[first..].iter_mut().zip(states).for_each(|(place, state)| *place = Some(state));
         }
         Ok(())
     }
 
-    /// All windows have passed the block, and what was made of it is on disk.
+    /// Whether what leaves the block that was just passed lies in files: then the block may count as done.
+    pub(crate) fn is_saved(&self) -> bool {
+        self.still || self.saves
+    }
+
+    /// All windows have passed the block, and what was made of it is written.
     pub(crate) fn passed(&mut self) {
         self.block += 1;
+        if self.saves {
+            self.saved.drain(..self.saved.len().saturating_sub(1));
+            self.saved.push(self.block);
+            self.saved_at = Instant::now();
+        }
     }
 }
 
@@ -292,6 +361,26 @@ mod tests {
         states.get(window).unwrap().hidden.to_vec().unwrap()[0]
     }
 
+    const THREE: Batches = Batches { windows: 3, size: 1 };
+    const ALWAYS: Saving = Saving { small: u64::MAX, every: Duration::MAX };
+
+    /// Three windows in front of the first block.
+    fn begun(files: &Path, spill: bool, saving: Saving) -> States {
+        let state = |window| Ok(state(window as f32));
+        States::new(THREE, files.to_owned(), spill, saving, &cpu(), state).unwrap()
+    }
+
+    /// Takes all of them through a block; gives whether what leaves it was saved.
+    fn pass(states: &mut States) -> bool {
+        let next = states.block() + 1;
+        for window in 0..3 {
+            states.put(window, vec![state((10 * next + window) as f32)]).unwrap();
+        }
+        let saved = states.is_saved();
+        states.passed();
+        saved
+    }
+
     /// Three windows behind `blocks` blocks, and what an observer hears of taking them up again.
     fn resumed(
         blocks: usize,
@@ -300,15 +389,9 @@ mod tests {
     ) -> (tempfile::TempDir, Option<States>, Vec<String>) {
         let directory = tempfile::tempdir().unwrap();
         let files = directory.path().join(".state-");
-        let three = Batches { windows: 3, size: 1 };
-        let mut states =
-            States::new(three, files.clone(), spill, &cpu(), |window| Ok(state(window as f32))).unwrap();
-        for block in 0..blocks {
-            for window in 0..3 {
-                states.put(window, vec![state((10 * (block + 1) + window) as f32)]).unwrap();
-            }
-            states.passed();
-        }
+        let saving = Saving { small: 1 << 20, every: Duration::MAX };
+        let mut states = begun(&files, spill, saving);
+        (0..blocks).for_each(|_| assert!(pass(&mut states)));
         assert!(std::fs::read_dir(directory.path()).unwrap().count() <= 6, "of two blocks at most");
         for name in damage {
             let path = directory.path().join(format!(".state-{name}.safetensors"));
@@ -316,7 +399,7 @@ mod tests {
             std::fs::write(&path, &bytes[..bytes.len() - 1]).unwrap();
         }
         let told = Told::default();
-        let resumed = States::resume(three, files, spill, blocks, &cpu(), &told);
+        let resumed = States::resume(THREE, files, spill, blocks, (saving, &cpu()), &told);
         (directory, resumed, told.0.into_inner().unwrap())
     }
 
@@ -343,11 +426,11 @@ mod tests {
                     (batch * size..7.min((batch + 1) * size)).map(|window| state(window as f32)).collect();
                 together(&windows).unwrap()
             };
-            let made =
-                States::new(batches(from), files.clone(), true, &cpu(), |at| Ok(batch(from, at))).unwrap();
-            drop(made);
+            let state = |at| Ok(batch(from, at));
+            States::new(batches(from), files.clone(), true, ALWAYS, &cpu(), state).unwrap();
             let told = Told::default();
-            let states = States::resume(batches(to), files.clone(), false, 0, &cpu(), &told).unwrap();
+            let states =
+                States::resume(batches(to), files.clone(), false, 0, (ALWAYS, &cpu()), &told).unwrap();
             assert_eq!(states.len(), 7usize.div_ceil(to));
             for at in 0..states.len() {
                 assert_eq!(value(&states, at), batch(to, at).hidden.to_vec().unwrap(), "{from} to {to}");
@@ -356,7 +439,7 @@ mod tests {
             // What one engine left damaged is told and not taken.
             let cut = batches(to).file(&files, 0, 0);
             std::fs::write(&cut, &std::fs::read(&cut).unwrap()[1..]).unwrap();
-            assert!(States::resume(batches(from), files, false, 0, &cpu(), &told).is_none());
+            assert!(States::resume(batches(from), files, false, 0, (ALWAYS, &cpu()), &told).is_none());
             assert_eq!(told.0.into_inner().unwrap().len(), 1);
         }
     }
@@ -374,5 +457,32 @@ mod tests {
             let (_files, states, _) = resumed(1, spill, &["1-0"]);
             assert_eq!(states.unwrap().block(), 0);
         }
+    }
+
+    /// Large states are saved by the clock, and an interrupted run goes on behind the last block at which they were.
+    #[test]
+    fn large_states_are_saved_by_the_clock() {
+        let directory = tempfile::tempdir().unwrap();
+        let files = directory.path().join(".state-");
+        let count = || std::fs::read_dir(directory.path()).unwrap().count();
+        let never = Saving { small: 0, every: Duration::MAX };
+        let mut states = begun(&files, false, never);
+        assert!(!pass(&mut states) && !pass(&mut states) && count() == 0);
+        let told = Told::default();
+        let resume = |most| States::resume(THREE, files.clone(), false, most, (never, &cpu()), &told);
+        assert!(resume(2).is_none() && told.0.lock().unwrap().is_empty());
+        states.saving.every = Duration::ZERO;
+        assert!(pass(&mut states) && count() == 3);
+        states.saving.every = Duration::MAX;
+        assert!(!pass(&mut states) && count() == 3);
+        let resumed = resume(4).unwrap();
+        assert_eq!((resumed.block(), value(&resumed, 1), resumed.saved.clone()), (3, 31.0, vec![3]));
+        // Those of two savings stay.
+        states.saving.every = Duration::ZERO;
+        assert!(pass(&mut states) && count() == 6 && pass(&mut states) && count() == 6);
+        assert_eq!((states.saved.clone(), resume(6).unwrap().block()), (vec![5, 6], 6));
+        // In files alone they are saved whatever the clock says.
+        let mut states = begun(&files, true, never);
+        assert!(pass(&mut states) && value(&states, 2) == 12.0);
     }
 }
