@@ -73,7 +73,7 @@ fn rows(gpu: &Gpu, name: &str, (count, tokens): (usize, usize)) -> Vec<Row> {
         vec![("gptq", false), ("awq", false), ("gptq", true), ("awq+gptq", false), ("rtn+dwq", false)];
     // The demo model is large for a software adapter, and here for its tied table.
     let whole = name != "demo";
-    recipes.truncate(if whole { 5 } else { 2 });
+    recipes.truncate(if whole { 5 } else { 1 });
     for (recipe, low_memory) in recipes {
         let dwq = DwqSettings { iterations: 1, batch_size: 4, ..DwqSettings::default() };
         let lessons = Some((windows(&model, count, tokens), windows(&model, 4, tokens)));

@@ -391,7 +391,7 @@ fn what_computes() {
     snapshot("engines", |width| report::engines(&engines("gpu:0", None), &rows, width));
     let why = "no graphics adapter was found; hint: the Vulkan loader may be missing (Debian: libvulkan1)";
     let alone = Engines { adapters: Vec::new(), ..engines("cpu", Some(why)) };
-    snapshot("engines-alone", |width| report::engines(&alone, &[cpu.clone()], width));
+    snapshot("engines-alone", |width| report::engines(&alone, std::slice::from_ref(&cpu), width));
 }
 
 #[test]
