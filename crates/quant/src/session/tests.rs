@@ -210,7 +210,7 @@ impl Observer for StopsBehind {
 /// begins again; the bytes are the same.
 #[test]
 fn states_are_saved_seldom_and_the_bytes_are_the_same() {
-    let model = open(&Directory::open(copied().join("qwen3_moe")).unwrap()).unwrap();
+    let model = open(&Directory::open(&copied().join("qwen3_moe")).unwrap()).unwrap();
     let plan = Plan::new(&model.checkpoint, &model.config, settings(4, 32)).unwrap();
     let settings = QuantizeSettings::new("gptq".parse().unwrap());
     let windows = windows(&model, 6, 48);
