@@ -15,7 +15,7 @@ use super::claimed::{parent, remove_unclaimed, sweep_gone};
 use super::destination::{remove_replaced, settle};
 use super::lock::{Lock, is_at, try_lock};
 use super::records::{JOURNAL, LAST, STATE};
-use super::run::{Run, Share, next_engine};
+use super::run::{Run, Share, finished, next_engine};
 use super::write_error::WriteError;
 
 /// An open journal.
@@ -80,10 +80,8 @@ impl Journal {
             let line = bytes.strip_suffix(b"\n").and_then(|line| std::str::from_utf8(line).ok());
             let Some(line) = line else { break };
             match (line.parse::<usize>(), next_engine(line)) {
-                (Ok(index), _) => {
-                    let known = Some(index).filter(|index| *index < count);
-                    shares.last_mut().into_iter().for_each(|share| share.tensors.extend(known));
-                }
+                (Ok(index), _) if index < count => finished(&mut shares, &[index]),
+                (Ok(_), _) => {}
                 (_, Some(engine)) if !engine.contains(char::is_control) => {
                     shares.push(Share { engine: engine.to_owned(), tensors: BTreeSet::new() });
                 }
@@ -263,21 +261,22 @@ mod tests {
         journal.begin(cpu).unwrap();
         journal.add(&[1, 2]).unwrap();
         journal.go_on(gpu).unwrap();
-        journal.add(&[3]).unwrap();
+        // Once more, because what left the block before was lost.
+        journal.add(&[2, 3]).unwrap();
         drop(journal);
         let share = |run: Run<'_>, tensors: &[usize]| Share {
             engine: run.engine.to_owned(),
             tensors: tensors.iter().copied().collect(),
         };
         let read = |run| Journal::open(directory.path()).unwrap().read(run, 20, directory.path());
-        let both = vec![share(cpu, &[1, 2]), share(gpu, &[3])];
+        let both = vec![share(cpu, &[1]), share(gpu, &[2, 3])];
         assert_eq!(read(cpu).unwrap().as_ref(), Some(&both));
         assert_eq!(read(gpu).unwrap().as_ref(), Some(&both));
         assert!(matches!(read(Run { identity: "mlx-quant y", ..cpu }), Err(WriteError::OtherRun { .. })));
         // A line that was cut off is no engine.
         let path = directory.path().join(JOURNAL);
         let text = std::fs::read_to_string(&path).unwrap();
-        std::fs::write(&path, &text[..text.len() - "ulkan\n3\n".len()]).unwrap();
+        std::fs::write(&path, &text[..text.len() - "ulkan\n2\n3\n".len()]).unwrap();
         assert_eq!(read(cpu).unwrap(), Some(vec![share(cpu, &[1, 2])]));
     }
 

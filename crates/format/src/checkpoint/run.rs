@@ -87,6 +87,17 @@ impl Run<'_> {
     }
 }
 
+/// Notes that the last engine has finished tensors. What another one had made of them is not there any more.
+pub(super) fn finished(shares: &mut [Share], tensors: &[usize]) {
+    let Some((own, before)) = shares.split_last_mut() else { return };
+    for tensor in tensors {
+        for share in &mut *before {
+            share.tensors.remove(tensor);
+        }
+        own.tensors.insert(*tensor);
+    }
+}
+
 /// The engine of a line as [`Run::next_line`] writes it.
 pub(super) fn next_engine(line: &str) -> Option<&str> {
     line.strip_prefix(COMPUTED_BY.trim_start())

@@ -18,7 +18,7 @@ use super::journal::{Journal, clean, tidy, tidy_beside};
 use super::layout::Layout;
 use super::lock::{Lock, try_lock};
 use super::records::{JOURNAL, STATE};
-use super::run::{Run, Share};
+use super::run::{Run, Share, finished};
 use super::write_error::{WriteError, is_full};
 
 /// A model directory being written. Tensors are addressed by their index in the [`Layout`].
@@ -273,9 +273,7 @@ impl Writer {
             self.shards[shard].sync_data()?;
         }
         self.done.extend(&indices);
-        if let Some(own) = self.shares.last_mut() {
-            own.tensors.extend(&indices);
-        }
+        finished(&mut self.shares, &indices);
         self.journal
             .add(&indices)
             .map_err(|error| if is_full(&error) { self.full(", which then resumes") } else { error.into() })
