@@ -9,10 +9,10 @@ use crate::Tensor;
 use crate::elementary::{Buffer, Combine, Map, Reduce};
 use crate::error::Result;
 use crate::losses::{Candidates, Labels, Likeliest};
-use crate::rounding::{How, Rounded};
+use crate::rounding::{How, Pending};
 use crate::routing::Selection;
 use crate::running::{RunningDivergence, RunningScore};
-use crate::settings::{Activation, AttentionSettings, Codes, Notebook, Pairing};
+use crate::settings::{Activation, AttentionSettings, Codes, Held, Notebook, Pairing};
 use crate::shape::View;
 
 /// Something that computes with tensors.
@@ -50,6 +50,19 @@ pub trait Engine: std::fmt::Debug + Send + Sync + 'static {
 
     /// Lets the peak of [`Engine::memory`] begin anew.
     fn reset_peak(&self) {}
+
+    /// Notes from now on what time is spent on, for [`Engine::profile`]; whether the engine can. It takes some time itself.
+    fn note_times(&self) -> bool {
+        false
+    }
+
+    /// What time was spent on since [`Engine::note_times`], the most first; nothing where an engine does not know.
+    ///
+    /// # Errors
+    /// If the device does not answer.
+    fn profile(&self) -> Result<Vec<Spent>> {
+        Ok(Vec::new())
+    }
 
     /// How much that memory holds; `None` where there is no such memory.
     fn capacity(&self) -> Option<Capacity> {
@@ -128,6 +141,30 @@ pub trait Engine: std::fmt::Debug + Send + Sync + 'static {
         notebook: &Notebook,
     ) -> Result<Tensor> {
         crate::plain::observed_linear(x, weight, bias, notebook)
+    }
+
+    /// Codes where [`Engine::decode`] wants them.
+    ///
+    /// # Errors
+    /// If the device has no room.
+    fn hold(&self, codes: Vec<u8>) -> Result<Held> {
+        Ok(Held::Host(Arc::new(codes)))
+    }
+
+    /// Codes `[rows, columns]` with what they decode to: `code * scale + bias`, a product that is rounded and then a sum.
+    /// `scales` and `biases` are `[rows, groups]`, of `group_size` columns; `middle` is the code that decodes to a group's
+    /// center.
+    ///
+    /// # Errors
+    /// Scales and biases of different shapes, codes that are fewer, or another engine's.
+    fn decode(
+        &self,
+        codes: &Held,
+        (group_size, middle): (usize, f32),
+        scales: &Tensor,
+        biases: &Tensor,
+    ) -> Result<Arc<Codes>> {
+        crate::plain::decode(codes, (group_size, middle), scales, biases)
     }
 
     /// `x [.., columns] @ weight^T (+ bias)`; gradients go to `scales` and `centers`, both `[rows, groups]`, as if the
@@ -273,7 +310,7 @@ pub trait Engine: std::fmt::Debug + Send + Sync + 'static {
         scheme: Scheme,
         float: FloatType,
         how: How<'_>,
-    ) -> Result<(Rounded, Tensor)> {
+    ) -> Result<(Pending, Tensor)> {
         crate::plain::round(weight, scheme, float, how)
     }
 
@@ -389,6 +426,17 @@ pub struct MemoryUse {
     pub peak: u64,
     /// Given back by tensors, and kept for the next ones.
     pub kept: u64,
+}
+
+/// What time was spent on.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Spent {
+    /// The operation and the kernel, or what was waited for in front of the card.
+    pub what: String,
+    /// Seconds, all together.
+    pub seconds: f64,
+    /// How often.
+    pub times: u64,
 }
 
 /// How much a card holds, bytes.

@@ -42,13 +42,13 @@ mod views;
 
 pub use cpu::{Cpu, PARTS};
 pub use elementary::{Buffer, Combine, Map, Reduce};
-pub use engine::{Capacity, Device, Engine, MemoryUse};
+pub use engine::{Capacity, Device, Engine, MemoryUse, Spent};
 pub use error::{Error, Result};
 pub use gram::{Factor, Gram, GramSum};
 pub use losses::{Candidates, Labels, Likeliest};
 pub use plain::Plain;
 pub use routing::{Groups, Selection};
-pub use settings::{Activation, AttentionSettings, Codes, Notebook, Observed, Pairing, by_group};
+pub use settings::{Activation, AttentionSettings, Codes, Held, Notebook, Observed, Pairing, by_group};
 pub use shape::{Axis, IntoShape, LAST, REST, View};
 pub use tape::{Gradients, Pull};
 pub use tensor::Tensor;

@@ -5,7 +5,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use serde::{Deserialize, Serialize};
 
 use crate::Tensor;
-use crate::error::Result;
+use crate::elementary::Opaque;
+use crate::error::{Result, bail};
 use crate::exp::{LANES, tree, vectorised};
 use crate::shape::REST;
 
@@ -129,11 +130,31 @@ impl Notebook {
     }
 }
 
+/// Codes where an engine wants them.
+#[derive(Clone, Debug)]
+pub enum Held {
+    /// In this process's memory.
+    Host(Arc<Vec<u8>>),
+    /// Somewhere that only its engine knows.
+    Device(Arc<dyn Opaque>),
+}
+
+impl Held {
+    /// # Errors
+    /// Codes that another engine has.
+    pub fn host(&self) -> Result<&[u8]> {
+        match self {
+            Self::Host(codes) => Ok(codes),
+            Self::Device(_) => bail!("codes that lie on a device"),
+        }
+    }
+}
+
 /// A weight `[rows, columns]` in codes, whose grids are trained: `(code - middle) * scale + center` for each group.
 #[derive(Clone, Debug)]
 pub struct Codes {
     /// `[rows, columns]`.
-    pub codes: Vec<u8>,
+    pub codes: Held,
     /// Columns that share a scale.
     pub group_size: usize,
     /// The code that decodes to the center.

@@ -19,9 +19,16 @@ use crate::refusal::Refusal;
 #[cfg(feature = "hub")]
 use crate::screen::Screen;
 
+/// The environment variable with which a command on a card says at its end what the card's time went into.
+const PROFILE: &str = "MLX_QUANT_PROFILE";
+
 /// What a command computes with.
 pub(crate) fn device(choice: &DeviceChoice) -> Result<Device, Refusal> {
-    Ok(choice.device()?)
+    let device = choice.device()?;
+    if std::env::var_os(PROFILE).is_some() {
+        device.note_times();
+    }
+    Ok(device)
 }
 
 /// Says for curious people what a card left to the processor, when a command ends.
@@ -31,6 +38,9 @@ impl Drop for Left<'_> {
     fn drop(&mut self) {
         for (operation, why) in self.0.left() {
             self.1.detail(&format!("on the processor: {operation} ({why})"));
+        }
+        for spent in self.0.profile().into_iter().flatten() {
+            self.1.say(&format!("profile: {:10.3} s {:8} times  {}", spent.seconds, spent.times, spent.what));
         }
     }
 }

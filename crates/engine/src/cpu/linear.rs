@@ -201,7 +201,8 @@ pub(super) fn packed_linear(
         let (x, grad) = (&pull.inputs[0], pull.grad);
         let for_x = if pull.wanted[0] { Some(for_input(x, &codes.weight, grad)?) } else { None };
         let for_weight = outer(grad.host()?, x.host()?, (m, n, k));
-        let (for_scales, for_centers) = by_group(&for_weight, &codes.codes, codes.group_size, codes.middle);
+        let (for_scales, for_centers) =
+            by_group(&for_weight, codes.codes.host()?, codes.group_size, codes.middle);
         let like = |values| tensor(values, pull.inputs[1].dims(), x);
         Ok(vec![for_x, Some(like(for_scales)?), Some(like(for_centers)?)])
     });

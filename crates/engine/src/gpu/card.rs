@@ -7,9 +7,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::adapter::{Adapter, AdapterChoice, AdapterKind, choose};
 use super::kernel::Kernel;
 use super::pool::Pool;
+use super::profile::{self, Profile};
+use super::staging::Staging;
 use super::stream::Stream;
 use super::tiles::Tiles;
-use crate::engine::MemoryUse;
+use crate::engine::{MemoryUse, Spent};
 use crate::error::{Error, Result, bail};
 
 /// Threads of the workgroups of most kernels.
@@ -41,6 +43,7 @@ pub(super) struct Card {
     pub(super) tiles: Tiles,
     pub(super) stream: Mutex<Stream>,
     pub(super) pool: Mutex<Pool>,
+    pub(super) staging: Mutex<Staging>,
     pub(super) kernels: Mutex<HashMap<String, Arc<Kernel>>>,
     in_use: AtomicU64,
     peak: AtomicU64,
@@ -68,9 +71,10 @@ impl Card {
         if let Some(binding) = binding {
             limits.max_storage_buffer_binding_size = limits.max_storage_buffer_binding_size.min(binding);
         }
+        let noted = adapter.features() & profile::FEATURES;
         let descriptor = wgpu::DeviceDescriptor {
             label: None,
-            required_features: wgpu::Features::IMMEDIATES,
+            required_features: wgpu::Features::IMMEDIATES | noted,
             required_limits: limits.clone(),
             experimental_features: wgpu::ExperimentalFeatures::disabled(),
             memory_hints: wgpu::MemoryHints::MemoryUsage,
@@ -81,6 +85,10 @@ impl Card {
         let work = match told.kind {
             AdapterKind::Discrete => 4_000_000_000_000,
             _ => 200_000_000_000,
+        };
+        let tiles = match told.kind {
+            AdapterKind::Discrete => Tiles::Turns,
+            _ => Tiles::Plain,
         };
         let fault = Arc::new(Mutex::new(None));
         let first = fault.clone();
@@ -102,10 +110,11 @@ impl Card {
             alignment: u64::from(limits.min_storage_buffer_offset_alignment.max(16)),
             groups: limits.max_compute_workgroups_per_dimension,
             work,
-            tiles: Tiles::default(),
+            tiles,
             wide_tiles: limits.max_compute_workgroup_storage_size >= 2 * WORKGROUP_MEMORY,
             stream: Mutex::default(),
             pool: Mutex::default(),
+            staging: Mutex::default(),
             kernels: Mutex::default(),
             in_use: AtomicU64::new(0),
             peak: AtomicU64::new(0),
@@ -123,6 +132,24 @@ impl Card {
                 fault.trim()
             ),
         }
+    }
+
+    /// Notes from now on what time is spent on; whether the adapter can.
+    pub(super) fn note_times(&self) -> bool {
+        let able = self.device.features().contains(profile::FEATURES);
+        if able {
+            self.submit();
+            locked(&self.stream).profile = Some(Profile::default());
+        }
+        able
+    }
+
+    /// What time was spent on.
+    pub(super) fn profile(&self) -> Result<Vec<Spent>> {
+        self.finish()?;
+        let period = self.queue.get_timestamp_period();
+        let mut stream = locked(&self.stream);
+        Ok(stream.profile.as_mut().map(|profile| profile.spent(&self.device, period)).unwrap_or_default())
     }
 
     /// Counts bytes that were taken, or given back.

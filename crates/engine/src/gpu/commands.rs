@@ -1,5 +1,7 @@
 //! What a card is told to do, in order.
 
+use std::time::Instant;
+
 use super::card::{Card, locked};
 use crate::error::{Result, bail};
 
@@ -7,13 +9,14 @@ impl Card {
     /// Records a launch.
     pub(super) fn record(
         &self,
-        work: u64,
+        (name, work): (&'static str, u64),
         launch: impl FnOnce(&mut wgpu::ComputePass<'static>),
     ) -> Result<()> {
         let old = {
             let mut stream = locked(&self.stream);
             launch(stream.pass(&self.device));
-            stream.counted(&self.queue, (work, 0), self.work)
+            stream.note(name);
+            stream.counted((&self.device, &self.queue), (work, 0), self.work)
         };
         match old {
             None => self.check(),
@@ -37,12 +40,44 @@ impl Card {
             let mut stream = locked(&self.stream);
             stream.between();
             stream.encoder(&self.device).copy_buffer_to_buffer(from, first, to, at, size);
-            stream.counted(&self.queue, (0, size), self.work)
+            stream.note("copy");
+            stream.counted((&self.device, &self.queue), (0, size), self.work)
         };
         match old {
             None => self.check(),
             Some(old) => self.wait(Some(old)),
         }
+    }
+
+    /// Records a copy of what `staging` brings, which is used again if it is to `stay`.
+    pub(super) fn copy_from(
+        &self,
+        staging: wgpu::Buffer,
+        to: &wgpu::Buffer,
+        at: u64,
+        size: u64,
+        stay: bool,
+    ) -> Result<()> {
+        let returned = locked(&self.staging).returned();
+        let old = {
+            let mut stream = locked(&self.stream);
+            stream.between();
+            stream.encoder(&self.device).copy_buffer_to_buffer(&staging, 0, to, at, size);
+            stream.note("upload");
+            if stay {
+                stream.brings(staging, returned);
+            }
+            stream.counted((&self.device, &self.queue), (0, size), self.work)
+        };
+        match old {
+            None => self.check(),
+            Some(old) => self.wait(Some(old)),
+        }
+    }
+
+    /// The first submission that is under way, if there is any.
+    pub(super) fn oldest(&self) -> Option<wgpu::SubmissionIndex> {
+        locked(&self.stream).oldest(&self.device, &self.queue)
     }
 
     /// Records zeros.
@@ -55,22 +90,32 @@ impl Card {
         let mut stream = locked(&self.stream);
         stream.between();
         stream.encoder(&self.device).clear_buffer(buffer, first, size);
+        stream.note("clear");
     }
 
     /// Submits what was recorded.
     pub(super) fn submit(&self) -> Option<wgpu::SubmissionIndex> {
-        locked(&self.stream).submit(&self.queue)
+        locked(&self.stream).submit(&self.device, &self.queue)
     }
 
     /// Waits for a submission.
     pub(super) fn wait(&self, submission: Option<wgpu::SubmissionIndex>) -> Result<()> {
         self.check()?;
+        let since = Instant::now();
         let wait = wgpu::PollType::Wait { submission_index: submission, timeout: None };
         if let Err(error) = self.device.poll(wait) {
             self.check()?;
             bail!("{} does not answer: {error}; hint: the kernel log (dmesg) may say why", self.adapter.name);
         }
+        self.spent("wait", since);
         self.check()
+    }
+
+    /// Counts time spent in front of the card, where somebody wants to know.
+    pub(super) fn spent(&self, what: &'static str, since: Instant) {
+        if let Some(profile) = &mut locked(&self.stream).profile {
+            profile.host(what, since);
+        }
     }
 
     /// Submits what was recorded and waits for it.

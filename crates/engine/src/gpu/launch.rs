@@ -1,6 +1,7 @@
 //! Launches of kernels, which are built once.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::card::{Card, THREADS, locked};
 use super::kernel::Kernel;
@@ -101,7 +102,7 @@ impl Card {
             entries: &entries,
         });
         let [x, y, z] = *groups;
-        self.record(*work, |pass| {
+        self.record((program.name, *work), |pass| {
             pass.set_pipeline(&kernel.pipeline);
             pass.set_bind_group(0, &group, &[]);
             pass.set_immediates(0, bytemuck::cast_slice(&immediates));
@@ -118,7 +119,9 @@ impl Card {
             return Ok(kernel.clone());
         }
         // Two threads may build the same one; the first stays.
+        let since = Instant::now();
         let kernel = Arc::new(Kernel::build(&self.device, &self.adapter.name, program, words)?);
+        self.spent("building kernels", since);
         Ok(locked(&self.kernels).entry(key).or_insert(kernel).clone())
     }
 }

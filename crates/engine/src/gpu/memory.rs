@@ -4,18 +4,13 @@
 //! else as soon as nobody holds it, even while commands that read it are still under way.
 
 use std::sync::Arc;
-use std::sync::mpsc;
-use std::time::Duration;
+use std::time::Instant;
 
 use super::card::{Card, locked};
 use super::pool::class;
+use super::staging::STAGED;
 use crate::elementary::{Buffer, Opaque};
 use crate::error::{Result, bail};
-
-/// Bytes that go to a device or come back at once.
-const STAGED: usize = 64 << 20;
-/// How long the word that memory may be read waits, at most, after the work is done.
-const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Numbers on a device.
 pub(super) struct Memory {
@@ -106,7 +101,12 @@ impl Card {
         )
     }
 
-    fn try_buffer(&self, size: u64, usage: wgpu::BufferUsages, mapped: bool) -> Option<wgpu::Buffer> {
+    pub(super) fn try_buffer(
+        &self,
+        size: u64,
+        usage: wgpu::BufferUsages,
+        mapped: bool,
+    ) -> Option<wgpu::Buffer> {
         let scope = self.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
         let descriptor = wgpu::BufferDescriptor { label: None, size, usage, mapped_at_creation: mapped };
         let buffer = self.device.create_buffer(&descriptor);
@@ -116,22 +116,12 @@ impl Card {
         }
     }
 
-    /// Brings bytes to memory of the device.
+    /// Brings bytes to new memory of the device.
     pub(super) fn put(self: &Arc<Self>, bytes: &[u8]) -> Result<Memory> {
+        let since = Instant::now();
         let memory = self.room(bytes.len().div_ceil(4))?;
-        for (part, bytes) in bytes.chunks(STAGED).enumerate() {
-            let size = bytes.len().next_multiple_of(4) as u64;
-            let usage = wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::MAP_WRITE;
-            let Some(staging) = self.try_buffer(size, usage, true) else {
-                bail!("no room to bring {} to {}", gigabytes(size), self.adapter.name)
-            };
-            match staging.get_mapped_range_mut(..) {
-                Ok(mut range) => range.slice(..bytes.len()).copy_from_slice(bytes),
-                Err(error) => bail!("{} lends no memory: {error}", self.adapter.name),
-            }
-            staging.unmap();
-            self.copy(&staging, 0, memory.buffer()?, (part * STAGED) as u64, size)?;
-        }
+        self.bring(bytes, &memory)?;
+        self.spent("uploads", since);
         Ok(memory)
     }
 
@@ -143,55 +133,28 @@ impl Card {
         count: usize,
         to: &mut dyn FnMut(&[f32]),
     ) -> Result<()> {
-        if count * 4 <= STAGED {
-            return self.get_part(memory, first, count, to);
+        let since = Instant::now();
+        if count as u64 * 4 <= STAGED {
+            let mut seen = false;
+            self.fetch(memory, first, count, &mut |numbers| {
+                seen = true;
+                to(numbers);
+            })?;
+            if !seen {
+                to(&[]);
+            }
+        } else {
+            let mut all = Vec::with_capacity(count);
+            self.fetch(memory, first, count, &mut |part| all.extend_from_slice(part))?;
+            to(&all);
         }
-        let mut all = Vec::with_capacity(count);
-        for start in (0..count).step_by(STAGED / 4) {
-            let length = (count - start).min(STAGED / 4);
-            self.get_part(memory, first + start, length, &mut |part| all.extend_from_slice(part))?;
-        }
-        to(&all);
+        self.spent("fetching", since);
         Ok(())
-    }
-
-    fn get_part(
-        &self,
-        memory: &Memory,
-        first: usize,
-        count: usize,
-        to: &mut dyn FnMut(&[f32]),
-    ) -> Result<()> {
-        if count == 0 {
-            to(&[]);
-            return Ok(());
-        }
-        let usage = wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::MAP_READ;
-        let size = count as u64 * 4;
-        let Some(staging) = self.try_buffer(size, usage, false) else {
-            bail!("no room to read {} of {}", gigabytes(size), self.adapter.name)
-        };
-        self.copy(memory.buffer()?, first as u64 * 4, &staging, 0, size)?;
-        let (done, waiting) = mpsc::channel();
-        let last = self.submit();
-        staging.map_async(wgpu::MapMode::Read, .., move |result| drop(done.send(result)));
-        self.wait(last)?;
-        // Another thread that polls may be about to say it.
-        match waiting.recv_timeout(PATIENCE) {
-            Ok(Ok(())) => {}
-            _ => bail!("{} does not answer; hint: the kernel log (dmesg) may say why", self.adapter.name),
-        }
-        match staging.get_mapped_range(..) {
-            Ok(range) => to(bytemuck::cast_slice(&range)),
-            Err(error) => bail!("{} lends no memory: {error}", self.adapter.name),
-        }
-        staging.unmap();
-        self.check()
     }
 }
 
 /// For people.
-fn gigabytes(bytes: u64) -> String {
+pub(super) fn gigabytes(bytes: u64) -> String {
     match bytes {
         0..1_000_000 => format!("{bytes} bytes"),
         1_000_000..1_000_000_000 => format!("{:.0} MB", bytes as f64 / 1e6),

@@ -1,7 +1,7 @@
 //! The engine of graphics cards: Vulkan (NVIDIA, AMD, Intel) or Metal (Apple) through wgpu, a WGSL file for each
 //! kernel.
 //!
-//! * [`adapter`]: which card; `card`: an opened one; `pool`, `memory`: its memory; `stream`, `commands`: the order of
+//! * [`adapter`]: which card; `card`: an opened one; `pool`, `memory`, `staging`: its memory; `stream`, `commands`: the order of
 //!   what it is told; `program`, `kernel`, `launch`: what it runs.
 //! * `strided`, `elementary`: elementary operations. `product`: the product of matrices, on which the rest is built.
 //! * A file for each family of coarse operations.
@@ -30,12 +30,14 @@ mod norm;
 mod parts;
 mod pool;
 mod product;
+mod profile;
 mod program;
 mod rotary;
 mod rounding;
 mod routing;
 mod second_order;
 mod softmax;
+mod staging;
 mod stream;
 mod strided;
 mod tiles;
@@ -51,27 +53,25 @@ pub use self::adapter::{Adapter, AdapterChoice, AdapterKind, adapters};
 use self::card::{Card, locked};
 use self::launch::Slice;
 use self::product::Product;
+use self::profile::Operation;
 use self::strided::Value;
 pub use self::tiles::Tiles;
-use self::trained::Brought;
 use crate::Tensor;
 use crate::elementary::{Buffer, Combine, Map, Reduce};
-use crate::engine::{Capacity, Engine, MemoryUse};
+use crate::engine::{Capacity, Engine, MemoryUse, Spent};
 use crate::error::Result;
 use crate::losses::{Candidates, Labels, Likeliest};
 use crate::plain::{check_round, check_same};
-use crate::rounding::{How, Rounded};
+use crate::rounding::{How, Pending};
 use crate::routing::Selection;
 use crate::running::{RunningDivergence, RunningScore};
-use crate::settings::{Activation, AttentionSettings, Codes, Notebook, Pairing};
+use crate::settings::{Activation, AttentionSettings, Codes, Held, Notebook, Pairing};
 use crate::shape::View;
 
 /// The engine of one card.
 #[derive(Clone, Debug)]
 pub struct Gpu {
     card: Arc<Card>,
-    /// Codes of trained linears. They lie here and not with the card, which what lies on it keeps open.
-    codes: Arc<Brought>,
     /// Operations that are left to the processor, and why.
     left: Arc<Mutex<BTreeMap<&'static str, &'static str>>>,
 }
@@ -95,7 +95,7 @@ impl Gpu {
     }
 
     fn of(card: Card) -> Self {
-        Self { card: Arc::new(card), codes: Arc::default(), left: Arc::default() }
+        Self { card: Arc::new(card), left: Arc::default() }
     }
 
     /// [`Gpu::open`] with products computed in a way that is not the usual one: for measurements. The bits are the same.
@@ -147,6 +147,14 @@ impl Engine for Gpu {
 
     fn reset_peak(&self) {
         self.card.reset_peak();
+    }
+
+    fn note_times(&self) -> bool {
+        self.card.note_times()
+    }
+
+    fn profile(&self) -> Result<Vec<Spent>> {
+        self.card.profile()
     }
 
     fn capacity(&self) -> Option<Capacity> {
@@ -209,6 +217,7 @@ impl Engine for Gpu {
     }
 
     fn linear(&self, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+        let _operation = Operation::new("linear");
         linear::linear(&self.card, x, weight, bias)
     }
 
@@ -219,7 +228,23 @@ impl Engine for Gpu {
         bias: Option<&Tensor>,
         notebook: &Notebook,
     ) -> Result<Tensor> {
+        let _operation = Operation::new("linear");
         trained::observed_linear(&self.card, x, weight, bias, notebook)
+    }
+
+    fn hold(&self, codes: Vec<u8>) -> Result<Held> {
+        Ok(Held::Device(Arc::new(self.card.put(&codes)?)))
+    }
+
+    fn decode(
+        &self,
+        codes: &Held,
+        (group_size, middle): (usize, f32),
+        scales: &Tensor,
+        biases: &Tensor,
+    ) -> Result<Arc<Codes>> {
+        let _operation = Operation::new("packed linear");
+        trained::decode(&self.card, codes, (group_size, middle), scales, biases)
     }
 
     fn packed_linear(
@@ -230,7 +255,8 @@ impl Engine for Gpu {
         centers: &Tensor,
         bias: Option<&Tensor>,
     ) -> Result<Tensor> {
-        trained::packed_linear(&self.card, &self.codes, x, codes, (scales, centers), bias)
+        let _operation = Operation::new("packed linear");
+        trained::packed_linear(&self.card, x, codes, (scales, centers), bias)
     }
 
     fn rms_norm(&self, x: &Tensor, weight: Option<&Tensor>, eps: f64) -> Result<Tensor> {
@@ -262,6 +288,7 @@ impl Engine for Gpu {
     }
 
     fn attention(&self, q: &Tensor, k: &Tensor, v: &Tensor, settings: &AttentionSettings) -> Result<Tensor> {
+        let _operation = Operation::new("attention");
         attention::attention(&self.card, q, k, v, settings)
     }
 
@@ -296,26 +323,32 @@ impl Engine for Gpu {
     }
 
     fn gram_add(&self, sum: &mut Tensor, x: &Tensor) -> Result<()> {
+        let _operation = Operation::new("Gram");
         second_order::gram_add(&self.card, sum, x)
     }
 
     fn gram_finish(&self, sum: Tensor, factor: f32) -> Result<Tensor> {
+        let _operation = Operation::new("Gram");
         second_order::gram_finish(&self.card, &sum, factor)
     }
 
     fn gram_scaled(&self, gram: &Tensor, factors: &[f32]) -> Result<Tensor> {
+        let _operation = Operation::new("Gram");
         second_order::gram_scaled(&self.card, gram, factors)
     }
 
     fn quadratic(&self, gram: &Tensor, changes: &Tensor) -> Result<f64> {
+        let _operation = Operation::new("quadratic");
         second_order::quadratic(&self.card, gram, changes)
     }
 
     fn permuted(&self, gram: &Tensor, order: &[usize], kept: f32) -> Result<Tensor> {
+        let _operation = Operation::new("factor");
         second_order::permuted(&self.card, gram, order, kept)
     }
 
     fn factor(&self, hessian: &Tensor, added: f32) -> Result<Option<(Tensor, Tensor)>> {
+        let _operation = Operation::new("factor");
         second_order::factor(&self.card, hessian, added)
     }
 
@@ -325,12 +358,14 @@ impl Engine for Gpu {
         scheme: Scheme,
         float: FloatType,
         how: How<'_>,
-    ) -> Result<(Rounded, Tensor)> {
+    ) -> Result<(Pending, Tensor)> {
+        let _operation = Operation::new("rounding");
         check_round(weight, scheme)?;
         rounding::round(&self.card, weight, scheme, float, how)
     }
 
     fn route(&self, scores: &Tensor, selection: &Selection) -> Result<Vec<Vec<u32>>> {
+        let _operation = Operation::new("routing");
         routing::route(&self.card, scores, selection)
     }
 
@@ -341,6 +376,7 @@ impl Engine for Gpu {
         targets: &[u32],
         running: &mut [RunningScore],
     ) -> Result<()> {
+        let _operation = Operation::new("losses");
         losses::score(&self.card, logits, first, targets, running)
     }
 
@@ -352,6 +388,7 @@ impl Engine for Gpu {
         targets: &[u32],
         running: &mut [RunningDivergence],
     ) -> Result<()> {
+        let _operation = Operation::new("losses");
         losses::compare(&self.card, reference, logits, first, targets, running)
     }
 
@@ -362,6 +399,7 @@ impl Engine for Gpu {
         kept: usize,
         candidates: &mut [Candidates],
     ) -> Result<()> {
+        let _operation = Operation::new("losses");
         losses::keep_likeliest(&self.card, logits, first, kept, candidates)
     }
 
@@ -373,6 +411,7 @@ impl Engine for Gpu {
         last: bool,
         labels: &mut Labels,
     ) -> Result<(Tensor, Vec<f64>)> {
+        let _operation = Operation::new("losses");
         losses::label_slopes(&self.card, logits, lse, softcap, last, labels)
     }
 
@@ -384,6 +423,7 @@ impl Engine for Gpu {
         factors: (f64, f32),
         loss: &mut f64,
     ) -> Result<Tensor> {
+        let _operation = Operation::new("losses");
         losses::divergence_slopes(&self.card, reference, logits, lses, factors, loss)
     }
 
@@ -396,6 +436,7 @@ impl Engine for Gpu {
         factors: (f64, f32),
         loss: &mut f64,
     ) -> Result<Tensor> {
+        let _operation = Operation::new("losses");
         losses::likeliest_slopes(&self.card, logits, first, likeliest, tokens, factors, loss)
     }
 
@@ -407,6 +448,7 @@ impl Engine for Gpu {
         rows: (&[f64], f64),
         known: &mut [f64],
     ) -> Result<()> {
+        let _operation = Operation::new("losses");
         losses::likeliest_probability(&self.card, logits, first, likeliest, rows, known)
     }
 }

@@ -6,7 +6,7 @@ use super::card::Card;
 use super::launch::{Launch, Slice};
 use super::memory::Memory;
 use super::program::{Program, program};
-use super::tiles::Tiles;
+use super::tiles::{Form, Tiles};
 use crate::error::{Result, bail};
 
 /// Unchecked: in workgroup memory places are a thread's number and constants, below the lines' lengths (16 * Q < 16 * Q
@@ -193,6 +193,28 @@ impl<'m> Product<'m> {
             && whole(&self.c, n)
     }
 
+    /// The form of tiles in turn, if it is computed by them; rows and columns of a tile.
+    fn form(&self, card: &Card) -> (Option<Form>, (usize, usize)) {
+        let [m, k, n] = self.sizes;
+        let batch = self.batch[0] * self.batch[1];
+        let busy = |(rows, columns)| m.div_ceil(rows) * n.div_ceil(columns) * batch >= BUSY;
+        if card.tiles == Tiles::Turns {
+            let form = Form::of(self.a_along && self.b_along);
+            let tile = form.tile();
+            if form.memory() <= card.adapter.workgroup_memory as usize
+                && k > 0
+                && m > 64
+                && n > 64
+                && busy(tile)
+            {
+                return (Some(form), tile);
+            }
+        }
+        let wide = |size: usize| if card.wide_tiles && size > 64 { 128 } else { 64 };
+        let tile = (wide(m), wide(n));
+        (None, if busy(tile) { tile } else { (64, 64) })
+    }
+
     /// Computes it.
     pub(super) fn run(&self, card: &Arc<Card>) -> Result<()> {
         let [m, k, n] = self.sizes;
@@ -203,14 +225,8 @@ impl<'m> Product<'m> {
         if let Some(parts) = self.parts(card)? {
             return parts.iter().try_for_each(|part| part.run(card));
         }
-        let tiles = |q: usize, r: usize| (m.div_ceil(64 * q), n.div_ceil(64 * r));
-        let busy = |(rows, columns): (usize, usize)| rows * columns * outer * inner >= BUSY;
-        let wide = |size: usize| if card.wide_tiles && size > 64 { 2 } else { 1 };
-        let (q, r) = if busy(tiles(wide(m), wide(n))) { (wide(m), wide(n)) } else { (1, 1) };
-        // In turn where tiles are wide both ways.
-        let turns = card.tiles != Tiles::Plain && (q, r) == (2, 2);
-        let r = if turns && card.tiles == Tiles::Long && n > 128 && busy(tiles(2, 4)) { 4 } else { r };
-        let (rows, columns) = tiles(q, r);
+        let (form, tile) = self.form(card);
+        let (rows, columns) = (m.div_ceil(tile.0), n.div_ceil(tile.1));
         if rows > card.groups as usize || columns > card.groups as usize {
             bail!("a product of {m} rows and {n} columns has more tiles than {} starts", card.adapter.name);
         }
@@ -221,24 +237,45 @@ impl<'m> Product<'m> {
             Finish::Subtract => "old - sum",
         };
         let flag = |holds: bool| u8::from(holds).to_string();
-        let (a_line, b_line) = (16 * q + 1, 16 * r + 1);
-        let words = [
+        let (a_line, b_line) = (tile.0 / 4 + 1, tile.1 / 4 + 1);
+        let steps = form.map_or(16, |form| form.steps);
+        let whole = m.is_multiple_of(tile.0) && n.is_multiple_of(tile.1) && k.is_multiple_of(steps);
+        let mut words = vec![
             ("VEC", flag(self.in_fours())),
+            ("WHOLE", flag(self.in_fours() && whole)),
             ("A_ALONG", flag(self.a_along)),
             ("B_ALONG", flag(self.b_along)),
             ("TRIANGLE", flag(self.triangle)),
             ("BIAS", flag(matches!(self.finish, Finish::Bias(_)))),
             ("OLD", flag(matches!(self.finish, Finish::Add | Finish::Subtract))),
             ("FINISH", finish.to_owned()),
-            ("QM", q.to_string()),
-            ("QN", r.to_string()),
-            ("A_LINE", a_line.to_string()),
-            ("B_LINE", b_line.to_string()),
-            ("A_ROOM", (16 * a_line).to_string()),
-            ("B_ROOM", (16 * b_line).to_string()),
-            ("AM", (q / 2).to_string()),
-            ("BN", (r / 2).to_string()),
         ];
+        let mut number = |name, value: usize| words.push((name, value.to_string()));
+        number("A_LINE", a_line);
+        number("B_LINE", b_line);
+        if let Some(form) = form {
+            let fetched = |side: usize| form.steps * side / 4 / form.threads();
+            number("THREADS", form.threads());
+            number("ROWS", tile.0);
+            number("COLUMNS", tile.1);
+            number("QM", form.rows);
+            number("QN", form.columns);
+            number("DOWN", form.down);
+            number("ACROSS", form.across);
+            number("WARPS", form.across / 8);
+            number("STEPS", form.steps);
+            number("FOURS", form.steps / 4);
+            number("A_FETCHED", fetched(tile.0));
+            number("B_FETCHED", fetched(tile.1));
+            number("A_ROOM", 2 * form.steps * a_line);
+            number("B_ROOM", 2 * form.steps * b_line);
+        } else {
+            number("QM", tile.0 / 64);
+            number("QN", tile.1 / 64);
+            number("BRANCH", 1);
+            number("A_ROOM", 16 * a_line);
+            number("B_ROOM", 16 * b_line);
+        }
         let [a, b, c] = self.reaches();
         let slice = |x: &Matrix<'m>, count| Slice { memory: x.memory, first: x.first, count };
         let b_slice = slice(&self.b, b);
@@ -259,7 +296,7 @@ impl<'m> Product<'m> {
             self.c.outer,
             self.c.inner,
         ];
-        let program = if turns { &WIDE } else { &PRODUCT };
+        let program = if form.is_some() { &WIDE } else { &PRODUCT };
         card.launch(&Launch {
             program,
             words: &words,

@@ -19,7 +19,7 @@ use super::program::{Program, program};
 use super::strided::{Strided, Value, elements};
 use super::transposed::transposed;
 use crate::error::Result;
-use crate::rounding::{How, Rounded};
+use crate::rounding::{How, Pending, Rounded};
 use crate::{Factor, Tensor};
 
 static SEARCH: Program = program!("search", 2, 2, "grid");
@@ -32,6 +32,8 @@ static PACK: Program = program!("pack", 1, 1);
 const PART: usize = 64 << 20;
 /// Rows of a part are a multiple of this.
 const ROWS: usize = 32;
+/// Columns of a block at least: with fewer, what its errors do to later columns is more memory traffic than arithmetic.
+const BLOCK: usize = 512;
 /// Candidates of the search: the grid of `mx.quantize`, and 7 positions of each edge.
 const CANDIDATES: u32 = 50;
 
@@ -285,7 +287,7 @@ impl<'t> Task<'t> {
             self.card.copy(self.values.buffer()?, 0, copy.buffer()?, 0, 4 * count as u64)?;
             Ok(copy)
         };
-        let block = |size: usize| size.clamp(1, self.columns).next_multiple_of(self.group);
+        let block = |size: usize| size.max(BLOCK).min(self.columns).next_multiple_of(self.group);
         let all = |memory| Slice::all(memory, self.columns);
         match how {
             How::Plain => self.nearest(all(&brought(&vec![0.0; self.columns])?), false, false),
@@ -313,8 +315,8 @@ impl<'t> Task<'t> {
         transposed(self.card, all, out, self.columns, self.rows)
     }
 
-    /// Into the places of the weight's own order: the decoded weight to `decoded`, everything else to `rounded`.
-    fn give(&self, places: Option<&[u32]>, decoded: Slice<'_>, rounded: &mut Rounded) -> Result<()> {
+    /// Into the places of the weight's own order: the decoded weight to `decoded`; gives everything else.
+    fn give(&self, places: Option<&[u32]>, decoded: Slice<'_>) -> Result<Part> {
         self.in_order(&self.values, places, decoded)?;
         let count = self.columns * self.rows;
         let codes = self.card.room(count)?;
@@ -339,13 +341,32 @@ impl<'t> Task<'t> {
             None => group,
             Some(places) => places[group * self.group] as usize / self.group,
         };
-        self.card.get(&all, 0, words + 2 * grids, &mut |numbers| {
-            let (codes, numbers) = numbers.split_at(words);
+        Ok(Part { all, rows: self.rows, words, groups: (0..groups).map(group).collect() })
+    }
+}
+
+/// Some rows of a rounded weight on a card.
+struct Part {
+    /// Packed codes, scales and biases one after the other.
+    all: Memory,
+    rows: usize,
+    /// Numbers of four codes.
+    words: usize,
+    /// Where each group of a row lies.
+    groups: Vec<usize>,
+}
+
+impl Part {
+    fn fetch(&self, rounded: &mut Rounded) -> Result<()> {
+        let Self { all, rows, words, groups } = self;
+        let grids = rows * groups.len();
+        all.card().get(all, 0, words + 2 * grids, &mut |numbers| {
+            let (codes, numbers) = numbers.split_at(*words);
             rounded.codes.extend_from_slice(bytemuck::cast_slice(codes));
             let (scales, biases) = numbers.split_at(grids);
             for (numbers, to) in [(scales, &mut rounded.scales), (biases, &mut rounded.biases)] {
-                for row in 0..self.rows {
-                    to.extend((0..groups).map(|own| numbers[group(own) * self.rows + row]));
+                for row in 0..*rows {
+                    to.extend(groups.iter().map(|own| numbers[own * rows + row]));
                 }
             }
         })
@@ -358,7 +379,7 @@ pub(super) fn round(
     scheme: Scheme,
     float: FloatType,
     how: How<'_>,
-) -> Result<(Rounded, Tensor)> {
+) -> Result<(Pending, Tensor)> {
     let (rows, columns) = weight.dims2()?;
     let (all, decoded) = (Slice::of(weight)?, card.room(rows * columns)?);
     let order = match how {
@@ -373,7 +394,7 @@ pub(super) fn round(
         (0u32..).zip(order).for_each(|(at, column)| places[*column as usize] = at);
         places
     });
-    let mut rounded = Rounded { scheme, columns, codes: Vec::new(), scales: Vec::new(), biases: Vec::new() };
+    let mut parts = Vec::new();
     let room = PART.min(card.binding - card.alignment as usize / 4) / columns.max(1);
     // The search takes 4 rows with each of its workgroups.
     let step = (room / ROWS * ROWS).clamp(ROWS, 2 * card.groups as usize);
@@ -402,7 +423,19 @@ pub(super) fn round(
         };
         task.run(how)?;
         let to = Slice::all(&decoded, rows * columns).part(first * columns, count);
-        task.give(places.as_deref(), to, &mut rounded)?;
+        parts.push(task.give(places.as_deref(), to)?);
     }
-    Ok((rounded, tensor(decoded, weight.dims(), weight)))
+    let pending = Pending::new(rows, move || {
+        let count = rows * columns / scheme.group_size();
+        let mut rounded = Rounded {
+            scheme,
+            columns,
+            codes: Vec::with_capacity(rows * columns),
+            scales: Vec::with_capacity(count),
+            biases: Vec::with_capacity(count),
+        };
+        parts.iter().try_for_each(|part| part.fetch(&mut rounded))?;
+        Ok(rounded)
+    });
+    Ok((pending, tensor(decoded, weight.dims(), weight)))
 }

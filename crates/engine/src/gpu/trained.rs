@@ -1,45 +1,39 @@
 //! Linear layers that note what passes them, and those whose grids are trained.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::Arc;
 
-use super::card::{Card, locked};
+use super::card::Card;
 use super::launch::{Launch, Slice};
 use super::linear::{for_input, for_weight, forward, sizes, tensor};
 use super::memory::Memory;
 use super::parts::row_parts;
 use super::program::{Program, program};
 use crate::Tensor;
-use crate::error::{Result, bail};
-use crate::plain::{check_codes, check_linear};
-use crate::settings::{Codes, Notebook};
+use crate::elementary::Opaque;
+use crate::error::{Error, Result, bail};
+use crate::plain::{check_codes, check_decode, check_linear};
+use crate::settings::{Codes, Held, Notebook};
 
 static SQUARES: Program = program!("squares", 2, 1);
 static PAIRS: Program = program!("pairs", 1, 1);
 static GROUPS: Program = program!("groups", 2, 2);
+static DECODE: Program = program!("decode", 3, 1, "grid");
 
 /// Rows that a thread adds up.
 const PART: usize = 64;
 
-/// Codes that were brought to the card, for as long as somebody has them.
-#[derive(Debug, Default)]
-pub(super) struct Brought(Mutex<HashMap<usize, OnCard>>);
-
-/// Codes, and where they lie on the card.
-type OnCard = (Weak<Codes>, Arc<Memory>);
-
-impl Brought {
-    fn codes(&self, card: &Arc<Card>, codes: &Arc<Codes>) -> Result<Arc<Memory>> {
-        let key = Arc::as_ptr(codes).addr();
-        let mut all = locked(&self.0);
-        all.retain(|_, (codes, _)| codes.strong_count() > 0);
-        if let Some((_, memory)) = all.get(&key) {
-            return Ok(memory.clone());
-        }
-        let memory = Arc::new(card.put(&codes.codes)?);
-        all.insert(key, (Arc::downgrade(codes), memory.clone()));
-        Ok(memory)
+/// Codes on the card.
+fn on_card(card: &Arc<Card>, codes: &Held) -> Result<Arc<dyn Opaque>> {
+    match codes {
+        Held::Device(memory) => Ok(memory.clone()),
+        Held::Host(codes) => Ok(Arc::new(card.put(codes)?)),
     }
+}
+
+/// The memory behind it.
+fn memory_of(codes: &Arc<dyn Opaque>) -> Result<&Memory> {
+    let any: &dyn std::any::Any = &**codes;
+    any.downcast_ref().ok_or_else(|| Error::msg("codes of another engine"))
 }
 
 /// What squares are of.
@@ -145,9 +139,47 @@ pub(super) fn observed_linear(
     with_bias(y, bias)
 }
 
+/// Codes and what they decode to, both on the card.
+pub(super) fn decode(
+    card: &Arc<Card>,
+    codes: &Held,
+    (size, middle): (usize, f32),
+    scales: &Tensor,
+    biases: &Tensor,
+) -> Result<Arc<Codes>> {
+    let [rows, groups] = check_decode(scales, biases)?;
+    if !size.is_multiple_of(4) {
+        bail!("decode: groups of {size} are no whole words");
+    }
+    let held = on_card(card, codes)?;
+    let (count, memory) = (rows * groups * size, memory_of(&held)?);
+    if memory.buffer()?.size() < count as u64 {
+        bail!("decode: fewer codes than scales {:?} of groups of {size}", scales.dims());
+    }
+    let values = card.room(count)?;
+    let [own_scales, own_biases] = [Slice::of(scales)?, Slice::of(biases)?];
+    for own in row_parts(card, rows * groups, size) {
+        let (first, length) = (own.start * size, own.len() * size);
+        card.launch(&Launch {
+            program: &DECODE,
+            words: &[("STORED", "x".to_owned())],
+            slices: &[
+                Slice::all(memory, count / 4).part(first / 4, length / 4),
+                own_scales.part(own.start, own.len()),
+                own_biases.part(own.start, own.len()),
+                Slice::all(&values, count).part(first, length),
+            ],
+            numbers: &[length as u32 / 4, size as u32, 0],
+            groups: card.row_of_groups(length / 4),
+            work: 4 * length as u64,
+        })?;
+    }
+    let weight = tensor(values, &[rows, groups * size], scales);
+    Ok(Arc::new(Codes { codes: Held::Device(held), group_size: size, middle, weight }))
+}
+
 pub(super) fn packed_linear(
     card: &Arc<Card>,
-    brought: &Brought,
     x: &Tensor,
     codes: &Arc<Codes>,
     (scales, centers): (&Tensor, &Tensor),
@@ -159,7 +191,7 @@ pub(super) fn packed_linear(
     let out = forward(card, x, &codes.weight, None, sizes)?;
     let inputs = [x, scales, centers];
     let numbers =
-        if inputs.iter().any(|input| input.is_tracked()) { Some(brought.codes(card, codes)?) } else { None };
+        if inputs.iter().any(|input| input.is_tracked()) { Some(on_card(card, &codes.codes)?) } else { None };
     let (card, codes) = (card.clone(), codes.clone());
     let y = Tensor::made(x.device(), shape, out.shared(), "packed linear", &inputs, move |pull| {
         let (x, grad) = (&pull.inputs[0], pull.grad);
@@ -168,7 +200,7 @@ pub(super) fn packed_linear(
             return Ok(vec![for_x, None, None]);
         };
         let weight = for_weight(&card, x, grad, sizes)?;
-        let [scales, centers] = by_group(&card, &weight, &codes, numbers)?;
+        let [scales, centers] = by_group(&card, &weight, &codes, memory_of(numbers)?)?;
         let like = |memory| Some(tensor(memory, pull.inputs[1].dims(), x));
         Ok(vec![for_x, like(scales), like(centers)])
     });

@@ -2,8 +2,10 @@
 
 use std::sync::Arc;
 
+use rayon::prelude::*;
+
 use crate::error::{Result, bail};
-use crate::settings::{Codes, Notebook};
+use crate::settings::{Codes, Held, Notebook};
 use crate::shape::REST;
 use crate::{LAST, Tensor};
 
@@ -31,6 +33,46 @@ pub(crate) fn check_codes(codes: &Codes, scales: &Tensor, centers: &Tensor) -> R
         bail!("packed_linear: scales {:?} for weight [{rows}, {columns}]", scales.dims());
     }
     Ok(())
+}
+
+/// Rows and groups of a row.
+pub(crate) fn check_decode(scales: &Tensor, biases: &Tensor) -> Result<[usize; 2]> {
+    let (rows, groups) = scales.dims2()?;
+    if biases.dims() != scales.dims() {
+        bail!("decode: scales {:?} and biases {:?}", scales.dims(), biases.dims());
+    }
+    Ok([rows, groups])
+}
+
+pub(crate) fn decode(
+    held: &Held,
+    (size, middle): (usize, f32),
+    scales: &Tensor,
+    biases: &Tensor,
+) -> Result<Arc<Codes>> {
+    let [rows, groups] = check_decode(scales, biases)?;
+    let codes = held.host()?;
+    if codes.len() != rows * groups * size {
+        bail!("decode: {} codes with scales {:?} of groups of {size}", codes.len(), scales.dims());
+    }
+    let mut values = vec![0f32; codes.len()];
+    scales.read(|scales| {
+        biases.read(|biases| {
+            let width = (groups * size).max(1);
+            let all = values.par_chunks_mut(width).zip(codes.par_chunks(width));
+            all.enumerate().for_each(|(row, (values, codes))| {
+                let both = values.chunks_exact_mut(size.max(1)).zip(codes.chunks_exact(size.max(1)));
+                for (group, (values, codes)) in both.enumerate() {
+                    let at = row * groups + group;
+                    for (value, code) in values.iter_mut().zip(codes) {
+                        *value = f32::from(*code) * scales[at] + biases[at];
+                    }
+                }
+            });
+        })
+    })??;
+    let weight = Tensor::from_vec(values, (rows, groups * size), scales.device())?;
+    Ok(Arc::new(Codes { codes: held.clone(), group_size: size, middle, weight }))
 }
 
 /// The shape of the result.
@@ -98,7 +140,7 @@ pub(crate) fn packed_linear(
     let (rows, columns) = codes.weight.dims2()?;
     let groups = columns / codes.group_size.max(1);
     // The trained weight less itself, detached, adds nothing to the stored one but its gradient.
-    let numbers: Vec<f32> = codes.codes.iter().map(|code| f32::from(*code) - codes.middle).collect();
+    let numbers: Vec<f32> = codes.codes.host()?.iter().map(|code| f32::from(*code) - codes.middle).collect();
     let numbers = Tensor::from_vec(numbers, (rows, groups, codes.group_size), x.device())?;
     let trained = numbers.broadcast_mul(&scales.unsqueeze(2)?)?.broadcast_add(&centers.unsqueeze(2)?)?;
     let trained = trained.reshape((rows, columns))?;

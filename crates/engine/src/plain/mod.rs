@@ -16,8 +16,8 @@ use crate::{LAST, Tensor};
 pub(crate) use self::attention::{Shapes, attention, check_delta, gated_delta};
 pub use self::elementary::Plain;
 pub(crate) use self::linear::{
-    check as check_linear, check_codes, linear, observed_linear, packed_linear, shape as linear_shape,
-    sum_of_rows,
+    check as check_linear, check_codes, check_decode, decode, linear, observed_linear, packed_linear,
+    shape as linear_shape, sum_of_rows,
 };
 #[cfg(feature = "gpu")]
 pub(crate) use self::losses::{check_tile, place_in_tile, target_of};

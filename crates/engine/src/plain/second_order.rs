@@ -3,7 +3,7 @@
 use mlx_format::{FloatType, Scheme};
 
 use crate::error::{Result, bail};
-use crate::rounding::{self, How, Rounded};
+use crate::rounding::{self, How, Pending};
 use crate::{LAST, REST, Tensor};
 
 pub(crate) fn gram_add(sum: &mut Tensor, x: &Tensor) -> Result<()> {
@@ -110,7 +110,7 @@ pub(crate) fn round(
     scheme: Scheme,
     float: FloatType,
     how: How<'_>,
-) -> Result<(Rounded, Tensor)> {
+) -> Result<(Pending, Tensor)> {
     check_round(weight, scheme)?;
     let (rows, columns) = weight.dims2()?;
     let moved = match how {
@@ -122,5 +122,5 @@ pub(crate) fn round(
     let way = how.at_hand(moved.as_ref().map(|(upper, hessian)| (&upper[..], &hessian[..])))?;
     let rounded = weight.read(|values| rounding::run(values, columns, scheme, float, way))?;
     let decoded = Tensor::from_vec(rounded.decoded(), (rows, columns), weight.device())?;
-    Ok((rounded, decoded))
+    Ok((rounded.into(), decoded))
 }

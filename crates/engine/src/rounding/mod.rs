@@ -11,6 +11,7 @@
 
 mod grid;
 mod how;
+mod pending;
 mod rounded;
 mod run;
 mod task;
@@ -19,6 +20,7 @@ mod way;
 use mlx_format::{FloatType, Scheme};
 
 pub use self::how::How;
+pub use self::pending::Pending;
 pub use self::rounded::Rounded;
 pub(crate) use self::run::run;
 pub use self::way::ROWS;

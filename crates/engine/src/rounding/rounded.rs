@@ -1,5 +1,7 @@
 //! A weight in the numbers that a checkpoint stores.
 
+use std::ops::Range;
+
 use mlx_format::Scheme;
 
 /// A weight in stored numbers.
@@ -31,6 +33,20 @@ impl Rounded {
             }
         }
         out
+    }
+
+    /// Some of the rows.
+    #[must_use]
+    pub fn rows_of(&self, rows: Range<usize>) -> Self {
+        let groups = self.columns / self.scheme.group_size();
+        let numbers = rows.start * groups..rows.end * groups;
+        Self {
+            scheme: self.scheme,
+            columns: self.columns,
+            codes: self.codes[rows.start * self.columns..rows.end * self.columns].to_vec(),
+            scales: self.scales[numbers.clone()].to_vec(),
+            biases: self.biases[numbers].to_vec(),
+        }
     }
 
     /// Number of rows.

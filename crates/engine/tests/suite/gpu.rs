@@ -130,18 +130,16 @@ fn tiles_decide_no_bit() {
     let Some(choice) = there(choice()) else { return };
     let of = |tiles: Tiles, n: usize, k: usize| -> Vec<Vec<u32>> {
         let device = Device::new(Gpu::with_tiles(&choice, tiles).unwrap());
-        let (x, weight) = (on(&device, &tensor(&[1500, k], 1)), on(&device, &tensor(&[n, k], 2)));
+        let (x, weight) = (on(&device, &tensor(&[1536, k], 1)), on(&device, &tensor(&[n, k], 2)));
         let y = device.linear(&x, &weight, Some(&on(&device, &tensor(&[n], 3)))).unwrap();
         let across = x.matmul(&weight.t().unwrap()).unwrap();
         let mut gram = GramSum::new(n, &device).unwrap();
         gram.add(&y.narrow(0, 0, k).unwrap()).unwrap();
         [&y, &across, &gram.finish().unwrap().values].map(bits).into()
     };
-    for (n, k) in [(3000, 44), (3001, 21)] {
+    for (n, k) in [(3072, 48), (3000, 44), (3001, 21)] {
         let plain = of(Tiles::Plain, n, k);
-        for tiles in [Tiles::Turns, Tiles::Long] {
-            assert!(of(tiles, n, k) == plain, "{tiles:?} {n} {k}");
-        }
+        assert!(of(Tiles::Turns, n, k) == plain, "{n} {k}");
     }
 }
 
@@ -269,7 +267,12 @@ fn matrices_go_in_parts_that_fit_a_binding() {
         let factor = Factor::new(&of(device, 128), order(128), 0.01).unwrap().unwrap();
         let how = How::Compensated { factor: &factor, block_size: 64, sweeps: 1 };
         let scheme = Scheme::affine(4, 32).unwrap();
-        device.round(&on(device, &tensor(&[200, 128], 6)), scheme, FloatType::Bf16, how).unwrap().0
+        device
+            .round(&on(device, &tensor(&[200, 128], 6)), scheme, FloatType::Bf16, how)
+            .unwrap()
+            .0
+            .fetch()
+            .unwrap()
     });
     let same = rounded[0].codes.iter().zip(&rounded[1].codes).filter(|(a, b)| a == b).count();
     assert!(same * 100 > 99 * 200 * 128, "{same}");

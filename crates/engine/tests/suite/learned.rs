@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use mlx_quant_engine::{Codes, Device, Notebook, Observed, REST, Result, Tensor, plain};
+use mlx_quant_engine::{Codes, Device, Held, Notebook, Observed, REST, Result, Tensor, plain};
 
 use super::{agree, distance, engines, numbers, on, tensor, values};
 
@@ -16,7 +16,12 @@ fn codes(device: &Device, rows: usize, columns: usize, group: usize) -> Arc<Code
         &on(device, &grid(rows, columns, group, 4)),
         &on(device, &grid(rows, columns, group, 5)),
     );
-    Arc::new(Codes { codes, group_size: group, middle: 7.5, weight: weight.unwrap().detach() })
+    Arc::new(Codes {
+        codes: Held::Host(Arc::new(codes)),
+        group_size: group,
+        middle: 7.5,
+        weight: weight.unwrap().detach(),
+    })
 }
 
 fn grid(rows: usize, columns: usize, group: usize, seed: u64) -> Tensor {

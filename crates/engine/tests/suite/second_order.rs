@@ -188,6 +188,7 @@ fn rounding_gives_what_it_says_it_decodes_to() {
         let factor = factor(&gram, (0..96).collect());
         let how = How::Compensated { factor: &factor, block_size: 32, sweeps: 1 };
         let (rounded, decoded) = device.round(&on(&device, &weight), scheme, FloatType::Bf16, how).unwrap();
+        let rounded = rounded.fetch().unwrap();
         assert_eq!(values(&decoded), rounded.decoded());
         assert_eq!((rounded.rows(), decoded.dims()), (70, &[70, 96][..]));
         let loss = |decoded: &Tensor| gram.loss(&(decoded - on(&device, &weight)).unwrap()).unwrap();
@@ -240,6 +241,7 @@ fn rounding_is_as_good_as_the_processors() {
             for (way, (own, theirs)) in own.into_iter().zip(theirs).enumerate() {
                 let (rounded, decoded) = device.round(&on(&device, &weight), scheme, float, own).unwrap();
                 let (expected, reference) = cpu().round(&weight, scheme, float, theirs).unwrap();
+                let [rounded, expected] = [rounded, expected].map(|pending| pending.fetch().unwrap());
                 let what =
                     format!("way {way}, {bits} bits, groups of {group}, {float:?} on {}", device.name());
                 assert_eq!(values(&decoded), rounded.decoded(), "{what}");
@@ -275,7 +277,7 @@ fn rounding_does_not_depend_on_other_rows() {
         let weight = Tensor::from_vec(numbers(rows * columns, 2), (rows, columns), &device).unwrap();
         let of = |first, count| {
             let part = weight.narrow(0, first, count).unwrap();
-            device.round(&part, scheme, FloatType::Bf16, how).unwrap().0
+            device.round(&part, scheme, FloatType::Bf16, how).unwrap().0.fetch().unwrap()
         };
         let (whole, part) = (of(0, rows), of(5, 33));
         assert_eq!(part.codes, whole.codes[5 * columns..38 * columns], "{}", device.name());

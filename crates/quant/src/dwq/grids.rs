@@ -77,6 +77,11 @@ impl Grid {
         }
     }
 
+    /// Codes.
+    pub(super) fn codes(&self) -> u64 {
+        (self.experts * self.rows * self.columns) as u64
+    }
+
     pub(super) fn groups(&self) -> usize {
         self.columns / self.scheme.group_size()
     }
@@ -94,6 +99,12 @@ impl Grid {
     pub(super) fn stored(&self, at: usize) -> (f32, f32) {
         let scale = self.float.round(self.scales[at]);
         (scale, self.float.round(self.centers[at] - scale * self.middle()))
+    }
+
+    /// Scales and biases of rows in the stored dtype, `[rows, groups]` each.
+    pub(super) fn stored_rows(&self, rows: Range<usize>) -> (Vec<f32>, Vec<f32>) {
+        let own = rows.start * self.groups()..rows.end * self.groups();
+        own.into_par_iter().map(|at| self.stored(at)).unzip()
     }
 
     /// Whether both can be stored.

@@ -106,10 +106,6 @@ impl Visit for Blocks<'_, '_> {
     type Block = (Parameters, Variables);
     type Batch = ();
 
-    fn block(&mut self, index: usize) -> Result<Self::Block, Error> {
-        self.student.trained_block(index)
-    }
-
     fn batch(&self, _: usize, block: &Self::Block) -> mlx_quant_engine::Result<(Parameters, ())> {
         Ok((block.0.clone(), ()))
     }
@@ -354,7 +350,8 @@ impl Distillation<'_> {
         let start = Start { trail, norm: &own.walk.last_norm()?, gradients };
         let context = (self.pool, self.observer);
         let mut blocks = Blocks { student: own, slopes: &mut slopes };
-        let embedded = backward(&forward, &own.walk.weights, windows, start, &mut blocks, context)?;
+        let load = |index| own.trained_block(index);
+        let embedded = backward(&forward, &own.walk.weights, windows, start, &load, &mut blocks, context)?;
         for (tokens, gradient) in windows.iter().zip(&embedded) {
             own.add_embedding(tokens, gradient, &mut slopes)?;
         }

@@ -2,15 +2,18 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use mlx_format::Mode;
-use mlx_quant_engine::{Codes, Tensor, by_group};
+use mlx_quant_engine::{Codes, Held, Tensor, by_group};
 use mlx_quant_model::{Parameters, Reader, WeightsError};
 
 use super::grids::{Grid, Slopes};
 use crate::walks::Walk;
 use crate::{Error, Model};
+
+/// Codes stay on a card if they take this part of its memory at most.
+const HELD: u64 = 4;
 
 /// Layers of so many bits are as good as the original.
 const TRAINED_BELOW: u32 = 8;
@@ -41,6 +44,10 @@ pub(super) struct Student<'m> {
     pub(super) walk: Walk<'m>,
     pub(super) grids: Vec<Grid>,
     by_path: BTreeMap<String, usize>,
+    /// Whether all codes stay on the card: they are read once then, not in every step.
+    stays: bool,
+    /// By path and rows.
+    on_card: Mutex<BTreeMap<(String, usize, usize), Held>>,
 }
 
 impl<'m> Student<'m> {
@@ -66,7 +73,10 @@ impl<'m> Student<'m> {
             grids.extend(stored.map(|stored| Grid::new(path, &shape, &stored)));
         }
         let by_path = grids.iter().enumerate().map(|(at, grid)| (grid.path.clone(), at)).collect();
-        Ok(Self { walk, grids, by_path })
+        let codes: u64 = grids.iter().map(Grid::codes).sum();
+        let memory = walk.device.capacity().and_then(|capacity| capacity.memory).unwrap_or(0);
+        let stays = codes <= memory / HELD;
+        Ok(Self { walk, grids, by_path, stays, on_card: Mutex::default() })
     }
 
     fn grid(&self, path: &str) -> Option<usize> {
@@ -80,15 +90,43 @@ impl<'m> Student<'m> {
         Ok(packed.ok_or_else(missing)?.codes)
     }
 
+    /// Codes of rows of a grid, which stay on a card that has room for all.
+    fn held(&self, grid: &Grid, rows: Range<usize>) -> Result<Held, Error> {
+        let key = (grid.path.clone(), rows.start, rows.end);
+        let known = || self.on_card.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(held) = known().get(&key) {
+            return Ok(held.clone());
+        }
+        let held = self.walk.device.hold(self.codes(grid, rows)?).map_err(WeightsError::from)?;
+        if self.stays {
+            known().insert(key, held.clone());
+        }
+        Ok(held)
+    }
+
+    /// Rows of a grid, as they decode now.
+    fn decoded(&self, grid: &Grid, rows: Range<usize>) -> Result<Arc<Codes>, Error> {
+        let (codes, device) = (self.held(grid, rows.clone())?, &self.walk.device);
+        let (scales, biases) = grid.stored_rows(rows.clone());
+        let make = || {
+            let [scales, biases] = [scales, biases].map(|numbers| {
+                let groups = numbers.len() / rows.len().max(1);
+                Tensor::from_vec(numbers, (rows.len(), groups), device)
+            });
+            device.decode(&codes, (grid.scheme.group_size(), grid.middle()), &scales?, &biases?)
+        };
+        Ok(make().map_err(WeightsError::from)?)
+    }
+
     /// A block as it decodes now.
     pub(super) fn block(&self, index: usize) -> Result<Arc<Parameters>, Error> {
         let (mut parameters, grids) = self.untrained(index)?;
         for at in grids {
             let grid = &self.grids[at];
             let rows = 0..grid.experts * grid.rows;
-            let values = grid.decoded(rows.clone(), &self.codes(grid, rows)?);
             let shape = self.walk.weights.shape(&format!("{}.weight", grid.path)).unwrap_or(&[]).to_vec();
-            let tensor = Tensor::from_vec(values, shape, &self.walk.device).map_err(WeightsError::from)?;
+            let codes = self.decoded(grid, rows)?;
+            let tensor = codes.weight.reshape(shape).map_err(WeightsError::from)?;
             parameters.insert(format!("{}.weight", grid.path), tensor);
         }
         self.walk.weights.release();
@@ -126,18 +164,15 @@ impl<'m> Student<'m> {
 
     fn trained_rows(&self, grid: &Grid, rows: Range<usize>) -> Result<(Arc<Codes>, [Tensor; 2]), Error> {
         let device = &self.walk.device;
-        let codes = self.codes(grid, rows.clone())?;
-        let values = grid.decoded(rows.clone(), &codes);
+        let codes = self.decoded(grid, rows.clone())?;
         let own = rows.start * grid.groups()..rows.end * grid.groups();
         let make = || -> mlx_quant_engine::Result<_> {
-            let weight = Tensor::from_vec(values, (rows.len(), grid.columns), device)?;
             let variable = |all: &[f32]| {
                 let values = Tensor::from_slice(&all[own.clone()], (rows.len(), grid.groups()), device)?;
                 Ok(values.variable())
             };
             let variables = [variable(&grid.scales)?, variable(&grid.centers)?];
-            let (group_size, middle) = (grid.scheme.group_size(), grid.middle());
-            Ok((Arc::new(Codes { codes, group_size, middle, weight }), variables))
+            Ok((codes, variables))
         };
         Ok(make().map_err(WeightsError::from)?)
     }

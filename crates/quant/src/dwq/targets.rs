@@ -17,7 +17,7 @@ use crate::device::identity;
 use crate::kept::{self, Keyed};
 use crate::observer::{Event, Observer, Quiet, Unit};
 use crate::walks::Walk;
-use crate::walks::{TILE, Teacher, Top, Wave, each};
+use crate::walks::{Teacher, Top, Wave, each, tiles};
 use crate::{Error, Model};
 
 /// Tokens kept for each token.
@@ -435,8 +435,7 @@ fn tops(
     for window in hidden {
         all.push(vec![Candidates::default(); window.dim(0).map_err(WeightsError::from)?]);
     }
-    for start in (0..vocabulary).step_by(TILE) {
-        let rows = start..vocabulary.min(start + TILE);
+    for rows in tiles(&teacher.device, vocabulary) {
         let parameters = pool.install(|| teacher.head_tile(rows.clone()))?;
         let step = |(own, hidden): (&mut Vec<Candidates>, &Tensor)| -> mlx_quant_engine::Result<()> {
             let logits = (forward.logits(&parameters, hidden)? / temperature)?;

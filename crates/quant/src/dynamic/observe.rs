@@ -196,7 +196,8 @@ impl Measurement<'_> {
         let start = Start { trail, norm: &norm, gradients };
         let mut blocks =
             Observing { measurement: self, first, count: range.len() as u64, done, sums: &mut sums.linears };
-        let embedded = backward(&forward, &walk.weights, &tokens, start, &mut blocks, (pool, *observer))?;
+        let embedded =
+            backward(&forward, &walk.weights, &tokens, start, &load, &mut blocks, (pool, *observer))?;
         for (window, (tokens, gradient)) in range.zip(tokens.iter().zip(&embedded)) {
             self.tables(window, tokens, gradient, sums)?;
         }
@@ -299,10 +300,9 @@ impl Visit for Observing<'_, '_> {
     type Block = Arc<Parameters>;
     type Batch = Notebooks;
 
-    fn block(&mut self, index: usize) -> Result<Self::Block, Error> {
+    fn before(&mut self, index: usize) {
         let Measurement { walk, observer, .. } = self.measurement;
         observer.event(Event::Working { name: walk.decoder.blocks[index].prefix.trim_end_matches('.') });
-        walk.block(index)
     }
 
     fn batch(&self, index: usize, block: &Self::Block) -> mlx_quant_engine::Result<(Parameters, Notebooks)> {

@@ -7,7 +7,7 @@ use mlx_quant_model::{Forward, Parameters, WeightsError};
 use super::result::{Divergence, TokenMeasure};
 use crate::Error;
 use crate::observer::{Event, Observer, Unit};
-use crate::walks::{TILE, Walk, each};
+use crate::walks::{Walk, each, tile_rows, tiles};
 
 /// What is gathered of the tokens of one window.
 enum Running {
@@ -27,8 +27,9 @@ pub fn measure(
     observer: &dyn Observer,
 ) -> Result<Vec<Vec<TokenMeasure>>, Error> {
     let vocabulary = model.0.decoder.vocabulary;
-    let tiles = vocabulary.div_ceil(TILE);
-    let total = (tiles * windows.len()) as u64;
+    let tiles = tiles(&model.0.device, vocabulary);
+    let mut passed = 0;
+    let total = (vocabulary.div_ceil(tile_rows(&model.0.device)) * windows.len()) as u64;
     observer.event(Event::Phase { name: "head", unit: Unit::Parts, total, tokens: 0 });
     let fresh = |window: &&[u32]| {
         let tokens = window.len().saturating_sub(1);
@@ -41,11 +42,10 @@ pub fn measure(
     let heads = [Some(&model), reference.as_ref()];
     let own = forward(&model)?;
     let other = reference.as_ref().map(forward).transpose()?;
-    for tile in 0..tiles {
+    for rows in tiles {
         if observer.cancelled() {
             return Err(Error::Interrupted);
         }
-        let rows = tile * TILE..((tile + 1) * TILE).min(vocabulary);
         let mut loaded = Vec::new();
         for states in heads.into_iter().flatten() {
             loaded.push(pool.install(|| load(states.0, rows.clone()))?);
@@ -70,7 +70,8 @@ pub fn measure(
             }
         };
         each(&model.0.device, pool, running.iter_mut().enumerate(), step).map_err(WeightsError::from)?;
-        observer.event(Event::Progress { done: ((tile + 1) * windows.len()) as u64 });
+        passed += windows.len() as u64;
+        observer.event(Event::Progress { done: passed });
     }
     Ok(running.into_iter().map(Running::measures).collect())
 }

@@ -5,7 +5,7 @@ use mlx_format::checkpoint::Directory;
 use super::EvaluationSettings;
 use crate::Error;
 use crate::data::Windows;
-use crate::walks::{Residency, TILE, Walk};
+use crate::walks::{Residency, Walk, tile_rows};
 use crate::{Model, threads_or_all};
 
 /// What the resident memory of an evaluation is made of, bytes.
@@ -55,7 +55,8 @@ pub fn memory(
         sum.blocks = sum.blocks.max(held);
         sum.states += finals;
         sum.scratch = sum.scratch.max(scratch);
-        sum.head += 2 * TILE as u64 * hidden * 4 + threads * 2 * tokens * TILE as u64 * 4;
+        let rows = tile_rows(&walk.device) as u64;
+        sum.head += 2 * rows * hidden * 4 + threads * 2 * tokens * rows * 4;
     }
     let embedded = |model: &Model| match model.checkpoint.directory() {
         // Part of the program: its pages cannot be given back.

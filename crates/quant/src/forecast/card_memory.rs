@@ -16,7 +16,7 @@ use crate::evaluate::EvaluationSettings;
 use crate::methods::Method;
 use crate::numbers::bytes;
 use crate::session::{HEAD_ROWS, QuantizeSettings};
-use crate::walks::{Residency, TILE, Walk, graph_bytes, largest_weight};
+use crate::walks::{Residency, Walk, graph_bytes, largest_weight, tile_rows};
 use crate::{Error, Model, reduce, threads_or_all};
 
 /// Numbers that attention holds as scores at a time, at most (`engine/src/gpu/attention.rs`).
@@ -233,7 +233,7 @@ impl OnCard<'_, '_> {
 
     /// Tiles of `heads` heads, and `logits` tiles of logits of a window.
     fn head(&self, heads: u64, logits: u64) -> (u64, u64) {
-        let rows = TILE.min(self.walk.decoder.vocabulary) as u64;
+        let rows = tile_rows(&self.walk.device).min(self.walk.decoder.vocabulary) as u64;
         (heads * rows * self.hidden() * 4, logits * buffer(self.tokens * rows * 4))
     }
 
@@ -342,7 +342,7 @@ impl OnCard<'_, '_> {
     fn backward(&self, windows: u64, more: u64, heads: u64, part: &'static str) -> CardMemory {
         let copies = self.walk.decoder.blocks.len() as u64 + 2;
         let (tiles, logits) = self.head(heads, 6);
-        let block = self.largest_block() + more;
+        let pair = self.largest_pair() + 2 * more;
         // Gradients of what leaves a block and of what enters it.
         let activations = self.states(windows) * copies + 2 * self.states(windows) + self.finals(windows);
         let sum = |weights, scratch| CardMemory {
@@ -353,9 +353,9 @@ impl OnCard<'_, '_> {
             largest: self.largest(windows),
             ..CardMemory::default()
         };
-        // Forwards the next block is read meanwhile; backwards a block's graph is kept.
-        let forwards = sum(self.largest_pair() + 2 * more, self.within(windows));
-        let backwards = sum(block.max(tiles), self.graph(windows).max(logits));
+        // The next block is read meanwhile; backwards a block's graph is kept.
+        let forwards = sum(pair, self.within(windows));
+        let backwards = sum(pair.max(tiles), self.graph(windows).max(logits));
         forwards.summed().max(backwards.summed())
     }
 

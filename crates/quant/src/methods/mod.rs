@@ -12,7 +12,7 @@ use std::fmt;
 use std::str::FromStr;
 
 pub(crate) use mlx_quant_engine::rounding::ROWS;
-pub use mlx_quant_engine::rounding::{How, Rounded, round};
+pub use mlx_quant_engine::rounding::{How, Pending, Rounded, round};
 pub use mlx_quant_engine::{Factor, Gram, GramSum};
 
 use crate::spelling::did_you_mean;

@@ -1,6 +1,6 @@
 //! One block: what is done at its sites, and what of it is written.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use mlx_format::checkpoint::Writer;
 use mlx_format::{FloatType, Mode};
@@ -90,12 +90,16 @@ impl BlockWork<'_> {
             .iter()
             .map(|reader| self.weight(reader, site.expert))
             .collect::<Result<Vec<_>, _>>()?;
-        let done = session.pool.install(|| {
-            weights
-                .par_iter()
-                .zip(&stored)
-                .map(|(weight, stored)| round_one(weight, *stored, factors, how))
-                .collect::<Result<Vec<_>, WeightsError>>()
+        // A card rounds all rows of a site together.
+        let together = session.walk.device.memory().is_some() && weights.len() > 1;
+        let done = session.pool.install(|| match stored[0] {
+            Stored::Affine(..) if together && stored.iter().all(|other| *other == stored[0]) => {
+                round_together(&weights, stored[0], factors, how)
+            }
+            _ => {
+                let one = |(weight, stored): (&Tensor, &Stored)| round_one(weight, *stored, factors, how);
+                weights.par_iter().zip(&stored).map(one).collect::<Result<Vec<_>, WeightsError>>()
+            }
         })?;
         if session.observer.wants_notes() {
             self.losses(gram, &weights, &stored, &done)?;
@@ -177,68 +181,101 @@ impl BlockWork<'_> {
         Ok(())
     }
 
-    /// Writes everything of the block. Gives the tensors of the layout that are done.
-    pub(super) fn write(mut self, writer: &Writer) -> Result<(Vec<usize>, Vec<usize>), Error> {
+    /// Everything of the block that is to be written, `session` being that which it belongs to.
+    pub(super) fn outputs<'s>(mut self, session: &'s Session<'s>) -> Result<Outputs<'s>, Error> {
         self.round_the_rest()?;
+        Ok(Outputs {
+            session,
+            prefix: &session.walk.decoder.blocks[self.index].prefix,
+            codes: self.codes,
+            edited: self.edited,
+        })
+    }
+}
+
+/// What is made of a block, once nothing more is asked of it.
+pub(super) struct Outputs<'b> {
+    session: &'b Session<'b>,
+    prefix: &'b str,
+    codes: AllCodes,
+    edited: BTreeMap<String, Vec<f32>>,
+}
+
+impl Outputs<'_> {
+    /// Items of the block whose values are as the source has them, or are rounded without text.
+    pub(super) fn left(&self) -> Vec<usize> {
         let session = self.session;
-        let (mut done, mut left, mut pieces) = (Vec::new(), Vec::new(), Vec::new());
-        for index in session.items_below(&self.block.prefix) {
+        let made = |index: &usize| {
+            let item = &session.plan.items[*index];
+            match item.job {
+                Job::Quantize { .. } => {
+                    let first = self.codes.range((item.name.clone(), None)..).next();
+                    first.is_some_and(|((path, _), _)| *path == item.name)
+                }
+                Job::Copy { .. } | Job::Dequantize { .. } => self.edited.contains_key(&item.name),
+            }
+        };
+        session.items_below(self.prefix).into_iter().filter(|index| !made(index)).collect()
+    }
+
+    /// Writes all other items; gives the first tensor of each. What a card still has is fetched.
+    pub(super) fn write(mut self, writer: &Writer) -> Result<Vec<usize>, Error> {
+        let session = self.session;
+        let (mut done, mut pieces) = (Vec::new(), Vec::new());
+        for index in session.items_below(self.prefix) {
             let item = &session.plan.items[index];
             let first = item.first_output;
             match &item.job {
                 Job::Quantize { float, .. } => {
-                    let mut row = 0;
-                    let experts = self
-                        .codes
-                        .range((item.name.clone(), None)..)
-                        .take_while(|((path, _), _)| *path == item.name);
-                    let before = pieces.len();
-                    for (_, codes) in experts {
+                    let (mut row, before) = (0, pieces.len());
+                    let mut rest = self.codes.split_off(&(item.name.clone(), None));
+                    while let Some(codes) = rest.first_entry().filter(|entry| entry.key().0 == item.name) {
+                        let codes = codes.remove();
+                        let next = row + codes.rows();
                         pieces.push(Piece { first, row, float: *float, codes });
-                        row += codes.rows();
+                        row = next;
                     }
-                    if pieces.len() == before {
-                        left.push(index);
-                    } else {
-                        done.push(first);
-                    }
+                    self.codes.append(&mut rest);
+                    done.extend((pieces.len() > before).then_some(first));
                 }
-                Job::Copy { .. } | Job::Dequantize { .. } => match self.edited.get(&item.name) {
-                    None => left.push(index),
-                    Some(values) => {
+                Job::Copy { .. } | Job::Dequantize { .. } => {
+                    if let Some(values) = self.edited.get(&item.name) {
                         let float = session.float_of(&item.name).unwrap_or(FloatType::F32);
                         let mut bytes = vec![0u8; values.len() * float.size()];
                         float.narrow(values, &mut bytes);
                         writer.write_at(first, 0, &bytes)?;
                         done.push(first);
                     }
-                },
+                }
             }
         }
         // All results, so that the same piece is blamed whatever the timing.
-        let write = || pieces.par_iter().map(|piece| piece.write(writer)).collect::<Vec<_>>();
+        let write = || pieces.into_par_iter().map(|piece| piece.write(writer)).collect::<Vec<_>>();
         session.pool.install(write).into_iter().collect::<Result<(), Error>>()?;
-        Ok((done, left))
+        Ok(done)
     }
 }
 
 /// Codes of a reader (of an expert), and where they go.
-struct Piece<'p> {
+struct Piece {
     /// The weight's index in the layout.
     first: usize,
     /// Its first row.
     row: usize,
     float: FloatType,
-    codes: &'p Codes,
+    codes: Codes,
 }
 
-impl Piece<'_> {
-    fn write(&self, writer: &Writer) -> Result<(), Error> {
+impl Piece {
+    fn write(self, writer: &Writer) -> Result<(), Error> {
         match self.codes {
-            Codes::Affine(rounded) => write_rounded(writer, self.first, self.row, self.float, rounded),
+            Codes::Affine(pending) => {
+                let rounded = pending.fetch().map_err(WeightsError::from)?;
+                write_rounded(writer, self.first, self.row, self.float, &rounded)
+            }
             Codes::Float { rows, parts } => {
-                for (leaf, bytes) in parts.iter().enumerate().filter(|(_, bytes)| !bytes.is_empty()) {
-                    writer.write_at(self.first + leaf, (self.row * bytes.len() / rows) as u64, bytes)?;
+                for (leaf, bytes) in parts.into_iter().enumerate().filter(|(_, bytes)| !bytes.is_empty()) {
+                    writer.write_at(self.first + leaf, (self.row * bytes.len() / rows) as u64, &bytes)?;
                 }
                 Ok(())
             }
@@ -312,6 +349,31 @@ fn as_written(
     let tensor = if view.add_one { tensor.rounded(from)?.rounded(float)? } else { tensor.rounded(float)? };
     parameters.insert(name.to_owned(), tensor);
     Ok(())
+}
+
+/// [`round_one`] for weights of a site, whose rows lie below each other meanwhile: the numbers are the same.
+fn round_together(
+    weights: &[Tensor],
+    stored: Stored,
+    factors: Option<&[f32]>,
+    how: How<'_>,
+) -> Result<Vec<(Option<Codes>, Tensor)>, WeightsError> {
+    let rows = weights.iter().map(|weight| weight.dim(0)).collect::<mlx_quant_engine::Result<Vec<_>>>()?;
+    let all = Tensor::cat(&weights.iter().collect::<Vec<_>>(), 0)?;
+    let (codes, decoded) = round_one(&all, stored, factors, how)?;
+    let parts = match codes {
+        Some(Codes::Affine(pending)) => {
+            pending.split(&rows).into_iter().map(Codes::Affine).map(Some).collect()
+        }
+        _ => Vec::new(),
+    };
+    let mut first = 0;
+    let mut done = Vec::new();
+    for (codes, rows) in parts.into_iter().zip(rows) {
+        done.push((codes, decoded.narrow(0, first, rows)?));
+        first += rows;
+    }
+    Ok(done)
 }
 
 /// Codes of one weight after scaling, and the weight that they stand for on the unscaled input.

@@ -9,7 +9,7 @@ use super::Session;
 use crate::Error;
 use crate::carry::write_rounded;
 use crate::data::Windows;
-use crate::methods::{Factor, Gram, GramSum, How, Method};
+use crate::methods::{Factor, Gram, GramSum, How, Method, Pending};
 use crate::observer::Quiet;
 use crate::plan::Job;
 use crate::reduce::InOrder;
@@ -171,6 +171,12 @@ impl Session<'_> {
     ) -> Result<(), Error> {
         let item = &self.plan.items[item];
         let rows = item.views().next().map_or(0, mlx_quant_model::View::rows);
+        let write = |start, pending: Pending| -> Result<(), Error> {
+            let rounded = pending.fetch().map_err(WeightsError::from)?;
+            write_rounded(writer, item.first_output, start, float, &rounded)
+        };
+        // A card rounds the next rows while the last ones are fetched and written.
+        let mut last = None;
         for start in (0..rows).step_by(HEAD_ROWS) {
             if self.observer.cancelled() {
                 return Err(Error::Interrupted);
@@ -180,10 +186,12 @@ impl Session<'_> {
                 self.pool.install(|| self.walk.weights.load_tile(&item.name, range, &self.walk.device))?;
             let weight = tile.tensor(&format!("{}.weight", item.name)).map_err(WeightsError::from)?;
             let rounded = self.pool.install(|| weight.device().round(weight, scheme, float, how));
-            let (rounded, _) = rounded.map_err(WeightsError::from)?;
-            write_rounded(writer, item.first_output, start, float, &rounded)?;
+            let (pending, _) = rounded.map_err(WeightsError::from)?;
+            if let Some((start, pending)) = last.replace((start, pending)) {
+                write(start, pending)?;
+            }
             self.walk.weights.release();
         }
-        Ok(())
+        last.map_or(Ok(()), |(start, pending)| write(start, pending))
     }
 }

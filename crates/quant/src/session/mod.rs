@@ -22,9 +22,11 @@ mod steps;
 #[cfg(test)]
 mod tests;
 mod work;
+mod writing;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use std::sync::RwLock;
 use std::time::Instant;
 
 use mlx_format::checkpoint::{Destination, Run, Writer};
@@ -47,6 +49,7 @@ pub use self::settings::QuantizeSettings;
 use self::settings::{saving, wave};
 pub use self::steps::{rounding_phase, steps};
 use self::work::BlockWork;
+use self::writing::Writing;
 use crate::carry::{Carrier, ColumnWeights, plain};
 use crate::convert::{is_within, open_writer, write_companions};
 use crate::data::Windows;
@@ -193,39 +196,45 @@ impl Session<'_> {
         if states.block() > 0 {
             observer.event(Event::Resumed { done: states.block() as u64 });
         }
-        let mut written = Vec::new();
         let (own, pool) = (&self, self.pool);
         let load = |index| pool.install(|| own.walk.block(index));
-        in_turn(&self.walk.device, states.block()..blocks, &load, |index, parameters| {
-            let block = &own.walk.decoder.blocks[index];
-            observer.event(Event::Working { name: block.prefix.trim_end_matches('.') });
-            let sites = block.sites();
-            let (rounded, others) = block::round_others(own, block, &sites, &parameters)?;
-            let mut work = BlockWork::new(own, &forward, index, &sites, &rounded, others);
-            let batch = own.walk.batch();
-            let passage =
-                Passage { forward: &forward, index, sites: &sites, parameters: &rounded, wave, batch, pool };
-            match statistics {
-                None => passage.take(&mut states, &mut work)?,
-                Some(statistics) => {
-                    let passage = Passage { parameters: &parameters, ..passage };
-                    own.with_statistics(passage, statistics, &mut states, &mut work)?;
+        let shared = RwLock::new(&mut *writer);
+        let written = std::thread::scope(|scope| -> Result<_, Error> {
+            let mut writing = Writing::new(scope, &shared);
+            in_turn(&self.walk.device, states.block()..blocks, &load, |index, parameters| {
+                let block = &own.walk.decoder.blocks[index];
+                observer.event(Event::Working { name: block.prefix.trim_end_matches('.') });
+                let sites = block.sites();
+                let (rounded, others) = block::round_others(own, block, &sites, &parameters)?;
+                let mut work = BlockWork::new(own, &forward, index, &sites, &rounded, others);
+                let batch = own.walk.batch();
+                let passage = Passage {
+                    forward: &forward,
+                    index,
+                    sites: &sites,
+                    parameters: &rounded,
+                    wave,
+                    batch,
+                    pool,
+                };
+                match statistics {
+                    None => passage.take(&mut states, &mut work)?,
+                    Some(statistics) => {
+                        let passage = Passage { parameters: &parameters, ..passage };
+                        own.with_statistics(passage, statistics, &mut states, &mut work)?;
+                    }
                 }
-            }
-            made.add(work.folded, &mut work.experts);
-            work.note_losses();
-            let (done, left) = work.write(writer)?;
-            drop((parameters, rounded));
-            own.carrier(&Quiet(observer)).carry(writer, left.iter().copied())?;
-            written
-                .extend(done.into_iter().chain(left.iter().map(|item| own.plan.items[*item].first_output)));
-            // Blocks behind which no states lie would be done again.
-            if states.is_saved() {
-                writer.record(std::mem::take(&mut written))?;
-            }
-            states.passed();
-            observer.event(Event::Progress { done: index as u64 + 1 });
-            Ok(())
+                made.add(work.folded, &mut work.experts);
+                work.note_losses();
+                let outputs = work.outputs(own)?;
+                drop((parameters, rounded));
+                // Blocks behind which no states lie would be done again.
+                writing.block(own, outputs, states.is_saved())?;
+                states.passed();
+                observer.event(Event::Progress { done: index as u64 + 1 });
+                Ok(())
+            })?;
+            writing.finish()
         })?;
         if let Some(head) = self.head_item() {
             self.head(head, &forward, &states, statistics, writer)?;

@@ -9,7 +9,7 @@ use mlx_quant_model::{Forward, Parameters, Site, WeightsError};
 
 use super::{ExpertTokens, Session};
 use crate::Error;
-use crate::methods::Rounded;
+use crate::methods::Pending;
 use crate::plan::Job;
 
 /// How a reader is stored.
@@ -28,7 +28,7 @@ pub(super) enum Stored {
 /// The codes of a reader (of an expert).
 #[derive(Debug)]
 pub(super) enum Codes {
-    Affine(Rounded),
+    Affine(Pending),
     Float {
         rows: usize,
         /// weight, scales, biases
@@ -39,7 +39,7 @@ pub(super) enum Codes {
 impl Codes {
     pub(super) fn rows(&self) -> usize {
         match self {
-            Self::Affine(rounded) => rounded.rows(),
+            Self::Affine(pending) => pending.rows(),
             Self::Float { rows, .. } => *rows,
         }
     }

@@ -10,7 +10,7 @@ use mlx_quant_engine::{Error as EngineError, Gradients, Result as EngineResult, 
 use mlx_quant_model::{Forward, Parameters, State, Weights, WeightsError};
 
 use super::forward::{Trail, windows_of};
-use super::spread::each;
+use super::spread::{each, in_turn};
 use crate::Error;
 use crate::observer::Observer;
 
@@ -25,8 +25,8 @@ pub(crate) trait Visit {
     /// What one batch of windows notes in a block besides its gradients.
     type Batch: Send;
 
-    /// Reads block `index`.
-    fn block(&mut self, index: usize) -> Result<Self::Block, Error>;
+    /// Windows are about to pass block `index`.
+    fn before(&mut self, _index: usize) {}
 
     /// The block's tensors and readers for one batch of windows.
     fn batch(&self, index: usize, block: &Self::Block) -> EngineResult<(Parameters, Self::Batch)>;
@@ -61,11 +61,13 @@ pub(crate) struct Start<'s> {
 
 /// Takes gradients of final hidden states back to the embedding; gives those of each window's embedded tokens,
 /// `[tokens, hidden]`. `windows` are the tokens.
+/// `load` reads a block.
 pub(crate) fn backward<V: Visit + Send + Sync>(
     forward: &Forward<'_>,
     weights: &Weights<'_>,
     windows: &[&[u32]],
     start: Start<'_>,
+    load: &(dyn Fn(usize) -> Result<V::Block, Error> + Sync),
     visit: &mut V,
     (pool, observer): (&rayon::ThreadPool, &dyn Observer),
 ) -> Result<Vec<Tensor>, Error> {
@@ -85,11 +87,12 @@ pub(crate) fn backward<V: Visit + Send + Sync>(
     let mut gradients = each(forward.device(), pool, ends, back).map_err(WeightsError::from)?;
     trail.last.clear();
     let embedded = trail.inputs.first().cloned().unwrap_or_default();
-    for index in (0..trail.inputs.len()).rev() {
+    let load = |index| pool.install(|| load(index));
+    in_turn(forward.device(), (0..trail.inputs.len()).rev(), &load, |index, block| {
         if observer.cancelled() {
             return Err(Error::Interrupted);
         }
-        let block = pool.install(|| visit.block(index))?;
+        visit.before(index);
         let inputs = trail.inputs.pop().unwrap_or_default();
         let shared: &V = visit;
         let step = |(state, gradients): (&State, &StateGradients)| -> EngineResult<_> {
@@ -102,8 +105,8 @@ pub(crate) fn backward<V: Visit + Send + Sync>(
         let (next, noted): (Vec<_>, Vec<_>) = stepped.into_iter().unzip();
         gradients = next;
         let passed = |(first, (noted, gradients))| Passed { first, noted, gradients };
-        visit.passed(index, block, firsts().zip(noted).map(passed).collect())?;
-    }
+        visit.passed(index, block, firsts().zip(noted).map(passed).collect())
+    })?;
     let mut all = Vec::with_capacity(windows.len());
     for ((first, size), (state, gradients)) in firsts().zip(&sizes).zip(embedded.iter().zip(&gradients)) {
         let batch = through_embedding(forward, weights, &windows[first..first + size], state, gradients)?;

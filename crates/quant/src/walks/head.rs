@@ -7,7 +7,7 @@
 use std::ops::Range;
 
 use mlx_quant_engine::running::RunningScore;
-use mlx_quant_engine::{Gradients, Labels, Likeliest, Tensor};
+use mlx_quant_engine::{Device, Gradients, Labels, Likeliest, Tensor};
 use mlx_quant_model::{Decoder, Forward, Parameters, WeightsError};
 use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::{Rng as _, SeedableRng as _};
@@ -29,13 +29,22 @@ pub(crate) struct Sampled {
     pub(crate) gradients: Vec<Tensor>,
 }
 
-/// Rows of the vocabulary in a tile: enough for the matrix product to run at its full rate, few enough for a tile of
-/// 512 tokens' logits (4 MB) to stay in a core's cache.
-pub(crate) const TILE: usize = 2048;
+/// Rows of the vocabulary in a tile on a processor: enough for the matrix product to run at its full rate, few enough for
+/// a tile of 512 tokens' logits (4 MB) to stay in a core's cache.
+const TILE: usize = 2048;
+
+/// Rows on a card, which is waited for once a tile and window.
+const CARD_TILE: usize = 16_384;
+
+/// Rows of the vocabulary in a tile.
+pub(crate) fn tile_rows(device: &Device) -> usize {
+    if device.memory().is_some() { CARD_TILE } else { TILE }
+}
 
 /// All tiles of a vocabulary.
-fn tiles(vocabulary: usize) -> impl Iterator<Item = Range<usize>> {
-    (0..vocabulary).step_by(TILE).map(move |start| start..vocabulary.min(start + TILE))
+pub(crate) fn tiles(device: &Device, vocabulary: usize) -> impl Iterator<Item = Range<usize>> + use<> {
+    let rows = tile_rows(device);
+    (0..vocabulary).step_by(rows).map(move |start| start..vocabulary.min(start + rows))
 }
 
 /// A head that is passed tile by tile.
@@ -58,7 +67,7 @@ fn log_sum_exps(
     for window in hidden {
         running.push(vec![RunningScore::default(); window.dim(0).map_err(WeightsError::from)?]);
     }
-    for rows in tiles(decoder.vocabulary) {
+    for rows in tiles(forward.device(), decoder.vocabulary) {
         let parameters = pool.install(|| tile(rows.clone()))?;
         let step = |(running, hidden): (&mut Vec<RunningScore>, &Tensor)| -> mlx_quant_engine::Result<()> {
             let logits = tempered(forward.logits(&parameters, hidden)?, factor)?;
@@ -117,8 +126,8 @@ pub(crate) fn sampled(
             squares: Vec::new(),
         })
         .collect();
-    rows_sum.resize_with(tiles(vocabulary).count(), InOrder::default);
-    for rows in tiles(vocabulary) {
+    rows_sum.resize_with(tiles(forward.device(), vocabulary).count(), InOrder::default);
+    for rows in tiles(forward.device(), vocabulary) {
         let parameters = pool.install(|| tile(rows.clone()))?;
         let last = rows.end == vocabulary;
         let step = |window: &mut Window<'_>| -> mlx_quant_engine::Result<()> {
@@ -132,7 +141,7 @@ pub(crate) fn sampled(
             add(&mut window.gradient, store.get(&input))
         };
         each(forward.device(), pool, &mut windows, step).map_err(WeightsError::from)?;
-        let sum = &mut rows_sum[rows.start / TILE];
+        let sum = &mut rows_sum[rows.start / tile_rows(forward.device())];
         for (at, window) in windows.iter().enumerate() {
             let squares = window.squares.iter().map(|square| square * multiplier.powi(2)).collect();
             sum.add(first + at, squares);
@@ -231,7 +240,7 @@ pub(crate) fn divergence(
         weigh_rest(pass, &plain, &mut pupils, tops, factor)?;
     }
     let mut head_gradients: Option<[Vec<f32>; 2]> = None;
-    for rows in tiles(vocabulary) {
+    for rows in tiles(forward.device(), vocabulary) {
         let (parameters, variables) = pool.install(|| head(rows.clone()))?;
         let theirs = match teacher {
             Teacher::Whole { tile, .. } => Some(pool.install(|| tile(rows.clone()))?),
@@ -339,7 +348,7 @@ fn weigh_rest(
     let HeadPass { forward, decoder, pool } = pass;
     let vocabulary = decoder.vocabulary;
     let mut known: Vec<Vec<f64>> = pupils.iter().map(|pupil| vec![0.0; pupil.lse.len()]).collect();
-    for rows in tiles(vocabulary) {
+    for rows in tiles(forward.device(), vocabulary) {
         let parameters = pool.install(|| tile(rows.clone()))?;
         let step = |((pupil, top), known): ((&Pupil<'_>, &Top), &mut Vec<f64>)| {
             let logits = forward.logits(&parameters, pupil.hidden)?;

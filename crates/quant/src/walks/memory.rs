@@ -3,7 +3,7 @@
 use mlx_quant_model::decoder::{Block, Layer, Linear};
 
 use super::Walk;
-use super::head::TILE;
+use super::head::tile_rows;
 
 /// Experts that a token goes to; 1 where there are none.
 fn routed(block: &Block) -> usize {
@@ -33,7 +33,8 @@ pub(crate) fn graph_bytes(walk: &Walk<'_>, tokens: u64) -> u64 {
 
 /// Bytes of a tile of logits with what is made of it.
 pub(crate) fn tile_bytes(walk: &Walk<'_>, tokens: u64) -> u64 {
-    tokens * TILE as u64 * 4 * 4 + (TILE * walk.decoder.hidden_size * 4 * 3) as u64
+    let rows = tile_rows(&walk.device);
+    tokens * rows as u64 * 4 * 4 + (rows * walk.decoder.hidden_size * 4 * 3) as u64
 }
 
 /// Bytes in float32 of the largest matrix of any block.

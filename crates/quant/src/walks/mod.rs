@@ -24,7 +24,9 @@ use mlx_quant_model::{Decoder, Forward, Parameters, State, Tables, Weights, Weig
 
 pub(crate) use self::backward::{Passed, Start, Visit, backward};
 pub(crate) use self::forward::{Passing, Trail, finish, forward as forward_walk};
-pub(crate) use self::head::{Divergence, HeadPass, Sampled, TILE, Teacher, Top, divergence, sampled, sum_of};
+pub(crate) use self::head::{
+    Divergence, HeadPass, Sampled, Teacher, Top, divergence, sampled, sum_of, tile_rows, tiles,
+};
 pub(crate) use self::memory::{a_token, attention, graph_bytes, largest_weight, tile_bytes};
 pub(crate) use self::spread::{each, in_turn};
 pub(crate) use self::wave::Wave;

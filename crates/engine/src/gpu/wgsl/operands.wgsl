@@ -33,8 +33,13 @@ struct Parameters {
 @group(0) @binding(2) var<storage, read> biases: array<f32>;
 var<immediate> p: Parameters;
 
-// Four neighbours in a line of `length`, zeros beyond it and in lines that are not there.
+// Four neighbours in a line of `length`, zeros beyond it and in lines that are not there. With WHOLE nothing lies beyond.
+// Without BRANCH something is always read: behind a branch drivers wait for each read where it stands.
 fn four_of_a(start: u32, line: u32, lines: u32, at: u32, length: u32) -> vec4<f32> {
+#if WHOLE
+    return a[(start + line * p.a_line + at) / 4u];
+#else
+#if BRANCH
     if (line >= lines || at >= length) {
         return vec4<f32>();
     }
@@ -48,9 +53,31 @@ fn four_of_a(start: u32, line: u32, lines: u32, at: u32, length: u32) -> vec4<f3
     if (at + 3u < length) { four.w = a[place + 3u]; }
     return four;
 #end
+#else
+    let line_at = start + min(line, lines - 1u) * p.a_line;
+#if VEC
+    let four = a[(line_at + min(at, length - 4u)) / 4u];
+    return select(vec4<f32>(), four, line < lines && at < length);
+#else
+    let last = length - 1u;
+    let four = vec4<f32>(
+        a[line_at + min(at, last)],
+        a[line_at + min(at + 1u, last)],
+        a[line_at + min(at + 2u, last)],
+        a[line_at + min(at + 3u, last)],
+    );
+    let there = vec4<u32>(at, at + 1u, at + 2u, at + 3u) < vec4<u32>(length);
+    return select(vec4<f32>(), four, there & vec4<bool>(line < lines));
+#end
+#end
+#end
 }
 
 fn four_of_b(start: u32, line: u32, lines: u32, at: u32, length: u32) -> vec4<f32> {
+#if WHOLE
+    return b[(start + line * p.b_line + at) / 4u];
+#else
+#if BRANCH
     if (line >= lines || at >= length) {
         return vec4<f32>();
     }
@@ -63,6 +90,24 @@ fn four_of_b(start: u32, line: u32, lines: u32, at: u32, length: u32) -> vec4<f3
     if (at + 2u < length) { four.z = b[place + 2u]; }
     if (at + 3u < length) { four.w = b[place + 3u]; }
     return four;
+#end
+#else
+    let line_at = start + min(line, lines - 1u) * p.b_line;
+#if VEC
+    let four = b[(line_at + min(at, length - 4u)) / 4u];
+    return select(vec4<f32>(), four, line < lines && at < length);
+#else
+    let last = length - 1u;
+    let four = vec4<f32>(
+        b[line_at + min(at, last)],
+        b[line_at + min(at + 1u, last)],
+        b[line_at + min(at + 2u, last)],
+        b[line_at + min(at + 3u, last)],
+    );
+    let there = vec4<u32>(at, at + 1u, at + 2u, at + 3u) < vec4<u32>(length);
+    return select(vec4<f32>(), four, there & vec4<bool>(line < lines));
+#end
+#end
 #end
 }
 
