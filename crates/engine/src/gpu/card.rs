@@ -6,9 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::adapter::{Adapter, AdapterChoice, AdapterKind, choose};
 use super::kernel::Kernel;
-use super::pool::Pool;
+use super::pool::{Pool, Staging};
 use super::profile::{self, Profile};
-use super::staging::Staging;
 use super::stream::Stream;
 use super::tiles::Tiles;
 use crate::engine::{MemoryUse, Spent};

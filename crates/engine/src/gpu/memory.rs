@@ -7,8 +7,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::card::{Card, locked};
-use super::pool::class;
-use super::staging::STAGED;
+use super::pool::{STAGED, class};
 use crate::elementary::{Buffer, Opaque};
 use crate::error::{Result, bail};
 

@@ -130,7 +130,7 @@ impl Engine for Gpu {
 
     /// Few enough for the graph of a block to have room, enough rows for products to run at their rate.
     fn batch(&self) -> usize {
-        4
+        8
     }
 
     fn memory(&self) -> Option<MemoryUse> {

@@ -1,9 +1,12 @@
 //! Buffers that nobody holds, for whoever needs one next.
 
 use std::collections::BTreeMap;
+use std::sync::mpsc;
 
 /// Bytes of the smallest buffer.
 const SMALLEST: u64 = 256;
+/// Bytes of a buffer through which numbers go to the card and come back.
+pub(super) const STAGED: u64 = 32 << 20;
 
 /// Buffers that nobody holds, by size.
 #[derive(Debug, Default)]
@@ -38,6 +41,30 @@ pub(super) fn class(bytes: u64, largest: u64) -> u64 {
     let bytes = bytes.max(SMALLEST);
     let step = (bytes.next_power_of_two() / 16).max(SMALLEST);
     bytes.next_multiple_of(step).min(largest.max(bytes))
+}
+
+/// Buffers that numbers go through.
+#[derive(Debug)]
+pub(super) struct Staging {
+    /// Mapped buffers for numbers on their way to the card.
+    pub(super) ready: (mpsc::Sender<wgpu::Buffer>, mpsc::Receiver<wgpu::Buffer>),
+    /// Such buffers, wherever they are.
+    pub(super) made: usize,
+    /// Unmapped buffers for numbers that come back.
+    pub(super) back: Vec<wgpu::Buffer>,
+}
+
+impl Default for Staging {
+    fn default() -> Self {
+        Self { ready: mpsc::channel(), made: 0, back: Vec::new() }
+    }
+}
+
+impl Staging {
+    /// What tells that a buffer that brought numbers is mapped again.
+    pub(super) fn returned(&self) -> mpsc::Sender<wgpu::Buffer> {
+        self.ready.0.clone()
+    }
 }
 
 #[cfg(test)]

@@ -126,8 +126,8 @@ impl Profile {
                 entry.0 += seconds;
                 entry.1 += 1;
             };
-            if let Some(last) = last {
-                add("the card waits".to_owned(), seconds(last, stamps[0]));
+            if let (Some(last), Some((operation, command))) = (last, times.commands.first()) {
+                add(format!("the card waits for {operation}: {command}"), seconds(last, stamps[0]));
             }
             for ((operation, command), pair) in times.commands.iter().zip(stamps.windows(2)) {
                 add(format!("{operation}: {command}"), seconds(pair[0], pair[1]));

@@ -8,32 +8,15 @@ use std::time::Duration;
 
 use super::card::{Card, locked};
 use super::memory::{Memory, gigabytes};
+use super::pool::STAGED;
 use crate::error::{Result, bail};
 
-/// Bytes of a buffer.
-pub(super) const STAGED: u64 = 32 << 20;
 /// Buffers that bring numbers, and buffers that numbers come back in, at most.
 const MOST: usize = 8;
 /// Fewer bytes go through a buffer of their own size, which is given back at once.
 const FEW: u64 = 1 << 18;
 /// How long the word that memory may be used waits, at most, after the work is done.
 const PATIENCE: Duration = Duration::from_secs(30);
-
-/// Buffers that numbers go through.
-#[derive(Debug)]
-pub(super) struct Staging {
-    /// Mapped buffers for numbers on their way to the card.
-    ready: (mpsc::Sender<wgpu::Buffer>, mpsc::Receiver<wgpu::Buffer>),
-    made: usize,
-    /// Unmapped buffers for numbers that come back.
-    back: Vec<wgpu::Buffer>,
-}
-
-impl Default for Staging {
-    fn default() -> Self {
-        Self { ready: mpsc::channel(), made: 0, back: Vec::new() }
-    }
-}
 
 /// Bytes that one thread copies; what lies on a card takes more than one thread brings.
 const COPIED: usize = 2 << 20;
@@ -49,13 +32,6 @@ fn copied(to: wgpu::WriteOnly<'_, [u8]>, from: &[u8]) {
             scope.spawn(move |_| wgpu::WriteOnly::<[u8]>::from(piece).copy_from_slice(from));
         }
     });
-}
-
-impl Staging {
-    /// What tells that a buffer that brought numbers is mapped again.
-    pub(super) fn returned(&self) -> mpsc::Sender<wgpu::Buffer> {
-        self.ready.0.clone()
-    }
 }
 
 impl Card {

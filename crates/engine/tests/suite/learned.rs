@@ -46,7 +46,7 @@ fn packed_linear_has_the_gradients_of_its_formula() {
         let bias = tensor(&[rows], 8);
         let all = codes(&plain(), rows, columns, group);
         agree("the formula", &inputs, &|device, x| {
-            let weight = weight(&all.codes, all.middle, group, &x[1], &x[2])?;
+            let weight = weight(all.codes.host()?, all.middle, group, &x[1], &x[2])?;
             device.linear(&x[0], &weight, Some(&on(device, &bias)))
         });
         for device in engines().into_iter().chain([plain()]) {
@@ -55,7 +55,7 @@ fn packed_linear_has_the_gradients_of_its_formula() {
             let bias = on(&device, &bias);
             let seed = on(&device, &tensor(&[2, 7, rows], 7));
             let packed = device.packed_linear(&x[0], &own, &x[1], &x[2], Some(&bias)).unwrap();
-            let formula = weight(&own.codes, own.middle, group, &x[1], &x[2]).unwrap();
+            let formula = weight(own.codes.host().unwrap(), own.middle, group, &x[1], &x[2]).unwrap();
             let formula = device.linear(&x[0], &formula, Some(&bias)).unwrap();
             assert!(distance(&packed, &formula) < 2e-5);
             let [packed, formula] = [packed, formula].map(|y| y.gradients(&seed).unwrap());

@@ -3,6 +3,7 @@
 
 use mlx_format::{FloatType, Scheme};
 use mlx_quant_model::WeightsError;
+use rayon::prelude::*;
 
 use super::{Cost, Layer};
 use crate::Error;
@@ -80,7 +81,8 @@ fn costs(walk: &Walk<'_>, layer: &Layer, float: FloatType) -> Result<Vec<Cost>, 
             kl: f64::from(super::layer::short(kl)),
         })
     };
-    Ok(all(columns).map(cost).collect::<Result<_, _>>()?)
+    // A sample has too few rows for all threads.
+    Ok(all(columns).collect::<Vec<_>>().into_par_iter().map(cost).collect::<Result<_, _>>()?)
 }
 
 impl Sample {

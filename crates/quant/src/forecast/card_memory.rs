@@ -266,10 +266,11 @@ impl OnCard<'_, '_> {
                 let pairs = if site.expert.is_some() { routed } else { 0 };
                 let state = self.walk.state_elements() as u64 + self.hidden() + own + pairs.max(latent);
                 let square = buffer(size * size * 4);
-                let parts = site.readers.iter().map(|reader| self.elements(&reader.path).min(ROUNDED));
-                let rounded: u64 = parts.map(|elements| buffer(elements * 4)).sum();
+                // Readers of a site are rounded together, from a copy.
+                let rounded = buffer(readers.min(ROUNDED) * 4);
+                let together = if site.readers.len() > 1 { buffer(readers * 4) } else { 0 };
                 // Weights are scaled and scaled back where factors are folded.
-                let rounding = rounding(rounded, sweeps) + 2 * folds * rounded;
+                let rounding = rounding(rounded, sweeps) + together + 2 * folds * rounded;
                 let factored = if gptq { FACTORED + folds } else { 1 + folds };
                 let factoring = if gptq { FACTORING + folds } else { 2 + folds };
                 let gathering = self.within(within);
@@ -280,9 +281,11 @@ impl OnCard<'_, '_> {
                 ];
                 for (hessians, scratch) in moments {
                     let passed = if within < windows { bytes } else { readers * 4 };
+                    // Codes and grids of this block, and of the last one, which is being written.
+                    let codes = 3 * bytes / 4;
                     let sum = CardMemory {
                         part: "calibrating",
-                        weights: bytes + next + passed,
+                        weights: bytes + next + passed + codes,
                         activations: within * self.tokens * 4 * state,
                         hessians,
                         scratch,
@@ -359,6 +362,14 @@ impl OnCard<'_, '_> {
         forwards.summed().max(backwards.summed())
     }
 
+    /// Codes of dwq's student, where all of them stay on the card.
+    fn held(&self, model: &Model) -> u64 {
+        let memory = model.device.capacity().and_then(|capacity| capacity.memory).unwrap_or(0);
+        let blocks: u64 = self.walk.block_bytes().iter().sum();
+        let codes = blocks / 4 + 2 * self.elements(self.walk.head_path());
+        if codes <= memory / 4 { codes } else { 0 }
+    }
+
     /// What dwq's student has on the card besides a block's weights: codes, gradients of the largest weight.
     fn trained(&self) -> u64 {
         self.largest_block() / 4 + largest_weight(self.walk)
@@ -431,7 +442,9 @@ pub(super) fn card_memory(
         let own = OnCard { walk: &walk, tokens: training.sequence_length as u64 };
         let wave = (settings.dwq.batch_size as u64).max(threads as u64);
         let step = (settings.dwq.batch_size as u64).min(training.picked.len() as u64);
-        most = most.max(own.backward(step, own.trained(), 4, "dwq"));
+        let mut steps = own.backward(step, own.trained(), 4, "dwq");
+        steps.peak += own.held(model);
+        most = most.max(steps);
         let all = (training.picked.len() + held_out.picked.len()) as u64;
         most = most.max(own.forward(wave.min(all), 0, false, "dwq"));
     }
