@@ -7,10 +7,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::adapter::{Adapter, AdapterChoice, AdapterKind, choose};
 use super::kernel::Kernel;
 use super::pool::{Pool, Staging};
-use super::profile::{self, Profile};
+use super::profile;
 use super::stream::Stream;
 use super::tiles::Tiles;
-use crate::engine::{MemoryUse, Spent};
+use crate::engine::MemoryUse;
 use crate::error::{Error, Result, bail};
 
 /// Threads of the workgroups of most kernels.
@@ -131,24 +131,6 @@ impl Card {
                 fault.trim()
             ),
         }
-    }
-
-    /// Notes from now on what time is spent on; whether the adapter can.
-    pub(super) fn note_times(&self) -> bool {
-        let able = self.device.features().contains(profile::FEATURES);
-        if able {
-            self.submit();
-            locked(&self.stream).profile = Some(Profile::default());
-        }
-        able
-    }
-
-    /// What time was spent on.
-    pub(super) fn profile(&self) -> Result<Vec<Spent>> {
-        self.finish()?;
-        let period = self.queue.get_timestamp_period();
-        let mut stream = locked(&self.stream);
-        Ok(stream.profile.as_mut().map(|profile| profile.spent(&self.device, period)).unwrap_or_default())
     }
 
     /// Counts bytes that were taken, or given back.

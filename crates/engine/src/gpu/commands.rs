@@ -3,6 +3,8 @@
 use std::time::Instant;
 
 use super::card::{Card, locked};
+use super::profile::{self, Profile};
+use crate::engine::Spent;
 use crate::error::{Result, bail};
 
 impl Card {
@@ -91,6 +93,24 @@ impl Card {
         stream.between();
         stream.encoder(&self.device).clear_buffer(buffer, first, size);
         stream.note("clear");
+    }
+
+    /// Notes from now on what time is spent on; whether the adapter can.
+    pub(super) fn note_times(&self) -> bool {
+        let able = self.device.features().contains(profile::FEATURES);
+        if able {
+            self.submit();
+            locked(&self.stream).profile = Some(Profile::default());
+        }
+        able
+    }
+
+    /// What time was spent on.
+    pub(super) fn profile(&self) -> Result<Vec<Spent>> {
+        self.finish()?;
+        let period = self.queue.get_timestamp_period();
+        let mut stream = locked(&self.stream);
+        Ok(stream.profile.as_mut().map(|profile| profile.spent(&self.device, period)).unwrap_or_default())
     }
 
     /// Submits what was recorded.
