@@ -18,10 +18,14 @@ FIXTURES = Path(__file__).resolve().parent.parent / "crates/quant/tests/fixtures
 
 
 def decoded(module):
-    wide = lambda name: module[name].astype(mx.float32) if module.get(name) is not None else None
-    scales = wide("scales") if module.mode == "affine" else module["scales"]
-    value = mx.dequantize(module["weight"], scales, wide("biases"), module.group_size, module.bits, mode=module.mode, dtype=mx.float32)
-    return np.array(value)
+    """What is stored, rounded to float32 once."""
+    shape = (module.group_size, module.bits)
+    if module.mode != "affine":
+        return np.array(mx.dequantize(module["weight"], module["scales"], None, *shape, mode=module.mode, dtype=mx.float32))
+    wide = lambda name: np.array(module[name].astype(mx.float32)).astype(np.float64).repeat(module.group_size, -1)
+    ones = mx.ones(module["scales"].shape)
+    codes = np.array(mx.dequantize(module["weight"], ones, ones * 0, *shape)).astype(np.float64)
+    return (codes * wide("scales") + wide("biases")).astype(np.float32)
 
 
 def check(form, binary, target):

@@ -44,9 +44,16 @@ pub enum SourceError {
     )]
     Fp8 { tensor: String, scale: String, shape: Vec<usize>, block: [usize; 2] },
     #[error(
-        "tensor {tensor} ({dtype}, shape {shape:?}) in {file}: {reason}; hint: quantization_config and the tensors do not belong together, download config.json and weights again"
+        "tensor {tensor} ({dtype}, shape {shape:?}) in {file}, packed by {method}: {reason}; hint: quantization_config and the tensors do not belong together, download config.json and weights again"
     )]
-    PackedForm { tensor: String, dtype: Dtype, shape: Vec<usize>, file: String, reason: String },
+    PackedForm {
+        tensor: String,
+        dtype: Dtype,
+        shape: Vec<usize>,
+        file: String,
+        method: &'static str,
+        reason: String,
+    },
     #[error(
         "layer {path}: {words} words and {groups} groups a row fit no quantization in config.json, or more than one; hint: the source's config.json is damaged"
     )]

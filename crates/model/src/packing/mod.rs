@@ -125,7 +125,7 @@ impl Packing {
     pub(crate) fn find(&self, checkpoint: &Checkpoint) -> Result<Found, SourceError> {
         let mut found = Found::default();
         for (name, tensor) in checkpoint.tensors() {
-            let mut parts = Parts::new(checkpoint, name);
+            let mut parts = Parts::new(checkpoint, name, self.name());
             let made = match self {
                 Self::Fp8 { block } => fp8::matrix(&mut parts, Some(*block))?,
                 Self::CompressedTensors(groups) => compressed::matrix(&mut parts, groups)?,

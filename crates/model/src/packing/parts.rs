@@ -11,12 +11,13 @@ pub(super) struct Parts<'c> {
     checkpoint: &'c Checkpoint,
     /// Name of the codes.
     pub(super) name: &'c str,
+    method: &'static str,
     taken: Vec<String>,
 }
 
 impl<'c> Parts<'c> {
-    pub(super) fn new(checkpoint: &'c Checkpoint, name: &'c str) -> Self {
-        Self { checkpoint, name, taken: Vec::new() }
+    pub(super) fn new(checkpoint: &'c Checkpoint, name: &'c str, method: &'static str) -> Self {
+        Self { checkpoint, name, method, taken: Vec::new() }
     }
 
     /// The codes themselves.
@@ -44,6 +45,7 @@ impl<'c> Parts<'c> {
             dtype: codes.dtype,
             shape: codes.shape.clone(),
             file: self.checkpoint.file_of(codes),
+            method: self.method,
             reason,
         }
     }
