@@ -43,7 +43,9 @@ impl Codes {
             }
         }
         if matrix.element == Element::Signed {
-            out.iter_mut().for_each(|code| *code ^= 0x80);
+            for code in out {
+                *code ^= 0x80;
+            }
         }
     }
 

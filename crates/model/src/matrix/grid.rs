@@ -110,9 +110,9 @@ impl<'c> Grid<'c> {
             }
             ZeroOrder::Interleaved => {
                 let own = self.matrix.rows / 8;
-                (word(bytes, group * own + row / 8) >> (4 * interleaved(row)) & 15) as i32
+                (word(bytes, group * own + row / 8) >> (4 * interleaved(row)) & 15).cast_signed()
             }
-            ZeroOrder::Signed => middle + i32::from(bytes[row * groups + group] as i8),
+            ZeroOrder::Signed => middle + i32::from(bytes[row * groups + group].cast_signed()),
         }
     }
 

@@ -214,20 +214,15 @@ impl Matrix {
                     Element::E2m1 => fp::E2M1[usize::from(code & 15)] * scale,
                 }
             };
-            match &order {
-                Some(order) => {
-                    for ((value, code), group) in values.iter_mut().zip(codes).zip(order) {
-                        *value = of(*code, (*group).min(last));
-                    }
+            if let Some(order) = &order {
+                for ((value, code), group) in values.iter_mut().zip(codes).zip(order) {
+                    *value = of(*code, (*group).min(last));
                 }
-                None => {
-                    let size = self.scales.columns.max(1);
-                    for (group, (values, codes)) in
-                        values.chunks_mut(size).zip(codes.chunks(size)).enumerate()
-                    {
-                        for (value, code) in values.iter_mut().zip(codes) {
-                            *value = of(*code, group);
-                        }
+            } else {
+                let size = self.scales.columns.max(1);
+                for (group, (values, codes)) in values.chunks_mut(size).zip(codes.chunks(size)).enumerate() {
+                    for (value, code) in values.iter_mut().zip(codes) {
+                        *value = of(*code, group);
                     }
                 }
             }

@@ -216,7 +216,9 @@ fn ordered(
             }
             Err(parts.refuse(format!("{name} names groups beyond the {groups} that there are")))
         }
-        Some(found) if found.iter().enumerate().any(|(at, group)| *group != (at / size) as i64) => {
+        Some(found)
+            if found.iter().enumerate().any(|(at, group)| usize::try_from(*group) != Ok(at / size)) =>
+        {
             Ok((Some(name), None))
         }
         _ => Ok((None, None)),

@@ -112,7 +112,10 @@ impl Gptq {
                     );
                 }
                 Some(found)
-                    if found.iter().enumerate().any(|(at, group)| *group != (at / scales.columns) as i64) =>
+                    if found
+                        .iter()
+                        .enumerate()
+                        .any(|(at, group)| usize::try_from(*group) != Ok(at / scales.columns)) =>
                 {
                     index = Some(order);
                 }

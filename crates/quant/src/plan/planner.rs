@@ -222,7 +222,8 @@ impl Planner {
             && let Some((path, taken)) = path.and_then(|path| Some((path, self.packed.take(path)?)))
         {
             self.parameters += OuterModules::packed(&view.shape());
-            return self.take_over(path, taken);
+            self.take_over(path, taken);
+            return Ok(());
         }
         self.parameters += self.modules.plain(name, view.elements());
         // Parameters of a described model that are no layer's weight or bias are vectors.
@@ -253,7 +254,8 @@ impl Planner {
                 if self.settings.packed == PackedSource::Match
                     && let Some(taken) = self.packed.take_if(path, scheme)
                 {
-                    return self.take_over(path, taken);
+                    self.take_over(path, taken);
+                    return Ok(());
                 }
                 self.packed.rounded(path);
                 self.quantized += 1;
@@ -266,7 +268,7 @@ impl Planner {
 
     /// A layer that another quantizer has packed, in MLX's form: scales and biases in the dtype that holds them exactly, or in the
     /// one that is asked for.
-    fn take_over(&mut self, path: &str, taken: Taken) -> Result<(), PlanError> {
+    fn take_over(&mut self, path: &str, taken: Taken) {
         let Taken { scheme, weight, scales, biases } = taken;
         self.quantized += 1;
         if self.packed.shared.is_some_and(|shared| shared != scheme) {
@@ -282,7 +284,6 @@ impl Planner {
             }
             self.push_copy(&format!("{path}.{leaf}"), view, asked);
         }
-        Ok(())
     }
 
     /// mlx-lm's order: divisibility by the shared group size, then recipe or else the model's own protection
