@@ -231,6 +231,10 @@ fn methods_see_the_decoded_form() {
         let decode = Settings { dequantize: true, dtype: Some(FloatType::F32), ..Settings::default() };
         convert_to(&model, decode, &plain).unwrap();
         assert_eq!(config_of(&plain)["quantization_config"], Value::Null);
+        let source = std::fs::metadata(form(name).join("model.safetensors")).unwrap().len();
+        let asked = Settings { quantize: Some(Scheme::affine(3, 32).unwrap()), ..Settings::default() };
+        let plan = Plan::new(&model.checkpoint, &model.config, asked).unwrap();
+        assert!(plan.input_bytes() <= source && plan.input_bytes() > source / 2, "{name}");
         let plain = open_path(&plain).unwrap();
         assert_decodes(&plain, &form(name));
         let out = |model: &Model, recipe: &str, target: &str| {

@@ -97,11 +97,17 @@ fn packed(parts: &mut Parts<'_>, path: &str, groups: &[Group]) -> Result<Matrix,
     let [rows, words] = tensor.shape[..] else {
         return Err(parts.refuse("a matrix has two axes".to_owned()));
     };
-    let shape = format!("{path}.weight_shape");
-    let shape = parts.take(&shape).and_then(|shape| parts.integers(shape));
     let scale = format!("{path}.weight_scale");
     let held = parts.need(&scale)?;
     let count = held.shape.get(1).copied().unwrap_or(1);
+    // Where groups and words agree to the last bit, nothing is left to say: thousands of experts are not asked.
+    let clear = groups.first().is_some_and(|group| {
+        let columns = group.group_size.and_then(|size| size.checked_mul(count));
+        let bits = columns.and_then(|columns| columns.checked_mul(group.bits as usize));
+        groups.len() == 1 && bits.is_some() && bits == words.checked_mul(32)
+    });
+    let shape = format!("{path}.weight_shape");
+    let shape = parts.take(&shape).filter(|_| !clear).and_then(|shape| parts.integers(shape));
     let said = shape.as_ref().map(|shape| match shape[..] {
         [high, wide] if usize::try_from(high) == Ok(rows) => usize::try_from(wide).unwrap_or(0),
         _ => 0,
@@ -112,7 +118,7 @@ fn packed(parts: &mut Parts<'_>, path: &str, groups: &[Group]) -> Result<Matrix,
     let fitting = groups.iter().find_map(|group| {
         let columns = said.or_else(|| group.group_size.and_then(|size| size.checked_mul(count)));
         let columns = columns.or_else(|| Some(words.checked_mul(32)? / group.bits as usize))?;
-        let grouped = group.group_size.is_none_or(|size| columns.div_ceil(size) == count || count == 1);
+        let grouped = group.group_size.is_none_or(|size| columns.div_ceil(size) == count);
         let stream = [false, true].into_iter().map(|padded| Stream { bits: group.bits, padded });
         let stream = stream.into_iter().find(|stream| stream.words(columns) == Some(words))?;
         (grouped && columns > 0).then_some((columns, stream, group.group_size))

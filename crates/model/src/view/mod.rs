@@ -235,6 +235,13 @@ impl View {
         })
     }
 
+    /// Bytes of all rows as the source stores them; of what it has packed those of the codes.
+    pub fn stored_bytes(&self) -> u64 {
+        let bits = self.pieces[0].packed.as_ref().filter(|packed| matches!(packed.part, Part::Values(_)));
+        let bits = bits.map_or(self.dtype.bitsize(), |packed| packed.matrix.codes.bits as usize);
+        (self.elements() as u64).saturating_mul(bits as u64) / 8
+    }
+
     /// Bytes of the source's pages that reading some rows touches, for one tensor whose rows lie all over it; else 0.
     pub fn spread_bytes(&self) -> usize {
         let spread = |piece: &Piece| {
