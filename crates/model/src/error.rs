@@ -12,7 +12,7 @@ pub enum SourceError {
     #[error(transparent)]
     Config(#[from] ConfigError),
     #[error(
-        "the source is quantized by {method:?}, which cannot be converted; hint: get the original bfloat16 or float16 version of this model"
+        "the source is quantized by {method:?}, in a form that is not read here; hint: get the original bfloat16 or float16 version of this model"
     )]
     Foreign { method: String },
     #[error(
@@ -43,6 +43,17 @@ pub enum SourceError {
         "fp8 tensor {tensor} (shape {shape:?}) has no {scale} for blocks of {block:?}; hint: get the bfloat16 version of this model"
     )]
     Fp8 { tensor: String, scale: String, shape: Vec<usize>, block: [usize; 2] },
+    #[error(
+        "tensor {tensor} ({dtype}, shape {shape:?}) in {file}, packed by {method}: {reason}; hint: quantization_config and the tensors do not belong together, download config.json and weights again"
+    )]
+    PackedForm {
+        tensor: String,
+        dtype: Dtype,
+        shape: Vec<usize>,
+        file: String,
+        method: &'static str,
+        reason: String,
+    },
     #[error(
         "layer {path}: {words} words and {groups} groups a row fit no quantization in config.json, or more than one; hint: the source's config.json is damaged"
     )]

@@ -7,6 +7,7 @@ use mlx_format::{Dtype, Mode, Scheme};
 use serde_json::{Map, Value};
 
 use crate::fit::is_packed_weight;
+use crate::packing::Packing;
 use crate::{SourceError, View};
 
 /// Quantization found in config.json.
@@ -16,13 +17,10 @@ pub enum Existing {
     None,
     /// An MLX model: its `quantization` object.
     Mlx(Map<String, Value>),
-    /// Parts packed as mxfp4 or mxfp8 by the hub (gpt-oss), which MLX takes as they are.
+    /// Parts packed as mxfp4 by the hub (gpt-oss), which MLX takes as they are.
     HubMx(Map<String, Value>),
-    /// fp8 weights with block scales, decoded to bfloat16 before anything else.
-    Fp8 {
-        /// Rows and columns of a block.
-        block: [usize; 2],
-    },
+    /// Packed by another quantizer: decoded, or taken over where MLX has codes for the same numbers.
+    Packed(Packing),
 }
 
 fn object(mode: Mode) -> Map<String, Value> {
@@ -50,9 +48,13 @@ impl Existing {
     pub fn of(config: &Config, checkpoint: &Checkpoint) -> Result<(Self, Option<String>), SourceError> {
         if checkpoint.is_headers_only() || holds_packed(checkpoint) {
             return match Self::of_config(config)? {
-                Self::None => match tool(checkpoint) {
-                    Some(method) if !checkpoint.is_headers_only() => Err(SourceError::Foreign { method }),
-                    _ => Ok((Self::None, None)),
+                Self::None if checkpoint.is_headers_only() => Ok((Self::None, None)),
+                Self::None => match settings_beside(checkpoint)? {
+                    Some(packing) => Ok((Self::Packed(packing), None)),
+                    None => match tool(checkpoint) {
+                        Some(method) => Err(SourceError::Foreign { method }),
+                        None => Ok((Self::None, None)),
+                    },
                 },
                 existing => Ok((existing, None)),
             };
@@ -83,19 +85,14 @@ impl Existing {
             return Ok(Self::None);
         }
         let method = map.get("quant_method").and_then(Value::as_str);
-        let block = || {
-            let sizes = map.get("weight_block_size")?.as_array()?;
-            let size =
-                |index: usize| Some(usize::try_from(sizes.get(index)?.as_u64()?).ok()?.clamp(1, 1 << 20));
-            Some([size(0)?, size(1)?])
-        };
         match method {
             // mlx-lm's own copy of `quantization`, from a config that lost the first.
             None if map.contains_key("group_size") && map.contains_key("bits") => Ok(Self::Mlx(map.clone())),
             Some("mxfp4") => Ok(Self::HubMx(object(Mode::Mxfp4))),
-            Some("mxfp8") => Ok(Self::HubMx(object(Mode::Mxfp8))),
-            Some("fp8") => Ok(Self::Fp8 { block: block().unwrap_or([128, 128]) }),
-            _ => Err(SourceError::Foreign { method: method.unwrap_or("unknown").to_owned() }),
+            _ => match Packing::of(map)? {
+                Some(packing) => Ok(Self::Packed(packing)),
+                None => Err(SourceError::Foreign { method: method.unwrap_or("unknown").to_owned() }),
+            },
         }
     }
 
@@ -145,7 +142,7 @@ impl Existing {
     pub fn packed(&self) -> Option<&Map<String, Value>> {
         match self {
             Self::Mlx(map) | Self::HubMx(map) => Some(map),
-            Self::None | Self::Fp8 { .. } => None,
+            Self::None | Self::Packed(_) => None,
         }
     }
 
@@ -204,6 +201,24 @@ fn holds_packed(checkpoint: &Checkpoint) -> bool {
     checkpoint.tensors().iter().any(|(name, tensor)| {
         name.ends_with(".scales") || is_packed_weight(name, tensor.dtype, tensor.shape.len())
     })
+}
+
+/// The packing that a file beside the weights describes, where config.json is silent.
+fn settings_beside(checkpoint: &Checkpoint) -> Result<Option<Packing>, SourceError> {
+    for (file, method, inner) in [
+        ("hf_quant_config.json", "modelopt", "quantization"),
+        ("quantize_config.json", "gptq", ""),
+        ("quant_config.json", "awq", ""),
+    ] {
+        let Some(bytes) = checkpoint.directory().read(file).ok().flatten() else { continue };
+        let Ok(Config(mut map)) = Config::parse(&bytes) else { continue };
+        if let Some(Value::Object(settings)) = map.get_mut(inner) {
+            map = std::mem::take(settings);
+        }
+        map.entry("quant_method").or_insert_with(|| method.into());
+        return Packing::of(&map);
+    }
+    Ok(None)
 }
 
 /// The tool that quantized a checkpoint, by the file that it leaves beside the weights, with what it says of the method.

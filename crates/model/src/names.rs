@@ -1,16 +1,19 @@
 //! Source names to output tensors, by the rules of an architecture.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
-use mlx_format::checkpoint::{Checkpoint, Config, ConfigError, LeftAside};
-use mlx_format::{Dtype, Scheme};
+use mlx_format::checkpoint::{Checkpoint, Config, ConfigError, LeftAside, Tensor};
+use mlx_format::{Dtype, FloatType, Scheme};
 
 use crate::arch::{self, Architecture, Language, Rule};
 use crate::asked;
 use crate::decoder::{Decoder, ExpectedTensor};
 use crate::fit::{self, Fault, Held, Misfits};
+use crate::matrix::{Matrix, Part};
+use crate::packing::Found;
 use crate::tied::{Tied, untied};
-use crate::view::View;
+use crate::view::{Step, View};
 use crate::{Existing, SourceError};
 
 /// Orders names as people do: numbers by value, so that layer 2 comes before layer 10.
@@ -37,6 +40,19 @@ enum Parts {
     Stacked(BTreeMap<usize, View>),
 }
 
+/// A packed layer as MLX stores it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Taken {
+    /// Mode, bits, group size.
+    pub scheme: Scheme,
+    /// uint32 codes, `[.., out, words]`.
+    pub weight: View,
+    /// `[.., out, groups]`, in the smallest dtype that holds them and the biases exactly.
+    pub scales: View,
+    /// As the scales; affine only.
+    pub biases: Option<View>,
+}
+
 /// A checkpoint by MLX's names.
 #[derive(Clone, Debug)]
 pub struct Named {
@@ -44,8 +60,13 @@ pub struct Named {
     pub architecture: Architecture,
     /// How the checkpoint is quantized, entries under MLX's paths.
     pub existing: Existing,
-    /// All tensors in natural order.
+    /// All tensors in natural order; what another quantizer has packed is decoded.
     pub tensors: Vec<(String, View)>,
+    /// Layers that another quantizer has packed in a way that MLX has codes for, by path: in MLX's own packing, the same numbers
+    /// exactly; or what MLX lacks for them.
+    pub packed: BTreeMap<String, Result<Taken, String>>,
+    /// The dtype that decoded weights have in a file where nothing asks for another, by name.
+    pub usual: BTreeMap<String, FloatType>,
     /// Source names of tensors that MLX does not load.
     pub dropped: Vec<String>,
     /// The decoder as config.json describes it, whatever the tensors are; none if the type or its form is not described.
@@ -78,10 +99,20 @@ impl Named {
             config
         };
         let language = Language::of(config);
-        let architecture = language.architecture(checkpoint.tensors())?;
-        let block = if let Existing::Fp8 { block } = existing { Some(block) } else { None };
         check_shards(checkpoint)?;
-        let (tensors, dropped) = apply(&architecture, checkpoint, block)?;
+        let found = match &existing {
+            Existing::Packed(packing) => packing.find(checkpoint)?,
+            _ => Found::default(),
+        };
+        let own;
+        let sources = if found.matrices.is_empty() {
+            checkpoint.tensors()
+        } else {
+            own = decoded_tensors(checkpoint, &found);
+            &own
+        };
+        let architecture = language.architecture(sources)?;
+        let Applied { tensors, packed, usual, dropped } = apply(&architecture, checkpoint, sources, &found)?;
         check_layers(&architecture, tensors.iter().map(|(name, _)| name.as_str()))?;
         let existing = existing.renamed(&tensors)?;
         let names: BTreeSet<&str> = tensors.iter().map(|(name, _)| name.as_str()).collect();
@@ -117,6 +148,8 @@ impl Named {
             architecture,
             existing,
             tensors,
+            packed,
+            usual,
             dropped,
             decoder,
             undescribed,
@@ -200,51 +233,126 @@ impl Named {
     }
 }
 
-/// Ends of names of what fp8 checkpoints hold beside the weights.
-const FP8_SCALES: [&str; 3] = ["_scale_inv", "activation_scale", ".input_scale"];
+/// What the rules make of a checkpoint.
+struct Applied {
+    tensors: Vec<(String, View)>,
+    packed: BTreeMap<String, Result<Taken, String>>,
+    usual: BTreeMap<String, FloatType>,
+    dropped: Vec<String>,
+}
 
-/// Tensors and dropped names.
-type Names = (Vec<(String, View)>, Vec<String>);
+/// Tensors by name as the rules see them: a packed matrix is one tensor of float32.
+fn decoded_tensors(checkpoint: &Checkpoint, found: &Found) -> BTreeMap<String, Tensor> {
+    let plain = checkpoint.tensors().iter().filter(|(name, _)| !found.consumed.contains(*name));
+    let plain = plain.map(|(name, tensor)| (name.clone(), tensor.clone()));
+    let decoded = found.matrices.iter().filter_map(|(name, matrix)| {
+        let mut tensor = checkpoint.tensor(&matrix.codes.tensor)?.clone();
+        tensor.dtype = Dtype::F32;
+        tensor.shape = vec![matrix.rows, matrix.columns];
+        Some((name.clone(), tensor))
+    });
+    plain.chain(decoded).collect()
+}
 
-/// Applies `architecture` to every tensor of the checkpoint. `fp8_block` turns fp8 weights with
-/// `weight_scale_inv` beside them into bfloat16.
+/// The three tensors of MLX's packing.
+const LEAVES: [&str; 3] = [".weight", ".scales", ".biases"];
+
+/// Layers in MLX's packing while their parts come together, and why some cannot be.
+#[derive(Default)]
+struct Packings {
+    parts: BTreeMap<NaturalName, (String, Parts)>,
+    layers: BTreeMap<String, Option<String>>,
+}
+
+impl Packings {
+    /// Adds a matrix that becomes (a part of) the weight `name` by the rule's steps.
+    fn add(
+        &mut self,
+        matrix: &Arc<Matrix>,
+        (name, index): (&str, Option<usize>),
+        steps: &[Step],
+        source: &str,
+    ) -> Result<(), SourceError> {
+        let Some(path) = name.strip_suffix(".weight").filter(|_| matrix.has_codes()) else { return Ok(()) };
+        let obstacle = self.layers.entry(path.to_owned()).or_default();
+        let scheme = match matrix.scheme() {
+            Ok(scheme) => scheme,
+            Err(reason) => {
+                obstacle.get_or_insert(reason);
+                return Ok(());
+            }
+        };
+        let float = matrix.exact();
+        for (part, leaf) in [Part::Words, Part::Scales(float), Part::Biases(float)].into_iter().zip(LEAVES) {
+            if leaf == LEAVES[2] && !scheme.has_biases() {
+                continue;
+            }
+            match View::packed(matrix, part, steps) {
+                Ok(view) => add(&mut self.parts, [path, leaf].concat(), index, view, source)?,
+                Err(error) => {
+                    obstacle
+                        .get_or_insert(format!("MLX wants it cut or turned across its packing ({error})"));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn layers(self) -> BTreeMap<String, Result<Taken, String>> {
+        let views = self
+            .parts
+            .into_values()
+            .map(|(name, parts)| (name.clone(), assemble(name, parts).map(|(_, view)| view)));
+        let mut views: BTreeMap<String, Result<View, SourceError>> = views.collect();
+        let layer = |(path, obstacle): (String, Option<String>)| {
+            let mut part = |leaf: &str| views.remove(&[&path, leaf].concat()).transpose();
+            let parts = (part(LEAVES[0]), part(LEAVES[1]), part(LEAVES[2]));
+            let taken = match (obstacle, parts) {
+                (Some(obstacle), _) => Err(obstacle),
+                (None, (Ok(Some(weight)), Ok(Some(scales)), Ok(biases))) => {
+                    weight.scheme().map(|scheme| Taken { scheme, weight, scales, biases })
+                }
+                _ => Err("its parts are packed differently".to_owned()),
+            };
+            (path, taken)
+        };
+        self.layers.into_iter().map(layer).collect()
+    }
+}
+
+/// Applies `architecture` to every one of `sources`, the tensors of the checkpoint or what its packed matrices decode to.
 fn apply(
     architecture: &Architecture,
     checkpoint: &Checkpoint,
-    fp8_block: Option<[usize; 2]>,
-) -> Result<Names, SourceError> {
+    sources: &BTreeMap<String, Tensor>,
+    found: &Found,
+) -> Result<Applied, SourceError> {
     let mut parts: BTreeMap<NaturalName, (String, Parts)> = BTreeMap::new();
-    let mut dropped = Vec::new();
-    for (source, tensor) in checkpoint.tensors() {
-        if fp8_block.is_some() && (FP8_SCALES.iter().any(|end| source.ends_with(end))) {
-            continue;
-        }
-        let view = |rule_steps: &[_]| {
-            let mut view = View::new(source, tensor, rule_steps).map_err(|error| SourceError::Shape {
+    let (mut packings, mut usual, mut dropped) = (Packings::default(), BTreeMap::new(), Vec::new());
+    for (source, tensor) in sources {
+        let matrix = found.matrices.get(source);
+        let view = |steps: &[Step]| {
+            let view = match matrix {
+                Some(matrix) => View::packed(matrix, Part::Values(matrix.decoded()), steps),
+                None => View::new(source, tensor, steps),
+            };
+            view.map_err(|error| SourceError::Shape {
                 tensor: source.clone(),
                 file: checkpoint.file_of(tensor),
                 reason: error.to_string(),
-            })?;
-            if let Some(block) = fp8_block
-                && tensor.dtype == Dtype::F8_E4M3
-            {
-                let scale = format!("{source}_scale_inv");
-                let scales = checkpoint.tensor(&scale);
-                if !scales.is_some_and(|scales| view.decode_fp8(tensor, &scale, scales, block)) {
-                    return Err(SourceError::Fp8 {
-                        tensor: source.clone(),
-                        scale,
-                        shape: tensor.shape.clone(),
-                        block,
-                    });
-                }
+            })
+        };
+        let mut put = |name: String, index: Option<usize>, steps: &[Step]| {
+            if let Some(matrix) = matrix {
+                packings.add(matrix, (&name, index), steps, source)?;
+                usual.insert(name.clone(), matrix.usual());
             }
-            Ok(view)
+            add(&mut parts, name, index, view(steps)?, source)
         };
         let renamed = architecture.renamed(source);
         let rule = architecture.rules.iter().find_map(|rule| Some((rule, rule.captures(&renamed)?)));
         let Some((Rule { outputs, .. }, captures)) = rule else {
-            add(&mut parts, [architecture.outer, &renamed].concat(), None, view(&[])?, source)?;
+            put([architecture.outer, &renamed].concat(), None, &[])?;
             continue;
         };
         if outputs.is_empty() {
@@ -255,11 +363,11 @@ fn apply(
             captures.expand(output.name, &mut name);
             let index =
                 captures.name("e").filter(|_| output.stacked).and_then(|index| index.as_str().parse().ok());
-            add(&mut parts, name, index, view(&output.steps)?, source)?;
+            put(name, index, &output.steps)?;
         }
     }
     let tensors = parts.into_values().map(|(name, parts)| assemble(name, parts)).collect::<Result<_, _>>()?;
-    Ok((tensors, dropped))
+    Ok(Applied { tensors, packed: packings.layers(), usual, dropped })
 }
 
 fn add(

@@ -84,8 +84,10 @@ pub struct Converted {
 pub fn peak_memory(plan: &Plan, threads: usize) -> u64 {
     let largest_row = plan.items.iter().flat_map(Item::views).map(View::row_bytes).max().unwrap_or(0);
     let chunk = CHUNK_BYTES.max(largest_row) as u64;
+    // Of a tensor whose rows lie all over it a round touches every page, and it may touch the next tensor's.
+    let spread = plan.items.iter().flat_map(Item::views).map(View::spread_bytes).max().unwrap_or(0);
     let headers = plan.layout.specs().len() as u64 * 2_000;
-    (12 << 20) + headers + threads as u64 * chunk * (CHUNKS_PER_THREAD as u64 + 4)
+    (12 << 20) + headers + 2 * spread as u64 + threads as u64 * chunk * (CHUNKS_PER_THREAD as u64 + 4)
 }
 
 /// Carries out `plan` on `model` into the directory `target`, on `threads` threads (0: one per core).

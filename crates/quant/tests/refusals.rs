@@ -79,7 +79,7 @@ fn sources_that_cannot_be_converted_say_why() {
         format!("{}, \"quantization_config\": {{\"quant_method\": \"awq\"}}}}", PLAIN.trim_end_matches('}'));
     assert!(matches!(
         plan(&awq, &[head(), ("a.qweight", Dtype::I32, vec![2, 2], vec![0; 16])], quantize(4, 32)),
-        Err(PlanError::Source(SourceError::Foreign { .. }))
+        Err(PlanError::Source(SourceError::PackedForm { .. }))
     ));
     assert!(matches!(plan("{}", &[head()], quantize(4, 32)), Err(PlanError::Source(SourceError::Config(_)))));
 

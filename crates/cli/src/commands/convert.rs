@@ -4,6 +4,7 @@ use anyhow::Result;
 use mlx_format::Scheme;
 use mlx_format::checkpoint::Writer;
 use mlx_quant::Settings;
+use mlx_quant::plan::PackedSource;
 
 use super::carry::{carry_out, plan, threads};
 use super::parents::Parents;
@@ -54,6 +55,13 @@ fn settings(args: &Convert, printer: Printer) -> Result<Settings> {
     {
         printer.warn("bits, group size and recipe have no effect without -q");
     }
+    // What says nothing of bits wants no others than the source's own.
+    let asks = args.q_bits.is_some()
+        || args.q_group_size.is_some()
+        || scheme.mode() != mlx_format::Mode::Affine
+        || args.quant_predicate.is_some()
+        || args.target.recipe_file.is_some()
+        || args.search;
     let overrides = source::overrides(args.target.recipe_file.as_deref(), scheme)?;
     Ok(Settings {
         quantize: args.quantize.then_some(scheme),
@@ -61,6 +69,7 @@ fn settings(args: &Convert, printer: Printer) -> Result<Settings> {
         overrides,
         search: args.search && args.quantize,
         schemes: std::collections::BTreeMap::new(),
+        packed: if asks { PackedSource::Match } else { PackedSource::Keep },
         dequantize: args.dequantize,
         dtype: args.target.dtype.map(Into::into),
         keep_dtypes: false,

@@ -142,16 +142,20 @@ fn who_quantized_it_is_named() {
     let at = tempfile::tempdir().unwrap();
     let packed = || llama(2).with("model.layers.0.self_attn.q_proj.qweight", raw("I32", &[16, HIDDEN], 3));
     let each = [
-        ("quantize_config.json", json!({"bits": 4, "group_size": 128, "desc_act": false}), "AutoGPTQ"),
+        (
+            "quantize_config.json",
+            json!({"bits": 4, "group_size": 128, "desc_act": false}),
+            "packed by GPTQ: model.layers.0.self_attn.q_proj.scales is missing",
+        ),
         (
             "quant_config.json",
             json!({"zero_point": true, "q_group_size": 128, "w_bit": 4, "version": "GEMM"}),
-            "AutoAWQ",
+            "packed by AWQ: model.layers.0.self_attn.q_proj.scales is missing",
         ),
         (
             "hf_quant_config.json",
-            json!({"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "NVFP4"}}),
-            "ModelOpt (NVFP4)",
+            json!({"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "NVFP4_AWQ"}}),
+            "ModelOpt (NVFP4_AWQ)",
         ),
     ];
     for (file, content, says) in each {

@@ -2,20 +2,22 @@
 //!
 //! Renaming, stacking experts, splitting fused matrices, de-interleaving and transposing only say where the
 //! bytes of an output row are found; nothing is copied until a range of rows is asked for, so that a tensor of
-//! any size is handled a few rows at a time. Weights that the hub stores as fp8 with block scales are decoded to
-//! bfloat16 on the way (`mlx_lm/models/deepseek_v3.py`, `dequant`).
+//! any size is handled a few rows at a time. A matrix that its source has packed ([`Matrix`]) is decoded on the way, or
+//! given in MLX's own packing.
 
 mod piece;
 mod step;
 
 use std::borrow::Cow;
 use std::ops::Range;
+use std::sync::Arc;
 
-use mlx_format::Dtype;
 use mlx_format::checkpoint::{Checkpoint, Tensor};
+use mlx_format::{Dtype, Scheme};
 
-use self::piece::{BlockScales, Piece, row_major};
+use self::piece::{Packed, Piece, row_major};
 pub use self::step::Step;
+use crate::matrix::{Matrix, Part};
 
 /// A step that does not fit the shape it meets.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -27,7 +29,7 @@ pub struct StepError {
 
 /// Rows that cannot be written back.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("tensor {tensor} is decoded from fp8, which has no inverse")]
+#[error("tensor {tensor} is decoded from its packed form, which has no inverse")]
 pub struct ScatterError {
     tensor: String,
 }
@@ -51,8 +53,28 @@ impl View {
     pub fn new(name: &str, tensor: &Tensor, steps: &[Step]) -> Result<Self, StepError> {
         let strides = row_major(&tensor.shape);
         let piece =
-            Piece { tensor: name.to_owned(), shape: tensor.shape.clone(), strides, offset: 0, blocks: None };
-        let mut view = Self { dtype: tensor.dtype, add_one: false, stacked: false, pieces: vec![piece] };
+            Piece { tensor: name.to_owned(), shape: tensor.shape.clone(), strides, offset: 0, packed: None };
+        Self::of(piece, tensor.dtype, steps)
+    }
+
+    /// A part of a packed matrix after `steps`; as MLX's words cannot be turned, nor can their scales.
+    pub(crate) fn packed(matrix: &Arc<Matrix>, part: Part, steps: &[Step]) -> Result<Self, StepError> {
+        let shape = vec![matrix.rows, matrix.width(part)];
+        let (tensor, strides) = (matrix.codes.tensor.clone(), row_major(&shape));
+        if !matches!(part, Part::Values(_)) {
+            let across = |step: &&Step| {
+                matches!(step, Step::Transpose | Step::AddOne | Step::EveryOther { from_last: 0, .. })
+            };
+            if let Some(step) = steps.iter().find(across) {
+                return Err(StepError { step: *step, shape });
+            }
+        }
+        let packed = Some(Packed { matrix: Arc::clone(matrix), part });
+        Self::of(Piece { tensor, shape, strides, offset: 0, packed }, matrix.dtype(part), steps)
+    }
+
+    fn of(piece: Piece, dtype: Dtype, steps: &[Step]) -> Result<Self, StepError> {
+        let mut view = Self { dtype, add_one: false, stacked: false, pieces: vec![piece] };
         for step in steps {
             view.apply(*step)
                 .ok_or_else(|| StepError { step: *step, shape: view.pieces[0].shape.clone() })?;
@@ -60,22 +82,23 @@ impl View {
         Ok(view)
     }
 
-    /// Makes this view of an fp8 (e4m3) weight one of bfloat16, by the block scales in `name`; `false` if the shapes
-    /// do not belong together. A single scale holds for the whole weight.
-    pub fn decode_fp8(&mut self, weight: &Tensor, name: &str, scales: &Tensor, block: [usize; 2]) -> bool {
-        let [rows, columns] = weight.shape[..] else { return false };
-        let block = if scales.elements() == 1 { [rows.max(1), columns.max(1)] } else { block };
-        let expected = [rows.div_ceil(block[0].max(1)), columns.div_ceil(block[1].max(1))];
-        let fits = scales.elements() == 1 || scales.shape == expected;
-        let float = matches!(scales.dtype, Dtype::F32 | Dtype::BF16);
-        if self.dtype != Dtype::F8_E4M3 || !fits || !float || block.contains(&0) {
-            return false;
+    /// The scheme in which MLX holds all of it exactly.
+    ///
+    /// # Errors
+    /// What MLX lacks for it; nothing is said if the source has not packed it.
+    pub(crate) fn scheme(&self) -> Result<Scheme, String> {
+        let mut schemes = self.pieces.iter().map(|piece| match &piece.packed {
+            Some(packed) => packed.matrix.scheme(),
+            None => Err(String::new()),
+        });
+        let first = schemes.next().unwrap_or_else(|| Err(String::new()))?;
+        for scheme in schemes {
+            let other = scheme?;
+            if other != first {
+                return Err(format!("its parts are packed differently ({first} and {other})"));
+            }
         }
-        self.dtype = Dtype::BF16;
-        for piece in &mut self.pieces {
-            piece.blocks = Some(BlockScales { tensor: name.to_owned(), block, columns });
-        }
-        true
+        Ok(first)
     }
 
     /// Views of equal shape and dtype on a new first axis; `None` if they differ or there are none.
@@ -206,14 +229,26 @@ impl View {
     /// Names of the source tensors that any row is read from.
     pub fn sources(&self) -> impl Iterator<Item = &str> {
         self.pieces.iter().flat_map(|piece| {
-            let scales = piece.blocks.as_ref().map(|blocks| blocks.tensor.as_str());
-            std::iter::once(piece.tensor.as_str()).chain(scales)
+            let packed = piece.packed.as_ref();
+            let own = packed.is_none().then_some(piece.tensor.as_str());
+            own.into_iter().chain(packed.into_iter().flat_map(|packed| packed.matrix.sources(packed.part)))
         })
     }
 
-    /// Bytes of one element as stored in the source.
-    fn stored_size(&self) -> usize {
-        if self.pieces[0].blocks.is_some() { 1 } else { self.dtype.bitsize() / 8 }
+    /// Bytes of all rows as the source stores them; of what it has packed those of the codes.
+    pub fn stored_bytes(&self) -> u64 {
+        let bits = self.pieces[0].packed.as_ref().filter(|packed| matches!(packed.part, Part::Values(_)));
+        let bits = bits.map_or(self.dtype.bitsize(), |packed| packed.matrix.codes.bits as usize);
+        (self.elements() as u64).saturating_mul(bits as u64) / 8
+    }
+
+    /// Bytes of the source's pages that reading some rows touches, for one tensor whose rows lie all over it; else 0.
+    pub fn spread_bytes(&self) -> usize {
+        let spread = |piece: &Piece| {
+            let matrix = &piece.packed.as_ref().filter(|packed| packed.matrix.is_spread())?.matrix;
+            Some(matrix.stored_bytes(matrix.rows))
+        };
+        self.pieces.iter().filter_map(spread).max().unwrap_or(0)
     }
 
     /// The bytes of rows `rows`, row-major: borrowed from the map where they are contiguous there, else gathered.
@@ -230,7 +265,7 @@ impl View {
         let first = rows.start / per_piece;
         if (rows.end - 1) / per_piece == first
             && self.pieces[first].is_row_major()
-            && self.pieces[first].blocks.is_none()
+            && self.pieces[first].packed.is_none()
         {
             let piece = &self.pieces[first];
             let start = piece.offset * size + (rows.start - first * per_piece) * row_bytes;
@@ -245,9 +280,9 @@ impl View {
             let local = row % per_piece..row % per_piece + (end - row);
             let length = local.len() * row_bytes;
             let part = &mut out[filled..][..length];
-            match &piece.blocks {
+            match &piece.packed {
                 None => piece.gather(piece.bytes(checkpoint), local, size, part),
-                Some(blocks) => piece.decode(checkpoint, blocks, local, part),
+                Some(packed) => piece.unpack(checkpoint, packed, local, size, part),
             }
             filled += length;
             row = end;
@@ -263,7 +298,7 @@ impl View {
     /// row where the source has it in one piece, else an element at a time.
     ///
     /// # Errors
-    /// [`ScatterError`] if the rows are decoded from fp8; nothing of that tensor has been written.
+    /// [`ScatterError`] if the source has packed the rows; nothing of that tensor has been written.
     ///
     /// # Panics
     /// If the range is out of bounds, or `bytes` has another length.
@@ -273,11 +308,12 @@ impl View {
         bytes: &[u8],
         mut write: impl FnMut(&str, usize, &[u8]),
     ) -> Result<(), ScatterError> {
-        let (size, row_bytes, per_piece) = (self.stored_size(), self.row_bytes(), self.rows_per_piece());
+        let (size, row_bytes, per_piece) =
+            (self.dtype.bitsize() / 8, self.row_bytes(), self.rows_per_piece());
         assert!(rows.end <= self.rows() && bytes.len() == rows.len() * row_bytes);
         for (row, bytes) in rows.zip(bytes.chunks_exact(row_bytes.max(1))) {
             let piece = &self.pieces[row / per_piece];
-            if piece.blocks.is_some() {
+            if piece.packed.is_some() {
                 return Err(ScatterError { tensor: piece.tensor.clone() });
             }
             let start = piece.row_start(row % per_piece);
@@ -295,7 +331,7 @@ impl View {
 
     /// Asks the system to read the pages behind `rows` ahead.
     pub fn prefetch(&self, checkpoint: &Checkpoint, rows: Range<usize>) {
-        let (size, per_piece) = (self.stored_size(), self.rows_per_piece());
+        let (size, per_piece) = (self.dtype.bitsize() / 8, self.rows_per_piece());
         if rows.is_empty() || per_piece == 0 || self.columns() == 0 {
             return;
         }
@@ -308,6 +344,13 @@ impl View {
                 let start = piece.row_start(row);
                 let last = start + (self.columns() - 1) * piece.strides.last().copied().unwrap_or(1);
                 (low, high) = (low.min(start), high.max(last + 1));
+            }
+            if let Some(Packed { matrix, part }) = &piece.packed {
+                if matches!(part, Part::Values(_) | Part::Words) {
+                    let width = matrix.width(*part).max(1);
+                    matrix.prefetch(checkpoint, low / width..high.div_ceil(width));
+                }
+                continue;
             }
             if let Some(tensor) = checkpoint.tensor(&piece.tensor) {
                 checkpoint.prefetch(tensor, low * size..high * size);

@@ -1,9 +1,11 @@
 //! A strided view of one source tensor.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use mlx_format::checkpoint::Checkpoint;
-use mlx_format::{FloatType, fp};
+
+use crate::matrix::{Matrix, Part};
 
 /// A strided view of one source tensor, in elements.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -12,17 +14,14 @@ pub(super) struct Piece {
     pub(super) shape: Vec<usize>,
     pub(super) strides: Vec<usize>,
     pub(super) offset: usize,
-    pub(super) blocks: Option<BlockScales>,
+    pub(super) packed: Option<Packed>,
 }
 
-/// Scales of an fp8 weight: one float32 (or bfloat16) for each block of its rows and columns.
+/// A part of a packed matrix that takes the place of a tensor's elements.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct BlockScales {
-    pub(super) tensor: String,
-    /// Rows and columns of a block.
-    pub(super) block: [usize; 2],
-    /// Columns of the weight as stored.
-    pub(super) columns: usize,
+pub(super) struct Packed {
+    pub(super) matrix: Arc<Matrix>,
+    pub(super) part: Part,
 }
 
 pub(super) fn row_major(shape: &[usize]) -> Vec<usize> {
@@ -42,37 +41,85 @@ impl Piece {
         self.strides[axis] *= step;
     }
 
-    /// fp8 elements times the scale of their block, rounded to bfloat16.
-    pub(super) fn decode(
+    /// Rows of a packed matrix, `size` bytes an element, decoded or as MLX has them.
+    pub(super) fn unpack(
         &self,
         checkpoint: &Checkpoint,
-        blocks: &BlockScales,
+        packed: &Packed,
         rows: Range<usize>,
+        size: usize,
         out: &mut [u8],
     ) {
-        let bytes = self.bytes(checkpoint);
-        let tensor =
-            checkpoint.tensor(&blocks.tensor).expect("a view is used with the checkpoint it was made for");
-        let (float, scales) =
-            (FloatType::from_dtype(tensor.dtype).unwrap_or(FloatType::F32), checkpoint.bytes(tensor));
-        let scale = |index: usize| {
-            let mut value = [0f32];
-            float.widen(&scales[index * float.size()..][..float.size()], &mut value);
-            value[0]
-        };
-        let per_row = blocks.columns.div_ceil(blocks.block[1]);
-        let columns = self.shape.last().copied().unwrap_or(1);
-        let stride = self.strides.last().copied().unwrap_or(1);
-        let mut values = vec![0f32; columns];
-        for (row, out) in rows.zip(out.chunks_exact_mut(columns * 2)) {
-            let start = self.row_start(row);
-            for (column, value) in values.iter_mut().enumerate() {
-                let element = start + column * stride;
-                let (i, j) = (element / blocks.columns, element % blocks.columns);
-                let block = i / blocks.block[0] * per_row + j / blocks.block[1];
-                *value = fp::e4m3_decode(bytes[element]) * scale(block);
+        let Packed { matrix, part } = packed;
+        let (columns, stride) =
+            (self.shape.last().copied().unwrap_or(1), self.strides.last().copied().unwrap_or(1));
+        let width = matrix.width(*part).max(1);
+        let lines: Vec<(usize, usize)> =
+            rows.map(|row| self.row_start(row)).map(|start| (start / width, start % width)).collect();
+        if stride >= width && columns > 1 {
+            return self.turn(checkpoint, packed, (&lines, width), size, out);
+        }
+        let mut source = Vec::new();
+        let mut done = 0;
+        while done < lines.len() {
+            let (first, _) = lines[done];
+            let run = lines[done..].iter().enumerate().take_while(|(at, line)| line.0 == first + at).count();
+            let out = &mut out[done * columns * size..][..run * columns * size];
+            if columns == width && stride == 1 {
+                matrix.read(checkpoint, *part, first..first + run, out);
+            } else {
+                source.resize(run * width * size, 0);
+                matrix.read(checkpoint, *part, first..first + run, &mut source);
+                for (at, out) in out.chunks_exact_mut(columns * size).enumerate() {
+                    let own = &source[(at * width + lines[done + at].1) * size..];
+                    for (column, out) in out.chunks_exact_mut(size).enumerate() {
+                        out.copy_from_slice(&own[column * stride * size..][..size]);
+                    }
+                }
             }
-            FloatType::Bf16.narrow(&values, out);
+            done += run;
+        }
+    }
+
+    /// Rows that are columns of the packed matrix: each of its rows is decoded once for all of them that begin in one row.
+    fn turn(
+        &self,
+        checkpoint: &Checkpoint,
+        packed: &Packed,
+        (lines, width): (&[(usize, usize)], usize),
+        size: usize,
+        out: &mut [u8],
+    ) {
+        /// Rows of the matrix at a time.
+        const BLOCK: usize = 32;
+        let columns = self.shape.last().copied().unwrap_or(1);
+        let mut source = Vec::new();
+        let mut done = 0;
+        while done < lines.len() {
+            let first = lines[done].0;
+            let run = lines[done..].iter().take_while(|line| line.0 == first).count();
+            for start in (0..columns).step_by(BLOCK) {
+                let block = start..columns.min(start + BLOCK);
+                source.resize(block.len() * width * size, 0);
+                let apart = self.strides.last().map_or(1, |stride| stride / width);
+                if apart == 1 {
+                    let rows = first + block.start..first + block.end;
+                    packed.matrix.read(checkpoint, packed.part, rows, &mut source);
+                } else {
+                    for (column, line) in block.clone().zip(source.chunks_exact_mut(width * size)) {
+                        let row = first + column * apart;
+                        packed.matrix.read(checkpoint, packed.part, row..row + 1, line);
+                    }
+                }
+                for (at, line) in lines[done..done + run].iter().enumerate() {
+                    for (place, column) in block.clone().enumerate() {
+                        let from = (place * width + line.1) * size;
+                        out[((done + at) * columns + column) * size..][..size]
+                            .copy_from_slice(&source[from..][..size]);
+                    }
+                }
+            }
+            done += run;
         }
     }
 

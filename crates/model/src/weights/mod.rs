@@ -218,7 +218,7 @@ impl<'c> Weights<'c> {
     /// Bytes as stored of all tensors whose names begin with `prefix`.
     pub fn stored_bytes(&self, prefix: &str) -> u64 {
         let tensors = self.named.tensors.iter().filter(|(name, _)| name.starts_with(prefix));
-        tensors.map(|(_, view)| (view.rows() * view.row_bytes()) as u64).sum()
+        tensors.map(|(_, view)| view.stored_bytes()).sum()
     }
 
     fn with_prefix<'s>(&'s self, prefix: &'s str) -> impl Iterator<Item = (&'s String, &'s Entry)> {

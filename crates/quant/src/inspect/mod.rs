@@ -10,7 +10,7 @@ mod verify;
 use std::collections::BTreeMap;
 
 use mlx_format::Scheme;
-use mlx_quant_model::Named;
+use mlx_quant_model::{Named, View};
 use serde::Serialize;
 
 pub use self::verify::{Problem, Verdict, Verification, verify};
@@ -180,19 +180,39 @@ struct Counted {
 fn count(named: &Named) -> Counted {
     let modules = OuterModules::of(named.tensors.iter().map(|(name, _)| name.as_str()));
     let mut counted = Counted::default();
-    for (_, view) in &named.tensors {
+    // What another quantizer has packed counts as MLX would hold it.
+    let taken = |name: &str| {
+        let (path, taken) = named.packed.get_key_value(name.strip_suffix(".weight")?)?;
+        let taken = taken.as_ref().ok()?;
+        let (weight, scales, biases) = (&taken.weight, &taken.scales, taken.biases.as_ref());
+        Some((Packed { path, weight, scales, biases }, taken.scheme))
+    };
+    let mut add = |view: &View| {
         *counted.dtypes.entry(view.dtype.to_string()).or_default() += bytes(view);
         counted.tensor_bytes += bytes(view);
+    };
+    for (name, view) in &named.tensors {
+        match taken(name) {
+            Some((packed, _)) => packed.parts().for_each(|(_, view)| add(view)),
+            None => add(view),
+        }
     }
     for stored in stored(named) {
+        let stored = match stored {
+            Stored::Packed(packed) => Ok((packed, packed.scheme(named))),
+            Stored::Plain { name, view } => match taken(name) {
+                Some((packed, scheme)) => Ok((packed, Some(scheme))),
+                None => Err((name, view)),
+            },
+        };
         let layer = match stored {
-            Stored::Packed(packed) => {
-                let layer = packed_layer(packed, packed.scheme(named));
+            Ok((packed, scheme)) => {
+                let layer = packed_layer(packed, scheme);
                 counted.packed = true;
                 counted.parameters += layer.weights;
                 layer
             }
-            Stored::Plain { name, view } => {
+            Err((name, view)) => {
                 counted.parameters += modules.plain(name, view.elements());
                 let path = name.strip_suffix(".weight");
                 let path = path.filter(|path| named.architecture.is_linear(path, view.shape().len()));

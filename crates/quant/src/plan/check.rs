@@ -6,12 +6,14 @@ use mlx_quant_model::arch::by_names::{self, Unfit};
 use mlx_quant_model::{Existing, Named, arch};
 use serde_json::Value;
 
-use super::{PlanError, Settings};
+use super::{PackedSource, PlanError, Settings};
 
 pub(super) fn check_settings(settings: &Settings, existing: &Existing) -> Result<(), PlanError> {
     match (settings.quantize, settings.dequantize) {
         (Some(_), true) => return Err(PlanError::Both),
-        (None, true) if existing.packed().is_none() => return Err(PlanError::NotQuantized),
+        (None, true) if existing.packed().is_none() && !matches!(existing, Existing::Packed(_)) => {
+            return Err(PlanError::NotQuantized);
+        }
         _ => {}
     }
     if let (Some(_), Existing::Mlx(map)) = (settings.quantize, existing) {
@@ -39,6 +41,27 @@ pub(super) fn target_dtype(settings: &Settings, config: &Config) -> Option<Float
     let nested = config.0.get("text_config").and_then(|text| text.get("dtype"));
     let named = config.0.get("torch_dtype").filter(|value| !value.is_null()).or(nested);
     settings.dtype.or_else(|| named.and_then(Value::as_str).and_then(FloatType::from_name))
+}
+
+/// Whether layers that another quantizer has packed are taken over as they are.
+pub(super) fn takes_over(settings: &Settings) -> bool {
+    match settings.quantize {
+        Some(_) => settings.packed == PackedSource::Keep,
+        None => !settings.dequantize && !settings.keep_dtypes,
+    }
+}
+
+/// Refuses to take over a source of which MLX does not hold every packed layer exactly.
+pub(super) fn check_taken(named: &Named) -> Result<(), PlanError> {
+    let lacking: Vec<(&String, &String)> =
+        named.packed.iter().filter_map(|(path, layer)| Some((path, layer.as_ref().err()?))).collect();
+    let Some((path, reason)) = lacking.first() else { return Ok(()) };
+    let method = match &named.existing {
+        Existing::Packed(packing) => packing.name(),
+        _ => "another program",
+    };
+    let (path, reason, lacking) = ((*path).clone(), (*reason).clone(), lacking.len());
+    Err(PlanError::NotTaken { method, lacking, layers: named.packed.len(), path, reason })
 }
 
 /// Refuses a model that mlx_lm does not run in any form.

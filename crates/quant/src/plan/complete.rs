@@ -1,7 +1,7 @@
 //! A complete plan, and what can be asked of it.
 
 use mlx_format::checkpoint::{Config, Layout};
-use mlx_quant_model::Architecture;
+use mlx_quant_model::{Architecture, View};
 
 use super::ids::Paths;
 use super::{GenerationConfig, Item, Settings, TensorId};
@@ -54,9 +54,6 @@ impl Plan {
 
     /// Bytes read from the source.
     pub fn input_bytes(&self) -> u64 {
-        self.items
-            .iter()
-            .map(|item| item.views().map(|view| (view.rows() * view.row_bytes()) as u64).sum::<u64>())
-            .sum()
+        self.items.iter().map(|item| item.views().map(View::stored_bytes).sum::<u64>()).sum()
     }
 }

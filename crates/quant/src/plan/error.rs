@@ -26,6 +26,10 @@ pub enum PlanError {
     AlreadyQuantized(String),
     #[error("the source is not quantized, there is nothing to decode; hint: leave out -d")]
     NotQuantized,
+    #[error(
+        "{lacking} of {layers} layers that {method} has packed cannot be taken over exactly ({path}: {reason}); hint: -q --q-bits N decodes and rounds them to N bits, -d decodes them"
+    )]
+    NotTaken { method: &'static str, lacking: usize, layers: usize, path: String, reason: String },
     #[error("mixed-bit recipes are affine, not {0}; hint: leave out --q-mode or --quant-predicate")]
     MixedMode(&'static str),
     #[error(

@@ -11,9 +11,11 @@ mod ids;
 mod item;
 mod mixed;
 mod overrides;
+mod packed;
 mod planner;
 mod report;
 mod settings;
+mod specs;
 
 use mlx_format::checkpoint::{Checkpoint, Config};
 use mlx_quant_model::Named;
@@ -26,9 +28,9 @@ pub use self::item::{Item, Job};
 pub use self::mixed::MixedRecipe;
 pub use self::overrides::{Overrides, OverridesError};
 pub use self::report::{LayerReport, PlanReport};
-pub use self::settings::Settings;
+pub use self::settings::{PackedSource, Settings};
 
-use self::check::{check_by_names, check_experts, check_settings, check_type};
+use self::check::{check_by_names, check_experts, check_settings, check_taken, check_type, takes_over};
 use self::end_of_turn::EndOfTurn;
 use self::planner::Planner;
 
@@ -45,8 +47,12 @@ impl Plan {
         if !named.architecture.described {
             check_experts(&named)?;
         }
-        if settings.quantize.is_some() && !named.architecture.described {
+        let taken = takes_over(&settings) && !named.packed.is_empty();
+        if (settings.quantize.is_some() || taken) && !named.architecture.described {
             check_by_names(&named, config)?;
+        }
+        if taken {
+            check_taken(&named)?;
         }
         let eos = EndOfTurn::of(checkpoint.directory(), config, settings.keep_eos);
         Planner::new(named, settings, config)?.finish(config, eos)

@@ -6,13 +6,15 @@ use mlx_format::checkpoint::{Config, Layout, SHARD_BYTES, TensorSpec};
 use mlx_format::{Dtype, FloatType, Mode, Scheme};
 use serde_json::{Map, Value};
 
-use super::check::target_dtype;
+use super::check::{takes_over, target_dtype};
 use super::end_of_turn::EndOfTurn;
 use super::ids::Paths;
 use super::mixed::Mixed;
-use super::{Item, Job, Plan, PlanError, Settings};
+use super::packed::PackedLayers;
+use super::specs::{entry, packed_specs, unquantized};
+use super::{Item, Job, PackedSource, Plan, PlanError, Settings};
 use crate::parameters::OuterModules;
-use mlx_quant_model::{Architecture, Existing, Named, SourceError, View, arch, without_numbers};
+use mlx_quant_model::{Architecture, Existing, Named, SourceError, Taken, View, arch};
 
 /// A linear or embedding layer's decision.
 enum Decision {
@@ -40,6 +42,7 @@ pub(super) struct Planner {
     /// Inputs of linears by path, where the decoder tells.
     columns: HashMap<String, usize>,
     untied: bool,
+    packed: PackedLayers,
 }
 
 impl Planner {
@@ -49,6 +52,7 @@ impl Planner {
             Some((path.to_owned(), named.columns(path)?))
         });
         let columns = columns.collect();
+        let packed = PackedLayers::new(&named, &settings);
         let Named { architecture, existing, tensors, dropped, undescribed, untied, notes: found, .. } = named;
         let target = if settings.keep_dtypes { None } else { target_dtype(&settings, config) };
         if tensors.is_empty() {
@@ -96,6 +100,7 @@ impl Planner {
             notes,
             columns,
             untied,
+            packed,
         };
         if let (Some(recipe), Some(scheme)) = (planner.settings.mixed, planner.settings.quantize) {
             let layers = planner.architecture.layers;
@@ -109,6 +114,11 @@ impl Planner {
             overrides.check_used(open.into_iter())?;
         }
         Ok(planner)
+    }
+
+    /// Whether config.json's shared object is that of layers which the source has packed.
+    fn has_packed(&self) -> bool {
+        self.existing.packed().is_some() || self.packed.shared.is_some()
     }
 
     fn linear_paths(&self) -> impl Iterator<Item = &str> + Clone {
@@ -159,6 +169,7 @@ impl Planner {
         if let Some(value) = value {
             config.0.insert("eos_token_id".to_owned(), value);
         }
+        self.notes.extend(self.packed.notes());
         let Self { architecture, settings, items, specs, parameters, mut notes, .. } = self;
         notes.extend(unquantized(&items, &specs, parameters));
         let layout = Layout::new(specs, SHARD_BYTES);
@@ -185,7 +196,8 @@ impl Planner {
     fn cast(&self, name: &str, dtype: Dtype) -> Option<FloatType> {
         let float = FloatType::from_dtype(dtype)?;
         let kept = self.architecture.keep_dtype.iter().any(|part| name.contains(part));
-        Some(if kept { float } else { self.target.unwrap_or(float) })
+        let own = || if self.settings.keep_dtypes { float } else { self.packed.usual(name).unwrap_or(float) };
+        Some(if kept { float } else { self.target.unwrap_or_else(own) })
     }
 
     fn copy(&mut self, name: &str, view: View) -> Result<(), PlanError> {
@@ -193,14 +205,26 @@ impl Planner {
             return Err(PlanError::Dtype { tensor: name.to_owned(), dtype: view.dtype });
         }
         let float = self.cast(name, view.dtype);
+        self.push_copy(name, view, float);
+        Ok(())
+    }
+
+    /// Copies a tensor, in the dtype of `float` where one is given.
+    fn push_copy(&mut self, name: &str, view: View, float: Option<FloatType>) {
         let dtype = float.map_or(view.dtype, FloatType::dtype);
         let spec = TensorSpec { name: name.to_owned(), dtype, shape: view.shape() };
         let float = float.filter(|_| dtype != view.dtype || view.add_one);
         self.push(name, Job::Copy { view, float }, [spec]);
-        Ok(())
     }
 
     fn plain_tensor(&mut self, name: &str, path: Option<&str>, view: View) -> Result<(), PlanError> {
+        if takes_over(&self.settings)
+            && let Some((path, taken)) = path.and_then(|path| Some((path, self.packed.take(path)?)))
+        {
+            self.parameters += OuterModules::packed(&view.shape());
+            self.take_over(path, taken);
+            return Ok(());
+        }
         self.parameters += self.modules.plain(name, view.elements());
         // Parameters of a described model that are no layer's weight or bias are vectors.
         let leaf = name.rsplit('.').next().unwrap_or(name);
@@ -227,11 +251,38 @@ impl Planner {
                 if let Some(entry) = entry {
                     self.entries.insert(path.to_owned(), entry);
                 }
+                if self.settings.packed == PackedSource::Match
+                    && let Some(taken) = self.packed.take_if(path, scheme)
+                {
+                    self.take_over(path, taken);
+                    return Ok(());
+                }
+                self.packed.rounded(path);
                 self.quantized += 1;
                 let specs = packed_specs(path, &view.shape(), scheme, float);
                 self.push(path, Job::Quantize { view, float, scheme }, specs);
                 Ok(())
             }
+        }
+    }
+
+    /// A layer that another quantizer has packed, in MLX's form: scales and biases in the dtype that holds them exactly, or in the
+    /// one that is asked for.
+    fn take_over(&mut self, path: &str, taken: Taken) {
+        let Taken { scheme, weight, scales, biases } = taken;
+        self.quantized += 1;
+        if self.packed.shared.is_some_and(|shared| shared != scheme) {
+            self.entries.insert(path.to_owned(), entry(scheme));
+        }
+        self.push_copy(&format!("{path}.weight"), weight, None);
+        for (leaf, view) in [("scales", Some(scales)), ("biases", biases)] {
+            let Some(view) = view else { continue };
+            let held = FloatType::from_dtype(view.dtype).filter(|_| scheme.has_biases());
+            let asked = held.and(self.settings.dtype);
+            if let Some(held) = held {
+                self.packed.scales(held, asked.unwrap_or(held), self.target);
+            }
+            self.push_copy(&format!("{path}.{leaf}"), view, asked);
         }
     }
 
@@ -250,7 +301,7 @@ impl Planner {
         if let Some(&scheme) = self.settings.schemes.get(path)
             && scheme.divides(columns)
         {
-            let entry = (scheme != base || self.existing.packed().is_some()).then(|| entry(scheme));
+            let entry = (scheme != base || self.has_packed()).then(|| entry(scheme));
             return Ok(Decision::Quantize { scheme, entry });
         }
         if !base.divides(columns) {
@@ -273,7 +324,7 @@ impl Planner {
             return Ok(Decision::Quantize { scheme, entry: Some(object.into()) });
         }
         // A partly packed source says in its shared object how the packed parts are made.
-        let entry = self.existing.packed().map(|_| entry(base));
+        let entry = self.has_packed().then(|| entry(base));
         Ok(Decision::Quantize { scheme: base, entry })
     }
 
@@ -381,9 +432,11 @@ impl Planner {
     /// config.json as mlx-lm writes it (`mlx_lm/utils.py`, `quantize_model` and `save_config`).
     fn output_config(&mut self, config: &Config) -> Config {
         let mut config = arch::settled(config);
+        let object = |scheme: Scheme| entry(scheme).as_object().cloned();
+        let own = self.packed.shared.and_then(object);
         let quantization = match (self.settings.quantize, &self.existing) {
-            (Some(base), existing) => {
-                let shared = existing.packed().cloned().or_else(|| entry(base).as_object().cloned());
+            (quantize, existing) if quantize.is_some() || own.is_some() => {
+                let shared = existing.packed().cloned().or(own).or_else(|| quantize.and_then(object));
                 shared.map(|mut map| {
                     map.extend(std::mem::take(&mut self.entries));
                     map
@@ -416,71 +469,4 @@ impl Planner {
         }
         config
     }
-}
-
-/// `{"group_size": .., "bits": .., "mode": ..}`.
-fn entry(scheme: Scheme) -> Value {
-    let mut map = Map::new();
-    map.insert("group_size".to_owned(), scheme.group_size().into());
-    map.insert("bits".to_owned(), scheme.bits().into());
-    map.insert("mode".to_owned(), scheme.mode().name().into());
-    map.into()
-}
-
-/// Weight, scales and biases of a layer of `shape` `[.., out, in]`.
-fn packed_specs(path: &str, shape: &[usize], scheme: Scheme, float: FloatType) -> Vec<TensorSpec> {
-    let (outer, columns) = shape.split_at(shape.len() - 1);
-    let spec = |leaf: &str, dtype, last: usize| TensorSpec {
-        name: format!("{path}.{leaf}"),
-        dtype,
-        shape: [outer, &[last]].concat(),
-    };
-    let groups = scheme.groups(columns[0]);
-    let mut specs = vec![
-        spec("weight", Dtype::U32, scheme.words(columns[0])),
-        spec("scales", scheme.scale_dtype(float), groups),
-    ];
-    if scheme.has_biases() {
-        specs.push(spec("biases", float.dtype(), groups));
-    }
-    specs
-}
-
-/// Says so if a good part of a quantized model's bytes is not quantized, and what they are.
-fn unquantized(items: &[Item], specs: &[TensorSpec], parameters: u64) -> Option<String> {
-    const MOST: f64 = 0.2;
-    const SHOWN: usize = 3;
-    if !items.iter().any(|item| matches!(item.job, Job::Quantize { .. })) {
-        return None;
-    }
-    let total: u64 = specs.iter().map(TensorSpec::bytes).sum();
-    let mut kinds: HashMap<String, u64> = HashMap::new();
-    for item in items.iter().filter(|item| matches!(item.job, Job::Copy { .. })) {
-        let spec = &specs[item.first_output];
-        // What the source has packed is copied, too.
-        if FloatType::from_dtype(spec.dtype).is_some()
-            && !item.name.ends_with(".scales")
-            && !item.name.ends_with(".biases")
-        {
-            *kinds.entry(without_numbers(&item.name)).or_default() += spec.bytes();
-        }
-    }
-    let plain: u64 = kinds.values().sum();
-    if plain as f64 <= MOST * total as f64 {
-        return None;
-    }
-    let mut kinds: Vec<(String, u64)> = kinds.into_iter().collect();
-    kinds.sort_by(|left, right| right.1.cmp(&left.1).then_with(|| left.0.cmp(&right.0)));
-    let named: Vec<String> = kinds
-        .iter()
-        .take(SHOWN)
-        .map(|(name, bytes)| format!("{name}: {}", crate::numbers::bytes(*bytes)))
-        .collect();
-    let more = if kinds.len() > SHOWN { ", ..." } else { "" };
-    Some(format!(
-        "{:.0} % of the bytes stay unquantized, which makes {:.2} bits per weight ({}{more})",
-        100.0 * plain as f64 / total as f64,
-        crate::parameters::bits_per_weight(total, parameters),
-        named.join(", ")
-    ))
 }

@@ -6,6 +6,19 @@ use mlx_format::{FloatType, Scheme};
 
 use super::{MixedRecipe, Overrides};
 
+/// What becomes of layers that another quantizer has packed and MLX holds exactly, where a model is quantized; without a scheme they
+/// are taken over, unless they are to be decoded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PackedSource {
+    /// Decoded, and rounded as all others.
+    #[default]
+    Decode,
+    /// Taken over where the scheme that is asked for is their own; decoded and rounded elsewhere.
+    Match,
+    /// Taken over, whatever the scheme of the others.
+    Keep,
+}
+
 /// What is to be done with a model.
 #[derive(Clone, Debug, Default)]
 #[expect(clippy::struct_excessive_bools, reason = "independent choices")]
@@ -20,7 +33,9 @@ pub struct Settings {
     pub schemes: BTreeMap<String, Scheme>,
     /// Search scales and biases instead of taking them from each group's extremes; same format, same size.
     pub search: bool,
-    /// Decode an MLX-quantized model.
+    /// What becomes of layers that another quantizer has packed.
+    pub packed: PackedSource,
+    /// Decode a quantized model.
     pub dequantize: bool,
     /// dtype of what is not quantized, and of scales and biases; default: config.json's `torch_dtype`.
     pub dtype: Option<FloatType>,

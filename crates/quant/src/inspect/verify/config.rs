@@ -1,6 +1,6 @@
 //! Keys of config.json that mlx_lm goes by.
 
-use mlx_quant_model::{Existing, known};
+use mlx_quant_model::{Existing, Packing, known};
 use serde_json::Value;
 
 use super::findings::Findings;
@@ -62,7 +62,7 @@ fn check_copy(model: &Model, copy: &Value, findings: &mut Findings) {
                 format!("is missing from config.json; its copy quantization_config ({shown} bits) alone is not read"),
             );
         }
-        Ok(Existing::Fp8 { .. }) if !known::decodes_fp8(model_type) => findings.warning(
+        Ok(Existing::Packed(Packing::Fp8 { .. })) if !known::decodes_fp8(model_type) => findings.warning(
             "quantization_config",
             format!(
                 "mlx_lm does not decode fp8 weights of {model_type} itself, it loads the converted model"
