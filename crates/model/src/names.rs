@@ -44,8 +44,13 @@ pub struct Named {
     pub architecture: Architecture,
     /// How the checkpoint is quantized, entries under MLX's paths.
     pub existing: Existing,
-    /// All tensors in natural order.
+    /// The language model's tensors in natural order.
     pub tensors: Vec<(String, View)>,
+    /// What sees and hears beside it, by mlx-vlm's names, in natural order; mlx-lm and the decoder have no use for it. A head
+    /// that is the embedding's table once more is among it.
+    pub towers: Vec<(String, View)>,
+    /// Blocks of the part that sees, as config.json counts them.
+    depth: Option<usize>,
     /// Source names of tensors that MLX does not load.
     pub dropped: Vec<String>,
     /// The decoder as config.json describes it, whatever the tensors are; none if the type or its form is not described.
@@ -81,9 +86,9 @@ impl Named {
         let architecture = language.architecture(checkpoint.tensors())?;
         let block = if let Existing::Fp8 { block } = existing { Some(block) } else { None };
         check_shards(checkpoint)?;
-        let (tensors, dropped) = apply(&architecture, checkpoint, block)?;
+        let Names { tensors, towers, dropped } = apply(&architecture, checkpoint, block, tied.repeated)?;
         check_layers(&architecture, tensors.iter().map(|(name, _)| name.as_str()))?;
-        let existing = existing.renamed(&tensors)?;
+        let existing = existing.renamed(tensors.iter().chain(&towers))?;
         let names: BTreeSet<&str> = tensors.iter().map(|(name, _)| name.as_str()).collect();
         let mut wrong = None;
         let (decoder, undescribed) = match language.headed(&architecture, Some(&names)) {
@@ -117,6 +122,8 @@ impl Named {
             architecture,
             existing,
             tensors,
+            towers,
+            depth: depth(config),
             dropped,
             decoder,
             undescribed,
@@ -174,6 +181,11 @@ impl Named {
         Misfits(fit::misfits(&held.collect(), self.expected.as_ref()))
     }
 
+    /// What of the parts that see and hear cannot be carried along.
+    pub fn tower_misfits(&self) -> Misfits {
+        Misfits(fit::tower_misfits(&self.towers, self.depth, self.existing.packed().is_some()))
+    }
+
     /// Refuses a checkpoint that is not a whole model; `allow_unread` lets pass what no part of it reads.
     ///
     /// # Errors
@@ -191,29 +203,56 @@ impl Named {
         }
         let Misfits(mut misfits) = self.misfits();
         misfits.retain(|misfit| !(allow_unread && matches!(misfit.fault, Fault::Unread { .. })));
-        if misfits.is_empty() {
-            return Ok(());
-        }
-        let model = checkpoint.directory().display().into_owned();
         let family = if self.architecture.described { self.architecture.family } else { "language" };
-        Err(SourceError::Misfits { model, family, misfits: Misfits(misfits) })
+        refuse(checkpoint, family, Misfits(misfits))
     }
+
+    /// Refuses parts that see and hear which are not whole.
+    ///
+    /// # Errors
+    /// [`SourceError::Misfits`] with everything that is wrong.
+    pub fn check_towers(&self, checkpoint: &Checkpoint) -> Result<(), SourceError> {
+        refuse(checkpoint, "vision", self.tower_misfits())
+    }
+}
+
+/// Blocks of the part that sees, under the names that models give their number.
+fn depth(config: &Config) -> Option<usize> {
+    let vision = config.0.get("vision_config")?;
+    let count = |key: &str| vision.get(key)?.as_u64().and_then(|count| usize::try_from(count).ok());
+    ["depth", "num_hidden_layers", "vt_num_hidden_layers"].into_iter().find_map(count)
+}
+
+fn refuse(checkpoint: &Checkpoint, family: &'static str, misfits: Misfits) -> Result<(), SourceError> {
+    if misfits.0.is_empty() {
+        return Ok(());
+    }
+    let model = checkpoint.directory().display().into_owned();
+    Err(SourceError::Misfits { model, family, misfits })
 }
 
 /// Ends of names of what fp8 checkpoints hold beside the weights.
 const FP8_SCALES: [&str; 3] = ["_scale_inv", "activation_scale", ".input_scale"];
 
-/// Tensors and dropped names.
-type Names = (Vec<(String, View)>, Vec<String>);
+/// Tensors by MLX's names, those of towers apart, and the source's names of what is dropped.
+struct Names {
+    tensors: Vec<(String, View)>,
+    towers: Vec<(String, View)>,
+    dropped: Vec<String>,
+}
+
+/// Tensors, whole or in slices, by name.
+type Collected = BTreeMap<NaturalName, (String, Parts)>;
 
 /// Applies `architecture` to every tensor of the checkpoint. `fp8_block` turns fp8 weights with
-/// `weight_scale_inv` beside them into bfloat16.
+/// `weight_scale_inv` beside them into bfloat16; a `repeated` head is there for mlx-vlm, as towers are.
 fn apply(
     architecture: &Architecture,
     checkpoint: &Checkpoint,
     fp8_block: Option<[usize; 2]>,
+    repeated: bool,
 ) -> Result<Names, SourceError> {
-    let mut parts: BTreeMap<NaturalName, (String, Parts)> = BTreeMap::new();
+    let (mut parts, mut towers) = (Collected::new(), Collected::new());
     let mut dropped = Vec::new();
     for (source, tensor) in checkpoint.tensors() {
         if fp8_block.is_some() && (FP8_SCALES.iter().any(|end| source.ends_with(end))) {
@@ -241,7 +280,26 @@ fn apply(
             }
             Ok(view)
         };
+        let tower = architecture.towers.as_ref().and_then(|towers| Some((towers, towers.inner(source)?)));
+        if let Some((tower, inner)) = tower {
+            match tower.rule(inner).and_then(|rule| Some((rule, rule.captures(inner)?))) {
+                None => add(&mut towers, inner.to_owned(), None, view(&[])?, source)?,
+                Some((rule, _)) if rule.outputs.is_empty() => dropped.push(source.clone()),
+                Some((rule, captures)) => {
+                    for output in &rule.outputs {
+                        let mut name = String::new();
+                        captures.expand(output.name, &mut name);
+                        add(&mut towers, name, None, view(&output.steps)?, source)?;
+                    }
+                }
+            }
+            continue;
+        }
         let renamed = architecture.renamed(source);
+        if repeated && renamed.starts_with("lm_head.") {
+            add(&mut towers, [architecture.outer, &renamed].concat(), None, view(&[])?, source)?;
+            continue;
+        }
         let rule = architecture.rules.iter().find_map(|rule| Some((rule, rule.captures(&renamed)?)));
         let Some((Rule { outputs, .. }, captures)) = rule else {
             add(&mut parts, [architecture.outer, &renamed].concat(), None, view(&[])?, source)?;
@@ -258,12 +316,14 @@ fn apply(
             add(&mut parts, name, index, view(&output.steps)?, source)?;
         }
     }
-    let tensors = parts.into_values().map(|(name, parts)| assemble(name, parts)).collect::<Result<_, _>>()?;
-    Ok((tensors, dropped))
+    let whole = |parts: Collected| {
+        parts.into_values().map(|(name, parts)| assemble(name, parts)).collect::<Result<Vec<_>, _>>()
+    };
+    Ok(Names { tensors: whole(parts)?, towers: whole(towers)?, dropped })
 }
 
 fn add(
-    parts: &mut BTreeMap<NaturalName, (String, Parts)>,
+    parts: &mut Collected,
     name: String,
     index: Option<usize>,
     view: View,
