@@ -101,7 +101,10 @@ impl Existing {
     ///
     /// # Errors
     /// [`SourceError::UnequalEntries`] if one layer is made of several with different entries.
-    pub(crate) fn renamed(self, tensors: &[(String, View)]) -> Result<Self, SourceError> {
+    pub(crate) fn renamed<'t>(
+        self,
+        tensors: impl Iterator<Item = &'t (String, View)>,
+    ) -> Result<Self, SourceError> {
         let Self::Mlx(map) = self else { return Ok(self) };
         // Old key to the new ones that take its place.
         let mut moved: BTreeMap<&str, Vec<(String, &Value)>> = BTreeMap::new();

@@ -9,6 +9,7 @@ use std::fmt;
 
 use mlx_format::{Dtype, FloatType};
 
+use crate::View;
 use crate::arch::by_names::is_leftover;
 use crate::decoder::{Decoder, ExpectedTensor, Linear};
 
@@ -156,6 +157,41 @@ pub(crate) fn misfits(
         }
     }
     [missing, shapes, integers, unread].concat()
+}
+
+/// What cannot be carried along of towers: blocks that are not there, though later ones are, and integers that nothing
+/// explains. No description says which tensors a block has; what one block has, its siblings should have. `depth` is how
+/// many there are of the part that sees.
+pub(crate) fn tower_misfits(towers: &[(String, View)], depth: Option<usize>, explains: bool) -> Vec<Misfit> {
+    let names: BTreeSet<&str> = towers.iter().map(|(name, _)| name.as_str()).collect();
+    // The blocks that each kind of tensor is in, by what stands before and behind their number.
+    let mut kinds: BTreeMap<(&str, &str), BTreeSet<usize>> = BTreeMap::new();
+    let mut blocks: BTreeMap<&str, usize> = BTreeMap::new();
+    for name in &names {
+        let found = ["blocks.", "layers."].iter().find_map(|word| Some(name.find(word)? + word.len()));
+        let Some((before, rest)) = found.map(|at| name.split_at(at)) else { continue };
+        let Some((number, after)) = rest.split_once('.') else { continue };
+        let Ok(number) = number.parse::<usize>() else { continue };
+        kinds.entry((before, after)).or_default().insert(number);
+        let sees = before.starts_with("vision_tower.");
+        let count = blocks.entry(before).or_insert_with(|| depth.filter(|_| sees).unwrap_or(0));
+        *count = (*count).max(number.saturating_add(1));
+    }
+    let mut misfits = Vec::new();
+    for ((before, after), found) in &kinds {
+        // At most one more than there are tensors, whatever the numbers say.
+        let missing = (0..blocks[before].min(found.len() + 1)).find(|number| !found.contains(number));
+        let tensor = missing.map(|number| format!("{before}{number}.{after}"));
+        misfits.extend(tensor.map(|tensor| Misfit { tensor, fault: Fault::Missing }));
+    }
+    for (name, view) in towers {
+        let path = name.rsplit_once('.').map_or("", |(path, _)| path);
+        let packed = explains && names.contains(format!("{path}.scales").as_str());
+        if !packed && is_packed_weight(name, view.dtype, view.shape().len()) {
+            misfits.push(Misfit { tensor: name.clone(), fault: Fault::Integers(view.dtype) });
+        }
+    }
+    misfits
 }
 
 /// Biases and the like that some blocks have and others lack, although both have what they belong to.

@@ -60,13 +60,18 @@ pub struct Named {
     pub architecture: Architecture,
     /// How the checkpoint is quantized, entries under MLX's paths.
     pub existing: Existing,
-    /// All tensors in natural order; what another quantizer has packed is decoded.
+    /// The language model's tensors in natural order; what another quantizer has packed is decoded.
     pub tensors: Vec<(String, View)>,
     /// Layers that another quantizer has packed in a way that MLX has codes for, by path: in MLX's own packing, the same numbers
     /// exactly; or what MLX lacks for them.
     pub packed: BTreeMap<String, Result<Taken, String>>,
     /// The dtype that decoded weights have in a file where nothing asks for another, by name.
     pub usual: BTreeMap<String, FloatType>,
+    /// What sees and hears beside it, by mlx-vlm's names, in natural order; mlx-lm and the decoder have no use for it. A head
+    /// that is the embedding's table once more is among it.
+    pub towers: Vec<(String, View)>,
+    /// Blocks of the part that sees, as config.json counts them.
+    depth: Option<usize>,
     /// Source names of tensors that MLX does not load.
     pub dropped: Vec<String>,
     /// The decoder as config.json describes it, whatever the tensors are; none if the type or its form is not described.
@@ -112,9 +117,10 @@ impl Named {
             &own
         };
         let architecture = language.architecture(sources)?;
-        let Applied { tensors, packed, usual, dropped } = apply(&architecture, checkpoint, sources, &found)?;
+        let applied = apply(&architecture, checkpoint, sources, &found, tied.repeated)?;
+        let Applied { tensors, packed, usual, towers, dropped } = applied;
         check_layers(&architecture, tensors.iter().map(|(name, _)| name.as_str()))?;
-        let existing = existing.renamed(&tensors)?;
+        let existing = existing.renamed(tensors.iter().chain(&towers))?;
         let names: BTreeSet<&str> = tensors.iter().map(|(name, _)| name.as_str()).collect();
         let mut wrong = None;
         let (decoder, undescribed) = match language.headed(&architecture, Some(&names)) {
@@ -150,6 +156,8 @@ impl Named {
             tensors,
             packed,
             usual,
+            towers,
+            depth: depth(config),
             dropped,
             decoder,
             undescribed,
@@ -207,6 +215,11 @@ impl Named {
         Misfits(fit::misfits(&held.collect(), self.expected.as_ref()))
     }
 
+    /// What of the parts that see and hear cannot be carried along.
+    pub fn tower_misfits(&self) -> Misfits {
+        Misfits(fit::tower_misfits(&self.towers, self.depth, self.existing.packed().is_some()))
+    }
+
     /// Refuses a checkpoint that is not a whole model; `allow_unread` lets pass what no part of it reads.
     ///
     /// # Errors
@@ -224,13 +237,32 @@ impl Named {
         }
         let Misfits(mut misfits) = self.misfits();
         misfits.retain(|misfit| !(allow_unread && matches!(misfit.fault, Fault::Unread { .. })));
-        if misfits.is_empty() {
-            return Ok(());
-        }
-        let model = checkpoint.directory().display().into_owned();
         let family = if self.architecture.described { self.architecture.family } else { "language" };
-        Err(SourceError::Misfits { model, family, misfits: Misfits(misfits) })
+        refuse(checkpoint, family, Misfits(misfits))
     }
+
+    /// Refuses parts that see and hear which are not whole.
+    ///
+    /// # Errors
+    /// [`SourceError::Misfits`] with everything that is wrong.
+    pub fn check_towers(&self, checkpoint: &Checkpoint) -> Result<(), SourceError> {
+        refuse(checkpoint, "vision", self.tower_misfits())
+    }
+}
+
+/// Blocks of the part that sees, under the names that models give their number.
+fn depth(config: &Config) -> Option<usize> {
+    let vision = config.0.get("vision_config")?;
+    let count = |key: &str| vision.get(key)?.as_u64().and_then(|count| usize::try_from(count).ok());
+    ["depth", "num_hidden_layers", "vt_num_hidden_layers"].into_iter().find_map(count)
+}
+
+fn refuse(checkpoint: &Checkpoint, family: &'static str, misfits: Misfits) -> Result<(), SourceError> {
+    if misfits.0.is_empty() {
+        return Ok(());
+    }
+    let model = checkpoint.directory().display().into_owned();
+    Err(SourceError::Misfits { model, family, misfits })
 }
 
 /// What the rules make of a checkpoint.
@@ -238,6 +270,7 @@ struct Applied {
     tensors: Vec<(String, View)>,
     packed: BTreeMap<String, Result<Taken, String>>,
     usual: BTreeMap<String, FloatType>,
+    towers: Vec<(String, View)>,
     dropped: Vec<String>,
 }
 
@@ -260,7 +293,7 @@ const LEAVES: [&str; 3] = [".weight", ".scales", ".biases"];
 /// Layers in MLX's packing while their parts come together, and why some cannot be.
 #[derive(Default)]
 struct Packings {
-    parts: BTreeMap<NaturalName, (String, Parts)>,
+    parts: Collected,
     layers: BTreeMap<String, Option<String>>,
 }
 
@@ -320,14 +353,19 @@ impl Packings {
     }
 }
 
-/// Applies `architecture` to every one of `sources`, the tensors of the checkpoint or what its packed matrices decode to.
+/// Tensors, whole or in slices, by name.
+type Collected = BTreeMap<NaturalName, (String, Parts)>;
+
+/// Applies `architecture` to every one of `sources`, the tensors of the checkpoint or what its packed matrices decode to; a
+/// `repeated` head is there for mlx-vlm, as towers are.
 fn apply(
     architecture: &Architecture,
     checkpoint: &Checkpoint,
     sources: &BTreeMap<String, Tensor>,
     found: &Found,
+    repeated: bool,
 ) -> Result<Applied, SourceError> {
-    let mut parts: BTreeMap<NaturalName, (String, Parts)> = BTreeMap::new();
+    let (mut parts, mut towers) = (Collected::new(), Collected::new());
     let (mut packings, mut usual, mut dropped) = (Packings::default(), BTreeMap::new(), Vec::new());
     for (source, tensor) in sources {
         let matrix = found.matrices.get(source);
@@ -349,7 +387,26 @@ fn apply(
             }
             add(&mut parts, name, index, view(steps)?, source)
         };
+        let tower = architecture.towers.as_ref().and_then(|towers| Some((towers, towers.inner(source)?)));
+        if let Some((tower, inner)) = tower {
+            match tower.rule(inner).and_then(|rule| Some((rule, rule.captures(inner)?))) {
+                None => add(&mut towers, inner.to_owned(), None, view(&[])?, source)?,
+                Some((rule, _)) if rule.outputs.is_empty() => dropped.push(source.clone()),
+                Some((rule, captures)) => {
+                    for output in &rule.outputs {
+                        let mut name = String::new();
+                        captures.expand(output.name, &mut name);
+                        add(&mut towers, name, None, view(&output.steps)?, source)?;
+                    }
+                }
+            }
+            continue;
+        }
         let renamed = architecture.renamed(source);
+        if repeated && renamed.starts_with("lm_head.") {
+            add(&mut towers, [architecture.outer, &renamed].concat(), None, view(&[])?, source)?;
+            continue;
+        }
         let rule = architecture.rules.iter().find_map(|rule| Some((rule, rule.captures(&renamed)?)));
         let Some((Rule { outputs, .. }, captures)) = rule else {
             put([architecture.outer, &renamed].concat(), None, &[])?;
@@ -366,12 +423,14 @@ fn apply(
             put(name, index, &output.steps)?;
         }
     }
-    let tensors = parts.into_values().map(|(name, parts)| assemble(name, parts)).collect::<Result<_, _>>()?;
-    Ok(Applied { tensors, packed: packings.layers(), usual, dropped })
+    let whole = |parts: Collected| {
+        parts.into_values().map(|(name, parts)| assemble(name, parts)).collect::<Result<Vec<_>, _>>()
+    };
+    Ok(Applied { tensors: whole(parts)?, packed: packings.layers(), usual, towers: whole(towers)?, dropped })
 }
 
 fn add(
-    parts: &mut BTreeMap<NaturalName, (String, Parts)>,
+    parts: &mut Collected,
     name: String,
     index: Option<usize>,
     view: View,

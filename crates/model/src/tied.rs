@@ -22,6 +22,8 @@ pub(crate) fn untied(config: &Config) -> Config {
 pub(crate) struct Tied {
     /// It is not, and config.json is silent.
     pub(crate) untied: bool,
+    /// It is, written once more for mlx-vlm, whose language model has a head of its own.
+    pub(crate) repeated: bool,
     /// What a person should know.
     pub(crate) note: Option<String>,
 }
@@ -29,7 +31,7 @@ pub(crate) struct Tied {
 impl Tied {
     /// Compares rows of a head that would be dropped with the embedding's.
     pub(crate) fn of(checkpoint: &Checkpoint, config: &Config) -> Result<Self, SourceError> {
-        let tied = Self { untied: false, note: None };
+        let tied = Self { untied: false, repeated: false, note: None };
         let language = Language::of(config);
         let silent = language.tied().is_none();
         let architecture = language.architecture(checkpoint.tensors())?;
@@ -40,6 +42,10 @@ impl Tied {
         let embedding = ["embed_tokens.weight", "wte.weight", "embed_in.weight"].into_iter().find_map(own);
         let head = ["lm_head.weight", "embed_out.weight"].into_iter().find_map(own);
         let (Some(embedding), Some(head)) = (embedding, head) else { return Ok(tied) };
+        let repeats = architecture.towers.as_ref().is_some_and(|towers| towers.repeats_head);
+        if repeats && language.tied() != Some(false) && is_repeated(checkpoint, head, embedding) {
+            return Ok(Self { repeated: true, ..tied });
+        }
         let dropped = |architecture: &Architecture| {
             let renamed = architecture.renamed(head);
             architecture.rules.iter().any(|rule| rule.outputs.is_empty() && rule.captures(&renamed).is_some())
@@ -66,14 +72,40 @@ impl Tied {
                  with a head of its own, set tie_word_embeddings to false in its config.json"
             ),
         };
-        Ok(Self { untied: may_part, note: Some(note) })
+        Ok(Self { untied: may_part, repeated: false, note: Some(note) })
     }
 }
+
+/// Whether a head is the embedding once more, packed or not, by the bytes of up to 64 rows of each of its tensors.
+fn is_repeated(checkpoint: &Checkpoint, head: &str, embedding: &str) -> bool {
+    let parts = ["weight", "scales", "biases"].map(|leaf| {
+        let of = |weight: &str| {
+            checkpoint.tensor(&format!("{}{leaf}", weight.strip_suffix("weight").unwrap_or(weight)))
+        };
+        (of(head), of(embedding))
+    });
+    let same = |(head, embedding): (Option<&Tensor>, Option<&Tensor>)| match (head, embedding) {
+        (None, None) => true,
+        (Some(head), Some(embedding)) => {
+            let (left, right) = (checkpoint.bytes(head), checkpoint.bytes(embedding));
+            let row = left.len() / head.shape.first().copied().unwrap_or(1).max(1);
+            let rows = left.len().checked_div(row).unwrap_or(0);
+            let mut sample = (0..rows.min(ROWS)).map(|index| index * rows / rows.min(ROWS) * row);
+            head.dtype == embedding.dtype
+                && head.shape == embedding.shape
+                && sample.all(|at| left[at..at + row] == right[at..at + row])
+        }
+        _ => false,
+    };
+    !checkpoint.is_headers_only() && parts.into_iter().all(same)
+}
+
+/// How many rows of two tables are compared.
+const ROWS: usize = 64;
 
 /// Whether two tables differ, by up to 64 of their rows; nothing where all of these are zeros, as in files of which only headers
 /// are here.
 fn differ(checkpoint: &Checkpoint, left: &str, right: &str) -> Option<bool> {
-    const ROWS: usize = 64;
     let (a, b) = (checkpoint.tensor(left)?, checkpoint.tensor(right)?);
     if a.shape != b.shape {
         return Some(true);

@@ -109,11 +109,24 @@ pub(crate) fn card(plan: &Plan, source: Option<&Model>, how: &str, table: &str) 
         of = format!("base_model: {id}\n{relation}");
         from = format!("[{id}](https://huggingface.co/{id}) (commit `{commit}`)");
     }
+    // A model that sees or hears is run by mlx-vlm, and as a language model by mlx-lm.
+    let (task, seen, run) = if plan.towers.tensors > 0 {
+        let language = plan.language_bits_per_weight();
+        let size = crate::numbers::bytes(plan.towers.bytes);
+        let seen = format!(
+            "Vision and audio are kept as they were ({size}); without them it has {language:.3} bits per weight.\n\n"
+        );
+        let run =
+            "mlx_vlm.generate --model <this directory> --image <file> --prompt \"Describe this image.\"\n";
+        ("image-text-to-text", seen, run)
+    } else {
+        ("text-generation", String::new(), "")
+    };
     format!(
-        "---\n{front}library_name: mlx\npipeline_tag: text-generation\n{of}tags:\n- mlx\n---\n\n\
+        "---\n{front}library_name: mlx\npipeline_tag: {task}\n{of}tags:\n- mlx\n---\n\n\
          Converted from {from} with mlx-quant {version} ({how}), {bits:.3} bits per weight.\n\n\
-         {table}{SCHEMES}\n|---|---|\n{schemes}\n\
-         ```\nmlx_lm.generate --model <this directory> --prompt \"Hello\"\n```\n",
+         {seen}{table}{SCHEMES}\n|---|---|\n{schemes}\n\
+         ```\n{run}mlx_lm.generate --model <this directory> --prompt \"Hello\"\n```\n",
         version = env!("CARGO_PKG_VERSION"),
         bits = plan.bits_per_weight(),
     )

@@ -268,6 +268,8 @@ impl Task<'_> {
                 self.check_range(weight, *float, &scratch.weight, rows.start, columns)?;
                 self.write(0, &rows, row_bytes, &scratch.weight)?;
             }
+            // What it repeats may be written later.
+            Job::Repeat { .. } => {}
         }
         Ok(())
     }

@@ -10,7 +10,8 @@ use sha2::{Digest, Sha256};
 
 use crate::carry::{CHUNK_BYTES, CHUNKS_PER_THREAD, Carrier, ColumnWeights};
 use crate::observer::{Event, Observer, Step, StepPart};
-use crate::plan::{GenerationConfig, Item, Plan};
+use crate::plan::{GenerationConfig, Item, Job, Plan};
+use crate::source::is_processor;
 
 const GENERATION_CONFIG: &str = "generation_config.json";
 
@@ -144,14 +145,28 @@ pub(crate) fn finish(
     Ok(writer.finish()?)
 }
 
-/// Everything beside the weights but the model card.
+/// Writes the tensors that are others once more.
+pub(crate) fn repeat(writer: &Writer, plan: &Plan) -> Result<(), WriteError> {
+    for item in &plan.items {
+        if let Job::Repeat { of } = item.job {
+            writer.repeat(of, item.first_output)?;
+        }
+    }
+    Ok(())
+}
+
+/// Tensors that are others once more, and everything beside the weights but the model card.
 pub(crate) fn write_companions(
     writer: &Writer,
     model: &Model,
     plan: &Plan,
     companions: Vec<String>,
 ) -> Result<(), Error> {
+    repeat(writer, plan)?;
     for file in companions {
+        if plan.settings.text_only && is_processor(&file) {
+            continue;
+        }
         match &plan.generation_config {
             GenerationConfig::Replaced(config) if file == GENERATION_CONFIG => {
                 writer.write_file(&file, config.to_python_json().as_bytes())?;

@@ -156,8 +156,8 @@ impl Model {
         Ok(crate::data::hexadecimal(&hash.finalize()))
     }
 
-    /// Files that are copied as they are: tokenizer, chat template, generation settings, and Python files, which
-    /// are data here and never run.
+    /// Files that are copied as they are: tokenizer, chat template, generation settings, settings of images and sound, and
+    /// Python files, which are data here and never run.
     ///
     /// # Errors
     /// If the directory cannot be listed.
@@ -186,7 +186,16 @@ pub fn is_companion(name: &str) -> bool {
         "vocab.txt",
     ];
     let python = name.ends_with(".py") && !name.starts_with('.');
-    NAMES.contains(&name) || python || name.ends_with(".tiktoken") || name == "tiktoken.model"
+    NAMES.contains(&name)
+        || is_processor(name)
+        || python
+        || name.ends_with(".tiktoken")
+        || name == "tiktoken.model"
+}
+
+/// Whether a file says how images and sound are brought into the form that a model takes.
+pub fn is_processor(name: &str) -> bool {
+    matches!(name, "preprocessor_config.json" | "processor_config.json" | "video_preprocessor_config.json")
 }
 
 #[cfg(test)]
@@ -195,7 +204,13 @@ mod tests {
 
     #[test]
     fn companions_are_chosen_by_name() {
-        for name in ["tokenizer.json", "modeling_x.py", "qwen.tiktoken", "chat_template.jinja"] {
+        for name in [
+            "tokenizer.json",
+            "modeling_x.py",
+            "qwen.tiktoken",
+            "chat_template.jinja",
+            "preprocessor_config.json",
+        ] {
             assert!(is_companion(name), "{name}");
         }
         for name in

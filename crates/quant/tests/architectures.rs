@@ -86,20 +86,23 @@ fn page() -> String {
         );
     }
     text.push_str(
-        "\nModels that see or hear around one of these: the language model is converted, evaluated and calibrated, in mlx-lm's names.\n\n\
-         | model type | `text_config.model_type` | described as |\n|---|---|---|\n",
+        "\nModels that see or hear around one of these: the language model is converted, evaluated and calibrated, in mlx-lm's names. What sees\n\
+         and hears is kept in mlx-vlm's layout where the last column says so, and dropped elsewhere.\n\n\
+         | model type | `text_config.model_type` | described as | vision and audio |\n|---|---|---|---|\n",
     );
     let quoted = |types: &[&str]| types.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
-    for (wrappers, inside) in arch::wrapped() {
-        for (types, family) in inside {
-            let _ = writeln!(text, "| {} | {} | `{family}` |", quoted(wrappers), quoted(types));
+    for wrapped in arch::wrapped() {
+        let towers = if wrapped.keeps_towers { "kept" } else { "dropped" };
+        for (types, family) in wrapped.inside {
+            let (around, inside) = (quoted(wrapped.types), quoted(types));
+            let _ = writeln!(text, "| {around} | {inside} | `{family}` | {towers} |");
         }
     }
     let _ = write!(
         text,
         "\n{types} model types, {decoders} of them with their decoder. Any other type converts by its tensor names (two-dimensional weights that are\n\
-         neither norms nor routers are quantized), with a warning; the methods that look at text refuse it. Vision parts are dropped, as mlx-lm drops them;\n\
-         what mlx-lm runs in no form is refused.\n\n\
+         neither norms nor routers are quantized), with a warning; the methods that look at text refuse it. Their vision parts are dropped,\n\
+         as mlx-lm drops them; what mlx-lm runs in no form is refused.\n\n\
          Bits 2, 3, 4, 5, 6 and 8 and groups of 32, 64 and 128 for all methods; mxfp4, mxfp8 and nvfp4 for `convert`, and for single layers of the others\n\
          by a recipe file.\n"
     );

@@ -1,6 +1,6 @@
 //! Language models within wrappers that see: what is written and what is measured is what the language model alone gives.
 //!
-//! Each checkpoint is one of the zoo, renamed, its config nested, with a tower beside it. What mlx-lm's own classes make of
+//! The parts beside it are left out; what keeping them gives is in `vision.rs`. Each checkpoint is one of the zoo, renamed, its config nested, with a tower beside it. What mlx-lm's own classes make of
 //! such is held against ours by the project's audit (`../shared/tools/breadth`).
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test panics to fail, and shows its table")]
 
@@ -10,8 +10,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use common::{
-    bf16_bytes, convert_to, fixtures, open_path, quantize, random_windows as windows, shared,
-    write_checkpoint,
+    bf16_bytes, convert_to, fixtures, open_path, random_windows as windows, shared, write_checkpoint,
 };
 use mlx_format::Dtype;
 use mlx_format::checkpoint::Checkpoint;
@@ -67,6 +66,11 @@ const TOWERS: [&str; 4] = [
     "multi_modal_projector.linear_1.weight",
     "model.embed_vision.embedding_projection.weight",
 ];
+
+/// Settings of `-q --text-only`.
+fn quantize(bits: u32, group_size: usize) -> Settings {
+    Settings { text_only: true, ..common::quantize(bits, group_size) }
+}
 
 fn spelt(name: &str, (model, head): (&str, &str)) -> String {
     let other = |from: &str, to: &str| Some(format!("{to}{}", name.strip_prefix(from)?));

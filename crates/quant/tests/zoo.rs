@@ -17,7 +17,9 @@ const CASES: [&str; 3] = ["q4", "mxfp4", "mixed_4_6"];
 fn settings(case: &str) -> Settings {
     let mode = if case == "mxfp4" { Mode::Mxfp4 } else { Mode::Affine };
     let mixed = (case == "mixed_4_6").then_some(MixedRecipe::Mixed4_6);
-    Settings { quantize: Some(Scheme::new(mode, None, None).unwrap()), mixed, ..Settings::default() }
+    let quantize = Some(Scheme::new(mode, None, None).unwrap());
+    // mlx-lm writes the language model alone.
+    Settings { quantize, mixed, text_only: true, ..Settings::default() }
 }
 
 /// The two slips in what mlx-lm writes: `"group_size": null` for a recipe without `--q-group-size` (it reads it as

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use mlx_quant::inspect::{Form, Inspection};
-use mlx_quant::plan::PlanReport;
+use mlx_quant::plan::{PlanReport, Towers};
 
 use crate::table::{Column, Table, facts};
 use crate::{bytes, weights};
@@ -66,6 +66,9 @@ fn summary(inspection: &Inspection) -> Vec<(&'static str, String)> {
     lines.extend([
         ("parameters", weights(inspection.parameters)),
         ("bits per weight", format!("{:.3}", inspection.bits_per_weight)),
+    ]);
+    lines.extend(inspection.towers.map(|own| towers(own, inspection.tensor_bytes, inspection.parameters)));
+    lines.extend([
         ("dtypes", dtypes.collect::<Vec<_>>().join(", ")),
         ("files", files(inspection.file_bytes, inspection.files.len())),
         ("form", form.to_owned()),
@@ -100,14 +103,26 @@ pub fn plan(report: &PlanReport, each: bool, width: usize) -> String {
     });
     let layers = listed(lines.collect(), each, width);
     let described = if report.described { "" } else { ", by tensor names" };
-    let sums = [
+    let mut sums = vec![
         ("model type", format!("{} ({}{described})", report.model_type, report.family)),
         ("parameters", weights(report.parameters)),
         ("bits per weight", format!("{:.3}", report.bits_per_weight)),
+    ];
+    let all = report.layers.iter().map(|layer| layer.bytes).sum();
+    sums.extend(report.towers.map(|own| towers(own, all, report.parameters)));
+    sums.extend([
         ("reads", bytes(report.input_bytes)),
         ("writes", files(report.output_bytes, report.files.len())),
-    ];
+    ]);
     format!("{layers}\n\n{}", facts(&sums, width))
+}
+
+/// What sees and hears, and what the language model takes without it.
+fn towers(own: Towers, all: u64, parameters: u64) -> (&'static str, String) {
+    let without = (all - own.bytes) as f64 * 8.0 / (parameters - own.weights).max(1) as f64;
+    let text =
+        format!("{} tensors, {}; {without:.3} bits per weight without them", own.tensors, bytes(own.bytes));
+    ("vision, audio", text)
 }
 
 fn files(size: u64, count: usize) -> String {

@@ -46,6 +46,11 @@ pub(crate) struct Target {
     #[arg(long)]
     pub(crate) allow_unread: bool,
 
+    /// Leave out what sees and hears (towers, projectors, their settings): the output is the language model alone [default: keep it in 16 bits,
+    /// as mlx_vlm has it; mlx_lm takes both]
+    #[arg(long)]
+    pub(crate) text_only: bool,
+
     /// Take the tokens that end a text from generation_config.json or config.json alone, as mlx_lm does [default: all that config.json,
     /// generation_config.json and the chat template name]
     #[arg(long)]

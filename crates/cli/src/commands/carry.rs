@@ -70,8 +70,8 @@ pub(super) fn show(
         printer.data(&serde_json::to_string_pretty(&document)?);
     }
     let what = format!(
-        "{:.3} bits per weight, {} from {}; took {} ({}/s){}",
-        plan.bits_per_weight(),
+        "{}, {} from {}; took {} ({}/s){}",
+        bits(plan),
         bytes(done.output_bytes),
         bytes(plan.input_bytes()),
         report::duration(done.seconds),
@@ -80,6 +80,15 @@ pub(super) fn show(
     );
     Ending { path: target, what, quality: None, original }.say(printer);
     Ok(())
+}
+
+/// Bits per weight, and what sees and hears beside them.
+pub(super) fn bits(plan: &Plan) -> String {
+    let beside = Some(plan.towers.bytes).filter(|size| *size > 0);
+    let beside = beside.map_or_else(String::new, |size| {
+        format!(" ({:.3} without {} of vision and audio)", plan.language_bits_per_weight(), bytes(size))
+    });
+    format!("{:.3} bits per weight{beside}", plan.bits_per_weight())
 }
 
 /// The plan, and nothing written.

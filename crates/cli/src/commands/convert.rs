@@ -75,6 +75,7 @@ fn settings(args: &Convert, printer: Printer) -> Result<Settings> {
         keep_dtypes: false,
         allow_nonfinite: args.allow_nonfinite,
         allow_unread: args.target.allow_unread,
+        text_only: args.target.text_only,
         keep_eos: args.target.keep_eos,
     })
 }

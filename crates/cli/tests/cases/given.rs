@@ -72,9 +72,17 @@ fn wrappers_and_experts() {
         random(3, &[HIDDEN, HIDDEN]),
     );
     llava.add("multi_modal_projector.mm_input_projection_weight", random(4, &[HIDDEN, HIDDEN]));
-    let (out, said) = done(CONVERT, &llava.write(&at.path().join("vision_tower_packed")));
-    assert!(said.contains("vision"), "{said}");
+    let model = llava.write(&at.path().join("vision_tower"));
+    let (out, said) = done(&format!("{CONVERT} --text-only"), &model);
+    assert!(said.contains("2 tensors of vision or audio"), "{said}");
     assert!(read(&out).keys().all(|name| !name.contains("vision") && !name.contains("projector")));
+    let (out, said) = done(CONVERT, &model);
+    assert!(!said.contains("dropped") && config(&out).get("vision_config").is_some(), "{said}");
+    for name in
+        llava.tensors.keys().filter(|name| !name.starts_with("language_model") && *name != "lm_head.weight")
+    {
+        assert_eq!(read(&out)[name].2, llava.tensors[name].2, "{name}");
+    }
 
     let mut experts = llama(2).set("model_type", json!("minimax_m2")).set("num_local_experts", json!(4));
     experts.tensors.retain(|name, _| !name.contains(".mlp."));

@@ -260,6 +260,26 @@ impl Writer {
         })
     }
 
+    /// Writes tensor `to` as tensor `of` stands in the files now; both are of one dtype and shape.
+    ///
+    /// # Errors
+    /// [`WriteError`]; what was written before stays resumable.
+    ///
+    /// # Panics
+    /// If the tensors are of different lengths.
+    pub fn repeat(&self, of: usize, to: usize) -> Result<(), WriteError> {
+        const PART: u64 = 4 << 20;
+        let from = self.layout.placement(of);
+        assert_eq!(from.bytes, self.layout.placement(to).bytes, "tensors of one length");
+        let mut part = Vec::new();
+        for start in (0..from.bytes).step_by(PART as usize) {
+            part.resize((from.bytes - start).min(PART) as usize, 0);
+            self.shards[from.shard].file().read_exact_at(&mut part, from.offset + start)?;
+            self.write_at(to, start, &part)?;
+        }
+        Ok(())
+    }
+
     /// Records tensors as finished, so that a later run skips them. Their data reaches the disk first, so that
     /// the record also holds after a power failure.
     ///

@@ -91,9 +91,36 @@ pub struct Architecture {
     pub keep_dtype: Vec<&'static str>,
     /// Whether a checkpoint without a head is tied, although no rule drops a head (Gemma 3).
     pub tied_without_head: bool,
+    /// The parts that see and hear beside the language model, where they are kept.
+    pub towers: Option<Towers>,
     /// Whether the language model stands below `language_model.` in a frame that sees or hears, and only its matrices
     /// are linears.
     pub framed: bool,
+}
+
+/// The parts of a checkpoint that see and hear.
+#[derive(Clone, Debug)]
+pub struct Towers {
+    /// Names of these parts, whatever stands before them.
+    pub(super) pattern: Regex,
+    /// From names without `model.` to mlx-vlm's; the first that matches decides, without one the name stays.
+    pub(super) rules: Vec<Rule>,
+    /// Whether mlx-vlm's language model has a head of its own although the model ties it to the embedding: it reads the
+    /// table under both names.
+    pub repeats_head: bool,
+}
+
+impl Towers {
+    /// The name of a tensor of these parts without what stands before it; `None` of all others.
+    pub(crate) fn inner<'n>(&self, name: &'n str) -> Option<&'n str> {
+        let whole = self.pattern.captures(name)?;
+        Some(&name[whole.name("outer").map_or(0, |outer| outer.end())..])
+    }
+
+    /// The rule for a name that [`Self::inner`] gave.
+    pub(crate) fn rule(&self, inner: &str) -> Option<&Rule> {
+        self.rules.iter().find(|rule| rule.captures(inner).is_some())
+    }
 }
 
 impl Rule {

@@ -67,7 +67,7 @@ impl<'a> Language<'a> {
         let own = tensors.iter().filter(|(name, _)| !is_tower(name));
         let own = own.map(|(name, tensor)| (Wrapper::plain(name), tensor.clone())).collect();
         let source = Source { config: &self.config, tensors: &own };
-        (family.names)(source).map(|own| wrapper.around(own)).map_err(|error| self.nested(error))
+        (family.names)(source).map(|own| wrapper.around(own, self.whole)).map_err(|error| self.nested(error))
     }
 
     /// The decoder of a model with tensors of these names (MLX's), or as config.json alone tells it if there are none;
@@ -149,13 +149,23 @@ pub fn obstacle(config: &Config) -> Option<String> {
     ))
 }
 
-/// The wrappers with a description: their types, and the types of language models inside with the type that each is described
-/// as.
-pub fn wrapped()
--> impl Iterator<Item = (&'static [&'static str], Vec<(&'static [&'static str], &'static str)>)> {
+/// A wrapper with a description.
+#[derive(Clone, Debug)]
+pub struct Wrapped {
+    /// Its types.
+    pub types: &'static [&'static str],
+    /// Types of language models inside, with the type that each is described as.
+    pub inside: Vec<(&'static [&'static str], &'static str)>,
+    /// Whether what sees and hears is kept.
+    pub keeps_towers: bool,
+}
+
+/// The wrappers with a description.
+pub fn wrapped() -> impl Iterator<Item = Wrapped> {
     wrappers::WRAPPERS.iter().map(|wrapper| {
         let inside = wrapper.inside.iter().filter(|inside| family(inside.family).is_some());
-        (wrapper.types, inside.map(|inside| (inside.types, inside.family)).collect())
+        let inside = inside.map(|inside| (inside.types, inside.family)).collect();
+        Wrapped { types: wrapper.types, inside, keeps_towers: wrapper.layout.is_some() }
     })
 }
 

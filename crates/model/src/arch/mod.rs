@@ -16,6 +16,7 @@ mod defaults;
 mod family;
 pub(crate) mod keys;
 mod language;
+mod mlx_vlm;
 mod rope;
 mod rules;
 mod sketch;
@@ -45,10 +46,10 @@ mod smollm3;
 mod stablelm;
 mod starcoder2;
 
-pub use self::architecture::{Architecture, Linears, Output, Protected, Rule, Source};
+pub use self::architecture::{Architecture, Linears, Output, Protected, Rule, Source, Towers};
 pub(crate) use self::family::Family;
 pub(crate) use self::language::Language;
-pub use self::language::{obstacle, settled, wrapped};
+pub use self::language::{Wrapped, obstacle, settled, wrapped};
 pub use crate::view::Step;
 
 /// The families, a line for each file.

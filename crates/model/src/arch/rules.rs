@@ -115,6 +115,7 @@ impl Architecture {
             protected: Vec::new(),
             keep_dtype: Vec::new(),
             tied_without_head: false,
+            towers: None,
             framed: false,
         }
     }

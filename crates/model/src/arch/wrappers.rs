@@ -6,11 +6,12 @@
 //! source is the wrapper's file in `mlx_lm/models`, version 0.32.2; sizes that the hub's configs leave out because they
 //! are transformers' defaults are that library's.
 
+use mlx_format::checkpoint::Config;
 use serde_json::{Map, Value, json};
 
 use super::architecture::{Architecture, Rule};
+use super::mlx_vlm::{self, Layout};
 use super::rules::drop;
-use super::towers::TOWERS;
 
 /// A model that holds a language model in `text_config`, or, in old checkpoints, beside its own keys.
 #[derive(Debug)]
@@ -21,6 +22,8 @@ pub(super) struct Wrapper {
     pub(super) inside: &'static [Inside],
     /// What stands before `model.` in MLX's names.
     pub(super) outer: &'static str,
+    /// How mlx-vlm names the parts that see and hear; nothing if they are not kept.
+    pub(super) layout: Option<Layout>,
 }
 
 /// A language model inside.
@@ -68,8 +71,8 @@ const fn inside(types: &'static [&'static str], family: &'static str, fills: &'s
 }
 
 /// A wrapper as nearly all are.
-const fn below(types: &'static [&'static str], inside: &'static [Inside]) -> Wrapper {
-    Wrapper { types, inside, outer: "language_model." }
+const fn below(types: &'static [&'static str], layout: Layout, inside: &'static [Inside]) -> Wrapper {
+    Wrapper { types, inside, outer: "language_model.", layout: Some(layout) }
 }
 
 const APART: Fill = Missing("tie_word_embeddings", Flag(false));
@@ -119,21 +122,30 @@ const GEMMA4: &[Fill] = &[
 
 /// The wrappers, a line for each.
 pub(super) const WRAPPERS: &[Wrapper] = &[
-    below(&["gemma3"], &[inside(&["gemma3_text"], "gemma3_text", GEMMA3)]),
-    below(&["gemma4", "gemma4_unified"], &[inside(&["gemma4_text"], "gemma4_text", GEMMA4)]),
-    below(&["qwen2_vl", "qwen2_5_vl"], &[inside(QWEN2, "qwen2", &[])]),
-    below(&["qwen3_vl"], &[inside(&["qwen3_vl_text"], "qwen3", &[])]),
-    below(&["qwen3_vl_moe"], &[inside(&["qwen3_vl_moe_text"], "qwen3_moe", &[])]),
-    below(&["qwen3_5", "qwen3_5_moe"], &[inside(QWEN3_5, "qwen3_5", &[])]),
-    below(&["mistral3"], &[MISTRAL, LLAMA, MINISTRAL3, MISTRAL4]),
-    below(&["llava"], &[LLAMA, MISTRAL, MINISTRAL3, MISTRAL4]),
-    below(&["pixtral"], &[inside(&["mistral"], "mistral", PIXTRAL), inside(&["llama"], "llama", PIXTRAL)]),
-    below(&["kimi_vl"], &[inside(&["deepseek_v3"], "deepseek_v3", &[])]),
-    below(&["kimi_k25"], &[inside(&["kimi_k2"], "kimi_k2", &[])]),
+    below(&["gemma3"], Layout::TowerAndHead, &[inside(&["gemma3_text"], "gemma3_text", GEMMA3)]),
+    below(&["gemma4", "gemma4_unified"], Layout::Gemma4, &[inside(&["gemma4_text"], "gemma4_text", GEMMA4)]),
+    below(&["qwen2_vl", "qwen2_5_vl"], Layout::Visual, &[inside(QWEN2, "qwen2", &[])]),
+    below(&["qwen3_vl"], Layout::Visual, &[inside(&["qwen3_vl_text"], "qwen3", &[])]),
+    below(&["qwen3_vl_moe"], Layout::Visual, &[inside(&["qwen3_vl_moe_text"], "qwen3_moe", &[])]),
+    below(&["qwen3_5", "qwen3_5_moe"], Layout::Visual, &[inside(QWEN3_5, "qwen3_5", &[])]),
+    below(&["mistral3"], Layout::Tower, &[MISTRAL, LLAMA, MINISTRAL3, MISTRAL4]),
+    below(&["llava"], Layout::Tower, &[LLAMA, MISTRAL, MINISTRAL3, MISTRAL4]),
+    below(
+        &["pixtral"],
+        Layout::Tower,
+        &[inside(&["mistral"], "mistral", PIXTRAL), inside(&["llama"], "llama", PIXTRAL)],
+    ),
+    // mlx-vlm wants the matrices between the heads whole there and mlx-lm in two: no layout has both.
+    Wrapper {
+        layout: None,
+        ..below(&["kimi_vl"], Layout::Moon, &[inside(&["deepseek_v3"], "deepseek_v3", &[])])
+    },
+    below(&["kimi_k25"], Layout::Moon, &[inside(&["kimi_k2"], "kimi_k2", &[])]),
     Wrapper {
         types: &["muse_glimmer"],
         inside: &[inside(&["muse_glimmer_text"], "muse_glimmer", &[])],
         outer: "",
+        layout: None,
     },
 ];
 
@@ -190,17 +202,18 @@ impl Wrapper {
         found.unwrap_or_else(|| name.to_owned())
     }
 
-    /// What the language model's `architecture` is by the names of the whole checkpoint.
-    pub(super) fn around(&self, mut architecture: Architecture) -> Architecture {
+    /// What the language model's `architecture` is by the names of the whole checkpoint, whose `config` is the wrapper's.
+    pub(super) fn around(&self, mut architecture: Architecture, config: &Config) -> Architecture {
         architecture.prefixes = SPELLINGS.to_vec();
         architecture.rules.insert(0, Self::without_towers());
         architecture.outer = self.outer;
+        architecture.towers = self.layout.map(|layout| layout.towers(config));
         architecture
     }
 
-    /// Drops what sees and hears: mlx-lm has no use for it.
+    /// Drops what sees and hears, where nobody says how it would be kept: mlx-lm has no use for it.
     fn without_towers() -> Rule {
-        drop(&format!(r"^(model\.)*({})\.", TOWERS.join("|")))
+        drop(&mlx_vlm::pattern())
     }
 }
 

@@ -165,6 +165,17 @@ impl View {
                 piece.shape.swap(last - 1, last);
                 piece.strides.swap(last - 1, last);
             }
+            Step::ChannelsLast => {
+                // Packed words cannot be turned.
+                if axes < 3 || self.dtype == Dtype::U32 {
+                    return None;
+                }
+                if has_channels_first(&piece.shape) {
+                    let (channels, stride) = (piece.shape.remove(1), piece.strides.remove(1));
+                    piece.shape.push(channels);
+                    piece.strides.push(stride);
+                }
+            }
             Step::Words => {
                 let last = axes.checked_sub(2)? + 1;
                 let inner = piece.shape[last];
@@ -359,6 +370,15 @@ impl View {
     }
 }
 
+/// Whether the weight of a convolution is `[out, in, kernel..]`; else it is `[out, kernel.., in]`.
+fn has_channels_first(shape: &[usize]) -> bool {
+    match shape {
+        [_, channels, _] => *channels == 1,
+        [.., height, width] => height == width,
+        _ => false,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use mlx_format::checkpoint::Directory;
@@ -423,6 +443,27 @@ mod tests {
         assert_eq!(read(&heads, &checkpoint), [0, 2, 1, 3, 6, 8, 7, 9]);
         let last = view(&checkpoint, &[Step::EveryOther { from_last: 0, odd: true }]);
         assert_eq!((last.shape(), read(&last, &checkpoint)), (vec![6, 1], vec![1, 3, 5, 7, 9, 11]));
+    }
+
+    #[test]
+    fn channels_go_behind_a_kernel_once() {
+        let (_directory, checkpoint) = checkpoint(&[1, 3, 2, 2]);
+        let turned = view(&checkpoint, &[Step::ChannelsLast]);
+        assert_eq!(turned.shape(), [1, 2, 2, 3]);
+        assert_eq!(read(&turned, &checkpoint), [0, 4, 8, 1, 5, 9, 2, 6, 10, 3, 7, 11]);
+        assert_eq!(view(&checkpoint, &[Step::ChannelsLast, Step::ChannelsLast]), turned);
+        for (shape, right) in [
+            (&[4, 3, 2, 6, 6][..], &[4, 2, 6, 6, 3][..]),
+            (&[4, 2, 6, 6, 3], &[4, 2, 6, 6, 3]),
+            (&[4, 1, 3, 3], &[4, 3, 3, 1]),
+            (&[4, 1, 5], &[4, 5, 1]),
+            (&[4, 5, 1], &[4, 5, 1]),
+        ] {
+            let (_directory, checkpoint) = self::checkpoint(shape);
+            assert_eq!(view(&checkpoint, &[Step::ChannelsLast]).shape(), right, "{shape:?}");
+        }
+        let (_directory, checkpoint) = self::checkpoint(&[4, 4]);
+        assert!(View::new("t0", checkpoint.tensor("t0").unwrap(), &[Step::ChannelsLast]).is_err());
     }
 
     #[test]

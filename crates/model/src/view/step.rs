@@ -26,6 +26,9 @@ pub enum Step {
     HalfOfRows(bool),
     /// Swaps the last two axes.
     Transpose,
+    /// Puts the channels of a convolution behind its kernel, `[out, in, kernel..]` to `[out, kernel.., in]`, unless they are there
+    /// already. Kernels over images are square, those over sound go channel by channel (`in` is 1): that tells the two apart.
+    ChannelsLast,
     /// Bytes `[.., n, 16]` read as uint32 `[.., n * 4]`.
     Words,
     /// Adds 1 in the dtype of the file: norms that multiply by `1 + w`.

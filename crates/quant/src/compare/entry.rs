@@ -46,7 +46,7 @@ pub struct Entry {
     pub bits: u32,
     /// Of the scheme that decides the size.
     pub group_size: usize,
-    /// Stored bits per weight, as mlx-lm counts them.
+    /// Stored bits per weight of the language model, as mlx-lm counts them.
     pub bits_per_weight: f64,
     /// Of all safetensors files.
     pub bytes: u64,

@@ -161,7 +161,7 @@ fn curve(model: &Model, settings: &CompareSettings, all: &Sensitivities) -> Resu
     for bits in (0..CURVE).map(at) {
         let dynamic = DynamicSettings::new(Target::BitsPerWeight(bits));
         if let Ok(plan) = DynamicPlan::new(model, &base, all, &dynamic) {
-            points.push((plan.plan.bits_per_weight(), plan.predicted_kl));
+            points.push((plan.plan.language_bits_per_weight(), plan.predicted_kl));
         }
     }
     Ok(points)
@@ -209,7 +209,7 @@ impl Run<'_> {
             recipe: contestant.recipe.to_string(),
             bits: contestant.scheme.bits(),
             group_size: contestant.scheme.group_size(),
-            bits_per_weight: plan.bits_per_weight(),
+            bits_per_weight: plan.language_bits_per_weight(),
             bytes: plan.layout.file_bytes(),
             seconds: own.seconds,
             resumed,

@@ -13,9 +13,9 @@ use crate::{Error, Model};
 /// What is asked of the size.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Target {
-    /// At most so many bits per weight, as mlx-lm counts them.
+    /// At most so many bits per weight of the language model, as mlx-lm counts them.
     BitsPerWeight(f64),
-    /// At most so many bytes of weights.
+    /// At most so many bytes of weights, those of towers included.
     Bytes(u64),
     /// The smallest model that is predicted to diverge by at most so many nats a token.
     Divergence(f64),
@@ -58,7 +58,7 @@ pub struct DynamicPlan {
     pub predicted_kl: f64,
     /// No allocation of the same size is predicted to diverge less.
     pub bound_kl: f64,
-    /// Bits per weight between which a target can lie.
+    /// Bits per weight of the language model between which a target can lie.
     pub range: (f64, f64),
     /// Predicted divergence at both ends of the range.
     pub range_kl: (f64, f64),
@@ -133,7 +133,9 @@ impl DynamicPlan {
             end(|next, best| next.bytes < best.bytes || (next.bytes == best.bytes && next.cost < best.cost));
         let best =
             end(|next, best| next.cost < best.cost || (next.cost == best.cost && next.bytes < best.bytes));
-        let bits = |bytes: u64| crate::parameters::bits_per_weight(bytes, base.parameters);
+        // Towers are no layer to choose for: bits are those of the language model, with or without them.
+        let (weights, beside) = (base.language_parameters(), base.towers.bytes);
+        let bits = |bytes: u64| crate::parameters::bits_per_weight(bytes - beside, weights);
         let range = (bits(smallest.0), bits(best.0));
         let range_kl = (smallest.1 * dynamic.factor, best.1 * dynamic.factor);
         let unreachable = |asked: String| PlanError::Target {
@@ -153,7 +155,7 @@ impl DynamicPlan {
         let found = match dynamic.target {
             Target::BitsPerWeight(target) => {
                 // More than the best of all would change nothing: the target is not reached.
-                let budget = (target * base.parameters as f64 / 8.0).floor();
+                let budget = (target * weights as f64 / 8.0).floor() + beside as f64;
                 if !target.is_finite() || budget < smallest.0 as f64 || target > range.1 + SLACK {
                     return Err(unreachable(format!("{target} bits per weight")).into());
                 }
@@ -183,7 +185,8 @@ impl DynamicPlan {
         settings.schemes.extend(schemes);
         let mut plan = Plan::new(&model.checkpoint, &model.config, settings)?;
         plan.notes.extend(unmeasured(&plan, sensitivities));
-        debug_assert_eq!(plan.layout.tensor_bytes(), fixed + found.bytes, "bytes as planned");
+        let repeats = plan.items.iter().any(|item| matches!(item.job, Job::Repeat { .. }));
+        debug_assert!(repeats || plan.layout.tensor_bytes() == fixed + found.bytes, "bytes as planned");
         Ok(Self {
             plan,
             predicted_kl: found.cost * dynamic.factor,
@@ -256,7 +259,14 @@ fn items(
         if candidates.is_empty() {
             continue;
         }
-        let bytes = |scheme: Scheme| stored_bytes(scheme, view.rows(), view.columns(), *float);
+        // Bits are those of the language model, bytes of everything, and a table may be written twice.
+        let twice = matches!(dynamic.target, Target::Bytes(_))
+            && base
+                .items
+                .iter()
+                .any(|other| matches!(other.job, Job::Repeat { of } if of == item.first_output));
+        let copies = if twice { 2 } else { 1 };
+        let bytes = |scheme: Scheme| stored_bytes(scheme, view.rows(), view.columns(), *float) * copies;
         let choice = |cost: &Cost| -> Result<Choice, Error> {
             let scheme = Scheme::affine(cost.bits, cost.group_size).map_err(PlanError::from)?;
             Ok(Choice { bytes: bytes(scheme), cost: cost.kl })

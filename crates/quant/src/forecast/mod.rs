@@ -53,7 +53,7 @@ pub struct Part {
 /// What a run will need.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Forecast {
-    /// Stored bits per weight.
+    /// Stored bits per weight of the language model.
     pub bits_per_weight: f64,
     /// Of all safetensors files.
     pub bytes: u64,
@@ -122,7 +122,7 @@ pub fn forecast(
     let (input, output) = (plan.input_bytes() as f64, plan.layout.file_bytes());
     let threads = threads_or_all(settings.threads);
     let mut made = Forecast {
-        bits_per_weight: plan.bits_per_weight(),
+        bits_per_weight: plan.language_bits_per_weight(),
         bytes: output,
         peak_memory: 0,
         seconds: 0.0,

@@ -84,7 +84,8 @@ const MEASURED_WINDOWS: usize = 4;
 /// # Errors
 /// As [`Plan::new`] and [`forecast`]. What a method cannot do is its [`Choice::obstacle`], no error.
 pub fn recommend(model: &Model, wish: &Wish, machine: &Machine) -> Result<Recommendation, Error> {
-    let parameters = crate::inspect::inspect(model)?.parameters;
+    let inspection = crate::inspect::inspect(model)?;
+    let parameters = inspection.parameters - inspection.towers.map_or(0, |towers| towers.weights);
     let size = (parameters, widest(model, wish)?);
     let all = |wish: &Wish, names: &[&str]| {
         names.iter().map(|name| choice(model, wish, machine, size, name)).collect::<Result<Vec<_>, _>>()
@@ -113,7 +114,7 @@ fn widest(model: &Model, wish: &Wish) -> Result<Option<Scheme>, Error> {
         let settings = Settings { quantize: Some(scheme), ..Settings::default() };
         let plan = Plan::new(&model.checkpoint, &model.config, settings)?;
         let fits = match target {
-            Target::BitsPerWeight(most) => plan.bits_per_weight() <= most,
+            Target::BitsPerWeight(most) => plan.language_bits_per_weight() <= most,
             Target::Bytes(most) => plan.layout.tensor_bytes() <= most,
             Target::Divergence(_) => true,
         };
@@ -172,7 +173,7 @@ fn choice(
         match DynamicPlan::check(model, &plan.settings, &DynamicSettings::new(target)) {
             // Thousandths, as a command line says it, and never above what was asked.
             Ok(range) => {
-                let bits = asked(target, parameters).min(range.1);
+                let bits = asked(target, &plan).min(range.1);
                 made.target_bpw = Some((bits * 1000.0).floor() / 1000.0);
             }
             Err(Error::Plan(error)) => made.obstacle = Some(error.to_string()),
@@ -183,7 +184,7 @@ fn choice(
         }
     } else if widest.is_none() {
         made.obstacle =
-            Some(format!("at 2 bits it has {:.3} bits per weight already", plan.bits_per_weight()));
+            Some(format!("at 2 bits it has {:.3} bits per weight already", plan.language_bits_per_weight()));
     }
     if made.obstacle.is_some() {
         return Ok(made);
@@ -219,7 +220,7 @@ fn choice(
     }
     if let Some(bits) = made.target_bpw {
         needs.bits_per_weight = bits;
-        needs.bytes = (bits * parameters as f64 / 8.0) as u64;
+        needs.bytes = (bits * parameters as f64 / 8.0) as u64 + plan.towers.bytes;
     }
     made.obstacle = no_room(&needs).or_else(|| obstacle(&needs, wish));
     made.expected_kl = expected(name, needs.bits_per_weight);
@@ -238,10 +239,13 @@ fn shares(wish: &Wish, dwq: Option<&DwqSettings>) -> Shares {
     }
 }
 
-fn asked(target: Target, parameters: u64) -> f64 {
+/// Bits per weight of the language model.
+fn asked(target: Target, plan: &Plan) -> f64 {
     match target {
         Target::BitsPerWeight(bits) => bits,
-        Target::Bytes(bytes) => bytes as f64 * 8.0 / parameters.max(1) as f64,
+        Target::Bytes(bytes) => {
+            bytes.saturating_sub(plan.towers.bytes) as f64 * 8.0 / plan.language_parameters().max(1) as f64
+        }
         Target::Divergence(_) => f64::INFINITY,
     }
 }

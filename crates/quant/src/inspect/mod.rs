@@ -17,7 +17,7 @@ pub use self::verify::{Problem, Verdict, Verification, verify};
 
 use self::stored::{Packed, Stored, bytes, stored};
 use crate::parameters::{OuterModules, bits_per_weight};
-use crate::plan::PlanError;
+use crate::plan::{PlanError, Towers};
 use crate::{Error, Model};
 
 /// Whether and how a model is quantized.
@@ -99,6 +99,9 @@ pub struct Inspection {
     pub form: Form,
     /// Sizes, where the decoder is described.
     pub dimensions: Option<Dimensions>,
+    /// The parts that see and hear, where there are any; they are in all sums.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub towers: Option<Towers>,
     /// Number of weights, as mlx-lm counts them.
     pub parameters: u64,
     /// Stored bits per weight of the whole model, as mlx-lm counts them.
@@ -145,6 +148,7 @@ pub fn inspect(model: &Model) -> Result<Inspection, Error> {
             hidden_size: decoder.hidden_size,
             vocabulary: decoder.vocabulary,
         }),
+        towers: counted.towers,
         parameters: counted.parameters,
         bits_per_weight: bits_per_weight(counted.tensor_bytes, counted.parameters),
         tensor_bytes: counted.tensor_bytes,
@@ -169,6 +173,7 @@ fn read(model: &Model) -> Result<Named, Error> {
 #[derive(Default)]
 struct Counted {
     packed: bool,
+    towers: Option<Towers>,
     parameters: u64,
     tensor_bytes: u64,
     dtypes: BTreeMap<String, u64>,
@@ -178,7 +183,8 @@ struct Counted {
 }
 
 fn count(named: &Named) -> Counted {
-    let modules = OuterModules::of(named.tensors.iter().map(|(name, _)| name.as_str()));
+    let all = || named.tensors.iter().chain(&named.towers);
+    let modules = OuterModules::of(all().map(|(name, _)| name.as_str()));
     let mut counted = Counted::default();
     // What another quantizer has packed counts as MLX would hold it.
     let taken = |name: &str| {
@@ -191,13 +197,13 @@ fn count(named: &Named) -> Counted {
         *counted.dtypes.entry(view.dtype.to_string()).or_default() += bytes(view);
         counted.tensor_bytes += bytes(view);
     };
-    for (name, view) in &named.tensors {
+    for (name, view) in all() {
         match taken(name) {
             Some((packed, _)) => packed.parts().for_each(|(_, view)| add(view)),
             None => add(view),
         }
     }
-    for stored in stored(named) {
+    for stored in stored(&named.tensors) {
         let stored = match stored {
             Stored::Packed(packed) => Ok((packed, packed.scheme(named))),
             Stored::Plain { name, view } => match taken(name) {
@@ -235,6 +241,22 @@ fn count(named: &Named) -> Counted {
         counted.schemes.entry(layer.scheme.clone()).or_default().add(layer.weights, layer.bytes);
         counted.layers.push(layer);
     }
+    let mut towers = Towers { tensors: named.towers.len(), ..Towers::default() };
+    for stored in stored(&named.towers) {
+        let (weights, size) = match stored {
+            Stored::Packed(packed) => {
+                let layer = packed_layer(packed, packed.scheme(named));
+                counted.packed = true;
+                (layer.weights, layer.bytes)
+            }
+            Stored::Plain { name, view } => (modules.plain(name, view.elements()), bytes(view)),
+        };
+        towers.weights += weights;
+        towers.bytes += size;
+        counted.other.add(weights, size);
+    }
+    counted.parameters += towers.weights;
+    counted.towers = Some(towers).filter(|towers| towers.tensors > 0);
     counted
 }
 

@@ -22,16 +22,15 @@ pub(super) enum Stored<'n> {
     Packed(Packed<'n>),
 }
 
-/// Everything that a model holds, in natural order.
-pub(super) fn stored(named: &Named) -> Vec<Stored<'_>> {
-    let by_name: BTreeMap<&str, &View> =
-        named.tensors.iter().map(|(name, view)| (name.as_str(), view)).collect();
+/// Tensors of a model, in natural order.
+pub(super) fn stored(tensors: &[(String, View)]) -> Vec<Stored<'_>> {
+    let by_name: BTreeMap<&str, &View> = tensors.iter().map(|(name, view)| (name.as_str(), view)).collect();
     let packed = |path: &'_ str| {
         let of = |leaf: &str| by_name.get(format!("{path}.{leaf}").as_str()).copied();
         let weight = of("weight").filter(|weight| weight.dtype == Dtype::U32)?;
         Some((weight, of("scales")?, of("biases")))
     };
-    let each = named.tensors.iter().filter_map(|(name, view)| {
+    let each = tensors.iter().filter_map(|(name, view)| {
         let parts = name.rsplit_once('.').and_then(|(path, leaf)| Some((path, leaf, packed(path)?)));
         match parts {
             Some((_, "scales" | "biases", _)) => None,

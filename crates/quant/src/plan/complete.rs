@@ -2,9 +2,24 @@
 
 use mlx_format::checkpoint::{Config, Layout};
 use mlx_quant_model::{Architecture, View};
+use serde::Serialize;
 
 use super::ids::Paths;
 use super::{GenerationConfig, Item, Settings, TensorId};
+
+/// Parts that see and hear, which are carried along beside the language model.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Towers {
+    /// Items of the plan, its last ones.
+    #[serde(skip)]
+    pub items: usize,
+    /// Tensors.
+    pub tensors: usize,
+    /// Weights, as mlx-lm counts them.
+    pub weights: u64,
+    /// Bytes.
+    pub bytes: u64,
+}
 
 /// A complete plan.
 #[derive(Clone, Debug)]
@@ -21,6 +36,8 @@ pub struct Plan {
     pub generation_config: GenerationConfig,
     /// Weights, as mlx-lm counts them: codes, not scales.
     pub parameters: u64,
+    /// The parts that see and hear, which are in all other figures too.
+    pub towers: Towers,
     /// What a person should know.
     pub notes: Vec<String>,
     /// The settings it was made from.
@@ -50,6 +67,21 @@ impl Plan {
     /// Stored bits per weight of the whole model, as mlx-lm counts them.
     pub fn bits_per_weight(&self) -> f64 {
         crate::parameters::bits_per_weight(self.layout.tensor_bytes(), self.parameters)
+    }
+
+    /// Stored bits per weight of the language model alone, which is what methods have a say in.
+    pub fn language_bits_per_weight(&self) -> f64 {
+        crate::parameters::bits_per_weight(self.language_bytes(), self.language_parameters())
+    }
+
+    /// Bytes of the language model's tensors.
+    pub fn language_bytes(&self) -> u64 {
+        self.layout.tensor_bytes() - self.towers.bytes
+    }
+
+    /// Weights of the language model.
+    pub fn language_parameters(&self) -> u64 {
+        self.parameters - self.towers.weights
     }
 
     /// Bytes read from the source.

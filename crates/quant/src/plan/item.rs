@@ -35,6 +35,11 @@ pub enum Job {
         /// How it is packed.
         scheme: Scheme,
     },
+    /// Written once more under another name, when everything else is.
+    Repeat {
+        /// Index of the tensor in the layout.
+        of: usize,
+    },
 }
 
 /// One step of the plan.
@@ -52,9 +57,10 @@ impl Item {
     /// All views it reads.
     pub fn views(&self) -> impl Iterator<Item = &View> {
         let (first, second, third) = match &self.job {
-            Job::Copy { view, .. } | Job::Quantize { view, .. } => (view, None, None),
-            Job::Dequantize { weight, scales, biases, .. } => (weight, Some(scales), biases.as_ref()),
+            Job::Copy { view, .. } | Job::Quantize { view, .. } => (Some(view), None, None),
+            Job::Dequantize { weight, scales, biases, .. } => (Some(weight), Some(scales), biases.as_ref()),
+            Job::Repeat { .. } => (None, None, None),
         };
-        std::iter::once(first).chain(second).chain(third)
+        first.into_iter().chain(second).chain(third)
     }
 }

@@ -3,10 +3,12 @@
 //! `--dry-run` prints a plan and stops; [`crate::convert()`] carries one out. Everything that can be wrong with a
 //! source or with settings is found here, before any work.
 
+mod bulk;
 mod check;
 mod complete;
 mod end_of_turn;
 mod error;
+mod head;
 mod ids;
 mod item;
 mod mixed;
@@ -20,7 +22,7 @@ mod specs;
 use mlx_format::checkpoint::{Checkpoint, Config};
 use mlx_quant_model::Named;
 
-pub use self::complete::Plan;
+pub use self::complete::{Plan, Towers};
 pub use self::end_of_turn::GenerationConfig;
 pub use self::error::PlanError;
 pub use self::ids::TensorId;
@@ -44,6 +46,9 @@ impl Plan {
         let named = Named::read(checkpoint, config)?;
         check_settings(&settings, &named.existing)?;
         named.check(checkpoint, settings.allow_unread)?;
+        if !settings.text_only {
+            named.check_towers(checkpoint)?;
+        }
         if !named.architecture.described {
             check_experts(&named)?;
         }
@@ -55,6 +60,12 @@ impl Plan {
             check_taken(&named)?;
         }
         let eos = EndOfTurn::of(checkpoint.directory(), config, settings.keep_eos);
-        Planner::new(named, settings, config)?.finish(config, eos)
+        let mut plan = Planner::new(named, settings, config)?.finish(config, eos)?;
+        let sees = plan.architecture.towers.is_some() && !plan.settings.text_only;
+        if checkpoint.is_headers_only() && sees && config.0.contains_key("vision_config") {
+            let note = "config.json alone does not tell how large vision and audio are: they are not counted";
+            plan.notes.push(note.to_owned());
+        }
+        Ok(plan)
     }
 }

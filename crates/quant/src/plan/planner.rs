@@ -1,18 +1,21 @@
 //! Named tensors to items, output tensors and config, one at a time.
 
 use std::collections::{BTreeSet, HashMap};
+use std::ops::Range;
 
 use mlx_format::checkpoint::{Config, Layout, SHARD_BYTES, TensorSpec};
 use mlx_format::{Dtype, FloatType, Mode, Scheme};
 use serde_json::{Map, Value};
 
+use super::bulk::unquantized;
 use super::check::{takes_over, target_dtype};
 use super::end_of_turn::EndOfTurn;
+use super::head::repeated;
 use super::ids::Paths;
 use super::mixed::Mixed;
 use super::packed::PackedLayers;
-use super::specs::{entry, packed_specs, unquantized};
-use super::{Item, Job, PackedSource, Plan, PlanError, Settings};
+use super::specs::{entry, packed_specs};
+use super::{Item, Job, PackedSource, Plan, PlanError, Settings, Towers};
 use crate::parameters::OuterModules;
 use mlx_quant_model::{Architecture, Existing, Named, SourceError, Taken, View, arch};
 
@@ -28,6 +31,9 @@ pub(super) struct Planner {
     settings: Settings,
     target: Option<FloatType>,
     tensors: Vec<(String, Option<View>)>,
+    /// Where among the tensors those of towers begin.
+    first_tower: usize,
+    towers: Towers,
     /// Position of a name among the tensors.
     positions: HashMap<String, usize>,
     modules: OuterModules,
@@ -53,7 +59,17 @@ impl Planner {
         });
         let columns = columns.collect();
         let packed = PackedLayers::new(&named, &settings);
-        let Named { architecture, existing, tensors, dropped, undescribed, untied, notes: found, .. } = named;
+        let Named {
+            architecture,
+            existing,
+            mut tensors,
+            mut towers,
+            dropped,
+            undescribed,
+            untied,
+            notes: found,
+            ..
+        } = named;
         let target = if settings.keep_dtypes { None } else { target_dtype(&settings, config) };
         if tensors.is_empty() {
             return Err(PlanError::NoTensors { dropped: dropped.len() });
@@ -70,18 +86,23 @@ impl Planner {
             notes
                 .push(format!("{reason}: whether all tensors are there, each of its shape, was not checked"));
         }
-        let (towers, others): (Vec<&String>, Vec<&String>) =
-            dropped.iter().partition(|name| architecture.is_tower(name));
-        if !towers.is_empty() {
+        let first_tower = tensors.len();
+        let repeated = format!("{}lm_head.", architecture.outer);
+        towers.retain(|(name, _)| !name.starts_with(&repeated));
+        let (kept, left_out) = if settings.text_only { (Vec::new(), towers) } else { (towers, Vec::new()) };
+        let is_part = |name: &&String| kept.is_empty() && architecture.is_tower(name);
+        let (mut unkept, others): (Vec<&String>, Vec<&String>) = dropped.iter().partition(is_part);
+        unkept.extend(left_out.iter().map(|(name, _)| name));
+        if let Some(first) = unkept.first() {
             notes.push(format!(
-                "{} tensors of vision or audio ({}, ...) are dropped, as mlx_lm drops them: the output is the language model alone",
-                towers.len(),
-                towers[0]
+                "{} tensors of vision or audio ({first}, ...) are dropped, as mlx_lm drops them: the output is the language model alone",
+                unkept.len()
             ));
         }
         if !others.is_empty() {
             notes.push(format!("{} tensors that MLX does not load are dropped", others.len()));
         }
+        tensors.extend(kept);
         let mut planner = Self {
             architecture,
             existing,
@@ -90,6 +111,8 @@ impl Planner {
             modules: OuterModules::of(tensors.iter().map(|(name, _)| name.as_str())),
             positions: tensors.iter().enumerate().map(|(index, (name, _))| (name.clone(), index)).collect(),
             tensors: tensors.into_iter().map(|(name, view)| (name, Some(view))).collect(),
+            first_tower,
+            towers: Towers::default(),
             mixed: None,
             items: Vec::new(),
             specs: Vec::new(),
@@ -122,7 +145,7 @@ impl Planner {
     }
 
     fn linear_paths(&self) -> impl Iterator<Item = &str> + Clone {
-        self.tensors.iter().filter_map(|(name, view)| {
+        self.tensors[..self.first_tower].iter().filter_map(|(name, view)| {
             let path = name.strip_suffix(".weight")?;
             self.architecture.is_linear(path, view.as_ref()?.shape().len()).then_some(path)
         })
@@ -139,7 +162,46 @@ impl Planner {
             .iter()
             .filter_map(|(name, _)| name.strip_suffix(".scales").map(str::to_owned))
             .collect();
-        for index in 0..self.tensors.len() {
+        self.take_all(0..self.first_tower, &packed)?;
+        let (items, tensors, weights) = (self.items.len(), self.specs.len(), self.parameters);
+        self.take_all(self.first_tower..self.tensors.len(), &packed)?;
+        self.repeat_head();
+        self.towers = Towers {
+            items: self.items.len() - items,
+            tensors: self.specs.len() - tensors,
+            weights: self.parameters - weights,
+            bytes: self.specs[tensors..].iter().map(TensorSpec::bytes).sum(),
+        };
+        self.check_divided()?;
+        let mut config = self.output_config(config);
+        let EndOfTurn { value, generation_config, notes } = eos;
+        self.notes.extend(notes);
+        if let Some(value) = value {
+            config.0.insert("eos_token_id".to_owned(), value);
+        }
+        self.notes.extend(self.packed.notes());
+        let Self { architecture, settings, items, specs, parameters, towers, mut notes, .. } = self;
+        let language = (&items[..items.len() - towers.items], &specs[..specs.len() - towers.tensors]);
+        notes.extend(unquantized(language, parameters - towers.weights));
+        let layout = Layout::new(specs, SHARD_BYTES);
+        let paths = Paths::of(&items);
+        Ok(Plan {
+            architecture,
+            items,
+            layout,
+            config,
+            generation_config,
+            parameters,
+            towers,
+            notes,
+            settings,
+            paths,
+        })
+    }
+
+    /// Makes items of these tensors; those at `packed` paths with their scales and biases.
+    fn take_all(&mut self, range: Range<usize>, packed: &BTreeSet<String>) -> Result<(), PlanError> {
+        for index in range.clone() {
             // Scales and biases are taken along with their weight.
             let (name, Some(view)) = (self.tensors[index].0.clone(), self.tensors[index].1.take()) else {
                 continue;
@@ -153,43 +215,49 @@ impl Planner {
                     // Met before its weight: scales and biases sort first.
                     self.tensors[index].1 = Some(view);
                 }
+                None if index >= self.first_tower => {
+                    self.parameters += self.modules.plain(&name, view.elements());
+                    self.copy(&name, view)?;
+                }
                 None => self.plain_tensor(&name, path, view)?,
             }
         }
-        for index in 0..self.tensors.len() {
+        for index in range {
             if let Some(view) = self.tensors[index].1.take() {
                 let name = self.tensors[index].0.clone();
                 self.copy(&name, view)?;
             }
         }
-        self.check_divided()?;
-        let mut config = self.output_config(config);
-        let EndOfTurn { value, generation_config, notes } = eos;
-        self.notes.extend(notes);
-        if let Some(value) = value {
-            config.0.insert("eos_token_id".to_owned(), value);
-        }
-        self.notes.extend(self.packed.notes());
-        let Self { architecture, settings, items, specs, parameters, mut notes, .. } = self;
-        notes.extend(unquantized(&items, &specs, parameters));
-        let layout = Layout::new(specs, SHARD_BYTES);
-        let paths = Paths::of(&items);
-        Ok(Plan {
-            architecture,
-            items,
-            layout,
-            config,
-            generation_config,
-            parameters,
-            notes,
-            settings,
-            paths,
-        })
+        Ok(())
     }
 
     fn push(&mut self, name: &str, job: Job, specs: impl IntoIterator<Item = TensorSpec>) {
         self.items.push(Item { name: name.to_owned(), job, first_output: self.specs.len() });
         self.specs.extend(specs);
+    }
+
+    /// Writes the table once more as a head, where mlx-vlm wants one and towers are kept.
+    fn repeat_head(&mut self) {
+        let has_towers = self.first_tower < self.tensors.len();
+        let own = |name: &str| self.positions.contains_key(name);
+        let Some((table, head)) = repeated(&self.architecture).filter(|_| has_towers) else { return };
+        if own(&format!("{head}.weight")) {
+            return;
+        }
+        let columns = self.columns.get(&table).copied().unwrap_or(0);
+        for index in 0..self.specs.len() {
+            let Some(leaf) = self.specs[index].name.strip_prefix(&format!("{table}.")) else { continue };
+            let name = format!("{head}.{leaf}");
+            if leaf == "weight" {
+                self.parameters += (self.specs[index].shape[0] * columns) as u64;
+            }
+            let spec = TensorSpec { name: name.clone(), ..self.specs[index].clone() };
+            self.push(&name, Job::Repeat { of: index }, [spec]);
+        }
+        self.entries.extend(self.entries.get(&table).cloned().map(|entry| (head.clone(), entry)));
+        if let Existing::Mlx(map) | Existing::HubMx(map) = &mut self.existing {
+            map.extend(map.get(&table).cloned().map(|entry| (head, entry)));
+        }
     }
 
     /// The dtype of a floating tensor in the output.
@@ -426,7 +494,9 @@ impl Planner {
 
     /// Whether parts that see or hear are carried along, which need their settings.
     fn keeps_tower(&self) -> bool {
-        !self.architecture.described && self.items.iter().any(|item| self.architecture.is_tower(&item.name))
+        self.towers.tensors > 0
+            || !self.architecture.described
+                && self.items.iter().any(|item| self.architecture.is_tower(&item.name))
     }
 
     /// config.json as mlx-lm writes it (`mlx_lm/utils.py`, `quantize_model` and `save_config`).

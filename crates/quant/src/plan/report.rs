@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::{Job, Plan};
+use super::{Job, Plan, Towers};
 
 /// One layer or tensor of a plan.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -32,6 +32,9 @@ pub struct PlanReport {
     pub parameters: u64,
     /// Stored bits per weight.
     pub bits_per_weight: f64,
+    /// The parts that see and hear, where there are any; they are in all sums.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub towers: Option<Towers>,
     /// Bytes read.
     pub input_bytes: u64,
     /// Bytes of all safetensors files written.
@@ -56,7 +59,7 @@ impl Plan {
             let specs = &self.layout.specs()[item.first_output..end];
             let (shape, scheme) = match &item.job {
                 Job::Quantize { view, scheme, .. } => (view.shape(), scheme.to_string()),
-                Job::Copy { .. } | Job::Dequantize { .. } => {
+                Job::Copy { .. } | Job::Dequantize { .. } | Job::Repeat { .. } => {
                     (specs[0].shape.clone(), specs[0].dtype.to_string())
                 }
             };
@@ -70,6 +73,7 @@ impl Plan {
             described: self.architecture.described,
             parameters: self.parameters,
             bits_per_weight: self.bits_per_weight(),
+            towers: Some(self.towers).filter(|towers| towers.tensors > 0),
             input_bytes: self.input_bytes(),
             output_bytes: self.layout.file_bytes(),
             files: self.layout.shards().map(|(name, bytes)| (name.to_owned(), bytes)).collect(),

@@ -45,6 +45,8 @@ pub struct Settings {
     pub allow_nonfinite: bool,
     /// Carry tensors along that no part of the model reads instead of refusing them.
     pub allow_unread: bool,
+    /// Leave out what sees and hears, and the files that only that needs.
+    pub text_only: bool,
     /// Take end-of-turn tokens as mlx-lm does, from generation_config.json alone or else from config.json.
     pub keep_eos: bool,
 }

@@ -85,7 +85,7 @@ impl<'a> Allocator<'a> {
     pub fn plan(&self, observer: &dyn Observer) -> Result<DynamicPlan, Error> {
         let plan = DynamicPlan::new(self.model, &self.settings, &self.sensitivities, &self.dynamic)?;
         observer.event(Event::Allocated {
-            bits_per_weight: plan.plan.bits_per_weight(),
+            bits_per_weight: plan.plan.language_bits_per_weight(),
             predicted_kl: plan.predicted_kl,
             bound_kl: plan.bound_kl,
             range: plan.range,
@@ -135,7 +135,11 @@ impl<'a> Allocator<'a> {
             }
             let path = tries.place(attempt)?;
             let (made, kl) = make(&plan, &path)?;
-            observer.event(Event::Tried { bits_per_weight: plan.plan.bits_per_weight(), kl, wanted });
+            observer.event(Event::Tried {
+                bits_per_weight: plan.plan.language_bits_per_weight(),
+                kl,
+                wanted,
+            });
             let factor = self.dynamic.factor * kl / plan.predicted_kl;
             self.dynamic.factor = if kl > wanted { factor * CAUTION } else { factor };
             let enough = kl <= wanted;

@@ -84,5 +84,5 @@ pub fn budget(model: &Model, scheme: Scheme) -> Result<f64, Error> {
     let settings =
         Settings { quantize: Some(scheme), allow_unread: model.allow_unread, ..Settings::default() };
     let plan = Plan::new(&model.checkpoint, &model.config, settings)?;
-    Ok((plan.bits_per_weight() * 1000.0).floor() / 1000.0)
+    Ok((plan.language_bits_per_weight() * 1000.0).floor() / 1000.0)
 }

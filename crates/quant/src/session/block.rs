@@ -212,7 +212,9 @@ impl Outputs<'_> {
                     let first = self.codes.range((item.name.clone(), None)..).next();
                     first.is_some_and(|((path, _), _)| *path == item.name)
                 }
-                Job::Copy { .. } | Job::Dequantize { .. } => self.edited.contains_key(&item.name),
+                Job::Copy { .. } | Job::Dequantize { .. } | Job::Repeat { .. } => {
+                    self.edited.contains_key(&item.name)
+                }
             }
         };
         session.items_below(self.prefix).into_iter().filter(|index| !made(index)).collect()
@@ -238,7 +240,7 @@ impl Outputs<'_> {
                     self.codes.append(&mut rest);
                     done.extend((pieces.len() > before).then_some(first));
                 }
-                Job::Copy { .. } | Job::Dequantize { .. } => {
+                Job::Copy { .. } | Job::Dequantize { .. } | Job::Repeat { .. } => {
                     if let Some(values) = self.edited.get(&item.name) {
                         let float = session.float_of(&item.name).unwrap_or(FloatType::F32);
                         let mut bytes = vec![0u8; values.len() * float.size()];

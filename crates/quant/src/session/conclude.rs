@@ -24,6 +24,8 @@ pub(super) fn conclude(
 ) -> Result<Quantized, Error> {
     observer.event(Event::Finishing);
     made.peak_memory = observer.peak_memory();
+    // Training has changed the table since.
+    crate::convert::repeat(&writer, plan)?;
     if let (Some(held_out), Some(source)) = (&settings.evaluate, source) {
         let written =
             crate::open(&mlx_format::checkpoint::Directory::open(writer.partial())?)?.on(&source.device);

@@ -348,7 +348,7 @@ impl Session<'_> {
             Job::Copy { view, .. } | Job::Quantize { view, .. } => {
                 FloatType::from_dtype(view.dtype).map(|_| view.columns())
             }
-            Job::Dequantize { .. } => None,
+            Job::Dequantize { .. } | Job::Repeat { .. } => None,
         }
     }
 

@@ -38,6 +38,7 @@ pub(super) fn run(request: &Request<'_>, student: &Path, device: &Device, printe
     let as_it_is = Settings {
         keep_dtypes: true,
         allow_unread: args.target.allow_unread,
+        text_only: args.target.text_only,
         keep_eos: args.target.keep_eos,
         ..Settings::default()
     };

@@ -62,6 +62,7 @@ pub(crate) fn run(request: &Request<'_>, printer: Printer) -> Result<()> {
         search: request.recipe.rounding() == Method::Search && !calibrated,
         dtype: args.target.dtype.map(Into::into),
         allow_unread: args.target.allow_unread,
+        text_only: args.target.text_only,
         keep_eos: args.target.keep_eos,
         ..Settings::default()
     };

@@ -11,7 +11,7 @@ use serde_json::json;
 
 use super::request::Request;
 use crate::commands::card::{card_lines, card_peak, card_used};
-use crate::commands::carry::{layers, merge};
+use crate::commands::carry::{bits, layers, merge};
 use crate::commands::ending::Ending;
 use crate::memory::resident_peak;
 use crate::printer::{Printer, bytes};
@@ -132,9 +132,9 @@ pub(super) fn show(
     }
     let quality = made.evaluation.as_ref().and_then(|evaluation| evaluation.total.against.as_ref());
     let what = format!(
-        "{}, {:.3} bits per weight, {}; took {}{}",
+        "{}, {}, {}; took {}{}",
         request.recipe,
-        plan.bits_per_weight(),
+        bits(plan),
         bytes(plan.layout.file_bytes()),
         report::duration(made.quantize_seconds),
         peak.map_or_else(String::new, |peak| format!(", {} of memory", bytes(peak))) + &card_used(device),

@@ -89,7 +89,7 @@ pub(super) fn check(
 /// Tensors in natural order, without those whose bytes can be anything.
 fn tasks(named: &Named) -> Vec<Task<'_>> {
     let mut tasks = Vec::new();
-    for stored in stored(named) {
+    for stored in stored(&named.tensors).into_iter().chain(stored(&named.towers)) {
         match stored {
             Stored::Plain { name, view } => {
                 if let Some(float) = FloatType::from_dtype(view.dtype) {

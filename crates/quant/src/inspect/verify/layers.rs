@@ -16,7 +16,7 @@ use crate::inspect::stored::{Packed, Stored, stored};
 
 /// Returns the rows of the embedding, where the decoder is described.
 pub(super) fn check(model: &Model, named: &Named, findings: &mut Findings) -> Option<usize> {
-    let layers = stored(named);
+    let layers: Vec<_> = stored(&named.tensors).into_iter().chain(stored(&named.towers)).collect();
     let mut check = Check { named, findings, odd: Vec::new() };
     check.packed_layers(model, &layers);
     check.entries(&layers);
@@ -204,6 +204,14 @@ impl<'a> Check<'a> {
 
     /// Missing, misshapen and leftover tensors.
     fn description(&mut self, model: &Model) {
+        for Misfit { tensor, fault } in self.named.tower_misfits().0 {
+            let what = match fault {
+                Fault::Integers(dtype) => format!("is {dtype}, and nothing explains it"),
+                _ => "is missing".to_owned(),
+            };
+            self.findings
+                .warning(&tensor, format!("{what}: mlx_lm does without vision, mlx_vlm does not load it"));
+        }
         if let Some((key, reason)) = &self.named.wrong {
             self.findings.fatal(key, format!("{reason} in config.json"));
         } else if self.named.decoder.is_none() {

@@ -1,0 +1,370 @@
+"""Compares vision models that mlx-quant writes with mlx-vlm's own conversions, and runs both with an image.
+
+    VENV/bin/python scripts/vision.py --bin target/release/mlx-quant [--work DIR] [--json OUT] [--oracle DIR] [CASE ...]
+
+VENV needs mlx-vlm 0.7.10, mlx-lm 0.32.2 and mlx 0.32.4 (mlx-cpu on Linux); nothing is downloaded. For each wrapper a
+tiny checkpoint in the hub's form is made: mlx-vlm's class tells names and shapes, they are renamed and turned as the
+hub has them, and mlx-vlm's own sanitize has to give every name and shape back. Then:
+
+  names    both convert it at 4 bits; every tensor that differs is named, and every layer that the two round differently
+  strict   mlx_vlm.utils.load_model loads ours strictly
+  image    its logits with an image are those of mlx-vlm's own conversion at equal bits, bit for bit
+  text     mlx_lm.utils.load_model loads the same directory, with the logits of our text-only build, bit for bit
+
+--oracle writes what mlx-vlm's own conversion holds (names, types, shapes, SHA-256) for the tests of this repository;
+values follow from names by `values`, which the tests compute again. Exit status 1: something is not as it should be.
+"""
+
+import argparse
+import hashlib
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import zlib
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+from mlx.utils import tree_flatten, tree_map_with_path
+from mlx_lm.utils import load_model as load_mlx_lm
+from mlx_vlm import utils as vlm
+from mlx_vlm.quant_utils import quantize_model
+from mlx_vlm.utils import get_model_and_args, skip_multimodal_module, update_module_configs
+
+VOCABULARY, IMAGE = 256, 255
+TEXT = dict(
+    hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+    head_dim=16, vocab_size=VOCABULARY, rms_norm_eps=1e-6, rope_theta=10000.0, max_position_embeddings=512,
+    tie_word_embeddings=False,
+)
+SIGLIP = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, patch_size=14, image_size=56)
+QWEN = dict(depth=2, hidden_size=64, num_heads=4, intermediate_size=128, out_hidden_size=64, patch_size=14, in_channels=3,
+            spatial_merge_size=2, temporal_patch_size=2)
+MOON = dict(model_type="moonvit", num_hidden_layers=2, depth=2, hidden_size=64, embed_dim=64, num_attention_heads=4, num_heads=4,
+            intermediate_size=128, patch_size=14, init_pos_emb_height=8, init_pos_emb_width=8, merge_kernel_size=[2, 2])
+LATENT = dict(
+    TEXT, num_key_value_heads=4, moe_intermediate_size=64, n_routed_experts=4, n_shared_experts=1, num_experts_per_tok=2,
+    n_group=1, topk_group=1, kv_lora_rank=64, q_lora_rank=64, qk_rope_head_dim=16, qk_nope_head_dim=64, v_head_dim=64,
+    first_k_dense_replace=1, routed_scaling_factor=1.0, topk_method="noaux_tc", scoring_func="sigmoid", norm_topk_prob=True,
+    moe_layer_freq=1, rope_scaling=None, attention_bias=False,
+)
+LATENT.pop("head_dim")
+MROPE = {"type": "mrope", "rope_type": "mrope", "mrope_section": [4, 2, 2]}
+DELTA = dict(
+    linear_num_value_heads=4, linear_num_key_heads=2, linear_key_head_dim=32, linear_value_head_dim=32, linear_conv_kernel_dim=4,
+    full_attention_interval=2, layer_types=["linear_attention", "full_attention"],
+    rope_parameters={"rope_type": "default", "mrope_section": [1, 1, 0], "mrope_interleaved": True, "rope_theta": 10000.0,
+                     "partial_rotary_factor": 0.25},
+)
+GEMMA4 = dict(
+    TEXT, model_type="gemma4_text", num_hidden_layers=4, num_kv_shared_layers=2, global_head_dim=32, sliding_window=32,
+    vocab_size_per_layer_input=VOCABULARY, hidden_size_per_layer_input=64, tie_word_embeddings=True,
+    layer_types=["sliding_attention", "full_attention"] * 2, use_double_wide_mlp=False,
+    rope_parameters={
+        "full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1e6},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+    },
+)
+GEMMA4.pop("rope_theta")
+
+
+def wrapper(model_type, text, vision, **around):
+    config = dict(model_type=model_type, torch_dtype="bfloat16", vocab_size=VOCABULARY, image_token_index=IMAGE, image_token_id=IMAGE)
+    return config | around | dict(text_config=dict(text), vision_config=dict(vision))
+
+
+def flat(model_type, text, vision):
+    """A config.json with the keys of the language model beside the others."""
+    config = dict(text, model_type=model_type, torch_dtype="bfloat16", image_token_id=IMAGE, vision_config=dict(vision))
+    config.pop("head_dim")
+    return config
+
+
+CONFIGS = {
+    "gemma3": wrapper(
+        "gemma3", dict(TEXT, model_type="gemma3_text", sliding_window=32, sliding_window_pattern=2, query_pre_attn_scalar=16, tie_word_embeddings=True,
+                       mm_tokens_per_image=4),
+        dict(SIGLIP, model_type="siglip_vision_model"), hidden_size=64, pad_token_id=0),
+    "gemma4": wrapper(
+        "gemma4", GEMMA4,
+        dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=4, head_dim=16,
+             patch_size=16, pooling_kernel_size=2, default_output_length=4, position_embedding_size=64, use_clipped_linears=True),
+        audio_config=dict(hidden_size=64, num_hidden_layers=1, num_attention_heads=4, subsampling_conv_channels=[8, 4],
+                          output_proj_dims=64, attention_chunk_size=4, attention_context_left=5),
+        audio_token_id=254, hidden_size=64, tie_word_embeddings=True),
+    "gemma4_unified": wrapper(
+        "gemma4_unified", dict(GEMMA4, model_type="gemma4_unified_text", hidden_size_per_layer_input=0, num_kv_shared_layers=0,
+                               attention_k_eq_v=False),
+        dict(patch_size=4, pooling_kernel_size=2, model_patch_size=8, mm_embed_dim=64, mm_posemb_size=64, num_soft_tokens=4,
+             output_proj_dims=64),
+        audio_config=dict(audio_samples_per_token=64, audio_embed_dim=64, hidden_size=64, output_proj_dims=64),
+        audio_token_id=254, video_token_id=253, hidden_size=64, tie_word_embeddings=True),
+    "qwen2_vl": flat("qwen2_vl", dict(TEXT, rope_scaling=MROPE), dict(QWEN, model_type="qwen2_vl", embed_dim=64, mlp_ratio=2)),
+    "qwen2_5_vl": flat("qwen2_5_vl", dict(TEXT, rope_scaling=MROPE),
+                       dict(QWEN, model_type="qwen2_5_vl", fullatt_block_indexes=[1], window_size=56)),
+    "qwen3_vl": wrapper("qwen3_vl", dict(TEXT, model_type="qwen3_vl_text", rope_scaling=MROPE),
+                        dict(QWEN, model_type="qwen3_vl", num_position_embeddings=64, deepstack_visual_indexes=[0])),
+    "qwen3_vl_moe": wrapper(
+        "qwen3_vl_moe", dict(TEXT, model_type="qwen3_vl_moe_text", rope_scaling=MROPE, num_experts=4, num_experts_per_tok=2,
+                             moe_intermediate_size=64, decoder_sparse_step=1, mlp_only_layers=[], norm_topk_prob=True),
+        dict(QWEN, model_type="qwen3_vl_moe", num_position_embeddings=64, deepstack_visual_indexes=[0])),
+    "qwen3_5": wrapper("qwen3_5", dict(TEXT, **DELTA, model_type="qwen3_5_text"),
+                       dict(QWEN, model_type="qwen3_5", num_position_embeddings=64, deepstack_visual_indexes=[])),
+    "qwen3_5_moe": wrapper(
+        "qwen3_5_moe", dict(TEXT, **DELTA, model_type="qwen3_5_moe_text", num_experts=4, num_experts_per_tok=2,
+                            moe_intermediate_size=64, shared_expert_intermediate_size=64, norm_topk_prob=True),
+        dict(QWEN, model_type="qwen3_5_moe", num_position_embeddings=64, deepstack_visual_indexes=[])),
+    "mistral3": wrapper("mistral3", dict(TEXT, model_type="mistral"),
+                        dict(SIGLIP, model_type="pixtral", head_dim=16, rope_theta=10000.0), spatial_merge_size=2),
+    "mistral3_ministral3": wrapper(
+        "mistral3", dict(TEXT, model_type="ministral3", rope_parameters={
+            "rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 128, "beta_fast": 32.0,
+            "beta_slow": 1.0, "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1}),
+        dict(SIGLIP, model_type="pixtral", head_dim=16, rope_theta=10000.0), spatial_merge_size=2),
+    "llava": wrapper("llava", dict(TEXT, model_type="llama"), dict(SIGLIP, model_type="clip_vision_model", projection_dim=64),
+                     vision_feature_layer=-2, vision_feature_select_strategy="default"),
+    "pixtral": wrapper("pixtral", dict(TEXT, model_type="mistral"),
+                       dict(SIGLIP, model_type="pixtral", head_dim=16, rope_theta=10000.0), vision_feature_layer=-1),
+    "kimi_k25": wrapper("kimi_k25", dict(LATENT, model_type="kimi_k2"), MOON, media_placeholder_token_id=IMAGE),
+}
+
+def values(name, count):
+    """Numbers that follow from a tensor's name and an element's index, all of them float32: of norms' weights around 1."""
+    h = (np.arange(count, dtype=np.uint64) * 2654435761 + zlib.crc32(name.encode())) % 2**32
+    h = (h ^ h >> np.uint64(15)) * 2246822519 % 2**32
+    h ^= h >> np.uint64(13)
+    numbers = ((h >> np.uint64(16)).astype(np.int64) - 32768).astype(np.float32) * np.float32(2.0**-18)
+    last = name.rsplit(".", 2)[-2:]
+    return numbers + np.float32(1.0) if "norm" in last[0] and last[-1] == "weight" else numbers
+
+
+def turned(shape):
+    """The shape of a convolution's weight on the hub."""
+    return (shape[0], shape[-1], *shape[1:-1])
+
+
+def to_hub(case, name, shape):
+    """Names and shapes on the hub of what mlx-vlm calls `name`."""
+    of = CONFIGS[case]["model_type"]
+    expert = re.fullmatch(r"(.*\.mlp)\.switch_mlp\.(gate_proj|up_proj|down_proj)\.weight", name)
+    if of in ("qwen3_vl_moe", "qwen3_5_moe") and expert:
+        name = name.replace("language_model.model.", "model.language_model.")
+        at, part = expert[1].replace("language_model.model.", "model.language_model."), expert[2]
+        if part == "up_proj":
+            return []
+        rows, columns = (shape[1], shape[2]) if part == "down_proj" else (2 * shape[1], shape[2])
+        turn = of == "qwen3_vl_moe"
+        name = f"{at}.experts.{'down_proj' if part == 'down_proj' else 'gate_up_proj'}"
+        return [(name, (shape[0], columns, rows) if turn else (shape[0], rows, columns))]
+    if expert:
+        return [(f"{expert[1]}.experts.{e}.{expert[2]}.weight", shape[1:]) for e in range(shape[0])]
+    latent = re.fullmatch(r"(.*\.self_attn)\.(embed_q|unembed_out)\.weight", name)
+    if latent:
+        if latent[2] == "unembed_out":
+            return []
+        text = CONFIGS[case]["text_config"]
+        return [(f"{latent[1]}.kv_b_proj.weight",
+                 (shape[0] * (text["qk_nope_head_dim"] + text["v_head_dim"]), text["kv_lora_rank"]))]
+    if of == "gemma3" and name == "language_model.lm_head.weight":
+        return []
+    if re.search(r"(patch_embed\.proj|patch_embedding|patch_conv|subsample_conv_projection.*conv|depthwise_conv1d|\.conv1d)\.weight$", name):
+        shape = turned(shape)
+    if of in ("qwen2_vl", "qwen2_5_vl"):
+        name = re.sub(r"^language_model\.", "", re.sub(r"^vision_tower\.", "visual.", name))
+    elif of.startswith("qwen"):
+        name = re.sub(r"^vision_tower\.", "model.visual.", name)
+        name = re.sub(r"^language_model\.model\.", "model.language_model.", name)
+        name = re.sub(r"^language_model\.lm_head\.", "lm_head.", name)
+    elif of.startswith("gemma4"):
+        name = "model." + re.sub(r"^language_model\.model\.", "language_model.", name)
+    elif of in ("mistral3", "pixtral"):
+        name = re.sub(r"^vision_tower\.vision_model\.", "vision_tower.", name)
+    elif of.startswith("kimi"):
+        name = re.sub(r"^vision_tower\.(blocks|final_layernorm)\.", r"vision_tower.encoder.\1.", name)
+        name = re.sub(r"(encoder\.blocks\.\d+)\.attn\.", r"\1.", name)
+    return [(name, shape)]
+
+
+def model_of(config):
+    """mlx-vlm's model for a config.json, as its load_model makes it."""
+    config = json.loads(json.dumps(config))
+    arch, _ = get_model_and_args(config)
+    for key in ("text_config", "vision_config", "audio_config"):
+        config.setdefault(key, {})
+    made = arch.ModelConfig.from_dict(config)
+    made = update_module_configs(made, arch, config, ["text", "vision", "perceiver", "projector", "audio"])
+    return arch.Model(made)
+
+
+def make(case, at):
+    """Writes the checkpoint, and gives names, types and shapes of its tensors."""
+    at.mkdir(parents=True)
+    config = CONFIGS[case]
+    tensors = {}
+    for name, own in tree_flatten(model_of(config).parameters()):
+        for hub, shape in to_hub(case, name, own.shape):
+            # A part of the towers lies in float32, as some are published.
+            wide = case == "llava" and "vision_tower" in hub
+            bounds = re.search(r"\.(input|output)_(max|min)$", hub)
+            numbers = mx.array(values(hub, int(np.prod(shape))).reshape(shape))
+            if bounds:
+                numbers = mx.array(8.0 if bounds[2] == "max" else -8.0)
+            tensors[hub] = numbers if wide else numbers.astype(mx.bfloat16)
+    mx.save_safetensors(str(at / "model.safetensors"), tensors, metadata={"format": "pt"})
+    (at / "config.json").write_text(json.dumps(config, indent=1))
+    (at / "preprocessor_config.json").write_text('{"image_processor_type": "none"}')
+    return {name: ["F32" if tensor.dtype == mx.float32 else "BF16", list(tensor.shape)] for name, tensor in tensors.items()}
+
+
+def theirs(source, ours, entries, at):
+    """mlx-vlm's own conversion of the layers that `ours` rounds, at the bits of its `entries`, else 4; gives where it would do otherwise."""
+    model = vlm.load_model(source, lazy=True)
+    config = vlm.load_config(source)
+    own = getattr(model, "quant_predicate", None) or (lambda path, module: True)
+    cast = getattr(model, "cast_predicate", None) or (lambda name: True)
+    differently = {"rounded": [], "kept": [], "bits": []}
+
+    def predicate(path, module):
+        wish = not skip_multimodal_module(path) and own(path, module)
+        rounded = f"{path}.scales" in ours
+        if rounded != bool(wish):
+            differently["rounded" if rounded else "kept"].append(path)
+        entry = entries.get(path)
+        if rounded and isinstance(entry, dict) != isinstance(wish, dict):
+            differently["bits"].append(path)
+        return entry if rounded and isinstance(entry, dict) else rounded
+
+    def dtype(name, value):
+        return value.astype(mx.bfloat16) if cast(name) and mx.issubdtype(value.dtype, mx.floating) else value
+
+    model.update(tree_map_with_path(dtype, model.parameters()))
+    model, config = quantize_model(model, config, 64, 4, quant_predicate=predicate)
+    at.mkdir(parents=True)
+    tensors = dict(tree_flatten(model.parameters()))
+    mx.eval(tensors)
+    mx.save_safetensors(str(at / "model.safetensors"), tensors, metadata={"format": "mlx"})
+    (at / "config.json").write_text(json.dumps(config, indent=1))
+    return differently
+
+
+def listing(at):
+    """Types, shapes and SHA-256 of all tensors of a directory."""
+    found = {}
+    for file in sorted(at.glob("*.safetensors")):
+        data = file.read_bytes()
+        length = int.from_bytes(data[:8], "little")
+        for name, entry in json.loads(data[8 : 8 + length]).items():
+            if name != "__metadata__":
+                start, end = (8 + length + offset for offset in entry["data_offsets"])
+                found[name] = [entry["dtype"], entry["shape"], hashlib.sha256(data[start:end]).hexdigest()]
+    return found
+
+
+def picture(case):
+    """An image as the processor of this model would give it, and how many tokens stand for it."""
+    of = CONFIGS[case]["model_type"]
+    square = lambda *shape: mx.array(values("image", int(np.prod(shape))).reshape(shape)).astype(mx.float32) * 8
+    if of.startswith("qwen"):
+        return dict(pixel_values=square(16, 3 * 2 * 14 * 14), image_grid_thw=mx.array([[1, 4, 4]])), 4
+    if of.startswith("kimi"):
+        return dict(pixel_values=square(16, 3, 14, 14), image_grid_hws=mx.array([[1, 4, 4]])), 4
+    if of == "mistral3":
+        return dict(pixel_values=square(1, 3, 56, 56), image_sizes=mx.array([[56, 56]])), 4
+    if of == "pixtral":
+        return dict(pixel_values=square(1, 3, 56, 56), image_sizes=mx.array([[56, 56]])), 16
+    if of == "gemma3":
+        return dict(pixel_values=square(1, 3, 56, 56)), 4
+    if of == "gemma4":
+        return dict(pixel_values=square(1, 3, 64, 64)), 4
+    if of == "gemma4_unified":
+        return dict(pixel_values=square(1, 4, 3 * 8 * 8), image_position_ids=mx.array([[[0, 0], [1, 0], [0, 1], [1, 1]]])), 4
+    return dict(pixel_values=square(1, 3, 56, 56)), 16
+
+
+def logits_with_image(model, case):
+    image, tokens = picture(case)
+    ids = mx.array([[1, 2, 3, *[IMAGE] * tokens, 4, 5, 6, 7]])
+    out = model(ids, mask=mx.ones_like(ids), **image)
+    return np.array(getattr(out, "logits", out).astype(mx.float32))
+
+
+def logits_of_text(at):
+    model = load_mlx_lm(at)[0]
+    return np.array(model(mx.array([[1, 2, 3, 4, 5, 6, 7]])).astype(mx.float32))
+
+
+def check(case, args, work):
+    """A row of results."""
+    source, ours, plain, reference = (work / case / name for name in ("source", "ours", "text", "theirs"))
+    sources = make(case, source)
+    convert = [args.bin, "convert", "-q", "--model", source, "--quiet", "--mlx-path"]
+    for command in ([*convert, ours], [*convert, plain, "--text-only"]):
+        subprocess.run(list(map(str, command)), check=True)
+    mine = listing(ours)
+    entries = json.loads((ours / "config.json").read_text())["quantization"]
+    differently = theirs(source, mine, entries, reference)
+    right = listing(reference)
+    differ = sorted(name for name in mine.keys() | right.keys() if mine.get(name) != right.get(name))
+    row = {"case": case, "tensors": len(right), "towers": sum(not name.startswith("language_model.") for name in mine),
+           "kept though mlx-vlm rounds it": differently["kept"], "rounded though mlx-vlm keeps it": differently["rounded"],
+           "at other bits than mlx-vlm's": differently["bits"],
+           "differ": differ}
+    model = vlm.load_model(ours)
+    row["strict"] = True
+    left, other = logits_with_image(model, case), logits_with_image(vlm.load_model(reference), case)
+    row["image"] = bool(np.isfinite(left).all() and np.array_equal(left, other))
+    row["image rms difference"] = float(np.sqrt(np.mean((left - other) ** 2)) / np.sqrt(np.mean(other**2)))
+    blind = logits_with_image_hidden(model, case)
+    row["the image counts"] = not np.array_equal(blind, left)
+    row["text"] = bool(np.array_equal(logits_of_text(ours), logits_of_text(plain)))
+    if args.oracle:
+        args.oracle.mkdir(parents=True, exist_ok=True)
+        lines = lambda found: ",\n".join(f' "{name}": "{" ".join(map(str, entry))}"' for name, entry in sorted(found.items()))
+        known = {name: [dtype, *shape, digest[:16]] for name, (dtype, shape, digest) in right.items()}
+        made = {name: [dtype, *shape] for name, (dtype, shape) in sources.items()}
+        config = json.dumps(CONFIGS[case])
+        text = f'{{"config": {config},\n"source": {{\n{lines(made)}\n}},\n"mlx_vlm": {{\n{lines(known)}\n}}}}\n'
+        (args.oracle / f"{case}.json").write_text(text)
+    return row
+
+
+def logits_with_image_hidden(model, case):
+    """As with an image, which is black."""
+    image, tokens = picture(case)
+    ids = mx.array([[1, 2, 3, *[IMAGE] * tokens, 4, 5, 6, 7]])
+    image["pixel_values"] = mx.zeros_like(image["pixel_values"])
+    out = model(ids, mask=mx.ones_like(ids), **image)
+    return np.array(getattr(out, "logits", out).astype(mx.float32))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("cases", nargs="*", default=[])
+    parser.add_argument("--bin", default="target/release/mlx-quant")
+    parser.add_argument("--work", type=Path)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--oracle", type=Path)
+    args = parser.parse_args()
+    mx.set_default_device(mx.cpu)
+    work = args.work or Path(tempfile.mkdtemp())
+    rows = []
+    for case in args.cases or CONFIGS:
+        shutil.rmtree(work / case, ignore_errors=True)
+        try:
+            row = check(case, args, work)
+        except Exception as error:
+            row = {"case": case, "error": f"{type(error).__name__}: {str(error)[:500]}"}
+        rows.append(row)
+        print(json.dumps(row), flush=True)
+    if args.json:
+        args.json.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    fine = [row for row in rows if row.get("image") and row.get("text") and row.get("the image counts") and not row["differ"]]
+    print(f"{len(fine)} of {len(rows)} wrappers as they should be")
+    sys.exit(len(fine) != len(rows))
+
+
+if __name__ == "__main__":
+    main()
