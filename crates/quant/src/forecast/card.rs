@@ -17,7 +17,7 @@ use crate::kept;
 use crate::session::SEARCH;
 
 /// Raised when what is measured changes.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// A measurement with what it holds for.
 #[derive(Debug, Serialize, Deserialize)]
@@ -47,7 +47,7 @@ pub struct CardRates {
 const PRODUCTS: [(usize, usize, usize); 4] =
     [(256, 256, 256), (512, 768, 768), (2048, 2048, 2048), (8192, 4096, 4096)];
 /// Sizes of Hessians, and of the weights that are rounded with them.
-const SIZES: [usize; 3] = [128, 512, 2048];
+const SIZES: [usize; 4] = [128, 512, 2048, 4096];
 /// Numbers that go to the card and come back.
 const BROUGHT: usize = 4 << 20;
 
@@ -119,12 +119,12 @@ fn best(time: Duration, mut run: impl FnMut() -> Result<Tensor>) -> Result<f64> 
     Ok(best.max(1e-9))
 }
 
-/// How much more a task is than the one before it, at most.
-const STEP: f64 = 64.0;
+/// A task that takes longer is large enough to tell a rate, and the next one would take up to 64 times as long.
+const ENOUGH: f64 = 0.03;
 
-/// The best rate of tasks of growing size, as many as there is time for. A task gives its operations and its seconds.
-fn growing(time: Duration, sizes: usize, mut task: impl FnMut(usize) -> Result<(f64, f64)>) -> Result<f64> {
-    let start = Instant::now();
+/// The best rate of tasks of growing size, up to one that is large enough; a quick one tells how long launches take, not
+/// what a card can do. A task gives its operations and its seconds.
+fn growing(sizes: usize, mut task: impl FnMut(usize) -> Result<(f64, f64)>) -> Result<f64> {
     let mut rate = 0f64;
     for size in 0..sizes {
         let (operations, seconds) = match task(size) {
@@ -134,9 +134,7 @@ fn growing(time: Duration, sizes: usize, mut task: impl FnMut(usize) -> Result<(
             Err(error) => return Err(error),
         };
         rate = rate.max(operations / seconds);
-        // Once to build kernels and once to measure, if it is no quicker than this one.
-        let next = 2.0 * STEP * operations / rate;
-        if start.elapsed().as_secs_f64() + next > time.as_secs_f64() {
+        if seconds > ENOUGH {
             break;
         }
     }
@@ -144,7 +142,7 @@ fn growing(time: Duration, sizes: usize, mut task: impl FnMut(usize) -> Result<(
 }
 
 fn products(device: &Device, time: Duration) -> Result<f64> {
-    growing(time, PRODUCTS.len(), |size| {
+    growing(PRODUCTS.len(), |size| {
         let (m, k, n) = PRODUCTS[size];
         let (x, weight) = (numbers(m, k, device)?, numbers(n, k, device)?);
         let seconds = best(time / 8, || device.linear(&x, &weight, None))?;
@@ -158,7 +156,7 @@ fn scheme() -> Result<Scheme> {
 
 fn searches(device: &Device, time: Duration) -> Result<f64> {
     let scheme = scheme()?;
-    growing(time, SIZES.len(), |size| {
+    growing(SIZES.len(), |size| {
         let size = SIZES[size];
         let (weight, weights) = (numbers(size, size, device)?, vec![1.0; size]);
         let how = How::Nearest { weights: &weights };
@@ -170,7 +168,7 @@ fn searches(device: &Device, time: Duration) -> Result<f64> {
 /// Of a factor, and of codes by it: the operations that a forecast counts for them.
 fn roundings(device: &Device, time: Duration) -> Result<f64> {
     let scheme = scheme()?;
-    growing(time, SIZES.len(), |size| {
+    growing(SIZES.len(), |size| {
         let size = SIZES[size];
         let weight = numbers(size, size, device)?;
         let mut sum = GramSum::new(size, device)?;
