@@ -313,6 +313,11 @@ fn the_copied_checkpoints() {
 }
 
 #[test]
+fn the_seeded_checkpoints() {
+    every_family(common::seeds::seeded().path());
+}
+
+#[test]
 #[cfg_attr(not(shared), ignore = "needs ../shared")]
 fn every_checkpoint_of_the_zoo() {
     every_family(&shared().join("zoo"));

@@ -36,39 +36,21 @@ const OTHER_HEADS: [&str; 7] =
     ["classification_head", "classifier", "regression_head", "reward_head", "score", "v_head", "value_head"];
 
 /// Types whose model in mlx-lm stacks numbered experts as it loads, scales and biases too.
-const STACKS_PACKED_EXPERTS: [&str; 16] = [
-    "afmoe",
-    "bailing_moe",
-    "bailing_moe_linear",
-    "deepseek",
-    "deepseek_v32",
-    "dots1",
-    "exaone_moe",
-    "glm_moe_dsa",
-    "hunyuan",
-    "jamba",
-    "kimi_k3",
-    "laguna",
-    "longcat_flash",
-    "mimo_v2_flash",
-    "olmoe",
-    "phixtral",
-];
+const STACKS_PACKED_EXPERTS: [&str; 6] =
+    ["bailing_moe_linear", "deepseek", "jamba", "kimi_k3", "longcat_flash", "phixtral"];
 
 /// Types that mlx-lm does not load, or not rightly, once they were quantized by tensor names, and why.
-const DO_NOT_LOAD: [(&str, &str); 15] = [
+const DO_NOT_LOAD: [(&str, &str); 13] = [
     ("Klear", "it stacks experts by their weights alone, scales stay over"),
     ("afm7", "it cannot quantize this type itself"),
     ("baichuan_m1", "it leaves out the norm of the head's rows once they are packed"),
     ("bailing_hybrid", "it stops at a packed kv_b_proj"),
     ("bailing_moe_v3", "it stops at a packed kv_b_proj"),
     ("bitnet", "its linears are packed in a form of their own"),
-    ("ernie4_5_moe", "it stacks experts by their weights alone, scales stay over"),
     ("falcon_h1", "it multiplies packed words as if they were weights"),
     ("granitemoehybrid", "it splits networks by their weights alone, scales stay over"),
     ("kimi_linear", "it renames experts by their weights alone, scales stay over"),
     ("lfm2-vl", "it has no name for these weights"),
-    ("lfm2_moe", "it renames experts by their weights alone, scales stay over"),
     ("longcat_flash_ngram", "it renames a packed embedding by its weight alone"),
     ("muse_spark", "it quantizes nothing but some experts"),
     ("nemotron_h", "it renames experts by their weights alone, scales stay over"),

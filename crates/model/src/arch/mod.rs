@@ -22,8 +22,14 @@ mod sketch;
 mod towers;
 mod wrappers;
 
+mod afmoe;
+mod apertus;
+mod bailing;
 mod cohere;
 mod deepseek;
+mod dots1;
+mod ernie4_5_moe;
+mod exaone;
 mod gemma;
 mod gemma4;
 mod glm4;
@@ -32,10 +38,19 @@ mod gpt_neox;
 mod gpt_oss;
 mod granite;
 mod hunyuan;
+mod internlm;
+mod laguna;
 mod lfm2;
 mod llama;
+mod llama4;
+mod mimo_v2_flash;
+mod minicpm;
+mod minimax;
 mod ministral3;
+mod mistral4;
 mod mixtral;
+mod muse_glimmer;
+mod nanochat;
 mod nemotron;
 mod olmo;
 mod phi;
@@ -44,6 +59,7 @@ mod qwen3_next;
 mod smollm3;
 mod stablelm;
 mod starcoder2;
+mod step3p5;
 
 pub use self::architecture::{Architecture, Linears, Output, Protected, Rule, Source};
 pub(crate) use self::family::Family;
@@ -75,6 +91,22 @@ const REGISTRY: &[&[Family]] = &[
     qwen3_next::FAMILIES,
     deepseek::FAMILIES,
     lfm2::FAMILIES,
+    minimax::FAMILIES,
+    dots1::FAMILIES,
+    ernie4_5_moe::FAMILIES,
+    exaone::FAMILIES,
+    internlm::FAMILIES,
+    minicpm::FAMILIES,
+    nanochat::FAMILIES,
+    apertus::FAMILIES,
+    muse_glimmer::FAMILIES,
+    afmoe::FAMILIES,
+    bailing::FAMILIES,
+    laguna::FAMILIES,
+    step3p5::FAMILIES,
+    mimo_v2_flash::FAMILIES,
+    mistral4::FAMILIES,
+    llama4::FAMILIES,
 ];
 
 fn all() -> impl Iterator<Item = &'static Family> {
@@ -145,7 +177,9 @@ mod tests {
         let qwen2 = r#"{"model_type": "qwen2"}"#;
         assert_eq!(has_bias(qwen2, q, false), Some(true));
         assert_eq!(has_bias(qwen2, "model.layers.0.self_attn.o_proj", false), Some(false));
-        assert_eq!(has_bias(r#"{"model_type": "phimoe"}"#, q, false), None);
+        assert_eq!(has_bias(r#"{"model_type": "phimoe"}"#, q, false), Some(true));
+        let lfm2 = r#"{"model_type": "lfm2_moe"}"#;
+        assert_eq!(has_bias(lfm2, "model.layers.0.conv.in_proj", false), None);
     }
 
     #[test]

@@ -27,6 +27,9 @@ pub(super) const MLP: [&str; 3] = gated!("mlp");
 /// Stacked experts.
 pub(super) const EXPERTS: [&str; 3] = gated!("switch_mlp");
 
+/// Stacked experts, where they keep the hub's name.
+pub(super) const PLAIN_EXPERTS: [&str; 3] = gated!("experts");
+
 /// Experts that every token passes, fused to one.
 pub(super) const SHARED_EXPERTS: [&str; 3] = gated!("shared_experts");
 
@@ -62,6 +65,42 @@ pub(super) fn stack_mlp_experts() -> Rule {
     stack(
         r"^(?<x>.*\.mlp)\.experts\.(?<e>\d+)\.(?<p>gate_proj|up_proj|down_proj)\.(?<k>weight|scales|biases)$",
         "$x.switch_mlp.$p.$k",
+    )
+}
+
+/// The experts w1 (gate), w2 (down) and w3 (up) of a module, stacked in its `switch_mlp`.
+pub(super) fn stack_w_experts(module: &str) -> [Rule; 3] {
+    [
+        ("w1", "$x.switch_mlp.gate_proj.$k"),
+        ("w2", "$x.switch_mlp.down_proj.$k"),
+        ("w3", "$x.switch_mlp.up_proj.$k"),
+    ]
+    .map(|(own, name)| {
+        let text = format!(r"^(?<x>.*\.{module})\.experts\.(?<e>\d+)\.{own}\.(?<k>weight|scales|biases)$");
+        stack(&text, name)
+    })
+}
+
+/// Experts of all layers in two tensors, `[experts, 2 * inner, hidden]` (gate, then up) and `[experts, hidden, inner]`, as parts of
+/// `$x.switch_mlp`.
+pub(super) fn split_fused_experts() -> [Rule; 2] {
+    [
+        make(
+            r"^(?<x>.*\.mlp)\.experts\.gate_up_proj$",
+            [
+                ("$x.switch_mlp.gate_proj.weight", vec![Step::HalfOfRows(false)]),
+                ("$x.switch_mlp.up_proj.weight", vec![Step::HalfOfRows(true)]),
+            ],
+        ),
+        make(r"^(?<x>.*\.mlp)\.experts\.down_proj$", [("$x.switch_mlp.down_proj.weight", vec![])]),
+    ]
+}
+
+/// `X.mlp.experts.E.P.weight` (scales and biases too) to `X.mlp.experts.P.weight`.
+pub(super) fn stack_experts_in_place() -> Rule {
+    stack(
+        r"^(?<x>.*\.mlp\.experts)\.(?<e>\d+)\.(?<p>gate_proj|up_proj|down_proj)\.(?<k>weight|scales|biases)$",
+        "$x.$p.$k",
     )
 }
 

@@ -130,6 +130,7 @@ pub(super) const WRAPPERS: &[Wrapper] = &[
     below(&["pixtral"], &[inside(&["mistral"], "mistral", PIXTRAL), inside(&["llama"], "llama", PIXTRAL)]),
     below(&["kimi_vl"], &[inside(&["deepseek_v3"], "deepseek_v3", &[])]),
     below(&["kimi_k25"], &[inside(&["kimi_k2"], "kimi_k2", &[])]),
+    below(&["llama4"], &[inside(&["llama4_text"], "llama4", &[])]),
     Wrapper {
         types: &["muse_glimmer"],
         inside: &[inside(&["muse_glimmer_text"], "muse_glimmer", &[])],

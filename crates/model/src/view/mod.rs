@@ -157,6 +157,13 @@ impl View {
                 piece.strides = row_major(&piece.shape);
                 self.dtype = Dtype::U32;
             }
+            Step::Scalar => {
+                if piece.shape.iter().product::<usize>() != 1 {
+                    return None;
+                }
+                piece.shape.clear();
+                piece.strides.clear();
+            }
             Step::AddOne => self.add_one = piece.shape.len() == 1,
         }
         Some(())

@@ -28,6 +28,8 @@ pub enum Step {
     Transpose,
     /// Bytes `[.., n, 16]` read as uint32 `[.., n * 4]`.
     Words,
+    /// The one element of a vector, without an axis.
+    Scalar,
     /// Adds 1 in the dtype of the file: norms that multiply by `1 + w`.
     AddOne,
 }

@@ -44,6 +44,11 @@ pub enum WeightsError {
     )]
     Positions { tokens: usize, known: usize },
     #[error(
+        "windows of {tokens} tokens: beyond {dense} the model chooses the tokens that it looks at, which is not computed here; hint: give a \
+         --sequence-length of at most {dense}"
+    )]
+    Sparse { tokens: usize, dense: usize },
+    #[error(
         "token {token} lies outside the {rows} rows of {tensor}; hint: tokenizer and model do not belong together"
     )]
     Token { token: u32, rows: usize, tensor: String },
