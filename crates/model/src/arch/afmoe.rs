@@ -1,5 +1,5 @@
-//! AFMoE (Trinity): an output gate of attention, norms before and after each layer, three sliding layers that turn to each global one
-//! without positions, experts stacked under the hub's name.
+//! AFMoE (Trinity): an output gate of attention, norms before and after each layer, three sliding layers that turn to
+//! each global one without positions, experts stacked under the hub's name.
 
 use mlx_format::checkpoint::ConfigError;
 

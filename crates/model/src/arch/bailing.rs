@@ -1,4 +1,5 @@
-//! Ling and Ring (Bailing MoE): queries, keys and values in one matrix, names of their own, experts behind a router with groups.
+//! Ling and Ring (Bailing MoE): queries, keys and values in one matrix, names of their own, experts behind a router
+//! with groups.
 
 use mlx_format::checkpoint::ConfigError;
 

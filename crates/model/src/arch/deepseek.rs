@@ -1,5 +1,5 @@
-//! DeepSeek V2 and V3 (and Kimi K2, GLM-4.7-Flash): multi-head latent attention, routed and shared experts, routers that are
-//! plain parameters.
+//! DeepSeek V2 and V3 (and Kimi K2, GLM-4.7-Flash): multi-head latent attention, routed and shared experts, routers
+//! that are plain parameters.
 
 use mlx_format::checkpoint::ConfigError;
 use serde_json::Value;

@@ -1,5 +1,5 @@
-//! EXAONE 3: the Llama shape under GPT-2's names. K-EXAONE: sliding layers that turn and global ones without positions, DeepSeek V3's
-//! routing.
+//! EXAONE 3: the Llama shape under GPT-2's names. K-EXAONE: sliding layers that turn and global ones without
+//! positions, DeepSeek V3's routing.
 
 use mlx_format::checkpoint::{Config, ConfigError};
 

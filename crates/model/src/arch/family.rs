@@ -1,5 +1,5 @@
-//! Everything that is known of a family of model types. Its file fills this in; shared code asks it, and never asks for a
-//! model type by name.
+//! Everything that is known of a family of model types. Its file fills this in; shared code asks it, and never asks
+//! for a model type by name.
 
 use mlx_format::checkpoint::{Config, ConfigError};
 
@@ -54,8 +54,8 @@ pub(crate) struct Family {
     pub(super) experts: ExpertWidths,
     /// Key that, where it is not false, makes some networks wider than `inner_width`, which only their tensors tell.
     pub(super) widened_by: Option<&'static str>,
-    /// Lengths that the decoder leaves to the tensors: last segments of paths, and the keys of config.json that hold the
-    /// length.
+    /// Lengths that the decoder leaves to the tensors: last segments of paths, and the keys of config.json that hold
+    /// the length.
     pub(super) lengths: &'static [(&'static [&'static str], &'static [&'static str])],
 }
 
@@ -98,7 +98,8 @@ impl Family {
         (self.inner_width)(config)
     }
 
-    /// Inner widths of chosen experts, and of those that every token passes together; `None` if config.json does not say.
+    /// Inner widths of chosen experts, and of those that every token passes together; `None` if config.json does not
+    /// say.
     ///
     /// # Errors
     /// If a key that says it holds no width.

@@ -1,4 +1,5 @@
-//! Laguna: a gate for each head of attention, as many heads as each layer says, ropes by kind of layer, a router of its own kind.
+//! Laguna: a gate for each head of attention, as many heads as each layer says, ropes by kind of layer, a router of
+//! its own kind.
 
 use mlx_format::checkpoint::ConfigError;
 

@@ -1,5 +1,5 @@
-//! Llama 4: three layers that turn and see their own chunk alone to each global one whose queries grow with the position; one expert a
-//! token, whose weight is a factor on what it reads.
+//! Llama 4: three layers that turn and see their own chunk alone to each global one whose queries grow with the
+//! position; one expert a token, whose weight is a factor on what it reads.
 
 use mlx_format::checkpoint::{Config, ConfigError};
 use serde_json::Value;

@@ -53,7 +53,7 @@ fn kind(sketch: Sketch<'_>, sliding: bool) -> Result<Kind, ConfigError> {
         },
         // So many tokens before itself.
         window: match sketch.config.get("sliding_window_size").and_then(Value::as_u64) {
-            Some(before) => Some(before as usize + 1),
+            Some(before) => Some((before as usize).saturating_add(1)),
             None => sketch.window_or(None),
         }
         .filter(|_| sliding),

@@ -1,5 +1,5 @@
-//! MiniMax M2: norms of queries and keys over all heads at once, part of each head turns, experts behind a sigmoid router with a
-//! correction.
+//! MiniMax M2: norms of queries and keys over all heads at once, part of each head turns, experts behind a sigmoid
+//! router with a correction.
 
 use mlx_format::checkpoint::ConfigError;
 

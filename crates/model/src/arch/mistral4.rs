@@ -1,4 +1,5 @@
-//! Mistral 4: DeepSeek V3's latent attention with queries that grow with the position, fused experts behind a softmax router.
+//! Mistral 4: DeepSeek V3's latent attention with queries that grow with the position, fused experts behind a softmax
+//! router.
 
 use mlx_format::checkpoint::ConfigError;
 

@@ -1,5 +1,5 @@
-//! Muse Glimmer: an output gate of attention, norms without weights of embedding, queries and keys, three sliding layers that turn to
-//! each global one without positions.
+//! Muse Glimmer: an output gate of attention, norms without weights of embedding, queries and keys, three sliding
+//! layers that turn to each global one without positions.
 
 use mlx_format::checkpoint::ConfigError;
 

@@ -1,4 +1,5 @@
-//! nanochat: norms without weights everywhere, of the embedding too; heads turn the other way round and are normed afterwards.
+//! nanochat: norms without weights everywhere, of the embedding too; heads turn the other way round and are normed
+//! afterwards.
 
 use mlx_format::checkpoint::ConfigError;
 

@@ -1,6 +1,6 @@
 //! OLMo 2 and 3: norms after the layers only, queries and keys normed over all heads at once; OLMo 3 slides on three of
-//! four layers, with unscaled rotary embedding there. EXAONE 4 has the same blocks with norms per head. OLMoE norms before its
-//! layers.
+//! four layers, with unscaled rotary embedding there. EXAONE 4 has the same blocks with norms per head. OLMoE norms
+//! before its layers.
 
 use mlx_format::checkpoint::ConfigError;
 

@@ -81,8 +81,8 @@ pub(super) fn stack_w_experts(module: &str) -> [Rule; 3] {
     })
 }
 
-/// Experts of all layers in two tensors, `[experts, 2 * inner, hidden]` (gate, then up) and `[experts, hidden, inner]`, as parts of
-/// `$x.switch_mlp`.
+/// Experts of all layers in two tensors, `[experts, 2 * inner, hidden]` (gate, then up) and `[experts, hidden,
+/// inner]`, as parts of `$x.switch_mlp`.
 pub(super) fn split_fused_experts() -> [Rule; 2] {
     [
         make(

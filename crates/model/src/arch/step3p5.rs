@@ -1,4 +1,5 @@
-//! Step 3.5: a gate for each head of attention, more heads and plain ropes in sliding layers, SwiGLU within limits in the last layers.
+//! Step 3.5: a gate for each head of attention, more heads and plain ropes in sliding layers, SwiGLU within limits in
+//! the last layers.
 
 use mlx_format::checkpoint::ConfigError;
 use serde_json::Value;
@@ -7,7 +8,7 @@ use super::architecture::{Architecture, Source};
 use super::biases;
 use super::defaults::Defaults;
 use super::family::{ExpertWidths, Family};
-use super::keys::wrong;
+use super::keys::{MOST_HEADS, at_most, wrong};
 use super::llama;
 use super::rules::{ATTENTION, EXPERTS, MLP, drop, drop_layers_from, gated, make};
 use super::sketch::{Sketch, linears};
@@ -71,6 +72,9 @@ fn rope(sketch: Sketch<'_>, index: usize, sliding: bool, head_dim: usize) -> Res
     let kind = if sliding { "sliding_attention" } else { "full_attention" };
     let scaled = sketch.config.get("yarn_only_types").and_then(Value::as_array);
     if scaled.is_some_and(|kinds| !kinds.is_empty() && kinds.iter().all(|own| own.as_str() != Some(kind))) {
+        if theta.is_nan() || theta <= 0.0 || !(0.0..=1.0).contains(&partial) {
+            return Err(wrong("partial_rotary_factors", "or rope_theta is out of range"));
+        }
         return Ok(Rope::plain(theta, (head_dim as f64 * partial) as usize));
     }
     sketch.rope_for(None, head_dim, partial, theta)
@@ -92,7 +96,7 @@ fn decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
     let other = sketch.config.get("attention_other_setting");
     let count = |sliding: bool, key: &str| {
         let own = other.filter(|_| sliding).and_then(|map| map.get(key)).and_then(Value::as_u64);
-        own.map_or_else(|| sketch.count(key), |count| Ok(count as usize))
+        own.map_or_else(|| sketch.count(key), |count| at_most(MOST_HEADS, key, count as usize))
     };
     let gated = sketch.config.bool("use_head_wise_attn_gate", true);
     let routed: Option<Vec<usize>> = sketch

@@ -18,8 +18,8 @@ pub enum Projections {
     },
     /// One linear whose rows are those of q, then k, then v.
     Concatenated(Linear),
-    /// One linear whose rows are those of the first key head: the queries that it serves, k, v; then those of the second, ...
-    /// (GPT-NeoX, InternLM 2).
+    /// One linear whose rows are those of the first key head: the queries that it serves, k, v; then those of the
+    /// second, ... (GPT-NeoX, InternLM 2).
     Interleaved(Linear),
     /// Values are what the projection of the keys gives, before norm and rotation (Gemma 4).
     KeysAsValues {

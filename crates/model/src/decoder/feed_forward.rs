@@ -18,8 +18,9 @@ pub enum Gate {
     Fused(Linear),
     /// `activation(up(x))`.
     None(Linear),
-    /// xIELU of `up(x)`, an activation with parameters (Apertus; arXiv 2411.13010): `ap x^2 + b x` where x is positive, else
-    /// `an (exp(min(x, eps)) - 1 - x) + b x`, with `ap = softplus(alpha_p)` and `an = b + softplus(alpha_n)`.
+    /// xIELU of `up(x)`, an activation with parameters (Apertus; arXiv 2411.13010): `ap x^2 + b x` where x is
+    /// positive, else `an (exp(min(x, eps)) - 1 - x) + b x`, with `ap = softplus(alpha_p)` and `an = b +
+    /// softplus(alpha_n)`.
     Xielu {
         /// Through the activation.
         up: Linear,
@@ -69,16 +70,16 @@ pub enum Scores {
     SoftmaxOfChosen,
     /// Root of the softplus of each (Laguna).
     RootOfSoftplus,
-    /// Of each chosen expert a softmax over those that were not chosen before it and are close to it: whose distance is at most
-    /// `2 * jitter` of the larger of its logit and the size of their own (Phi-3.5-MoE; arXiv 2409.12136).
+    /// Of each chosen expert a softmax over those that were not chosen before it and are close to it: whose distance
+    /// is at most `2 * jitter` of the larger of its logit and the size of their own (Phi-3.5-MoE; arXiv 2409.12136).
     Sparsemixer {
         /// Half of the relative distance.
         jitter: f64,
     },
 }
 
-/// A router that reads the residual stream in its own norm, `x / sqrt(mean(x^2) + eps) * scale * multiplier`, beside experts that
-/// read another one's output (Gemma 4).
+/// A router that reads the residual stream in its own norm, `x / sqrt(mean(x^2) + eps) * scale * multiplier`, beside
+/// experts that read another one's output (Gemma 4).
 #[derive(Clone, Debug, PartialEq)]
 pub struct RouterNorm {
     /// Tensor `[hidden]`.

@@ -35,8 +35,8 @@ pub enum LatentKeys {
     },
 }
 
-/// Chooses the tokens that attention sees where there are more than `top_k` (DeepSeek V3.2). Up to there it decides nothing, so that
-/// its matrices are kept and not computed with.
+/// Chooses the tokens that attention sees where there are more than `top_k` (DeepSeek V3.2). Up to there it decides
+/// nothing, so that its matrices are kept and not computed with.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Indexer {
     /// Tokens that a token sees.
