@@ -190,11 +190,6 @@ fn gradients_of_the_copied_checkpoints() {
 }
 
 #[test]
-fn gradients_of_the_seeded_checkpoints() {
-    gradients_are_differences(crate::testing::seeds::seeded().path());
-}
-
-#[test]
 #[cfg_attr(not(shared), ignore = "needs ../shared")]
 fn gradients_of_every_family() {
     let beside = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared");
