@@ -9,14 +9,13 @@ use super::defaults::Defaults;
 use super::family::Family;
 use super::keys::wrong;
 use super::llama;
-use super::rules::{ATTENTION, EXPERTS, SHARED_EXPERTS, drop_layers_from, make, stack_mlp_experts};
+use super::rules::{ATTENTION, EXPERTS, SHARED_EXPERTS, drop_layers_from, split_kv_b, stack_mlp_experts};
 use super::sketch::{Sketch, linears};
 use crate::decoder::{
     Block, Decoder, Experts, Groups, LatentAttention, LatentKeys, LatentQueries, Layer, Linear, Moe, Norm,
     Router, Scores, SharedExpert,
 };
 use crate::ops::Activation;
-use crate::view::Step;
 
 pub(super) const FAMILIES: &[Family] = &[
     Family { biases: BIASES, lengths: LENGTHS, ..Family::new(&["deepseek_v2"], v2, v2_decoder) },
@@ -63,23 +62,11 @@ fn v2(source: Source<'_>) -> Result<Architecture, ConfigError> {
 
 /// V3 splits `kv_b_proj` per head into the part that embeds queries (transposed) and the one that makes values.
 fn v3(source: Source<'_>) -> Result<Architecture, ConfigError> {
-    let heads = source.config.count("num_attention_heads")?;
-    let (nope, value) = (source.config.count("qk_nope_head_dim")?, source.config.count("v_head_dim")?);
-    let rows = |start, count| Step::Rows { start, count, of: nope + value };
     let architecture = Architecture::plain(source, "deepseek_v3", &names())?;
     let layers = architecture.layers;
-    let split = make(
-        r"^(?<x>.*\.self_attn)\.kv_b_proj\.weight$",
-        [
-            ("$x.embed_q.weight", vec![Step::SplitRows(heads), rows(0, nope), Step::Transpose]),
-            ("$x.unembed_out.weight", vec![Step::SplitRows(heads), rows(nope, value)]),
-        ],
-    );
-    // Packed words cannot be turned: older MLX models keep the joint form, which mlx-lm splits as it loads.
-    let joint = source.any_name_ends_with(".kv_b_proj.scales");
     Ok(architecture
         .rules([drop_layers_from(layers), stack_mlp_experts()])
-        .rules((!joint).then_some(split))
+        .rules(split_kv_b(source)?)
         .keep_dtype(&["e_score_correction_bias"]))
 }
 
