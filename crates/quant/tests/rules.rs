@@ -13,6 +13,7 @@ use mlx_format::checkpoint::Checkpoint;
 use mlx_format::{Dtype, Mode, Scheme};
 use mlx_quant::plan::{MixedRecipe, PlanError};
 use mlx_quant::{Model, Plan, Settings};
+use rayon::iter::Either;
 use rayon::prelude::*;
 use serde_json::{Map, Value};
 
@@ -56,9 +57,12 @@ fn fill(name: &str, dtype: Dtype, elements: usize) -> Vec<u8> {
         state ^ (state >> 31)
     };
     match dtype {
-        Dtype::BF16 => bf16_bytes((0..elements).map(|_| f32::from((next() >> 56) as u8 as i8) / 64.0)),
+        Dtype::BF16 => {
+            bf16_bytes((0..elements).map(|_| f32::from(((next() >> 56) as u8).cast_signed()) / 64.0))
+        }
         Dtype::F32 => {
-            let mut value = || f64::from(((next() >> 32) as u32 as i32).div_euclid(256)) / f64::from(1 << 22);
+            let mut value =
+                || f64::from(((next() >> 32) as u32).cast_signed().div_euclid(256)) / f64::from(1 << 22);
             (0..elements).flat_map(|_| (value() as f32).to_le_bytes()).collect()
         }
         _ => (0..elements).map(|_| (next() >> 56) as u8).collect(),
@@ -179,12 +183,21 @@ fn whole(name: &str) -> String {
 fn every_type_converts_as_mlx_lm_converts_it() {
     let names = names();
     assert!(names.len() > 40, "{}", names.len());
-    let rows: Vec<String> = names.par_iter().map(|name| whole(name)).collect();
+    // All are tried, so that one run tells of all that fail.
+    let row = |name: &String| std::panic::catch_unwind(|| whole(name)).map_err(|_| name.clone());
+    let (rows, failed): (Vec<String>, Vec<String>) =
+        names.par_iter().map(row).partition_map(|row| match row {
+            Ok(row) => Either::Left(row),
+            Err(name) => Either::Right(name),
+        });
     println!(
         "{:<24} {:>6} {:>6} {:>9}   tensors equal to mlx_lm.convert",
         "type", "q4", "mxfp4", "mixed_4_6"
     );
-    rows.iter().for_each(|row| println!("{row}"));
+    for row in &rows {
+        println!("{row}");
+    }
+    assert!(failed.is_empty(), "{failed:?}");
 }
 
 /// Whoever describes a type without a decoder proves it here.

@@ -94,16 +94,24 @@ impl Change {
         let sigmoid = |value: f32| 1.0 / (1.0 + (-value).exp());
         for (row, values) in (first..).zip(values.chunks_mut(columns.max(1))) {
             match self {
-                Self::AddOne => values.iter_mut().for_each(|value| *value = round(*value + 1.0)),
+                Self::AddOne => {
+                    for value in values {
+                        *value = round(*value + 1.0);
+                    }
+                }
                 Self::Times(factors) => {
                     let factor = round(factors.of(row));
-                    values.iter_mut().for_each(|value| *value = round(*value * factor));
+                    for value in values {
+                        *value = round(*value * factor);
+                    }
                 }
                 Self::UnitRows => {
                     // The guard is mlx-lm's (`baichuan_m1.py`).
                     let squares: f64 = values.iter().map(|value| f64::from(*value).powi(2)).sum();
                     let length = squares.sqrt() as f32 + 1e-7;
-                    values.iter_mut().for_each(|value| *value = round(*value / length));
+                    for value in values {
+                        *value = round(*value / length);
+                    }
                 }
                 // Temperature and least square are `mlx_lm/models/muse_spark.py`'s.
                 Self::Gate(of_stream) => {

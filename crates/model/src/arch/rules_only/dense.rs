@@ -101,7 +101,7 @@ pub(super) const FAMILIES: &[Family] = &[
         Ok(architecture)
     }),
     Family::rules_only(&["baichuan_m1"], baichuan),
-    Family::rules_only(&["gemma3n"], gemma3n),
+    Family::rules_only(&["gemma3n"], |source| Ok(gemma3n(source))),
 ];
 
 /// Masks that old checkpoints hold beside an attention layer's weights.
@@ -123,7 +123,7 @@ fn baichuan(source: Source<'_>) -> Result<Architecture, ConfigError> {
 }
 
 /// Towers beside the language model are left out; its own names stay.
-fn gemma3n(source: Source<'_>) -> Result<Architecture, ConfigError> {
+fn gemma3n(source: Source<'_>) -> Architecture {
     const LINEARS: [&str; 12] = [
         "embed_tokens",
         "embed_tokens_per_layer",
@@ -141,9 +141,9 @@ fn gemma3n(source: Source<'_>) -> Result<Architecture, ConfigError> {
     let text = source.config.0.get("text_config").and_then(|text| text.get("num_hidden_layers"));
     let layers = text.and_then(Value::as_u64).and_then(|layers| usize::try_from(layers).ok()).unwrap_or(0);
     let linears = [&LINEARS[..], &ATTENTION, &MLP].concat();
-    Ok(Architecture::with_layers("gemma3n", layers, &linears)
+    Architecture::with_layers("gemma3n", layers, &linears)
         .parameters(&[])
-        .rules([drop(r"^model\.(vision_tower|audio_tower|embed_audio|embed_vision)\.|^lm_head\.")]))
+        .rules([drop(r"^model\.(vision_tower|audio_tower|embed_audio|embed_vision)\.|^lm_head\.")])
 }
 
 #[cfg(test)]

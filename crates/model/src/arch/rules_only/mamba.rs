@@ -172,6 +172,8 @@ fn numbers<const N: usize>(config: &Config, key: &str, default: &[f64; N]) -> Re
 
 /// A factor for each row of the input projection: gate, values, two states, time steps.
 fn input_factors(source: Source<'_>) -> Result<Factors, ConfigError> {
+    const DEFAULT: [f64; 5] =
+        [0.353_553_390_593_273_8, 0.25, 0.353_553_390_593_273_8, 0.5, 0.353_553_390_593_273_8];
     let config = source.config;
     let count = |key, default| if config.get(key).is_some() { config.count(key) } else { Ok(default) };
     let (width, heads) = (count("mamba_d_ssm", 1536)?, count("mamba_n_heads", 24)?);
@@ -186,8 +188,6 @@ fn input_factors(source: Source<'_>) -> Result<Factors, ConfigError> {
         ));
     };
     let float = FloatType::from_dtype(projection.dtype).unwrap_or(FloatType::F32);
-    const DEFAULT: [f64; 5] =
-        [0.353_553_390_593_273_8, 0.25, 0.353_553_390_593_273_8, 0.5, 0.353_553_390_593_273_8];
     let own = numbers(config, "ssm_multipliers", &DEFAULT)?;
     let all = config.get("ssm_in_multiplier").and_then(Value::as_f64).unwrap_or(1.25);
     let all = float.round(all as f32);

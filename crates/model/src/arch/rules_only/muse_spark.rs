@@ -1,7 +1,6 @@
 //! Muse Spark: latent experts in every layer, and fixed gates on what attention and experts add. mlx-lm quantizes experts
 //! alone, and those of the first and the last layer not; it is its one model of an undescribed decoder that sees.
 
-use mlx_format::checkpoint::ConfigError;
 use serde_json::Value;
 
 use crate::arch::architecture::{Architecture, Source};
@@ -9,9 +8,9 @@ use crate::arch::family::Family;
 use crate::arch::rules::{drop, join, make};
 use crate::arch::{Rule, Step};
 
-pub(super) const FAMILIES: &[Family] = &[Family::rules_only(&["muse_spark"], names)];
+pub(super) const FAMILIES: &[Family] = &[Family::rules_only(&["muse_spark"], |source| Ok(names(source)))];
 
-fn names(source: Source<'_>) -> Result<Architecture, ConfigError> {
+fn names(source: Source<'_>) -> Architecture {
     const LINEARS: [&str; 9] = [
         "experts.gate_proj",
         "experts.up_proj",
@@ -53,17 +52,14 @@ fn names(source: Source<'_>) -> Result<Architecture, ConfigError> {
     architecture.float32 = vec!["_alpha", "_beta"];
     // What mlx-lm has written holds gates and norms as the model reads them.
     if source.tensors.keys().any(|name| name.ends_with("_alpha")) {
-        return Ok(architecture);
+        return architecture;
     }
     let width = |part: &str| {
         let shared = || Some(count(part, "hidden_size")? / count(part, "num_attention_heads")?.max(1));
         count(part, "head_dim").or_else(shared).unwrap_or(0)
     };
     let eyes = sees.then(|| tower(width("vision_config")));
-    Ok(architecture
-        .rules(layer_rules())
-        .rules(attention(width("text_config")))
-        .rules(eyes.into_iter().flatten()))
+    architecture.rules(layer_rules()).rules(attention(width("text_config"))).rules(eyes.into_iter().flatten())
 }
 
 /// Gates, norms and experts of a layer.
