@@ -42,5 +42,5 @@ pub use names::Named;
 pub use parameters::{Parameters, Reader};
 pub use tokenizer::Tokenizer;
 pub use tokenizer_error::TokenizerError;
-pub use view::{ScatterError, StepError, View};
+pub use view::{Change, ScatterError, StepError, View};
 pub use weights::{PackedRows, Weights, WeightsError};

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use mlx_format::checkpoint::{Checkpoint, Config, ConfigError, LeftAside};
 use mlx_format::{Dtype, Scheme};
 
-use crate::arch::{self, Architecture, Language, Rule};
+use crate::arch::{self, Architecture, Language, Rule, Share};
 use crate::asked;
 use crate::decoder::{Decoder, ExpectedTensor};
 use crate::fit::{self, Fault, Held, Misfits};
@@ -35,6 +35,8 @@ impl NaturalName {
 enum Parts {
     Whole(View),
     Stacked(BTreeMap<usize, View>),
+    /// Parts of so many that stand one behind the other.
+    Joined(BTreeMap<usize, View>, usize),
 }
 
 /// A checkpoint by MLX's names.
@@ -253,33 +255,42 @@ fn apply(
         for output in outputs {
             let mut name = architecture.outer.to_owned();
             captures.expand(output.name, &mut name);
-            let index =
-                captures.name("e").filter(|_| output.stacked).and_then(|index| index.as_str().parse().ok());
-            add(&mut parts, name, index, view(&output.steps)?, source)?;
+            let index = || captures.name("e").and_then(|index| index.as_str().parse().ok());
+            let place = match output.share {
+                Share::Whole => None,
+                Share::Stacked => index().map(|index| (index, None)),
+                Share::Joined { part, of } => Some((part, Some(of))),
+            };
+            add(&mut parts, name, place, view(&output.steps)?, source)?;
         }
     }
     let tensors = parts.into_values().map(|(name, parts)| assemble(name, parts)).collect::<Result<_, _>>()?;
     Ok((tensors, dropped))
 }
 
+/// Adds a view to the output tensor `name`: whole, or at a place among others; a place among so many joins them.
 fn add(
     parts: &mut BTreeMap<NaturalName, (String, Parts)>,
     name: String,
-    index: Option<usize>,
+    place: Option<(usize, Option<usize>)>,
     view: View,
     source: &str,
 ) -> Result<(), SourceError> {
     let twice = |name: &str| SourceError::Twice { output: name.to_owned(), source_name: source.to_owned() };
     let key = NaturalName::new(&name);
-    match (index, parts.get_mut(&key)) {
+    match (place, parts.get_mut(&key)) {
         (None, None) => {
             parts.insert(key, (name, Parts::Whole(view)));
         }
-        (Some(index), None) => {
-            parts.insert(key, (name, Parts::Stacked(BTreeMap::from([(index, view)]))));
+        (Some((index, of)), None) => {
+            let first = BTreeMap::from([(index, view)]);
+            let new = of.map_or_else(|| Parts::Stacked(first.clone()), |of| Parts::Joined(first.clone(), of));
+            parts.insert(key, (name, new));
         }
-        (Some(index), Some((_, Parts::Stacked(slices)))) if !slices.contains_key(&index) => {
-            slices.insert(index, view);
+        (Some((index, _)), Some((_, Parts::Stacked(held) | Parts::Joined(held, _))))
+            if !held.contains_key(&index) =>
+        {
+            held.insert(index, view);
         }
         _ => return Err(twice(&name)),
     }
@@ -289,6 +300,12 @@ fn add(
 fn assemble(name: String, parts: Parts) -> Result<(String, View), SourceError> {
     let slices = match parts {
         Parts::Whole(view) => return Ok((name, view)),
+        Parts::Joined(held, of) => {
+            let sources: Vec<String> = held.values().flat_map(View::sources).map(str::to_owned).collect();
+            let joined = (held.len() == of).then(|| View::join(held.into_values().collect())).flatten();
+            let unlike = || SourceError::Parts { output: name.clone(), of, sources };
+            return joined.ok_or_else(unlike).map(|view| (name.clone(), view));
+        }
         Parts::Stacked(slices) => slices,
     };
     // Indices are sorted: the first that is not its own position is missing.
@@ -339,9 +356,10 @@ fn check_layers<'n>(
     names: impl Iterator<Item = &'n str>,
 ) -> Result<(), SourceError> {
     let layer = |name: &'n str| {
-        let mut segments = name.split('.');
-        segments.find(|segment| matches!(*segment, "layers" | "h"))?;
-        segments.next()?.parse::<usize>().ok()
+        let holders = name.split('.').zip(name.split('.').skip(1));
+        holders
+            .filter(|(holder, _)| matches!(*holder, "layers" | "h" | "blocks"))
+            .find_map(|(_, number)| number.parse::<usize>().ok())
     };
     let found: BTreeSet<usize> = names.filter_map(layer).collect();
     let layers = architecture.layers;

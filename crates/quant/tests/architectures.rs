@@ -89,6 +89,8 @@ fn note(model_type: &str) -> &'static str {
         "gpt_oss" => {
             "experts come packed as mxfp4: taken over as they are by convert, left alone by awq and gptq"
         }
+        "olmo" => "the form of Ai2's own package; by reading, mlx-lm needs that package to run it",
+        "falcon_h1" => "its multipliers become part of the weights; the keys' too, which mlx-lm forgets",
         "gpt2" => "the table of positions is not trained by dwq",
         _ => "",
     }
@@ -99,7 +101,8 @@ fn page() -> String {
         "# Architectures\n\n\
          Generated from the registry (`crates/model/src/arch/mod.rs`) by `crates/quant/tests/architectures.rs`.\n\n\
          *proven*: logits of a checkpoint are compared with the model's own definition (transformers, or mlx-lm where that defines it), and\n\
-         what every method writes is loaded strictly by mlx-lm. *described*: the same code under another name.\n\n\
+         what every method writes is loaded strictly by mlx-lm. *convert proven*: every tensor that mlx_lm.convert writes for a small checkpoint is\n\
+         compared (`crates/quant/tests/rules.rs`). *described*: the same code under another name.\n\n\
          | model type | convert | eval | awq | gptq | dynamic | dwq | | note |\n|---|---|---|---|---|---|---|---|---|\n",
     );
     let (mut types, mut decoders) = (0, 0);
@@ -111,7 +114,11 @@ fn page() -> String {
         types += 1;
         decoders += usize::from(decoder);
         let yes = if decoder { "yes" } else { "no" };
-        let proven = if PROVEN.contains(&model_type) { "proven" } else { "described" };
+        let proven = match decoder {
+            _ if PROVEN.contains(&model_type) => "proven",
+            false if model_type != "olmo" => "convert proven",
+            _ => "described",
+        };
         let _ = writeln!(
             text,
             "| `{model_type}` | yes | {yes} | {yes} | {yes} | {yes} | {yes} | {proven} | {} |",

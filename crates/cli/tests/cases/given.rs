@@ -76,7 +76,7 @@ fn wrappers_and_experts() {
     assert!(said.contains("vision"), "{said}");
     assert!(read(&out).keys().all(|name| !name.contains("vision") && !name.contains("projector")));
 
-    let mut experts = llama(2).set("model_type", json!("talkie")).set("num_local_experts", json!(4));
+    let mut experts = llama(2).set("model_type", json!("minimax")).set("num_local_experts", json!(4));
     experts.tensors.retain(|name, _| !name.contains(".mlp."));
     for layer in 0..2 {
         let path = |rest: &str| format!("model.layers.{layer}.block_sparse_moe.{rest}");

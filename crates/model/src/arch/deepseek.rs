@@ -4,20 +4,19 @@
 use mlx_format::checkpoint::ConfigError;
 use serde_json::Value;
 
-use super::architecture::{Architecture, Linears, Rule, Source};
+use super::architecture::{Architecture, Linears, Source};
 use super::biases::{Bias, BiasRule, OTHERS};
 use super::defaults::Defaults;
 use super::family::Family;
 use super::keys::{undescribed, wrong};
 use super::llama;
-use super::rules::{ATTENTION, EXPERTS, SHARED_EXPERTS, drop_layers_from, make, stack_mlp_experts};
+use super::rules::{ATTENTION, EXPERTS, SHARED_EXPERTS, drop_layers_from, split_kv_b, stack_mlp_experts};
 use super::sketch::{Sketch, linears};
 use crate::decoder::{
     Block, Decoder, Experts, Groups, Indexer, LatentAttention, LatentKeys, LatentQueries, Layer, Linear, Moe,
     Norm, Router, Scores, SharedExpert,
 };
 use crate::ops::Activation;
-use crate::view::Step;
 
 pub(super) const FAMILIES: &[Family] = &[
     Family { biases: BIASES, lengths: LENGTHS, ..Family::new(&["deepseek_v2"], v2, v2_decoder) },
@@ -79,7 +78,7 @@ fn v3(source: Source<'_>) -> Result<Architecture, ConfigError> {
     let layers = architecture.layers;
     Ok(architecture
         .rules([drop_layers_from(layers), stack_mlp_experts()])
-        .rules(split_keys(source)?)
+        .rules(split_kv_b(source)?)
         .keep_dtype(&["e_score_correction_bias"]))
 }
 
@@ -99,23 +98,6 @@ fn v32(source: Source<'_>) -> Result<Architecture, ConfigError> {
         names.extend(INDEXER);
     }
     Ok(architecture)
-}
-
-/// V3 splits `kv_b_proj` per head into the part that embeds queries (transposed) and the one that makes values.
-pub(super) fn split_keys(source: Source<'_>) -> Result<Option<Rule>, ConfigError> {
-    let heads = source.config.count("num_attention_heads")?;
-    let (nope, value) = (source.config.count("qk_nope_head_dim")?, source.config.count("v_head_dim")?);
-    let rows = |start, count| Step::Rows { start, count, of: nope + value };
-    let split = make(
-        r"^(?<x>.*\.self_attn)\.kv_b_proj\.weight$",
-        [
-            ("$x.embed_q.weight", vec![Step::SplitRows(heads), rows(0, nope), Step::Transpose]),
-            ("$x.unembed_out.weight", vec![Step::SplitRows(heads), rows(nope, value)]),
-        ],
-    );
-    // Packed words cannot be turned: older MLX models keep the joint form, which mlx-lm splits as it loads.
-    let joint = source.any_name_ends_with(".kv_b_proj.scales");
-    Ok((!joint).then_some(split))
 }
 
 fn v2_decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {

@@ -80,6 +80,25 @@ impl Family {
         }
     }
 
+    /// A family whose checkpoints are described, and whose decoder nobody described.
+    pub(super) const fn rules_only(
+        types: &'static [&'static str],
+        names: fn(Source<'_>) -> Result<Architecture, ConfigError>,
+    ) -> Self {
+        Self {
+            types,
+            names,
+            decoder: None,
+            defaults: Defaults::LLAMA,
+            biases: &[],
+            norm_bias: Bias::Unknown,
+            inner_width: |config| first_width(config, &["intermediate_size"]),
+            experts: ExpertWidths::USUAL,
+            widened_by: None,
+            lengths: &[],
+        }
+    }
+
     /// Whether the linear at `path` (or the layer norm, if it is a `norm`) has a bias; `None` where that is not known.
     pub(crate) fn has_bias(&self, config: &Config, path: &str, norm: bool) -> Option<bool> {
         match if norm { self.norm_bias } else { biases::of_linear(self.biases, path) } {

@@ -7,7 +7,7 @@ use super::architecture::{Architecture, Source};
 use super::biases::{Bias, BiasRule, OTHERS};
 use super::deepseek::{self, Corrected, Routed};
 use super::family::Family;
-use super::rules::{split_fused_experts, stack_mlp_experts};
+use super::rules::{split_fused_experts, split_kv_b, stack_mlp_experts};
 use super::sketch::Sketch;
 use crate::decoder::{Decoder, LatentAttention, Layer};
 
@@ -25,7 +25,7 @@ fn mistral4(source: Source<'_>) -> Result<Architecture, ConfigError> {
     Ok(Architecture::plain(source, "mistral4", &names)?
         .rules(split_fused_experts())
         .rules([stack_mlp_experts()])
-        .rules(deepseek::split_keys(source)?))
+        .rules(split_kv_b(source)?))
 }
 
 fn decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {

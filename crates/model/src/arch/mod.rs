@@ -18,6 +18,7 @@ pub(crate) mod keys;
 mod language;
 mod rope;
 mod rules;
+mod rules_only;
 mod sketch;
 mod towers;
 mod wrappers;
@@ -61,11 +62,11 @@ mod stablelm;
 mod starcoder2;
 mod step3p5;
 
-pub use self::architecture::{Architecture, Linears, Output, Protected, Rule, Source};
+pub use self::architecture::{Architecture, Linears, Output, Protected, Rule, Share, Source};
 pub(crate) use self::family::Family;
 pub(crate) use self::language::Language;
 pub use self::language::{obstacle, settled, wrapped};
-pub use crate::view::Step;
+pub use crate::view::{Factors, Step};
 
 /// The families, a line for each file.
 const REGISTRY: &[&[Family]] = &[
@@ -110,7 +111,7 @@ const REGISTRY: &[&[Family]] = &[
 ];
 
 fn all() -> impl Iterator<Item = &'static Family> {
-    REGISTRY.iter().copied().flatten()
+    REGISTRY.iter().chain(rules_only::REGISTRY).copied().flatten()
 }
 
 /// The family of a model type; `None` if it has no description.
@@ -141,7 +142,7 @@ mod tests {
         for model_type in described().flat_map(|(types, _)| types) {
             let config = config(&format!(
                 r#"{{"model_type": "{model_type}", "num_hidden_layers": 2, "n_layer": 2, "num_attention_heads": 2,
-                "qk_nope_head_dim": 2, "v_head_dim": 2}}"#
+                "hidden_size": 4, "head_dim": 2, "qk_nope_head_dim": 2, "v_head_dim": 2}}"#
             ));
             let architecture = Language::of(&config).architecture(&tensors).unwrap();
             assert!(architecture.described, "{model_type}");

@@ -6,7 +6,7 @@ use mlx_format::checkpoint::{Config, ConfigError, is_truthy};
 use regex::Regex;
 use serde_json::Value;
 
-use super::architecture::{Architecture, Linears, Output, Protected, Rule, Source};
+use super::architecture::{Architecture, Linears, Output, Protected, Rule, Share, Source};
 use crate::view::Step;
 
 /// The linears of a gated network below a path.
@@ -50,14 +50,54 @@ pub(super) fn drop_in_layers(text: &str, layers: Range<usize>) -> Rule {
 
 /// Tensors that become one or more others.
 pub(super) fn make(text: &str, outputs: impl IntoIterator<Item = (&'static str, Vec<Step>)>) -> Rule {
-    let outputs = outputs.into_iter().map(|(name, steps)| Output { name, steps, stacked: false }).collect();
+    let outputs =
+        outputs.into_iter().map(|(name, steps)| Output { name, steps, share: Share::Whole }).collect();
     Rule { pattern: pattern(text), layers: 0..usize::MAX, outputs }
 }
 
 /// Per-expert tensors stacked on a new first axis; the pattern's group `e` is the expert.
 pub(super) fn stack(text: &str, name: &'static str) -> Rule {
-    let outputs = vec![Output { name, steps: Vec::new(), stacked: true }];
+    let outputs = vec![Output { name, steps: Vec::new(), share: Share::Stacked }];
     Rule { pattern: pattern(text), layers: 0..usize::MAX, outputs }
+}
+
+/// Tensors that stand one behind the other in another: what matches a pattern of `texts` is one of its parts, in that order.
+pub(super) fn join<const N: usize>(
+    parts: [(&str, Vec<Step>); N],
+    name: &'static str,
+) -> impl Iterator<Item = Rule> {
+    parts.into_iter().enumerate().map(move |(part, (text, steps))| {
+        let output = Output { name, steps, share: Share::Joined { part, of: N } };
+        Rule { pattern: pattern(text), layers: 0..usize::MAX, outputs: vec![output] }
+    })
+}
+
+/// Convolutions along time, `[channels, 1, kernel]` as transformers stores them; MLX's own form is `[channels, kernel, 1]`.
+/// `end` is a pattern of the path's end.
+pub(super) fn turn_convolutions(source: Source<'_>, end: &str) -> Option<Rule> {
+    let text = format!(r"^(?<x>.*{end}\.weight)$");
+    let ends = pattern(&text);
+    let untouched = source.tensors.iter().any(|(name, tensor)| {
+        matches!(tensor.shape[..], [_, _, kernel] if kernel != 1) && ends.is_match(name)
+    });
+    untouched.then(|| make(&text, [("$x", vec![Step::Transpose])]))
+}
+
+/// `kv_b_proj` by heads: the part that embeds queries (turned) and the one that makes values.
+pub(super) fn split_kv_b(source: Source<'_>) -> Result<Option<Rule>, ConfigError> {
+    let heads = source.config.count("num_attention_heads")?;
+    let (nope, value) = (source.config.count("qk_nope_head_dim")?, source.config.count("v_head_dim")?);
+    let rows = |start, count| Step::Rows { start, count, of: nope + value };
+    let split = make(
+        r"^(?<x>.*)\.kv_b_proj\.weight$",
+        [
+            ("$x.embed_q.weight", vec![Step::SplitRows(heads), rows(0, nope), Step::Transpose]),
+            ("$x.unembed_out.weight", vec![Step::SplitRows(heads), rows(nope, value)]),
+        ],
+    );
+    // Packed words cannot be turned: older MLX models keep the joint form, which mlx-lm splits as it loads.
+    let joint = source.any_name_ends_with(".kv_b_proj.scales");
+    Ok((!joint).then_some(split))
 }
 
 /// `X.mlp.experts.E.P.weight` (scales and biases too) to `X.mlp.switch_mlp.P.weight`, as most MoE models do.
@@ -152,7 +192,10 @@ impl Architecture {
             rules: Vec::new(),
             linears: Linears::Named(linears.to_vec()),
             protected: Vec::new(),
+            unquantized: None,
+            parameters: None,
             keep_dtype: Vec::new(),
+            float32: Vec::new(),
             tied_without_head: false,
             framed: false,
         }
@@ -165,6 +208,18 @@ impl Architecture {
 
     pub(super) fn protect(mut self, paths: &[&'static str]) -> Self {
         self.protected.extend(paths.iter().map(|path| Protected { path, bits: 8, group_size: 64 }));
+        self
+    }
+
+    /// Leaves the linears whose paths match as they are.
+    pub(super) fn leave(mut self, text: &str) -> Self {
+        self.unquantized = Some(pattern(text));
+        self
+    }
+
+    /// Names all tensors with several axes that are no linears; see the field.
+    pub(super) fn parameters(mut self, names: &[&'static str]) -> Self {
+        self.parameters = Some(names.to_vec());
         self
     }
 

@@ -131,6 +131,8 @@ pub(super) const WRAPPERS: &[Wrapper] = &[
     below(&["kimi_vl"], &[inside(&["deepseek_v3"], "deepseek_v3", &[])]),
     below(&["kimi_k25"], &[inside(&["kimi_k2"], "kimi_k2", &[])]),
     below(&["llama4"], &[inside(&["llama4_text"], "llama4", &[])]),
+    below(&["kimi_k3"], &[inside(&["kimi_linear"], "kimi_k3", &[])]),
+    below(&["minimax_m3_vl"], &[inside(&["minimax_m3"], "minimax_m3_vl", &[])]),
     Wrapper {
         types: &["muse_glimmer"],
         inside: &[inside(&["muse_glimmer_text"], "muse_glimmer", &[])],

@@ -397,10 +397,8 @@ impl<'c> Weights<'c> {
             Stored::Dense { view, float } => {
                 float.widen(&view.rows_of(self.checkpoint, rows), out);
                 // In float32: 1 + w of a bfloat16 w would lose half of its bits.
-                if view.add_one {
-                    for value in out.iter_mut() {
-                        *value += 1.0;
-                    }
+                if let Some(change) = &view.change {
+                    change.apply(out, first, view.columns(), None);
                 }
                 view
             }
