@@ -201,7 +201,7 @@ fn group_size_that_divides_nothing() {
     });
     fixture.edit_header(|_| header.to_owned());
     std::fs::rename(fixture.file(SHARD), fixture.file("model.safetensors")).unwrap();
-    std::fs::write(fixture.file("config.json"), "{\"model_type\": \"helium\", \"num_hidden_layers\": 0}")
+    std::fs::write(fixture.file("config.json"), "{\"model_type\": \"minimax\", \"num_hidden_layers\": 0}")
         .unwrap();
     fixture.refuses(&["--q-group-size", "64"], &["group size 64 divides", "model.embed_tokens: 96"]);
     fixture.convert(&["--q-group-size", "32"]).success();
@@ -381,7 +381,7 @@ fn killed_after_a_gigabyte_and_resumed() {
     std::fs::create_dir(&model).unwrap();
     std::fs::write(
         model.join("config.json"),
-        "{\"model_type\": \"helium\", \"num_hidden_layers\": 0, \"tie_word_embeddings\": false}",
+        "{\"model_type\": \"minimax\", \"num_hidden_layers\": 0, \"tie_word_embeddings\": false}",
     )
     .unwrap();
     let (rows, bytes) = (1u64 << 17, 1u64 << 30);

@@ -440,10 +440,8 @@ fn scales_that_are_no_numbers() {
 #[test]
 fn models_that_cannot_be_run() {
     let fixture = Fixture::new();
-    for name in ["new_one", "phimoe"] {
-        fixture.edit_json("model/config.json", |config| config["model_type"] = name.into());
-        fixture.refuses(&[], &[name, "no decoder description"]);
-    }
+    fixture.edit_json("model/config.json", |config| config["model_type"] = "new_one".into());
+    fixture.refuses(&[], &["new_one", "no decoder description"]);
 }
 
 #[test]

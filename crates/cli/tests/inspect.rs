@@ -352,9 +352,9 @@ fn model_types() {
     let of = |model_type: &str| {
         fixture.edit_json("config.json", |config| config["model_type"] = model_type.into());
     };
-    of("internlm3");
+    of("minimax");
     let output = fixture.inspect(&["--verify"]).success();
-    output.stdout(contains("internlm3 (by tensor names, not described)").and(contains("was not checked")));
+    output.stdout(contains("minimax (by tensor names, not described)").and(contains("was not checked")));
     of("bert");
     fixture.inspect(&["--verify"]).code(2).stdout(contains("\"bert\" is no model type of mlx_lm"));
     // A layer is missing as a whole: nothing can be shown, but everything is told.

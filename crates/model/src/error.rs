@@ -29,6 +29,10 @@ pub enum SourceError {
         "expert {odd} of {output} is {other:?}, expert 0 {first:?}; hint: experts must be alike, the checkpoint is damaged"
     )]
     UnequalExperts { output: String, odd: usize, first: (Dtype, Vec<usize>), other: (Dtype, Vec<usize>) },
+    #[error(
+        "{output} is made of {of} parts, and those that are here ({}) are not all, or not alike; hint: download the missing shard", sources.join(", ")
+    )]
+    Parts { output: String, of: usize, sources: Vec<String> },
     #[error("{model} is no whole {family} model: {misfits}; hint: {}", misfits.hint())]
     Misfits { model: String, family: &'static str, misfits: Misfits },
     #[error(

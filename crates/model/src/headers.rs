@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 use mlx_format::checkpoint::{Config, ConfigError};
 
-use crate::arch::keys::{MOST_EXPERTS, MOST_WEIGHTS, at_most, first_width, wrong};
+use crate::arch::keys::{MOST_EXPERTS, MOST_WEIGHTS, at_most, wrong};
 use crate::arch::{Family, Language};
 use crate::decoder::{Decoder, Layer};
 
@@ -56,7 +56,6 @@ pub(crate) fn widths(
     config: &Config,
     decoder: &Decoder,
 ) -> Result<BTreeMap<String, Vec<Option<usize>>>, ConfigError> {
-    let first = |keys: &[&str]| first_width(config, keys);
     let needed = |found: Option<usize>, key: &str| found.ok_or_else(|| wrong(key, "is missing"));
     let dense = || family.inner_width(config);
     let mut axes = BTreeMap::new();
@@ -64,12 +63,8 @@ pub(crate) fn widths(
         let networks = match layer {
             Layer::Mlp(mlp) => vec![(mlp, needed(dense()?, "intermediate_size")?, false)],
             Layer::Moe(moe) => {
-                let expert =
-                    first(&["moe_intermediate_size"])?.map_or_else(dense, |width| Ok(Some(width)))?;
-                let expert = needed(expert, "moe_intermediate_size")?;
-                let count = first(&["n_shared_experts", "num_shared_experts"])?.unwrap_or(1);
-                let shared = first(&["shared_expert_intermediate_size"])?;
-                let shared = shared.unwrap_or_else(|| expert.saturating_mul(count));
+                let widths = family.expert_widths(config)?;
+                let (expert, shared) = widths.ok_or_else(|| wrong("moe_intermediate_size", "is missing"))?;
                 let shared = moe.shared.as_ref().map(|network| (&network.mlp, shared, false));
                 std::iter::once((&moe.experts.mlp, expert, true)).chain(shared).collect()
             }

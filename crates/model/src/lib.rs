@@ -45,5 +45,5 @@ pub use packing::{Awq, Gptq, Group, Packing};
 pub use parameters::{Parameters, Reader};
 pub use tokenizer::Tokenizer;
 pub use tokenizer_error::TokenizerError;
-pub use view::{ScatterError, StepError, View};
+pub use view::{Change, ScatterError, StepError, View};
 pub use weights::{PackedRows, Weights, WeightsError};

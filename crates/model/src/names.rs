@@ -6,7 +6,7 @@ use std::sync::Arc;
 use mlx_format::checkpoint::{Checkpoint, Config, ConfigError, LeftAside, Tensor};
 use mlx_format::{Dtype, FloatType, Scheme};
 
-use crate::arch::{self, Architecture, Language, Rule};
+use crate::arch::{self, Architecture, Language, Rule, Share};
 use crate::asked;
 use crate::decoder::{Decoder, ExpectedTensor};
 use crate::fit::{self, Fault, Held, Misfits};
@@ -38,6 +38,8 @@ impl NaturalName {
 enum Parts {
     Whole(View),
     Stacked(BTreeMap<usize, View>),
+    /// Parts of so many that stand one behind the other.
+    Joined(BTreeMap<usize, View>, usize),
 }
 
 /// A packed layer as MLX stores it.
@@ -302,7 +304,7 @@ impl Packings {
     fn add(
         &mut self,
         matrix: &Arc<Matrix>,
-        (name, index): (&str, Option<usize>),
+        (name, place): (&str, Place),
         steps: &[Step],
         source: &str,
     ) -> Result<(), SourceError> {
@@ -321,7 +323,7 @@ impl Packings {
                 continue;
             }
             match View::packed(matrix, part, steps) {
-                Ok(view) => add(&mut self.parts, [path, leaf].concat(), index, view, source)?,
+                Ok(view) => add(&mut self.parts, [path, leaf].concat(), place, view, source)?,
                 Err(error) => {
                     obstacle
                         .get_or_insert(format!("MLX wants it cut or turned across its packing ({error})"));
@@ -353,6 +355,9 @@ impl Packings {
     }
 }
 
+/// A place among others; one among so many joins them.
+type Place = Option<(usize, Option<usize>)>;
+
 /// Tensors, whole or in slices, by name.
 type Collected = BTreeMap<NaturalName, (String, Parts)>;
 
@@ -380,12 +385,12 @@ fn apply(
                 reason: error.to_string(),
             })
         };
-        let mut put = |name: String, index: Option<usize>, steps: &[Step]| {
+        let mut put = |name: String, place: Place, steps: &[Step]| {
             if let Some(matrix) = matrix {
-                packings.add(matrix, (&name, index), steps, source)?;
+                packings.add(matrix, (&name, place), steps, source)?;
                 usual.insert(name.clone(), matrix.usual());
             }
-            add(&mut parts, name, index, view(steps)?, source)
+            add(&mut parts, name, place, view(steps)?, source)
         };
         let tower = architecture.towers.as_ref().and_then(|towers| Some((towers, towers.inner(source)?)));
         if let Some((tower, inner)) = tower {
@@ -418,9 +423,13 @@ fn apply(
         for output in outputs {
             let mut name = architecture.outer.to_owned();
             captures.expand(output.name, &mut name);
-            let index =
-                captures.name("e").filter(|_| output.stacked).and_then(|index| index.as_str().parse().ok());
-            put(name, index, &output.steps)?;
+            let index = || captures.name("e").and_then(|index| index.as_str().parse().ok());
+            let place = match output.share {
+                Share::Whole => None,
+                Share::Stacked => index().map(|index| (index, None)),
+                Share::Joined { part, of } => Some((part, Some(of))),
+            };
+            put(name, place, &output.steps)?;
         }
     }
     let whole = |parts: Collected| {
@@ -429,24 +438,29 @@ fn apply(
     Ok(Applied { tensors: whole(parts)?, packed: packings.layers(), usual, towers: whole(towers)?, dropped })
 }
 
+/// Adds a view to the output tensor `name`: whole, or at a place.
 fn add(
     parts: &mut Collected,
     name: String,
-    index: Option<usize>,
+    place: Place,
     view: View,
     source: &str,
 ) -> Result<(), SourceError> {
     let twice = |name: &str| SourceError::Twice { output: name.to_owned(), source_name: source.to_owned() };
     let key = NaturalName::new(&name);
-    match (index, parts.get_mut(&key)) {
+    match (place, parts.get_mut(&key)) {
         (None, None) => {
             parts.insert(key, (name, Parts::Whole(view)));
         }
-        (Some(index), None) => {
-            parts.insert(key, (name, Parts::Stacked(BTreeMap::from([(index, view)]))));
+        (Some((index, of)), None) => {
+            let first = BTreeMap::from([(index, view)]);
+            let new = of.map_or_else(|| Parts::Stacked(first.clone()), |of| Parts::Joined(first.clone(), of));
+            parts.insert(key, (name, new));
         }
-        (Some(index), Some((_, Parts::Stacked(slices)))) if !slices.contains_key(&index) => {
-            slices.insert(index, view);
+        (Some((index, _)), Some((_, Parts::Stacked(held) | Parts::Joined(held, _))))
+            if !held.contains_key(&index) =>
+        {
+            held.insert(index, view);
         }
         _ => return Err(twice(&name)),
     }
@@ -456,6 +470,12 @@ fn add(
 fn assemble(name: String, parts: Parts) -> Result<(String, View), SourceError> {
     let slices = match parts {
         Parts::Whole(view) => return Ok((name, view)),
+        Parts::Joined(held, of) => {
+            let sources: Vec<String> = held.values().flat_map(View::sources).map(str::to_owned).collect();
+            let joined = (held.len() == of).then(|| View::join(held.into_values().collect())).flatten();
+            let unlike = || SourceError::Parts { output: name.clone(), of, sources };
+            return joined.ok_or_else(unlike).map(|view| (name.clone(), view));
+        }
         Parts::Stacked(slices) => slices,
     };
     // Indices are sorted: the first that is not its own position is missing.
@@ -506,9 +526,10 @@ fn check_layers<'n>(
     names: impl Iterator<Item = &'n str>,
 ) -> Result<(), SourceError> {
     let layer = |name: &'n str| {
-        let mut segments = name.split('.');
-        segments.find(|segment| matches!(*segment, "layers" | "h"))?;
-        segments.next()?.parse::<usize>().ok()
+        let holders = name.split('.').zip(name.split('.').skip(1));
+        holders
+            .filter(|(holder, _)| matches!(*holder, "layers" | "h" | "blocks"))
+            .find_map(|(_, number)| number.parse::<usize>().ok())
     };
     let found: BTreeSet<usize> = names.filter_map(layer).collect();
     let layers = architecture.layers;

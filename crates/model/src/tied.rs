@@ -18,6 +18,16 @@ pub(crate) fn untied(config: &Config) -> Config {
     config
 }
 
+/// Ends of names of embeddings.
+const EMBEDDINGS: [&str; 6] = [
+    "embed_tokens.weight",
+    "wte.weight",
+    "embed_in.weight",
+    "embedding.weight",
+    "embeddings.weight",
+    "word_embeddings.weight",
+];
+
 /// Whether a head that is there is the embedding's table.
 pub(crate) struct Tied {
     /// It is not, and config.json is silent.
@@ -39,7 +49,7 @@ impl Tied {
             let ends = |name: &&String| *name == end || name.ends_with(&format!(".{end}"));
             checkpoint.tensors().keys().find(ends)
         };
-        let embedding = ["embed_tokens.weight", "wte.weight", "embed_in.weight"].into_iter().find_map(own);
+        let embedding = EMBEDDINGS.into_iter().find_map(own);
         let head = ["lm_head.weight", "embed_out.weight"].into_iter().find_map(own);
         let (Some(embedding), Some(head)) = (embedding, head) else { return Ok(tied) };
         let repeats = architecture.towers.as_ref().is_some_and(|towers| towers.repeats_head);

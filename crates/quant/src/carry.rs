@@ -208,7 +208,7 @@ impl Task<'_> {
             Job::Quantize { view, float, scheme } => {
                 let columns = view.columns();
                 let mut bytes: Cow<'_, [u8]> = view.rows_of(checkpoint, rows.clone());
-                if view.add_one || view.dtype != float.dtype() {
+                if view.change.is_some() || view.dtype != float.dtype() {
                     bytes = Cow::Borrowed(self.cast(
                         view,
                         &bytes,
@@ -368,7 +368,7 @@ impl Task<'_> {
         Err(Error::Overflow { tensor, file, element, dtype: float.name() })
     }
 
-    /// Elements of `view` in dtype `float`; 1 is added before, in the dtype of the file, where the view says so.
+    /// Elements of `view` in dtype `float`; what the view changes is changed before, in the dtype of the file.
     fn cast<'s>(
         &self,
         view: &View,
@@ -382,10 +382,8 @@ impl Task<'_> {
         let from = FloatType::from_dtype(view.dtype).unwrap_or(float);
         values.resize(bytes.len() / from.size(), 0.0);
         from.widen(bytes, values);
-        if view.add_one {
-            for value in &mut *values {
-                *value = from.round(*value + 1.0);
-            }
+        if let Some(change) = &view.change {
+            change.apply(values, first, view.columns(), Some(from));
         }
         out.resize(values.len() * float.size(), 0);
         float.narrow(values, out);

@@ -1,5 +1,8 @@
 //! What unit tests share.
 
+#[path = "../tests/common/seeds.rs"]
+pub(crate) mod seeds;
+
 use crate::Model;
 use crate::data::{Pick, Window, Windows};
 

@@ -5,33 +5,60 @@ use std::path::Path;
 
 use mlx_quant::model::arch;
 
-/// Types whose checkpoints are in the zoo, whose logits are compared with their makers' own definition.
-const PROVEN: [&str; 35] = [
+/// Types whose checkpoints are in the zoo or among the seeds, whose logits are compared with their makers' own definition.
+const PROVEN: [&str; 63] = [
+    "afmoe",
+    "apertus",
+    "bailing_moe",
     "cohere2",
     "deepseek_v2",
     "deepseek_v3",
+    "deepseek_v32",
+    "dots1",
     "ernie4_5",
+    "ernie4_5_moe",
+    "exaone",
     "exaone4",
+    "exaone_moe",
     "gemma2",
     "gemma3_text",
     "gemma4_text",
     "glm4",
     "glm4_moe",
+    "glm_moe_dsa",
     "gpt2",
     "gpt_neox",
     "gpt_oss",
     "granite",
+    "granitemoe",
+    "helium",
+    "hunyuan",
     "hunyuan_v1_dense",
+    "internlm2",
+    "internlm3",
+    "laguna",
     "lfm2",
+    "lfm2_moe",
     "llama",
+    "llama4",
+    "mimo",
+    "mimo_v2_flash",
+    "minicpm",
+    "minicpm3",
+    "minimax_m2",
     "ministral3",
     "mistral",
+    "mistral4",
     "mixtral",
+    "muse_glimmer",
+    "nanochat",
     "nemotron",
     "olmo2",
     "olmo3",
+    "olmoe",
     "phi",
     "phi3",
+    "phimoe",
     "qwen2",
     "qwen2_moe",
     "qwen3",
@@ -42,20 +69,28 @@ const PROVEN: [&str; 35] = [
     "smollm3",
     "stablelm",
     "starcoder2",
+    "step3p5",
 ];
 
 /// What holds for some types only.
 fn note(model_type: &str) -> &'static str {
     match model_type {
-        "gemma4_text" => "per-layer inputs are kept as the command line says; with experts: convert only",
-        "deepseek_v2" | "deepseek_v3" | "kimi_k2" | "joyai_llm_flash" | "glm4_moe_lite" => {
+        "gemma4_text" => "per-layer inputs are kept as the command line says",
+        "deepseek_v2" | "deepseek_v3" | "kimi_k2" | "joyai_llm_flash" | "glm4_moe_lite" | "mistral4" => {
             "the hub's fp8 is decoded; matrices between the heads are not trained by dwq"
         }
+        "deepseek_v32" | "glm_moe_dsa" => {
+            "as deepseek_v3, in windows of up to index_topk tokens; matrices of the indexer are rounded to nearest"
+        }
+        "minimax_m2" | "mimo_v2_flash" => "the hub's fp8 is decoded",
+        "ernie4_5_moe" => "the correction of its router is left out, as mlx-lm leaves it out",
+        "bailing_moe" => "models whose head is normed (norm_head) are refused",
+        "hunyuan" => "layers that share keys and values (use_cla): convert only",
         "gpt_oss" => {
             "experts come packed as mxfp4: taken over as they are by convert, left alone by awq and gptq"
         }
-        "phimoe" => "its router has no description",
-        "muse_glimmer" => "its attention has no description",
+        "olmo" => "the form of Ai2's own package; by reading, mlx-lm needs that package to run it",
+        "falcon_h1" => "its multipliers become part of the weights; the keys' too, which mlx-lm forgets",
         "gpt2" => "the table of positions is not trained by dwq",
         _ => "",
     }
@@ -66,7 +101,8 @@ fn page() -> String {
         "# Architectures\n\n\
          Generated from the registry (`crates/model/src/arch/mod.rs`) by `crates/quant/tests/architectures.rs`.\n\n\
          *proven*: logits of a checkpoint are compared with the model's own definition (transformers, or mlx-lm where that defines it), and\n\
-         what every method writes is loaded strictly by mlx-lm. *described*: the same code under another name.\n\n\
+         what every method writes is loaded strictly by mlx-lm. *convert proven*: every tensor that mlx_lm.convert writes for a small checkpoint is\n\
+         compared (`crates/quant/tests/rules.rs`). *described*: the same code under another name.\n\n\
          | model type | convert | eval | awq | gptq | dynamic | dwq | | note |\n|---|---|---|---|---|---|---|---|---|\n",
     );
     let (mut types, mut decoders) = (0, 0);
@@ -78,7 +114,11 @@ fn page() -> String {
         types += 1;
         decoders += usize::from(decoder);
         let yes = if decoder { "yes" } else { "no" };
-        let proven = if PROVEN.contains(&model_type) { "proven" } else { "described" };
+        let proven = match decoder {
+            _ if PROVEN.contains(&model_type) => "proven",
+            false if model_type != "olmo" => "convert proven",
+            _ => "described",
+        };
         let _ = writeln!(
             text,
             "| `{model_type}` | yes | {yes} | {yes} | {yes} | {yes} | {yes} | {proven} | {} |",

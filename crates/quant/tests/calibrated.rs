@@ -125,6 +125,11 @@ fn the_copied_checkpoints_beat_round_to_nearest() {
 }
 
 #[test]
+fn the_seeded_checkpoints_beat_round_to_nearest() {
+    beats_round_to_nearest(common::seeds::seeded().path());
+}
+
+#[test]
 #[cfg_attr(not(shared), ignore = "needs ../shared/zoo")]
 fn every_family_beats_round_to_nearest() {
     beats_round_to_nearest(&shared().join("zoo"));

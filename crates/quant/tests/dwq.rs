@@ -87,6 +87,11 @@ fn the_copied_checkpoints_learn() {
 }
 
 #[test]
+fn the_seeded_checkpoints_learn() {
+    every_family(common::seeds::seeded().path());
+}
+
+#[test]
 #[cfg_attr(not(shared), ignore = "needs ../shared")]
 fn every_family_learns() {
     every_family(&shared().join("zoo"));

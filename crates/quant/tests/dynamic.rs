@@ -287,7 +287,7 @@ fn every_family(zoo: &Path) {
         let range = ask(Target::Divergence(1e9)).unwrap().range;
         let target = f64::midpoint(range.0, range.1);
         let made = ask(Target::BitsPerWeight(target)).unwrap();
-        let bits = made.plan.bits_per_weight();
+        let bits = made.plan.language_bits_per_weight();
         let close = bits <= target + 1e-9 && bits > target - 0.1 * (range.1 - range.0);
         assert!(close, "{name}: {bits} for {target}");
         let mut how = QuantizeSettings::new("dynamic+search".parse().unwrap());
@@ -310,6 +310,11 @@ fn every_family(zoo: &Path) {
 #[test]
 fn the_copied_checkpoints() {
     every_family(&fixtures().join("zoo"));
+}
+
+#[test]
+fn the_seeded_checkpoints() {
+    every_family(common::seeds::seeded().path());
 }
 
 #[test]

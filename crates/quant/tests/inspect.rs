@@ -132,10 +132,10 @@ fn stops_when_asked_to() {
 fn other_tools_quantizations_are_refused() {
     let temporary = tempfile::tempdir().unwrap();
     let directory = temporary.path().join("model");
-    let config = PLAIN.replacen('{', "{\"quantization_config\": {\"quant_method\": \"awq\"}, ", 1);
+    let config = PLAIN.replacen('{', "{\"quantization_config\": {\"quant_method\": \"bitsandbytes\"}, ", 1);
     write_checkpoint(&directory, &config, &[("a.qweight", Dtype::I32, vec![2, 2], vec![0; 16])]);
     let model = open_path(&directory).unwrap();
     let error = verify(&model, &Silent, 1).unwrap_err();
-    assert!(error.is_refusal() && error.to_string().contains("awq"));
+    assert!(error.is_refusal() && error.to_string().contains("bitsandbytes"));
     assert!(inspect(&model).is_err());
 }

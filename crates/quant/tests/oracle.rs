@@ -79,6 +79,11 @@ fn every_zoo_checkpoint() {
 }
 
 #[test]
+fn the_seeded_checkpoints() {
+    check_all(common::seeds::seeded().path());
+}
+
+#[test]
 fn the_copied_checkpoints() {
     check_all(&common::fixtures().join("zoo"));
 }

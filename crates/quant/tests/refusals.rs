@@ -140,10 +140,6 @@ fn incomplete_models_are_refused() {
         assert!(misfits.0.iter().any(|misfit| misfit.tensor == stray), "{refused}");
         assert!(misfits.0.iter().any(|misfit| misfit.tensor == "lm_head.weight"), "{refused}");
     }
-    // The names of this type are described, its decoder is not.
-    let phimoe = LLAMA.replace("llama", "phimoe");
-    assert!(matches!(plan(&phimoe, &["model.experts.gate_up_proj"]), Err(PlanError::Unknown { .. })));
-    assert!(matches!(plan(&phimoe, &["model.some_2d_norm.weight"]), Err(PlanError::NothingToQuantize)));
 
     std::fs::rename(source.join("model.safetensors"), source.join("model-00001-of-00002.safetensors"))
         .unwrap();

@@ -52,7 +52,7 @@ fn an_index_of_another_build() {
     );
     refused(CONVERT, &model, &["model.norm.weight is missing"]);
     // A type of which nobody knows what it holds, and an index that speaks of more than there is.
-    let made = llama(2).set("model_type", serde_json::json!("helium"));
+    let made = llama(2).set("model_type", serde_json::json!("minimax"));
     let model = made.write_shards(&at.path().join("more"), &["model.safetensors"], &shards);
     done(CONVERT, &model);
     let mut fewer = made.tensors.clone();
@@ -94,7 +94,7 @@ fn what_is_no_part_of_the_model() {
 #[test]
 fn every_number_of_a_series_is_there() {
     let at = tempfile::tempdir().unwrap();
-    let made = llama(2).set("model_type", serde_json::json!("helium"));
+    let made = llama(2).set("model_type", serde_json::json!("minimax"));
     let each: [&[&str]; 3] = [
         &["model-00001-of-00002.safetensors", "model-extra.safetensors"],
         &["model-00001-of-00003.safetensors", "model-00003-of-00003.safetensors", "model-x.safetensors"],

@@ -84,7 +84,7 @@ fn wrappers_and_experts() {
         assert_eq!(read(&out)[name].2, llava.tensors[name].2, "{name}");
     }
 
-    let mut experts = llama(2).set("model_type", json!("minimax_m2")).set("num_local_experts", json!(4));
+    let mut experts = llama(2).set("model_type", json!("minimax")).set("num_local_experts", json!(4));
     experts.tensors.retain(|name, _| !name.contains(".mlp."));
     for layer in 0..2 {
         let path = |rest: &str| format!("model.layers.{layer}.block_sparse_moe.{rest}");

@@ -176,7 +176,7 @@ fn widths_of_the_model_decide_between_two_schemes() {
     let (_, said) = done("inspect {model}", &at.path().join("unlisted"));
     assert!(said.contains("group size 128"), "{said}");
 
-    let unknown = unlisted.clone().set("model_type", json!("helium"));
+    let unknown = unlisted.clone().set("model_type", json!("minimax"));
     refused(DECODE, &unknown.write(&at.path().join("unknown")), &[Q, "or more than one"]);
 
     // 8 bits in groups of 32 have the shapes of the shared 4 bits in groups of 64.

@@ -133,7 +133,7 @@ fn integers_that_nothing_explains() {
         refused("convert --model {model} --mlx-path {out}", &model, &[name]);
     }
     // The same of a type that is not described.
-    let made = llama(2).set("model_type", json!("helium")).with(q, raw("I8", &[HIDDEN, HIDDEN], 1));
+    let made = llama(2).set("model_type", json!("minimax")).with(q, raw("I8", &[HIDDEN, HIDDEN], 1));
     refused(CONVERT, &made.write(&at.path().join("undescribed")), &[q, "is I8"]);
 }
 
@@ -209,7 +209,7 @@ fn what_is_read_as_a_number_is_one() {
         refused(CONVERT, &made.write(&at.path().join(index.to_string())), &[name, dtype]);
     }
     // Buffers that no weight is are no reason to refuse a type that is not described.
-    let made = llama(1).set("model_type", json!("helium"));
+    let made = llama(1).set("model_type", json!("minimax"));
     let made = made
         .with("model.token_map", raw("I32", &[1, 512], 1))
         .with("model.causal_mask_u8", raw("U8", &[64, 64], 1));

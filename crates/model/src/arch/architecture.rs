@@ -26,6 +26,22 @@ impl Source<'_> {
     }
 }
 
+/// What a source tensor is of an output tensor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Share {
+    /// All of it.
+    Whole,
+    /// One on a new first axis, at the index that the group named `e` in the pattern says.
+    Stacked,
+    /// One of `of` parts that stand one behind the other on the first axis.
+    Joined {
+        /// Its place among the parts.
+        part: usize,
+        /// How many there are.
+        of: usize,
+    },
+}
+
 /// An output tensor that a rule makes.
 #[derive(Clone, Debug)]
 pub struct Output {
@@ -33,8 +49,8 @@ pub struct Output {
     pub name: &'static str,
     /// Applied in order.
     pub steps: Vec<Step>,
-    /// Whether the group named `e` in the pattern is the index on a new first axis.
-    pub stacked: bool,
+    /// What the source tensor is of it.
+    pub share: Share,
 }
 
 /// Source names that match `pattern` become `outputs`; none means that they are dropped.
@@ -87,8 +103,15 @@ pub struct Architecture {
     pub linears: Linears,
     /// Layers with bits of their own.
     pub protected: Vec<Protected>,
+    /// Linears that mlx-lm's model leaves as they are (`quant_predicate`), by a pattern of their paths.
+    pub unquantized: Option<Regex>,
+    /// Ends of names (of paths, if it is a `weight`) of tensors with several axes that are no linears, where no decoder tells:
+    /// any other is refused. `None` where a decoder tells.
+    pub parameters: Option<Vec<&'static str>>,
     /// Names containing one of these keep the dtype of the file (`cast_predicate`).
     pub keep_dtype: Vec<&'static str>,
+    /// Names that end in one of these are float32, whatever the file has.
+    pub float32: Vec<&'static str>,
     /// Whether a checkpoint without a head is tied, although no rule drops a head (Gemma 3).
     pub tied_without_head: bool,
     /// The parts that see and hear beside the language model, where they are kept.
@@ -166,15 +189,36 @@ impl Architecture {
         towers::is_tower(name) || self.framed && !towers::is_inside(name)
     }
 
+    /// Whether mlx-lm's model leaves the linear at `path` as it is.
+    pub fn is_unquantized(&self, path: &str) -> bool {
+        self.unquantized.as_ref().is_some_and(|pattern| pattern.is_match(path))
+    }
+
+    /// Whether a tensor of `axes` axes that is no linear has a place in the model, as far as anybody knows.
+    pub fn has_place(&self, name: &str, axes: usize) -> bool {
+        let path = name.strip_suffix(".weight").unwrap_or(name);
+        let leaf = name.rsplit('.').next().unwrap_or(name);
+        match &self.parameters {
+            _ if axes < 2 => true,
+            Some(parameters) => leaf == "bias" || parameters.iter().any(|end| ends_with_segments(path, end)),
+            // Parameters of a described model that are no layer's weight or bias are vectors.
+            None => !self.described || matches!(leaf, "weight" | "bias"),
+        }
+    }
+
     /// The protection of the module at `path`, if any.
     pub fn protection(&self, path: &str) -> Option<Protected> {
         self.protected.iter().find(|protected| ends_with_segments(path, protected.path)).copied()
     }
 }
 
-/// Whether the last segments of a dotted path are `suffix`.
+/// Whether the last segments of a dotted path are `suffix`; a `#` in it stands for a number.
 fn ends_with_segments(path: &str, suffix: &str) -> bool {
-    path.strip_suffix(suffix).is_some_and(|before| before.is_empty() || before.ends_with('.'))
+    let mut segments = path.rsplit('.');
+    suffix.rsplit('.').all(|wanted| {
+        let own = segments.next();
+        own.is_some_and(|own| own == wanted || wanted == "#" && own.parse::<usize>().is_ok())
+    })
 }
 
 #[cfg(test)]
@@ -186,5 +230,8 @@ mod tests {
         assert!(ends_with_segments("model.layers.0.mlp.gate", "mlp.gate"));
         assert!(ends_with_segments("lm_head", "lm_head"));
         assert!(!ends_with_segments("model.xlm_head", "lm_head"));
+        assert!(ends_with_segments("model.ngram.embedders.12", "embedders.#"));
+        assert!(!ends_with_segments("model.ngram.embedders.x", "embedders.#"));
+        assert!(!ends_with_segments("lm_head", "model.lm_head"));
     }
 }

@@ -35,47 +35,14 @@ const LEFTOVER_BEGINNINGS: [&str; 8] =
 const OTHER_HEADS: [&str; 7] =
     ["classification_head", "classifier", "regression_head", "reward_head", "score", "v_head", "value_head"];
 
-/// Types whose model in mlx-lm stacks numbered experts as it loads, scales and biases too.
-const STACKS_PACKED_EXPERTS: [&str; 16] = [
-    "afmoe",
-    "bailing_moe",
-    "bailing_moe_linear",
-    "deepseek",
-    "deepseek_v32",
-    "dots1",
-    "exaone_moe",
-    "glm_moe_dsa",
-    "hunyuan",
-    "jamba",
-    "kimi_k3",
-    "laguna",
-    "longcat_flash",
-    "mimo_v2_flash",
-    "olmoe",
-    "phixtral",
-];
-
 /// Types that mlx-lm does not load, or not rightly, once they were quantized by tensor names, and why.
-const DO_NOT_LOAD: [(&str, &str); 15] = [
-    ("Klear", "it stacks experts by their weights alone, scales stay over"),
+const DO_NOT_LOAD: [(&str, &str); 5] = [
     ("afm7", "it cannot quantize this type itself"),
-    ("baichuan_m1", "it leaves out the norm of the head's rows once they are packed"),
-    ("bailing_hybrid", "it stops at a packed kv_b_proj"),
-    ("bailing_moe_v3", "it stops at a packed kv_b_proj"),
     ("bitnet", "its linears are packed in a form of their own"),
-    ("ernie4_5_moe", "it stacks experts by their weights alone, scales stay over"),
-    ("falcon_h1", "it multiplies packed words as if they were weights"),
-    ("granitemoehybrid", "it splits networks by their weights alone, scales stay over"),
-    ("kimi_linear", "it renames experts by their weights alone, scales stay over"),
+    ("deepseek_v41", "its matrices come as fp8 and fp4 blocks, and parts of it stay float32"),
+    ("deepseek_v41_text", "its matrices come as fp8 and fp4 blocks, and parts of it stay float32"),
     ("lfm2-vl", "it has no name for these weights"),
-    ("lfm2_moe", "it renames experts by their weights alone, scales stay over"),
-    ("longcat_flash_ngram", "it renames a packed embedding by its weight alone"),
-    ("muse_spark", "it quantizes nothing but some experts"),
-    ("nemotron_h", "it renames experts by their weights alone, scales stay over"),
 ];
-
-/// mlx-lm's one model of an undescribed type that has a use for its tower.
-const SEES: &str = "muse_spark";
 
 /// Why a tensor must not be quantized by its name alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,7 +75,7 @@ pub(super) fn architecture(source: Source<'_>) -> Architecture {
 
 /// mlx-lm runs the language model of its wrappers alone, and drops the rest as it loads.
 fn drop_towers(source: Source<'_>) -> Option<Rule> {
-    source.config.model_type().ok().filter(|name| known::model_type(name) && *name != SEES)?;
+    source.config.model_type().ok().filter(|name| known::model_type(name))?;
     let names = || source.tensors.keys().map(String::as_str);
     if wraps(source) && names().any(|name| name.contains("language_model.")) {
         let others: Vec<String> = names()
@@ -146,7 +113,7 @@ pub fn obstacle(model_type: &str) -> Option<&'static str> {
 }
 
 /// What would go wrong with a tensor of a type without a description if the model were quantized.
-pub fn unfit(architecture: &Architecture, model_type: &str, name: &str, view: &View) -> Option<Unfit> {
+pub fn unfit(architecture: &Architecture, name: &str, view: &View) -> Option<Unfit> {
     const TABLES: [&str; 6] = ["conv", "pos_emb", "position", "rel_pos", "query", "filter"];
     let shape = view.shape();
     if architecture.is_tower(name) || shape.len() < 2 {
@@ -154,7 +121,7 @@ pub fn unfit(architecture: &Architecture, model_type: &str, name: &str, view: &V
     }
     let expert = expert(name);
     if matches!(expert, Some(Expert { number: Some(_), .. })) {
-        return (!STACKS_PACKED_EXPERTS.contains(&model_type)).then_some(Unfit::NumberedExpert);
+        return Some(Unfit::NumberedExpert);
     }
     let last = name.rsplit('.').next().unwrap_or(name);
     let axes = &shape[shape.len().saturating_sub(2)..];

@@ -1,5 +1,5 @@
-//! Everything that is known of a family of model types. Its file fills this in; shared code asks it, and never asks for a
-//! model type by name.
+//! Everything that is known of a family of model types. Its file fills this in; shared code asks it, and never asks
+//! for a model type by name.
 
 use mlx_format::checkpoint::{Config, ConfigError};
 
@@ -9,6 +9,29 @@ use super::defaults::Defaults;
 use super::keys::{first_width, wrong};
 use super::sketch::Sketch;
 use crate::decoder::Decoder;
+
+/// Keys of config.json that hold inner widths of experts; of each list the first that is there counts.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ExpertWidths {
+    /// Of a chosen expert; without one, that of dense networks.
+    pub(crate) expert: &'static [&'static str],
+    /// Of those that every token passes, together.
+    pub(crate) shared: &'static [&'static str],
+    /// Of one of them; without one, that of a chosen expert.
+    pub(crate) of_shared: &'static [&'static str],
+    /// How many of them there are; without one, 1.
+    pub(crate) count: &'static [&'static str],
+}
+
+impl ExpertWidths {
+    /// As nearly all have them.
+    pub(super) const USUAL: Self = Self {
+        expert: &["moe_intermediate_size"],
+        shared: &["shared_expert_intermediate_size"],
+        of_shared: &[],
+        count: &["n_shared_experts", "num_shared_experts"],
+    };
+}
 
 /// Model types that are described alike.
 #[derive(Debug)]
@@ -27,10 +50,12 @@ pub(crate) struct Family {
     pub(super) norm_bias: Bias,
     /// Inner width of dense networks.
     pub(super) inner_width: fn(&Config) -> Result<Option<usize>, ConfigError>,
+    /// Inner widths of experts.
+    pub(super) experts: ExpertWidths,
     /// Key that, where it is not false, makes some networks wider than `inner_width`, which only their tensors tell.
     pub(super) widened_by: Option<&'static str>,
-    /// Lengths that the decoder leaves to the tensors: last segments of paths, and the keys of config.json that hold the
-    /// length.
+    /// Lengths that the decoder leaves to the tensors: last segments of paths, and the keys of config.json that hold
+    /// the length.
     pub(super) lengths: &'static [(&'static [&'static str], &'static [&'static str])],
 }
 
@@ -49,6 +74,26 @@ impl Family {
             biases: &[],
             norm_bias: Bias::Unknown,
             inner_width: |config| first_width(config, &["intermediate_size"]),
+            experts: ExpertWidths::USUAL,
+            widened_by: None,
+            lengths: &[],
+        }
+    }
+
+    /// A family whose checkpoints are described, and whose decoder nobody described.
+    pub(super) const fn rules_only(
+        types: &'static [&'static str],
+        names: fn(Source<'_>) -> Result<Architecture, ConfigError>,
+    ) -> Self {
+        Self {
+            types,
+            names,
+            decoder: None,
+            defaults: Defaults::LLAMA,
+            biases: &[],
+            norm_bias: Bias::Unknown,
+            inner_width: |config| first_width(config, &["intermediate_size"]),
+            experts: ExpertWidths::USUAL,
             widened_by: None,
             lengths: &[],
         }
@@ -70,6 +115,28 @@ impl Family {
     /// If the key that says it holds no width.
     pub(crate) fn inner_width(&self, config: &Config) -> Result<Option<usize>, ConfigError> {
         (self.inner_width)(config)
+    }
+
+    /// Inner widths of chosen experts, and of those that every token passes together; `None` if config.json does not
+    /// say.
+    ///
+    /// # Errors
+    /// If a key that says it holds no width.
+    pub(crate) fn expert_widths(&self, config: &Config) -> Result<Option<(usize, usize)>, ConfigError> {
+        let ExpertWidths { expert, shared, of_shared, count } = self.experts;
+        let Some(expert) =
+            first_width(config, expert)?.map_or_else(|| self.inner_width(config), |width| Ok(Some(width)))?
+        else {
+            return Ok(None);
+        };
+        let together = match first_width(config, shared)? {
+            Some(width) => width,
+            None => {
+                let one = first_width(config, of_shared)?.unwrap_or(expert);
+                one.saturating_mul(first_width(config, count)?.unwrap_or(1))
+            }
+        };
+        Ok(Some((expert, together)))
     }
 
     /// Whether all dense networks have the width that config.json says. Where it is silent, they may not: mlx-lm and

@@ -7,12 +7,13 @@ use super::architecture::{Architecture, Source};
 use super::biases;
 use super::family::Family;
 use super::gemma;
-use super::keys::undescribed;
+use super::keys::wrong;
 use super::llama;
 use super::rules::{ATTENTION, MLP, drop, drop_in_layers, drop_tied_head, gated, make};
 use super::sketch::{self, Sketch};
 use crate::decoder::{
-    Attention, Branch, Decoder, HeadNorms, Layer, Linear, Norm, PerLayerInputs, Projections, Stage,
+    Attention, Branch, Decoder, Experts, HeadNorms, Layer, Linear, Moe, Norm, PerLayerInputs, Projections,
+    Router, RouterNorm, Scores, Stage,
 };
 use crate::ops::Activation;
 use crate::view::Step;
@@ -29,15 +30,15 @@ pub(super) const FAMILIES: &[Family] = &[Family {
 }];
 
 const TABLE: &str = "embed_tokens_per_layer";
+const EXPERTS: [&str; 3] = gated!("switch_glu");
 const MODEL_PROJECTION: &str = "per_layer_model_projection";
 
 /// Of each layer: what gates its own input, and what brings that into the residual stream.
 const INPUTS: [&str; 2] = ["per_layer_input_gate", "per_layer_projection"];
 
 fn gemma4_text(source: Source<'_>) -> Result<Architecture, ConfigError> {
-    let experts = gated!("switch_glu");
     let linears =
-        [&llama::linears()[..], &[TABLE, MODEL_PROJECTION, "router.proj"], &INPUTS, &experts].concat();
+        [&llama::linears()[..], &[TABLE, MODEL_PROJECTION, "router.proj"], &INPUTS, &EXPERTS].concat();
     let architecture = Architecture::plain(source, "gemma4", &linears)?;
     let shared = source.config.count("num_kv_shared_layers").unwrap_or(SHARED_LAYERS);
     let layers = architecture.layers;
@@ -61,13 +62,30 @@ fn gemma4_text(source: Source<'_>) -> Result<Architecture, ConfigError> {
         .protect(&["router.proj"]))
 }
 
-/// The E-models and dense models; those with experts beside the MLP convert, but have no decoder description yet.
+/// Experts beside the network of a layer, whose router norms the residual stream itself.
+fn experts(sketch: Sketch<'_>, layer: &str, activation: Activation) -> Result<Moe, ConfigError> {
+    let count = sketch.count("num_experts")?;
+    let norm = RouterNorm {
+        scale: format!("{layer}router.scale"),
+        multiplier: (sketch.count("hidden_size")? as f64).powf(-0.5),
+        epsilon: sketch.rms("").epsilon,
+    };
+    Ok(Moe {
+        router: Router {
+            norm: Some(norm),
+            scores: Scores::SoftmaxOfChosen,
+            expert_scale: Some(format!("{layer}router.per_expert_scale")),
+            ..Router::new(Linear::new(format!("{layer}router.proj")), sketch.top_k("top_k_experts", count)?)
+        },
+        experts: Experts { count, mlp: Sketch::gated(&format!("{layer}experts."), EXPERTS, activation) },
+        shared: None,
+    })
+}
+
+/// The E-models, the dense ones, and those with experts beside the network of each layer.
 fn decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
-    for key in ["enable_moe_block", "attention_k_eq_v"] {
-        if sketch.config.bool(key, false) {
-            return Err(undescribed(key, "is true"));
-        }
-    }
+    let (routed, keys_as_values) =
+        (sketch.config.bool("enable_moe_block", false), sketch.config.bool("attention_k_eq_v", false));
     let (layers, hidden_size) = (sketch.layers()?, sketch.count("hidden_size")?);
     let own = layers.saturating_sub(sketch.count_or("num_kv_shared_layers", SHARED_LAYERS)?);
     let slides =
@@ -91,10 +109,18 @@ fn decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
         let norm = |name: &str| sketch.rms(format!("{layer}{name}"));
         let sliding = slides(index);
         let head_dim = head_dim(sliding)?;
-        let kv_heads = sketch.kv_heads()?;
+        let keys_as_values = keys_as_values && !sliding;
+        let kv_heads = match sketch.config.get("num_global_key_value_heads") {
+            Some(_) if keys_as_values => sketch.count("num_global_key_value_heads")?,
+            _ => sketch.kv_heads()?,
+        };
+        if sketch.heads()? % kv_heads != 0 {
+            return Err(wrong("num_global_key_value_heads", "does not divide the number of heads"));
+        }
         let source = (0..own).rev().find(|&earlier| slides(earlier) == sliding);
         let projections = match source {
             Some(block) if index >= own => Projections::Shared { q, block },
+            _ if keys_as_values => Projections::KeysAsValues { q, k },
             _ => Projections::Separate { q, k, v },
         };
         let norms = HeadNorms {
@@ -110,18 +136,27 @@ fn decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
             ..Attention::new(sketch.heads()?, kv_heads, head_dim, projections, output)
         };
         let mlp = Sketch::gated(layer, MLP, activation);
-        let mut stages = vec![
-            Stage::sandwich(
-                norm("input_layernorm"),
-                Layer::Attention(attention),
-                norm("post_attention_layernorm"),
-            ),
-            Stage::sandwich(
-                norm("pre_feedforward_layernorm"),
-                Layer::Mlp(mlp),
-                norm("post_feedforward_layernorm"),
-            ),
-        ];
+        let mut stages = vec![Stage::sandwich(
+            norm("input_layernorm"),
+            Layer::Attention(attention),
+            norm("post_attention_layernorm"),
+        )];
+        let after = norm("post_feedforward_layernorm");
+        let before = norm("pre_feedforward_layernorm");
+        stages.push(if routed {
+            let moe = Layer::Moe(experts(sketch, layer, activation)?);
+            let branches = vec![
+                Branch::sandwich(before, Layer::Mlp(mlp), norm("post_feedforward_layernorm_1")),
+                Branch::sandwich(
+                    norm("pre_feedforward_layernorm_2"),
+                    moe,
+                    norm("post_feedforward_layernorm_2"),
+                ),
+            ];
+            Stage { post_norm: Some(after), ..Stage::parallel(branches) }
+        } else {
+            Stage::sandwich(before, Layer::Mlp(mlp), after)
+        });
         if width > 0 {
             let [gate, projection] = sketch::linears(layer, INPUTS);
             let own = Layer::PerLayerInput { gate, activation, projection };

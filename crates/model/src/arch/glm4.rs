@@ -4,7 +4,7 @@ use mlx_format::checkpoint::ConfigError;
 
 use super::architecture::{Architecture, Source};
 use super::biases::{Bias, BiasRule, OTHERS, QKV};
-use super::deepseek::{self, Corrected};
+use super::deepseek::{self, Corrected, Routed};
 use super::defaults::Defaults;
 use super::family::Family;
 use super::llama;
@@ -56,7 +56,7 @@ fn dense_decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
     sketch.llama_with(vec![rope], |layer, _, attention| {
         let norm = |name: &str| sketch.rms(format!("{layer}{name}"));
         let [gate_up, down] = linears(layer, NETWORK);
-        let mlp = Mlp { gate: Gate::Fused(gate_up), activation, down };
+        let mlp = Mlp::new(Gate::Fused(gate_up), activation, down);
         Ok(vec![
             Stage::sandwich(
                 norm("input_layernorm"),
@@ -83,7 +83,7 @@ fn routed(sketch: Sketch<'_>, turned: f64) -> Result<Decoder, ConfigError> {
     sketch.llama_with(vec![rope], |layer, index, attention| {
         let normed = sketch.config.bool("use_qk_norm", false);
         let norms = normed.then(|| sketch.head_norms(layer, "q_norm", "k_norm"));
-        let feed_forward = deepseek::feed_forward(sketch, Corrected::Always, layer, index)?;
+        let feed_forward = deepseek::feed_forward(sketch, Routed::new(Corrected::Always), layer, index)?;
         Ok(sketch.pre_norm(layer, Layer::Attention(Attention { norms, ..attention }), feed_forward))
     })
 }

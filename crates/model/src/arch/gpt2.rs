@@ -78,7 +78,7 @@ fn decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
             scale: score_scale(index),
             ..Attention::new(heads, heads, hidden_size / heads, projections, output)
         };
-        let mlp = Mlp { gate: Gate::None(first), activation, down: second };
+        let mlp = Mlp::new(Gate::None(first), activation, second);
         let stages = vec![
             Stage::new(Branch::pre(norm(format!("{layer}ln_1")), Layer::Attention(attention))),
             Stage::new(Branch::pre(norm(format!("{layer}ln_2")), Layer::Mlp(mlp))),

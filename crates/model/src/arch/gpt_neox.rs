@@ -44,7 +44,7 @@ fn decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
         let layer = format!("model.h.{index}.");
         let [qkv, output, first, second] = linears(&layer, LAYER);
         let attention = Attention::new(heads, heads, head_dim, Projections::Interleaved(qkv), output);
-        let mlp = Mlp { gate: Gate::None(first), activation, down: second };
+        let mlp = Mlp::new(Gate::None(first), activation, second);
         let branches = [
             Branch::pre(norm(format!("{layer}input_layernorm")), Layer::Attention(attention)),
             Branch::pre(norm(format!("{layer}post_attention_layernorm")), Layer::Mlp(mlp)),

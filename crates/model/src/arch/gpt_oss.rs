@@ -83,13 +83,8 @@ fn decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
         };
         let moe = Moe {
             router: Router {
-                linear: Linear::new(format!("{layer}{ROUTER}")),
                 scores: Scores::SoftmaxOfChosen,
-                correction: None,
-                groups: None,
-                top_k,
-                renormalize: None,
-                multiplier: 1.0,
+                ..Router::new(Linear::new(format!("{layer}{ROUTER}")), top_k)
             },
             experts: Experts { count, mlp: Sketch::gated(&format!("{layer}mlp."), EXPERTS, activation) },
             shared: None,

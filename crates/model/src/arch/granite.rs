@@ -7,11 +7,19 @@ use super::architecture::{Architecture, Source};
 use super::biases;
 use super::family::Family;
 use super::llama;
+use super::rules::{EXPERTS, drop_tied_head, make};
 use super::sketch::Sketch;
-use crate::decoder::{Attention, Decoder, Layer};
+use crate::decoder::{Attention, Decoder, Experts, Layer, Linear, Moe, Router, Scores};
+use crate::ops::Activation;
+use crate::view::Step;
 
-pub(super) const FAMILIES: &[Family] =
-    &[Family { biases: biases::ATTENTION_AND_NETWORK, ..Family::new(&["granite"], granite, decoder) }];
+pub(super) const FAMILIES: &[Family] = &[
+    Family { biases: biases::ATTENTION_AND_NETWORK, ..Family::new(&["granite"], granite, decoder) },
+    Family { biases: biases::ATTENTION, ..Family::new(&["granitemoe"], granitemoe, granitemoe_decoder) },
+];
+
+const MOE: &str = "block_sparse_moe";
+const ROUTER: &str = "block_sparse_moe.router.layer";
 
 fn granite(source: Source<'_>) -> Result<Architecture, ConfigError> {
     let mut architecture = llama::llama(source)?.protect(&["self_attn.o_proj", "mlp.down_proj", "lm_head"]);
@@ -19,12 +27,55 @@ fn granite(source: Source<'_>) -> Result<Architecture, ConfigError> {
     Ok(architecture)
 }
 
-/// Multipliers on embedding, scores, residual branches and logits.
+/// Experts come in two tensors, gate and up in one of them.
+fn granitemoe(source: Source<'_>) -> Result<Architecture, ConfigError> {
+    let linears = [&llama::linears()[..], &[ROUTER], &EXPERTS].concat();
+    let half = |second| vec![Step::HalfOfRows(second)];
+    Ok(Architecture::plain(source, "granitemoe", &linears)?
+        .rules(drop_tied_head(source, true))
+        .rules([
+            make(
+                r"^(?<x>.*\.block_sparse_moe)\.input_linear\.weight$",
+                [
+                    ("$x.switch_mlp.gate_proj.weight", half(false)),
+                    ("$x.switch_mlp.up_proj.weight", half(true)),
+                ],
+            ),
+            make(
+                r"^(?<x>.*\.block_sparse_moe)\.output_linear\.weight$",
+                [("$x.switch_mlp.down_proj.weight", vec![])],
+            ),
+        ])
+        .protect(&[ROUTER, "self_attn.o_proj", "switch_mlp.down_proj", "lm_head"]))
+}
+
 fn decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
+    multiplied(sketch, |layer| Ok(Layer::Mlp(sketch.mlp(layer)?)))
+}
+
+fn granitemoe_decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
+    let activation = sketch.activation("hidden_act", Activation::Silu)?;
+    let count = sketch.count("num_local_experts")?;
+    let top_k = sketch.top_k("num_experts_per_tok", count)?;
+    multiplied(sketch, |layer| {
+        let router = Linear::new(format!("{layer}{ROUTER}"));
+        Ok(Layer::Moe(Moe {
+            router: Router { scores: Scores::SoftmaxOfChosen, ..Router::new(router, top_k) },
+            experts: Experts { count, mlp: Sketch::gated(&format!("{layer}{MOE}."), EXPERTS, activation) },
+            shared: None,
+        }))
+    })
+}
+
+/// Multipliers on embedding, scores, residual branches and logits.
+fn multiplied(
+    sketch: Sketch<'_>,
+    network: impl Fn(&str) -> Result<Layer, ConfigError>,
+) -> Result<Decoder, ConfigError> {
     let residual = sketch.float_or("residual_multiplier", 1.0);
     let mut decoder = sketch.llama_with(vec![sketch.rope()?], |layer, _, attention| {
         let attention = Attention { scale: sketch.float_or("attention_multiplier", 1.0), ..attention };
-        let mut stages = sketch.pre_norm(layer, Layer::Attention(attention), Layer::Mlp(sketch.mlp(layer)?));
+        let mut stages = sketch.pre_norm(layer, Layer::Attention(attention), network(layer)?);
         for stage in &mut stages {
             stage.multiplier = residual;
         }

@@ -38,11 +38,21 @@ pub(crate) fn at_most(most: usize, key: &str, count: usize) -> Result<usize, Con
     if count > most { Err(wrong(key, &format!("is {count}, more than any model has"))) } else { Ok(count) }
 }
 
+/// A count, which may be said once or of every layer alike.
+fn count_of_all(config: &Config, key: &str) -> Result<usize, ConfigError> {
+    let list = config.get(key).and_then(serde_json::Value::as_array);
+    let Some((first, others)) = list.and_then(|list| list.split_first()) else { return config.count(key) };
+    match first.as_u64() {
+        Some(count) if others.iter().all(|other| other == first) => Ok(count as usize),
+        _ => Err(wrong(key, "differs from layer to layer")),
+    }
+}
+
 /// The width under the first of `keys` that is there.
 ///
 /// # Errors
 /// If that one is no count: a key that is there and cannot be used is no reason to take another.
 pub(crate) fn first_width(config: &Config, keys: &[&str]) -> Result<Option<usize>, ConfigError> {
     let key = keys.iter().find(|key| config.get(key).is_some());
-    key.map(|key| at_most(MOST_WIDTH, key, config.count(key)?)).transpose()
+    key.map(|key| at_most(MOST_WIDTH, key, count_of_all(config, key)?)).transpose()
 }

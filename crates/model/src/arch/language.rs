@@ -210,8 +210,7 @@ mod tests {
                 assert!(seen.insert(*model_type), "{model_type} twice");
             }
             for inside in wrapper.inside {
-                // Not described yet: by tensor names, as mlx-lm's other types.
-                assert!(family(inside.family).is_some() || inside.family == "mistral4", "{}", inside.family);
+                assert!(family(inside.family).is_some(), "{}", inside.family);
             }
         }
     }
@@ -219,7 +218,7 @@ mod tests {
     #[test]
     fn every_tensor_of_a_decoder_lies_below_the_place_of_its_language_model() {
         const SIZES: &str = r#""hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 4, "num_attention_heads": 2, "num_key_value_heads": 1,
-            "vocab_size": 8, "head_dim": 4, "num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 4,
+            "vocab_size": 8, "head_dim": 4, "num_experts": 2, "num_local_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 4,
             "qk_nope_head_dim": 2, "qk_rope_head_dim": 2, "v_head_dim": 2, "kv_lora_rank": 2, "hidden_size_per_layer_input": 2,
             "linear_num_key_heads": 1, "linear_num_value_heads": 1, "linear_key_head_dim": 2, "linear_value_head_dim": 2,
             "num_kv_shared_layers": 0, "tie_word_embeddings": false"#;

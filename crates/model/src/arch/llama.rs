@@ -25,6 +25,9 @@ const ERNIE_BIASES: &[BiasRule] = &[
     (OTHERS, Bias::Never),
 ];
 
+const HELIUM_BIASES: &[BiasRule] =
+    &[(QKV, Bias::If("attention_bias")), (NETWORK, Bias::If("mlp_bias")), (OTHERS, Bias::Never)];
+
 pub(super) const FAMILIES: &[Family] = &[
     Family {
         biases: biases::ATTENTION_AND_NETWORK,
@@ -37,8 +40,11 @@ pub(super) const FAMILIES: &[Family] = &[
         biases: ERNIE_BIASES,
         ..Family::new(&["ernie4_5"], untied_by_default, ernie)
     },
-    // Norms without weights and a gate on what attention gives, which are not described.
-    Family { decoder: None, ..Family::new(&["muse_glimmer"], muse_glimmer, decoder) },
+    Family {
+        defaults: Defaults { rms_norm_eps: 1e-8, rope_theta: 100_000.0, ..Defaults::LLAMA },
+        biases: HELIUM_BIASES,
+        ..Family::new(&["helium"], separate_head, ernie)
+    },
 ];
 
 /// Linear and embedding layers of the Llama shape.
@@ -59,12 +65,6 @@ pub(super) fn untied_by_default(source: Source<'_>) -> Result<Architecture, Conf
 /// Types that always have a head of their own.
 pub(super) fn separate_head(source: Source<'_>) -> Result<Architecture, ConfigError> {
     Architecture::plain(source, "llama", &linears())
-}
-
-/// The gate of attention is a linear of its own.
-fn muse_glimmer(source: Source<'_>) -> Result<Architecture, ConfigError> {
-    let linears = [&linears()[..], &["self_attn.gate_proj"]].concat();
-    Ok(Architecture::plain(source, "muse_glimmer", &linears)?.rules(drop_tied_head(source, false)))
 }
 
 fn with_head(source: Source<'_>, tied_by_default: bool) -> Result<Architecture, ConfigError> {
@@ -88,7 +88,7 @@ fn plain(sketch: Sketch<'_>, window: Option<usize>) -> Result<Decoder, ConfigErr
     })
 }
 
-/// ERNIE 4.5: pairs of neighbours turn.
+/// ERNIE 4.5, Helium: pairs of neighbours turn.
 fn ernie(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
     let mut decoder = plain(sketch, None)?;
     decoder.ropes = vec![sketch.rope()?.interleaved()];

@@ -1,14 +1,13 @@
 //! Ministral 3: Llama's shape with yarn and queries that grow with the position.
 
 use mlx_format::checkpoint::ConfigError;
-use serde_json::Value;
 
 use super::biases;
 use super::defaults::Defaults;
 use super::family::Family;
 use super::llama;
 use super::sketch::Sketch;
-use crate::decoder::{Attention, Decoder, Layer, QueryScaling};
+use crate::decoder::{Attention, Decoder, Layer};
 
 pub(super) const FAMILIES: &[Family] = &[Family {
     defaults: Defaults { rms_norm_eps: 1e-5, ..Defaults::LLAMA },
@@ -17,11 +16,7 @@ pub(super) const FAMILIES: &[Family] = &[Family {
 }];
 
 fn decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
-    let parameter =
-        |key: &str| sketch.config.get("rope_parameters").and_then(|map| map.get(key)).and_then(Value::as_f64);
-    let query_scaling = parameter("llama_4_scaling_beta")
-        .zip(parameter("original_max_position_embeddings"))
-        .map(|(beta, original)| QueryScaling { beta, original });
+    let query_scaling = sketch.query_scaling();
     let window = sketch.window_or(None);
     sketch.llama_with(vec![sketch.rope()?], |layer, index, attention| {
         let window = window.filter(|_| sketch.is_sliding(index, true));

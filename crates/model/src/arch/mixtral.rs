@@ -3,12 +3,12 @@
 use mlx_format::checkpoint::ConfigError;
 
 use super::architecture::{Architecture, Source};
-use super::biases;
+use super::biases::{self, Bias, BiasRule, OTHERS, OUT, QKV};
 use super::defaults::Defaults;
 use super::family::Family;
-use super::rules::{ATTENTION, EXPERTS, drop_tied_head, stack};
+use super::rules::{ATTENTION, EXPERTS, drop_tied_head, stack_w_experts};
 use super::sketch::Sketch;
-use crate::decoder::{Attention, Decoder, Experts, Layer, Linear, Moe, Router, Scores};
+use crate::decoder::{Attention, Branch, Decoder, Experts, Layer, Linear, Moe, Norm, Router, Scores, Stage};
 use crate::ops::Activation;
 
 pub(super) const FAMILIES: &[Family] = &[
@@ -17,9 +17,15 @@ pub(super) const FAMILIES: &[Family] = &[
         biases: biases::NONE,
         ..Family::new(&["mixtral"], mixtral, decoder)
     },
-    // Its router (sparsemixer) is not described.
-    Family { decoder: None, ..Family::new(&["phimoe"], phimoe, decoder) },
+    Family {
+        biases: PHIMOE_BIASES,
+        norm_bias: Bias::Always,
+        ..Family::new(&["phimoe"], phimoe, phimoe_decoder)
+    },
 ];
+
+const PHIMOE_BIASES: &[BiasRule] =
+    &[(QKV, Bias::Always), (OUT, Bias::Always), (&["lm_head"], Bias::Always), (OTHERS, Bias::Never)];
 
 const ROUTER: &str = "block_sparse_moe.gate";
 
@@ -30,41 +36,39 @@ fn mixtral(source: Source<'_>) -> Result<Architecture, ConfigError> {
 /// Always has a head of its own.
 fn phimoe(source: Source<'_>) -> Result<Architecture, ConfigError> {
     let linears = [ATTENTION.as_slice(), &EXPERTS, &["embed_tokens", ROUTER, "lm_head"]].concat();
-    let experts = |source_name: &str, name| {
-        let text = format!(
-            r"^(?<x>.*\.block_sparse_moe)\.experts\.(?<e>\d+)\.{source_name}\.(?<k>weight|scales|biases)$"
-        );
-        stack(&text, name)
-    };
-    Ok(Architecture::plain(source, "mixtral", &linears)?.rules([
-        experts("w1", "$x.switch_mlp.gate_proj.$k"),
-        experts("w2", "$x.switch_mlp.down_proj.$k"),
-        experts("w3", "$x.switch_mlp.up_proj.$k"),
-    ]))
+    Ok(Architecture::plain(source, "mixtral", &linears)?.rules(stack_w_experts("block_sparse_moe")))
 }
 
 fn decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
-    let activation = sketch.activation("hidden_act", Activation::Silu)?;
     let window = sketch.window_or(None);
-    let count = sketch.count("num_local_experts")?;
-    let top_k = sketch.top_k("num_experts_per_tok", count)?;
     sketch.llama_with(vec![sketch.rope()?], |layer, _, attention| {
-        let moe = Moe {
-            router: Router {
-                linear: Linear::new(format!("{layer}{ROUTER}")),
-                scores: Scores::SoftmaxOfChosen,
-                correction: None,
-                groups: None,
-                top_k,
-                renormalize: None,
-                multiplier: 1.0,
-            },
-            experts: Experts {
-                count,
-                mlp: Sketch::gated(&format!("{layer}block_sparse_moe."), EXPERTS, activation),
-            },
-            shared: None,
-        };
+        let moe = experts(sketch, layer, Scores::SoftmaxOfChosen)?;
         Ok(sketch.pre_norm(layer, Layer::Attention(Attention { window, ..attention }), Layer::Moe(moe)))
     })
+}
+
+/// Phi-3.5-MoE: layer norms, biases of attention and head, and weights of experts that sparsemixer makes.
+fn phimoe_decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
+    let norm = |path: String| Norm::layer(path, sketch.float_or("rms_norm_eps", 1e-5));
+    let scores = Scores::Sparsemixer { jitter: sketch.float_or("router_jitter_noise", 0.01) };
+    let window = sketch.window_or(None);
+    let mut decoder = sketch.llama_with(vec![sketch.rope()?], |layer, _, attention| {
+        let attention = Layer::Attention(Attention { window, ..attention });
+        let moe = Layer::Moe(experts(sketch, layer, scores)?);
+        Ok(vec![
+            Stage::new(Branch::pre(norm(format!("{layer}input_layernorm")), attention)),
+            Stage::new(Branch::pre(norm(format!("{layer}post_attention_layernorm")), moe)),
+        ])
+    })?;
+    decoder.norm = norm("model.norm".to_owned());
+    Ok(decoder)
+}
+
+fn experts(sketch: Sketch<'_>, layer: &str, scores: Scores) -> Result<Moe, ConfigError> {
+    let activation = sketch.activation("hidden_act", Activation::Silu)?;
+    let count = sketch.count("num_local_experts")?;
+    let top_k = sketch.top_k("num_experts_per_tok", count)?;
+    let mlp = Sketch::gated(&format!("{layer}block_sparse_moe."), EXPERTS, activation);
+    let router = Router { scores, ..Router::new(Linear::new(format!("{layer}{ROUTER}")), top_k) };
+    Ok(Moe { router, experts: Experts { count, mlp }, shared: None })
 }

@@ -19,12 +19,19 @@ mod language;
 mod mlx_vlm;
 mod rope;
 mod rules;
+mod rules_only;
 mod sketch;
 mod towers;
 mod wrappers;
 
+mod afmoe;
+mod apertus;
+mod bailing;
 mod cohere;
 mod deepseek;
+mod dots1;
+mod ernie4_5_moe;
+mod exaone;
 mod gemma;
 mod gemma4;
 mod glm4;
@@ -33,10 +40,19 @@ mod gpt_neox;
 mod gpt_oss;
 mod granite;
 mod hunyuan;
+mod internlm;
+mod laguna;
 mod lfm2;
 mod llama;
+mod llama4;
+mod mimo_v2_flash;
+mod minicpm;
+mod minimax;
 mod ministral3;
+mod mistral4;
 mod mixtral;
+mod muse_glimmer;
+mod nanochat;
 mod nemotron;
 mod olmo;
 mod phi;
@@ -45,12 +61,13 @@ mod qwen3_next;
 mod smollm3;
 mod stablelm;
 mod starcoder2;
+mod step3p5;
 
-pub use self::architecture::{Architecture, Linears, Output, Protected, Rule, Source, Towers};
+pub use self::architecture::{Architecture, Linears, Output, Protected, Rule, Share, Source, Towers};
 pub(crate) use self::family::Family;
 pub(crate) use self::language::Language;
 pub use self::language::{Wrapped, obstacle, settled, wrapped};
-pub use crate::view::Step;
+pub use crate::view::{Factors, Step};
 
 /// The families, a line for each file.
 const REGISTRY: &[&[Family]] = &[
@@ -76,10 +93,26 @@ const REGISTRY: &[&[Family]] = &[
     qwen3_next::FAMILIES,
     deepseek::FAMILIES,
     lfm2::FAMILIES,
+    minimax::FAMILIES,
+    dots1::FAMILIES,
+    ernie4_5_moe::FAMILIES,
+    exaone::FAMILIES,
+    internlm::FAMILIES,
+    minicpm::FAMILIES,
+    nanochat::FAMILIES,
+    apertus::FAMILIES,
+    muse_glimmer::FAMILIES,
+    afmoe::FAMILIES,
+    bailing::FAMILIES,
+    laguna::FAMILIES,
+    step3p5::FAMILIES,
+    mimo_v2_flash::FAMILIES,
+    mistral4::FAMILIES,
+    llama4::FAMILIES,
 ];
 
 fn all() -> impl Iterator<Item = &'static Family> {
-    REGISTRY.iter().copied().flatten()
+    REGISTRY.iter().chain(rules_only::REGISTRY).copied().flatten()
 }
 
 /// The family of a model type; `None` if it has no description.
@@ -110,7 +143,7 @@ mod tests {
         for model_type in described().flat_map(|(types, _)| types) {
             let config = config(&format!(
                 r#"{{"model_type": "{model_type}", "num_hidden_layers": 2, "n_layer": 2, "num_attention_heads": 2,
-                "qk_nope_head_dim": 2, "v_head_dim": 2}}"#
+                "hidden_size": 4, "head_dim": 2, "qk_nope_head_dim": 2, "v_head_dim": 2}}"#
             ));
             let architecture = Language::of(&config).architecture(&tensors).unwrap();
             assert!(architecture.described, "{model_type}");
@@ -146,7 +179,9 @@ mod tests {
         let qwen2 = r#"{"model_type": "qwen2"}"#;
         assert_eq!(has_bias(qwen2, q, false), Some(true));
         assert_eq!(has_bias(qwen2, "model.layers.0.self_attn.o_proj", false), Some(false));
-        assert_eq!(has_bias(r#"{"model_type": "phimoe"}"#, q, false), None);
+        assert_eq!(has_bias(r#"{"model_type": "phimoe"}"#, q, false), Some(true));
+        let lfm2 = r#"{"model_type": "lfm2_moe"}"#;
+        assert_eq!(has_bias(lfm2, "model.layers.0.conv.in_proj", false), None);
     }
 
     #[test]

@@ -22,7 +22,7 @@ fn decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
     let rope = sketch.rope_of(sketch.head_dim()?, 0.5)?;
     let mut decoder = sketch.llama_with(vec![rope], |layer, _, attention| {
         let [_, up, down] = linears(layer, MLP);
-        let mlp = Mlp { gate: Gate::None(up), activation, down };
+        let mlp = Mlp::new(Gate::None(up), activation, down);
         let (first, second) =
             (norm(format!("{layer}input_layernorm")), norm(format!("{layer}post_attention_layernorm")));
         Ok(vec![

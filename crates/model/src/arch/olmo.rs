@@ -1,14 +1,22 @@
 //! OLMo 2 and 3: norms after the layers only, queries and keys normed over all heads at once; OLMo 3 slides on three of
-//! four layers, with unscaled rotary embedding there. EXAONE 4 has the same blocks with norms per head.
+//! four layers, with unscaled rotary embedding there. EXAONE 4 has the same blocks with norms per head. OLMoE norms
+//! before its layers.
 
 use mlx_format::checkpoint::ConfigError;
 
+use super::architecture::{Architecture, Source};
 use super::biases;
 use super::defaults::Defaults;
 use super::family::Family;
+use super::keys::undescribed;
 use super::llama;
+use super::rules::{EXPERTS, drop_tied_head, stack_mlp_experts};
 use super::sketch::Sketch;
-use crate::decoder::{Attention, Branch, Decoder, HeadNorms, Layer, Stage};
+use crate::decoder::{Attention, Branch, Decoder, Experts, HeadNorms, Layer, Linear, Moe, Router, Stage};
+use crate::ops::Activation;
+
+/// OLMoE's router.
+const ROUTER: &str = "mlp.gate";
 
 const DEFAULTS: Defaults = Defaults { rms_norm_eps: 1e-5, ..Defaults::LLAMA };
 
@@ -23,6 +31,7 @@ pub(super) const FAMILIES: &[Family] = &[
         biases: biases::ATTENTION,
         ..Family::new(&["olmo3"], llama::untied_by_default, olmo3)
     },
+    Family { defaults: DEFAULTS, biases: biases::ATTENTION, ..Family::new(&["olmoe"], olmoe, olmoe_decoder) },
     Family {
         defaults: DEFAULTS,
         biases: biases::NONE,
@@ -41,6 +50,31 @@ fn post_norm(sketch: Sketch<'_>, layer: &str, attention: Attention) -> Result<Ve
 
 fn norms(sketch: Sketch<'_>, layer: &str, flat: bool) -> HeadNorms {
     HeadNorms { flat, ..sketch.head_norms(layer, "q_norm", "k_norm") }
+}
+
+/// OLMoE: experts in every layer, behind a router that is quantized as the rest.
+fn olmoe(source: Source<'_>) -> Result<Architecture, ConfigError> {
+    let linears = [&llama::linears()[..], &[ROUTER], &EXPERTS].concat();
+    Ok(Architecture::plain(source, "olmoe", &linears)?
+        .rules(drop_tied_head(source, true))
+        .rules([stack_mlp_experts()]))
+}
+
+fn olmoe_decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
+    if sketch.float("clip_qkv").is_some() {
+        return Err(undescribed("clip_qkv", "is set: queries, keys and values within bounds"));
+    }
+    let activation = sketch.activation("hidden_act", Activation::Silu)?;
+    let count = sketch.count("num_experts")?;
+    let top_k = sketch.top_k("num_experts_per_tok", count)?;
+    let renormalize = sketch.config.bool("norm_topk_prob", false).then_some(0.0);
+    sketch.llama_with(vec![sketch.rope()?], |layer, _, attention| {
+        let attention = Attention { norms: Some(norms(sketch, layer, true)), ..attention };
+        let router = Router { renormalize, ..Router::new(Linear::new(format!("{layer}{ROUTER}")), top_k) };
+        let mlp = Sketch::gated(&format!("{layer}mlp."), EXPERTS, activation);
+        let moe = Moe { router, experts: Experts { count, mlp }, shared: None };
+        Ok(sketch.pre_norm(layer, Layer::Attention(attention), Layer::Moe(moe)))
+    })
 }
 
 fn olmo2(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {

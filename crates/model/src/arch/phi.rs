@@ -44,7 +44,7 @@ fn phi3_decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
     sketch.llama_with(vec![sketch.rope()?], |layer, _, _| {
         let [qkv, output, gate_up, down] = linears(layer, PHI3);
         let attention = Attention { window, ..sketch.fused_attention(qkv, output)? };
-        let mlp = Mlp { gate: Gate::Fused(gate_up), activation, down };
+        let mlp = Mlp::new(Gate::Fused(gate_up), activation, down);
         Ok(sketch.pre_norm(layer, Layer::Attention(attention), Layer::Mlp(mlp)))
     })
 }
@@ -63,7 +63,7 @@ fn phi_decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
             .then(|| HeadNorms::new(head_norm("q_layernorm"), head_norm("k_layernorm")));
         let projections = Projections::Separate { q, k, v };
         let attention = Attention { projections, output, norms, ..attention };
-        let mlp = Mlp { gate: Gate::None(first), activation, down: second };
+        let mlp = Mlp::new(Gate::None(first), activation, second);
         let first = norm(format!("{layer}input_layernorm"));
         let branches = vec![
             Branch::pre(first.clone(), Layer::Attention(attention)),

@@ -7,16 +7,15 @@ use super::biases;
 use super::family::Family;
 use super::keys::wrong;
 use super::llama;
-use super::rules::{EXPERTS, drop_tied_head, gated, make, stack_mlp_experts};
+use super::rules::{EXPERTS, drop, drop_tied_head, gated, make, stack_mlp_experts};
 use super::sketch::Sketch;
-use crate::decoder::{
-    Attention, Decoder, Experts, HeadNorms, Layer, Linear, Moe, Router, Scores, SharedExpert,
-};
+use crate::decoder::{Attention, Decoder, Experts, HeadNorms, Layer, Linear, Moe, Router, SharedExpert};
 use crate::ops::Activation;
 use crate::view::Step;
 
 pub(super) const FAMILIES: &[Family] = &[
     Family { biases: biases::QKV_ALONE, ..Family::new(&["qwen2"], llama::llama, qwen2) },
+    Family { biases: biases::QKV_ALONE, ..Family::new(&["mimo"], mimo, qwen2) },
     Family { biases: biases::NONE, ..Family::new(&["qwen3"], llama::llama, qwen3) },
     Family { biases: biases::QKV_ALONE, ..Family::new(&["qwen2_moe"], qwen2_moe, qwen2_moe_decoder) },
     Family { biases: biases::NONE, ..Family::new(&["qwen3_moe"], qwen3_moe, qwen3_moe_decoder) },
@@ -30,6 +29,11 @@ pub(super) const SHARED_EXPERT: [&str; 3] = gated!("shared_expert");
 pub(super) const SHARED_GATE: &str = "shared_expert_gate";
 
 pub(super) const ROUTER: &str = "mlp.gate";
+
+/// MiMo 7B: a Qwen 2 beside which layers predict further tokens.
+fn mimo(source: Source<'_>) -> Result<Architecture, ConfigError> {
+    Ok(llama::untied_by_default(source)?.rules([drop(r"^model\.mtp_layers\.")]))
+}
 
 /// Qwen 1.5 and 2 MoE: routers at the base width.
 fn qwen2_moe(source: Source<'_>) -> Result<Architecture, ConfigError> {
@@ -131,13 +135,11 @@ pub(super) fn feed_forward(
     let renormalize = sketch.config.bool("norm_topk_prob", generation.renormalizes).then_some(0.0);
     Ok(Layer::Moe(Moe {
         router: Router {
-            linear: Linear::new(format!("{layer}{ROUTER}")),
-            scores: Scores::Softmax,
-            correction: None,
-            groups: None,
-            top_k: sketch.top_k("num_experts_per_tok", count)?,
             renormalize,
-            multiplier: 1.0,
+            ..Router::new(
+                Linear::new(format!("{layer}{ROUTER}")),
+                sketch.top_k("num_experts_per_tok", count)?,
+            )
         },
         experts: Experts { count, mlp: network(EXPERTS) },
         shared,

@@ -11,7 +11,7 @@ use super::llama;
 use super::qwen::{self, Generation, ROUTER, SHARED_EXPERT, SHARED_GATE};
 use super::rules::{EXPERTS, drop, drop_tied_head, make, stack_mlp_experts};
 use super::sketch::{self, Sketch};
-use crate::decoder::{Attention, Decoder, DeltaNet, DeltaProjections, Layer};
+use crate::decoder::{Attention, Decoder, DeltaNet, DeltaProjections, Layer, OutputGate};
 use crate::view::Step;
 
 pub(super) const FAMILIES: &[Family] = &[
@@ -112,7 +112,8 @@ fn decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
         };
         let mixer = if attends {
             let norms = Some(qwen::head_norms(sketch, layer));
-            let output_gate = sketch.config.bool("attn_output_gate", true);
+            let gated = sketch.config.bool("attn_output_gate", true);
+            let output_gate = gated.then_some(OutputGate::WithQueries);
             Layer::Attention(Attention { norms, output_gate, ..attention })
         } else {
             Layer::DeltaNet(delta_net(sketch, layer)?)

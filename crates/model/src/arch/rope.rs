@@ -211,7 +211,17 @@ impl Sketch<'_> {
             return Err(wrong("original_max_position_embeddings", "is not positive"));
         }
         let factor = maximum / original;
-        let magnitude = if factor <= 1.0 { 1.0 } else { (1.0 + factor.ln() / original.ln()).sqrt() };
+        let named = scaling.float("long_mscale");
+        if named != scaling.float("short_mscale") {
+            return Err(undescribed("rope_scaling.long_mscale", "differs from short_mscale"));
+        }
+        let magnitude = if let Some(magnitude) = named {
+            magnitude
+        } else if factor <= 1.0 {
+            1.0
+        } else {
+            (1.0 + factor.ln() / original.ln()).sqrt()
+        };
         Ok(Rope {
             frequencies: Frequencies::ByLength {
                 short: divided("short_factor")?,

@@ -11,7 +11,7 @@ use super::keys::{MOST_HEADS, MOST_LAYERS, MOST_WIDTH, at_most, undescribed, wro
 use super::rules::{ATTENTION, MLP, tied};
 use crate::decoder::{
     Attention, Block, Branch, Decoder, Embedding, Gate, Head, HeadNorms, Layer, Linear, Mlp, Norm,
-    Projections, Rope, Stage,
+    Projections, QueryScaling, Rope, Stage,
 };
 use crate::ops::Activation;
 
@@ -53,6 +53,36 @@ impl Sketch<'_> {
 
     pub(super) fn float(&self, key: &str) -> Option<f64> {
         self.config.get(key).and_then(Value::as_f64)
+    }
+
+    /// The first of these keys that config.json has, or else the first.
+    pub(super) fn first_key<'k>(&self, keys: &[&'k str]) -> &'k str {
+        keys.iter().find(|key| self.config.get(key).is_some()).or(keys.first()).copied().unwrap_or_default()
+    }
+
+    /// What a list says of a layer.
+    pub(super) fn of_layer(&self, key: &str, index: usize) -> Option<&Value> {
+        self.config.get(key)?.get(index)
+    }
+
+    /// A count that a list may say of each layer.
+    pub(super) fn count_of_layer(&self, key: &str, index: usize) -> Result<Option<usize>, ConfigError> {
+        match self.config.get(key) {
+            None => Ok(None),
+            Some(Value::Array(list)) => {
+                let count = list.get(index).and_then(Value::as_u64);
+                let count = count.ok_or_else(|| wrong(key, &format!("does not count for layer {index}")))?;
+                at_most(MOST_WIDTH, key, count as usize).map(Some)
+            }
+            Some(_) => at_most(MOST_WIDTH, key, self.config.count(key)?).map(Some),
+        }
+    }
+
+    /// `llama_4_scaling_beta` of `rope_parameters`: queries that grow with the position.
+    pub(super) fn query_scaling(&self) -> Option<QueryScaling> {
+        let parameter = |key: &str| self.config.get("rope_parameters")?.get(key)?.as_f64();
+        let beta = parameter("llama_4_scaling_beta")?;
+        Some(QueryScaling { beta, original: parameter("original_max_position_embeddings")?, first: 0 })
     }
 
     /// Experts of a token, of `count`.
@@ -195,7 +225,7 @@ impl Sketch<'_> {
     /// Gated network with gate, up and down at these names below a prefix such as `model.layers.0.`.
     pub(super) fn gated(prefix: &str, names: [&str; 3], activation: Activation) -> Mlp {
         let [gate, up, down] = linears(prefix, names);
-        Mlp { gate: Gate::Separate { gate, up }, activation, down }
+        Mlp::new(Gate::Separate { gate, up }, activation, down)
     }
 
     pub(super) fn mlp(&self, layer: &str) -> Result<Mlp, ConfigError> {
@@ -234,18 +264,27 @@ impl Sketch<'_> {
         })
     }
 
+    /// Llama's shape with blocks of each layer's own making.
+    pub(super) fn llama_with_heads(
+        &self,
+        ropes: Vec<Rope>,
+        mut stages: impl FnMut(&str, usize) -> Result<Vec<Stage>, ConfigError>,
+    ) -> Result<Decoder, ConfigError> {
+        let block = |index| {
+            let layer = self.layer(index);
+            let stages = stages(&layer, index)?;
+            Ok(Block::new(layer, stages))
+        };
+        let blocks = (0..self.layers()?).map(block).collect::<Result<Vec<_>, ConfigError>>()?;
+        self.decoder(ropes, blocks)
+    }
+
     /// Llama's shape with changes to each block.
     pub(super) fn llama_with(
         &self,
         ropes: Vec<Rope>,
         mut stages: impl FnMut(&str, usize, Attention) -> Result<Vec<Stage>, ConfigError>,
     ) -> Result<Decoder, ConfigError> {
-        let block = |index| {
-            let layer = self.layer(index);
-            let stages = stages(&layer, index, self.attention(&layer)?)?;
-            Ok(Block::new(layer, stages))
-        };
-        let blocks = (0..self.layers()?).map(block).collect::<Result<Vec<_>, ConfigError>>()?;
-        self.decoder(ropes, blocks)
+        self.llama_with_heads(ropes, |layer, index| stages(layer, index, self.attention(layer)?))
     }
 }

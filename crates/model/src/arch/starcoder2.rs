@@ -30,7 +30,7 @@ fn decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
     let window = sketch.window_or(None);
     let mut decoder = sketch.llama_with(vec![sketch.rope()?], |layer, _, attention| {
         let [inner, down] = linears(layer, NETWORK);
-        let mlp = Mlp { gate: Gate::None(inner), activation, down };
+        let mlp = Mlp::new(Gate::None(inner), activation, down);
         let (first, second) =
             (norm(format!("{layer}input_layernorm")), norm(format!("{layer}post_attention_layernorm")));
         Ok(vec![

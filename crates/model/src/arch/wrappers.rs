@@ -75,6 +75,11 @@ const fn below(types: &'static [&'static str], layout: Layout, inside: &'static 
     Wrapper { types, inside, outer: "language_model.", layout: Some(layout) }
 }
 
+/// A wrapper whose parts that see are dropped.
+const fn plain(types: &'static [&'static str], inside: &'static [Inside]) -> Wrapper {
+    Wrapper { types, inside, outer: "language_model.", layout: None }
+}
+
 const APART: Fill = Missing("tie_word_embeddings", Flag(false));
 
 /// LLaVA 1.5's `text_config` names a Llama 2 7B by what differs from transformers' defaults: nearly nothing.
@@ -136,11 +141,11 @@ pub(super) const WRAPPERS: &[Wrapper] = &[
         &[inside(&["mistral"], "mistral", PIXTRAL), inside(&["llama"], "llama", PIXTRAL)],
     ),
     // mlx-vlm wants the matrices between the heads whole there and mlx-lm in two: no layout has both.
-    Wrapper {
-        layout: None,
-        ..below(&["kimi_vl"], Layout::Moon, &[inside(&["deepseek_v3"], "deepseek_v3", &[])])
-    },
+    plain(&["kimi_vl"], &[inside(&["deepseek_v3"], "deepseek_v3", &[])]),
     below(&["kimi_k25"], Layout::Moon, &[inside(&["kimi_k2"], "kimi_k2", &[])]),
+    plain(&["llama4"], &[inside(&["llama4_text"], "llama4", &[])]),
+    plain(&["kimi_k3"], &[inside(&["kimi_linear"], "kimi_k3", &[])]),
+    plain(&["minimax_m3_vl"], &[inside(&["minimax_m3"], "minimax_m3_vl", &[])]),
     Wrapper {
         types: &["muse_glimmer"],
         inside: &[inside(&["muse_glimmer_text"], "muse_glimmer", &[])],

@@ -1,5 +1,7 @@
 //! Softmax attention.
 
+use mlx_quant_engine::Activation;
+
 use super::{Linear, Norm};
 
 /// Where queries, keys and values come from.
@@ -16,8 +18,16 @@ pub enum Projections {
     },
     /// One linear whose rows are those of q, then k, then v.
     Concatenated(Linear),
-    /// One linear whose rows are q, k, v of the first head, then of the second, ... (GPT-NeoX).
+    /// One linear whose rows are those of the first key head: the queries that it serves, k, v; then those of the
+    /// second, ... (GPT-NeoX, InternLM 2).
     Interleaved(Linear),
+    /// Values are what the projection of the keys gives, before norm and rotation (Gemma 4).
+    KeysAsValues {
+        /// `hidden -> heads * head_dim`.
+        q: Linear,
+        /// `hidden -> kv_heads * head_dim`.
+        k: Linear,
+    },
     /// Queries alone; keys and values are those of an earlier block (Gemma 4).
     Shared {
         /// `hidden -> heads * head_dim`.
@@ -32,6 +42,7 @@ impl Projections {
     pub fn linears(&self) -> Vec<&Linear> {
         match self {
             Self::Separate { q, k, v } => vec![q, k, v],
+            Self::KeysAsValues { q, k } => vec![q, k],
             Self::Concatenated(linear) | Self::Interleaved(linear) | Self::Shared { q: linear, .. } => {
                 vec![linear]
             }
@@ -70,6 +81,24 @@ pub struct QueryScaling {
     pub beta: f64,
     /// Positions of one step.
     pub original: f64,
+    /// Number of the first position.
+    pub first: usize,
+}
+
+/// A factor on what attention gives, made of the layer's input.
+#[derive(Clone, Debug, PartialEq)]
+pub enum OutputGate {
+    /// The query projection gives `[query, gate]` for each head; the factor is the gate's sigmoid (Qwen3-Next).
+    WithQueries,
+    /// A linear of its own.
+    Linear {
+        /// `hidden -> heads * value_dim`, or `hidden -> heads`.
+        linear: Linear,
+        /// What the factor is of the linear's output.
+        activation: Activation,
+        /// One factor for each head instead of one for each feature.
+        per_head: bool,
+    },
 }
 
 /// Softmax attention, causal.
@@ -85,6 +114,8 @@ pub struct Attention {
     pub value_dim: usize,
     /// Factor on the scores.
     pub scale: f64,
+    /// Factor on the values.
+    pub value_multiplier: f64,
     /// Queries, keys, values.
     pub projections: Projections,
     /// `heads * value_dim -> hidden`.
@@ -95,12 +126,14 @@ pub struct Attention {
     pub rope: Option<usize>,
     /// Each token sees itself and `window - 1` tokens before.
     pub window: Option<usize>,
+    /// Each token sees the tokens of its own chunk of so many alone (Llama 4).
+    pub chunk: Option<usize>,
     /// `cap * tanh(scores / cap)`.
     pub softcap: Option<f64>,
     /// Tensor of one logit per head that takes part in the softmax without a value (gpt-oss).
     pub sinks: Option<String>,
-    /// The query projection gives `[query, gate]` for each head, and the output is multiplied by the gate's sigmoid.
-    pub output_gate: bool,
+    /// Factor on the output.
+    pub output_gate: Option<OutputGate>,
     /// Factor on queries by position.
     pub query_scaling: Option<QueryScaling>,
     /// Whether a later block uses these keys and values.
@@ -122,16 +155,31 @@ impl Attention {
             head_dim,
             value_dim: head_dim,
             scale: (head_dim as f64).powf(-0.5),
+            value_multiplier: 1.0,
             projections,
             output,
             norms: None,
             rope: Some(0),
             window: None,
+            chunk: None,
             softcap: None,
             sinks: None,
-            output_gate: false,
+            output_gate: None,
             query_scaling: None,
             keep_keys: false,
+        }
+    }
+
+    /// Whether the query projection gives the output's gate, too.
+    pub fn gated_with_queries(&self) -> bool {
+        self.output_gate == Some(OutputGate::WithQueries)
+    }
+
+    /// The gate's own linear.
+    pub fn gate(&self) -> Option<&Linear> {
+        match &self.output_gate {
+            Some(OutputGate::Linear { linear, .. }) => Some(linear),
+            _ => None,
         }
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::{
     Attention, Block, Decoder, DeltaNet, DeltaProjections, Gate, LatentAttention, LatentKeys, LatentQueries,
-    Layer, Linear, Mlp, Norm, NormKind, Projections,
+    Layer, Linear, Mlp, Norm, NormKind, OutputGate, Projections,
 };
 
 /// Length of an axis; `None`: any.
@@ -64,7 +64,7 @@ impl Reads {
     fn attention(&mut self, attention: &Attention, hidden: usize) {
         let &Attention { heads, kv_heads, head_dim, value_dim, .. } = attention;
         let (q, k, v) = (heads * head_dim, kv_heads * head_dim, kv_heads * value_dim);
-        let query_rows = if attention.output_gate { 2 * q } else { q };
+        let query_rows = if attention.gated_with_queries() { 2 * q } else { q };
         let hidden = Some(hidden);
         match &attention.projections {
             Projections::Separate { q: query, k: key, v: value } => {
@@ -72,12 +72,20 @@ impl Reads {
                 self.linear(key, Some(k), hidden, None);
                 self.linear(value, Some(v), hidden, None);
             }
+            Projections::KeysAsValues { q: query, k: key } => {
+                self.linear(query, Some(query_rows), hidden, None);
+                self.linear(key, Some(k), hidden, None);
+            }
             Projections::Concatenated(linear) | Projections::Interleaved(linear) => {
                 self.linear(linear, Some(q + k + v), hidden, None);
             }
             Projections::Shared { q: query, .. } => self.linear(query, Some(query_rows), hidden, None),
         }
         self.linear(&attention.output, hidden, Some(heads * value_dim), None);
+        if let Some(OutputGate::Linear { linear, per_head, .. }) = &attention.output_gate {
+            let rows = if *per_head { heads } else { heads * value_dim };
+            self.linear(linear, Some(rows), hidden, None);
+        }
         if let Some(norms) = &attention.norms {
             let keys =
                 norms.k.as_ref().filter(|_| !matches!(attention.projections, Projections::Shared { .. }));
@@ -100,6 +108,11 @@ impl Reads {
             self.linear(linear, None, Some(hidden), experts);
         }
         self.linear(&mlp.down, Some(hidden), None, experts);
+        if let Gate::Xielu { parameters, .. } = &mlp.gate {
+            for name in ["alpha_p", "alpha_n", "beta", "eps"] {
+                self.tensor(format!("{parameters}.{name}"), &[]);
+            }
+        }
     }
 
     fn latent(&mut self, layer: &LatentAttention, hidden: usize) {
@@ -125,6 +138,12 @@ impl Reads {
             }
         }
         self.linear(&layer.output, Some(hidden), Some(heads * value), None);
+        if let Some(indexer) = &layer.indexer {
+            self.linear(&indexer.queries, Some(indexer.heads * indexer.width), None, None);
+            self.linear(&indexer.keys, Some(indexer.width), Some(hidden), None);
+            self.linear(&indexer.weights, Some(indexer.heads), Some(hidden), None);
+            self.norm(&indexer.norm, indexer.width, 1);
+        }
     }
 
     fn delta_net(&mut self, net: &DeltaNet, hidden: usize) {
@@ -165,8 +184,11 @@ impl Reads {
             Layer::Moe(moe) => {
                 let count = moe.experts.count;
                 self.linear(&moe.router.linear, Some(count), Some(hidden), None);
-                if let Some(correction) = &moe.router.correction {
-                    self.tensor(correction.clone(), &[Some(count)]);
+                for of_experts in moe.router.correction.iter().chain(&moe.router.expert_scale) {
+                    self.tensor(of_experts.clone(), &[Some(count)]);
+                }
+                if let Some(norm) = &moe.router.norm {
+                    self.tensor(norm.scale.clone(), &[Some(hidden)]);
                 }
                 self.mlp(&moe.experts.mlp, hidden, Some(count));
                 if let Some(shared) = &moe.shared {
@@ -184,6 +206,10 @@ impl Reads {
     }
 
     fn block(&mut self, block: &Block, hidden: usize, width: usize) {
+        for norm in block.norm.iter().chain(block.stages.iter().filter_map(|stage| stage.post_norm.as_ref()))
+        {
+            self.norm(norm, hidden, 1);
+        }
         for branch in block.stages.iter().flat_map(|stage| &stage.branches) {
             for norm in branch.norm.iter().chain(&branch.post_norm) {
                 self.norm(norm, hidden, 1);

@@ -18,6 +18,15 @@ pub enum Gate {
     Fused(Linear),
     /// `activation(up(x))`.
     None(Linear),
+    /// xIELU of `up(x)`, an activation with parameters (Apertus; arXiv 2411.13010): `ap x^2 + b x` where x is
+    /// positive, else `an (exp(min(x, eps)) - 1 - x) + b x`, with `ap = softplus(alpha_p)` and `an = b +
+    /// softplus(alpha_n)`.
+    Xielu {
+        /// Through the activation.
+        up: Linear,
+        /// Module of the scalars `alpha_p`, `alpha_n`, `beta` and `eps`.
+        parameters: String,
+    },
 }
 
 impl Gate {
@@ -25,7 +34,7 @@ impl Gate {
     pub fn linears(&self) -> Vec<&Linear> {
         match self {
             Self::Separate { gate, up } => vec![gate, up],
-            Self::Fused(linear) | Self::None(linear) => vec![linear],
+            Self::Fused(linear) | Self::None(linear) | Self::Xielu { up: linear, .. } => vec![linear],
         }
     }
 }
@@ -37,12 +46,21 @@ pub struct Mlp {
     pub gate: Gate,
     /// Between.
     pub activation: Activation,
+    /// The activated gate is at most so large, and up within so much of zero (Step 3.5).
+    pub limit: Option<f32>,
     /// Second half.
     pub down: Linear,
 }
 
+impl Mlp {
+    /// Without a limit.
+    pub fn new(gate: Gate, activation: Activation, down: Linear) -> Self {
+        Self { gate, activation, limit: None, down }
+    }
+}
+
 /// How a router's logits become scores.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Scores {
     /// Softmax over all experts.
     Softmax,
@@ -50,6 +68,26 @@ pub enum Scores {
     Sigmoid,
     /// Softmax over the chosen experts only.
     SoftmaxOfChosen,
+    /// Root of the softplus of each (Laguna).
+    RootOfSoftplus,
+    /// Of each chosen expert a softmax over those that were not chosen before it and are close to it: whose distance
+    /// is at most `2 * jitter` of the larger of its logit and the size of their own (Phi-3.5-MoE; arXiv 2409.12136).
+    Sparsemixer {
+        /// Half of the relative distance.
+        jitter: f64,
+    },
+}
+
+/// A router that reads the residual stream in its own norm, `x / sqrt(mean(x^2) + eps) * scale * multiplier`, beside
+/// experts that read another one's output (Gemma 4).
+#[derive(Clone, Debug, PartialEq)]
+pub struct RouterNorm {
+    /// Tensor `[hidden]`.
+    pub scale: String,
+    /// Factor beside it.
+    pub multiplier: f64,
+    /// Added to the variance.
+    pub epsilon: f64,
 }
 
 /// Chooses experts for each token.
@@ -57,6 +95,8 @@ pub enum Scores {
 pub struct Router {
     /// `hidden -> experts`.
     pub linear: Linear,
+    /// What it reads; `None`: what the experts read.
+    pub norm: Option<RouterNorm>,
     /// What the logits become.
     pub scores: Scores,
     /// Tensor `[experts]` added to the scores for the choice alone.
@@ -69,6 +109,28 @@ pub struct Router {
     pub renormalize: Option<f64>,
     /// Factor on the weights.
     pub multiplier: f64,
+    /// Tensor `[experts]`, factors on the weights (Gemma 4).
+    pub expert_scale: Option<String>,
+    /// The weights are factors on what an expert reads instead of on what it gives (Llama 4).
+    pub before: bool,
+}
+
+impl Router {
+    /// A softmax router that reads what the experts read.
+    pub fn new(linear: Linear, top_k: usize) -> Self {
+        Self {
+            linear,
+            norm: None,
+            scores: Scores::Softmax,
+            correction: None,
+            groups: None,
+            top_k,
+            renormalize: None,
+            multiplier: 1.0,
+            expert_scale: None,
+            before: false,
+        }
+    }
 }
 
 /// Experts stacked in tensors `[experts, out, in]`.

@@ -3,7 +3,7 @@
 //! Computed as mlx-lm does for many tokens at once: the latent is expanded to keys and values of every head. A rotated
 //! part that all heads share is appended to the keys. Source: arXiv 2405.04434, section 2.1.
 
-use super::{Linear, Norm};
+use super::{Linear, Norm, QueryScaling};
 
 /// How queries are made.
 #[derive(Clone, Debug, PartialEq)]
@@ -35,6 +35,26 @@ pub enum LatentKeys {
     },
 }
 
+/// Chooses the tokens that attention sees where there are more than `top_k` (DeepSeek V3.2). Up to there it decides
+/// nothing, so that its matrices are kept and not computed with.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Indexer {
+    /// Tokens that a token sees.
+    pub top_k: usize,
+    /// `rank -> heads * width`: queries, of the latent vector of attention's queries.
+    pub queries: Linear,
+    /// `hidden -> width`.
+    pub keys: Linear,
+    /// Layer norm of the keys.
+    pub norm: Norm,
+    /// `hidden -> heads`: weights of the heads.
+    pub weights: Linear,
+    /// How many heads.
+    pub heads: usize,
+    /// Features of a head.
+    pub width: usize,
+}
+
 /// Multi-head latent attention.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LatentAttention {
@@ -62,6 +82,10 @@ pub struct LatentAttention {
     pub output: Linear,
     /// Index of the rotary embedding.
     pub table: usize,
+    /// Factor on queries by position.
+    pub query_scaling: Option<QueryScaling>,
+    /// Beside it.
+    pub indexer: Option<Indexer>,
 }
 
 impl LatentAttention {

@@ -16,11 +16,11 @@ mod rope;
 mod short_convolution;
 mod site;
 
-pub use self::attention::{Attention, HeadNorms, Projections, QueryScaling};
+pub use self::attention::{Attention, HeadNorms, OutputGate, Projections, QueryScaling};
 pub use self::check::ExpectedTensor;
 pub use self::delta_net::{DeltaNet, DeltaProjections};
-pub use self::feed_forward::{Experts, Gate, Mlp, Moe, Router, Scores, SharedExpert};
-pub use self::latent::{LatentAttention, LatentKeys, LatentQueries};
+pub use self::feed_forward::{Experts, Gate, Mlp, Moe, Router, RouterNorm, Scores, SharedExpert};
+pub use self::latent::{Indexer, LatentAttention, LatentKeys, LatentQueries};
 pub use self::linear::Linear;
 pub use self::norm::{Norm, NormKind};
 pub use self::rope::{Frequencies, Rope};
@@ -109,11 +109,13 @@ pub struct Branch {
     pub post_norm: Option<Norm>,
 }
 
-/// `x + multiplier * sum of branches(x)`. Two branches make a parallel block.
+/// `x + multiplier * post_norm(sum of branches(x))`. Two branches make a parallel block.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Stage {
     /// At least one.
     pub branches: Vec<Branch>,
+    /// Of the sum.
+    pub post_norm: Option<Norm>,
     /// Factor on what is added to the residual stream.
     pub multiplier: f64,
 }
@@ -123,6 +125,8 @@ pub struct Stage {
 pub struct Block {
     /// All its tensors begin so, with the final dot.
     pub prefix: String,
+    /// What enters is replaced by its norm: of the first block, the norm of an embedding.
+    pub norm: Option<Norm>,
     /// One after the other.
     pub stages: Vec<Stage>,
     /// Tensor of one element that the output is multiplied with.
@@ -149,6 +153,15 @@ pub struct Decoder {
 }
 
 impl Decoder {
+    /// Tokens up to which attention is computed in full; beyond, layers would choose what they look at.
+    pub fn dense_tokens(&self) -> Option<usize> {
+        let of = |layer: &Layer| match layer {
+            Layer::Latent(latent) => latent.indexer.as_ref().map(|indexer| indexer.top_k),
+            _ => None,
+        };
+        self.blocks.iter().flat_map(Block::layers).filter_map(of).min()
+    }
+
     /// Paths of the matrices that are as long as a vocabulary (or the positions): embeddings and head.
     pub fn tables(&self) -> Vec<&str> {
         let embedding = &self.embedding;
@@ -189,14 +202,14 @@ impl Stage {
 
     /// `x + sum of branches(x)`.
     pub fn parallel(branches: Vec<Branch>) -> Self {
-        Self { branches, multiplier: 1.0 }
+        Self { branches, post_norm: None, multiplier: 1.0 }
     }
 }
 
 impl Block {
     /// `x + attention(norm(x))`, then `x + mlp(norm(x))`: the common form.
     pub fn new(prefix: impl Into<String>, stages: Vec<Stage>) -> Self {
-        Self { prefix: prefix.into(), stages, scalar: None }
+        Self { prefix: prefix.into(), norm: None, stages, scalar: None }
     }
 
     /// Layers of all stages, in order.

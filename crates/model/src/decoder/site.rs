@@ -62,7 +62,8 @@ impl Branch {
         };
         match &self.layer {
             Layer::Attention(attention) => {
-                add(input, attention.projections.linears(), None);
+                let readers = attention.projections.linears().into_iter().chain(attention.gate());
+                add(input, readers.collect(), None);
                 let producer = match attention.projections {
                     Projections::Shared { .. } => Producer::Other,
                     _ => Producer::Attention(attention),
@@ -76,6 +77,8 @@ impl Branch {
                 add(Producer::Other, vec![projection], None);
             }
             Layer::Latent(latent) => {
+                // An indexer reads the norm beside them, and is no site's reader.
+                let input = if latent.indexer.is_some() { Producer::Other } else { input };
                 for (first, readers) in latent.sites() {
                     add(if first { input } else { Producer::Other }, readers, None);
                 }
@@ -100,8 +103,10 @@ impl Mlp {
         add: &mut impl FnMut(Producer<'d>, Vec<&'d Linear>, Option<usize>),
     ) {
         add(input, self.gate.linears(), expert);
-        let product =
-            if matches!(self.gate, Gate::None(_)) { Producer::Other } else { Producer::Product(self) };
+        let product = match self.gate {
+            Gate::None(_) | Gate::Xielu { .. } => Producer::Other,
+            Gate::Separate { .. } | Gate::Fused(_) => Producer::Product(self),
+        };
         add(product, vec![&self.down], expert);
     }
 }
@@ -113,6 +118,8 @@ impl Moe {
         add: &mut impl FnMut(Producer<'d>, Vec<&'d Linear>, Option<usize>),
     ) {
         let gate = self.shared.iter().filter_map(|shared| shared.gate.as_ref());
+        // Beside a router with a norm of its own no site has all tokens that the experts' norm gives, to choose factors from.
+        let input = if self.router.norm.is_some() { Producer::Other } else { input };
         add(input, std::iter::once(&self.router.linear).chain(gate).collect(), None);
         for expert in 0..self.experts.count {
             self.experts.mlp.add_sites(input, Some(expert), add);

@@ -4,13 +4,14 @@ use mlx_quant_engine::{Activation, AttentionSettings, LAST, REST, Result, Tensor
 
 use super::pass::{Pass, scaled};
 use super::state::Keys;
-use crate::decoder::{Attention, HeadNorms, Norm, Projections, QueryScaling};
+use crate::decoder::{Attention, HeadNorms, Norm, OutputGate, Projections, QueryScaling};
 
-/// Queries, keys, values `[batch, tokens, heads, features]`, and the output gate `[batch, tokens, heads * features]`.
+/// Queries, keys, values `[batch, tokens, heads, features]`.
 struct Heads {
     q: Tensor,
     k: Tensor,
     v: Tensor,
+    /// Of the output: `[batch, tokens, heads * features]`, or `[batch, tokens, heads]`.
     gate: Option<Tensor>,
 }
 
@@ -48,13 +49,43 @@ impl Pass<'_> {
             softcap: layer.softcap.map(|cap| cap as f32),
             sinks: layer.sinks.as_ref().map(|name| self.parameters.tensor(name)).transpose()?.cloned(),
         };
-        let output = self.engine.attention(&heads.q, &heads.k, &heads.v, &settings)?; // [b, t, h, dv]
-        let mut output = output.reshape((batch, tokens, layer.heads * layer.value_dim))?;
-        if let Some(gate) = &heads.gate {
-            output = self.engine.glu(gate, &output, Activation::Sigmoid)?;
-        }
-        drop(heads);
+        let output = self.scores_by_chunk(layer.chunk, &heads, &settings)?; // [b, t, h, dv]
+        let output =
+            self.gated(layer, heads, &output)?.reshape((batch, tokens, layer.heads * layer.value_dim))?;
         Ok(self.read(&[&layer.output], &output).await?.remove(0))
+    }
+
+    /// Softmax attention, of each chunk of tokens alone where there are chunks.
+    fn scores_by_chunk(
+        &self,
+        chunk: Option<usize>,
+        heads: &Heads,
+        settings: &AttentionSettings,
+    ) -> Result<Tensor> {
+        let tokens = heads.q.dim(1)?;
+        let chunk = chunk.unwrap_or(tokens).clamp(1, tokens.max(1));
+        if chunk == tokens {
+            return self.engine.attention(&heads.q, &heads.k, &heads.v, settings);
+        }
+        let attend = |start: usize| {
+            let part = |x: &Tensor| x.narrow(1, start, chunk.min(tokens - start));
+            self.engine.attention(&part(&heads.q)?, &part(&heads.k)?, &part(&heads.v)?, settings)
+        };
+        let parts = (0..tokens).step_by(chunk).map(attend).collect::<Result<Vec<_>>>()?;
+        Tensor::cat(&parts, 1)
+    }
+
+    /// What attention gives (`[batch, tokens, heads, features]`) times the gate, if there is one.
+    fn gated(&self, layer: &Attention, heads: Heads, output: &Tensor) -> Result<Tensor> {
+        let Some(gate) = heads.gate else { return Ok(output.clone()) };
+        let (activation, per_head) = match &layer.output_gate {
+            Some(OutputGate::Linear { activation, per_head, .. }) => (*activation, *per_head),
+            _ => (Activation::Sigmoid, false),
+        };
+        if per_head {
+            return output.broadcast_mul(&self.engine.activate(&gate, activation)?.unsqueeze(3)?);
+        }
+        self.engine.glu(&gate, &output.reshape(gate.dims())?, activation)
     }
 
     /// The projections of x, by head.
@@ -62,12 +93,18 @@ impl Pass<'_> {
         let (batch, tokens, _) = x.dims3()?;
         let &Attention { heads, kv_heads, head_dim, value_dim, .. } = layer;
         let by_head = |x: &Tensor, heads: usize| x.reshape((batch, tokens, heads, REST));
-        let mut projected = self.read(&layer.projections.linears(), x).await?;
+        let readers: Vec<_> = layer.projections.linears().into_iter().chain(layer.gate()).collect();
+        let mut projected = self.read(&readers, x).await?;
+        let own_gate = layer.gate().and_then(|_| projected.pop());
         let first = projected.remove(0);
         let (q, k, v) = match &layer.projections {
             Projections::Separate { .. } => {
                 let k = by_head(&projected.remove(0), kv_heads)?;
                 (first, k, by_head(&projected.remove(0), kv_heads)?)
+            }
+            Projections::KeysAsValues { .. } => {
+                let k = by_head(&projected.remove(0), kv_heads)?;
+                (first, k.clone(), k)
             }
             Projections::Concatenated(_) => {
                 let (q, k) = (heads * head_dim, kv_heads * head_dim);
@@ -76,9 +113,10 @@ impl Pass<'_> {
                 (part(0, q)?, by_head(&k, kv_heads)?, by_head(&v, kv_heads)?)
             }
             Projections::Interleaved(_) => {
-                let all = first.reshape((batch, tokens, heads, 2 * head_dim + value_dim))?;
-                let q = all.narrow(3, 0, head_dim)?.reshape((batch, tokens, REST))?;
-                (q, all.narrow(3, head_dim, head_dim)?, all.narrow(3, 2 * head_dim, value_dim)?)
+                let queries = heads / kv_heads * head_dim; // features of the queries that a key head serves
+                let all = first.reshape((batch, tokens, kv_heads, queries + head_dim + value_dim))?;
+                let q = all.narrow(3, 0, queries)?.reshape((batch, tokens, REST))?;
+                (q, all.narrow(3, queries, head_dim)?, all.narrow(3, queries + head_dim, value_dim)?)
             }
             Projections::Shared { block, .. } => {
                 let missing = || mlx_quant_engine::Error::msg(format!("block {block} kept no keys"));
@@ -86,9 +124,10 @@ impl Pass<'_> {
                 (first, k.clone(), v.clone())
             }
         };
+        let v = scaled(v, layer.value_multiplier)?;
         let q = by_head(&q, heads)?;
-        if !layer.output_gate {
-            return Ok(Heads { q, k, v, gate: None });
+        if !layer.gated_with_queries() {
+            return Ok(Heads { q, k, v, gate: own_gate });
         }
         let gate = q.narrow(LAST, head_dim, head_dim)?.reshape((batch, tokens, heads * head_dim))?;
         Ok(Heads { q: q.narrow(LAST, 0, head_dim)?, k, v, gate: Some(gate) })
@@ -118,9 +157,10 @@ impl Pass<'_> {
 
 impl QueryScaling {
     /// `[tokens, 1, 1]`.
-    fn factors(&self, tokens: usize, like: &Tensor) -> Result<Tensor> {
+    pub(super) fn factors(&self, tokens: usize, like: &Tensor) -> Result<Tensor> {
         let factor = |position: usize| {
-            (1.0 + self.beta * (1.0 + (position as f64 / self.original).floor()).ln()) as f32
+            let position = (self.first + position) as f64;
+            (1.0 + self.beta * (1.0 + (position / self.original).floor()).ln()) as f32
         };
         scaled(Tensor::from_vec((0..tokens).map(factor).collect(), (tokens, 1, 1), like.device())?, 1.0)
     }

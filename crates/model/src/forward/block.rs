@@ -7,7 +7,7 @@ use super::state::Keys;
 use crate::decoder::{Layer, Norm, Stage};
 
 impl Pass<'_> {
-    /// x + multiplier * sum of post_norm(layer(norm(x)))
+    /// x + multiplier * post_norm(sum of post_norm(layer(norm(x))))
     pub(super) async fn stage(
         &mut self,
         stage: &Stage,
@@ -25,7 +25,7 @@ impl Pass<'_> {
                 (Some(norm), _) => self.norm(norm, x)?,
             };
             normed = branch.norm.as_ref().map(|norm| (norm, input.clone()));
-            let mut output = self.layer(&branch.layer, index, &input, own, keys).await?;
+            let mut output = self.layer(&branch.layer, index, (x, &input), own, keys).await?;
             if let Some(norm) = &branch.post_norm {
                 output = self.norm(norm, &output)?;
             }
@@ -34,18 +34,19 @@ impl Pass<'_> {
                 Some(sum) => self.engine.add(&sum, &output, 1.0)?,
             });
         }
-        match sum {
-            None => Ok(x.clone()),
-            Some(sum) => self.engine.add(x, &sum, stage.multiplier),
+        match (sum, &stage.post_norm) {
+            (None, _) => Ok(x.clone()),
+            (Some(sum), None) => self.engine.add(x, &sum, stage.multiplier),
+            (Some(sum), Some(norm)) => self.engine.add(x, &self.norm(norm, &sum)?, stage.multiplier),
         }
     }
 
-    /// layer(x)
+    /// layer(x), beside the residual stream that x is the norm of
     pub(super) async fn layer(
         &mut self,
         layer: &Layer,
         index: usize,
-        x: &Tensor,
+        (stream, x): (&Tensor, &Tensor),
         own: Option<&Tensor>,
         keys: &mut Keys,
     ) -> Result<Tensor> {
@@ -55,7 +56,7 @@ impl Pass<'_> {
             Layer::DeltaNet(net) => net.forward(self, x).await,
             Layer::ShortConvolution(convolution) => convolution.forward(self, x).await,
             Layer::Mlp(mlp) => self.mlp(mlp, x).await,
-            Layer::Moe(moe) => self.moe(moe, x).await,
+            Layer::Moe(moe) => self.moe(moe, stream, x).await,
             Layer::PerLayerInput { gate, activation, projection } => {
                 let own = own.ok_or_else(|| mlx_quant_engine::Error::msg("no per-layer inputs"))?;
                 let gate = self.read(&[gate], x).await?.remove(0);

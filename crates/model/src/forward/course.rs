@@ -91,6 +91,6 @@ impl<'d> Forward<'d> {
             tables: &self.tables.all,
             watcher: Watcher::Tap(&mut tap),
         };
-        at_once(async move { pass.layer(layer, index, input, None, &mut Keys::new()).await })
+        at_once(async move { pass.layer(layer, index, (input, input), None, &mut Keys::new()).await })
     }
 }

@@ -3,7 +3,7 @@
 use mlx_quant_engine::{Activation, LAST, REST, Result, Selection, Tensor};
 
 use super::pass::{Pass, scaled};
-use crate::decoder::{Experts, Gate, Linear, Mlp, Moe, Router, Scores};
+use crate::decoder::{Experts, Gate, Linear, Mlp, Moe, Router, RouterNorm, Scores};
 
 /// Which experts a token goes to.
 struct Routing {
@@ -24,25 +24,52 @@ impl Pass<'_> {
 
     fn product(&self, mlp: &Mlp, projected: &[Tensor]) -> Result<Tensor> {
         match &mlp.gate {
-            Gate::Separate { .. } => self.engine.glu(&projected[0], &projected[1], mlp.activation),
+            Gate::Separate { .. } => self.glu(mlp, &projected[0], &projected[1]),
             Gate::Fused(_) => {
                 let half = projected[0].dim(LAST)? / 2;
                 let part = |start| projected[0].narrow(LAST, start, half);
-                self.engine.glu(&part(0)?, &part(half)?, mlp.activation)
+                self.glu(mlp, &part(0)?, &part(half)?)
             }
             Gate::None(_) => self.engine.activate(&projected[0], mlp.activation),
+            Gate::Xielu { parameters, .. } => self.xielu(&projected[0], parameters),
         }
     }
 
-    /// sum over the chosen of weight * expert(x), + shared expert
-    pub(super) async fn moe(&mut self, moe: &Moe, x: &Tensor) -> Result<Tensor> {
+    /// activation(gate) * up, both within the limit if there is one
+    fn glu(&self, mlp: &Mlp, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+        let Some(limit) = mlp.limit else { return self.engine.glu(gate, up, mlp.activation) };
+        let gate = self.engine.activate(gate, mlp.activation)?.clamp(f32::NEG_INFINITY, limit)?;
+        gate * up.clamp(-limit, limit)?
+    }
+
+    /// ap relu(x)^2 + an (exp(min(x, 0)) - 1 - min(x, 0)) + b x. What eps takes from the second term is its rounding.
+    fn xielu(&self, x: &Tensor, parameters: &str) -> Result<Tensor> {
+        let scalar = |name: &str| {
+            let tensor = self.parameters.tensor(&format!("{parameters}.{name}"))?;
+            tensor.read(|values| f64::from(values.first().copied().unwrap_or_default()))
+        };
+        let softplus = |x: f64| x.exp().ln_1p();
+        let beta = scalar("beta")?;
+        let (positive, negative) = (softplus(scalar("alpha_p")?), beta + softplus(scalar("alpha_n")?));
+        let below = x.clamp(f32::NEG_INFINITY, 0.0)?;
+        let curve = (below.exp()?.affine(negative, -negative)? - below.affine(negative, 0.0)?)?;
+        let above = self.engine.activate(x, Activation::ReluSquared)?.affine(positive, 0.0)?;
+        (above + curve)? + x.affine(beta, 0.0)?
+    }
+
+    /// sum over the chosen of weight * expert(x), + shared expert; x is a norm of the residual stream
+    pub(super) async fn moe(&mut self, moe: &Moe, stream: &Tensor, x: &Tensor) -> Result<Tensor> {
         let (batch, tokens, hidden) = x.dims3()?;
         let flat = x.reshape((batch * tokens, hidden))?; // [n, hidden]
+        let seen = match &moe.router.norm {
+            None => flat.clone(),
+            Some(norm) => self.router_norm(norm, stream)?.reshape((batch * tokens, hidden))?,
+        };
         let gate = moe.shared.as_ref().and_then(|shared| shared.gate.as_ref());
         let readers: Vec<_> = std::iter::once(&moe.router.linear).chain(gate).collect();
-        let mut read = self.read(&readers, &flat).await?;
+        let mut read = self.read(&readers, &seen).await?;
         let routing = self.route(&moe.router, &read.remove(0))?;
-        let mut output = self.experts(&moe.experts, &routing, &flat).await?;
+        let mut output = self.experts(moe, &routing, &flat).await?;
         if let Some(shared) = &moe.shared {
             let mut own = self.mlp(&shared.mlp, &flat).await?;
             if !read.is_empty() {
@@ -54,11 +81,18 @@ impl Pass<'_> {
         output.reshape((batch, tokens, hidden))
     }
 
+    /// x / sqrt(mean(x^2) + eps) * scale * multiplier
+    fn router_norm(&self, norm: &RouterNorm, x: &Tensor) -> Result<Tensor> {
+        let scale = scaled(self.parameters.tensor(&norm.scale)?.clone(), norm.multiplier)?;
+        self.engine.rms_norm(x, Some(&scale), norm.epsilon)
+    }
+
     fn route(&self, router: &Router, logits: &Tensor) -> Result<Routing> {
         let scores = match router.scores {
             Scores::Softmax => self.engine.softmax(logits)?,
             Scores::Sigmoid => self.engine.activate(logits, Activation::Sigmoid)?,
-            Scores::SoftmaxOfChosen => logits.clone(),
+            Scores::RootOfSoftplus => self.engine.activate(logits, Activation::Softplus)?.sqrt()?,
+            Scores::SoftmaxOfChosen | Scores::Sparsemixer { .. } => logits.clone(),
         }; // [n, experts]
         let judged = match &router.correction {
             None => scores.clone(),
@@ -72,19 +106,56 @@ impl Pass<'_> {
             chosen.iter().map(|expert| first + expert).collect::<Vec<_>>()
         };
         let places: Vec<u32> = chosen.iter().enumerate().flat_map(place).collect();
-        let mut weights = scores.reshape((tokens * experts, 1))?.rows(&places)?;
-        weights = weights.reshape((tokens, router.top_k))?;
-        if router.scores == Scores::SoftmaxOfChosen {
-            weights = self.engine.softmax(&weights)?;
-        }
+        let of_chosen = |scores: &Tensor| {
+            scores.reshape((tokens * experts, 1))?.rows(&places)?.reshape((tokens, router.top_k))
+        };
+        let mut weights = match router.scores {
+            Scores::SoftmaxOfChosen => self.engine.softmax(&of_chosen(&scores)?)?,
+            Scores::Sparsemixer { jitter } => self.sparsemixer(&scores, &chosen, jitter)?,
+            _ => of_chosen(&scores)?,
+        };
         if let Some(epsilon) = router.renormalize {
             weights = weights.broadcast_div(&(weights.sum_keepdim(1)? + epsilon)?)?;
         }
-        Ok(Routing { chosen, weights: scaled(weights, router.multiplier)? })
+        weights = scaled(weights, router.multiplier)?;
+        if let Some(scale) = &router.expert_scale {
+            let scale = self.parameters.tensor(scale)?.reshape((experts, 1))?;
+            weights = (weights * scale.rows(&chosen.concat())?.reshape((tokens, router.top_k))?)?;
+        }
+        Ok(Routing { chosen, weights })
+    }
+
+    /// Of each chosen expert, by score, its part of a softmax over those near it: `[n, top_k]`.
+    fn sparsemixer(&self, logits: &Tensor, chosen: &[Vec<u32>], jitter: f64) -> Result<Tensor> {
+        let (tokens, experts) = logits.dims2()?;
+        let slots = chosen.first().map_or(0, Vec::len);
+        // 0 for experts that take part, by slot.
+        let masks = logits.read(|logits| {
+            let mask = |slot: usize| {
+                let row = |(row, chosen): (&[f32], &Vec<u32>)| {
+                    let best = row[chosen[slot] as usize];
+                    let near = |at: usize| (best - row[at]) / row[at].abs().max(best) <= 2.0 * jitter as f32;
+                    let earlier = |at: usize| chosen[..slot].contains(&(at as u32));
+                    let out = |at: usize| if near(at) && !earlier(at) { 0.0 } else { f32::NEG_INFINITY };
+                    (0..experts).map(out).collect::<Vec<f32>>()
+                };
+                logits.chunks_exact(experts.max(1)).zip(chosen).flat_map(row).collect::<Vec<f32>>()
+            };
+            (0..slots).map(mask).collect::<Vec<_>>()
+        })?;
+        let weight = |(slot, mask): (usize, Vec<f32>)| {
+            let mask = Tensor::from_vec(mask, (tokens, experts), logits.device())?;
+            let scores = self.engine.softmax(&(logits + mask)?)?.reshape((tokens * experts, 1))?;
+            let place = |(token, chosen): (usize, &Vec<u32>)| (token * experts) as u32 + chosen[slot];
+            scores.rows(&chosen.iter().enumerate().map(place).collect::<Vec<u32>>())
+        };
+        let weights = masks.into_iter().enumerate().map(weight).collect::<Result<Vec<_>>>()?;
+        Tensor::cat(&weights, 1)
     }
 
     /// Tokens sorted by expert, each expert on its own, back in order of tokens, weighted sum.
-    async fn experts(&mut self, experts: &Experts, routing: &Routing, x: &Tensor) -> Result<Tensor> {
+    async fn experts(&mut self, moe: &Moe, routing: &Routing, x: &Tensor) -> Result<Tensor> {
+        let experts: &Experts = &moe.experts;
         let top_k = routing.weights.dim(1)?;
         let mut by_expert: Vec<Vec<u32>> = vec![Vec::new(); experts.count];
         for (token, chosen) in routing.chosen.iter().enumerate() {
@@ -98,7 +169,10 @@ impl Pass<'_> {
             position[pair as usize] = at as u32;
         }
         let rows: Vec<u32> = order.iter().map(|pair| pair / top_k as u32).collect();
-        let sorted = x.rows(&rows)?; // [n * k, hidden]
+        let mut sorted = x.rows(&rows)?; // [n * k, hidden]
+        if moe.router.before {
+            sorted = sorted.broadcast_mul(&routing.weights.reshape((order.len(), 1))?.rows(&order)?)?;
+        }
         let (mut outputs, mut start) = (Vec::new(), 0);
         for (expert, pairs) in by_expert.iter().enumerate().filter(|(_, pairs)| !pairs.is_empty()) {
             let x = sorted.narrow(0, start, pairs.len())?;
@@ -107,6 +181,9 @@ impl Pass<'_> {
         }
         let outputs = Tensor::cat(&outputs, 0)?.rows(&position)?; // [n * k, hidden]
         let outputs = outputs.reshape((x.dim(0)?, top_k, REST))?;
+        if moe.router.before {
+            return outputs.sum(1);
+        }
         outputs.broadcast_mul(&routing.weights.unsqueeze(2)?)?.sum(1)
     }
 

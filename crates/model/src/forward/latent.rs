@@ -29,7 +29,10 @@ impl LatentAttention {
         };
         let q = q.reshape((batch, tokens, self.heads, self.nope + self.rope))?;
         let rotated = pass.rotate(&q.narrow(3, self.nope, self.rope)?, self.table)?;
-        let q = Tensor::cat(&[&q.narrow(3, 0, self.nope)?, &rotated], 3)?;
+        let mut q = Tensor::cat(&[&q.narrow(3, 0, self.nope)?, &rotated], 3)?;
+        if let Some(scaling) = &self.query_scaling {
+            q = q.broadcast_mul(&scaling.factors(tokens, &q)?)?;
+        }
 
         let latent = pass.norm(&self.norm, &down.narrow(2, 0, self.rank)?)?; // [b, t, rank]
         let shared = down.narrow(2, self.rank, self.rope)?.reshape((batch, tokens, 1, self.rope))?;

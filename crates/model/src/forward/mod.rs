@@ -71,6 +71,9 @@ impl<'d> Forward<'d> {
     ) -> std::result::Result<State, WeightsError> {
         let embedding = &self.decoder.embedding;
         let shape = |last: usize| (windows.len(), self.tables.tokens, last);
+        if let Some(dense) = self.decoder.dense_tokens().filter(|dense| self.tables.tokens > *dense) {
+            return Err(WeightsError::Sparse { tokens: self.tables.tokens, dense });
+        }
         let ids = windows.concat();
         let rows = weights.rows(&embedding.path, &ids, &self.device)?;
         let mut hidden = rows.reshape(shape(self.decoder.hidden_size))?;
@@ -161,6 +164,9 @@ impl<'d> Forward<'d> {
         let block = &self.decoder.blocks[index];
         let own = per_layer.as_ref().map(|all| all.narrow(2, index, 1)?.squeeze(2)).transpose()?;
         let mut pass = Pass { engine: &self.device, parameters, tables: &self.tables.all, watcher };
+        if let Some(norm) = &block.norm {
+            hidden = pass.norm(norm, &hidden)?;
+        }
         for stage in &block.stages {
             hidden = pass.stage(stage, index, &hidden, own.as_ref(), &mut keys).await?;
         }

@@ -5,6 +5,9 @@
 //! any size is handled a few rows at a time. A matrix that its source has packed ([`Matrix`]) is decoded on the way, or
 //! given in MLX's own packing.
 
+mod join;
+#[cfg(test)]
+mod order_tests;
 mod piece;
 mod step;
 
@@ -15,12 +18,13 @@ use std::sync::Arc;
 use mlx_format::checkpoint::{Checkpoint, Tensor};
 use mlx_format::{Dtype, Scheme};
 
+use self::join::{interleaved, joined};
 use self::piece::{Packed, Piece, row_major};
-pub use self::step::Step;
+pub use self::step::{Change, Factors, Step};
 use crate::matrix::{Matrix, Part};
 
 /// A step that does not fit the shape it meets.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[error("{step:?} does not fit shape {shape:?}")]
 pub struct StepError {
     step: Step,
@@ -34,13 +38,13 @@ pub struct ScatterError {
     tensor: String,
 }
 
-/// Pieces of equal shape; more than one, or `stacked`, adds a first axis.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Pieces of equal shape, on a new first axis or one behind the other on the first that they have.
+#[derive(Clone, Debug, PartialEq)]
 pub struct View {
     /// dtype of the elements as read.
     pub dtype: Dtype,
-    /// Whether 1 is to be added to every element, in `dtype`.
-    pub add_one: bool,
+    /// What is to be done with the values.
+    pub change: Option<Change>,
     stacked: bool,
     pieces: Vec<Piece>,
 }
@@ -61,23 +65,20 @@ impl View {
     pub(crate) fn packed(matrix: &Arc<Matrix>, part: Part, steps: &[Step]) -> Result<Self, StepError> {
         let shape = vec![matrix.rows, matrix.width(part)];
         let (tensor, strides) = (matrix.codes.tensor.clone(), row_major(&shape));
-        if !matches!(part, Part::Values(_)) {
-            let across = |step: &&Step| {
-                matches!(step, Step::Transpose | Step::AddOne | Step::EveryOther { from_last: 0, .. })
-            };
-            if let Some(step) = steps.iter().find(across) {
-                return Err(StepError { step: *step, shape });
-            }
+        if !matches!(part, Part::Values(_))
+            && let Some(step) = steps.iter().find(|step| !step.keeps_rows())
+        {
+            return Err(StepError { step: step.clone(), shape });
         }
         let packed = Some(Packed { matrix: Arc::clone(matrix), part });
         Self::of(Piece { tensor, shape, strides, offset: 0, packed }, matrix.dtype(part), steps)
     }
 
     fn of(piece: Piece, dtype: Dtype, steps: &[Step]) -> Result<Self, StepError> {
-        let mut view = Self { dtype, add_one: false, stacked: false, pieces: vec![piece] };
+        let mut view = Self { dtype, change: None, stacked: false, pieces: vec![piece] };
         for step in steps {
-            view.apply(*step)
-                .ok_or_else(|| StepError { step: *step, shape: view.pieces[0].shape.clone() })?;
+            view.apply(step)
+                .ok_or_else(|| StepError { step: step.clone(), shape: view.pieces[0].shape.clone() })?;
         }
         Ok(view)
     }
@@ -104,11 +105,12 @@ impl View {
     /// Views of equal shape and dtype on a new first axis; `None` if they differ or there are none.
     pub fn stack(views: Vec<Self>) -> Option<Self> {
         let first = views.first()?;
-        let (dtype, add_one) = (first.dtype, first.add_one);
+        let (dtype, change) = (first.dtype, first.change.clone());
         let alike = |view: &Self| {
             view.dtype == dtype
-                && view.add_one == add_one
+                && view.change == change
                 && !view.stacked
+                && view.pieces.len() == 1
                 && view.pieces[0].shape == first.pieces[0].shape
         };
         if !views.iter().all(alike) {
@@ -116,17 +118,35 @@ impl View {
         }
         Some(Self {
             dtype,
-            add_one,
+            change,
             stacked: true,
             pieces: views.into_iter().flat_map(|view| view.pieces).collect(),
         })
     }
 
-    fn apply(&mut self, step: Step) -> Option<()> {
+    /// Views one behind the other on their first axis, which alone may differ; `None` if something else does, or values are to be
+    /// changed.
+    pub fn join(views: Vec<Self>) -> Option<Self> {
+        let first = views.first()?;
+        let (dtype, inner) = (first.dtype, first.pieces[0].shape.get(1..)?.to_vec());
+        let alike = |view: &Self| {
+            view.dtype == dtype
+                && view.change.is_none()
+                && !view.stacked
+                && view.pieces.iter().all(|piece| piece.shape.get(1..) == Some(&inner[..]))
+        };
+        if !views.iter().all(alike) {
+            return None;
+        }
+        let pieces = joined(views.into_iter().flat_map(|view| view.pieces).collect());
+        (!pieces.is_empty()).then_some(Self { dtype, change: None, stacked: false, pieces })
+    }
+
+    fn apply(&mut self, step: &Step) -> Option<()> {
         let piece = &mut self.pieces[0];
         let axes = piece.shape.len();
         match step {
-            Step::SplitRows(parts) => {
+            &Step::SplitRows(parts) => {
                 let rows = *piece.shape.first()?;
                 if parts == 0 || !rows.is_multiple_of(parts) {
                     return None;
@@ -134,21 +154,21 @@ impl View {
                 piece.shape.splice(0..1, [parts, rows / parts]);
                 piece.strides.insert(0, piece.strides[0].wrapping_mul(rows / parts));
             }
-            Step::Rows { start, count, of } => {
+            &Step::Rows { start, count, of } => {
                 let axis = axes.checked_sub(2)?;
                 if piece.shape[axis] != of || count == 0 || start.checked_add(count)? > of {
                     return None;
                 }
                 piece.slice(axis, start, count, 1);
             }
-            Step::EveryOther { from_last, odd } => {
+            &Step::EveryOther { from_last, odd } => {
                 let axis = axes.checked_sub(from_last + 1)?;
                 if piece.shape[axis] == 0 || !piece.shape[axis].is_multiple_of(2) {
                     return None;
                 }
                 piece.slice(axis, usize::from(odd), piece.shape[axis] / 2, 2);
             }
-            Step::HalfOfRows(second) => {
+            &Step::HalfOfRows(second) => {
                 let axis = axes.checked_sub(2)?;
                 let half = piece.shape[axis] / 2;
                 if half == 0 || half * 2 != piece.shape[axis] {
@@ -191,7 +211,39 @@ impl View {
                 piece.strides = row_major(&piece.shape);
                 self.dtype = Dtype::U32;
             }
-            Step::AddOne => self.add_one = piece.shape.len() == 1,
+            Step::Scalar => {
+                if piece.shape.iter().product::<usize>() != 1 {
+                    return None;
+                }
+                piece.shape.clear();
+                piece.strides.clear();
+            }
+            Step::Flatten => {
+                if !piece.is_row_major() {
+                    return None;
+                }
+                piece.shape = vec![piece.shape.iter().product()];
+                piece.strides = vec![1];
+            }
+            &Step::First(count) => {
+                let last = axes.checked_sub(1)?;
+                piece.slice(last, 0, count.min(piece.shape[last]), 1);
+            }
+            &Step::Interleave { of } => {
+                let [piece] = &self.pieces[..] else { return None };
+                self.pieces = interleaved(piece, of)?;
+            }
+            Step::AddOne => self.change = (piece.shape.len() == 1).then_some(Change::AddOne),
+            Step::Times(factors) => {
+                let rows = piece.shape[..axes.saturating_sub(1)].iter().product::<usize>();
+                if factors.0.len() > 1 && factors.0.len() != rows {
+                    return None;
+                }
+                self.change = Some(Change::Times(factors.clone()));
+            }
+            Step::UnitRows => self.change = Some(Change::UnitRows),
+            Step::GateOfStream => self.change = Some(Change::Gate(true)),
+            Step::GateOfBranch => self.change = Some(Change::Gate(false)),
         }
         Some(())
     }
@@ -199,8 +251,10 @@ impl View {
     /// Shape, outermost axis first.
     pub fn shape(&self) -> Vec<usize> {
         let mut shape = self.pieces[0].shape.clone();
-        if self.stacked {
-            shape.insert(0, self.pieces.len());
+        match shape.first_mut() {
+            _ if self.stacked => shape.insert(0, self.pieces.len()),
+            Some(first) => *first *= self.pieces.len(),
+            None => {}
         }
         shape
     }
@@ -304,8 +358,8 @@ impl View {
     /// The inverse of [`View::rows_of`]: gives every byte of `rows` back to the place that it was read from.
     ///
     /// It shows that a renaming loses nothing, and carries values by MLX's names back under the source's names.
-    /// `bytes` holds whole rows, [`View::row_bytes`] each, as `rows_of` gave them (of an `add_one` view: before 1 is
-    /// added). `write` gets a source tensor's name, the offset of a byte in that tensor, and what belongs there: a
+    /// `bytes` holds whole rows, [`View::row_bytes`] each, as `rows_of` gave them (before a [`Change`] is
+    /// made). `write` gets a source tensor's name, the offset of a byte in that tensor, and what belongs there: a
     /// row where the source has it in one piece, else an element at a time.
     ///
     /// # Errors
@@ -498,7 +552,7 @@ mod tests {
             Step::EveryOther { from_last: 2, odd: false },
             Step::Words,
         ] {
-            assert!(View::new("t0", tensor, &[step]).is_err(), "{step:?}");
+            assert!(View::new("t0", tensor, std::slice::from_ref(&step)).is_err(), "{step:?}");
         }
     }
 }

@@ -44,6 +44,11 @@ pub enum WeightsError {
     )]
     Positions { tokens: usize, known: usize },
     #[error(
+        "windows of {tokens} tokens: beyond {dense} the model chooses the tokens that it looks at, which is not computed here; hint: give a \
+         --sequence-length of at most {dense}"
+    )]
+    Sparse { tokens: usize, dense: usize },
+    #[error(
         "token {token} lies outside the {rows} rows of {tensor}; hint: tokenizer and model do not belong together"
     )]
     Token { token: u32, rows: usize, tensor: String },
@@ -392,10 +397,8 @@ impl<'c> Weights<'c> {
             Stored::Dense { view, float } => {
                 float.widen(&view.rows_of(self.checkpoint, rows), out);
                 // In float32: 1 + w of a bfloat16 w would lose half of its bits.
-                if view.add_one {
-                    for value in out.iter_mut() {
-                        *value += 1.0;
-                    }
+                if let Some(change) = &view.change {
+                    change.apply(out, first, view.columns(), None);
                 }
                 view
             }

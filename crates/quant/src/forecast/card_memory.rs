@@ -282,7 +282,7 @@ impl OnCard<'_, '_> {
                 for (hessians, scratch) in moments {
                     let passed = if within < windows { bytes } else { readers * 4 };
                     // Codes and grids of this block, and of the last one, which is being written.
-                    let codes = 3 * bytes / 4;
+                    let codes = 5 * bytes / 8;
                     let sum = CardMemory {
                         part: "calibrating",
                         weights: bytes + next + passed + codes,

@@ -86,9 +86,10 @@ pub(super) fn check_by_names(named: &Named, config: &Config) -> Result<(), PlanE
         return Err(PlanError::DoesNotLoad { model_type: model_type.to_owned(), why });
     }
     let unfit = |wanted: Unfit| {
-        let found = named.tensors.iter().filter(|(name, view)| {
-            by_names::unfit(&named.architecture, model_type, name, view) == Some(wanted)
-        });
+        let found = named
+            .tensors
+            .iter()
+            .filter(|(name, view)| by_names::unfit(&named.architecture, name, view) == Some(wanted));
         let names: Vec<&str> = found.map(|(name, _)| name.as_str()).collect();
         let more = names.len().saturating_sub(SHOWN);
         let shown = names[..names.len() - more].join(", ");

@@ -263,6 +263,9 @@ impl Planner {
     /// The dtype of a floating tensor in the output.
     fn cast(&self, name: &str, dtype: Dtype) -> Option<FloatType> {
         let float = FloatType::from_dtype(dtype)?;
+        if self.architecture.float32.iter().any(|end| name.ends_with(end)) {
+            return Some(FloatType::F32);
+        }
         let kept = self.architecture.keep_dtype.iter().any(|part| name.contains(part));
         let own = || if self.settings.keep_dtypes { float } else { self.packed.usual(name).unwrap_or(float) };
         Some(if kept { float } else { self.target.unwrap_or_else(own) })
@@ -281,7 +284,7 @@ impl Planner {
     fn push_copy(&mut self, name: &str, view: View, float: Option<FloatType>) {
         let dtype = float.map_or(view.dtype, FloatType::dtype);
         let spec = TensorSpec { name: name.to_owned(), dtype, shape: view.shape() };
-        let float = float.filter(|_| dtype != view.dtype || view.add_one);
+        let float = float.filter(|_| dtype != view.dtype || view.change.is_some());
         self.push(name, Job::Copy { view, float }, [spec]);
     }
 
@@ -294,15 +297,15 @@ impl Planner {
             return Ok(());
         }
         self.parameters += self.modules.plain(name, view.elements());
-        // Parameters of a described model that are no layer's weight or bias are vectors.
-        let leaf = name.rsplit('.').next().unwrap_or(name);
-        if self.architecture.described && view.shape().len() > 1 && !matches!(leaf, "weight" | "bias") {
+        let axes = view.shape().len();
+        let linear = path.is_some_and(|path| self.architecture.is_linear(path, axes));
+        if !linear && !self.architecture.has_place(name, axes) {
             let family = self.architecture.family;
             return Err(PlanError::Unknown { tensor: name.to_owned(), shape: view.shape(), family });
         }
         let (Some(path), Some(base)) = (path, self.settings.quantize) else { return self.copy(name, view) };
         let float = self.cast(name, view.dtype);
-        let (true, Some(float)) = (self.architecture.is_linear(path, view.shape().len()), float) else {
+        let (true, Some(float)) = (linear, float) else {
             return self.copy(name, view);
         };
         if view.elements() == 0 {
@@ -390,6 +393,9 @@ impl Planner {
             object.insert("group_size".to_owned(), protected.group_size.into());
             object.insert("bits".to_owned(), protected.bits.into());
             return Ok(Decision::Quantize { scheme, entry: Some(object.into()) });
+        }
+        if self.architecture.is_unquantized(path) {
+            return Ok(Decision::Keep { listed: false });
         }
         // A partly packed source says in its shared object how the packed parts are made.
         let entry = self.has_packed().then(|| entry(base));
@@ -494,9 +500,7 @@ impl Planner {
 
     /// Whether parts that see or hear are carried along, which need their settings.
     fn keeps_tower(&self) -> bool {
-        self.towers.tensors > 0
-            || !self.architecture.described
-                && self.items.iter().any(|item| self.architecture.is_tower(&item.name))
+        self.towers.tensors > 0 || self.items.iter().any(|item| self.architecture.is_tower(&item.name))
     }
 
     /// config.json as mlx-lm writes it (`mlx_lm/utils.py`, `quantize_model` and `save_config`).

@@ -347,8 +347,9 @@ fn as_written(
 ) -> Result<(), WeightsError> {
     let Some(tensor) = parameters.get(name) else { return Ok(()) };
     let from = FloatType::from_dtype(view.dtype).unwrap_or(float);
-    // One is added in the dtype of the source.
-    let tensor = if view.add_one { tensor.rounded(from)?.rounded(float)? } else { tensor.rounded(float)? };
+    // Values are changed in the dtype of the source.
+    let tensor =
+        if view.change.is_some() { tensor.rounded(from)?.rounded(float)? } else { tensor.rounded(float)? };
     parameters.insert(name.to_owned(), tensor);
     Ok(())
 }

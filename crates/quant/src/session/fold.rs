@@ -122,14 +122,18 @@ impl BlockWork<'_> {
                 });
                 known && !biased && readers.iter().all(exact)
             }
-            // The clamp of gpt-oss' activation sees the rows of up.
+            // The clamp of gpt-oss' activation sees the rows of up, and so does a limit.
             Producer::Product(mlp) => {
                 !matches!(mlp.activation, Activation::ClampedSwiglu { .. })
+                    && mlp.limit.is_none()
                     && mlp.gate.linears().into_iter().all(writable)
             }
             Producer::Attention(attention) => {
                 let norm = attention.norms.as_ref().is_some_and(|norms| norms.v.is_some());
-                !norm && !attention.keep_keys && attention.projections.linears().into_iter().all(writable)
+                let own = !matches!(attention.projections, Projections::KeysAsValues { .. });
+                own && !norm
+                    && !attention.keep_keys
+                    && attention.projections.linears().into_iter().all(writable)
             }
             Producer::Residual | Producer::Other => false,
         }
@@ -273,7 +277,7 @@ impl BlockWork<'_> {
         let (linear, first) = match &mlp.gate {
             Gate::Separate { up, .. } => (up, 0),
             Gate::Fused(both) => (both, factors.len()),
-            Gate::None(_) => return Ok(()),
+            Gate::None(_) | Gate::Xielu { .. } => return Ok(()),
         };
         self.divide_rows(linear, expert, first, factors)
     }
@@ -287,14 +291,14 @@ impl BlockWork<'_> {
         match &attention.projections {
             Projections::Separate { v, .. } => self.divide_rows(v, None, 0, &all),
             Projections::Concatenated(linear) => {
-                let gates = if attention.output_gate { 2 } else { 1 };
+                let gates = if attention.gated_with_queries() { 2 } else { 1 };
                 self.divide_rows(linear, None, (gates * heads + kv_heads) * head_dim, &all)
             }
-            Projections::Interleaved(linear) => (0..heads).try_for_each(|head| {
-                let first = head * (2 * head_dim + value_dim) + 2 * head_dim;
-                self.divide_rows(linear, None, first, by_head(head))
+            Projections::Interleaved(linear) => (0..kv_heads).try_for_each(|head| {
+                let before = (served + 1) * head_dim;
+                self.divide_rows(linear, None, head * (before + value_dim) + before, by_head(head))
             }),
-            Projections::Shared { .. } => Ok(()),
+            Projections::Shared { .. } | Projections::KeysAsValues { .. } => Ok(()),
         }
     }
 

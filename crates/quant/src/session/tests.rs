@@ -19,6 +19,7 @@ use crate::methods::Recipe;
 use crate::observer::{Event, Observer};
 use crate::plan::{Overrides, Plan, Settings};
 use crate::testing::random_windows;
+use crate::testing::seeds::seeded;
 use crate::walks::calibrate::Saving;
 use crate::{Error, Model, Silent, convert, open};
 
@@ -175,6 +176,11 @@ fn folding_changes_nothing_in_the_copied_checkpoints() {
 }
 
 #[test]
+fn folding_changes_nothing_in_the_seeded_checkpoints() {
+    folding_changes_nothing(seeded().path());
+}
+
+#[test]
 #[cfg_attr(not(shared), ignore = "needs ../shared/zoo")]
 fn folding_changes_nothing_in_any_family() {
     folding_changes_nothing(&shared());
@@ -183,6 +189,11 @@ fn folding_changes_nothing_in_any_family() {
 #[test]
 fn written_equals_walked_in_the_copied_checkpoints() {
     written_equals_walked(&copied());
+}
+
+#[test]
+fn written_equals_walked_in_the_seeded_checkpoints() {
+    written_equals_walked(seeded().path());
 }
 
 #[test]

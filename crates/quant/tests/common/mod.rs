@@ -1,5 +1,8 @@
 //! Shared by the integration tests.
 
+#[allow(dead_code, reason = "not every test binary uses it")]
+pub(crate) mod seeds;
+
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -86,7 +89,7 @@ pub(crate) fn bf16_bytes(values: impl IntoIterator<Item = f32>) -> Vec<u8> {
 
 /// config.json of a type that has no description, so that a checkpoint of any tensors is a model.
 #[allow(dead_code, reason = "not every test binary uses it")]
-pub(crate) const PLAIN: &str = r#"{"model_type": "helium", "num_hidden_layers": 0, "tie_word_embeddings": false, "torch_dtype": "bfloat16"}"#;
+pub(crate) const PLAIN: &str = r#"{"model_type": "minimax", "num_hidden_layers": 0, "tie_word_embeddings": false, "torch_dtype": "bfloat16"}"#;
 
 /// config.json of a llama without layers.
 #[allow(dead_code, reason = "not every test binary uses it")]

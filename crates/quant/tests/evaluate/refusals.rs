@@ -61,12 +61,10 @@ fn weights_that_the_config_does_not_describe() {
 fn model_types_that_are_not_described() {
     let converted = four_bits(&zoo("llama_tied"));
     let windows = windows(&converted, 24, 3);
-    for name in ["new_one", "phimoe"] {
-        edit_config(&converted.path, |config| config["model_type"] = name.into());
-        let error = refused(&open_path(&converted.path).unwrap(), None, &windows);
-        assert!(error.to_string().contains(name), "{error}");
-        assert!(matches!(error, Error::Weights(WeightsError::Undescribed { .. })), "{error}");
-    }
+    edit_config(&converted.path, |config| config["model_type"] = "new_one".into());
+    let error = refused(&open_path(&converted.path).unwrap(), None, &windows);
+    assert!(error.to_string().contains("new_one"), "{error}");
+    assert!(matches!(error, Error::Weights(WeightsError::Undescribed { .. })), "{error}");
 }
 
 #[test]

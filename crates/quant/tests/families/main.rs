@@ -52,13 +52,18 @@ fn for_all(zoo: &Path, title: &str, property: impl Fn(&Path) -> Verdict) {
     assert!(failed.is_empty(), "{title}:\n{}", failed.join("\n"));
 }
 
-/// A property as two tests: over the copied checkpoints, and over the whole zoo.
+/// A property as three tests: over the copied checkpoints, over those that are made of seeds, and over the whole zoo.
 macro_rules! property {
     ($name:ident, $title:literal, $check:path) => {
         mod $name {
             #[test]
             fn of_the_copied_checkpoints() {
                 crate::for_all(&crate::common::fixtures().join("zoo"), $title, $check);
+            }
+
+            #[test]
+            fn of_the_seeded_checkpoints() {
+                crate::for_all(crate::common::seeds::seeded().path(), $title, $check);
             }
 
             #[test]

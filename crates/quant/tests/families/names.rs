@@ -19,7 +19,7 @@ pub(crate) fn round_trip(directory: &Path) -> Verdict {
     let checkpoint = &model.checkpoint;
     let named = Named::read(checkpoint, &model.config).map_err(model::text)?;
     let mut restored: BTreeMap<String, Restored> = BTreeMap::new();
-    for (name, view) in &named.tensors {
+    for (name, view) in named.tensors.iter().chain(&named.towers) {
         let bytes = view.rows_of(checkpoint, 0..view.rows());
         let mut sources = BTreeSet::new();
         let write = |source: &str, at: usize, bytes: &[u8]| {
