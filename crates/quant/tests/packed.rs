@@ -269,10 +269,12 @@ fn changed(target: &Path, name: &str, config: impl Fn(&mut Value), header: impl 
 
 const Q: &str = "model.layers.0.self_attn.q_proj";
 
+/// What makes a config lie.
+type Lie = fn(&mut Value);
+
 #[test]
 fn configs_that_lie_are_refused() {
     let temporary = tempfile::tempdir().unwrap();
-    type Lie = fn(&mut Value);
     let lies: [(&str, &str, Lie, &str); 12] = [
         ("awq as gptq", "awq", |config| config["quantize_with"] = json!(0), ""),
         (
@@ -348,6 +350,9 @@ fn configs_that_lie_are_refused() {
     }
 }
 
+/// What is done to a header.
+type Damage<'a> = Box<dyn Fn(&mut Value) + 'a>;
+
 #[test]
 fn tensors_that_do_not_belong_together_are_refused() {
     let temporary = tempfile::tempdir().unwrap();
@@ -356,7 +361,6 @@ fn tensors_that_do_not_belong_together_are_refused() {
         let held = map.remove(&format!("{Q}.{from}")).unwrap();
         map.insert(format!("{Q}.{to}"), held);
     };
-    type Damage<'a> = Box<dyn Fn(&mut Value) + 'a>;
     let shape = |leaf: &'static str, shape: Value| -> Damage<'_> {
         Box::new(move |head: &mut Value| head[format!("{Q}.{leaf}")]["shape"] = shape.clone())
     };

@@ -129,12 +129,11 @@ impl Family {
         else {
             return Ok(None);
         };
-        let together = match first_width(config, shared)? {
-            Some(width) => width,
-            None => {
-                let one = first_width(config, of_shared)?.unwrap_or(expert);
-                one.saturating_mul(first_width(config, count)?.unwrap_or(1))
-            }
+        let together = if let Some(width) = first_width(config, shared)? {
+            width
+        } else {
+            let one = first_width(config, of_shared)?.unwrap_or(expert);
+            one.saturating_mul(first_width(config, count)?.unwrap_or(1))
         };
         Ok(Some((expert, together)))
     }

@@ -58,7 +58,7 @@ fn kind(sketch: Sketch<'_>, sliding: bool) -> Result<Kind, ConfigError> {
         }
         .filter(|_| sliding),
     };
-    if kind.heads % kind.kv_heads != 0 {
+    if !kind.heads.is_multiple_of(kind.kv_heads) {
         return Err(wrong(
             "num_key_value_heads",
             &format!("is {}, which does not divide {} heads", kind.kv_heads, kind.heads),
@@ -83,7 +83,7 @@ fn decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
         |key: &str, index: usize| sketch.of_layer(key, index).and_then(Value::as_u64).map(|flag| flag == 1);
     let slides = |index: usize| {
         flag("hybrid_layer_pattern", index)
-            .unwrap_or_else(|| sketch.is_sliding(index, index > 0 && (index + 1) % 6 != 0))
+            .unwrap_or_else(|| sketch.is_sliding(index, index > 0 && !(index + 1).is_multiple_of(6)))
     };
     let routed = |index: usize| {
         flag("moe_layer_freq", index).or(sketch.is_dense(index).map(|dense| !dense)).unwrap_or(index > 0)

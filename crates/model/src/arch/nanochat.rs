@@ -30,7 +30,9 @@ fn decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
     let activation = sketch.activation("hidden_act", Activation::ReluSquared)?;
     let mut rope = sketch.rope()?;
     if let Frequencies::Fixed(frequencies) = &mut rope.frequencies {
-        frequencies.iter_mut().for_each(|frequency| *frequency = -*frequency);
+        for frequency in frequencies.iter_mut() {
+            *frequency = -*frequency;
+        }
     }
     let (heads, kv_heads, head_dim) = (sketch.heads()?, sketch.kv_heads()?, sketch.head_dim()?);
     let block = |index| {

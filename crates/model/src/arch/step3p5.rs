@@ -84,7 +84,7 @@ fn decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
     let window = sketch.window_or(Some(512));
     let head_dim = sketch.head_dim()?;
     let layers = sketch.layers()?;
-    let slides = |index: usize| sketch.is_sliding(index, index % 2 == 0);
+    let slides = |index: usize| sketch.is_sliding(index, index.is_multiple_of(2));
     let mut ropes: Vec<Rope> = Vec::new();
     let mut tables = Vec::new();
     for index in 0..layers {

@@ -142,6 +142,7 @@ impl View {
         (!pieces.is_empty()).then_some(Self { dtype, change: None, stacked: false, pieces })
     }
 
+    /// Takes a step; nothing if it does not fit the shape.
     fn apply(&mut self, step: &Step) -> Option<()> {
         let piece = &mut self.pieces[0];
         let axes = piece.shape.len();
@@ -233,17 +234,10 @@ impl View {
                 let [piece] = &self.pieces[..] else { return None };
                 self.pieces = interleaved(piece, of)?;
             }
-            Step::AddOne => self.change = (piece.shape.len() == 1).then_some(Change::AddOne),
-            Step::Times(factors) => {
-                let rows = piece.shape[..axes.saturating_sub(1)].iter().product::<usize>();
-                if factors.0.len() > 1 && factors.0.len() != rows {
-                    return None;
-                }
-                self.change = Some(Change::Times(factors.clone()));
+            Step::AddOne => self.change = (axes == 1).then_some(Change::AddOne),
+            Step::Times(_) | Step::UnitRows | Step::GateOfStream | Step::GateOfBranch => {
+                self.change = Some(change_of(step, &piece.shape)?);
             }
-            Step::UnitRows => self.change = Some(Change::UnitRows),
-            Step::GateOfStream => self.change = Some(Change::Gate(true)),
-            Step::GateOfBranch => self.change = Some(Change::Gate(false)),
         }
         Some(())
     }
@@ -421,6 +415,22 @@ impl View {
                 checkpoint.prefetch(tensor, low * size..high * size);
             }
         }
+    }
+}
+
+/// What is done with values of such a shape from a step on; nothing if it does not fit.
+fn change_of(step: &Step, shape: &[usize]) -> Option<Change> {
+    match step {
+        Step::AddOne => Some(Change::AddOne),
+        Step::Times(factors) => {
+            let rows = shape[..shape.len().saturating_sub(1)].iter().product::<usize>();
+            let fit = factors.0.len() <= 1 || factors.0.len() == rows;
+            fit.then(|| Change::Times(factors.clone()))
+        }
+        Step::UnitRows => Some(Change::UnitRows),
+        Step::GateOfStream => Some(Change::Gate(true)),
+        Step::GateOfBranch => Some(Change::Gate(false)),
+        _ => None,
     }
 }
 
