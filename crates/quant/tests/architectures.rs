@@ -126,8 +126,8 @@ fn page() -> String {
         );
     }
     text.push_str(
-        "\nModels that see or hear around one of these: the language model is converted, evaluated and calibrated, in mlx-lm's names. What sees\n\
-         and hears is kept in mlx-vlm's layout where the last column says so, and dropped elsewhere.\n\n\
+        "\nModels that see or hear around one of these: the language model is converted in mlx-lm's names, and evaluated and calibrated\n\
+         as what it is described as. What sees and hears is kept in mlx-vlm's layout where the last column says so, and dropped elsewhere.\n\n\
          | model type | `text_config.model_type` | described as | vision and audio |\n|---|---|---|---|\n",
     );
     let quoted = |types: &[&str]| types.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");

@@ -15,8 +15,10 @@ use crate::{LAST, Tensor};
 
 pub(crate) use self::attention::{Shapes, attention, check_delta, gated_delta};
 pub use self::elementary::Plain;
+#[cfg(feature = "gpu")]
+pub(crate) use self::linear::check_decode;
 pub(crate) use self::linear::{
-    check as check_linear, check_codes, check_decode, decode, linear, observed_linear, packed_linear,
+    check as check_linear, check_codes, decode, linear, observed_linear, packed_linear,
     shape as linear_shape, sum_of_rows,
 };
 #[cfg(feature = "gpu")]
