@@ -44,11 +44,11 @@ impl Card {
                     return Ok(buffer);
                 }
                 if staging.made < MOST {
-                    staging.made += 1;
                     let usage = wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::MAP_WRITE;
                     let Some(buffer) = self.try_buffer(STAGED, usage, true) else {
                         bail!("no room to bring {} to {}", gigabytes(STAGED), self.adapter.name)
                     };
+                    staging.made += 1;
                     return Ok(buffer);
                 }
             }

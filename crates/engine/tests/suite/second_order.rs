@@ -266,6 +266,31 @@ fn rounding_is_as_good_as_the_processors() {
     }
 }
 
+/// A card takes columns by hundreds: what its blocks do to columns behind them, and sweeps to those in front.
+#[test]
+fn rounding_of_many_columns_is_as_good_as_the_processors() {
+    let (rows, columns) = (24, 1152);
+    let weight = Tensor::from_vec(numbers(rows * columns, 2), (rows, columns), &cpu()).unwrap();
+    let (here, _) = gram(&cpu(), columns, 4, 400);
+    let scheme = Scheme::affine(3, 64).unwrap();
+    let theirs = factor(&here, (0..columns).collect());
+    let loss = |decoded: Vec<f32>| {
+        let decoded = Tensor::from_vec(decoded, (rows, columns), &cpu()).unwrap();
+        here.loss(&(decoded - &weight).unwrap()).unwrap()
+    };
+    for device in engines() {
+        let own = factor(&gram(&device, columns, 4, 400).0, (0..columns).collect());
+        for sweeps in [0, 2] {
+            let how = |factor| How::Compensated { factor, block_size: 128, sweeps };
+            let found = device.round(&on(&device, &weight), scheme, FloatType::Bf16, how(&own)).unwrap();
+            let best = cpu().round(&weight, scheme, FloatType::Bf16, how(&theirs)).unwrap();
+            let [found, best] = [found, best].map(|(_, decoded)| loss(values(&decoded)));
+            let what = format!("{sweeps} sweeps on {}: {found} and {best}", device.name());
+            assert!((found / best - 1.0).abs() < 0.01, "{what}");
+        }
+    }
+}
+
 /// Rows do not depend on the rows beside them.
 #[test]
 fn rounding_does_not_depend_on_other_rows() {
