@@ -39,6 +39,8 @@ if mode == "left over":
 if mode != "in place":
     os.rename(partial, out)
 if mode == "late":
+    # Long enough that a kill at the rename falls before it on a slow machine too.
+    time.sleep(0.2)
     open(out + "/last", "w").close()
 """
 

@@ -4,6 +4,7 @@ use anyhow::Result;
 use mlx_format::Scheme;
 use mlx_format::checkpoint::Writer;
 use mlx_quant::Settings;
+use mlx_quant::device::DeviceChoice;
 use mlx_quant::plan::PackedSource;
 
 use super::carry::{carry_out, plan, threads};
@@ -16,7 +17,9 @@ use crate::refusal::Refusal;
 
 /// Runs the command.
 pub(crate) fn run(args: &Convert, printer: Printer) -> Result<()> {
-    let device = source::device(&args.machine.device)?;
+    // Rounding to nearest waits for the disk: a card that nobody named is left closed.
+    let own = (!args.search && args.machine.device == DeviceChoice::Auto).then_some(DeviceChoice::Cpu);
+    let device = source::device(own.as_ref().unwrap_or(&args.machine.device))?;
     let _left = source::Left(&device, printer);
     let settings = settings(args, printer)?;
     let _parents = Parents::of(&args.target.mlx_path, args.target.dry_run)?;

@@ -5,11 +5,14 @@
 //! any size is handled a few rows at a time. A matrix that its source has packed ([`Matrix`]) is decoded on the way, or
 //! given in MLX's own packing.
 
+mod apply;
 mod join;
 #[cfg(test)]
 mod order_tests;
 mod piece;
 mod step;
+#[cfg(test)]
+mod tests;
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -18,7 +21,8 @@ use std::sync::Arc;
 use mlx_format::checkpoint::{Checkpoint, Tensor};
 use mlx_format::{Dtype, Scheme};
 
-use self::join::{interleaved, joined};
+use self::apply::apply;
+use self::join::joined;
 use self::piece::{Packed, Piece, row_major};
 pub use self::step::{Change, Factors, Step};
 use crate::matrix::{Matrix, Part};
@@ -77,7 +81,7 @@ impl View {
     fn of(piece: Piece, dtype: Dtype, steps: &[Step]) -> Result<Self, StepError> {
         let mut view = Self { dtype, change: None, stacked: false, pieces: vec![piece] };
         for step in steps {
-            view.apply(step)
+            apply(step, &mut view.pieces, &mut view.dtype, &mut view.change)
                 .ok_or_else(|| StepError { step: step.clone(), shape: view.pieces[0].shape.clone() })?;
         }
         Ok(view)
@@ -140,106 +144,6 @@ impl View {
         }
         let pieces = joined(views.into_iter().flat_map(|view| view.pieces).collect());
         (!pieces.is_empty()).then_some(Self { dtype, change: None, stacked: false, pieces })
-    }
-
-    /// Takes a step; nothing if it does not fit the shape.
-    fn apply(&mut self, step: &Step) -> Option<()> {
-        let piece = &mut self.pieces[0];
-        let axes = piece.shape.len();
-        match step {
-            &Step::SplitRows(parts) => {
-                let rows = *piece.shape.first()?;
-                if parts == 0 || !rows.is_multiple_of(parts) {
-                    return None;
-                }
-                piece.shape.splice(0..1, [parts, rows / parts]);
-                piece.strides.insert(0, piece.strides[0].wrapping_mul(rows / parts));
-            }
-            &Step::Rows { start, count, of } => {
-                let axis = axes.checked_sub(2)?;
-                if piece.shape[axis] != of || count == 0 || start.checked_add(count)? > of {
-                    return None;
-                }
-                piece.slice(axis, start, count, 1);
-            }
-            &Step::EveryOther { from_last, odd } => {
-                let axis = axes.checked_sub(from_last + 1)?;
-                if piece.shape[axis] == 0 || !piece.shape[axis].is_multiple_of(2) {
-                    return None;
-                }
-                piece.slice(axis, usize::from(odd), piece.shape[axis] / 2, 2);
-            }
-            &Step::HalfOfRows(second) => {
-                let axis = axes.checked_sub(2)?;
-                let half = piece.shape[axis] / 2;
-                if half == 0 || half * 2 != piece.shape[axis] {
-                    return None;
-                }
-                piece.slice(axis, if second { half } else { 0 }, half, 1);
-            }
-            Step::Transpose => {
-                let last = axes.checked_sub(2)? + 1;
-                // Packed words cannot be turned.
-                if self.dtype == Dtype::U32 {
-                    return None;
-                }
-                piece.shape.swap(last - 1, last);
-                piece.strides.swap(last - 1, last);
-            }
-            Step::ChannelsLast => {
-                // Packed words cannot be turned.
-                if axes < 3 || self.dtype == Dtype::U32 {
-                    return None;
-                }
-                if has_channels_first(&piece.shape) {
-                    let (channels, stride) = (piece.shape.remove(1), piece.strides.remove(1));
-                    piece.shape.push(channels);
-                    piece.strides.push(stride);
-                }
-            }
-            Step::Words => {
-                let last = axes.checked_sub(2)? + 1;
-                let inner = piece.shape[last];
-                if self.dtype != Dtype::U8
-                    || piece.offset != 0
-                    || piece.strides != row_major(&piece.shape)
-                    || !inner.is_multiple_of(4)
-                {
-                    return None;
-                }
-                piece.shape.truncate(last);
-                piece.shape[last - 1] *= inner / 4;
-                piece.strides = row_major(&piece.shape);
-                self.dtype = Dtype::U32;
-            }
-            Step::Scalar => {
-                if piece.shape.iter().product::<usize>() != 1 {
-                    return None;
-                }
-                piece.shape.clear();
-                piece.strides.clear();
-            }
-            Step::Flatten => {
-                if !piece.is_row_major() {
-                    return None;
-                }
-                piece.shape = vec![piece.shape.iter().product()];
-                piece.strides = vec![1];
-            }
-            &Step::First(count) => {
-                let last = axes.checked_sub(1)?;
-                piece.slice(last, 0, count.min(piece.shape[last]), 1);
-            }
-            &Step::Interleave { of } => {
-                let [piece] = &self.pieces[..] else { return None };
-                self.pieces = interleaved(piece, of)?;
-            }
-            Step::AddOne => self.change = (axes == 1).then_some(Change::AddOne),
-            Step::Times(_) | Step::UnitRows | Step::GateOfStream | Step::GateOfBranch => {
-                self.change = Some(change_of(step, &piece.shape)?);
-            }
-        }
-        Some(())
     }
 
     /// Shape, outermost axis first.
@@ -414,155 +318,6 @@ impl View {
             if let Some(tensor) = checkpoint.tensor(&piece.tensor) {
                 checkpoint.prefetch(tensor, low * size..high * size);
             }
-        }
-    }
-}
-
-/// What is done with values of such a shape from a step on; nothing if it does not fit.
-fn change_of(step: &Step, shape: &[usize]) -> Option<Change> {
-    match step {
-        Step::AddOne => Some(Change::AddOne),
-        Step::Times(factors) => {
-            let rows = shape[..shape.len().saturating_sub(1)].iter().product::<usize>();
-            let fit = factors.0.len() <= 1 || factors.0.len() == rows;
-            fit.then(|| Change::Times(factors.clone()))
-        }
-        Step::UnitRows => Some(Change::UnitRows),
-        Step::GateOfStream => Some(Change::Gate(true)),
-        Step::GateOfBranch => Some(Change::Gate(false)),
-        _ => None,
-    }
-}
-
-/// Whether the weight of a convolution is `[out, in, kernel..]`; else it is `[out, kernel.., in]`.
-fn has_channels_first(shape: &[usize]) -> bool {
-    match shape {
-        [_, channels, _] => *channels == 1,
-        [.., height, width] => height == width,
-        _ => false,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use mlx_format::checkpoint::Directory;
-
-    use super::*;
-
-    /// A checkpoint of U8 tensors `t0`, `t1` of the given shape, counting up.
-    fn checkpoint(shape: &[usize]) -> (tempfile::TempDir, Checkpoint) {
-        let directory = tempfile::tempdir().unwrap();
-        let elements: usize = shape.iter().product();
-        let header = format!(
-            r#"{{"t0":{{"dtype":"U8","shape":{shape:?},"data_offsets":[0,{elements}]}},"t1":{{"dtype":"U8","shape":{shape:?},"data_offsets":[{elements},{}]}}}}"#,
-            elements * 2
-        );
-        let mut file = (header.len() as u64).to_le_bytes().to_vec();
-        file.extend(header.as_bytes());
-        file.extend((0..elements * 2).map(|i| i as u8));
-        std::fs::write(directory.path().join("model.safetensors"), file).unwrap();
-        let opened = Checkpoint::open(Directory::open(directory.path()).unwrap()).unwrap();
-        (directory, opened)
-    }
-
-    fn view(checkpoint: &Checkpoint, steps: &[Step]) -> View {
-        View::new("t0", checkpoint.tensor("t0").unwrap(), steps).unwrap()
-    }
-
-    /// All rows at once must equal all ways of cutting them.
-    fn read(view: &View, checkpoint: &Checkpoint) -> Vec<u8> {
-        let whole = view.rows_of(checkpoint, 0..view.rows()).into_owned();
-        for step in 1..view.rows() {
-            let mut cut = Vec::new();
-            for start in (0..view.rows()).step_by(step) {
-                let rows = start..view.rows().min(start + step);
-                cut.extend_from_slice(&view.rows_of(checkpoint, rows.clone()));
-                view.prefetch(checkpoint, rows);
-                checkpoint.release();
-            }
-            assert_eq!(cut, whole, "cut by {step}");
-        }
-        view.scatter(0..view.rows(), &whole, |tensor, at, bytes| {
-            assert_eq!(&checkpoint.bytes(checkpoint.tensor(tensor).unwrap())[at..][..bytes.len()], bytes);
-        })
-        .unwrap();
-        whole
-    }
-
-    #[test]
-    fn transpose_slice_and_split() {
-        let (_directory, checkpoint) = checkpoint(&[6, 2]);
-        let transposed = view(&checkpoint, &[Step::Transpose]);
-        assert_eq!(transposed.shape(), [2, 6]);
-        assert_eq!(read(&transposed, &checkpoint), [0, 2, 4, 6, 8, 10, 1, 3, 5, 7, 9, 11]);
-        let odd = view(&checkpoint, &[Step::EveryOther { from_last: 1, odd: true }]);
-        assert_eq!(read(&odd, &checkpoint), [2, 3, 6, 7, 10, 11]);
-        let second = view(&checkpoint, &[Step::HalfOfRows(true)]);
-        assert_eq!(read(&second, &checkpoint), [6, 7, 8, 9, 10, 11]);
-        let heads = view(
-            &checkpoint,
-            &[Step::SplitRows(2), Step::Rows { start: 0, count: 2, of: 3 }, Step::Transpose],
-        );
-        assert_eq!(heads.shape(), [2, 2, 2]);
-        assert_eq!(read(&heads, &checkpoint), [0, 2, 1, 3, 6, 8, 7, 9]);
-        let last = view(&checkpoint, &[Step::EveryOther { from_last: 0, odd: true }]);
-        assert_eq!((last.shape(), read(&last, &checkpoint)), (vec![6, 1], vec![1, 3, 5, 7, 9, 11]));
-    }
-
-    #[test]
-    fn channels_go_behind_a_kernel_once() {
-        let (_directory, checkpoint) = checkpoint(&[1, 3, 2, 2]);
-        let turned = view(&checkpoint, &[Step::ChannelsLast]);
-        assert_eq!(turned.shape(), [1, 2, 2, 3]);
-        assert_eq!(read(&turned, &checkpoint), [0, 4, 8, 1, 5, 9, 2, 6, 10, 3, 7, 11]);
-        assert_eq!(view(&checkpoint, &[Step::ChannelsLast, Step::ChannelsLast]), turned);
-        for (shape, right) in [
-            (&[4, 3, 2, 6, 6][..], &[4, 2, 6, 6, 3][..]),
-            (&[4, 2, 6, 6, 3], &[4, 2, 6, 6, 3]),
-            (&[4, 1, 3, 3], &[4, 3, 3, 1]),
-            (&[4, 1, 5], &[4, 5, 1]),
-            (&[4, 5, 1], &[4, 5, 1]),
-        ] {
-            let (_directory, checkpoint) = self::checkpoint(shape);
-            assert_eq!(view(&checkpoint, &[Step::ChannelsLast]).shape(), right, "{shape:?}");
-        }
-        let (_directory, checkpoint) = self::checkpoint(&[4, 4]);
-        assert!(View::new("t0", checkpoint.tensor("t0").unwrap(), &[Step::ChannelsLast]).is_err());
-    }
-
-    #[test]
-    fn stacks_across_tensors() {
-        let (_directory, checkpoint) = checkpoint(&[2, 2]);
-        let one = |name: &str| View::new(name, checkpoint.tensor(name).unwrap(), &[Step::Transpose]).unwrap();
-        let stacked = View::stack(vec![one("t0"), one("t1")]).unwrap();
-        assert_eq!(stacked.shape(), [2, 2, 2]);
-        assert_eq!(read(&stacked, &checkpoint), [0, 2, 1, 3, 4, 6, 5, 7]);
-        let other = View::new("t0", checkpoint.tensor("t0").unwrap(), &[Step::SplitRows(2)]).unwrap();
-        assert!(View::stack(vec![one("t0"), other]).is_none());
-    }
-
-    #[test]
-    fn bytes_as_words() {
-        let (_directory, checkpoint) = checkpoint(&[3, 2, 16]);
-        let words = view(&checkpoint, &[Step::Words]);
-        assert_eq!((words.dtype, words.shape()), (Dtype::U32, vec![3, 8]));
-        assert_eq!(read(&words, &checkpoint), (0..96).collect::<Vec<u8>>());
-    }
-
-    #[test]
-    fn steps_that_do_not_fit_are_errors() {
-        let (_directory, checkpoint) = checkpoint(&[6, 2]);
-        let tensor = checkpoint.tensor("t0").unwrap();
-        for step in [
-            Step::SplitRows(4),
-            Step::SplitRows(0),
-            Step::Rows { start: 4, count: 3, of: 6 },
-            Step::Rows { start: 0, count: 0, of: 6 },
-            Step::Rows { start: 0, count: 2, of: 7 },
-            Step::EveryOther { from_last: 2, odd: false },
-            Step::Words,
-        ] {
-            assert!(View::new("t0", tensor, std::slice::from_ref(&step)).is_err(), "{step:?}");
         }
     }
 }

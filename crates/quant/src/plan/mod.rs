@@ -6,6 +6,7 @@
 mod bulk;
 mod check;
 mod complete;
+mod decide;
 mod end_of_turn;
 mod error;
 mod head;

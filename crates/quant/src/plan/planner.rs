@@ -9,21 +9,16 @@ use serde_json::{Map, Value};
 
 use super::bulk::unquantized;
 use super::check::{takes_over, target_dtype};
+use super::decide::{Decision, decide};
 use super::end_of_turn::EndOfTurn;
 use super::head::repeated;
 use super::ids::Paths;
 use super::mixed::Mixed;
 use super::packed::PackedLayers;
-use super::specs::{entry, packed_specs};
+use super::specs::{entry, packed_specs, settle_entry};
 use super::{Item, Job, PackedSource, Plan, PlanError, Settings, Towers};
 use crate::parameters::OuterModules;
 use mlx_quant_model::{Architecture, Existing, Named, SourceError, Taken, View, arch};
-
-/// A linear or embedding layer's decision.
-enum Decision {
-    Keep { listed: bool },
-    Quantize { scheme: Scheme, entry: Option<Value> },
-}
 
 pub(super) struct Planner {
     architecture: Architecture,
@@ -311,7 +306,13 @@ impl Planner {
         if view.elements() == 0 {
             return self.copy(name, view);
         }
-        match self.decide(path, view.columns(), base)? {
+        let (mixed, has_packed) = (self.mixed.as_ref(), self.has_packed());
+        let columns = view.columns();
+        match decide(path, columns, base, &self.settings, &self.architecture, mixed, has_packed)? {
+            Decision::Undivided => {
+                self.undivided.push((path.to_owned(), columns));
+                self.copy(name, view)
+            }
             Decision::Keep { listed } => {
                 if listed {
                     self.entries.insert(path.to_owned(), false.into());
@@ -357,51 +358,6 @@ impl Planner {
         }
     }
 
-    /// mlx-lm's order: divisibility by the shared group size, then recipe or else the model's own protection
-    /// (`mlx_lm/utils.py`, `quantize_model`). A recipe file comes before all of it.
-    fn decide(&mut self, path: &str, columns: usize, base: Scheme) -> Result<Decision, PlanError> {
-        let overridden = self.settings.overrides.as_ref().and_then(|overrides| overrides.get(path));
-        if let Some(choice) = overridden {
-            let Some(scheme) = choice else { return Ok(Decision::Keep { listed: true }) };
-            if !scheme.divides(columns) {
-                let group_size = scheme.group_size();
-                return Err(PlanError::OverrideDivides { path: path.to_owned(), columns, group_size });
-            }
-            return Ok(Decision::Quantize { scheme, entry: Some(entry(scheme)) });
-        }
-        if let Some(&scheme) = self.settings.schemes.get(path)
-            && scheme.divides(columns)
-        {
-            let entry = (scheme != base || self.has_packed()).then(|| entry(scheme));
-            return Ok(Decision::Quantize { scheme, entry });
-        }
-        if !base.divides(columns) {
-            self.undivided.push((path.to_owned(), columns));
-            return Ok(Decision::Keep { listed: false });
-        }
-        if let Some(mixed) = &self.mixed {
-            let scheme = mixed.scheme(path);
-            return Ok(Decision::Quantize { scheme, entry: Some(entry(scheme)) });
-        }
-        if let Some(protected) = self.architecture.protection(path) {
-            let scheme = Scheme::affine(protected.bits, protected.group_size)?;
-            if !scheme.divides(columns) {
-                self.undivided.push((path.to_owned(), columns));
-                return Ok(Decision::Keep { listed: false });
-            }
-            let mut object = Map::new();
-            object.insert("group_size".to_owned(), protected.group_size.into());
-            object.insert("bits".to_owned(), protected.bits.into());
-            return Ok(Decision::Quantize { scheme, entry: Some(object.into()) });
-        }
-        if self.architecture.is_unquantized(path) {
-            return Ok(Decision::Keep { listed: false });
-        }
-        // A partly packed source says in its shared object how the packed parts are made.
-        let entry = self.has_packed().then(|| entry(base));
-        Ok(Decision::Quantize { scheme: base, entry })
-    }
-
     /// A layer that is packed in the source: decoded, or copied.
     fn packed_layer(&mut self, path: &str, weight: View) -> Result<(), PlanError> {
         let name = |leaf: &str| format!("{path}.{leaf}");
@@ -431,7 +387,7 @@ impl Planner {
         }
         self.parameters += OuterModules::packed(&shape);
         if !self.settings.dequantize {
-            self.settle_entry(path, scheme);
+            self.notes.extend(settle_entry(&mut self.existing, path, scheme));
             self.copy(&name("weight"), weight)?;
             self.copy(&name("scales"), scales)?;
             return biases.map_or(Ok(()), |biases| self.copy(&name("biases"), biases));
@@ -446,30 +402,6 @@ impl Planner {
         let spec = TensorSpec { name: name("weight"), dtype: float.dtype(), shape };
         self.push(path, Job::Dequantize { weight, scales, biases, float, scheme }, [spec]);
         Ok(())
-    }
-
-    /// Puts the scheme that a packed layer really has in the place of an entry that says something else: mlx_lm believes it.
-    fn settle_entry(&mut self, path: &str, scheme: Scheme) {
-        let (Existing::Mlx(map) | Existing::HubMx(map)) = &mut self.existing else { return };
-        let Some(said) = map.get(path) else { return };
-        let right = match said {
-            Value::Bool(true) => true,
-            Value::Object(fields) => {
-                let known =
-                    |key: &String| matches!(key.as_str(), "bits" | "group_size" | "mode" | "global_scale");
-                !fields.is_empty()
-                    && fields.keys().all(known)
-                    && mlx_quant_model::listed(fields) == Some(scheme)
-            }
-            _ => false,
-        };
-        if right {
-            return;
-        }
-        self.notes.push(format!(
-            "config.json says {said} of {path}, which is packed as {scheme}: that is written instead"
-        ));
-        map.insert(path.to_owned(), entry(scheme));
     }
 
     fn check_divided(&mut self) -> Result<(), PlanError> {

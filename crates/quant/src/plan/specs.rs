@@ -2,6 +2,7 @@
 
 use mlx_format::checkpoint::TensorSpec;
 use mlx_format::{Dtype, FloatType, Scheme};
+use mlx_quant_model::{Existing, listed};
 use serde_json::{Map, Value};
 
 /// `{"group_size": .., "bits": .., "mode": ..}`.
@@ -30,4 +31,27 @@ pub(super) fn packed_specs(path: &str, shape: &[usize], scheme: Scheme, float: F
         specs.push(spec("biases", float.dtype(), groups));
     }
     specs
+}
+
+/// Puts the scheme that a packed layer really has in the place of an entry that says something else: mlx_lm believes it. A note for
+/// people where that was so.
+pub(super) fn settle_entry(existing: &mut Existing, path: &str, scheme: Scheme) -> Option<String> {
+    let (Existing::Mlx(map) | Existing::HubMx(map)) = existing else { return None };
+    let said = map.get(path)?;
+    let right = match said {
+        Value::Bool(true) => true,
+        Value::Object(fields) => {
+            let known =
+                |key: &String| matches!(key.as_str(), "bits" | "group_size" | "mode" | "global_scale");
+            !fields.is_empty() && fields.keys().all(known) && listed(fields) == Some(scheme)
+        }
+        _ => false,
+    };
+    if right {
+        return None;
+    }
+    let note =
+        format!("config.json says {said} of {path}, which is packed as {scheme}: that is written instead");
+    map.insert(path.to_owned(), entry(scheme));
+    Some(note)
 }
