@@ -4,10 +4,11 @@
     python3 scripts/make_checkpoint.py OUT --shape llama-3.1-8b
     python3 scripts/make_checkpoint.py OUT --shape llama-70b --blocks 8
     python3 scripts/make_checkpoint.py OUT --shape qwen3-30b-a3b --blocks 6
+    python3 scripts/make_checkpoint.py OUT --shape kimi-k2 --hollow      # a trillion weights, for --dry-run and recommend
 
 For speed and memory measurements: the weights are normal with sigma 0.02, the shapes plausible (or
 given by --hidden and --intermediate instead of --gigabytes), the shards at most 2 GB. Without --tokenizer a tokenizer of a few
-words is written, since mlx-lm wants one; a --shape gets the demo model's, whose words are the first of its vocabulary.
+words is written, since mlx-lm wants one; a --shape gets the demo model's, whose words are the first of its vocabulary. --hollow leaves the weights out: files have their size, and take no place where the disk knows holes.
 Only the standard library is used, and a few megabytes of memory. The same arguments give the same bytes.
 """
 
@@ -98,6 +99,36 @@ EXPERTS = LLAMA | {
 }
 
 
+# Kimi K2's: DeepSeek V3's form, 384 experts and a shared one in all blocks but the first.
+KIMI = {
+    "architectures": ["DeepseekV3ForCausalLM"],
+    "first_k_dense_replace": 1,
+    "hidden_act": "silu",
+    "kv_lora_rank": 512,
+    "max_position_embeddings": 131072,
+    "model_type": "kimi_k2",
+    "moe_intermediate_size": 2048,
+    "moe_layer_freq": 1,
+    "n_group": 1,
+    "n_routed_experts": 384,
+    "n_shared_experts": 1,
+    "norm_topk_prob": True,
+    "num_experts_per_tok": 8,
+    "q_lora_rank": 1536,
+    "qk_nope_head_dim": 128,
+    "qk_rope_head_dim": 64,
+    "rms_norm_eps": 1e-06,
+    "rope_theta": 50000.0,
+    "routed_scaling_factor": 2.827,
+    "scoring_func": "sigmoid",
+    "tie_word_embeddings": False,
+    "topk_group": 1,
+    "topk_method": "noaux_tc",
+    "torch_dtype": "bfloat16",
+    "v_head_dim": 128,
+}
+
+
 def numbers(layers, hidden, intermediate, heads, kv_heads, vocab):
     return {
         "hidden_size": hidden,
@@ -118,6 +149,7 @@ SHAPES = {
     "llama-3.1-8b": LLAMA | numbers(32, 4096, 14336, 32, 8, 128256),
     "llama-70b": LLAMA | numbers(80, 8192, 28672, 64, 8, 128256),
     "qwen3-30b-a3b": EXPERTS | numbers(48, 2048, 6144, 32, 4, 151936) | experts(128, 8, 768),
+    "kimi-k2": KIMI | numbers(61, 7168, 18432, 64, 64, 163840),
     "small": LLAMA | numbers(4, 256, 768, 4, 2, 6208) | {"head_dim": 64},
     "small-experts": EXPERTS | numbers(4, 256, 512, 4, 2, 6208) | experts(8, 2, 128) | {"head_dim": 64},
 }
@@ -127,6 +159,9 @@ DEMO = Path(__file__).parent.parent / "crates/demo/files"
 def shapes_of(config):
     """Names and shapes of a model of `SHAPES`, as its checkpoint has them."""
     hidden, vocab = config["hidden_size"], config["vocab_size"]
+    if config["model_type"] == "kimi_k2":
+        yield from latent_shapes(config)
+        return
     queries, keys = (config[f"num_{what}_heads"] * config["head_dim"] for what in ("attention", "key_value"))
 
     def mlp(prefix, intermediate):
@@ -151,6 +186,43 @@ def shapes_of(config):
         yield f"{prefix}.self_attn.o_proj.weight", (hidden, queries)
         yield f"{prefix}.self_attn.q_proj.weight", (queries, hidden)
         yield f"{prefix}.self_attn.v_proj.weight", (keys, hidden)
+    yield "model.norm.weight", (hidden,)
+    yield "lm_head.weight", (vocab, hidden)
+
+
+def latent_shapes(config):
+    """Names and shapes of latent attention with experts."""
+    hidden, vocab, heads = config["hidden_size"], config["vocab_size"], config["num_attention_heads"]
+    nope, rope, values = config["qk_nope_head_dim"], config["qk_rope_head_dim"], config["v_head_dim"]
+    query_rank, rank = config["q_lora_rank"], config["kv_lora_rank"]
+
+    def mlp(prefix, intermediate):
+        yield f"{prefix}.down_proj.weight", (hidden, intermediate)
+        yield f"{prefix}.gate_proj.weight", (intermediate, hidden)
+        yield f"{prefix}.up_proj.weight", (intermediate, hidden)
+
+    yield "model.embed_tokens.weight", (vocab, hidden)
+    for i in range(config["num_hidden_layers"]):
+        prefix = f"model.layers.{i}"
+        yield f"{prefix}.input_layernorm.weight", (hidden,)
+        if i < config["first_k_dense_replace"]:
+            yield from mlp(f"{prefix}.mlp", config["intermediate_size"])
+        else:
+            yield f"{prefix}.mlp.gate.weight", (config["n_routed_experts"], hidden)
+            yield f"{prefix}.mlp.gate.e_score_correction_bias", (config["n_routed_experts"],)
+            for expert in range(config["n_routed_experts"]):
+                yield from mlp(f"{prefix}.mlp.experts.{expert}", config["moe_intermediate_size"])
+            shared = config["moe_intermediate_size"] * config["n_shared_experts"]
+            yield from mlp(f"{prefix}.mlp.shared_experts", shared)
+        yield f"{prefix}.post_attention_layernorm.weight", (hidden,)
+        attention = f"{prefix}.self_attn"
+        yield f"{attention}.kv_a_layernorm.weight", (rank,)
+        yield f"{attention}.kv_a_proj_with_mqa.weight", (rank + rope, hidden)
+        yield f"{attention}.kv_b_proj.weight", (heads * (nope + values), rank)
+        yield f"{attention}.o_proj.weight", (hidden, heads * values)
+        yield f"{attention}.q_a_layernorm.weight", (query_rank,)
+        yield f"{attention}.q_a_proj.weight", (query_rank, hidden)
+        yield f"{attention}.q_b_proj.weight", (heads * (nope + rope), query_rank)
     yield "model.norm.weight", (hidden,)
     yield "lm_head.weight", (vocab, hidden)
 
@@ -207,6 +279,9 @@ def write_shard(path, tensors, weights):
     text += b" " * (-len(text) % 8)
     with open(path, "wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
+        if weights is None:
+            file.truncate(8 + len(text) + offset)
+            return
         for _, shape in tensors:
             weights.write(file, shape)
 
@@ -291,6 +366,7 @@ def main():
     parser.add_argument("--tokenizer", type=Path, help="copy the tokenizer of this model directory")
     parser.add_argument("--shape", choices=SHAPES, help="that of a known model, instead of all sizes")
     parser.add_argument("--blocks", type=int, help="only so many of its decoder layers")
+    parser.add_argument("--hollow", action="store_true", help="no weights: files of their full size that hold nothing")
     args = parser.parse_args()
 
     if args.blocks and not args.shape:
@@ -298,7 +374,7 @@ def main():
     config, tokenizer = known(args) if args.shape else by_size(args, parser)
     args.out.mkdir(parents=True)
     tensors = list(shapes_of(config) if args.shape else by_size_shapes(config))
-    files, weight_map, weights = shards(tensors), {}, Weights(args.seed)
+    files, weight_map, weights = shards(tensors), {}, None if args.hollow else Weights(args.seed)
     for i, shard in enumerate(files):
         name = f"model-{i + 1:05}-of-{len(files):05}.safetensors" if len(files) > 1 else "model.safetensors"
         write_shard(args.out / name, shard, weights)
