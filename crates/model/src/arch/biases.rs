@@ -11,6 +11,8 @@ pub(super) enum Bias {
     Always,
     /// Where config.json sets this key; none where it is silent.
     If(&'static str),
+    /// Unless config.json unsets this key; one where it is silent.
+    Unless(&'static str),
     Unknown,
 }
 use Bias::{Always, If, Never};

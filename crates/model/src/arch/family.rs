@@ -105,6 +105,7 @@ impl Family {
             Bias::Never => Some(false),
             Bias::Always => Some(true),
             Bias::If(key) => Some(config.bool(key, false)),
+            Bias::Unless(key) => Some(config.bool(key, true)),
             Bias::Unknown => None,
         }
     }

@@ -11,7 +11,7 @@ use super::sketch::{Sketch, linears};
 use crate::decoder::{Attention, Branch, Decoder, Gate, Layer, Linear, Mlp, Projections, Stage};
 use crate::ops::Activation;
 
-const BIASES: &[BiasRule] = &[(&["wqkv", "wo"], Bias::If("bias")), (OTHERS, Bias::Never)];
+const BIASES: &[BiasRule] = &[(&["wqkv", "wo"], Bias::Unless("bias")), (OTHERS, Bias::Never)];
 
 const BIASES_3: &[BiasRule] = &[
     (QKV, Bias::If("qkv_bias")),

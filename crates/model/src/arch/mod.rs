@@ -137,6 +137,21 @@ mod tests {
         Config::parse(json.as_bytes()).unwrap()
     }
 
+    /// Where config.json is silent, what the model's class takes for granted counts.
+    #[test]
+    fn a_bias_may_be_there_unless_it_is_unset() {
+        let has = |model_type: &str, path: &str, set: &str| {
+            let config = config(&format!(r#"{{"model_type": "{model_type}"{set}}}"#));
+            family(model_type).unwrap().has_bias(&config, path, false)
+        };
+        let own = "model.layers.0.attention.wqkv";
+        assert_eq!(has("internlm2", own, ""), Some(true));
+        assert_eq!(has("internlm2", own, r#", "bias": false"#), Some(false));
+        assert_eq!(has("internlm2", "model.layers.0.feed_forward.w1", ""), Some(false));
+        assert_eq!(has("internlm3", "model.layers.0.mlp.up_proj", ""), Some(false));
+        assert_eq!(has("internlm3", "model.layers.0.mlp.up_proj", r#", "bias": true"#), Some(true));
+    }
+
     #[test]
     fn every_listed_type_is_described() {
         let tensors = BTreeMap::new();
