@@ -1,8 +1,10 @@
 //! Opening a model: weights, config, and the small files that go along.
 
+use std::sync::Arc;
+
 use mlx_format::Dtype;
 use mlx_format::checkpoint::{Checkpoint, Config, Directory, tidy};
-use mlx_quant_model::{Tokenizer, Weights};
+use mlx_quant_model::{Named, SharedNames, SourceError, Tokenizer, Weights, WeightsError};
 use sha2::{Digest as _, Sha256};
 
 use crate::Error;
@@ -19,6 +21,8 @@ pub struct Model {
     pub allow_unread: bool,
     /// What computes with it; decides bytes.
     pub device: Device,
+    /// Its tensors by MLX's names, once they were asked for.
+    pub names: SharedNames,
 }
 
 /// Opens a model directory and validates everything in it. What a run that was killed at its very end left in a model of ours
@@ -82,7 +86,8 @@ pub fn demo() -> Directory {
 
 impl Model {
     fn new(checkpoint: Checkpoint, config: Config) -> Self {
-        Self { checkpoint, config, allow_unread: false, device: mlx_quant_engine::cpu() }
+        let (device, names) = (mlx_quant_engine::cpu(), SharedNames::default());
+        Self { checkpoint, config, allow_unread: false, device, names }
     }
 
     /// Computed on another device than the processor.
@@ -125,13 +130,28 @@ impl Model {
         Ok(Tokenizer::load(self.checkpoint.directory())?)
     }
 
+    /// Its tensors by MLX's names.
+    ///
+    /// # Errors
+    /// As [`Named::read`].
+    pub fn named(&self) -> Result<Arc<Named>, SourceError> {
+        self.names.of(&self.checkpoint, &self.config)
+    }
+
+    /// Its weights.
+    ///
+    /// # Errors
+    /// As [`Weights::open`].
+    pub fn weights(&self) -> Result<Weights<'_>, WeightsError> {
+        Weights::of(&self.checkpoint, self.named()?)
+    }
+
     /// Token ids that it knows.
     ///
     /// # Errors
     /// If the model type has no decoder description, or weights and config do not fit together.
     pub fn vocabulary(&self) -> Result<usize, Error> {
-        let weights = Weights::open(&self.checkpoint, &self.config)?;
-        Ok(weights.decoder(&self.config, self.allow_unread)?.vocabulary)
+        Ok(self.weights()?.decoder(&self.config, self.allow_unread)?.vocabulary)
     }
 
     /// Recognises this very checkpoint again: SHA-256 over config.json and, for each file of weights, its name, size, time of change

@@ -5,6 +5,7 @@
 mod common;
 
 use std::path::Path;
+use std::sync::Arc;
 
 use common::{PLAIN, bf16_bytes, convert_to, fixtures, open_path, quantize, shared, write_checkpoint};
 use mlx_format::checkpoint::Directory;
@@ -50,6 +51,18 @@ fn whole(zoo: &Path) -> usize {
 #[test]
 fn checkpoints_in_the_repository() {
     assert_eq!(whole(&fixtures().join("zoo")), 6 * 4);
+}
+
+#[test]
+fn names_are_looked_up_once_for_a_config() {
+    let mut model = open_path(&fixtures().join("packed/w8a8")).unwrap();
+    let first = model.named().unwrap();
+    assert!(Arc::ptr_eq(&first, &model.named().unwrap()));
+    assert!(Arc::ptr_eq(&first, &model.weights().unwrap().named));
+    model.config.0.insert("rms_norm_eps".to_owned(), 0.5.into());
+    let other = model.named().unwrap();
+    assert_ne!(other.decoder, first.decoder);
+    assert_eq!(other.tensors.len(), first.tensors.len());
 }
 
 #[test]

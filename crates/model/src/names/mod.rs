@@ -1,6 +1,7 @@
 //! Source names to output tensors, by the rules of an architecture.
 
 mod collect;
+mod shared;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,6 +10,7 @@ use mlx_format::{Dtype, FloatType, Scheme};
 
 pub use self::collect::Taken;
 use self::collect::{Applied, apply, decoded_tensors};
+pub use self::shared::SharedNames;
 use crate::arch::{self, Architecture, Language};
 use crate::asked;
 use crate::decoder::{Decoder, ExpectedTensor};

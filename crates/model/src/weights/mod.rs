@@ -8,6 +8,7 @@ mod packed;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
+use std::sync::Arc;
 
 use mlx_format::checkpoint::{Checkpoint, Config};
 use mlx_format::{Dtype, FloatType, Mode, PackedRef, Scheme};
@@ -74,7 +75,7 @@ enum Stored {
 pub struct Weights<'c> {
     checkpoint: &'c Checkpoint,
     /// Description of the names.
-    pub named: Named,
+    pub named: Arc<Named>,
     entries: BTreeMap<String, Entry>,
     /// Rows that stand for those of a table, by module path.
     replaced: BTreeMap<String, Rows>,
@@ -94,7 +95,14 @@ impl<'c> Weights<'c> {
     /// # Errors
     /// If the checkpoint is incomplete, not what config.json says, or has packed tensors that do not belong together.
     pub fn open(checkpoint: &'c Checkpoint, config: &Config) -> Result<Self, WeightsError> {
-        let named = Named::read(checkpoint, config)?;
+        Self::of(checkpoint, Arc::new(Named::read(checkpoint, config)?))
+    }
+
+    /// The same where the names of the checkpoint are known.
+    ///
+    /// # Errors
+    /// If there are packed tensors that do not belong together.
+    pub fn of(checkpoint: &'c Checkpoint, named: Arc<Named>) -> Result<Self, WeightsError> {
         let by_name: BTreeMap<&str, &View> =
             named.tensors.iter().map(|(name, view)| (name.as_str(), view)).collect();
         let mut entries = BTreeMap::new();

@@ -1,5 +1,7 @@
 //! What every method would need on a machine and is expected to lose, and which to take: now, within an hour, overnight.
 
+use std::rc::Rc;
+
 use mlx_format::Scheme;
 use mlx_quant_model::WeightsError;
 use serde::Serialize;
@@ -13,7 +15,7 @@ use crate::dwq::DwqSettings;
 use crate::dynamic::{DynamicPlan, DynamicSettings, Target};
 use crate::methods::Method;
 use crate::plan::{Plan, Settings};
-use crate::recipes::{Contestant, USUAL_RESIDENT, budget};
+use crate::recipes::{Contestant, USUAL_RESIDENT, budget_of};
 use crate::session::QuantizeSettings;
 use crate::{Error, Model};
 
@@ -87,8 +89,10 @@ pub fn recommend(model: &Model, wish: &Wish, machine: &Machine) -> Result<Recomm
     let inspection = crate::inspect::inspect(model)?;
     let parameters = inspection.parameters - inspection.towers.map_or(0, |towers| towers.weights);
     let size = (parameters, widest(model, wish)?);
-    let all = |wish: &Wish, names: &[&str]| {
-        names.iter().map(|name| choice(model, wish, machine, size, name)).collect::<Result<Vec<_>, _>>()
+    let mut plans = Plans { model, made: Vec::new() };
+    let mut all = |wish: &Wish, names: &[&str]| {
+        let choices = names.iter().map(|name| choice(&mut plans, wish, machine, size, name));
+        choices.collect::<Result<Vec<_>, _>>()
     };
     let choices = all(wish, &METHODS)?;
     let mut candidates = choices.clone();
@@ -102,6 +106,24 @@ pub fn recommend(model: &Model, wish: &Wish, machine: &Machine) -> Result<Recomm
     let rows = rows(candidates, wish.time);
     let (pick, why) = pick(&rows, &choices, wish);
     Ok(Recommendation { choices, rows, pick, why })
+}
+
+/// Plans of a model with everything at one scheme, each made once: every method starts from one of them.
+struct Plans<'m> {
+    model: &'m Model,
+    made: Vec<(Scheme, Rc<Plan>)>,
+}
+
+impl Plans<'_> {
+    fn of(&mut self, scheme: Scheme) -> Result<Rc<Plan>, Error> {
+        if let Some((_, plan)) = self.made.iter().find(|(own, _)| *own == scheme) {
+            return Ok(plan.clone());
+        }
+        let settings = Settings { quantize: Some(scheme), ..Settings::default() };
+        let plan = Rc::new(Plan::new(&self.model.checkpoint, &self.model.config, settings)?);
+        self.made.push((scheme, plan.clone()));
+        Ok(plan)
+    }
 }
 
 /// The most bits of a code whose layers all together stay within the target.
@@ -126,12 +148,13 @@ fn widest(model: &Model, wish: &Wish) -> Result<Option<Scheme>, Error> {
 }
 
 fn choice(
-    model: &Model,
+    plans: &mut Plans<'_>,
     wish: &Wish,
     machine: &Machine,
     (parameters, widest): (u64, Option<Scheme>),
     name: &str,
 ) -> Result<Choice, Error> {
+    let model = plans.model;
     let affine = |bits| Scheme::affine(bits, wish.group_size).map_err(crate::PlanError::from);
     let named = |scheme| {
         let wrong = |error: crate::methods::RecipeError| Error::Comparison {
@@ -163,11 +186,10 @@ fn choice(
         mlx_lm: if single { peer(method, model, parameters, scheme.bits())? } else { None },
         recipe: recipe.clone(),
     };
-    let settings = Settings { quantize: Some(scheme), ..Settings::default() };
-    let plan = Plan::new(&model.checkpoint, &model.config, settings)?;
+    let plan = plans.of(scheme)?;
     if recipe.allocates() {
         let target = match wish.target {
-            None => Target::BitsPerWeight(budget(model, scheme)?),
+            None => Target::BitsPerWeight(budget_of(&plan)),
             Some(target) => target,
         };
         match DynamicPlan::check(model, &plan.settings, &DynamicSettings::new(target)) {

@@ -8,6 +8,7 @@ mod stored;
 mod verify;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use mlx_format::Scheme;
 use mlx_quant_model::{Named, View};
@@ -165,8 +166,8 @@ pub fn inspect(model: &Model) -> Result<Inspection, Error> {
     })
 }
 
-fn read(model: &Model) -> Result<Named, Error> {
-    Ok(Named::read(&model.checkpoint, &model.config).map_err(PlanError::from)?)
+fn read(model: &Model) -> Result<Arc<Named>, Error> {
+    Ok(model.named().map_err(PlanError::from)?)
 }
 
 /// What is counted over all tensors.

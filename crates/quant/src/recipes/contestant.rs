@@ -83,6 +83,10 @@ impl Method {
 pub fn budget(model: &Model, scheme: Scheme) -> Result<f64, Error> {
     let settings =
         Settings { quantize: Some(scheme), allow_unread: model.allow_unread, ..Settings::default() };
-    let plan = Plan::new(&model.checkpoint, &model.config, settings)?;
-    Ok((plan.language_bits_per_weight() * 1000.0).floor() / 1000.0)
+    Ok(budget_of(&Plan::new(&model.checkpoint, &model.config, settings)?))
+}
+
+/// The same of a plan that holds everything at one scheme.
+pub(crate) fn budget_of(plan: &Plan) -> f64 {
+    (plan.language_bits_per_weight() * 1000.0).floor() / 1000.0
 }

@@ -16,6 +16,7 @@ mod text;
 
 pub use self::allocate::{Allocator, check_place, tries};
 pub use self::check::{check_allocation, check_method, check_training};
+pub(crate) use self::contestant::budget_of;
 pub use self::contestant::{Contestant, budget};
 pub use self::low_memory::{Room, USUAL_RESIDENT, available_memory, choose_low_memory, total_memory};
 pub use self::processor::processor;

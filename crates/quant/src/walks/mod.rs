@@ -72,7 +72,7 @@ impl<'m> Walk<'m> {
     /// # Errors
     /// If the model type has no decoder description, or weights and config do not fit together.
     pub fn open(model: &'m Model) -> Result<Self, Error> {
-        let weights = Weights::open(&model.checkpoint, &model.config)?;
+        let weights = model.weights()?;
         let decoder = weights.decoder(&model.config, model.allow_unread)?;
         let blocks = decoder.blocks.iter().map(|_| OnceLock::new()).collect();
         Ok(Self {
