@@ -77,6 +77,7 @@ def cases(scale):
         "dwq": ["dwq", *windows(6), *dwq, *light, *out],
         "dwq-targets": ["dwq", "--target-dir", "kept", *windows(6), *dwq, *light, *out],
         "dwq-low-memory": ["dwq", "--low-memory", *windows(6), *dwq, *light, *out],
+        "learn": ["quantize", "--recipe", "gptq+learn", "--learn-steps", str(4 * scale), "--learn-batch", "2", *windows(4), *light, *out],
         "quantize": ["quantize", *stacked, *windows(4), *dwq, *light, *out],
         "quantize-low-memory": ["quantize", "--low-memory", *stacked, *windows(4), *dwq, *light, *out],
         "compare": ["compare", "--methods", "basic,gptq,dwq", "--keep", "all", *windows(4), "--iters", str(2 * scale), "--windows", "2", "--output", "cmp", "--threads", "2", "--quiet"],

@@ -17,7 +17,8 @@ use clap::{Args, Parser, Subcommand};
 use mlx_quant::recipes::DeviceChoice;
 
 pub(crate) use self::calibrated::{
-    Awq, AwqFlags, Calibrated, Dwq, DwqFlags, DynamicFlags, DynamicQuant, Gptq, GptqFlags, Quantize,
+    Awq, AwqFlags, Calibrated, Dwq, DwqFlags, DynamicFlags, DynamicQuant, Gptq, GptqFlags, LearnFlags,
+    Quantize,
 };
 pub(crate) use self::choices::{ModeArg, RecipeArg};
 pub(crate) use self::compare::{Compare, KeepArg};

@@ -16,6 +16,7 @@ const WIDTH: usize = 100;
 /// Flags whose values are replaced, so that a run takes a second or two, and by what.
 const CALIBRATED: [(&str, &str); 3] =
     [("--n-samples", "2"), ("--sequence-length", "64"), ("--eval-windows", "0")];
+const LEARNED: [(&str, &str); 2] = [("--learn-steps", "2"), ("--learn-batch", "1")];
 const TRAINED: [(&str, &str); 3] = [("--iters", "2"), ("--batch-size", "2"), ("--valid-samples", "1")];
 
 /// `mlx-quant ...` lines of fenced `sh` blocks.
@@ -101,6 +102,9 @@ fn shortened(line: &str) -> Vec<String> {
             ("--iters", "2"),
         ]),
         _ => {}
+    }
+    if name == "quantize" && has(&words, "learn") {
+        flags.extend(LEARNED);
     }
     if name == "dwq" || (name == "quantize" && has(&words, "dwq")) {
         flags.extend(TRAINED);

@@ -25,7 +25,7 @@ const LINES: &[&str] = &[
     "dynamic_quant --model {}/model --target-kl 0.5 --n-samples 2 --sequence-length 48 --mlx-path {}/o9",
     "dwq --model {}/model --iters 2 --batch-size 2 --learning-rate 0.00001 --temperature 1.5 --quantized-model {}/four --target-dir {}/targets --valid-samples 1 --strict --grad-checkpoint --n-samples 4 --sequence-length 48 --eval-windows 0 --mlx-path {}/o10 --restart --overwrite",
     "dwq --model {}/model --targets-only --target-dir {}/targets2 --iters 2 --num-valid-samples 1 --n-samples 4 --sequence-length 48",
-    "quantize --recipe dynamic+awq+gptq+dwq --model {}/model --target-bpw 4.5 --strict --n-grid 4 --block-size 64 --iters 2 --valid-samples 1 --n-samples 3 --sequence-length 48 --eval-windows 0 --mlx-path {}/o11 --restart --overwrite",
+    "quantize --recipe dynamic+awq+gptq+learn+dwq --model {}/model --target-bpw 4.5 --strict --n-grid 4 --block-size 64 --learn-steps 2 --learn-batch 1 --iters 2 --valid-samples 1 --n-samples 3 --sequence-length 48 --eval-windows 0 --mlx-path {}/o11 --restart --overwrite",
     "eval --model {}/four --reference {}/model --data {}/text.txt --strict --allow-unread --windows 2 --sequence-length 48 --cache {}/cache --report {}/r.md --low-memory --threads 1 --device cpu --json --verbose",
     "eval -m {}/four --data-path {}/text.txt --windows 2 --max-seq-length 48 --dry-run --quiet",
     "eval --hf-path {}/four --windows 2 --sequence-length 48",
@@ -213,7 +213,7 @@ fn the_guide_is_covered() {
                 "--targets-only",
             ]),
         ),
-        ("quantize", all(&["--recipe"])),
+        ("quantize", all(&["--recipe", "--learn-steps", "--learn-batch"])),
         (
             "eval",
             vec!["--model", "--reference", "--data", "--windows", "--sequence-length", "--cache", "--json"],

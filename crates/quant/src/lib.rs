@@ -59,6 +59,7 @@ pub mod evaluate;
 pub mod forecast;
 pub mod inspect;
 pub mod kept;
+pub mod learn;
 pub mod methods;
 pub mod numbers;
 pub mod observer;

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use mlx_format::Scheme;
 use mlx_format::checkpoint::{Array, Arrays, read_arrays, write_arrays};
 use mlx_quant::data::Window;
+use mlx_quant::learn::LearnSettings;
 use mlx_quant::model::{Forward, State, Weights};
 use mlx_quant::session::Quantized;
 use mlx_quant::{Error, Model, Plan, QuantizeSettings, Settings, Silent, Windows, convert, quantize};
@@ -22,7 +23,8 @@ fn plan(model: &Model, bits: u32) -> Plan {
 }
 
 fn settings(recipe: &str) -> QuantizeSettings {
-    QuantizeSettings { threads: 2, ..QuantizeSettings::new(recipe.parse().unwrap()) }
+    let learn = LearnSettings { steps: 8, batch: 4, ..LearnSettings::default() };
+    QuantizeSettings { threads: 2, learn, ..QuantizeSettings::new(recipe.parse().unwrap()) }
 }
 
 fn run(model: &Model, target: &Path, settings: &QuantizeSettings) -> Quantized {
@@ -82,13 +84,35 @@ impl Blocks {
         }
         sum
     }
+
+    /// Squared error of what leaves the last block of a model on its own stream, over the square of what its blocks add.
+    fn drift(&self, model: &Model) -> f64 {
+        let device = mlx_quant_engine::cpu();
+        let weights = Weights::open(&model.checkpoint, &model.config).unwrap();
+        let decoder = weights.decoder(&model.config, false).unwrap();
+        let forward = Forward::new(&decoder, self.windows.sequence_length, &device).unwrap();
+        let embed = |window: &Window| forward.embed(&weights, &[&window.tokens]).unwrap();
+        let mut states: Vec<State> = self.windows.picked.iter().map(embed).collect();
+        for (index, block) in decoder.blocks.iter().enumerate() {
+            let parameters = weights.load(&block.prefix, &device).unwrap();
+            let step = |state: State| forward.block(index, &parameters, state, &mut ()).unwrap();
+            states = states.into_iter().map(step).collect();
+        }
+        let square = |(a, b): (&State, &State)| {
+            let difference = (&a.hidden - &b.hidden).unwrap().sqr().unwrap().sum_all().unwrap();
+            f64::from(difference.to_vec().unwrap()[0])
+        };
+        let (first, last) = (&self.states[0], &self.states[self.states.len() - 1]);
+        let errors: f64 = states.iter().zip(last).map(square).sum();
+        errors / first.iter().zip(last).map(square).sum::<f64>()
+    }
 }
 
 /// Errors of all blocks against those of round to nearest, on windows that were not calibrated on.
 fn beats_round_to_nearest(zoo: &Path) {
     const RECIPES: [&str; 3] = ["awq", "gptq", "awq+gptq"];
     println!(
-        "{:<18} {:>9} {:>9} {:>9} {:>9}",
+        "{:<20} {:>9} {:>9} {:>9} {:>9}",
         "4 bits, groups of 32", "rtn", RECIPES[0], RECIPES[1], RECIPES[2]
     );
     let mut failed = Vec::new();
@@ -110,13 +134,48 @@ fn beats_round_to_nearest(zoo: &Path) {
             quantize(&model, &plan, &windows, &target, &settings(recipe), &Silent).unwrap();
             blocks.error(&open_path(&target).unwrap()) / plain
         });
-        println!("{name:<18} {plain:>11.3e} {:>9.3} {:>9.3} {:>9.3}", ratios[0], ratios[1], ratios[2]);
+        let [awq, gptq, both] = ratios;
+        println!("{name:<20} {plain:>9.3e} {awq:>9.3} {gptq:>9.3} {both:>9.3}");
         if ratios.iter().any(|ratio| *ratio >= 1.0) {
             failed.push(format!("{name}: {ratios:.3?}"));
         }
     }
     println!("{} checkpoints", directories.len());
     assert!(failed.is_empty(), "no better than round to nearest: {failed:?}");
+}
+
+/// What leaves the last block on windows that nothing learned from, by `gptq+learn` and by `gptq`.
+fn learning_helps(zoo: &Path) {
+    let mut ratios = Vec::new();
+    let mut directories: Vec<PathBuf> =
+        std::fs::read_dir(zoo).unwrap().map(|entry| entry.unwrap().path()).collect();
+    directories.retain(|path| path.join("config.json").is_file());
+    directories.sort();
+    for directory in &directories {
+        let model = open_path(directory).unwrap();
+        let (blocks, plan, windows) = (Blocks::of(&model), plan(&model, 2), windows(&model, 1, 40, 48));
+        let out = tempfile::tempdir().unwrap();
+        let drift = |recipe: &str| {
+            let learn = LearnSettings { steps: 30, ..LearnSettings::default() };
+            let (target, settings) =
+                (out.path().join(recipe), QuantizeSettings { learn, ..settings(recipe) });
+            quantize(&model, &plan, &windows, &target, &settings, &Silent).unwrap();
+            blocks.drift(&open_path(&target).unwrap())
+        };
+        let (before, after) = (drift("gptq"), drift("gptq+learn"));
+        let name = directory.file_name().unwrap().to_string_lossy();
+        println!("{name:<20} {before:.4} {after:.4} {:.3}", after / before);
+        ratios.push(after / before);
+    }
+    let mean = ratios.iter().sum::<f64>() / ratios.len() as f64;
+    println!("mean {mean:.3}");
+    assert!(mean < 0.9);
+    assert!(ratios.iter().all(|ratio| *ratio < 1.05), "{ratios:?}");
+}
+
+#[test]
+fn the_copied_checkpoints_learn() {
+    learning_helps(&fixtures().join("zoo"));
 }
 
 #[test]
@@ -145,7 +204,7 @@ fn several() -> Vec<Model> {
 #[test]
 fn threads_runs_and_memory_decide_nothing() {
     for model in several() {
-        for recipe in ["awq", "awq+gptq"] {
+        for recipe in ["awq", "awq+gptq", "awq+gptq+learn"] {
             let out = tempfile::tempdir().unwrap();
             let of = |name: &str, threads, low_memory| {
                 let target = out.path().join(name);
@@ -170,12 +229,12 @@ fn an_interrupted_run_goes_on_where_it_stopped() {
     for model in several() {
         let blocks = mlx_quant::walks::Walk::open(&model).unwrap().decoder.blocks.len();
         let out = tempfile::tempdir().unwrap();
-        run(&model, &out.path().join("whole"), &settings("awq+gptq"));
+        run(&model, &out.path().join("whole"), &settings("awq+gptq+learn"));
         let whole = bytes(&out.path().join("whole"));
         for low_memory in [false, true] {
             for stop in 1..=blocks as u64 {
                 let target = out.path().join(format!("{stop}-{low_memory}"));
-                let settings = QuantizeSettings { low_memory, ..settings("awq+gptq") };
+                let settings = QuantizeSettings { low_memory, ..settings("awq+gptq+learn") };
                 let windows = windows(&model, 1, 6, 48);
                 let stopped = quantize(
                     &model,

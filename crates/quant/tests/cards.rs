@@ -9,6 +9,7 @@ use std::path::Path;
 use mlx_format::Scheme;
 use mlx_quant::dwq::DwqSettings;
 use mlx_quant::dynamic::{DynamicPlan, DynamicSettings, SensitivitySettings, Target, sensitivities};
+use mlx_quant::learn::LearnSettings;
 use mlx_quant::recipes::{Device, DeviceChoice};
 use mlx_quant::{
     Evaluation, EvaluationSettings, Model, Plan, QuantizeSettings, Settings, Silent, Windows, evaluate,
@@ -67,7 +68,8 @@ fn made(name: &str, device: &Device, recipe: &str, target: &Path) -> Vec<u8> {
     let dwq = DwqSettings { iterations: 4, batch_size: 3, ..DwqSettings::default() };
     let lessons = Some((windows(&model, 1, 6), windows(&model, 2, 3)));
     let recipe = recipe.parse().unwrap();
-    let settings = QuantizeSettings { threads: 2, dwq, lessons, ..QuantizeSettings::new(recipe) };
+    let learn = LearnSettings { steps: 20, batch: 3, ..LearnSettings::default() };
+    let settings = QuantizeSettings { threads: 2, learn, dwq, lessons, ..QuantizeSettings::new(recipe) };
     quantize(&model, &plan, &calibration, target, &settings, &Silent).unwrap();
     std::fs::read(target.join("model.safetensors")).unwrap()
 }
@@ -78,7 +80,7 @@ fn methods_are_as_good_as_on_the_processor() {
     println!("{:<12}{:<12}{:>12}{:>12}", "checkpoint", "recipe", "processor", "card");
     let mut failed = Vec::new();
     for name in ["llama_tied", "qwen3_moe"] {
-        for recipe in ["awq", "gptq", "dynamic+gptq", "gptq+dwq"] {
+        for recipe in ["awq", "gptq", "dynamic+gptq", "gptq+dwq", "gptq+learn"] {
             let directory = tempfile::tempdir().unwrap();
             let at = |name: &str| directory.path().join(name);
             made(name, &mlx_quant_engine::cpu(), recipe, &at("cpu"));

@@ -177,10 +177,12 @@ Examples:
   mlx-quant quantize --recipe awq+gptq --model Qwen/Qwen3-8B --bits 3 --mlx-path ./Qwen3-8B-3bit
   mlx-quant quantize --recipe search --model Qwen/Qwen3-8B
       no calibration text: the same as `convert -q --search`
-  mlx-quant quantize --recipe dynamic+awq+gptq+dwq --model Qwen/Qwen3-8B --target-bpw 4
+  mlx-quant quantize --recipe gptq+learn --bits 2 --learn-steps 50
+      the demo model at 2 bits: second-order rounding, then each block learns its codes and ranges
+  mlx-quant quantize --recipe dynamic+awq+gptq+learn+dwq --model Qwen/Qwen3-8B --target-bpw 4
       everything there is
 
-Methods, in this order: dynamic (bits for each layer), awq (scales), one of rtn, search, refine, gptq (codes), dwq (distillation).";
+Methods, in this order: dynamic (bits for each layer), awq (scales), one of rtn, search, refine, gptq (codes), learn (codes, block by block), dwq (distillation).";
 
 /// Arguments of `quantize`.
 #[derive(Debug, Args)]
@@ -203,6 +205,9 @@ pub(crate) struct Quantize {
 
     #[command(flatten)]
     pub(crate) gptq: GptqFlags,
+
+    #[command(flatten)]
+    pub(crate) learn: LearnFlags,
 
     #[command(flatten)]
     pub(crate) dwq: DwqFlags,
@@ -253,6 +258,19 @@ pub(crate) struct GptqFlags {
     /// Group size of embeddings and head [default: 64]
     #[arg(long, value_name = "N")]
     pub(crate) fallback_group_size: Option<usize>,
+}
+
+/// Flags of learned rounding.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Learn")]
+pub(crate) struct LearnFlags {
+    /// Steps that each block learns [default: 200]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) learn_steps: Option<u32>,
+
+    /// Windows of a step [default: 8]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) learn_batch: Option<u32>,
 }
 
 /// What all calibrated commands take.

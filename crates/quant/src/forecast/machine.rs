@@ -197,7 +197,7 @@ fn efficiency(part: &str) -> f64 {
         "folding" => 0.12,
         "rounding" => 0.265,
         "sensitivities" => 0.59,
-        "dwq" | "dwq: looks" => 0.66,
+        "dwq" | "dwq: looks" | "learning" => 0.66,
         "evaluation" => 0.73,
         "teacher" => 0.79,
         _ => 0.65,

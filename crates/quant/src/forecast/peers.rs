@@ -72,7 +72,7 @@ pub fn mlx_lm(method: Method, model: &Model, parameters: u64, bits: u32) -> Resu
         }
         Method::Dynamic => peer(scaled(DYNAMIC), "88.2 GB for 8 billion weights (mlx-lm PR 280), by weights"),
         Method::Dwq => peer(scaled(DWQ), "115 GB for 30 billion weights (mlx-lm PR 280), by weights"),
-        Method::Search | Method::Refine => None,
+        Method::Search | Method::Refine | Method::Learn => None,
     })
 }
 

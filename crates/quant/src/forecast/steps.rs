@@ -5,8 +5,8 @@ use crate::observer::{Step, StepPart};
 
 /// Parts of the forecast that a phase consists of, and the share that it has of them.
 fn parts_of(step: &str, phase: &str) -> (&'static [&'static str], f64) {
-    const ROUNDING: [&str; 7] =
-        ["read", "write", "read and round", "forward", "search", "rounding", "folding"];
+    const ROUNDING: [&str; 8] =
+        ["read", "write", "read and round", "forward", "search", "rounding", "folding", "learning"];
     match (step, phase) {
         ("copy", _) => (&ROUNDING[..2], 1.0),
         (_, StepPart::WRITE | "quantize") => (&ROUNDING, 1.0),

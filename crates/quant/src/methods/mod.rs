@@ -3,8 +3,8 @@
 //! [`Method::Dynamic`] rewrites the plan: it gives every layer its scheme. [`Method::Rtn`] and [`Method::Search`] need
 //! nothing but the weights. [`Method::Awq`], [`Method::Gptq`] and [`Method::Refine`] look at one site of one block at a
 //! time and at the [`Gram`] matrix of its inputs: AWQ chooses factors that are folded into what stands before the site,
-//! then a rounding method chooses codes, scales and biases. [`Method::Dwq`] trains scales and biases of the whole
-//! model.
+//! then a rounding method chooses codes, scales and biases. [`Method::Learn`] lets each block learn its codes and ranges anew,
+//! from those that were chosen. [`Method::Dwq`] trains scales and biases of the whole model.
 
 pub(crate) mod awq;
 
@@ -34,14 +34,17 @@ pub enum Method {
     Refine,
     /// Second-order rounding (Frantar et al. 2022, arXiv 2210.17323).
     Gptq,
+    /// Learned rounding (Cheng et al. 2023, arXiv 2309.05516), block by block, from the codes that a rounding method chose
+    /// ([`crate::learn`]).
+    Learn,
     /// Scales and biases distilled from the full-precision model (`mlx_lm.dwq`).
     Dwq,
 }
 
 impl Method {
     /// All, in the order in which they may be stacked.
-    pub const ALL: [Self; 7] =
-        [Self::Dynamic, Self::Awq, Self::Rtn, Self::Search, Self::Refine, Self::Gptq, Self::Dwq];
+    pub const ALL: [Self; 8] =
+        [Self::Dynamic, Self::Awq, Self::Rtn, Self::Search, Self::Refine, Self::Gptq, Self::Learn, Self::Dwq];
 
     /// As in recipes.
     pub const fn name(self) -> &'static str {
@@ -52,6 +55,7 @@ impl Method {
             Self::Search => "search",
             Self::Refine => "refine",
             Self::Gptq => "gptq",
+            Self::Learn => "learn",
             Self::Dwq => "dwq",
         }
     }
@@ -62,7 +66,8 @@ impl Method {
             Self::Dynamic => 0,
             Self::Awq => 1,
             Self::Rtn | Self::Search | Self::Refine | Self::Gptq => 2,
-            Self::Dwq => 3,
+            Self::Learn => 3,
+            Self::Dwq => 4,
         }
     }
 
@@ -76,7 +81,7 @@ impl Method {
 pub enum RecipeError {
     /// Not a method.
     #[error(
-        "recipe {recipe:?}: there is no method {name:?}; hint: {meant}stack dynamic, awq, one of rtn, search, refine, gptq, and dwq, as in dynamic+awq+gptq+dwq"
+        "recipe {recipe:?}: there is no method {name:?}; hint: {meant}stack dynamic, awq, one of rtn, search, refine, gptq, then learn and dwq, as in dynamic+awq+gptq+learn+dwq"
     )]
     Unknown {
         /// As given.
@@ -88,7 +93,7 @@ pub enum RecipeError {
     },
     /// In an order that makes no sense.
     #[error(
-        "recipe {recipe:?}: {name} cannot follow; hint: dynamic comes first, then awq, then one method that rounds, then dwq: dynamic+awq+gptq+dwq"
+        "recipe {recipe:?}: {name} cannot follow; hint: dynamic comes first, then awq, then one method that rounds, then learn, then dwq: dynamic+awq+gptq+learn+dwq"
     )]
     Order {
         /// As given.
@@ -123,6 +128,11 @@ impl Recipe {
         self.0.contains(&Method::Dynamic)
     }
 
+    /// Whether blocks learn their rounding.
+    pub fn learns(&self) -> bool {
+        self.0.contains(&Method::Learn)
+    }
+
     /// Whether scales and biases are trained.
     pub fn trains(&self) -> bool {
         self.0.contains(&Method::Dwq)
@@ -136,7 +146,7 @@ impl Recipe {
 
     /// Whether windows of calibration text pass the blocks while these are rounded.
     pub fn walks(&self) -> bool {
-        self.folds() || matches!(self.rounding(), Method::Gptq | Method::Refine)
+        self.folds() || self.learns() || matches!(self.rounding(), Method::Gptq | Method::Refine)
     }
 
     /// Whether it looks at calibration text.
@@ -211,6 +221,10 @@ mod tests {
             "dwq",
             "rtn+dwq",
             "dynamic+awq+gptq+dwq",
+            "learn",
+            "gptq+learn",
+            "search+learn+dwq",
+            "dynamic+awq+gptq+learn+dwq",
         ] {
             assert_eq!(text.parse::<Recipe>().unwrap().to_string(), text);
         }
@@ -230,12 +244,20 @@ mod tests {
         assert!(said("llama").contains("hint: stack"), "{}", said("llama"));
         let rounding = |text: &str| text.parse::<Recipe>().unwrap().rounding();
         assert_eq!(
-            ["dynamic", "dwq", "dynamic+dwq", "rtn+dwq"].map(rounding),
-            [Method::Refine, Method::Refine, Method::Refine, Method::Rtn]
+            ["dynamic", "dwq", "dynamic+dwq", "learn", "rtn+dwq"].map(rounding),
+            [Method::Refine, Method::Refine, Method::Refine, Method::Refine, Method::Rtn]
         );
-        for text in
-            ["gptq+awq", "awq+awq", "gptq+gptq", "search+gptq", "awq+rtn+gptq", "dwq+gptq", "awq+dynamic"]
-        {
+        for text in [
+            "gptq+awq",
+            "awq+awq",
+            "gptq+gptq",
+            "search+gptq",
+            "awq+rtn+gptq",
+            "dwq+gptq",
+            "awq+dynamic",
+            "learn+gptq",
+            "dwq+learn",
+        ] {
             assert!(matches!(text.parse::<Recipe>(), Err(RecipeError::Order { .. })), "{text}");
         }
     }

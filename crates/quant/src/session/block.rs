@@ -20,7 +20,7 @@ use crate::plan::Job;
 use crate::walks::calibrate::Visitor;
 
 /// An expert that saw fewer tokens than this part of its input features has no Hessian worth the name.
-const FEW_TOKENS: f64 = 0.25;
+pub(super) const FEW_TOKENS: f64 = 0.25;
 
 impl BlockWork<'_> {
     /// Order in which columns are rounded: groups of every size that a reader has stay together.
@@ -105,7 +105,15 @@ impl BlockWork<'_> {
             self.losses(gram, &weights, &stored, &done)?;
         }
         let mut passed = Vec::new();
-        for (reader, (codes, weight)) in site.readers.iter().zip(done) {
+        for ((reader, original), (codes, weight)) in site.readers.iter().zip(&weights).zip(done) {
+            if session.recipe.learns() && matches!(codes, Some(Codes::Affine(_))) {
+                let above = (original - &weight).and_then(|above| match factors {
+                    Some(factors) => awq::times(&above, factors),
+                    None => Ok(above),
+                });
+                let above = above.and_then(|above| above.to_vec()).map_err(WeightsError::from)?;
+                self.above.insert((reader.path.clone(), site.expert), above);
+            }
             passed.push(weight);
             if let Some(codes) = codes {
                 self.codes.insert((reader.path.clone(), site.expert), codes);

@@ -55,6 +55,13 @@ pub(super) fn calibrated_card(
             ),
         );
     }
+    if settings.recipe.learns() {
+        let learn = &settings.learn;
+        row(
+            "learn",
+            format!("{} steps of {} windows a block, seed {}", learn.steps, learn.batch, learn.seed),
+        );
+    }
     let settings = &settings.method;
     row(
         "settings",

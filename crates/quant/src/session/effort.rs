@@ -16,7 +16,7 @@ const SAMPLE: f64 = 64.0;
 pub(crate) const SEARCH: f64 = 53.0 * 8.0;
 
 /// Floating-point operations of [`super::quantize`], about, by part: `forward` (and Gram matrices), `rounding` (of codes, with a
-/// Hessian), `search` (of grids), `folding`.
+/// Hessian), `search` (of grids), `folding`, `learning`.
 ///
 /// # Errors
 /// As [`Walk::open`].
@@ -40,9 +40,26 @@ pub fn operations(
         let all: f64 = walk.weights.shapes().map(|(_, shape)| matrix(shape)).sum();
         sum.search += (all - walked).max(0.0) * SEARCH;
     }
+    let learning = if settings.recipe.learns() { learning(&walk, windows, settings) } else { 0.0 };
     let Effort { forward, rounding, search, folding } = sum;
-    let parts = [("forward", forward), ("search", search), ("rounding", rounding), ("folding", folding)];
+    let parts = [
+        ("forward", forward),
+        ("search", search),
+        ("rounding", rounding),
+        ("folding", folding),
+        ("learning", learning),
+    ];
     Ok(parts.into_iter().filter(|part| part.1 > 0.0).collect())
+}
+
+/// Of a step forward, and gradients of inputs and of weights; of looks at held-out windows; of all windows in full precision and as
+/// they leave the block that has learned.
+fn learning(walk: &Walk<'_>, windows: &Windows, settings: &QuantizeSettings) -> f64 {
+    let count = windows.picked.len();
+    let steps = 3 * settings.learn.steps * settings.learn.batch.min(count);
+    let looks = (crate::learn::JUDGED + 1) * crate::learn::held_out(count);
+    let tokens = ((steps + looks + 2 * count) * windows.sequence_length) as f64;
+    tokens * crate::walks::a_token(walk, windows.sequence_length).0
 }
 
 /// Floating-point operations of a factor of a Hessian `[size, size]`, and of so many passes over a weight `[rows, size]`

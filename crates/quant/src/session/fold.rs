@@ -317,6 +317,11 @@ impl BlockWork<'_> {
         let start = expert.unwrap_or(0) * rows + first;
         if let Some(Codes::Affine(rounded)) = self.codes.get_mut(&(linear.path.clone(), expert)) {
             rounded.scale_rows(first, &inverse);
+            if let Some(above) = self.above.get_mut(&(linear.path.clone(), expert)) {
+                for (row, factor) in above[first * columns..].chunks_exact_mut(columns).zip(&inverse) {
+                    row.iter_mut().for_each(|value| *value *= factor);
+                }
+            }
         } else {
             let values = self.edit(&name("weight"))?;
             for (row, factor) in values[start * columns..].chunks_exact_mut(columns).zip(&inverse) {

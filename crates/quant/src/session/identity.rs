@@ -44,6 +44,9 @@ pub(super) fn run_line(
     );
     let _ = write!(line, " {} ", all.replace('\n', " "));
     let mut hash = Sha256::new();
+    if settings.recipe.learns() {
+        hash.update(format!("{:?}", settings.learn));
+    }
     if settings.recipe.trains() {
         let own =
             DwqSettings { target_dir: None, teacher_states: None, save_seconds: 0, ..settings.dwq.clone() };

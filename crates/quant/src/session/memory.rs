@@ -15,6 +15,13 @@ use crate::{Error, Model, reduce, threads_or_all};
 /// Rows of a task of rounding, and how many arrays of them it holds.
 const TASK: u64 = crate::methods::ROWS as u64 * 5 * 4;
 
+/// Sixteenths of a block's bytes in float32 that its layers take while they learn.
+const LEARNING: u64 = 56;
+
+fn is_zero(bytes: &u64) -> bool {
+    *bytes == 0
+}
+
 /// What the resident memory of a calibrated run is made of, bytes, at the site where it is largest.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct QuantizeMemory {
@@ -26,6 +33,9 @@ pub struct QuantizeMemory {
     pub hessians: u64,
     /// The site's readers as they are rounded.
     pub weights: u64,
+    /// What learns of the block, its gradients, windows in front of and behind it once more; graphs of threads.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub learning: u64,
     /// What threads hold.
     pub scratch: u64,
     /// What the process holds already.
@@ -63,6 +73,9 @@ pub fn quantize_memory(
     let (within_a_block, state) = (walk.scratch_bytes(windows.sequence_length), walk.state_elements() as u64);
     // Without a walk, rows are carried a few megabytes at a time.
     let walked = if settings.recipe.walks() { blocks.len() } else { 0 };
+    let windows_held = windows.picked.len() as u64 * tokens * 4 * state;
+    let graph = crate::walks::graph_bytes(&walk, tokens);
+    let running = (threads as u64).min(settings.learn.batch as u64);
     for (block, bytes) in walk.decoder.blocks.iter().zip(&blocks).take(walked) {
         let routed = block.layers().map(|layer| match layer {
             Layer::Moe(moe) => 2 * moe.router.top_k as u64,
@@ -91,10 +104,27 @@ pub fn quantize_memory(
                 activations: within * tokens * 4 * (state + hidden + own + routed),
                 hessians: matrices * size * size * 4,
                 weights: trial.max(readers * 2),
+                // Of full precision, and as they stand in front of the block that learns.
+                learning: if settings.recipe.learns() { bytes + 2 * windows_held } else { 0 },
                 scratch: threads as u64 * (size * TASK).max(within_a_block),
                 ..QuantizeMemory::default()
             };
-            sum.peak = sum.block + sum.activations + sum.hessians + sum.weights + sum.scratch;
+            sum.peak = sum.block + sum.activations + sum.hessians + sum.weights + sum.learning + sum.scratch;
+            if sum.peak > largest.peak {
+                largest = sum;
+            }
+        }
+        if settings.recipe.learns() {
+            // Codes, positions, what they decode to, the best codes, the sum of gradients; a thread's gradients and graph.
+            let layers = bytes * LEARNING / 16;
+            let mut sum = QuantizeMemory {
+                block: *bytes,
+                activations: windows_held,
+                learning: layers + running * (bytes + graph) + 2 * windows_held,
+                scratch: threads as u64 * within_a_block,
+                ..QuantizeMemory::default()
+            };
+            sum.peak = sum.block + sum.activations + sum.learning + sum.scratch;
             if sum.peak > largest.peak {
                 largest = sum;
             }

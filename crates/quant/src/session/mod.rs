@@ -15,6 +15,7 @@ mod effort;
 mod fold;
 mod head;
 mod identity;
+mod learned;
 mod memory;
 mod report;
 mod settings;
@@ -43,6 +44,7 @@ pub use self::effort::operations;
 pub(crate) use self::effort::{SEARCH, rounding_operations};
 pub(crate) use self::head::HEAD_ROWS;
 use self::identity::run_line;
+use self::learned::Teacher;
 pub use self::memory::{QuantizeMemory, quantize_memory};
 pub use self::report::{Computed, ExpertTokens, Quantized};
 pub use self::settings::QuantizeSettings;
@@ -156,6 +158,10 @@ impl Session<'_> {
             let reason = "it lies in the output directory".to_owned();
             return Err(Error::Statistics { path: statistics.display().to_string(), reason });
         }
+        if let (Some(path), true) = (&self.settings.statistics, self.recipe.learns()) {
+            let reason = "learn lets windows pass the blocks, which kept matrices do not".to_owned();
+            return Err(Error::Statistics { path: path.display().to_string(), reason });
+        }
         // Tokens and positions that the model does not have.
         let (decoder, device) = (&self.walk.decoder, &self.walk.device);
         let forward = Forward::new(decoder, windows.sequence_length, device).map_err(WeightsError::from)?;
@@ -197,6 +203,10 @@ impl Session<'_> {
             observer.event(Event::Resumed { done: states.block() as u64 });
         }
         let (own, pool) = (&self, self.pool);
+        let mut teacher = match self.recipe.learns() {
+            true => Some(Teacher::in_front(own, &forward, windows, states.block())?),
+            false => None,
+        };
         let load = |index| pool.install(|| own.walk.block(index));
         let shared = RwLock::new(&mut *writer);
         let written = std::thread::scope(|scope| -> Result<_, Error> {
@@ -217,12 +227,19 @@ impl Session<'_> {
                     batch,
                     pool,
                 };
+                let lesson = match &mut teacher {
+                    Some(teacher) => Some((states.all()?, teacher.pass(index, &parameters)?)),
+                    None => None,
+                };
                 match statistics {
                     None => passage.take(&mut states, &mut work)?,
                     Some(statistics) => {
                         let passage = Passage { parameters: &parameters, ..passage };
                         own.with_statistics(passage, statistics, &mut states, &mut work)?;
                     }
+                }
+                if let Some((inputs, targets)) = lesson {
+                    states.put(0, work.learn(&inputs, targets)?)?;
                 }
                 made.add(work.folded, &mut work.experts);
                 work.note_losses();
@@ -246,7 +263,7 @@ impl Session<'_> {
             self.items_by_block().into_iter().map(|items| outputs(items).collect()).collect();
         made.engines = Computed::of(writer, &by_block);
         if let Some(left) = self.hooks.left {
-            left((0..states.len()).map(|batch| states.get(batch)).collect::<Result<_, _>>()?);
+            left(states.all()?);
         }
         Ok(made)
     }
@@ -342,7 +359,7 @@ impl Session<'_> {
     }
 
     /// Inputs of a linear layer; `None` where its stored weight does not say.
-    fn columns(&self, path: &str) -> Option<usize> {
+    pub(self) fn columns(&self, path: &str) -> Option<usize> {
         let item = self.item(path).or_else(|| self.item(&format!("{path}.weight")))?;
         match &self.plan.items[item].job {
             Job::Copy { view, .. } | Job::Quantize { view, .. } => {

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::data::Windows;
 use crate::dwq::DwqSettings;
+use crate::learn::LearnSettings;
 use crate::methods::{MethodSettings, Recipe};
 use crate::walks::calibrate::Saving;
 
@@ -28,6 +29,8 @@ pub struct QuantizeSettings {
     pub statistics: Option<PathBuf>,
     /// Weights of layers' columns ([`crate::dynamic::Layer::column_weights`]) by path, for recipes that search without a walk: `dynamic`.
     pub columns: BTreeMap<String, Vec<f32>>,
+    /// How blocks learn their rounding, for recipes with learn.
+    pub learn: LearnSettings,
     /// How scales and biases are trained, for recipes with dwq.
     pub dwq: DwqSettings,
     /// Windows of the training and windows on which its steps are judged; without them those that [`Shares`](crate::data::Shares)
@@ -50,6 +53,7 @@ impl QuantizeSettings {
             save_seconds: 60,
             statistics: None,
             columns: BTreeMap::new(),
+            learn: LearnSettings::default(),
             dwq: DwqSettings::default(),
             lessons: None,
             evaluate: None,

@@ -15,6 +15,7 @@ use mlx_quant_model::{Forward, State, Weights};
 use super::choose::{Candidate, ChooseFactors, Hooks, Searched};
 use super::{QuantizeSettings, Quantized, quantize_with};
 use crate::data::Windows;
+use crate::learn::LearnSettings;
 use crate::methods::Recipe;
 use crate::observer::{Event, Observer};
 use crate::plan::{Overrides, Plan, Settings};
@@ -74,6 +75,7 @@ fn run(
     let plan = Plan::new(&model.checkpoint, &model.config, plan).unwrap();
     let mut settings = QuantizeSettings::new(recipe.parse::<Recipe>().unwrap());
     settings.threads = 2;
+    settings.learn = LearnSettings { steps: 4, batch: 2, ..LearnSettings::default() };
     let windows = windows(model, 6, 48);
     let states = Mutex::default();
     let keep = |left| *states.lock().unwrap() = left;
@@ -150,13 +152,13 @@ fn folding_changes_nothing(zoo: &Path) {
 
 /// What is written computes what the walk computed with, bit for bit, folds on rounded weights included.
 fn written_equals_walked(zoo: &Path) {
-    println!("{:<20} {:>7} {:>12} {:>12}", "checkpoint", "folds", "gptq", "awq+gptq");
+    println!("{:<20} {:>7} {:>12} {:>12} {:>12}", "checkpoint", "folds", "gptq", "awq+gptq", "with learn");
     for path in checkpoints(zoo) {
         let name = path.file_name().unwrap().to_string_lossy().into_owned();
         let model = open(&Directory::open(&path).unwrap()).unwrap();
         let mut cells = Vec::new();
         let mut folds = 0;
-        for (recipe, drawn) in [("gptq", false), ("awq+gptq", true)] {
+        for (recipe, drawn) in [("gptq", false), ("awq+gptq", true), ("awq+gptq+learn", true)] {
             let directory = tempfile::tempdir().unwrap();
             let target = directory.path().join("out");
             let (made, left, written) = run(&model, settings(4, 32), recipe, drawn, &target);
@@ -166,7 +168,7 @@ fn written_equals_walked(zoo: &Path) {
             assert!(difference <= bound * largest, "{name}, {recipe}: {difference} of {largest}");
             cells.push(difference / largest);
         }
-        println!("{name:<20} {folds:>7} {:>12.1e} {:>12.1e}", cells[0], cells[1]);
+        println!("{name:<20} {folds:>7} {:>12.1e} {:>12.1e} {:>12.1e}", cells[0], cells[1], cells[2]);
     }
 }
 

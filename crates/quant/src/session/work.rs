@@ -70,6 +70,8 @@ pub(super) struct BlockWork<'b> {
     pub(super) folded: (usize, usize),
     /// Error of the readers' outputs, summed over sites: as they are rounded, and as plain rounding would have left them. For notes.
     pub(super) losses: (f64, f64),
+    /// What weights are above what their codes decode to, scaled as the codes are; where rounding is learned.
+    pub(super) above: BTreeMap<(String, Option<usize>), Vec<f32>>,
 }
 
 impl<'b> BlockWork<'b> {
@@ -97,6 +99,7 @@ impl<'b> BlockWork<'b> {
             experts: BTreeMap::new(),
             folded: (0, 0),
             losses: (0.0, 0.0),
+            above: BTreeMap::new(),
         }
     }
 

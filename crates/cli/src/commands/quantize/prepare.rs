@@ -26,6 +26,7 @@ pub(super) fn prepare(
         threads: args.machine.threads.map_or(0, |threads| threads as usize),
         low_memory: args.machine.low_memory,
         statistics: args.statistics.clone(),
+        learn: request.learning(),
         dwq: request.training(),
         lessons: shared.training,
         evaluate: held_out(request, model, printer),

@@ -6,12 +6,14 @@ use mlx_format::Scheme;
 use mlx_quant::Recipe;
 use mlx_quant::dwq::DwqSettings;
 use mlx_quant::dynamic::{DynamicSettings, Target};
+use mlx_quant::learn::LearnSettings;
 use mlx_quant::methods::{Method, MethodSettings};
 use mlx_quant::recipes::{self, Shares, check_allocation, check_method, check_training, table_scheme};
 
 use crate::amount;
 use crate::args::{
-    Awq, AwqFlags, Calibrated, Dwq, DwqFlags, DynamicFlags, DynamicQuant, Gptq, GptqFlags, Quantize,
+    Awq, AwqFlags, Calibrated, Dwq, DwqFlags, DynamicFlags, DynamicQuant, Gptq, GptqFlags, LearnFlags,
+    Quantize,
 };
 use crate::commands::source::Asked;
 use crate::refusal::Refusal;
@@ -23,6 +25,7 @@ pub(crate) struct Request<'a> {
     pub(super) dynamic: Option<&'a DynamicFlags>,
     pub(super) awq: Option<&'a AwqFlags>,
     pub(super) gptq: Option<&'a GptqFlags>,
+    pub(super) learn: Option<&'a LearnFlags>,
     pub(super) dwq: Option<&'a DwqFlags>,
     /// The command `dwq`, with flags of its own.
     pub(super) alone: Option<&'a Dwq>,
@@ -36,7 +39,7 @@ impl<'a> Request<'a> {
 
     fn of(method: Method, common: &'a Calibrated) -> Self {
         let recipe = Recipe::of(method);
-        Self { recipe, common, dynamic: None, awq: None, gptq: None, dwq: None, alone: None }
+        Self { recipe, common, dynamic: None, awq: None, gptq: None, learn: None, dwq: None, alone: None }
     }
 }
 
@@ -72,6 +75,7 @@ impl<'a> From<&'a Quantize> for Request<'a> {
             dynamic: Some(&args.dynamic),
             awq: Some(&args.awq),
             gptq: Some(&args.gptq),
+            learn: Some(&args.learn),
             dwq: Some(&args.dwq),
             alone: None,
         }
@@ -125,6 +129,13 @@ impl Request<'_> {
             ];
             given.extend(flags.into_iter().filter(|flag| flag.1).map(|flag| (flag.0, Method::Dynamic)));
         }
+        if let Some(learn) = self.learn.filter(|_| !self.recipe.learns()) {
+            let flags = [
+                ("--learn-steps", learn.learn_steps.is_some()),
+                ("--learn-batch", learn.learn_batch.is_some()),
+            ];
+            given.extend(flags.into_iter().filter(|flag| flag.1).map(|flag| (flag.0, Method::Learn)));
+        }
         if let Some(dwq) = self.dwq.filter(|_| !self.recipe.trains()) {
             let flags = [
                 ("--target-dir", dwq.target_dir.is_some()),
@@ -163,6 +174,15 @@ impl Request<'_> {
             settings.damping = gptq.damping;
             settings.sweeps = gptq.sweeps;
             settings.act_order = gptq.act_order;
+        }
+        settings
+    }
+
+    pub(super) fn learning(&self) -> LearnSettings {
+        let mut settings = LearnSettings { seed: self.common.machine.seed, ..LearnSettings::default() };
+        if let Some(learn) = self.learn {
+            settings.steps = learn.learn_steps.map_or(settings.steps, |steps| steps as usize);
+            settings.batch = learn.learn_batch.map_or(settings.batch, |windows| windows as usize);
         }
         settings
     }

@@ -61,6 +61,9 @@ pub(super) fn dry_run(
     line("activations", bytes(memory.activations));
     line("hessians", bytes(memory.hessians));
     line("weights", bytes(memory.weights));
+    if memory.learning > 0 {
+        line("learning", bytes(memory.learning));
+    }
     line("threads", bytes(memory.scratch));
     line("evaluation", bytes(memory.evaluation));
     if let Some(memory) = needs.sensitivities_memory {

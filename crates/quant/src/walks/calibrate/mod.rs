@@ -12,7 +12,7 @@ mod statistics;
 use mlx_quant_engine::Tensor;
 use mlx_quant_model::{Course, Forward, Parameters, Progress, Site, State, Stop, WeightsError};
 
-pub(crate) use self::states::{Batches, Saving, States};
+pub(crate) use self::states::{Batches, Saving, States, apart, together};
 pub(crate) use self::statistics::{Collector, Statistics};
 use crate::Error;
 use crate::methods::{Gram, GramSum};

@@ -256,6 +256,11 @@ impl States {
         }
     }
 
+    /// Copies of the states of all batches.
+    pub(crate) fn all(&self) -> Result<Vec<State>, Error> {
+        (0..self.len()).map(|batch| self.get(batch)).collect()
+    }
+
     /// Takes out the states of all batches.
     pub(crate) fn take_all(&mut self) -> Result<Vec<State>, Error> {
         match &mut self.held {
@@ -304,7 +309,7 @@ impl States {
 }
 
 /// The windows of a batch, each alone.
-fn apart(state: &State) -> mlx_quant_engine::Result<Vec<State>> {
+pub(crate) fn apart(state: &State) -> mlx_quant_engine::Result<Vec<State>> {
     let windows = state.hidden.dim(0)?;
     let window = |window| {
         let part = |(name, tensor): (String, Tensor)| Ok((name, tensor.narrow(0, window, 1)?));
@@ -316,7 +321,7 @@ fn apart(state: &State) -> mlx_quant_engine::Result<Vec<State>> {
 }
 
 /// Windows as one batch.
-fn together(windows: &[State]) -> mlx_quant_engine::Result<State> {
+pub(crate) fn together(windows: &[State]) -> mlx_quant_engine::Result<State> {
     let mut parts: BTreeMap<String, Vec<Tensor>> = BTreeMap::new();
     for (name, tensor) in windows.iter().flat_map(State::tensors) {
         parts.entry(name).or_default().push(tensor);

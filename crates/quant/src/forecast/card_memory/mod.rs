@@ -362,6 +362,21 @@ impl OnCard<'_, '_> {
         forwards.summed().max(backwards.summed())
     }
 
+    /// A block that learns: in full precision, as it decodes, its gradients; all windows in front of it and behind it, in batches and
+    /// alone.
+    fn learning(&self, windows: u64, batch: u64) -> CardMemory {
+        let together = batch.min(windows);
+        let sum = CardMemory {
+            part: "learning",
+            weights: 2 * self.largest_pair(),
+            activations: 5 * self.states(windows) + 2 * self.states(together),
+            scratch: self.graph(together),
+            largest: self.largest(windows),
+            ..CardMemory::default()
+        };
+        sum.summed()
+    }
+
     /// Codes of dwq's student, where all of them stay on the card.
     fn held(&self, model: &Model) -> u64 {
         let memory = model.device.capacity().and_then(|capacity| capacity.memory).unwrap_or(0);
@@ -434,6 +449,9 @@ pub(super) fn card_memory(
     if settings.recipe.walks() {
         most = most.max(own.calibrating(count, settings));
     }
+    if settings.recipe.learns() {
+        most = most.max(own.learning(count, settings.learn.batch as u64));
+    }
     if settings.recipe.allocates() && !measured {
         let together = windows_together(&walk, windows, threads, settings.low_memory) as u64;
         most = most.max(own.backward(together, 0, 1, "sensitivities"));
@@ -457,38 +475,4 @@ pub(super) fn card_memory(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_in_the_way_is_said_with_both_figures() {
-        let needs =
-            CardMemory { part: "dwq", peak: 9_000_000_000, largest: 2_000_000_000, ..CardMemory::default() };
-        let card = |memory, largest| Capacity { memory, largest };
-        assert_eq!(needs.obstacle(card(Some(9_000_000_000), 2_000_000_000)), None);
-        // What a driver does not tell is in nobody's way.
-        assert_eq!(needs.obstacle(card(None, 4_000_000_000)), None);
-        let small = needs.obstacle(card(Some(8_000_000_000), 4_000_000_000)).unwrap();
-        assert!(small.contains("dwq needs up to 9.00 GB") && small.contains("it has 8.00 GB"), "{small}");
-        let narrow = needs.obstacle(card(None, 1_000_000_000)).unwrap();
-        assert!(narrow.contains("2.00 GB") && narrow.contains("1.00 GB"), "{narrow}");
-    }
-
-    #[test]
-    fn buffers_are_as_large_as_a_card_makes_them() {
-        // `engine/src/gpu/pool.rs`: sixteenths of the next power of two.
-        for (bytes, size) in
-            [(6_356_992, 6_815_744), (1 << 20, 1 << 20), ((1 << 20) + 1, 1_179_648), (100, 256)]
-        {
-            assert_eq!(buffer(bytes), size);
-        }
-    }
-
-    #[test]
-    fn the_larger_sum_counts_with_the_largest_tensor_of_both() {
-        let one =
-            CardMemory { part: "a", weights: 100, scratch: 50, largest: 7, ..CardMemory::default() }.summed();
-        let other = CardMemory { part: "b", hessians: 100, largest: 90, ..CardMemory::default() }.summed();
-        assert_eq!((one.peak, one.max(other).part, other.max(one).largest), (157, "a", 90));
-    }
-}
+mod tests;

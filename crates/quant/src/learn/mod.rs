@@ -1,0 +1,304 @@
+//! Learned rounding, block by block (SignRound: Cheng et al. 2023, arXiv 2309.05516), from codes that stand already.
+//!
+//! Second-order rounding looks at one linear at a time and at its inputs alone. Here a whole block learns: each weight may move to a
+//! neighbouring code and each group's range may change, so that what leaves the block on the quantized stream comes nearer to
+//! what leaves the full block in full precision. The best step, judged on windows of which no step learns, is kept. Different from
+//! SignRound: where it begins, steps in proportion to gradients, a slower rate, windows to judge on.
+
+mod layer;
+
+use std::sync::Arc;
+
+use mlx_quant_engine::Tensor;
+use mlx_quant_model::{Forward, Parameters, Reader, State, WeightsError};
+use rand_chacha::ChaCha20Rng;
+use rand_chacha::rand_core::{Rng, SeedableRng};
+
+pub(crate) use self::layer::Layer;
+use self::layer::Standing;
+use crate::Error;
+use crate::observer::Observer;
+use crate::walks::calibrate::together;
+use crate::walks::each;
+
+/// Of the largest differences so many are left out of the loss below four bits (SignRoundV2, arXiv 2512.04746).
+const LEFT_OUT: f64 = 0.001;
+/// First rate, times steps: what weights move on the mean over all steps is half of it, as steps get shorter to nothing.
+const RATE: f32 = 0.5;
+/// Few steps are no longer for that.
+const FASTEST: f32 = 0.01;
+/// Judged so many times.
+pub(crate) const JUDGED: usize = 20;
+
+/// Figures of learned rounding.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LearnSettings {
+    /// Steps of each block.
+    pub steps: usize,
+    /// Windows of a step.
+    pub batch: usize,
+    /// Of the order of windows.
+    pub seed: u64,
+}
+
+impl Default for LearnSettings {
+    fn default() -> Self {
+        Self { steps: 200, batch: 8, seed: 123 }
+    }
+}
+
+/// A linear of a block; of stacked ones one layer an expert.
+pub(crate) struct Learner {
+    pub(crate) path: String,
+    /// Whether it has experts.
+    stacked: bool,
+    pub(crate) experts: Vec<Expert>,
+}
+
+impl Learner {
+    /// A linear whose first (or only) weight is `expert`.
+    pub(crate) fn new(path: &str, stacked: bool, expert: Expert) -> Self {
+        Self { path: path.to_owned(), stacked, experts: vec![expert] }
+    }
+
+    /// What has learned: path, expert, layer.
+    pub(crate) fn layers(self) -> impl Iterator<Item = (String, Option<usize>, Layer)> {
+        let Self { path, stacked, experts } = self;
+        experts.into_iter().enumerate().filter_map(move |(expert, own)| match own {
+            Expert::Learns(layer) => Some((path.clone(), stacked.then_some(expert), layer)),
+            Expert::Stays(_) => None,
+        })
+    }
+}
+
+/// A linear, or an expert of stacked ones.
+pub(crate) enum Expert {
+    Learns(Layer),
+    /// Its weight `[out, in]`.
+    Stays(Tensor),
+}
+
+/// How many of so many windows, the last ones, no step learns from.
+pub(crate) fn held_out(windows: usize) -> usize {
+    (windows / 8).clamp(usize::from(windows > 1), 16)
+}
+
+#[derive(Debug)]
+struct Weights(Vec<Tensor>);
+
+impl Reader for Weights {
+    fn read(
+        &self,
+        x: &Tensor,
+        expert: Option<usize>,
+        bias: Option<&Tensor>,
+    ) -> mlx_quant_engine::Result<Tensor> {
+        x.device().linear(x, &self.0[expert.unwrap_or(0)], bias)
+    }
+}
+
+/// A block that learns.
+pub(crate) struct Lesson<'l> {
+    pub(crate) forward: &'l Forward<'l>,
+    pub(crate) index: usize,
+    /// Everything that does not learn, as it will be written.
+    pub(crate) parameters: &'l Parameters,
+    /// What stands in front of the block, window by window.
+    pub(crate) inputs: Vec<State>,
+    /// What shall leave it.
+    pub(crate) targets: Vec<State>,
+    /// Windows that the engine takes together.
+    pub(crate) together: usize,
+    /// How many of them, at the end, are held out.
+    pub(crate) held_out: usize,
+    pub(crate) low_bits: bool,
+    pub(crate) settings: &'l LearnSettings,
+    pub(crate) pool: &'l rayon::ThreadPool,
+    pub(crate) observer: &'l dyn Observer,
+}
+
+/// Squared differences on held-out windows, a mean over their numbers: before, and of the best step.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Learned {
+    pub(crate) before: f64,
+    pub(crate) best: f64,
+    pub(crate) step: usize,
+}
+
+impl Lesson<'_> {
+    /// The block with layers as they decode now; if it learns, their weights as variables, in their order.
+    fn block(&self, learners: &[Learner], learns: bool) -> Result<(Parameters, Vec<Tensor>), Error> {
+        let (mut parameters, mut variables) = (self.parameters.clone(), Vec::new());
+        for learner in learners {
+            let mut weights = Vec::new();
+            for expert in &learner.experts {
+                weights.push(match expert {
+                    Expert::Stays(weight) => weight.clone(),
+                    Expert::Learns(layer) => {
+                        let values = self.pool.install(|| layer.decoded());
+                        let weight = Tensor::from_vec(values, layer.shape(), self.forward.device());
+                        let weight = weight.map_err(WeightsError::from)?;
+                        if learns {
+                            variables.push(weight.variable());
+                        }
+                        variables.last().filter(|_| learns).cloned().unwrap_or(weight)
+                    }
+                });
+            }
+            parameters.set_reader(&learner.path, Arc::new(Weights(weights)));
+        }
+        Ok((parameters, variables))
+    }
+
+    /// Some windows in front of the block, and the numbers `[windows, tokens, hidden]` that shall leave it.
+    fn group(&self, windows: &[usize]) -> mlx_quant_engine::Result<(State, Tensor)> {
+        let inputs: Vec<State> = windows.iter().map(|window| self.inputs[*window].clone()).collect();
+        let targets: Vec<&Tensor> = windows.iter().map(|window| &self.targets[*window].hidden).collect();
+        Ok((together(&inputs)?, Tensor::cat(&targets, 0)?))
+    }
+
+    fn judge(&self, learners: &[Learner]) -> Result<f64, Error> {
+        let (parameters, _) = self.block(learners, false)?;
+        let first = self.inputs.len() - self.held_out;
+        let windows: Vec<usize> = (first..self.inputs.len()).collect();
+        let error = |group: &[usize]| -> mlx_quant_engine::Result<(f64, usize)> {
+            let (input, target) = self.group(group)?;
+            let out = self.forward.block(self.index, &parameters, input, &mut ())?;
+            let sum = (&out.hidden - &target)?.sqr()?.sum_all()?.read(|sum| f64::from(sum[0]))?;
+            Ok((sum, target.elem_count()))
+        };
+        let groups = windows.chunks(self.together);
+        let errors = each(self.forward.device(), self.pool, groups, error).map_err(WeightsError::from)?;
+        let (sum, count) = errors.into_iter().fold((0.0, 0), |all, own| (all.0 + own.0, all.1 + own.1));
+        Ok(sum / count.max(1) as f64)
+    }
+
+    /// Gradients with respect to the layers' weights, summed over some windows in their order.
+    fn slopes(&self, learners: &[Learner], batch: &[usize]) -> Result<Vec<Option<Vec<f32>>>, Error> {
+        let (parameters, variables) = self.block(learners, true)?;
+        let mut sums: Vec<Option<Vec<f32>>> = vec![None; variables.len()];
+        let one = |group: &[usize]| -> mlx_quant_engine::Result<Vec<Option<Vec<f32>>>> {
+            let (input, target) = self.group(group)?;
+            let out = self.forward.block(self.index, &parameters, input, &mut ())?.hidden;
+            let mut difference = (&out.detach() - &target)?;
+            if self.low_bits {
+                difference = without_largest(&difference)?;
+            }
+            let gradients = Tensor::gradients_of(&[(&out, &difference)])?;
+            variables.iter().map(|variable| gradients.get(variable).map(Tensor::to_vec).transpose()).collect()
+        };
+        let groups: Vec<&[usize]> = batch.chunks(self.together).collect();
+        for part in groups.chunks(self.pool.current_num_threads().max(1)) {
+            for slopes in each(self.forward.device(), self.pool, part.iter().copied(), one)
+                .map_err(WeightsError::from)?
+            {
+                for (sum, own) in sums.iter_mut().zip(slopes) {
+                    match (sum, own) {
+                        (Some(sum), Some(own)) => sum.iter_mut().zip(own).for_each(|(sum, own)| *sum += own),
+                        (sum @ None, own) => *sum = own,
+                        _ => {}
+                    }
+                }
+            }
+        }
+        Ok(sums)
+    }
+
+    /// Learns, and leaves learners at the best step.
+    pub(crate) fn learn(&self, learners: &mut [Learner]) -> Result<Learned, Error> {
+        self.forward
+            .device()
+            .leave("steps of learned rounding", "codes and ranges are moved where they are kept");
+        let before = self.judge(learners)?;
+        let (mut best, mut standing) = (Learned { before, best: before, step: 0 }, self.standing(learners));
+        let steps = self.settings.steps;
+        let first_rate = (RATE / steps.max(1) as f32).min(FASTEST);
+        let every = (steps / JUDGED).max(1);
+        let mut order = Order::new(self.settings.seed, self.index, self.inputs.len() - self.held_out);
+        for step in 0..steps {
+            if self.observer.cancelled() {
+                return Err(Error::Interrupted);
+            }
+            let slopes = self.slopes(learners, &order.next(self.settings.batch))?;
+            let rate = first_rate * (1.0 - step as f32 / steps as f32);
+            for (layer, slopes) in layers(learners).zip(&slopes) {
+                if let Some(slopes) = slopes {
+                    self.pool.install(|| layer.step(slopes, rate));
+                }
+            }
+            if (step + 1) % every == 0 || step + 1 == steps {
+                let error = self.judge(learners)?;
+                if error < best.best {
+                    (best.best, best.step, standing) = (error, step + 1, self.standing(learners));
+                }
+            }
+        }
+        layers(learners).zip(standing).for_each(|(layer, standing)| {
+            self.pool.install(|| layer.restore(standing));
+        });
+        Ok(best)
+    }
+
+    fn standing(&self, learners: &mut [Learner]) -> Vec<Standing> {
+        self.pool.install(|| layers(learners).map(|layer| layer.standing()).collect())
+    }
+
+    /// What leaves the block, in batches.
+    pub(crate) fn outputs(&self, learners: &[Learner]) -> Result<Vec<State>, Error> {
+        let (parameters, _) = self.block(learners, false)?;
+        let step = |windows: &[State]| -> mlx_quant_engine::Result<State> {
+            self.forward.block(self.index, &parameters, together(windows)?, &mut ())
+        };
+        let batches = self.inputs.chunks(self.together);
+        Ok(each(self.forward.device(), self.pool, batches, step).map_err(WeightsError::from)?)
+    }
+}
+
+/// What learns, in the order of its variables.
+fn layers(learners: &mut [Learner]) -> impl Iterator<Item = &mut Layer> {
+    learners.iter_mut().flat_map(|learner| &mut learner.experts).filter_map(|expert| match expert {
+        Expert::Learns(layer) => Some(layer),
+        Expert::Stays(_) => None,
+    })
+}
+
+/// Zero in the places of the largest differences.
+fn without_largest(difference: &Tensor) -> mlx_quant_engine::Result<Tensor> {
+    let mut values = difference.to_vec()?;
+    let out = (values.len() as f64 * LEFT_OUT) as usize;
+    if out > 0 {
+        let mut sizes: Vec<f32> = values.iter().map(|value| value.abs()).collect();
+        let at = sizes.len() - out;
+        let (_, border, _) = sizes.select_nth_unstable_by(at, f32::total_cmp);
+        let border = *border;
+        values.iter_mut().filter(|value| value.abs() >= border).for_each(|value| *value = 0.0);
+    }
+    Tensor::from_vec(values, difference.dims(), difference.device())
+}
+
+/// Windows in an order that a seed gives, again and again.
+struct Order {
+    generator: ChaCha20Rng,
+    left: Vec<usize>,
+    all: usize,
+}
+
+impl Order {
+    fn new(seed: u64, block: usize, all: usize) -> Self {
+        let mut key = [0; 32];
+        key[..8].copy_from_slice(&seed.to_le_bytes());
+        key[8..16].copy_from_slice(&(block as u64).to_le_bytes());
+        Self { generator: ChaCha20Rng::from_seed(key), left: Vec::new(), all }
+    }
+
+    fn next(&mut self, count: usize) -> Vec<usize> {
+        let count = count.min(self.all);
+        if self.left.len() < count {
+            self.left = (0..self.all).collect();
+            for at in (1..self.all).rev() {
+                self.left.swap(at, (self.generator.next_u64() % (at as u64 + 1)) as usize);
+            }
+        }
+        self.left.split_off(self.left.len() - count)
+    }
+}

@@ -1,0 +1,169 @@
+//! A block's rounding, learned once all its sites are rounded.
+
+use mlx_quant_engine::{REST, Tensor};
+use mlx_quant_model::decoder::Linear;
+use mlx_quant_model::{Forward, Parameters, State, WeightsError};
+
+use super::Session;
+use super::block::FEW_TOKENS;
+use super::work::{BlockWork, Codes, Stored};
+use crate::Error;
+use crate::data::Windows;
+use crate::learn::{Expert, Layer, Learner, Lesson, held_out};
+use crate::observer::Event;
+use crate::walks::calibrate::apart;
+use crate::walks::each;
+
+/// All windows in full precision, in front of a block.
+pub(super) struct Teacher<'t> {
+    session: &'t Session<'t>,
+    forward: &'t Forward<'t>,
+    states: Vec<State>,
+}
+
+impl<'t> Teacher<'t> {
+    /// In front of block `index`: blocks before it are passed again, as the source has them.
+    pub(super) fn in_front(
+        session: &'t Session<'t>,
+        forward: &'t Forward<'t>,
+        windows: &Windows,
+        index: usize,
+    ) -> Result<Self, Error> {
+        let weights = &session.walk.weights;
+        let all: Vec<&[u32]> = windows.picked.iter().map(|window| &*window.tokens).collect();
+        let batches = all.chunks(session.walk.batch());
+        let states = batches.map(|batch| Ok(forward.embed(weights, batch)?)).collect::<Result<_, Error>>()?;
+        let mut own = Self { session, forward, states };
+        for before in 0..index {
+            if session.observer.cancelled() {
+                return Err(Error::Interrupted);
+            }
+            let parameters = session.pool.install(|| session.walk.block(before))?;
+            own.pass(before, &parameters)?;
+        }
+        Ok(own)
+    }
+
+    /// Takes them through a block; gives what leaves it.
+    pub(super) fn pass(&mut self, index: usize, parameters: &Parameters) -> Result<&[State], Error> {
+        let states = std::mem::take(&mut self.states);
+        let step = |state: State| self.forward.block(index, parameters, state, &mut ());
+        let passed = each(self.forward.device(), self.session.pool, states, step);
+        self.states = passed.map_err(WeightsError::from)?;
+        Ok(&self.states)
+    }
+}
+
+/// Window by window.
+fn alone(batches: &[State]) -> Result<Vec<State>, Error> {
+    let windows = batches.iter().map(apart).collect::<mlx_quant_engine::Result<Vec<_>>>();
+    Ok(windows.map_err(WeightsError::from)?.concat())
+}
+
+impl BlockWork<'_> {
+    /// Lets the block learn to give `targets` for `inputs`, the states of all windows; gives what leaves it then.
+    pub(super) fn learn(&mut self, inputs: &[State], targets: &[State]) -> Result<Vec<State>, Error> {
+        let session = self.session;
+        let parameters = self.as_stored()?;
+        let (mut learners, low_bits) = self.learners()?;
+        let windows = alone(inputs)?;
+        let lesson = Lesson {
+            forward: self.forward,
+            index: self.index,
+            parameters: &parameters,
+            held_out: held_out(windows.len()),
+            inputs: windows,
+            targets: alone(targets)?,
+            together: session.walk.batch(),
+            low_bits,
+            settings: &session.settings.learn,
+            pool: session.pool,
+            observer: session.observer,
+        };
+        let learned = lesson.learn(&mut learners)?;
+        if session.observer.wants_notes() {
+            let prefix = self.block.prefix.trim_end_matches('.');
+            let text = format!(
+                "{prefix}: error on held-out windows {:.4e} before learning, {:.4e} at step {}",
+                learned.before, learned.best, learned.step
+            );
+            session.observer.event(Event::Note { text: &text });
+        }
+        let outputs = lesson.outputs(&learners)?;
+        for (path, expert, layer) in learners.into_iter().flat_map(Learner::layers) {
+            let rounded = session.pool.install(|| layer.rounded());
+            self.codes.insert((path, expert), Codes::Affine(rounded.into()));
+        }
+        Ok(outputs)
+    }
+
+    /// The block's tensors, those that a fold changed as they will be stored.
+    fn as_stored(&self) -> Result<Parameters, Error> {
+        let mut parameters = self.parameters.clone();
+        for (name, values) in &self.edited {
+            let shape = self.parameters.tensor(name).map_err(WeightsError::from)?.dims().to_vec();
+            let mut values = values.clone();
+            if let Some(float) = self.session.float_of(name) {
+                values.iter_mut().for_each(|value| *value = float.round(*value));
+            }
+            let tensor = Tensor::from_vec(values, shape, &self.session.walk.device);
+            parameters.insert(name.clone(), tensor.map_err(WeightsError::from)?);
+        }
+        Ok(parameters)
+    }
+
+    /// What learns, with the codes that it has so far; whether any of it has fewer than four bits.
+    fn learners(&mut self) -> Result<(Vec<Learner>, bool), Error> {
+        let (mut learners, mut low_bits) = (Vec::<Learner>::new(), false);
+        let sites = self.sites;
+        for (site, reader) in
+            sites.iter().flat_map(|site| site.readers.iter().map(move |reader| (site, *reader)))
+        {
+            let Stored::Affine(scheme, float) = self.stored(reader) else { continue };
+            low_bits |= scheme.bits() < 4;
+            let key = (reader.path.clone(), site.expert);
+            let expert = match (self.codes.remove(&key), self.above.remove(&key)) {
+                (Some(Codes::Affine(pending)), Some(above)) if self.has_tokens(reader, site.expert) => {
+                    let rounded = pending.fetch().map_err(WeightsError::from)?;
+                    Expert::Learns(Layer::new(&rounded, float, &above))
+                }
+                (codes, _) => self.stays(reader, site.expert, codes)?,
+            };
+            match learners.iter_mut().find(|learner| learner.path == reader.path) {
+                Some(learner) => learner.experts.push(expert),
+                None => learners.push(Learner::new(&reader.path, site.expert.is_some(), expert)),
+            }
+        }
+        Ok((learners, low_bits))
+    }
+
+    /// Whether enough tokens came to learn from: experts with too few keep the codes that they have.
+    fn has_tokens(&self, reader: &Linear, expert: Option<usize>) -> bool {
+        let Some(expert) = expert else { return true };
+        let seen = self.experts.get(&reader.path).and_then(|tokens| tokens.tokens.get(expert));
+        let columns = self.session.columns(&reader.path).unwrap_or(0);
+        seen.is_some_and(|tokens| *tokens as f64 >= FEW_TOKENS * columns as f64)
+    }
+
+    /// What does not learn, as it decodes.
+    fn stays(
+        &mut self,
+        reader: &Linear,
+        expert: Option<usize>,
+        codes: Option<Codes>,
+    ) -> Result<Expert, Error> {
+        let mut weight = self.weight(reader, expert)?;
+        match codes {
+            Some(Codes::Affine(pending)) => {
+                let rounded = pending.fetch().map_err(WeightsError::from)?;
+                let shape = (rounded.rows(), rounded.columns);
+                weight = Tensor::from_vec(rounded.decoded(), shape, weight.device())
+                    .map_err(WeightsError::from)?;
+                self.codes.insert((reader.path.clone(), expert), Codes::Affine(rounded.into()));
+            }
+            codes => self.codes.extend(codes.map(|codes| ((reader.path.clone(), expert), codes))),
+        }
+        let columns = weight.dims()[weight.rank() - 1];
+        Ok(Expert::Stays(weight.reshape((REST, columns)).map_err(WeightsError::from)?))
+    }
+}
