@@ -163,7 +163,8 @@ fn choice(
         mlx_lm: if single { peer(method, model, parameters, scheme.bits())? } else { None },
         recipe: recipe.clone(),
     };
-    let settings = Settings { quantize: Some(scheme), ..Settings::default() };
+    let keep_unreached = recipe.needs_calibration();
+    let settings = Settings { quantize: Some(scheme), keep_unreached, ..Settings::default() };
     let plan = Plan::new(&model.checkpoint, &model.config, settings)?;
     if recipe.allocates() {
         let target = match wish.target {
