@@ -208,15 +208,21 @@ fn delta(bench: &Bench, windows: usize, tokens: usize, heads: usize, d: usize) {
     let shape = [windows, tokens, heads, d];
     let [q, k] = [1, 2].map(|seed| (bench.tensor(&shape, seed) * 0.05).unwrap());
     let v = bench.tensor(&shape, 3);
-    let gates = Tensor::full(0.5, &shape[..3], &bench.device).unwrap();
-    let inputs = [q, k, v, gates.clone(), gates].map(|input| input.variable());
-    let [q, k, v, decay, beta] = &inputs;
+    let beta = Tensor::full(0.5, &shape[..3], &bench.device).unwrap();
     let operations = 6.0 * (windows * tokens * heads * d * d) as f64;
-    let name = format!("gated_delta of {windows} x {tokens} tokens, {heads} heads of {d}");
-    bench.report(&name, operations, "GFLOP/s", || bench.device.gated_delta(q, k, v, decay, beta).unwrap());
-    let y = bench.device.gated_delta(q, k, v, decay, beta).unwrap();
-    let seed = y.detach();
-    bench.report("  its gradients", 4.0 * operations, "GFLOP/s", || y.gradients(&seed).unwrap());
+    for (axes, of) in [(3, "head"), (4, "row of a state")] {
+        let decay = Tensor::full(0.5, &shape[..axes], &bench.device).unwrap();
+        let inputs = [&q, &k, &v, &decay, &beta].map(Tensor::variable);
+        let [q, k, v, decay, beta] = &inputs;
+        let name = format!(
+            "gated_delta of {windows} x {tokens} tokens, {heads} heads of {d}, a decay for each {of}"
+        );
+        let rule = || bench.device.gated_delta(q, k, v, decay, beta).unwrap();
+        bench.report(&name, operations, "GFLOP/s", rule);
+        let y = rule();
+        let seed = y.detach();
+        bench.report("  its gradients", 4.0 * operations, "GFLOP/s", || y.gradients(&seed).unwrap());
+    }
 }
 
 fn main() {

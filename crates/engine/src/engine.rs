@@ -226,8 +226,12 @@ pub trait Engine: std::fmt::Debug + Send + Sync + 'static {
     /// The gated delta rule over the tokens of each head (arXiv 2412.06464), whose state `S [key_dim, value_dim]`
     /// begins as zeros: `S = decay * S`, `S = S + k (beta * (v - S^T k))^T`, `o = S^T q`.
     ///
-    /// `q` and `k` `[batch, tokens, heads, key_dim]`, `v [batch, tokens, heads, value_dim]`, `decay` and `beta`
-    /// `[batch, tokens, heads]` give `o [batch, tokens, heads, value_dim]`.
+    /// `q` and `k` `[batch, tokens, heads, key_dim]`, `v [batch, tokens, heads, value_dim]` and `beta [batch, tokens,
+    /// heads]` give `o [batch, tokens, heads, value_dim]`. `decay` is one for each head, `[batch, tokens, heads]`, or one
+    /// for each row of its state, `[batch, tokens, heads, key_dim]` (Kimi delta attention, arXiv 2510.26692).
+    ///
+    /// # Errors
+    /// Shapes that do not fit together.
     fn gated_delta(
         &self,
         q: &Tensor,

@@ -26,7 +26,7 @@ pub fn expected_headers(config: &Config) -> Result<Option<BTreeMap<String, Vec<u
     let widths = widths(family, config, &decoder)?;
     for layer in decoder.blocks.iter().flat_map(crate::decoder::Block::layers) {
         if let Layer::Moe(moe) = layer {
-            at_most(MOST_EXPERTS, "number of experts", moe.experts.count)?;
+            at_most(MOST_EXPERTS, "number of experts", moe.experts.count())?;
         }
     }
     let (mut headers, mut weights) = (BTreeMap::new(), 0usize);
@@ -66,7 +66,8 @@ pub(crate) fn widths(
                 let widths = family.expert_widths(config)?;
                 let (expert, shared) = widths.ok_or_else(|| wrong("moe_intermediate_size", "is missing"))?;
                 let shared = moe.shared.as_ref().map(|network| (&network.mlp, shared, false));
-                std::iter::once((&moe.experts.mlp, expert, true)).chain(shared).collect()
+                let own = moe.experts.networks().into_iter();
+                own.map(|(mlp, stacked)| (mlp, expert, stacked.is_some())).chain(shared).collect()
             }
             _ => Vec::new(),
         };

@@ -122,10 +122,16 @@ pub(crate) fn card(plan: &Plan, source: Option<&Model>, how: &str, table: &str) 
     } else {
         ("text-generation", String::new(), "")
     };
+    let heads = match plan.prediction_heads {
+        0 => String::new(),
+        count => format!(
+            "Its multi-token-prediction head ({count} tensors) is left out: mlx_lm predicts a token at a time.\n\n"
+        ),
+    };
     format!(
         "---\n{front}library_name: mlx\npipeline_tag: {task}\n{of}tags:\n- mlx\n---\n\n\
          Converted from {from} with mlx-quant {version} ({how}), {bits:.3} bits per weight.\n\n\
-         {seen}{table}{SCHEMES}\n|---|---|\n{schemes}\n\
+         {seen}{heads}{table}{SCHEMES}\n|---|---|\n{schemes}\n\
          ```\n{run}mlx_lm.generate --model <this directory> --prompt \"Hello\"\n```\n",
         version = env!("CARGO_PKG_VERSION"),
         bits = plan.bits_per_weight(),

@@ -220,12 +220,8 @@ fn column_weights(model: &Model, plan: &Plan) -> ColumnWeights {
         let one = if norm.plus_one { 1.0 } else { 0.0 };
         Some(weight.iter().map(|value| (value + one) * (value + one)).collect())
     };
-    for site in walk
-        .decoder
-        .blocks
-        .iter()
-        .flat_map(Block::sites)
-        .filter(|site| site.expert.is_none_or(|expert| expert == 0))
+    for site in
+        walk.decoder.blocks.iter().flat_map(Block::sites).filter(mlx_quant_model::Site::has_own_readers)
     {
         if let Producer::Norm(norm) = site.producer
             && let Some(squares) = of(norm)

@@ -6,11 +6,12 @@ use std::path::Path;
 use mlx_quant::model::arch;
 
 /// Types whose checkpoints are in the zoo or among the seeds, whose logits are compared with their makers' own definition.
-const PROVEN: [&str; 63] = [
+const PROVEN: [&str; 66] = [
     "afmoe",
     "apertus",
     "bailing_moe",
     "cohere2",
+    "dbrx",
     "deepseek_v2",
     "deepseek_v3",
     "deepseek_v32",
@@ -22,6 +23,7 @@ const PROVEN: [&str; 63] = [
     "exaone_moe",
     "gemma2",
     "gemma3_text",
+    "gemma3n",
     "gemma4_text",
     "glm4",
     "glm4_moe",
@@ -36,6 +38,7 @@ const PROVEN: [&str; 63] = [
     "hunyuan_v1_dense",
     "internlm2",
     "internlm3",
+    "kimi_linear",
     "laguna",
     "lfm2",
     "lfm2_moe",
@@ -76,11 +79,14 @@ const PROVEN: [&str; 63] = [
 fn note(model_type: &str) -> &'static str {
     match model_type {
         "gemma4_text" => "per-layer inputs are kept as the command line says",
+        "gemma3n" => "vision and audio are dropped; what mixes the streams is rounded to nearest",
+        "kimi_linear" => "matrices between the heads are not trained by dwq",
+        "dbrx" => "weights of experts are divided by their sum where config.json does not deny it",
         "deepseek_v2" | "deepseek_v3" | "kimi_k2" | "joyai_llm_flash" | "glm4_moe_lite" | "mistral4" => {
             "the hub's fp8 is decoded; matrices between the heads are not trained by dwq"
         }
         "deepseek_v32" | "glm_moe_dsa" => {
-            "as deepseek_v3, in windows of up to index_topk tokens; matrices of the indexer are rounded to nearest"
+            "as deepseek_v3, in windows of up to index_topk tokens; matrices of the indexer keep 8 bits in methods that look at text"
         }
         "minimax_m2" | "mimo_v2_flash" => "the hub's fp8 is decoded",
         "ernie4_5_moe" => "the correction of its router is left out, as mlx-lm leaves it out",

@@ -404,3 +404,64 @@ fn the_demo_model_is_what_the_project_trained() {
     let plan = Plan::new(&model.checkpoint, &model.config, quantize(4, 64)).unwrap();
     assert!((plan.bits_per_weight() - 4.506).abs() < 5e-4);
 }
+
+/// What no window of text reaches keeps 8 bits where a calibrated method asks for it, and is as mlx-lm has it elsewhere.
+#[test]
+fn indexers_keep_their_bits_where_text_decides() {
+    let seeded = common::seeds::seeded();
+    for name in ["deepseek_v32", "glm_moe_dsa"] {
+        let model = open_path(&seeded.path().join(name)).unwrap();
+        let plan = |keep_unreached, bits| {
+            let settings = Settings { keep_unreached, ..quantize(bits, 32) };
+            Plan::new(&model.checkpoint, &model.config, settings).unwrap()
+        };
+        let scheme = |plan: &Plan, path: &str| match &plan.item(plan.by_path(path).unwrap()).job {
+            mlx_quant::plan::Job::Quantize { scheme, .. } => *scheme,
+            other => panic!("{path}: {other:?}"),
+        };
+        let (usual, kept) = (plan(false, 4), plan(true, 4));
+        let entries = |plan: &Plan| plan.config.0["quantization"].as_object().unwrap().clone();
+        for linear in ["wq_b", "wk", "weights_proj"] {
+            let path = format!("model.layers.1.self_attn.indexer.{linear}");
+            assert_eq!(scheme(&usual, &path), Scheme::affine(4, 32).unwrap(), "{path}");
+            assert_eq!(scheme(&kept, &path), Scheme::affine(8, 32).unwrap(), "{path}");
+            assert!(!entries(&usual).contains_key(&path));
+            assert_eq!(entries(&kept)[&path]["bits"], 8, "{path}");
+            assert_eq!(entries(&kept)[&path]["group_size"], 32, "{path}");
+        }
+        let other = "model.layers.1.self_attn.o_proj";
+        assert_eq!(scheme(&kept, other), scheme(&usual, other));
+        // At 8 bits nothing has to be said.
+        assert_eq!(entries(&plan(true, 8)), entries(&plan(false, 8)));
+    }
+}
+
+/// A layer behind the last one is a head that predicts later tokens: it is left out, and said to be.
+#[test]
+fn prediction_heads_are_left_out_and_said() {
+    let seeded = common::seeds::seeded();
+    let directory = seeded.path().join("deepseek_v32");
+    let source = open_path(&directory).unwrap();
+    let held = |name: &str| source.checkpoint.bytes(source.checkpoint.tensor(name).unwrap()).to_vec();
+    let mut tensors: Vec<(&str, Dtype, Vec<usize>, Vec<u8>)> = source
+        .checkpoint
+        .tensors()
+        .iter()
+        .map(|(name, tensor)| (name.as_str(), tensor.dtype, tensor.shape.clone(), held(name)))
+        .collect();
+    let plan = |model: &Model| Plan::new(&model.checkpoint, &model.config, quantize(4, 32)).unwrap();
+    let says = |plan: &Plan| plan.notes.iter().any(|note| note.contains("multi-token-prediction"));
+    let without = plan(&source);
+    assert_eq!((without.prediction_heads, says(&without)), (0, false));
+    assert!(!mlx_quant::card::model_card(&without, &source).contains("multi-token-prediction"));
+    tensors.push(("model.layers.3.eh_proj.weight", Dtype::BF16, vec![64, 128], vec![0; 2 * 64 * 128]));
+    tensors.push(("model.layers.3.enorm.weight", Dtype::BF16, vec![64], vec![0; 2 * 64]));
+    let config = std::fs::read_to_string(directory.join("config.json")).unwrap();
+    let more = seeded.path().join("with_head");
+    write_checkpoint(&more, &config, &tensors);
+    let model = open_path(&more).unwrap();
+    let with = plan(&model);
+    assert_eq!((with.prediction_heads, says(&with)), (2, true), "{:?}", with.notes);
+    assert_eq!(with.items.len(), without.items.len());
+    assert!(mlx_quant::card::model_card(&with, &model).contains("head (2 tensors) is left out"));
+}

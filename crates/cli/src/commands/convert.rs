@@ -70,6 +70,7 @@ fn settings(args: &Convert, printer: Printer) -> Result<Settings> {
         quantize: args.quantize.then_some(scheme),
         mixed: args.quant_predicate.filter(|_| args.quantize).map(Into::into),
         overrides,
+        keep_unreached: false,
         search: args.search && args.quantize,
         schemes: std::collections::BTreeMap::new(),
         packed: if asks { PackedSource::Match } else { PackedSource::Keep },

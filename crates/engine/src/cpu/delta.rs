@@ -34,6 +34,7 @@ pub(super) fn gated_delta(
         heads,
         key_dim,
         value_dim,
+        decays: if decay.rank() == 4 { key_dim } else { 1 },
     };
     let mut out = vec![0f32; batch * tokens * heads * value_dim];
     let mut state = vec![[0f32; COLUMNS]; key_dim];
@@ -71,6 +72,8 @@ struct Source<'s> {
     heads: usize,
     key_dim: usize,
     value_dim: usize,
+    /// Of a head: 1, or `key_dim`.
+    decays: usize,
 }
 
 impl Source<'_> {
@@ -89,12 +92,15 @@ impl Source<'_> {
         for token in 0..self.tokens {
             let at = (window * self.tokens + token) * self.heads + head;
             let [q, k] = [self.q, self.k].map(|all| &all[at * self.key_dim..][..self.key_dim]);
-            let (decay, beta) = (self.decay[at], self.beta[at]);
+            let beta = self.beta[at];
+            // Of a row of the state the one of its own, or the head's.
+            let decays = &self.decay[at * self.decays..][..self.decays];
             let place = at * self.value_dim + first;
             let mut change = [0f32; COLUMNS];
             change[..count].copy_from_slice(&self.v[place..][..count]);
             let mut remembered = [0f32; COLUMNS];
-            for (row, key) in state.iter_mut().zip(k) {
+            for (feature, (row, key)) in state.iter_mut().zip(k).enumerate() {
+                let decay = decays[feature.min(decays.len() - 1)];
                 for (element, sum) in row.iter_mut().zip(&mut remembered) {
                     *element *= decay;
                     *sum += *element * key;

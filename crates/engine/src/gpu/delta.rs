@@ -27,6 +27,13 @@ const SEGMENT: usize = 32;
 /// Numbers of states that are kept at once, about: enough for all workgroups that a card runs side by side.
 const STATES: usize = 32 << 20;
 
+/// Words of a kernel about the decays: one for each row of a state (EACH) or of a head, and of how many inputs of a key's
+/// width (WIDE) and of one number a head (NARROW) gradients are summed over columns.
+fn fading(decay: &Tensor) -> [(&'static str, String); 3] {
+    let (each, wide, narrow) = if decay.rank() == 4 { (1, 3, 1) } else { (0, 2, 2) };
+    [("EACH", each), ("WIDE", wide), ("NARROW", narrow)].map(|(name, value)| (name, value.to_string()))
+}
+
 /// Whether a workgroup's registers hold 16 columns of the state.
 pub(super) fn fits(k: &Tensor) -> bool {
     k.dims().last().is_none_or(|keys| *keys <= REGISTERS * COLUMNS)
@@ -40,9 +47,11 @@ pub(super) fn gated_delta(card: &Arc<Card>, [q, k, v, decay, beta]: [&Tensor; 5]
     let rows = tokens * heads;
     let blocks = values.div_ceil(COLUMNS);
     let slices = [Slice::of(q)?, Slice::of(k)?, Slice::of(v)?, Slice::of(decay)?, Slice::of(beta)?];
-    let widths = [keys, keys, values, 1, 1, values].map(|width| width * rows);
+    let decays = if decay.rank() == 4 { keys } else { 1 };
+    let widths = [keys, keys, values, decays, 1, values].map(|width| width * rows);
+    let [each, ..] = fading(decay);
     // Registers of a thread.
-    let words = [("PART", keys.div_ceil(COLUMNS).to_string())];
+    let words = [("PART", keys.div_ceil(COLUMNS).to_string()), each];
     for windows in row_parts(card, batch, keys.max(values) * rows) {
         let [q, k, v, decay, beta] = slices;
         let mut parts = [q, k, v, decay, beta, Slice::all(&out, v.count)];
@@ -72,10 +81,12 @@ fn backward(card: &Arc<Card>, inputs: &[Tensor], grad: &Tensor) -> Result<Vec<Op
     let (batch, tokens, heads, keys) = k.dims4()?;
     let (values, rows) = (v.dim(3)?, tokens * heads);
     let blocks = values.div_ceil(COLUMNS);
+    let (decays, wide, narrow) = if decay.rank() == 4 { (keys, 3, 1) } else { (1, 2, 2) };
     // Of a block of columns what is summed over all columns: for q and k, for decay and beta.
-    let (of_keys, of_rows) = (2 * rows * keys, 2 * rows);
+    let (of_keys, of_rows) = (wide * rows * keys, narrow * rows);
     let of_block = of_keys + COLUMNS * of_rows;
-    let fades = join(card, &[decay, beta], &[rows, rows])?;
+    let of_fades = rows * (decays + 1);
+    let fades = join(card, &[decay, beta], &[rows * decays, rows])?;
     let for_v = card.room(batch * rows * values)?;
     let [for_keys, for_fades] = [card.room(batch * of_keys)?, card.room(batch * of_rows)?];
     let chunks = keys.div_ceil(CHUNK);
@@ -85,19 +96,21 @@ fn backward(card: &Arc<Card>, inputs: &[Tensor], grad: &Tensor) -> Result<Vec<Op
         (room / of_block.max(1)).min(STATES.min(room) / (heads * state).max(1)).clamp(1, blocks.max(1));
     let [q, k, v, grad] = [Slice::of(q)?, Slice::of(k)?, Slice::of(v)?, Slice::of(grad)?];
     let states = card.room(step * heads * state)?;
+    let [each, of_width, of_number] = fading(decay);
+    let words = [("CHUNKS", chunks.to_string()), each, of_width, of_number];
     for window in 0..batch {
         let parts = card.room(blocks * of_block)?;
         for first in (0..blocks).step_by(step) {
             let count = step.min(blocks - first);
             card.launch(&Launch {
                 program: &DELTA_BACK,
-                words: &[("CHUNKS", chunks.to_string())],
+                words: &words,
                 slices: &[
                     q.part(window * rows * keys, rows * keys),
                     k.part(window * rows * keys, rows * keys),
                     v.part(window * rows * values, rows * values),
                     grad.part(window * rows * values, rows * values),
-                    Slice::all(&fades, batch * of_rows).part(window * of_rows, of_rows),
+                    Slice::all(&fades, batch * of_fades).part(window * of_fades, of_fades),
                     Slice::all(&for_v, batch * rows * values).part(window * rows * values, rows * values),
                     Slice::all(&parts, blocks * of_block).part(first * of_block, count * of_block),
                     Slice::all(&states, step * heads * state),
@@ -112,8 +125,8 @@ fn backward(card: &Arc<Card>, inputs: &[Tensor], grad: &Tensor) -> Result<Vec<Op
         let lanes = Slice::all(&sums, of_block).part(of_keys, COLUMNS * of_rows);
         let small = reduce(card, lanes, [1, COLUMNS, of_rows], Reduce::Sum)?;
         // All windows' gradients of q lie in front of those of k, and of decay in front of those of beta.
-        for (from, to, width) in [(&sums, &for_keys, keys), (&small, &for_fades, 1)] {
-            for at in 0..2 {
+        for (from, to, width, count) in [(&sums, &for_keys, keys, wide), (&small, &for_fades, 1, narrow)] {
+            for at in 0..count {
                 let bytes = |rows: usize| 4 * (rows * width) as u64;
                 let to_row = (at * batch + window) * rows;
                 card.copy(from.buffer()?, bytes(at * rows), to.buffer()?, bytes(to_row), bytes(rows))?;
@@ -129,7 +142,7 @@ fn backward(card: &Arc<Card>, inputs: &[Tensor], grad: &Tensor) -> Result<Vec<Op
         part(&for_keys, 0, &inputs[0]),
         part(&for_keys, 1, &inputs[1]),
         Some(tensor(for_v, inputs[2].dims(), &inputs[2])),
-        part(&for_fades, 0, decay),
-        part(&for_fades, 1, beta),
+        if wide == 3 { part(&for_keys, 2, decay) } else { part(&for_fades, 0, decay) },
+        part(&for_fades, narrow - 1, beta),
     ])
 }

@@ -75,8 +75,8 @@ pub(crate) fn check_delta(q: &Tensor, k: &Tensor, v: &Tensor, decay: &Tensor, be
         ([batch, tokens, heads, _], [.., value_dim]) => {
             q.dims() == k.dims()
                 && v.dims() == [*batch, *tokens, *heads, *value_dim]
-                && decay.dims() == [*batch, *tokens, *heads]
-                && beta.dims() == decay.dims()
+                && beta.dims() == [*batch, *tokens, *heads]
+                && (decay.dims() == beta.dims() || decay.dims() == k.dims())
         }
         _ => false,
     };
@@ -97,13 +97,14 @@ pub(crate) fn gated_delta(
     check_delta(q, k, v, decay, beta)?;
     let (batch, tokens, heads, key_dim) = k.dims4()?;
     let value_dim = v.dim(3)?;
+    let decay = if decay.rank() == 3 { decay.unsqueeze(3)? } else { decay.clone() }; // [b, t, h, 1] or [b, t, h, k]
     let mut state = Tensor::full(0.0, (batch, heads, key_dim, value_dim), v.device())?;
     let mut outputs = Vec::with_capacity(tokens);
     for token in 0..tokens {
         let at = |x: &Tensor| x.narrow(1, token, 1)?.squeeze(1);
         let column = |x: &Tensor| at(x)?.unsqueeze(3); // [b, h, k, 1]
         let scalar = |x: &Tensor| at(x)?.unsqueeze(2); // [b, h, 1]
-        state = state.broadcast_mul(&scalar(decay)?.unsqueeze(3)?)?;
+        state = state.broadcast_mul(&column(&decay)?)?;
         let key = column(k)?;
         let remembered = state.broadcast_mul(&key)?.sum(2)?; // [b, h, v]
         let change = (at(v)? - remembered)?.broadcast_mul(&scalar(beta)?)?;

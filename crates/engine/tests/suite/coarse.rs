@@ -214,15 +214,18 @@ fn attention() {
     }
 }
 
+/// Numbers between `low` and 1.
+fn gate(shape: &[usize], seed: u64, low: f32) -> Tensor {
+    let numbers = values(&tensor(shape, seed)).into_iter();
+    let within = numbers.map(|x| low + (1.0 - low) / (1.0 + (-x).exp())).collect();
+    Tensor::from_vec(within, shape, &plain()).unwrap()
+}
+
 /// q, k, v, decay, beta of seeded numbers, scaled as a model's are.
 fn delta(batch: usize, tokens: usize, heads: usize, key_dim: usize, value_dim: usize) -> [Tensor; 5] {
     let unit = 1.7 / (key_dim as f64).sqrt();
     let scaled = |shape: &[usize], seed, factor: f64| (tensor(shape, seed) * factor).unwrap();
-    let gate = |seed, low: f32| {
-        let numbers = values(&tensor(&[batch, tokens, heads], seed)).into_iter();
-        let within = numbers.map(|x| low + (1.0 - low) / (1.0 + (-x).exp())).collect();
-        Tensor::from_vec(within, (batch, tokens, heads), &plain()).unwrap()
-    };
+    let gate = |seed, low| gate(&[batch, tokens, heads], seed, low);
     [
         scaled(&[batch, tokens, heads, key_dim], 1, unit * 0.5),
         scaled(&[batch, tokens, heads, key_dim], 2, unit * 0.5),
@@ -238,7 +241,23 @@ fn gated_delta() {
         [(2, 9, 3, 16, 32), (1, 12, 2, 8, 5), (1, 1, 1, 1, 1), (2, 7, 1, 33, 70), (1, 67, 2, 70, 20)]
     {
         let inputs = delta(batch, tokens, heads, key_dim, value_dim);
-        agree("gated_delta", &inputs, &|device, x| device.gated_delta(&x[0], &x[1], &x[2], &x[3], &x[4]));
+        let rule: Operation<'_> = &|device, x| device.gated_delta(&x[0], &x[1], &x[2], &x[3], &x[4]);
+        agree("gated_delta", &inputs, rule);
+        let [q, k, v, _, beta] = inputs;
+        let decay = gate(k.dims(), 6, 0.5);
+        agree("gated_delta, a decay for each row", &[q, k, v, decay, beta], rule);
+    }
+}
+
+/// A decay for each row that is the same for all of them is that of the head.
+#[test]
+fn decays_of_rows_are_those_of_their_head() {
+    let [q, k, v, decay, beta] = delta(2, 37, 2, 20, 18);
+    let spread = decay.unsqueeze(3).unwrap().broadcast_as(k.dims()).unwrap();
+    for device in engines() {
+        let [q, k, v, beta] = [&q, &k, &v, &beta].map(|x| on(&device, x));
+        let of = |decay: &Tensor| device.gated_delta(&q, &k, &v, &on(&device, decay), &beta).unwrap();
+        assert_eq!(bits(&of(&decay)), bits(&of(&spread)), "{}", device.name());
     }
 }
 
@@ -293,7 +312,14 @@ fn many_experts_are_chosen_alike() {
 /// Gradients of windows side by side are those of each alone.
 #[test]
 fn gradients_of_a_batch_are_its_rows() {
-    let inputs = delta(3, 40, 2, 16, 20);
+    let [q, k, v, decay, beta] = delta(3, 40, 2, 16, 20);
+    let each = gate(k.dims(), 6, 0.5);
+    for inputs in [[q.clone(), k.clone(), v.clone(), decay, beta.clone()], [q, k, v, each, beta]] {
+        gradients_are_those_of_rows(&inputs);
+    }
+}
+
+fn gradients_are_those_of_rows(inputs: &[Tensor; 5]) {
     for device in engines() {
         let rule: Operation<'_> = &|device, x| device.gated_delta(&x[0], &x[1], &x[2], &x[3], &x[4]);
         let all: Vec<Tensor> = inputs.iter().map(|input| on(&device, input).variable()).collect();

@@ -222,11 +222,14 @@ fn parts_have_the_bits_of_the_whole() {
 fn gradients_of_the_gated_delta_rule_go_in_parts() {
     let (Some(narrow), Some(whole)) = (narrow(1 << 20), device()) else { return };
     let [q, k] = [1, 2].map(|seed| (tensor(&[2, 50, 2, 20], seed) * 0.2).unwrap());
-    let inputs =
-        [q, k, tensor(&[2, 50, 2, 130], 3), tensor(&[2, 50, 2], 4), (tensor(&[2, 50, 2], 5) * 0.1).unwrap()];
     let rule: Operation<'_> = &|device, x| device.gated_delta(&x[0], &x[1], &x[2], &x[3], &x[4]);
-    let [own, other] = [&narrow, &whole].map(|device| gradients(device, rule, &inputs));
-    assert_eq!(own.iter().map(bits).collect::<Vec<_>>(), other.iter().map(bits).collect::<Vec<_>>());
+    // A decay of a head, and one of each row of its state.
+    for decays in [vec![2, 50, 2], vec![2, 50, 2, 20]] {
+        let beta = (tensor(&[2, 50, 2], 5) * 0.1).unwrap();
+        let inputs = [q.clone(), k.clone(), tensor(&[2, 50, 2, 130], 3), tensor(&decays, 4), beta];
+        let [own, other] = [&narrow, &whole].map(|device| gradients(device, rule, &inputs));
+        assert_eq!(own.iter().map(bits).collect::<Vec<_>>(), other.iter().map(bits).collect::<Vec<_>>());
+    }
 }
 
 /// What a kernel has no registers for runs on the processor, and is said.

@@ -126,9 +126,15 @@ impl Config {
     }
 
     /// A key, looked up in `text_config` first when there is one (models with vision nest the language model).
-    pub fn get(&self, key: &str) -> Option<&Value> {
-        let nested = self.0.get("text_config").and_then(|text| text.get(key));
-        nested.or_else(|| self.0.get(key)).filter(|value| !value.is_null())
+    /// `outer.inner` is a key of an object.
+    pub fn get<'c>(&'c self, key: &str) -> Option<&'c Value> {
+        let (outer, inner) = key.split_once('.').map_or((key, None), |(outer, inner)| (outer, Some(inner)));
+        let of = |value: Option<&'c Value>| match inner {
+            None => value,
+            Some(inner) => value?.get(inner),
+        };
+        let nested = of(self.0.get("text_config").and_then(|text| text.get(outer)));
+        nested.or_else(|| of(self.0.get(outer))).filter(|value| !value.is_null())
     }
 
     /// A string.
@@ -287,5 +293,12 @@ mod tests {
         assert!(
             config.count("big").is_err() && config.count("neg").is_err() && config.count("none").is_err()
         );
+    }
+
+    #[test]
+    fn keys_of_objects_are_found() {
+        let config = Config::parse(br#"{"a": {"n": 2, "m": null}, "text_config": {"a": {"k": 3}}}"#).unwrap();
+        assert_eq!((config.count("a.n").unwrap(), config.count("a.k").unwrap()), (2, 3));
+        assert!(config.get("a.m").is_none() && config.get("a.x").is_none() && config.get("n.a").is_none());
     }
 }

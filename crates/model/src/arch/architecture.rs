@@ -1,6 +1,7 @@
 //! What a family says of a checkpoint: which names change, which tensors are stacked, split or dropped, which
 //! weights are linear or embedding layers. Plain data, which `names.rs` applies.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ops::Range;
 
@@ -46,7 +47,7 @@ pub enum Share {
 #[derive(Clone, Debug)]
 pub struct Output {
     /// Name, with `$1`, `$2`, ... for the groups of the rule's pattern.
-    pub name: &'static str,
+    pub name: Cow<'static, str>,
     /// Applied in order.
     pub steps: Vec<Step>,
     /// What the source tensor is of it.
@@ -103,10 +104,13 @@ pub struct Architecture {
     pub linears: Linears,
     /// Layers with bits of their own.
     pub protected: Vec<Protected>,
+    /// Ends of paths of linears that no window of text reaches, so that nothing tells how they should be rounded:
+    /// calibrated methods keep them at 8 bits.
+    pub unreached: Vec<&'static str>,
     /// Linears that mlx-lm's model leaves as they are (`quant_predicate`), by a pattern of their paths.
     pub unquantized: Option<Regex>,
-    /// Ends of names (of paths, if it is a `weight`) of tensors with several axes that are no linears, where no decoder tells:
-    /// any other is refused. `None` where a decoder tells.
+    /// Ends of names (of paths, if it is a `weight`) of tensors with several axes that are no linears: any other is refused.
+    /// `None` where a decoder tells, and all of them are weights and biases.
     pub parameters: Option<Vec<&'static str>>,
     /// Names containing one of these keep the dtype of the file (`cast_predicate`).
     pub keep_dtype: Vec<&'static str>,
@@ -206,6 +210,23 @@ impl Architecture {
         }
     }
 
+    /// Whether a name of the checkpoint belongs to a head that predicts tokens beyond the next one: a part called `mtp`, or
+    /// a layer behind the last one.
+    pub fn is_prediction_head(&self, name: &str) -> bool {
+        let mut segments = name.split('.');
+        if segments.clone().any(|segment| segment.starts_with("mtp")) {
+            return true;
+        }
+        let layer = segments.by_ref().find(|segment| *segment == "layers").and(segments.next());
+        let number = layer.and_then(|layer| layer.parse::<usize>().ok());
+        self.layers > 0 && number.is_some_and(|number| number >= self.layers)
+    }
+
+    /// Whether no window of text reaches the linear at `path`.
+    pub fn is_unreached(&self, path: &str) -> bool {
+        self.unreached.iter().any(|end| ends_with_segments(path, end))
+    }
+
     /// The protection of the module at `path`, if any.
     pub fn protection(&self, path: &str) -> Option<Protected> {
         self.protected.iter().find(|protected| ends_with_segments(path, protected.path)).copied()
@@ -224,6 +245,22 @@ fn ends_with_segments(path: &str, suffix: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn heads_of_later_tokens_have_names_or_numbers() {
+        let architecture = Architecture::with_layers("test", 4, &[]);
+        for name in [
+            "mtp.fc.weight",
+            "model.mtp_layers.0.norm.weight",
+            "language_model.model.layers.4.eh_proj.weight",
+        ] {
+            assert!(architecture.is_prediction_head(name), "{name}");
+        }
+        for name in ["model.layers.3.mlp.up_proj.weight", "model.rotary_emb.inv_freq", "lm_head.weight"] {
+            assert!(!architecture.is_prediction_head(name), "{name}");
+        }
+        assert!(!Architecture::with_layers("test", 0, &[]).is_prediction_head("model.layers.4.a.weight"));
+    }
 
     #[test]
     fn segments_are_whole() {

@@ -100,7 +100,7 @@ fn experts(sketch: Sketch<'_>, layer: &str) -> Result<Moe, ConfigError> {
             multiplier: sketch.float_or("routed_scaling_factor", 1.0),
             ..Router::new(router, sketch.top_k("num_experts_per_tok", count)?)
         },
-        experts: Experts { count, mlp: network(EXPERTS) },
+        experts: Experts::Stacked { count, mlp: network(EXPERTS) },
         shared: shares.then(|| SharedExpert { mlp: network(SHARED_EXPERTS), gate: None }),
     })
 }

@@ -97,6 +97,7 @@ fn v32(source: Source<'_>) -> Result<Architecture, ConfigError> {
     if let Linears::Named(names) = &mut architecture.linears {
         names.extend(INDEXER);
     }
+    architecture.unreached = INDEXER.to_vec();
     Ok(architecture)
 }
 
@@ -181,7 +182,7 @@ pub(super) fn latent(sketch: Sketch<'_>, layer: &str, value: usize) -> Result<La
         norm: norm("kv_a_layernorm"),
         keys,
         output,
-        table: 0,
+        table: Some(0),
         query_scaling: None,
         indexer: None,
     })
@@ -268,7 +269,7 @@ pub(super) fn routed(
                 sketch.top_k("num_experts_per_tok", count)?,
             )
         },
-        experts: Experts { count, mlp: network(experts) },
+        experts: Experts::Stacked { count, mlp: network(experts) },
         shared: (sketch.count_or(sketch.first_key(&["n_shared_experts", "num_shared_experts"]), 0)? > 0)
             .then(|| SharedExpert { mlp: network(SHARED_EXPERTS), gate: None }),
     })

@@ -77,7 +77,10 @@ fn experts(sketch: Sketch<'_>, layer: &str, activation: Activation) -> Result<Mo
             expert_scale: Some(format!("{layer}router.per_expert_scale")),
             ..Router::new(Linear::new(format!("{layer}router.proj")), sketch.top_k("top_k_experts", count)?)
         },
-        experts: Experts { count, mlp: Sketch::gated(&format!("{layer}experts."), EXPERTS, activation) },
+        experts: Experts::Stacked {
+            count,
+            mlp: Sketch::gated(&format!("{layer}experts."), EXPERTS, activation),
+        },
         shared: None,
     })
 }
@@ -119,7 +122,7 @@ fn decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
         }
         let source = (0..own).rev().find(|&earlier| slides(earlier) == sliding);
         let projections = match source {
-            Some(block) if index >= own => Projections::Shared { q, block },
+            Some(block) if index >= own => Projections::Shared { q, block, unread: None },
             _ if keys_as_values => Projections::KeysAsValues { q, k },
             _ => Projections::Separate { q, k, v },
         };
@@ -172,6 +175,7 @@ fn decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
     decoder.head.softcap = sketch.float("final_logit_softcapping");
     decoder.embedding.per_layer = (width > 0).then(|| PerLayerInputs {
         path: format!("{}model.{TABLE}", sketch.outer),
+        rows: None,
         multiplier: (width as f64).sqrt(),
         projection: Linear::new(format!("{}model.{MODEL_PROJECTION}", sketch.outer)),
         projection_multiplier: (hidden_size as f64).powf(-0.5),

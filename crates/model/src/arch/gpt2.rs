@@ -94,6 +94,7 @@ fn decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
             multiplier: 1.0,
             per_layer: None,
         },
+        streams: None,
         ropes: Vec::new(),
         blocks: (0..sketch.count("n_layer")?).map(block).collect(),
         norm: norm("model.ln_f".to_owned()),

@@ -86,7 +86,10 @@ fn decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
                 scores: Scores::SoftmaxOfChosen,
                 ..Router::new(Linear::new(format!("{layer}{ROUTER}")), top_k)
             },
-            experts: Experts { count, mlp: Sketch::gated(&format!("{layer}mlp."), EXPERTS, activation) },
+            experts: Experts::Stacked {
+                count,
+                mlp: Sketch::gated(&format!("{layer}mlp."), EXPERTS, activation),
+            },
             shared: None,
         };
         Ok(sketch.pre_norm(layer, Layer::Attention(attention), Layer::Moe(moe)))

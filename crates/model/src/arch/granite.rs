@@ -61,7 +61,10 @@ fn granitemoe_decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
         let router = Linear::new(format!("{layer}{ROUTER}"));
         Ok(Layer::Moe(Moe {
             router: Router { scores: Scores::SoftmaxOfChosen, ..Router::new(router, top_k) },
-            experts: Experts { count, mlp: Sketch::gated(&format!("{layer}{MOE}."), EXPERTS, activation) },
+            experts: Experts::Stacked {
+                count,
+                mlp: Sketch::gated(&format!("{layer}{MOE}."), EXPERTS, activation),
+            },
             shared: None,
         }))
     })

@@ -47,7 +47,10 @@ fn decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
                 renormalize: Some(1e-20),
                 ..Router::new(Linear::new(format!("{layer}{ROUTER}")), top_k)
             },
-            experts: Experts { count, mlp: Sketch::gated(&format!("{layer}{MOE}."), EXPERTS, activation) },
+            experts: Experts::Stacked {
+                count,
+                mlp: Sketch::gated(&format!("{layer}{MOE}."), EXPERTS, activation),
+            },
             shared: None,
         };
         Ok(sketch.pre_norm(layer, Layer::Attention(Attention { norms, ..attention }), Layer::Moe(moe)))

@@ -106,7 +106,7 @@ mod tests {
         let Some(rule) = towers.rule(inner) else { return Some(inner.to_owned()) };
         let output = rule.outputs.first()?;
         let mut name = String::new();
-        rule.captures(inner).unwrap().expand(output.name, &mut name);
+        rule.captures(inner).unwrap().expand(&output.name, &mut name);
         Some(name)
     }
 

@@ -28,11 +28,13 @@ mod afmoe;
 mod apertus;
 mod bailing;
 mod cohere;
+mod dbrx;
 mod deepseek;
 mod dots1;
 mod ernie4_5_moe;
 mod exaone;
 mod gemma;
+mod gemma3n;
 mod gemma4;
 mod glm4;
 mod gpt2;
@@ -41,6 +43,7 @@ mod gpt_oss;
 mod granite;
 mod hunyuan;
 mod internlm;
+mod kimi_linear;
 mod laguna;
 mod lfm2;
 mod llama;
@@ -109,6 +112,9 @@ const REGISTRY: &[&[Family]] = &[
     mimo_v2_flash::FAMILIES,
     mistral4::FAMILIES,
     llama4::FAMILIES,
+    kimi_linear::FAMILIES,
+    gemma3n::FAMILIES,
+    dbrx::FAMILIES,
 ];
 
 fn all() -> impl Iterator<Item = &'static Family> {
@@ -157,7 +163,7 @@ mod tests {
         let tensors = BTreeMap::new();
         for model_type in described().flat_map(|(types, _)| types) {
             let config = config(&format!(
-                r#"{{"model_type": "{model_type}", "num_hidden_layers": 2, "n_layer": 2, "num_attention_heads": 2,
+                r#"{{"model_type": "{model_type}", "num_hidden_layers": 2, "n_layer": 2, "n_layers": 2, "num_attention_heads": 2,
                 "hidden_size": 4, "head_dim": 2, "qk_nope_head_dim": 2, "v_head_dim": 2}}"#
             ));
             let architecture = Language::of(&config).architecture(&tensors).unwrap();

@@ -141,7 +141,7 @@ pub(super) fn feed_forward(
                 sketch.top_k("num_experts_per_tok", count)?,
             )
         },
-        experts: Experts { count, mlp: network(EXPERTS) },
+        experts: Experts::Stacked { count, mlp: network(EXPERTS) },
         shared,
     }))
 }

@@ -12,6 +12,7 @@ use super::qwen::{self, Generation, ROUTER, SHARED_EXPERT, SHARED_GATE};
 use super::rules::{EXPERTS, drop, drop_tied_head, make, stack_mlp_experts};
 use super::sketch::{self, Sketch};
 use crate::decoder::{Attention, Decoder, DeltaNet, DeltaProjections, Layer, OutputGate};
+use crate::ops::Activation;
 use crate::view::Step;
 
 pub(super) const FAMILIES: &[Family] = &[
@@ -144,10 +145,11 @@ fn delta_net(sketch: Sketch<'_>, layer: &str) -> Result<DeltaNet, ConfigError> {
         key_dim: sketch.count("linear_key_head_dim")?,
         value_dim: sketch.count("linear_value_head_dim")?,
         projections,
-        convolution: path("conv1d"),
+        convolutions: vec![path("conv1d")],
         dt_bias: path("dt_bias"),
         decay_log: path("A_log"),
         norm: sketch.rms(path("norm")),
+        gate: Activation::Silu,
         output,
     })
 }

@@ -1,5 +1,6 @@
 //! The words in which a family says what its checkpoints hold: rules, and the names that most families share.
 
+use std::borrow::Cow;
 use std::ops::Range;
 
 use mlx_format::checkpoint::{Config, ConfigError, is_truthy};
@@ -49,15 +50,20 @@ pub(super) fn drop_in_layers(text: &str, layers: Range<usize>) -> Rule {
 }
 
 /// Tensors that become one or more others.
-pub(super) fn make(text: &str, outputs: impl IntoIterator<Item = (&'static str, Vec<Step>)>) -> Rule {
-    let outputs =
-        outputs.into_iter().map(|(name, steps)| Output { name, steps, share: Share::Whole }).collect();
+pub(super) fn make<N: Into<Cow<'static, str>>>(
+    text: &str,
+    outputs: impl IntoIterator<Item = (N, Vec<Step>)>,
+) -> Rule {
+    let outputs = outputs
+        .into_iter()
+        .map(|(name, steps)| Output { name: name.into(), steps, share: Share::Whole })
+        .collect();
     Rule { pattern: pattern(text), layers: 0..usize::MAX, outputs }
 }
 
 /// Per-expert tensors stacked on a new first axis; the pattern's group `e` is the expert.
 pub(super) fn stack(text: &str, name: &'static str) -> Rule {
-    let outputs = vec![Output { name, steps: Vec::new(), share: Share::Stacked }];
+    let outputs = vec![Output { name: name.into(), steps: Vec::new(), share: Share::Stacked }];
     Rule { pattern: pattern(text), layers: 0..usize::MAX, outputs }
 }
 
@@ -67,7 +73,7 @@ pub(super) fn join<const N: usize>(
     name: &'static str,
 ) -> impl Iterator<Item = Rule> {
     parts.into_iter().enumerate().map(move |(part, (text, steps))| {
-        let output = Output { name, steps, share: Share::Joined { part, of: N } };
+        let output = Output { name: name.into(), steps, share: Share::Joined { part, of: N } };
         Rule { pattern: pattern(text), layers: 0..usize::MAX, outputs: vec![output] }
     })
 }
@@ -192,6 +198,7 @@ impl Architecture {
             rules: Vec::new(),
             linears: Linears::Named(linears.to_vec()),
             protected: Vec::new(),
+            unreached: Vec::new(),
             unquantized: None,
             parameters: None,
             keep_dtype: Vec::new(),

@@ -257,6 +257,7 @@ impl Sketch<'_> {
                 multiplier: 1.0,
                 per_layer: None,
             },
+            streams: None,
             ropes,
             blocks,
             norm: self.rms(format!("{outer}model.norm")),

@@ -28,12 +28,14 @@ pub enum Projections {
         /// `hidden -> kv_heads * head_dim`.
         k: Linear,
     },
-    /// Queries alone; keys and values are those of an earlier block (Gemma 4).
+    /// Queries alone; keys and values are those of an earlier block (Gemma 3n, 4).
     Shared {
         /// `hidden -> heads * head_dim`.
         q: Linear,
         /// The block that made keys and values.
         block: usize,
+        /// Linears of keys and values of its own, which are kept, as the norm of keys is, and not computed with (Gemma 3n).
+        unread: Option<[Linear; 2]>,
     },
 }
 
@@ -118,6 +120,8 @@ pub struct Attention {
     pub value_multiplier: f64,
     /// Queries, keys, values.
     pub projections: Projections,
+    /// What projections give is within so much of zero (DBRX).
+    pub clip: Option<f32>,
     /// `heads * value_dim -> hidden`.
     pub output: Linear,
     /// Norms of queries and keys.
@@ -157,6 +161,7 @@ impl Attention {
             scale: (head_dim as f64).powf(-0.5),
             value_multiplier: 1.0,
             projections,
+            clip: None,
             output,
             norms: None,
             rope: Some(0),

@@ -79,7 +79,13 @@ impl Reads {
             Projections::Concatenated(linear) | Projections::Interleaved(linear) => {
                 self.linear(linear, Some(q + k + v), hidden, None);
             }
-            Projections::Shared { q: query, .. } => self.linear(query, Some(query_rows), hidden, None),
+            Projections::Shared { q: query, unread, .. } => {
+                self.linear(query, Some(query_rows), hidden, None);
+                if let Some([key, value]) = unread {
+                    self.linear(key, Some(k), hidden, None);
+                    self.linear(value, Some(v), hidden, None);
+                }
+            }
         }
         self.linear(&attention.output, hidden, Some(heads * value_dim), None);
         if let Some(OutputGate::Linear { linear, per_head, .. }) = &attention.output_gate {
@@ -87,8 +93,8 @@ impl Reads {
             self.linear(linear, Some(rows), hidden, None);
         }
         if let Some(norms) = &attention.norms {
-            let keys =
-                norms.k.as_ref().filter(|_| !matches!(attention.projections, Projections::Shared { .. }));
+            let lacks = matches!(attention.projections, Projections::Shared { unread: None, .. });
+            let keys = norms.k.as_ref().filter(|_| !lacks);
             for (norm, heads) in std::iter::once((&norms.q, heads)).chain(keys.map(|norm| (norm, kv_heads))) {
                 if let (true, Some(path)) = (norms.per_head, &norm.path) {
                     self.tensor(format!("{path}.weight"), &[Some(heads), Some(head_dim)]);
@@ -161,10 +167,32 @@ impl Reads {
                 self.linear(b, heads, input, None);
                 self.linear(a, heads, input, None);
             }
+            DeltaProjections::LowRank { qkv: [q, k, v], b, a, z } => {
+                self.linear(q, Some(keys), input, None);
+                self.linear(k, Some(keys), input, None);
+                self.linear(v, Some(values), input, None);
+                self.linear(b, heads, input, None);
+                for ([down, up], rank, rows) in [(a, net.key_dim, keys), (z, net.value_dim, values)] {
+                    self.linear(down, Some(rank), input, None);
+                    self.linear(up, Some(rows), Some(rank), None);
+                }
+            }
         }
-        self.tensor(format!("{}.weight", net.convolution), &[Some(2 * keys + values), None, Some(1)]);
-        self.tensor(net.dt_bias.clone(), &[heads]);
-        self.tensor(net.decay_log.clone(), &[heads]);
+        match &net.convolutions[..] {
+            [one] => self.tensor(format!("{one}.weight"), &[Some(2 * keys + values), None, Some(1)]),
+            each => {
+                for (convolution, channels) in each.iter().zip([keys, keys, values]) {
+                    self.tensor(format!("{convolution}.weight"), &[Some(channels), None, Some(1)]);
+                }
+            }
+        }
+        if net.decays_by_feature() {
+            self.tensor(net.dt_bias.clone(), &[Some(keys)]);
+            self.tensor(net.decay_log.clone(), &[Some(1), Some(1), heads, Some(1)]);
+        } else {
+            self.tensor(net.dt_bias.clone(), &[heads]);
+            self.tensor(net.decay_log.clone(), &[heads]);
+        }
         self.norm(&net.norm, net.value_dim, 1);
         self.linear(&net.output, Some(hidden), Some(values), None);
     }
@@ -180,9 +208,14 @@ impl Reads {
                 self.tensor(format!("{}.weight", convolution.convolution), &[Some(hidden), None, Some(1)]);
                 self.optional(format!("{}.bias", convolution.convolution), &[Some(hidden)]);
             }
+            Layer::Laurel { left, right, rank, norm } => {
+                self.linear(left, Some(*rank), Some(hidden), None);
+                self.linear(right, Some(hidden), Some(*rank), None);
+                self.norm(norm, hidden, 1);
+            }
             Layer::Mlp(mlp) => self.mlp(mlp, hidden, None),
             Layer::Moe(moe) => {
-                let count = moe.experts.count;
+                let count = moe.experts.count();
                 self.linear(&moe.router.linear, Some(count), Some(hidden), None);
                 for of_experts in moe.router.correction.iter().chain(&moe.router.expert_scale) {
                     self.tensor(of_experts.clone(), &[Some(count)]);
@@ -190,7 +223,9 @@ impl Reads {
                 if let Some(norm) = &moe.router.norm {
                     self.tensor(norm.scale.clone(), &[Some(hidden)]);
                 }
-                self.mlp(&moe.experts.mlp, hidden, Some(count));
+                for (mlp, stacked) in moe.experts.networks() {
+                    self.mlp(mlp, hidden, stacked);
+                }
                 if let Some(shared) = &moe.shared {
                     self.mlp(&shared.mlp, hidden, None);
                     if let Some(gate) = &shared.gate {
@@ -205,12 +240,19 @@ impl Reads {
         }
     }
 
-    fn block(&mut self, block: &Block, hidden: usize, width: usize) {
+    fn block(&mut self, block: &Block, hidden: usize, streams: usize, width: usize) {
+        if let Some(update) = &block.update {
+            self.norm(&update.norm, hidden, 1);
+            self.linear(&update.router, Some(streams), Some(hidden), None);
+            self.linear(&update.prediction, Some(streams * streams), Some(streams), None);
+            self.linear(&update.correction, Some(streams), Some(streams), None);
+            self.tensor(update.scale.clone(), &[Some(hidden)]);
+        }
         for norm in block.norm.iter().chain(block.stages.iter().filter_map(|stage| stage.post_norm.as_ref()))
         {
             self.norm(norm, hidden, 1);
         }
-        for branch in block.stages.iter().flat_map(|stage| &stage.branches) {
+        for branch in block.branches() {
             for norm in branch.norm.iter().chain(&branch.post_norm) {
                 self.norm(norm, hidden, 1);
             }
@@ -243,12 +285,15 @@ impl Decoder {
         if let Some(inputs) = &embedding.per_layer {
             width = inputs.width;
             let all = Some(width * self.blocks.len());
-            reads.tensor(format!("{}.weight", inputs.path), &[None, all]);
+            reads.tensor(format!("{}.weight", inputs.path), &[inputs.rows, all]);
             reads.linear(&inputs.projection, all, Some(hidden), None);
             reads.norm(&inputs.norm, width, 1);
         }
         for block in &self.blocks {
-            reads.block(block, hidden, width);
+            reads.block(block, hidden, self.stream_count(), width);
+        }
+        for linear in self.streams.iter().flat_map(|streams| streams.spread.iter().chain(&streams.gather)) {
+            reads.linear(linear, Some(hidden), Some(hidden), None);
         }
         reads.norm(&self.norm, hidden, 1);
         if let Some(head) = &self.head.linear {
@@ -262,7 +307,8 @@ impl Decoder {
         self.blocks.iter().flat_map(Block::layers).flat_map(|layer| match layer {
             Layer::Mlp(mlp) => vec![mlp],
             Layer::Moe(moe) => {
-                std::iter::once(&moe.experts.mlp).chain(moe.shared.iter().map(|shared| &shared.mlp)).collect()
+                let own = moe.experts.networks().into_iter().map(|(mlp, _)| mlp);
+                own.chain(moe.shared.iter().map(|shared| &shared.mlp)).collect()
             }
             _ => Vec::new(),
         })

@@ -48,14 +48,16 @@ pub struct Mlp {
     pub activation: Activation,
     /// The activated gate is at most so large, and up within so much of zero (Step 3.5).
     pub limit: Option<f32>,
+    /// The activation sees of the gate what lies above its mean by so many standard deviations, else 0 (Gemma 3n).
+    pub cutoff: Option<f64>,
     /// Second half.
     pub down: Linear,
 }
 
 impl Mlp {
-    /// Without a limit.
+    /// Without a limit or a cutoff.
     pub fn new(gate: Gate, activation: Activation, down: Linear) -> Self {
-        Self { gate, activation, limit: None, down }
+        Self { gate, activation, limit: None, cutoff: None, down }
     }
 }
 
@@ -133,13 +135,47 @@ impl Router {
     }
 }
 
-/// Experts stacked in tensors `[experts, out, in]`.
+/// Experts of one shape.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Experts {
+pub enum Experts {
+    /// Stacked in tensors `[experts, out, in]`.
+    Stacked {
+        /// How many.
+        count: usize,
+        /// Linears of each; biases `[experts, out]`.
+        mlp: Mlp,
+    },
+    /// Each under names of its own (DBRX).
+    Apart(Vec<Mlp>),
+}
+
+impl Experts {
     /// How many.
-    pub count: usize,
-    /// Linears of each; biases `[experts, out]`.
-    pub mlp: Mlp,
+    pub fn count(&self) -> usize {
+        match self {
+            Self::Stacked { count, .. } => *count,
+            Self::Apart(each) => each.len(),
+        }
+    }
+
+    /// Linears of an expert, with its place where they are stacked.
+    ///
+    /// # Panics
+    /// If there is no such expert.
+    pub fn of(&self, expert: usize) -> (&Mlp, Option<usize>) {
+        match self {
+            Self::Stacked { mlp, .. } => (mlp, Some(expert)),
+            Self::Apart(each) => (&each[expert], None),
+        }
+    }
+
+    /// Networks of different names, with how many are stacked in each.
+    pub fn networks(&self) -> Vec<(&Mlp, Option<usize>)> {
+        match self {
+            Self::Stacked { count, mlp } => vec![(mlp, Some(*count))],
+            Self::Apart(each) => each.iter().map(|mlp| (mlp, None)).collect(),
+        }
+    }
 }
 
 /// An expert that every token passes.

@@ -80,8 +80,8 @@ pub struct LatentAttention {
     pub keys: LatentKeys,
     /// `heads * value -> hidden`.
     pub output: Linear,
-    /// Index of the rotary embedding.
-    pub table: usize,
+    /// Index of the rotary embedding; `None`: no positions, nothing is rotated (Kimi Linear).
+    pub table: Option<usize>,
     /// Factor on queries by position.
     pub query_scaling: Option<QueryScaling>,
     /// Beside it.

@@ -15,6 +15,7 @@ mod norm;
 mod rope;
 mod short_convolution;
 mod site;
+mod streams;
 
 pub use self::attention::{Attention, HeadNorms, OutputGate, Projections, QueryScaling};
 pub use self::check::ExpectedTensor;
@@ -26,6 +27,7 @@ pub use self::norm::{Norm, NormKind};
 pub use self::rope::{Frequencies, Rope};
 pub use self::short_convolution::ShortConvolution;
 pub use self::site::{Producer, Site};
+pub use self::streams::Streams;
 use crate::ops::Activation;
 pub use mlx_quant_engine::Groups;
 
@@ -47,6 +49,8 @@ pub struct Embedding {
 pub struct PerLayerInputs {
     /// Table `[vocabulary, blocks * width]`.
     pub path: String,
+    /// Its rows where they may be fewer than the embedding's; tokens beyond take the first one (Gemma 3n).
+    pub rows: Option<usize>,
     /// Factor on its rows.
     pub multiplier: f64,
     /// `hidden -> blocks * width`.
@@ -59,6 +63,14 @@ pub struct PerLayerInputs {
     pub sum_multiplier: f64,
     /// Features a block gets.
     pub width: usize,
+}
+
+impl PerLayerInputs {
+    /// Rows of the table for tokens.
+    pub fn ids(&self, tokens: &[u32]) -> Vec<u32> {
+        let known = |token: u32| self.rows.is_none_or(|rows| (token as usize) < rows);
+        tokens.iter().map(|&token| if known(token) { token } else { 0 }).collect()
+    }
 }
 
 /// The last matrix, from hidden state to logits.
@@ -83,6 +95,17 @@ pub enum Layer {
     DeltaNet(DeltaNet),
     /// Gated short convolution (LFM2).
     ShortConvolution(ShortConvolution),
+    /// `x + norm(right(left(x)))`, a learned augmented residual (Gemma 3n; arXiv 2411.07501).
+    Laurel {
+        /// `hidden -> rank`.
+        left: Linear,
+        /// `rank -> hidden`.
+        right: Linear,
+        /// Features between.
+        rank: usize,
+        /// Of what is added.
+        norm: Norm,
+    },
     /// Feed-forward network.
     Mlp(Mlp),
     /// Mixture of experts.
@@ -109,7 +132,7 @@ pub struct Branch {
     pub post_norm: Option<Norm>,
 }
 
-/// `x + multiplier * post_norm(sum of branches(x))`. Two branches make a parallel block.
+/// `scale * (x + multiplier * post_norm(sum of branches(x)))`. Two branches make a parallel block.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Stage {
     /// At least one.
@@ -118,6 +141,30 @@ pub struct Stage {
     pub post_norm: Option<Norm>,
     /// Factor on what is added to the residual stream.
     pub multiplier: f64,
+    /// Factor on the residual stream behind it.
+    pub scale: f64,
+}
+
+/// What a block does with the streams: it predicts each from all, its stages compute one of them, and what these changed
+/// corrects all. The three linears see few features, and are no site's readers.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Update {
+    /// Which stream the stages compute.
+    pub active: usize,
+    /// Of the active stream.
+    pub norm: Norm,
+    /// `hidden -> streams`; reads the norm divided by `hidden`.
+    pub router: Linear,
+    /// `streams -> streams * streams`: factors of predictions.
+    pub prediction: Linear,
+    /// `streams -> streams`: factors of corrections, less 1.
+    pub correction: Linear,
+    /// Tensor `[hidden]`, a factor on what `others` reads.
+    pub scale: String,
+    /// Whether it is one; else it is kept and not computed with.
+    pub scales: bool,
+    /// Reads the corrected active stream, and is added to all but the first.
+    pub others: Branch,
 }
 
 /// One decoder layer.
@@ -131,6 +178,8 @@ pub struct Block {
     pub stages: Vec<Stage>,
     /// Tensor of one element that the output is multiplied with.
     pub scalar: Option<String>,
+    /// Where there are several residual streams: which one the stages compute, and what becomes of the others.
+    pub update: Option<Update>,
 }
 
 /// A language model.
@@ -142,6 +191,8 @@ pub struct Decoder {
     pub vocabulary: usize,
     /// First.
     pub embedding: Embedding,
+    /// Residual streams, where there are several.
+    pub streams: Option<Streams>,
     /// Rotary embeddings, which attention layers refer to by index.
     pub ropes: Vec<Rope>,
     /// In order.
@@ -160,6 +211,17 @@ impl Decoder {
             _ => None,
         };
         self.blocks.iter().flat_map(Block::layers).filter_map(of).min()
+    }
+
+    /// How many residual streams there are.
+    pub fn stream_count(&self) -> usize {
+        self.streams.as_ref().map_or(1, Streams::count)
+    }
+
+    /// Modules that what follows the last block reads before the head: the last norm, and what gathers streams.
+    pub fn last_modules(&self) -> impl Iterator<Item = &str> {
+        let gather = self.streams.iter().flat_map(|streams| &streams.gather);
+        self.norm.path.as_deref().into_iter().chain(gather.map(|linear| linear.path.as_str()))
     }
 
     /// Paths of the matrices that are as long as a vocabulary (or the positions): embeddings and head.
@@ -202,19 +264,25 @@ impl Stage {
 
     /// `x + sum of branches(x)`.
     pub fn parallel(branches: Vec<Branch>) -> Self {
-        Self { branches, post_norm: None, multiplier: 1.0 }
+        Self { branches, post_norm: None, multiplier: 1.0, scale: 1.0 }
     }
 }
 
 impl Block {
     /// `x + attention(norm(x))`, then `x + mlp(norm(x))`: the common form.
     pub fn new(prefix: impl Into<String>, stages: Vec<Stage>) -> Self {
-        Self { prefix: prefix.into(), norm: None, stages, scalar: None }
+        Self { prefix: prefix.into(), norm: None, stages, scalar: None, update: None }
     }
 
-    /// Layers of all stages, in order.
+    /// All its branches, in order.
+    pub fn branches(&self) -> impl Iterator<Item = &Branch> {
+        let others = self.update.iter().map(|update| &update.others);
+        self.stages.iter().flat_map(|stage| &stage.branches).chain(others)
+    }
+
+    /// Their layers.
     pub fn layers(&self) -> impl Iterator<Item = &Layer> {
-        self.stages.iter().flat_map(|stage| &stage.branches).map(|branch| &branch.layer)
+        self.branches().map(|branch| &branch.layer)
     }
 
     /// Blocks whose keys and values this one uses.

@@ -1,6 +1,6 @@
 //! Sites: activations that linears read, the unit of every calibrated method.
 
-use super::{Attention, Block, Branch, Gate, Layer, Linear, Mlp, Moe, Norm, Projections, Stage};
+use super::{Attention, Block, Branch, Experts, Gate, Layer, Linear, Mlp, Moe, Norm, Projections, Stage};
 
 /// What made an activation, and so what a scale on it can be folded into.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -24,8 +24,17 @@ pub struct Site<'d> {
     pub producer: Producer<'d>,
     /// Who reads it; never empty.
     pub readers: Vec<&'d Linear>,
-    /// Which expert of stacked readers.
+    /// Of which expert.
     pub expert: Option<usize>,
+    /// The expert's place in its readers, where they are stacked.
+    pub slice: Option<usize>,
+}
+
+impl Site<'_> {
+    /// Whether no site before it has the same readers.
+    pub fn has_own_readers(&self) -> bool {
+        self.slice.is_none_or(|slice| slice == 0)
+    }
 }
 
 impl Block {
@@ -35,14 +44,24 @@ impl Block {
         for stage in &self.stages {
             stage.add_sites(&mut sites);
         }
+        if let Some(update) = &self.update {
+            update.others.add_sites(&mut sites);
+        }
         sites
     }
 }
 
 impl Stage {
     fn add_sites<'d>(&'d self, sites: &mut Vec<Site<'d>>) {
+        let first = sites.len();
         for branch in &self.branches {
             branch.add_sites(sites);
+        }
+        // What a Laurel reads goes into the stream as it is: a norm before it takes no factor.
+        let passes = |branch: &Branch| matches!(branch.layer, Layer::Laurel { .. });
+        if self.branches.iter().any(passes) {
+            let own = sites[first..].iter_mut().filter(|site| matches!(site.producer, Producer::Norm(_)));
+            own.for_each(|site| site.producer = Producer::Other);
         }
     }
 }
@@ -58,7 +77,7 @@ impl Branch {
     fn add_sites<'d>(&'d self, sites: &mut Vec<Site<'d>>) {
         let input = self.norm.as_ref().map_or(Producer::Residual, Producer::Norm);
         let mut add = |producer, readers: Vec<&'d Linear>, expert| {
-            sites.push(Site { producer, readers, expert });
+            sites.push(Site { producer, readers, expert, slice: expert });
         };
         match &self.layer {
             Layer::Attention(attention) => {
@@ -71,7 +90,17 @@ impl Branch {
                 add(producer, vec![&attention.output], None);
             }
             Layer::Mlp(mlp) => mlp.add_sites(input, None, &mut add),
-            Layer::Moe(moe) => moe.add_sites(input, &mut add),
+            Layer::Moe(moe) => {
+                let apart = matches!(moe.experts, Experts::Apart(_));
+                let mut own = |producer, readers, expert: Option<usize>| {
+                    sites.push(Site { producer, readers, expert, slice: expert.filter(|_| !apart) });
+                };
+                moe.add_sites(input, &mut own);
+            }
+            Layer::Laurel { left, right, .. } => {
+                add(input, vec![left], None);
+                add(Producer::Other, vec![right], None);
+            }
             Layer::PerLayerInput { gate, projection, .. } => {
                 add(input, vec![gate], None);
                 add(Producer::Other, vec![projection], None);
@@ -85,6 +114,9 @@ impl Branch {
             }
             Layer::DeltaNet(net) => {
                 add(input, net.projections.linears(), None);
+                for linear in net.projections.inner() {
+                    add(Producer::Other, vec![linear], None);
+                }
                 add(Producer::Other, vec![&net.output], None);
             }
             Layer::ShortConvolution(convolution) => {
@@ -121,8 +153,8 @@ impl Moe {
         // Beside a router with a norm of its own no site has all tokens that the experts' norm gives, to choose factors from.
         let input = if self.router.norm.is_some() { Producer::Other } else { input };
         add(input, std::iter::once(&self.router.linear).chain(gate).collect(), None);
-        for expert in 0..self.experts.count {
-            self.experts.mlp.add_sites(input, Some(expert), add);
+        for expert in 0..self.experts.count() {
+            self.experts.of(expert).0.add_sites(input, Some(expert), add);
         }
         if let Some(shared) = &self.shared {
             shared.mlp.add_sites(input, None, add);

@@ -95,6 +95,9 @@ impl Pass<'_> {
         let by_head = |x: &Tensor, heads: usize| x.reshape((batch, tokens, heads, REST));
         let readers: Vec<_> = layer.projections.linears().into_iter().chain(layer.gate()).collect();
         let mut projected = self.read(&readers, x).await?;
+        if let Some(most) = layer.clip {
+            projected = projected.iter().map(|x| x.clamp(-most, most)).collect::<Result<_>>()?;
+        }
         let own_gate = layer.gate().and_then(|_| projected.pop());
         let first = projected.remove(0);
         let (q, k, v) = match &layer.projections {

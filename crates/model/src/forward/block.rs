@@ -2,12 +2,12 @@
 
 use mlx_quant_engine::{Result, Tensor};
 
-use super::pass::Pass;
+use super::pass::{Pass, scaled};
 use super::state::Keys;
 use crate::decoder::{Layer, Norm, Stage};
 
 impl Pass<'_> {
-    /// x + multiplier * post_norm(sum of post_norm(layer(norm(x))))
+    /// scale * (x + multiplier * post_norm(sum of post_norm(layer(norm(x)))))
     pub(super) async fn stage(
         &mut self,
         stage: &Stage,
@@ -34,11 +34,12 @@ impl Pass<'_> {
                 Some(sum) => self.engine.add(&sum, &output, 1.0)?,
             });
         }
-        match (sum, &stage.post_norm) {
+        let behind = match (sum, &stage.post_norm) {
             (None, _) => Ok(x.clone()),
             (Some(sum), None) => self.engine.add(x, &sum, stage.multiplier),
             (Some(sum), Some(norm)) => self.engine.add(x, &self.norm(norm, &sum)?, stage.multiplier),
-        }
+        };
+        scaled(behind?, stage.scale)
     }
 
     /// layer(x), beside the residual stream that x is the norm of
@@ -57,6 +58,11 @@ impl Pass<'_> {
             Layer::ShortConvolution(convolution) => convolution.forward(self, x).await,
             Layer::Mlp(mlp) => self.mlp(mlp, x).await,
             Layer::Moe(moe) => self.moe(moe, stream, x).await,
+            Layer::Laurel { left, right, norm, .. } => {
+                let inner = self.read(&[left], x).await?.remove(0);
+                let added = self.read(&[right], &inner).await?.remove(0);
+                self.engine.add(x, &self.norm(norm, &added)?, 1.0)
+            }
             Layer::PerLayerInput { gate, activation, projection } => {
                 let own = own.ok_or_else(|| mlx_quant_engine::Error::msg("no per-layer inputs"))?;
                 let gate = self.read(&[gate], x).await?.remove(0);

@@ -7,7 +7,7 @@ use super::pass::Pass;
 use crate::decoder::{DeltaNet, DeltaProjections};
 
 /// Projections of the input: q, k, v `[batch, tokens, 2 * keys + values]`; z `[batch, tokens, value_heads, value_dim]`;
-/// b and a `[batch, tokens, value_heads]`.
+/// b `[batch, tokens, value_heads]`; a the same, or `[batch, tokens, keys]`.
 struct Projected {
     qkv: Tensor,
     z: Tensor,
@@ -28,8 +28,9 @@ impl DeltaNet {
         let &Self { key_heads, value_heads, key_dim, value_dim, .. } = self;
         let keys = key_heads * key_dim;
         let Projected { qkv, z, b, a } = self.project(pass, x).await?;
-        let kernel = pass.parameters.tensor(&format!("{}.weight", self.convolution))?;
-        let qkv = pass.engine.activate(&causal_convolution(&qkv, kernel, None)?, Activation::Silu)?;
+        let kernels = self.convolutions.iter().map(|path| pass.parameters.tensor(&format!("{path}.weight")));
+        let kernel = Tensor::cat(&kernels.collect::<Result<Vec<_>>>()?, 0)?;
+        let qkv = pass.engine.activate(&causal_convolution(&qkv, &kernel, None)?, Activation::Silu)?;
         let by_head = |start, heads: usize, dim: usize| {
             qkv.narrow(2, start, heads * dim)?.reshape((batch, tokens, heads, dim))
         };
@@ -41,11 +42,18 @@ impl DeltaNet {
         let beta = pass.engine.activate(&b, Activation::Sigmoid)?;
         let step = a.broadcast_add(pass.parameters.tensor(&self.dt_bias)?)?;
         let step = pass.engine.activate(&step, Activation::Softplus)?;
-        let decay = step.broadcast_mul(&pass.parameters.tensor(&self.decay_log)?.exp()?)?.neg()?.exp()?;
+        let rate = pass.parameters.tensor(&self.decay_log)?.exp()?;
+        let rates = if self.decays_by_feature() {
+            step.reshape((batch, tokens, value_heads, key_dim))?
+                .broadcast_mul(&rate.reshape((value_heads, 1))?)?
+        } else {
+            step.broadcast_mul(&rate)?
+        };
+        let decay = rates.neg()?.exp()?;
 
         let output = pass.engine.gated_delta(&q, &k, &v, &decay, &beta)?; // [b, t, value_heads, value_dim]
         let normed = pass.norm(&self.norm, &output)?;
-        let gated = pass.engine.glu(&z, &normed, Activation::Silu)?;
+        let gated = pass.engine.glu(&z, &normed, self.gate)?;
         gated.reshape((batch, tokens, value_heads * value_dim))
     }
 
@@ -69,6 +77,13 @@ impl DeltaNet {
         let mut next = || read.next().ok_or_else(|| mlx_quant_engine::Error::msg("a projection is missing"));
         if let DeltaProjections::Separate { .. } = self.projections {
             return Ok(Projected { qkv: next()?, z: heads(&next()?)?, b: next()?, a: next()? });
+        }
+        if let DeltaProjections::LowRank { a: [_, a_up], z: [_, z_up], .. } = &self.projections {
+            let qkv = Tensor::cat(&[next()?, next()?, next()?], 2)?;
+            let (b, a, z) = (next()?, next()?, next()?);
+            let a = pass.read(&[a_up], &a).await?.remove(0);
+            let z = pass.read(&[z_up], &z).await?.remove(0);
+            return Ok(Projected { qkv, z: heads(&z)?, b, a });
         }
         let served = value_heads / key_heads;
         let values = served * value_dim;

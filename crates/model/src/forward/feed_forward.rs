@@ -13,6 +13,13 @@ struct Routing {
     weights: Tensor,
 }
 
+/// max(x - mean(x) - cutoff * deviation(x), 0), mean and standard deviation over features.
+fn above(x: &Tensor, cutoff: f64) -> Result<Tensor> {
+    let around = x.broadcast_sub(&x.mean_keepdim(LAST)?)?;
+    let deviation = around.sqr()?.mean_keepdim(LAST)?.sqrt()?;
+    around.broadcast_sub(&(deviation * cutoff)?)?.clamp(0.0, f32::INFINITY)
+}
+
 impl Pass<'_> {
     /// down(activation(gate(x)) * up(x))
     pub(super) async fn mlp(&mut self, mlp: &Mlp, x: &Tensor) -> Result<Tensor> {
@@ -37,6 +44,9 @@ impl Pass<'_> {
 
     /// activation(gate) * up, both within the limit if there is one
     fn glu(&self, mlp: &Mlp, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+        if let Some(cutoff) = mlp.cutoff {
+            return self.engine.glu(&above(gate, cutoff)?, up, mlp.activation);
+        }
         let Some(limit) = mlp.limit else { return self.engine.glu(gate, up, mlp.activation) };
         let gate = self.engine.activate(gate, mlp.activation)?.clamp(f32::NEG_INFINITY, limit)?;
         gate * up.clamp(-limit, limit)?
@@ -157,7 +167,7 @@ impl Pass<'_> {
     async fn experts(&mut self, moe: &Moe, routing: &Routing, x: &Tensor) -> Result<Tensor> {
         let experts: &Experts = &moe.experts;
         let top_k = routing.weights.dim(1)?;
-        let mut by_expert: Vec<Vec<u32>> = vec![Vec::new(); experts.count];
+        let mut by_expert: Vec<Vec<u32>> = vec![Vec::new(); experts.count()];
         for (token, chosen) in routing.chosen.iter().enumerate() {
             for (slot, &expert) in chosen.iter().enumerate() {
                 by_expert[expert as usize].push((token * top_k + slot) as u32);
@@ -176,7 +186,7 @@ impl Pass<'_> {
         let (mut outputs, mut start) = (Vec::new(), 0);
         for (expert, pairs) in by_expert.iter().enumerate().filter(|(_, pairs)| !pairs.is_empty()) {
             let x = sorted.narrow(0, start, pairs.len())?;
-            outputs.push(self.expert(&experts.mlp, expert, &x).await?);
+            outputs.push(self.expert(experts, expert, &x).await?);
             start += pairs.len();
         }
         let outputs = Tensor::cat(&outputs, 0)?.rows(&position)?; // [n * k, hidden]
@@ -187,26 +197,36 @@ impl Pass<'_> {
         outputs.broadcast_mul(&routing.weights.unsqueeze(2)?)?.sum(1)
     }
 
-    async fn expert(&mut self, mlp: &Mlp, expert: usize, x: &Tensor) -> Result<Tensor> {
-        let projected = self.read_stacked(&mlp.gate.linears(), expert, x).await?;
+    async fn expert(&mut self, experts: &Experts, expert: usize, x: &Tensor) -> Result<Tensor> {
+        let (mlp, slice) = experts.of(expert);
+        let projected = self.read_expert(&mlp.gate.linears(), (expert, slice), x).await?;
         let product = self.product(mlp, &projected)?;
         drop(projected);
-        Ok(self.read_stacked(&[&mlp.down], expert, &product).await?.remove(0))
+        Ok(self.read_expert(&[&mlp.down], (expert, slice), &product).await?.remove(0))
     }
 
-    /// x @ weight[expert]^T + bias[expert] of each linear
-    async fn read_stacked(&mut self, linears: &[&Linear], expert: usize, x: &Tensor) -> Result<Vec<Tensor>> {
+    /// x @ weight^T + bias of each linear, of its slice where experts are stacked
+    async fn read_expert(
+        &mut self,
+        linears: &[&Linear],
+        (expert, slice): (usize, Option<usize>),
+        x: &Tensor,
+    ) -> Result<Vec<Tensor>> {
+        let own = |tensor: &Tensor| match slice {
+            Some(slice) => tensor.get(slice),
+            None => Ok(tensor.clone()),
+        };
         let weights = self.watcher.see(linears, Some(expert), x).await?;
         let multiply = |(at, linear): (usize, &&Linear)| {
             let bias = self.parameters.get(&format!("{}.bias", linear.path));
-            let bias = bias.map(|bias| bias.get(expert)).transpose()?;
+            let bias = bias.map(own).transpose()?;
             if let Some(weights) = &weights {
                 return self.engine.linear(x, &weights[at], bias.as_ref());
             }
             if let Some(reader) = self.parameters.reader(&linear.path) {
-                return reader.read(x, Some(expert), bias.as_ref());
+                return reader.read(x, slice, bias.as_ref());
             }
-            let weight = self.parameters.tensor(&format!("{}.weight", linear.path))?.get(expert)?;
+            let weight = own(self.parameters.tensor(&format!("{}.weight", linear.path))?)?;
             self.engine.linear(x, &weight, bias.as_ref())
         };
         linears.iter().enumerate().map(multiply).collect()

@@ -28,16 +28,24 @@ impl LatentAttention {
             }
         };
         let q = q.reshape((batch, tokens, self.heads, self.nope + self.rope))?;
-        let rotated = pass.rotate(&q.narrow(3, self.nope, self.rope)?, self.table)?;
-        let mut q = Tensor::cat(&[&q.narrow(3, 0, self.nope)?, &rotated], 3)?;
+        let mut q = match self.table {
+            Some(table) => {
+                let rotated = pass.rotate(&q.narrow(3, self.nope, self.rope)?, table)?;
+                Tensor::cat(&[&q.narrow(3, 0, self.nope)?, &rotated], 3)?
+            }
+            None => q,
+        };
         if let Some(scaling) = &self.query_scaling {
             q = q.broadcast_mul(&scaling.factors(tokens, &q)?)?;
         }
 
         let latent = pass.norm(&self.norm, &down.narrow(2, 0, self.rank)?)?; // [b, t, rank]
         let shared = down.narrow(2, self.rank, self.rope)?.reshape((batch, tokens, 1, self.rope))?;
-        let shared =
-            pass.rotate(&shared, self.table)?.broadcast_as((batch, tokens, self.heads, self.rope))?;
+        let shared = match self.table {
+            Some(table) => pass.rotate(&shared, table)?,
+            None => shared,
+        };
+        let shared = shared.broadcast_as((batch, tokens, self.heads, self.rope))?;
         let (k, v) = self.expand(pass, &latent).await?;
         let k = Tensor::cat(&[&k, &shared], 3)?;
 

@@ -16,6 +16,7 @@ mod latent;
 mod pass;
 mod short_convolution;
 mod state;
+mod streams;
 mod tables;
 mod watcher;
 
@@ -89,26 +90,56 @@ impl<'d> Forward<'d> {
             hidden = hidden.broadcast_add(&weights.rows(path, &positions, &self.device)?)?;
         }
         let hidden = scaled(hidden, embedding.multiplier)?;
-        let per_layer = match &embedding.per_layer {
-            None => None,
-            Some(inputs) => Some(self.per_layer_inputs(inputs, weights, &ids, &hidden)?),
+        self.set_out(weights, windows, &hidden)
+    }
+
+    /// What [`Forward::embed`] makes of the embedded windows, as a function of these (`embedded`, `[batch, tokens, hidden]`):
+    /// the residual stream, or all of them, and what blocks have for inputs of their own.
+    ///
+    /// # Errors
+    /// As [`Forward::embed`].
+    pub fn set_out(
+        &self,
+        weights: &Weights<'_>,
+        windows: &[&[u32]],
+        embedded: &Tensor,
+    ) -> std::result::Result<State, WeightsError> {
+        let inputs = self.decoder.embedding.per_layer.as_ref();
+        let inputs = inputs.map(|inputs| self.per_layer_inputs(inputs, weights, &windows.concat(), embedded));
+        let per_layer = inputs.transpose()?;
+        let hidden = match &self.decoder.streams {
+            None => embedded.clone(),
+            Some(streams) => {
+                let mut parameters = Parameters::default();
+                for linear in &streams.spread {
+                    parameters.extend(weights.module(&linear.path, &self.device)?);
+                }
+                self.outside(&parameters, &mut ()).spread(streams, embedded)?
+            }
         };
         Ok(State { hidden, per_layer, keys: Keys::new() })
     }
 
-    /// What [`Forward::embed`] makes of the embedded windows beside them, `[batch, tokens, blocks, width]`, as a function of these
-    /// (`hidden`, `[batch, tokens, hidden]`); `None` where blocks have no inputs of their own.
+    /// Whether [`Forward::set_out`] gives embedded windows as they are, and nothing else.
+    pub fn sets_out_as_embedded(&self) -> bool {
+        self.decoder.streams.is_none() && self.decoder.embedding.per_layer.is_none()
+    }
+
+    /// The embedded windows `[batch, tokens, hidden]` of what [`Forward::embed`] gave.
     ///
     /// # Errors
-    /// As [`Forward::embed`].
-    pub fn beside(
-        &self,
-        weights: &Weights<'_>,
-        windows: &[&[u32]],
-        hidden: &Tensor,
-    ) -> std::result::Result<Option<Tensor>, WeightsError> {
-        let inputs = self.decoder.embedding.per_layer.as_ref();
-        inputs.map(|inputs| self.per_layer_inputs(inputs, weights, &windows.concat(), hidden)).transpose()
+    /// If the device fails.
+    pub fn embedded(&self, state: &State) -> Result<Tensor> {
+        if self.decoder.streams.is_some() {
+            state.hidden.narrow(2, 0, 1)?.squeeze(2)
+        } else {
+            Ok(state.hidden.clone())
+        }
+    }
+
+    /// What computes outside of blocks.
+    fn outside<'p>(&'p self, parameters: &'p Parameters, tap: &'p mut ()) -> Pass<'p> {
+        Pass { engine: &self.device, parameters, tables: &[], watcher: Watcher::Tap(tap) }
     }
 
     /// `(norm(projection(hidden)) + embedding) * multiplier`, `[batch, tokens, blocks, width]`.
@@ -121,7 +152,7 @@ impl<'d> Forward<'d> {
     ) -> std::result::Result<Tensor, WeightsError> {
         let (batch, tokens, _) = hidden.dims3()?;
         let shape = (batch, tokens, self.decoder.blocks.len(), inputs.width);
-        let rows = weights.rows(&inputs.path, ids, &self.device)?.reshape(shape)?;
+        let rows = weights.rows(&inputs.path, &inputs.ids(ids), &self.device)?.reshape(shape)?;
         let mut parameters = weights.module(&inputs.projection.path, &self.device)?;
         if let Some(norm) = &inputs.norm.path {
             parameters.extend(weights.module(norm, &self.device)?);
@@ -167,8 +198,16 @@ impl<'d> Forward<'d> {
         if let Some(norm) = &block.norm {
             hidden = pass.norm(norm, &hidden)?;
         }
+        let predictions = block.update.as_ref().map(|update| pass.predict(update, &hidden)).transpose()?;
+        let predicted = block.update.as_ref().zip(predictions);
+        if let Some((update, predictions)) = &predicted {
+            hidden = Pass::active(update, predictions)?;
+        }
         for stage in &block.stages {
             hidden = pass.stage(stage, index, &hidden, own.as_ref(), &mut keys).await?;
+        }
+        if let Some((update, predictions)) = predicted {
+            hidden = pass.correct((update, index), predictions, hidden, own.as_ref()).await?;
         }
         if let Some(scalar) = &block.scalar {
             hidden = hidden.broadcast_mul(pass.parameters.tensor(scalar)?)?;
@@ -176,13 +215,16 @@ impl<'d> Forward<'d> {
         Ok(State { hidden, per_layer, keys })
     }
 
-    /// The last norm: `[batch, tokens, hidden]`.
+    /// What the head reads, `[batch, tokens, hidden]`: the last norm, of all streams' mean where there are several.
     ///
     /// # Errors
     /// As [`Forward::block`].
     pub fn finish(&self, parameters: &Parameters, state: &State) -> Result<Tensor> {
         let pass = Pass { engine: &self.device, parameters, tables: &[], watcher: Watcher::Tap(&mut ()) };
-        pass.norm(&self.decoder.norm, &state.hidden)
+        match &self.decoder.streams {
+            None => pass.norm(&self.decoder.norm, &state.hidden),
+            Some(streams) => pass.norm(&self.decoder.norm, &pass.gather(streams, &state.hidden)?),
+        }
     }
 
     /// Logits `[.., vocabulary]` of what [`Forward::finish`] gave, any number of rows of it. `parameters` may hold some

@@ -7,7 +7,7 @@ use mlx_quant_engine::Tensor;
 /// What goes from block to block, for a batch of windows.
 #[derive(Clone, Debug)]
 pub struct State {
-    /// Residual stream `[batch, tokens, hidden]`.
+    /// Residual stream `[batch, tokens, hidden]`; where there are several `[batch, tokens, streams, hidden]`.
     pub hidden: Tensor,
     /// Inputs of every block beside it, `[batch, tokens, blocks, width]`.
     pub(super) per_layer: Option<Tensor>,

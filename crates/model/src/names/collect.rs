@@ -184,7 +184,7 @@ pub(super) fn apply(
                 Some((rule, captures)) => {
                     for output in &rule.outputs {
                         let mut name = String::new();
-                        captures.expand(output.name, &mut name);
+                        captures.expand(&output.name, &mut name);
                         add(&mut towers, name, None, view(&output.steps)?, source)?;
                     }
                 }
@@ -206,7 +206,7 @@ pub(super) fn apply(
         }
         for output in outputs {
             let mut name = architecture.outer.to_owned();
-            captures.expand(output.name, &mut name);
+            captures.expand(&output.name, &mut name);
             let index = || captures.name("e").and_then(|index| index.as_str().parse().ok());
             let place = match output.share {
                 Share::Whole => None,

@@ -265,8 +265,8 @@ impl<'c> Weights<'c> {
     pub fn load_last(&self, decoder: &Decoder, device: &Device) -> Result<Parameters, WeightsError> {
         let head = decoder.head.linear.as_ref().map_or(&decoder.embedding.path, |linear| &linear.path);
         let mut parameters = self.module(head, device)?;
-        if let Some(norm) = &decoder.norm.path {
-            parameters.extend(self.module(norm, device)?);
+        for module in decoder.last_modules() {
+            parameters.extend(self.module(module, device)?);
         }
         Ok(parameters)
     }

@@ -23,6 +23,8 @@ pub(super) struct Grid {
     pub(super) float: FloatType,
     /// 1 but for stacked weights.
     pub(super) experts: usize,
+    /// Whether only some tokens pass it: those of an expert.
+    pub(super) routed: bool,
     /// Of each expert.
     pub(super) rows: usize,
     pub(super) columns: usize,
@@ -61,7 +63,7 @@ impl Grid {
     /// From what is stored; `shape` is that of the weight, `[.., rows, columns]`.
     pub(super) fn new(path: &str, shape: &[usize], stored: &PackedRows) -> Self {
         let [rows, columns] = [1, 0].map(|at| shape.iter().rev().nth(at).copied().unwrap_or(1));
-        let experts = shape.iter().rev().skip(2).product();
+        let experts: usize = shape.iter().rev().skip(2).product();
         let middle = middle(stored.scheme);
         let centers = stored.scales.iter().zip(&stored.biases).map(|(scale, bias)| bias + scale * middle);
         Self {
@@ -69,6 +71,7 @@ impl Grid {
             scheme: stored.scheme,
             float: stored.float,
             experts,
+            routed: experts > 1,
             rows,
             columns,
             centers: centers.collect(),

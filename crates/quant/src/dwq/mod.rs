@@ -119,11 +119,8 @@ impl Visit for Blocks<'_, '_> {
         for (at, expert, variables) in variables {
             let grid = &self.student.grids[at];
             // Experts are passed by some tokens only; everything else must have its gradient.
-            let sums = sum_of(
-                &variables,
-                batches.iter().map(|batch| (batch.first, &batch.gradients)),
-                grid.experts > 1,
-            )?;
+            let sums =
+                sum_of(&variables, batches.iter().map(|batch| (batch.first, &batch.gradients)), grid.routed)?;
             let first = expert * grid.rows * grid.groups();
             for (to, sum) in self.slopes[at].iter_mut().zip(sums) {
                 to[first..first + sum.len()].copy_from_slice(&sum);

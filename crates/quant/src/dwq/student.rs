@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use mlx_format::Mode;
 use mlx_quant_engine::{Codes, Held, Tensor, by_group};
+use mlx_quant_model::decoder::Block;
 use mlx_quant_model::{Parameters, Reader, WeightsError};
 
 use super::grids::{Grid, Slopes};
@@ -55,9 +56,11 @@ impl<'m> Student<'m> {
     pub(super) fn open(model: &'m Model) -> Result<Self, Error> {
         let walk = Walk::open(model)?;
         let decoder = &walk.decoder;
-        let mut paths: BTreeSet<&str> = BTreeSet::new();
-        for block in &decoder.blocks {
-            paths.extend(block.sites().iter().flat_map(|site| &site.readers).map(|reader| &*reader.path));
+        let (mut paths, mut routed) = (BTreeSet::new(), BTreeSet::new());
+        for site in decoder.blocks.iter().flat_map(Block::sites) {
+            let own = site.readers.iter().map(|reader| &*reader.path);
+            paths.extend(own.clone());
+            routed.extend(own.filter(|_| site.expert.is_some()));
         }
         paths.insert(walk.head_path());
         paths.insert(&decoder.embedding.path);
@@ -70,7 +73,8 @@ impl<'m> Student<'m> {
             let shape = walk.weights.shape(&format!("{path}.weight")).unwrap_or(&[]).to_vec();
             let stored = walk.weights.packed_grids(path);
             walk.weights.release();
-            grids.extend(stored.map(|stored| Grid::new(path, &shape, &stored)));
+            let routed = routed.contains(path);
+            grids.extend(stored.map(|stored| Grid { routed, ..Grid::new(path, &shape, &stored) }));
         }
         let by_path = grids.iter().enumerate().map(|(at, grid)| (grid.path.clone(), at)).collect();
         let codes: u64 = grids.iter().map(Grid::codes).sum();

@@ -111,17 +111,19 @@ pub fn recommend(model: &Model, wish: &Wish, machine: &Machine) -> Result<Recomm
 /// Plans of a model with everything at one scheme, each made once: every method starts from one of them.
 struct Plans<'m> {
     model: &'m Model,
-    made: Vec<(Scheme, Rc<Plan>)>,
+    made: Vec<((Scheme, bool), Rc<Plan>)>,
 }
 
 impl Plans<'_> {
-    fn of(&mut self, scheme: Scheme) -> Result<Rc<Plan>, Error> {
-        if let Some((_, plan)) = self.made.iter().find(|(own, _)| *own == scheme) {
+    /// `keep_unreached` as in [`Settings`].
+    fn of(&mut self, scheme: Scheme, keep_unreached: bool) -> Result<Rc<Plan>, Error> {
+        let key = (scheme, keep_unreached);
+        if let Some((_, plan)) = self.made.iter().find(|(own, _)| *own == key) {
             return Ok(plan.clone());
         }
-        let settings = Settings { quantize: Some(scheme), ..Settings::default() };
+        let settings = Settings { quantize: Some(scheme), keep_unreached, ..Settings::default() };
         let plan = Rc::new(Plan::new(&self.model.checkpoint, &self.model.config, settings)?);
-        self.made.push((scheme, plan.clone()));
+        self.made.push((key, plan.clone()));
         Ok(plan)
     }
 }
@@ -186,7 +188,7 @@ fn choice(
         mlx_lm: if single { peer(method, model, parameters, scheme.bits())? } else { None },
         recipe: recipe.clone(),
     };
-    let plan = plans.of(scheme)?;
+    let plan = plans.of(scheme, recipe.needs_calibration())?;
     if recipe.allocates() {
         let target = match wish.target {
             None => Target::BitsPerWeight(budget_of(&plan)),

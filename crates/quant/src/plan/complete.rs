@@ -38,6 +38,8 @@ pub struct Plan {
     pub parameters: u64,
     /// The parts that see and hear, which are in all other figures too.
     pub towers: Towers,
+    /// Tensors of multi-token-prediction heads, which are left out.
+    pub prediction_heads: usize,
     /// What a person should know.
     pub notes: Vec<String>,
     /// The settings it was made from.

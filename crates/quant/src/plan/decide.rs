@@ -1,12 +1,15 @@
 //! Which scheme a layer gets: a recipe file, another method's choice, a mixed recipe, the family's protection, or the shared one.
 
-use mlx_format::Scheme;
+use mlx_format::{Mode, Scheme};
 use mlx_quant_model::Architecture;
 use serde_json::{Map, Value};
 
 use super::mixed::Mixed;
 use super::specs::entry;
 use super::{PlanError, Settings};
+
+/// Of what no window of text reaches, where a calibrated method asks for it.
+const UNREACHED_BITS: u32 = 8;
 
 /// A linear or embedding layer's decision.
 pub(super) enum Decision {
@@ -19,7 +22,8 @@ pub(super) enum Decision {
 }
 
 /// mlx-lm's order: divisibility by the shared group size, then recipe or else the model's own protection
-/// (`mlx_lm/utils.py`, `quantize_model`). A recipe file comes before all of it.
+/// (`mlx_lm/utils.py`, `quantize_model`). A recipe file comes before all of it, and then what is kept because no text reaches
+/// it.
 pub(super) fn decide(
     path: &str,
     columns: usize,
@@ -36,6 +40,15 @@ pub(super) fn decide(
             let group_size = scheme.group_size();
             return Err(PlanError::OverrideDivides { path: path.to_owned(), columns, group_size });
         }
+        return Ok(Decision::Quantize { scheme, entry: Some(entry(scheme)) });
+    }
+    if settings.keep_unreached
+        && architecture.is_unreached(path)
+        && base.mode() == Mode::Affine
+        && base.bits() < UNREACHED_BITS
+        && base.divides(columns)
+    {
+        let scheme = Scheme::affine(UNREACHED_BITS, base.group_size())?;
         return Ok(Decision::Quantize { scheme, entry: Some(entry(scheme)) });
     }
     if let Some(&scheme) = settings.schemes.get(path)

@@ -29,6 +29,7 @@ pub(super) struct Planner {
     /// Where among the tensors those of towers begin.
     first_tower: usize,
     towers: Towers,
+    prediction_heads: usize,
     /// Position of a name among the tensors.
     positions: HashMap<String, usize>,
     modules: OuterModules,
@@ -94,6 +95,14 @@ impl Planner {
                 unkept.len()
             ));
         }
+        let (heads, others): (Vec<&String>, Vec<&String>) =
+            others.into_iter().partition(|name| architecture.is_prediction_head(name));
+        let prediction_heads = heads.len();
+        if let Some(first) = heads.first() {
+            notes.push(format!(
+                "{prediction_heads} tensors of a multi-token-prediction head ({first}, ...) are dropped: mlx_lm predicts a token at a time"
+            ));
+        }
         if !others.is_empty() {
             notes.push(format!("{} tensors that MLX does not load are dropped", others.len()));
         }
@@ -108,6 +117,7 @@ impl Planner {
             tensors: tensors.into_iter().map(|(name, view)| (name, Some(view))).collect(),
             first_tower,
             towers: Towers::default(),
+            prediction_heads,
             mixed: None,
             items: Vec::new(),
             specs: Vec::new(),
@@ -175,7 +185,17 @@ impl Planner {
             config.0.insert("eos_token_id".to_owned(), value);
         }
         self.notes.extend(self.packed.notes());
-        let Self { architecture, settings, items, specs, parameters, towers, mut notes, .. } = self;
+        let Self {
+            architecture,
+            settings,
+            items,
+            specs,
+            parameters,
+            towers,
+            prediction_heads,
+            mut notes,
+            ..
+        } = self;
         let language = (&items[..items.len() - towers.items], &specs[..specs.len() - towers.tensors]);
         notes.extend(unquantized(language, parameters - towers.weights));
         let layout = Layout::new(specs, SHARD_BYTES);
@@ -188,6 +208,7 @@ impl Planner {
             generation_config,
             parameters,
             towers,
+            prediction_heads,
             notes,
             settings,
             paths,

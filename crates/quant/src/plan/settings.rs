@@ -31,6 +31,9 @@ pub struct Settings {
     pub overrides: Option<Overrides>,
     /// Schemes of single modules by path, below those of `overrides`.
     pub schemes: BTreeMap<String, Scheme>,
+    /// Keep at 8 bits, in groups of the scheme's size, what no window of text reaches (indexers): nothing would tell how to
+    /// round it. For calibrated methods; mlx-lm's own `quantize` rounds it as all others.
+    pub keep_unreached: bool,
     /// Search scales and biases instead of taking them from each group's extremes; same format, same size.
     pub search: bool,
     /// What becomes of layers that another quantizer has packed.

@@ -48,6 +48,7 @@ impl Contestant {
         let search = self.recipe.rounding() == Method::Search && !self.recipe.needs_calibration();
         Settings {
             quantize: Some(self.scheme),
+            keep_unreached: self.recipe.needs_calibration(),
             search,
             allow_unread: model.allow_unread,
             ..Settings::default()

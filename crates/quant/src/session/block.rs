@@ -68,11 +68,11 @@ impl BlockWork<'_> {
         let factor = || Factor::new(own, self.order(&diagonal, &sizes), method.damping);
         let factor =
             if compensate { session.pool.install(factor).map_err(WeightsError::from)? } else { None };
-        if let Some(expert) = site.expert {
+        if site.expert.is_some() {
             let fell_back = second_order && factor.is_none();
             for reader in &site.readers {
                 let tokens = self.experts.entry(reader.path.clone()).or_default();
-                tokens.set(expert, gram.tokens, fell_back);
+                tokens.set(site.slice.unwrap_or(0), gram.tokens, fell_back);
             }
         }
         let how = match (&factor, session.recipe.rounding()) {
@@ -88,7 +88,7 @@ impl BlockWork<'_> {
         let weights = site
             .readers
             .iter()
-            .map(|reader| self.weight(reader, site.expert))
+            .map(|reader| self.weight(reader, site.slice))
             .collect::<Result<Vec<_>, _>>()?;
         // A card rounds all rows of a site together.
         let together = session.walk.device.memory().is_some() && weights.len() > 1;
@@ -116,11 +116,11 @@ impl BlockWork<'_> {
             }
             passed.push(weight);
             if let Some(codes) = codes {
-                self.codes.insert((reader.path.clone(), site.expert), codes);
+                self.codes.insert((reader.path.clone(), site.slice), codes);
             } else if let Some(factors) = factors {
                 let name = format!("{}.weight", reader.path);
                 let elements = passed[passed.len() - 1].elem_count();
-                let start = site.expert.unwrap_or(0) * elements;
+                let start = site.slice.unwrap_or(0) * elements;
                 let own = &mut self.edit(&name)?[start..start + elements];
                 for row in own.chunks_exact_mut(factors.len().max(1)) {
                     row.iter_mut().zip(factors).for_each(|(value, factor)| *value *= factor);
@@ -176,7 +176,7 @@ impl BlockWork<'_> {
             if self.visited.contains(&index) {
                 continue;
             }
-            let weight = self.weight(site.readers[0], site.expert)?;
+            let weight = self.weight(site.readers[0], site.slice)?;
             let size = weight.dims()[1];
             let (mut squares, mut factors) = (vec![1.0; size], None);
             if let Producer::Norm(Norm { path: Some(path), .. }) = site.producer {

@@ -84,7 +84,7 @@ struct Effort {
 impl Effort {
     fn add(&mut self, walk: &Walk<'_>, block: &Block, tokens: f64, settings: &QuantizeSettings) {
         let moe = block.layers().find_map(|layer| match layer {
-            Layer::Moe(moe) => Some((moe.experts.count as f64, moe.router.top_k as f64)),
+            Layer::Moe(moe) => Some((moe.experts.count() as f64, moe.router.top_k as f64)),
             _ => None,
         });
         let (experts, routed) = moe.unwrap_or((1.0, 1.0));

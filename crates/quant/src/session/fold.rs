@@ -43,16 +43,12 @@ impl BlockWork<'_> {
         let readers: Vec<&Linear> = match site.producer {
             Producer::Norm(norm) => {
                 let same = |other: &&Site<'_>| matches!(other.producer, Producer::Norm(own) if own.path == norm.path);
-                let sites = self
-                    .sites
-                    .iter()
-                    .filter(same)
-                    .filter(|site| site.expert.is_none_or(|expert| expert == 0));
+                let sites = self.sites.iter().filter(same).filter(|site| site.has_own_readers());
                 sites.flat_map(|site| site.readers.iter().copied()).collect()
             }
             _ => site.readers.clone(),
         };
-        let expert = if matches!(site.producer, Producer::Norm(_)) { None } else { site.expert };
+        let expert = if matches!(site.producer, Producer::Norm(_)) { None } else { site.slice };
         let stored: Vec<Stored> = readers.iter().map(|reader| self.stored(reader)).collect();
         if gram.tokens == 0
             || stored.contains(&Stored::Fixed)
@@ -133,6 +129,7 @@ impl BlockWork<'_> {
                 let own = !matches!(attention.projections, Projections::KeysAsValues { .. });
                 own && !norm
                     && !attention.keep_keys
+                    && attention.clip.is_none()
                     && attention.projections.linears().into_iter().all(writable)
             }
             Producer::Residual | Producer::Other => false,
@@ -226,8 +223,7 @@ impl BlockWork<'_> {
         let weights: Vec<f32> =
             diagonal.iter().zip(factors).map(|(square, factor)| square / (factor * factor)).collect();
         let same = |site: &&Site<'_>| matches!(site.producer, Producer::Norm(own) if own.path == norm.path);
-        for site in self.sites.iter().filter(same).filter(|site| site.expert.is_none_or(|expert| expert == 0))
-        {
+        for site in self.sites.iter().filter(same).filter(|site| site.has_own_readers()) {
             for reader in &site.readers {
                 let Stored::Affine(scheme, float) = self.stored(reader) else { continue };
                 let name = format!("{}.weight", reader.path);
@@ -267,7 +263,7 @@ impl BlockWork<'_> {
                 }
                 Ok(())
             }
-            Producer::Product(mlp) => self.fold_product(mlp, site.expert, factors),
+            Producer::Product(mlp) => self.fold_product(mlp, site.slice, factors),
             Producer::Attention(attention) => self.fold_values(attention, factors),
             Producer::Residual | Producer::Other => Ok(()),
         }

@@ -3,7 +3,7 @@
 use mlx_format::checkpoint::Writer;
 use mlx_format::{FloatType, Mode, Scheme};
 use mlx_quant_engine::Tensor;
-use mlx_quant_model::{Forward, Parameters, WeightsError};
+use mlx_quant_model::{Forward, WeightsError};
 
 use super::Session;
 use crate::Error;
@@ -100,10 +100,7 @@ impl Session<'_> {
     }
 
     fn final_gram(&self, forward: &Forward<'_>, states: &States, size: usize) -> Result<Gram, Error> {
-        let last = match &self.walk.decoder.norm.path {
-            Some(path) => self.walk.weights.module(path, &self.walk.device)?,
-            None => Parameters::default(),
-        };
+        let last = self.walk.last_norm()?;
         let hidden = |batch: usize| -> Result<_, Error> {
             let hidden = forward.finish(&last, &states.get(batch)?).map_err(WeightsError::from)?;
             Ok((batch * self.walk.batch(), hidden))

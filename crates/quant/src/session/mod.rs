@@ -33,6 +33,7 @@ use std::time::Instant;
 use mlx_format::checkpoint::{Destination, Run, Writer};
 use mlx_format::{FloatType, Mode};
 use mlx_quant_engine::Tensor;
+use mlx_quant_model::decoder::Linear;
 use mlx_quant_model::{Forward, WeightsError};
 
 use self::choose::Hooks;
@@ -413,9 +414,15 @@ impl Session<'_> {
         let mut tables: BTreeMap<String, BTreeSet<u32>> = BTreeMap::new();
         tables.insert(embedding.path.clone(), tokens.clone());
         tables.extend(embedding.positions.clone().map(|path| (path, positions)));
-        tables.extend(embedding.per_layer.as_ref().map(|inputs| (inputs.path.clone(), tokens)));
+        let streams = &self.walk.decoder.streams;
+        let beside = streams.iter().flat_map(|streams| streams.spread.iter().chain(&streams.gather));
+        let mut whole: Vec<&Linear> = beside.collect();
         if let Some(inputs) = &embedding.per_layer {
-            let path = &inputs.projection.path;
+            let tokens: Vec<u32> = tokens.into_iter().collect();
+            tables.insert(inputs.path.clone(), inputs.ids(&tokens).into_iter().collect());
+            whole.push(&inputs.projection);
+        }
+        for Linear { path } in whole {
             let rows = self.walk.weights.shape(&format!("{path}.weight")).map_or(0, |shape| shape[0]);
             tables.insert(path.clone(), (0..rows as u32).collect());
         }

@@ -140,7 +140,7 @@ fn through_block(
 }
 
 /// The gradient with respect to windows' embedded tokens, `[windows, tokens, hidden]`: what arrives along the residual
-/// stream, and by way of the blocks' own inputs, which are made of them too.
+/// streams, and by way of the blocks' own inputs, which are made of them too.
 fn through_embedding(
     forward: &Forward<'_>,
     weights: &Weights<'_>,
@@ -149,15 +149,15 @@ fn through_embedding(
     gradients: &StateGradients,
 ) -> Result<Tensor, WeightsError> {
     let missing = || EngineError::msg("no gradient arrives at the embedding");
-    let gradient = gradients.get("hidden").ok_or_else(missing)?;
-    let Some(beside) = gradients.get("per_layer") else { return Ok(gradient.clone()) };
-    let hidden = embedded.hidden.variable();
-    let Some(inputs) = forward.beside(weights, windows, &hidden)? else {
-        return Ok(gradient.clone());
-    };
-    let all = inputs.gradients(beside)?;
-    let more = all.get(&hidden).ok_or_else(missing)?;
-    Ok((gradient + more)?)
+    if forward.sets_out_as_embedded() {
+        return Ok(gradients.get("hidden").ok_or_else(missing)?.clone());
+    }
+    let tokens = forward.embedded(embedded)?.variable();
+    let outset = forward.set_out(weights, windows, &tokens)?.tensors();
+    let seeded: Vec<(&Tensor, &Tensor)> =
+        outset.iter().filter_map(|(name, tensor)| Some((tensor, gradients.get(name)?))).collect();
+    let all = Tensor::gradients_of(&seeded)?;
+    Ok(all.get(&tokens).ok_or_else(missing)?.clone())
 }
 
 /// From the gradient of final hidden states (after the last norm) to that of the state behind the last block.

@@ -135,15 +135,16 @@ impl<'m> Walk<'m> {
         Ok(tile)
     }
 
-    /// The last norm's weights.
+    /// Weights of what follows the last block before the head: the last norm's, mostly.
     ///
     /// # Errors
     /// If a value is NaN or infinite.
     pub fn last_norm(&self) -> Result<Parameters, Error> {
-        match &self.decoder.norm.path {
-            Some(path) => Ok(self.weights.module(path, &self.device)?),
-            None => Ok(Parameters::default()),
+        let mut last = Parameters::default();
+        for module in self.decoder.last_modules() {
+            last.extend(self.weights.module(module, &self.device)?);
         }
+        Ok(last)
     }
 
     /// Windows that are computed as one tensor. Sums over windows take a batch as what its first window brings, so that
@@ -169,7 +170,6 @@ impl<'m> Walk<'m> {
             shape.iter().rev().nth(1).copied().unwrap_or(0)
         };
         let block = |block: &Block| {
-            let stages = block.stages.iter().flat_map(|stage| &stage.branches);
             let branch = |branch: &Branch| {
                 let routed = match &branch.layer {
                     Layer::Moe(moe) => moe.router.top_k,
@@ -181,7 +181,7 @@ impl<'m> Walk<'m> {
                 // The product of gate and up, or attention's output, is as wide as one of them.
                 width + width / 2 + 4 * self.decoder.hidden_size
             };
-            stages.map(branch).max().unwrap_or(0)
+            block.branches().map(branch).max().unwrap_or(0)
         };
         let width = self.decoder.blocks.iter().map(block).max().unwrap_or(0);
         (width * tokens * 4 + ATTENTION_ROWS * tokens * 4) as u64 + MATMUL_BYTES
@@ -197,7 +197,8 @@ impl<'m> Walk<'m> {
     /// Numbers of float32 that a token holds between blocks.
     pub fn state_elements(&self) -> usize {
         let per_layer = self.decoder.embedding.per_layer.as_ref();
-        self.decoder.hidden_size + per_layer.map_or(0, |inputs| inputs.width * self.decoder.blocks.len())
+        self.decoder.stream_count() * self.decoder.hidden_size
+            + per_layer.map_or(0, |inputs| inputs.width * self.decoder.blocks.len())
     }
 
     /// Final hidden states `[tokens, hidden]` (after the last norm) of windows of one length, in their order.

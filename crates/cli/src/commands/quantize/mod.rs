@@ -59,6 +59,7 @@ pub(crate) fn run(request: &Request<'_>, printer: Printer) -> Result<()> {
         quantize: Some(base),
         overrides,
         schemes,
+        keep_unreached: calibrated,
         search: request.recipe.rounding() == Method::Search && !calibrated,
         dtype: args.target.dtype.map(Into::into),
         allow_unread: args.target.allow_unread,

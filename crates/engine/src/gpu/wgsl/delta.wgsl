@@ -1,8 +1,8 @@
 // The gated delta rule (arXiv 2412.06464) over the tokens of each head: S = decay * S, S += k (beta * (v - S^T k))^T,
 // o = S^T q.
 //
-// q, k [batch, tokens, heads, keys], v, o [batch, tokens, heads, values], decay and beta [batch, tokens, heads]. A
-// workgroup takes 16 columns of one head's state through all tokens; of a column thread i of 16 holds rows i, i + 16,
+// q, k [batch, tokens, heads, keys], v, o [batch, tokens, heads, values], beta and decay [batch, tokens, heads]; with
+// EACH there is a decay for each row of the state, [batch, tokens, heads, keys]. A workgroup takes 16 columns of one head's state through all tokens; of a column thread i of 16 holds rows i, i + 16,
 // .. in registers, PART of them. Sums: a thread's rows in order, then the 16 threads in order.
 
 struct Parameters {
@@ -47,14 +47,23 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
 #end
     for (var token = 0u; token < p.tokens; token += 1u) {
         let at = (window * p.tokens + token) * p.heads + head;
+#if EACH
+#else
         let decay = decays[p.decay_at + at];
+#end
         var sum = 0.0;
 #repeat e PART
         var k$e = 0.0;
         if (lane + $eu * 16u < p.keys) {
             k$e = ks[p.k_at + at * p.keys + lane + $eu * 16u];
+#if EACH
+            s$e *= decays[p.decay_at + at * p.keys + lane + $eu * 16u];
+#end
         }
+#if EACH
+#else
         s$e *= decay;
+#end
         sum = fma(s$e, k$e, sum);
 #end
         remembered[own] = sum;

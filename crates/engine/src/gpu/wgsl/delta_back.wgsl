@@ -9,8 +9,9 @@
 //
 // For v to `for_vs`, of its shape. What is summed over columns goes to `parts`: for each block of 16 columns those for q
 // and k [2, rows, keys], and those for decay and beta [16, 2, rows] (the threads of a column for the one, the columns
-// for the other); rows are [tokens, heads]. `fades` has decays, then betas. A window a launch; `states` is room for
-// each of its workgroups. Sums: as in delta.wgsl; over 16 columns in order.
+// for the other); rows are [tokens, heads]. With EACH there is a decay for each row of the state: [3, rows, keys] for
+// q, k and decay, [16, 1, rows] for beta. `fades` has decays, then betas. A window a launch; `states` is room for each
+// of its workgroups. Sums: as in delta.wgsl; over 16 columns in order.
 
 struct Parameters {
     q_at: u32,
@@ -43,7 +44,11 @@ var<workgroup> along: array<f32, 256>;
 var<workgroup> missed: array<f32, 512>;
 var<workgroup> for_q: array<f32, 1024>;
 var<workgroup> for_k: array<f32, 1024>;
+#if EACH
+var<workgroup> for_decay: array<f32, 1024>;
+#else
 var<workgroup> for_decay: array<f32, 256>;
+#end
 
 // The sum of what the 16 threads of this thread's column have.
 fn down(own: u32, value: f32) -> f32 {
@@ -63,6 +68,24 @@ fn key_of(at: u32, feature: u32) -> f32 {
         return ks[p.k_at + at * p.keys + feature];
     }
     return 0.0;
+}
+
+#if EACH
+// The decay of a feature's row of the state, 1 beyond the last.
+fn decay_of(at: u32, feature: u32) -> f32 {
+    if (feature < p.keys) {
+        return fades[p.fades_at + at * p.keys + feature];
+    }
+    return 1.0;
+}
+
+#end
+fn beta_of(rows: u32, at: u32) -> f32 {
+#if EACH
+    return fades[p.fades_at + rows * p.keys + at];
+#else
+    return fades[p.fades_at + rows + at];
+#end
 }
 
 fn value_of(at: u32, column: u32) -> f32 {
@@ -89,8 +112,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     let size = $CHUNKSu * 1024u;
     let kept = p.states_at + item * (segments + 32u) * size + own;
     let each = kept + segments * size;
-    let parts_at = p.parts_at + block * rows * (2u * p.keys + 32u);
-    let small_at = parts_at + rows * 2u * p.keys;
+    let parts_at = p.parts_at + block * rows * ($WIDEu * p.keys + $NARROWu * 16u);
+    let small_at = parts_at + rows * $WIDEu * p.keys;
 #repeat c CHUNKS
 #repeat f 4
     var s$c_$f = 0.0;
@@ -106,16 +129,23 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
 #end
         }
         let at = token * p.heads + head;
+#if EACH
+#else
         let decay = fades[p.fades_at + at];
+#end
         var sum = 0.0;
 #repeat c CHUNKS
 #repeat f 4
         let k$c_$f = key_of(at, lane + ($cu * 4u + $fu) * 16u);
+#if EACH
+        s$c_$f *= decay_of(at, lane + ($cu * 4u + $fu) * 16u);
+#else
         s$c_$f *= decay;
+#end
         sum = fma(s$c_$f, k$c_$f, sum);
 #end
 #end
-        let change = (value_of(at, column) - down(own, sum)) * fades[p.fades_at + rows + at];
+        let change = (value_of(at, column) - down(own, sum)) * beta_of(rows, at);
 #repeat c CHUNKS
 #repeat f 4
         s$c_$f = fma(k$c_$f, change, s$c_$f);
@@ -132,13 +162,20 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
 #end
         for (var i = 0u; i < length; i += 1u) {
             let at = (begin + i) * p.heads + head;
+#if EACH
+#else
             let decay = fades[p.fades_at + at];
+#end
             var sum = 0.0;
 #repeat c CHUNKS
 #repeat f 4
             let k$c_$f = key_of(at, lane + ($cu * 4u + $fu) * 16u);
             states[each + i * size + ($cu * 4u + $fu) * 256u] = s$c_$f;
+#if EACH
+            s$c_$f *= decay_of(at, lane + ($cu * 4u + $fu) * 16u);
+#else
             s$c_$f *= decay;
+#end
             sum = fma(s$c_$f, k$c_$f, sum);
 #end
 #end
@@ -146,7 +183,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
             if (lane == 0u) {
                 missed[i * 16u + own] = miss;
             }
-            let change = miss * fades[p.fades_at + rows + at];
+            let change = miss * beta_of(rows, at);
 #repeat c CHUNKS
 #repeat f 4
             s$c_$f = fma(k$c_$f, change, s$c_$f);
@@ -156,8 +193,11 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
         workgroupBarrier();
         for (var i = length; i > 0u; i -= 1u) {
             let at = (begin + i - 1u) * p.heads + head;
+#if EACH
+#else
             let decay = fades[p.fades_at + at];
-            let beta = fades[p.fades_at + rows + at];
+#end
+            let beta = beta_of(rows, at);
             let miss = missed[(i - 1u) * 16u + own % 16u];
             var grad = 0.0;
             if (column < p.values) {
@@ -179,27 +219,44 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
                 if (column < p.values) {
                     for_vs[p.for_vs_at + at * p.values + column] = for_v;
                 }
-                parts[small_at + (2u * own + 1u) * rows + at] = along_k * miss;
+                parts[small_at + ($NARROWu * (own + 1u) - 1u) * rows + at] = along_k * miss;
             }
+#if EACH
+#else
             var fade = 0.0;
+#end
 #repeat c CHUNKS
 #repeat f 4
+#if EACH
+            let decay$c_$f = decay_of(at, lane + ($cu * 4u + $fu) * 16u);
+#end
             let front$c_$f = states[each + (i - 1u) * size + ($cu * 4u + $fu) * 256u];
             for_q[$fu * 256u + own] = s$c_$f * grad;
+#if EACH
+            for_k[$fu * 256u + own] = g$c_$f * (beta * miss) - decay$c_$f * front$c_$f * for_v;
+            g$c_$f -= k$c_$f * for_v;
+            for_decay[$fu * 256u + own] = g$c_$f * front$c_$f;
+            g$c_$f *= decay$c_$f;
+#else
             for_k[$fu * 256u + own] = g$c_$f * (beta * miss) - decay * front$c_$f * for_v;
             g$c_$f -= k$c_$f * for_v;
             fade = fma(g$c_$f, front$c_$f, fade);
             g$c_$f *= decay;
+#end
             s$c_$f = front$c_$f;
 #end
             workgroupBarrier();
-            // 64 rows for q, and as many for k.
-            if (own < 128u) {
+            // 64 rows for q, and as many for k (and for decay).
+            if (own < $WIDEu * 64u) {
                 let feature = own % 64u;
                 var across = 0.0;
                 for (var j = 0u; j < 16u; j += 1u) {
                     let place = (feature / 16u) * 256u + (feature % 16u) * 16u + j;
+#if EACH
+                    across += select(select(for_q[place], for_k[place], own >= 64u), for_decay[place], own >= 128u);
+#else
                     across += select(for_q[place], for_k[place], own >= 64u);
+#end
                 }
                 if ($cu * 64u + feature < p.keys) {
                     parts[parts_at + ((own / 64u) * rows + at) * p.keys + $cu * 64u + feature] = across;
@@ -207,6 +264,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
             }
             workgroupBarrier();
 #end
+#if EACH
+#else
             for_decay[own] = fade;
             workgroupBarrier();
             if (own < 16u) {
@@ -216,6 +275,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
                 }
                 parts[small_at + 2u * own * rows + at] = across;
             }
+#end
         }
     }
 }

@@ -1,7 +1,6 @@
 //! Dense models, whose names mlx-lm hardly changes.
 
 use mlx_format::checkpoint::ConfigError;
-use serde_json::Value;
 
 use super::words::{EMBEDDING_AND_HEAD, counted_by, named};
 use crate::arch::architecture::{Architecture, Source};
@@ -101,7 +100,6 @@ pub(super) const FAMILIES: &[Family] = &[
         Ok(architecture)
     }),
     Family::rules_only(&["baichuan_m1"], baichuan),
-    Family::rules_only(&["gemma3n"], |source| Ok(gemma3n(source))),
 ];
 
 /// Masks that old checkpoints hold beside an attention layer's weights.
@@ -120,30 +118,6 @@ fn baichuan(source: Source<'_>) -> Result<Architecture, ConfigError> {
         .tied(source, false)
         .rules(head)
         .parameters(&["self_attn.conv_k", "self_attn.conv_v"]))
-}
-
-/// Towers beside the language model are left out; its own names stay.
-fn gemma3n(source: Source<'_>) -> Architecture {
-    const LINEARS: [&str; 12] = [
-        "embed_tokens",
-        "embed_tokens_per_layer",
-        "per_layer_model_projection",
-        "altup_projections.#",
-        "altup_unembed_projections.#",
-        "laurel.linear_left",
-        "laurel.linear_right",
-        "altup.correction_coefs",
-        "altup.prediction_coefs",
-        "altup.modality_router",
-        "per_layer_input_gate",
-        "per_layer_projection",
-    ];
-    let text = source.config.0.get("text_config").and_then(|text| text.get("num_hidden_layers"));
-    let layers = text.and_then(Value::as_u64).and_then(|layers| usize::try_from(layers).ok()).unwrap_or(0);
-    let linears = [&LINEARS[..], &ATTENTION, &MLP].concat();
-    Architecture::with_layers("gemma3n", layers, &linears)
-        .parameters(&[])
-        .rules([drop(r"^model\.(vision_tower|audio_tower|embed_audio|embed_vision)\.|^lm_head\.")])
 }
 
 #[cfg(test)]

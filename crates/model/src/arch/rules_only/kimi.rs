@@ -1,76 +1,22 @@
-//! Kimi Linear and Kimi K3: delta attention with a gate for each channel between layers of latent attention.
+//! Kimi K3: delta attention with a gate for each channel between layers of latent attention.
 
 use std::collections::BTreeSet;
 
 use mlx_format::checkpoint::ConfigError;
 
-use super::words::{EMBEDDING_AND_HEAD, named};
 use crate::arch::Rule;
 use crate::arch::architecture::{Architecture, Source};
 use crate::arch::family::Family;
-use crate::arch::rules::{
-    EXPERTS, MLP, SHARED_EXPERTS, drop, drop_layers_from, join, make, split_kv_b, stack,
-};
+use crate::arch::kimi_linear;
+use crate::arch::rules::{drop_layers_from, join, make};
 use crate::view::Step;
 
-pub(super) const FAMILIES: &[Family] =
-    &[Family::rules_only(&["kimi_linear"], linear), Family::rules_only(&["kimi_k3"], k3)];
-
-const ATTENTION: [&str; 15] = [
-    "self_attn.q_proj",
-    "self_attn.k_proj",
-    "self_attn.v_proj",
-    "self_attn.o_proj",
-    "self_attn.q_a_proj",
-    "self_attn.q_b_proj",
-    "self_attn.kv_a_proj_with_mqa",
-    "self_attn.embed_q",
-    "self_attn.unembed_out",
-    "self_attn.f_a_proj",
-    "self_attn.f_b_proj",
-    "self_attn.b_proj",
-    "self_attn.g_a_proj",
-    "self_attn.g_b_proj",
-    "self_attn.g_proj",
-];
-
-/// What both share.
-fn kimi(source: Source<'_>, family: &'static str, own: &[&'static str]) -> Result<Architecture, ConfigError> {
-    let linears = [&ATTENTION[..], &MLP, &EXPERTS, &SHARED_EXPERTS, &["mlp.gate"], own, &EMBEDDING_AND_HEAD];
-    let experts = |source_name: &str, name| {
-        let text = format!(
-            r"^(?<x>.*)\.block_sparse_moe\.experts\.(?<e>\d+)\.{source_name}\.(?<k>weight|scales|biases)$"
-        );
-        stack(&text, name)
-    };
-    Ok(named(source, family, &linears)?
-        .rules([
-            drop(r"^(model\.)?mtp"),
-            experts("w1", "$x.mlp.switch_mlp.gate_proj.$k"),
-            experts("w2", "$x.mlp.switch_mlp.down_proj.$k"),
-            experts("w3", "$x.mlp.switch_mlp.up_proj.$k"),
-            make(
-                r"^(?<x>.*)\.block_sparse_moe\.(gate\.)?e_score_correction_bias$",
-                [("$x.mlp.e_score_correction_bias", Vec::new())],
-            ),
-            make(r"^(?<x>.*)\.block_sparse_moe\.(?<rest>.*)$", [("$x.mlp.$rest", Vec::new())]),
-            make(r"^(?<x>.*\.dt_bias)$", [("$x", vec![Step::Flatten])]),
-        ])
-        .rules(split_kv_b(source)?)
-        .protect(&["mlp.gate"])
-        .keep_dtype(&["e_score_correction_bias", "A_log", "dt_bias"])
-        .tied(source, false))
-}
-
-fn linear(source: Source<'_>) -> Result<Architecture, ConfigError> {
-    let convolution =
-        make(r"^(?<x>.*\.self_attn\.[qkv]_conv)1d\.weight$", [("$x.conv.weight", vec![Step::Transpose])]);
-    Ok(kimi(source, "kimi_linear", &[])?.rules([convolution]).parameters(&["A_log", "conv"]))
-}
+pub(super) const FAMILIES: &[Family] = &[Family::rules_only(&["kimi_k3"], k3)];
 
 /// Latent experts, residuals that attend to earlier ones, and one matrix for queries, keys and values of delta attention.
 fn k3(source: Source<'_>) -> Result<Architecture, ConfigError> {
-    const OWN: [&str; 6] = [
+    const OWN: [&str; 7] = [
+        "self_attn.g_proj",
         "self_attn.qkv_proj",
         "mlp.routed_expert_down_proj",
         "mlp.routed_expert_up_proj",
@@ -78,7 +24,7 @@ fn k3(source: Source<'_>) -> Result<Architecture, ConfigError> {
         "mlp_res_proj",
         "output_attn_res_proj",
     ];
-    let mut architecture = kimi(source, "kimi_k3", &OWN)?;
+    let mut architecture = kimi_linear::names(source, "kimi_k3", &OWN)?;
     let layers = architecture.layers;
     let heads = source.config.0.get("linear_attn_config").and_then(|linear| linear.get("num_heads"));
     let heads = heads.and_then(serde_json::Value::as_u64).map_or(usize::MAX, |heads| heads as usize);

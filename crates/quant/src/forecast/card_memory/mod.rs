@@ -104,10 +104,15 @@ fn heads(layer: &Layer) -> usize {
     }
 }
 
-/// Numbers of a token that wait while latent attention's inner linears are rounded.
-fn latent_width(layer: &Layer) -> u64 {
+/// Numbers of a token that wait while linears between a layer's first and last are rounded.
+fn waiting_width(layer: &Layer) -> u64 {
     match layer {
         Layer::Latent(latent) => (latent.rank + latent.rope) as u64,
+        // q, k and v, decays, b and the vector of the gate.
+        Layer::DeltaNet(net) if net.decays_by_feature() => {
+            let (keys, values) = (net.key_heads * net.key_dim, net.value_heads * net.value_dim);
+            (3 * keys + values + net.value_heads + net.value_dim) as u64
+        }
         _ => 0,
     }
 }
@@ -202,8 +207,7 @@ impl OnCard<'_, '_> {
     /// What a batch of `windows` takes within a block besides its states.
     fn within(&self, windows: u64) -> u64 {
         let windows = windows.min(self.walk.batch() as u64);
-        let branches = self.walk.decoder.blocks.iter().flat_map(|block| &block.stages);
-        let branches = branches.flat_map(|stage| &stage.branches);
+        let branches = self.walk.decoder.blocks.iter().flat_map(Block::branches);
         branches.map(|branch| self.of_branch(branch, windows)).max().unwrap_or(0)
     }
 
@@ -257,14 +261,14 @@ impl OnCard<'_, '_> {
                 _ => 0,
             });
             let routed = routed.max().unwrap_or(0) * self.hidden();
-            let latent = block.layers().map(latent_width).max().unwrap_or(0);
+            let waiting = block.layers().map(waiting_width).max().unwrap_or(0);
             for site in block.sites().iter().filter(|site| site.expert.is_none_or(|expert| expert == 0)) {
                 let size = self.shape(&site.readers[0].path).last().copied().unwrap_or(1) as u64;
                 let readers: u64 = site.readers.iter().map(|reader| self.elements(&reader.path)).sum();
                 let own =
                     if matches!(site.producer, Producer::Norm(_) | Producer::Residual) { 0 } else { size };
                 let pairs = if site.expert.is_some() { routed } else { 0 };
-                let state = self.walk.state_elements() as u64 + self.hidden() + own + pairs.max(latent);
+                let state = self.walk.state_elements() as u64 + self.hidden() + own + pairs.max(waiting);
                 let square = buffer(size * size * 4);
                 // Readers of a site are rounded together, from a copy.
                 let rounded = buffer(readers.min(ROUNDED) * 4);

@@ -184,8 +184,8 @@ impl Visitor for Collector<'_> {
         let site = &self.sites[index];
         let weight = |path: &str| -> mlx_quant_engine::Result<Tensor> {
             let weight = self.parameters.tensor(&format!("{path}.weight"))?;
-            match site.expert {
-                Some(expert) => weight.get(expert),
+            match site.slice {
+                Some(slice) => weight.get(slice),
                 None => Ok(weight.clone()),
             }
         };
