@@ -27,11 +27,13 @@ mod wrappers;
 mod afmoe;
 mod apertus;
 mod bailing;
+mod bailing_linear;
 mod cohere;
 mod deepseek;
 mod dots1;
 mod ernie4_5_moe;
 mod exaone;
+mod falcon_h1;
 mod gemma;
 mod gemma4;
 mod glm4;
@@ -39,12 +41,14 @@ mod gpt2;
 mod gpt_neox;
 mod gpt_oss;
 mod granite;
+mod granitemoehybrid;
 mod hunyuan;
 mod internlm;
 mod laguna;
 mod lfm2;
 mod llama;
 mod llama4;
+mod mamba2;
 mod mimo_v2_flash;
 mod minicpm;
 mod minimax;
@@ -54,6 +58,7 @@ mod mixtral;
 mod muse_glimmer;
 mod nanochat;
 mod nemotron;
+mod nemotron_h;
 mod olmo;
 mod phi;
 mod qwen;
@@ -109,6 +114,11 @@ const REGISTRY: &[&[Family]] = &[
     mimo_v2_flash::FAMILIES,
     mistral4::FAMILIES,
     llama4::FAMILIES,
+    mamba2::FAMILIES,
+    nemotron_h::FAMILIES,
+    granitemoehybrid::FAMILIES,
+    falcon_h1::FAMILIES,
+    bailing_linear::FAMILIES,
 ];
 
 fn all() -> impl Iterator<Item = &'static Family> {
