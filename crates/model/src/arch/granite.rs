@@ -50,10 +50,12 @@ fn granitemoe(source: Source<'_>) -> Result<Architecture, ConfigError> {
 }
 
 fn decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
+    let attends = |_: &str, _, attention| Ok(Layer::Attention(attention));
     multiplied(sketch, attends, |layer| Ok(Layer::Mlp(sketch.mlp(layer)?)))
 }
 
 fn granitemoe_decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
+    let attends = |_: &str, _, attention| Ok(Layer::Attention(attention));
     multiplied(sketch, attends, |layer| Ok(Layer::Moe(experts(sketch, layer)?)))
 }
 
@@ -69,11 +71,6 @@ pub(super) fn experts(sketch: Sketch<'_>, layer: &str) -> Result<Moe, ConfigErro
         experts: Experts { count, mlp: Sketch::gated(&format!("{layer}{MOE}."), EXPERTS, activation) },
         shared: None,
     })
-}
-
-/// Attention in every layer.
-fn attends(_: &str, _: usize, attention: Attention) -> Result<Layer, ConfigError> {
-    Ok(Layer::Attention(attention))
 }
 
 /// Multipliers on embedding, scores, residual branches and logits.

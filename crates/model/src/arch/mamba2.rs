@@ -48,7 +48,7 @@ fn decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
         Ok(Block::new(layer, vec![stage]))
     };
     let blocks = (0..sketch.layers()?).map(block).collect::<Result<_, ConfigError>>()?;
-    Ok(backbone(sketch, blocks, epsilon)?)
+    backbone(sketch, blocks, epsilon)
 }
 
 /// A decoder whose embedding and last norm stand in a `backbone`.

@@ -1,8 +1,8 @@
 //! Mixers that are linear attention with a decay: Mamba 2 and lightning attention.
 //!
-//! For every head `S = decay * S + k v^T`, `o = S^T q`. Mamba 2 (arXiv 2405.21060) makes the decay of each token, `exp(-exp(A)
-//! * step)`, and calls its keys B, its queries C; heads of a group share both. Lightning attention (arXiv 2401.04658) has one
-//! decay a head for all tokens.
+//! For every head `S = decay * S + k v^T`, `o = S^T q`. Mamba 2 (arXiv 2405.21060) makes each token's decay of a step, as
+//! `exp(-exp(A) * step)`, and calls keys B, queries C; heads of a group share both. Lightning attention (arXiv 2401.04658)
+//! has one decay a head for all tokens.
 
 use super::{HeadNorms, Linear, Norm};
 
