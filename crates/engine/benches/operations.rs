@@ -95,4 +95,9 @@ fn main() {
     report("gated_delta [512, 16, 128, 128]", operations, "GFLOP/s", || {
         device.gated_delta(&q, &k, &v, &decay, &beta)
     });
+    let log_decay = beta.neg().unwrap();
+    let operations = (4 * tokens * 16 * 128 * 128) as f64 / 1e9;
+    report("linear_attention [512, 16, 128, 128]", operations, "GFLOP/s", || {
+        device.linear_attention(&q, &k, &v, &log_decay)
+    });
 }

@@ -225,6 +225,23 @@ fn delta(bench: &Bench, windows: usize, tokens: usize, heads: usize, d: usize) {
     }
 }
 
+/// As in Nemotron-H: eight groups of heads, states of 128 by 64.
+fn linear_attention(bench: &Bench, windows: usize, tokens: usize, heads: usize) {
+    let (keys, values, groups) = (128, 64, heads.div_ceil(16));
+    let shape = [windows, tokens, groups, keys];
+    let [q, k] = [1, 2].map(|seed| (bench.tensor(&shape, seed) * 0.05).unwrap());
+    let v = bench.tensor(&[windows, tokens, heads, values], 3);
+    let log_decay = Tensor::full(-0.5, [windows, tokens, heads], &bench.device).unwrap();
+    let inputs = [q, k, v, log_decay].map(|input| input.variable());
+    let [q, k, v, log_decay] = &inputs;
+    let operations = 4.0 * (windows * tokens * heads * keys * values) as f64;
+    let name = format!("linear_attention of {windows} x {tokens} tokens, {heads} heads of {keys} x {values}");
+    bench.report(&name, operations, "GFLOP/s", || bench.device.linear_attention(q, k, v, log_decay).unwrap());
+    let y = bench.device.linear_attention(q, k, v, log_decay).unwrap();
+    let seed = y.detach();
+    bench.report("  its gradients", 3.0 * operations, "GFLOP/s", || y.gradients(&seed).unwrap());
+}
+
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     for adapter in adapters() {
@@ -250,6 +267,7 @@ fn main() {
         second_order(&bench, 128, 256, 128);
         losses(&bench, 64, 512);
         delta(&bench, 1, 64, 2, 32);
+        linear_attention(&bench, 1, 64, 4);
     } else if arguments.iter().all(|argument| argument != "--products") {
         attention(&bench, 8, 512, 32, 8, 128);
         attention(&bench, 2, 4096, 32, 8, 128);
@@ -258,6 +276,7 @@ fn main() {
         second_order(&bench, 8192, 14336, 4096);
         losses(&bench, 2048, 2048);
         delta(&bench, 4, 512, 32, 128);
+        linear_attention(&bench, 4, 512, 128);
     }
     println!("{:?}", bench.device.memory().unwrap());
     for tiles in [Tiles::Plain, Tiles::Turns] {

@@ -243,6 +243,15 @@ pub trait Engine: std::fmt::Debug + Send + Sync + 'static {
         crate::plain::gated_delta(q, k, v, decay, beta)
     }
 
+    /// Linear attention with a decay over the tokens of each head (arXiv 2405.21060), whose state `S [key_dim, value_dim]`
+    /// begins as zeros: `S = exp(log_decay) * S + k v^T`, `o = S^T q`.
+    ///
+    /// `q` and `k` `[batch, tokens, groups, key_dim]`, `v [batch, tokens, heads, value_dim]` and `log_decay [batch, tokens,
+    /// heads]` give `o [batch, tokens, heads, value_dim]`. Head `h` reads query and key `h / (heads / groups)`.
+    fn linear_attention(&self, q: &Tensor, k: &Tensor, v: &Tensor, log_decay: &Tensor) -> Result<Tensor> {
+        crate::plain::linear_attention(q, k, v, log_decay)
+    }
+
     /// `activation(x)`, element by element.
     ///
     /// # Errors

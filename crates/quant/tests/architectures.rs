@@ -6,10 +6,12 @@ use std::path::Path;
 use mlx_quant::model::arch;
 
 /// Types whose checkpoints are in the zoo or among the seeds, whose logits are compared with their makers' own definition.
-const PROVEN: [&str; 66] = [
+const PROVEN: [&str; 72] = [
     "afmoe",
     "apertus",
+    "bailing_hybrid",
     "bailing_moe",
+    "bailing_moe_linear",
     "cohere2",
     "dbrx",
     "deepseek_v2",
@@ -21,6 +23,7 @@ const PROVEN: [&str; 66] = [
     "exaone",
     "exaone4",
     "exaone_moe",
+    "falcon_h1",
     "gemma2",
     "gemma3_text",
     "gemma3n",
@@ -33,6 +36,7 @@ const PROVEN: [&str; 66] = [
     "gpt_oss",
     "granite",
     "granitemoe",
+    "granitemoehybrid",
     "helium",
     "hunyuan",
     "hunyuan_v1_dense",
@@ -44,6 +48,7 @@ const PROVEN: [&str; 66] = [
     "lfm2_moe",
     "llama",
     "llama4",
+    "mamba2",
     "mimo",
     "mimo_v2_flash",
     "minicpm",
@@ -56,6 +61,7 @@ const PROVEN: [&str; 66] = [
     "muse_glimmer",
     "nanochat",
     "nemotron",
+    "nemotron_h",
     "olmo2",
     "olmo3",
     "olmoe",
@@ -90,7 +96,9 @@ fn note(model_type: &str) -> &'static str {
         }
         "minimax_m2" | "mimo_v2_flash" => "the hub's fp8 is decoded",
         "ernie4_5_moe" => "the correction of its router is left out, as mlx-lm leaves it out",
-        "bailing_moe" => "models whose head is normed (norm_head) are refused",
+        "bailing_moe" | "bailing_moe_linear" => "models whose head is normed (norm_head) are refused",
+        "bailing_hybrid" => "the third generation, which goes by the same name: convert only",
+        "nemotron_h" => "as in transformers time steps are at least time_step_min",
         "hunyuan" => "layers that share keys and values (use_cla): convert only",
         "gpt_oss" => {
             "experts come packed as mxfp4: taken over as they are by convert, left alone by awq and gptq"

@@ -220,7 +220,7 @@ fn every_type_without_a_decoder_has_its_fixture() {
 /// A matrix that no rule knows is refused, not carried along in 16 bits.
 #[test]
 fn a_matrix_without_a_place_is_refused() {
-    let fixture = fixture("granitemoehybrid");
+    let fixture = fixture("jamba");
     let mut all = tensors(&fixture);
     all.push(("model.layers.0.mamba.extra.weight".to_owned(), Dtype::BF16, vec![64, 64], vec![0; 8192]));
     let at = tempfile::tempdir().unwrap();

@@ -124,7 +124,7 @@ fn checkpoints_in_the_repository() {
 
 #[test]
 fn seeded_checkpoints() {
-    assert_eq!(whole(common::seeds::seeded().path(), &CASES[..1]), 33);
+    assert_eq!(whole(common::seeds::seeded().path(), &CASES[..1]), 42);
 }
 
 #[test]

@@ -9,6 +9,7 @@ mod attention;
 mod delta;
 mod elementary;
 mod linear;
+mod linear_attention;
 mod made;
 mod norm;
 mod rotary;
@@ -174,6 +175,10 @@ impl Engine for Cpu {
         beta: &Tensor,
     ) -> Result<Tensor> {
         delta::gated_delta(q, k, v, decay, beta)
+    }
+
+    fn linear_attention(&self, q: &Tensor, k: &Tensor, v: &Tensor, log_decay: &Tensor) -> Result<Tensor> {
+        linear_attention::linear_attention(q, k, v, log_decay)
     }
 
     fn activate(&self, x: &Tensor, activation: Activation) -> Result<Tensor> {

@@ -24,6 +24,7 @@ mod elementary;
 mod kernel;
 mod launch;
 mod linear;
+mod linear_attention;
 mod losses;
 mod memory;
 mod norm;
@@ -308,6 +309,17 @@ impl Engine for Gpu {
             return crate::plain::gated_delta(q, k, v, decay, beta);
         }
         delta::gated_delta(&self.card, [q, k, v, decay, beta])
+    }
+
+    fn linear_attention(&self, q: &Tensor, k: &Tensor, v: &Tensor, log_decay: &Tensor) -> Result<Tensor> {
+        if !linear_attention::fits(k, v) {
+            self.leave(
+                "linear attention",
+                "keys or values of more than 512 features do not fit a kernel's registers",
+            );
+            return crate::plain::linear_attention(q, k, v, log_decay);
+        }
+        linear_attention::linear_attention(&self.card, [q, k, v, log_decay])
     }
 
     fn activate(&self, x: &Tensor, activation: Activation) -> Result<Tensor> {

@@ -5,6 +5,7 @@
 mod attention;
 mod elementary;
 mod linear;
+mod linear_attention;
 mod losses;
 mod second_order;
 
@@ -20,6 +21,9 @@ pub(crate) use self::linear::check_decode;
 pub(crate) use self::linear::{
     check as check_linear, check_codes, decode, linear, observed_linear, packed_linear,
     shape as linear_shape, sum_of_rows,
+};
+pub(crate) use self::linear_attention::{
+    Way, check_linear_attention, linear_attention, linear_attention_gradients,
 };
 #[cfg(feature = "gpu")]
 pub(crate) use self::losses::{check_tile, place_in_tile, target_of};

@@ -261,6 +261,55 @@ fn decays_of_rows_are_those_of_their_head() {
     }
 }
 
+/// q, k, v, log_decay of seeded numbers, as Mamba 2 has them: some decays leave nothing, some nearly everything.
+fn linear_attention(sizes: [usize; 4], key_dim: usize, value_dim: usize) -> [Tensor; 4] {
+    let [batch, tokens, groups, heads] = sizes;
+    let scaled = |shape: &[usize], seed, factor: f64| (tensor(shape, seed) * factor).unwrap();
+    let fading = values(&tensor(&[batch, tokens, heads], 4)).into_iter().map(|x| -(2.0 * x).exp());
+    let log_decay = Tensor::from_vec(fading.collect(), (batch, tokens, heads), &plain()).unwrap();
+    let unit = 1.0 / (key_dim as f64).sqrt();
+    [
+        scaled(&[batch, tokens, groups, key_dim], 1, unit),
+        scaled(&[batch, tokens, groups, key_dim], 2, unit),
+        tensor(&[batch, tokens, heads, value_dim], 3),
+        log_decay,
+    ]
+}
+
+#[test]
+fn linear_attention_of_heads_and_groups() {
+    for (sizes, key_dim, value_dim) in [
+        ([2, 9, 3, 3], 16, 32),
+        ([1, 12, 2, 6], 8, 5),
+        ([1, 1, 1, 1], 1, 1),
+        ([2, 7, 1, 4], 33, 70),
+        ([1, 67, 1, 2], 70, 20),
+    ] {
+        let inputs = linear_attention(sizes, key_dim, value_dim);
+        let what = format!("linear_attention {sizes:?}, {key_dim}, {value_dim}");
+        agree(&what, &inputs, &|device, x| device.linear_attention(&x[0], &x[1], &x[2], &x[3]));
+    }
+}
+
+/// A decay of nothing makes each token see itself alone, and none makes a running sum.
+#[test]
+fn linear_attention_at_both_ends() {
+    for device in engines().into_iter().chain([plain()]) {
+        let x = |values: &[f32], heads: usize| {
+            let width = values.len() / 3 / heads;
+            Tensor::from_slice(values, [1, 3, heads, width], &device).unwrap()
+        };
+        let (q, k) = (x(&[1.0, 2.0, 3.0], 1), x(&[1.0, 1.0, 2.0], 1));
+        let v = x(&[1.0, 5.0, 2.0, 6.0, 3.0, 7.0], 2);
+        let of = |fading: f32| {
+            let log_decay = Tensor::full(fading, (1, 3, 2), &device).unwrap();
+            values(&device.linear_attention(&q, &k, &v, &log_decay).unwrap())
+        };
+        assert_eq!(of(f32::NEG_INFINITY), [1.0, 5.0, 4.0, 12.0, 18.0, 42.0], "{}", device.name());
+        assert_eq!(of(0.0), [1.0, 5.0, 6.0, 22.0, 27.0, 75.0], "{}", device.name());
+    }
+}
+
 #[test]
 fn experts_are_chosen_alike() {
     let mut scores = values(&tensor(&[40, 16], 3));
@@ -315,13 +364,15 @@ fn gradients_of_a_batch_are_its_rows() {
     let [q, k, v, decay, beta] = delta(3, 40, 2, 16, 20);
     let each = gate(k.dims(), 6, 0.5);
     for inputs in [[q.clone(), k.clone(), v.clone(), decay, beta.clone()], [q, k, v, each, beta]] {
-        gradients_are_those_of_rows(&inputs);
+        rows_of_a_batch(&inputs, &|device, x| device.gated_delta(&x[0], &x[1], &x[2], &x[3], &x[4]));
     }
+    rows_of_a_batch(&linear_attention([3, 40, 2, 4], 16, 20), &|device, x| {
+        device.linear_attention(&x[0], &x[1], &x[2], &x[3])
+    });
 }
 
-fn gradients_are_those_of_rows(inputs: &[Tensor; 5]) {
+fn rows_of_a_batch(inputs: &[Tensor], rule: Operation<'_>) {
     for device in engines() {
-        let rule: Operation<'_> = &|device, x| device.gated_delta(&x[0], &x[1], &x[2], &x[3], &x[4]);
         let all: Vec<Tensor> = inputs.iter().map(|input| on(&device, input).variable()).collect();
         let seed = on(&device, &tensor(inputs[2].dims(), 9));
         let whole = rule(&device, &all).unwrap().gradients(&seed).unwrap();
@@ -397,6 +448,9 @@ fn wrong_shapes_are_errors_that_show_them() {
                 &x(at),
             )
         };
+        let read = |keys: &[usize], decay: &[usize]| {
+            device.linear_attention(&x(keys), &x(keys), &x(&[2, 6, 4, 12]), &x(decay))
+        };
         let errors = [
             device.linear(&x(&[2, 3]), &x(&[4, 5]), None),
             device.linear(&x(&[2, 3]), &x(&[4, 3]), Some(&x(&[5]))),
@@ -409,6 +463,8 @@ fn wrong_shapes_are_errors_that_show_them() {
             device.glu(&x(&[2, 3]), &x(&[3, 2]), Activation::Silu),
             device.add(&x(&[2, 3]), &x(&[3, 2]), 1.0),
             short(&[2, 5, 4]),
+            read(&[2, 6, 2, 8], &[2, 6, 3]),
+            read(&[2, 6, 3, 8], &[2, 6, 4]),
         ];
         for (i, error) in errors.into_iter().enumerate() {
             let message = error.unwrap_err().to_string();

@@ -153,7 +153,14 @@ fn coarse_operations_go_in_parts_that_fit_a_binding() {
     let attention = [q.clone(), k, v, tensor(&[6], 9)];
     let wide = [tensor(&[40, 200], 1), tensor(&[200], 2), tensor(&[200], 3)];
     let pair = [tensor(&[40, 200], 5), tensor(&[40, 200], 6)];
-    let operations: [(&str, &[Tensor], Operation<'_>); 7] = [
+    let state = |shape: &[usize], seed| (tensor(shape, seed) * 0.2).unwrap();
+    let linear = [
+        state(&[3, 20, 2, 24], 1),
+        state(&[3, 20, 2, 24], 2),
+        tensor(&[3, 20, 4, 40], 3),
+        tensor(&[3, 20, 4], 4).abs().unwrap().neg().unwrap(),
+    ];
+    let operations: [(&str, &[Tensor], Operation<'_>); 8] = [
         ("attention", &attention, &|device, x| {
             let settings = AttentionSettings { sinks: Some(x[3].clone()), ..settings.clone() };
             device.attention(&x[0], &x[1], &x[2], &settings)
@@ -166,6 +173,7 @@ fn coarse_operations_go_in_parts_that_fit_a_binding() {
             device.rotary(&x[0], &on(device, &angles), &on(device, &angles), Pairing::Interleaved)
         }),
         ("linear", &pair, &|device, x| device.linear(&x[0], &x[1], None)),
+        ("linear_attention", &linear, &|device, x| device.linear_attention(&x[0], &x[1], &x[2], &x[3])),
     ];
     for (name, inputs, operation) in operations {
         let [own, reference] = [&device, &plain()].map(|device| run(device, operation, inputs));
@@ -246,6 +254,18 @@ fn what_is_left_to_the_processor_is_said() {
         assert!(apart.fold(0.0, f32::max) <= 2e-5);
         let said: Vec<&str> = device.left().into_iter().map(|(operation, _)| operation).collect();
         assert_eq!(said, vec!["the gated delta rule"; left], "{keys}");
+    }
+    let device = Device::new(Gpu::open(&choice).unwrap());
+    for (values, left) in [(512, 0), (513, 1)] {
+        let [q, k] = [1, 2].map(|seed| tensor(&[1, 3, 1, 5], seed));
+        let inputs =
+            [q, k, tensor(&[1, 3, 2, values], 3), tensor(&[1, 3, 2], 4).abs().unwrap().neg().unwrap()];
+        let rule: Operation<'_> = &|device, x| device.linear_attention(&x[0], &x[1], &x[2], &x[3]);
+        let [own, reference] = [&device, &plain()].map(|device| gradients(device, rule, &inputs));
+        let apart = own.iter().zip(&reference).map(|(own, reference)| distance(own, reference));
+        assert!(apart.fold(0.0, f32::max) <= 2e-5);
+        let said: Vec<&str> = device.left().into_iter().map(|(operation, _)| operation).collect();
+        assert_eq!(said, vec!["linear attention"; left], "{values}");
     }
     assert!(plain().left().is_empty());
 }

@@ -95,6 +95,7 @@ fn experts(sketch: Sketch<'_>, layer: &str) -> Result<Moe, ConfigError> {
             multiplier: sketch.float_or("route_scale", 1.0),
             ..Router::new(router, sketch.top_k("num_experts_per_tok", count)?)
         },
+        latent: None,
         experts: Experts::Stacked { count, mlp: network(PLAIN_EXPERTS) },
         shared: (sketch.count_or("num_shared_experts", 1)? > 0)
             .then(|| SharedExpert { mlp: network(SHARED_EXPERTS), gate: None }),

@@ -95,6 +95,7 @@ fn decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
         let expert =
             |number: usize| Sketch::gated(&format!("{layer}ffn.experts.{number}."), EXPERT, Activation::Silu);
         let moe = Moe {
+            latent: None,
             router: Router { renormalize, ..Router::new(router, top_k) },
             experts: Experts::Apart((0..count).map(expert).collect()),
             shared: None,

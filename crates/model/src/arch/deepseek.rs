@@ -10,7 +10,7 @@ use super::defaults::Defaults;
 use super::family::Family;
 use super::keys::{undescribed, wrong};
 use super::llama;
-use super::rules::{ATTENTION, EXPERTS, SHARED_EXPERTS, drop_layers_from, split_kv_b, stack_mlp_experts};
+use super::rules::{EXPERTS, SHARED_EXPERTS, drop_layers_from, split_kv_b, stack_mlp_experts};
 use super::sketch::{Sketch, linears};
 use crate::decoder::{
     Block, Decoder, Experts, Groups, Indexer, LatentAttention, LatentKeys, LatentQueries, Layer, Linear, Moe,
@@ -154,10 +154,36 @@ fn decoder(sketch: Sketch<'_>, corrected: Corrected) -> Result<Decoder, ConfigEr
 
 /// Latent attention with value heads of so many features.
 pub(super) fn latent(sketch: Sketch<'_>, layer: &str, value: usize) -> Result<LatentAttention, ConfigError> {
-    let [q, _, _, output] = linears(layer, ATTENTION);
-    let [q_down, q_up, kv_down, kv_up, embed_q, unembed_out] = linears(layer, LATENT);
-    // Both latent norms keep transformers' default, whatever rms_norm_eps says.
-    let norm = |name: &str| Norm::rms(format!("{layer}self_attn.{name}"), 1e-6);
+    latent_under(sketch, layer, LatentWords::USUAL, value)
+}
+
+/// What latent attention is called, and what its latent norms add to the variance.
+#[derive(Clone, Copy)]
+pub(super) struct LatentWords {
+    pub(super) module: &'static str,
+    pub(super) output: &'static str,
+    pub(super) epsilon: f64,
+}
+
+impl LatentWords {
+    /// Both latent norms keep transformers' default, whatever `rms_norm_eps` says.
+    const USUAL: Self = Self { module: "self_attn", output: "o_proj", epsilon: 1e-6 };
+}
+
+/// [`latent`] under other names.
+pub(super) fn latent_under(
+    sketch: Sketch<'_>,
+    layer: &str,
+    LatentWords { module, output, epsilon }: LatentWords,
+    value: usize,
+) -> Result<LatentAttention, ConfigError> {
+    let path = |name: &str| format!("{layer}{module}.{name}");
+    let linear = |name: &str| Linear::new(path(name));
+    let [q, q_down, q_up, kv_down, kv_up, embed_q, unembed_out] =
+        ["q_proj", "q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "embed_q", "unembed_out"]
+            .map(linear);
+    let output = linear(output);
+    let norm = |name: &str| Norm::rms(path(name), epsilon);
     let weight = |linear: &Linear| format!("{}.weight", linear.path);
     let (nope, rope) = (sketch.count("qk_nope_head_dim")?, sketch.count("qk_rope_head_dim")?);
     let queries = if sketch.config.get("q_lora_rank").is_some() {
@@ -269,6 +295,7 @@ pub(super) fn routed(
                 sketch.top_k("num_experts_per_tok", count)?,
             )
         },
+        latent: None,
         experts: Experts::Stacked { count, mlp: network(experts) },
         shared: (sketch.count_or(sketch.first_key(&["n_shared_experts", "num_shared_experts"]), 0)? > 0)
             .then(|| SharedExpert { mlp: network(SHARED_EXPERTS), gate: None }),

@@ -65,6 +65,7 @@ fn decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
             let router = Linear::new(format!("{layer}{ROUTER}"));
             Layer::Moe(Moe {
                 router: Router { scores, renormalize: Some(0.0), ..Router::new(router, top_k) },
+                latent: None,
                 experts: Experts::Stacked { count, mlp: network(EXPERTS) },
                 shared: shares.then(|| SharedExpert { mlp: network(SHARED_EXPERTS), gate: None }),
             })

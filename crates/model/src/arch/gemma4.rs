@@ -77,6 +77,7 @@ fn experts(sketch: Sketch<'_>, layer: &str, activation: Activation) -> Result<Mo
             expert_scale: Some(format!("{layer}router.per_expert_scale")),
             ..Router::new(Linear::new(format!("{layer}router.proj")), sketch.top_k("top_k_experts", count)?)
         },
+        latent: None,
         experts: Experts::Stacked {
             count,
             mlp: Sketch::gated(&format!("{layer}experts."), EXPERTS, activation),

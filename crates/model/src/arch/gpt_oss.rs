@@ -86,6 +86,7 @@ fn decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
                 scores: Scores::SoftmaxOfChosen,
                 ..Router::new(Linear::new(format!("{layer}{ROUTER}")), top_k)
             },
+            latent: None,
             experts: Experts::Stacked {
                 count,
                 mlp: Sketch::gated(&format!("{layer}mlp."), EXPERTS, activation),

@@ -19,7 +19,7 @@ pub(super) const FAMILIES: &[Family] = &[
 ];
 
 const MOE: &str = "block_sparse_moe";
-const ROUTER: &str = "block_sparse_moe.router.layer";
+pub(super) const ROUTER: &str = "block_sparse_moe.router.layer";
 
 fn granite(source: Source<'_>) -> Result<Architecture, ConfigError> {
     let mut architecture = llama::llama(source)?.protect(&["self_attn.o_proj", "mlp.down_proj", "lm_head"]);
@@ -50,35 +50,42 @@ fn granitemoe(source: Source<'_>) -> Result<Architecture, ConfigError> {
 }
 
 fn decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
-    multiplied(sketch, |layer| Ok(Layer::Mlp(sketch.mlp(layer)?)))
+    let attends = |_: &str, _, attention| Ok(Layer::Attention(attention));
+    multiplied(sketch, attends, |layer| Ok(Layer::Mlp(sketch.mlp(layer)?)))
 }
 
 fn granitemoe_decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
+    let attends = |_: &str, _, attention| Ok(Layer::Attention(attention));
+    multiplied(sketch, attends, |layer| Ok(Layer::Moe(experts(sketch, layer)?)))
+}
+
+/// Experts with a softmax over the chosen ones.
+pub(super) fn experts(sketch: Sketch<'_>, layer: &str) -> Result<Moe, ConfigError> {
     let activation = sketch.activation("hidden_act", Activation::Silu)?;
     let count = sketch.count("num_local_experts")?;
     let top_k = sketch.top_k("num_experts_per_tok", count)?;
-    multiplied(sketch, |layer| {
-        let router = Linear::new(format!("{layer}{ROUTER}"));
-        Ok(Layer::Moe(Moe {
-            router: Router { scores: Scores::SoftmaxOfChosen, ..Router::new(router, top_k) },
-            experts: Experts::Stacked {
-                count,
-                mlp: Sketch::gated(&format!("{layer}{MOE}."), EXPERTS, activation),
-            },
-            shared: None,
-        }))
+    let router = Linear::new(format!("{layer}{ROUTER}"));
+    Ok(Moe {
+        router: Router { scores: Scores::SoftmaxOfChosen, ..Router::new(router, top_k) },
+        latent: None,
+        experts: Experts::Stacked {
+            count,
+            mlp: Sketch::gated(&format!("{layer}{MOE}."), EXPERTS, activation),
+        },
+        shared: None,
     })
 }
 
 /// Multipliers on embedding, scores, residual branches and logits.
-fn multiplied(
+pub(super) fn multiplied(
     sketch: Sketch<'_>,
+    mixer: impl Fn(&str, usize, Attention) -> Result<Layer, ConfigError>,
     network: impl Fn(&str) -> Result<Layer, ConfigError>,
 ) -> Result<Decoder, ConfigError> {
     let residual = sketch.float_or("residual_multiplier", 1.0);
-    let mut decoder = sketch.llama_with(vec![sketch.rope()?], |layer, _, attention| {
+    let mut decoder = sketch.llama_with(vec![sketch.rope()?], |layer, index, attention| {
         let attention = Attention { scale: sketch.float_or("attention_multiplier", 1.0), ..attention };
-        let mut stages = sketch.pre_norm(layer, Layer::Attention(attention), network(layer)?);
+        let mut stages = sketch.pre_norm(layer, mixer(layer, index, attention)?, network(layer)?);
         for stage in &mut stages {
             stage.multiplier = residual;
         }

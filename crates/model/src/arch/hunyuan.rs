@@ -64,6 +64,7 @@ fn hunyuan_decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
             }
             Layer::Moe(Moe {
                 router: Router::new(Linear::new(format!("{layer}{ROUTER}")), top_k),
+                latent: None,
                 experts: Experts::Stacked { count, mlp: network(EXPERTS) },
                 shared: shares.then(|| SharedExpert { mlp: network(SHARED), gate: None }),
             })

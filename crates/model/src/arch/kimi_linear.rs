@@ -149,6 +149,7 @@ fn feed_forward(sketch: Sketch<'_>, layer: &str, index: usize) -> Result<Layer, 
     let top_k = sketch.top_k("num_experts_per_token", count)?;
     let renormalizes = top_k > 1 && sketch.config.bool("moe_renormalize", true);
     Ok(Layer::Moe(Moe {
+        latent: None,
         router: Router {
             scores,
             correction: Some(format!("{layer}mlp.e_score_correction_bias")),

@@ -108,6 +108,7 @@ fn experts(sketch: Sketch<'_>, layer: &str) -> Result<Moe, ConfigError> {
             multiplier: sketch.float_or("moe_routed_scaling_factor", 1.0),
             ..Router::new(router, sketch.top_k("num_experts_per_tok", count)?)
         },
+        latent: None,
         experts: Experts::Stacked { count, mlp: network(EXPERTS) },
         shared: Some(SharedExpert { mlp: network(SHARED_EXPERT), gate: None }),
     })

@@ -120,6 +120,7 @@ fn lfm2_moe_decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
                 multiplier: sketch.float_or("routed_scaling_factor", 1.0),
                 ..Router::new(Linear::new(format!("{layer}{ROUTER}")), top_k)
             },
+            latent: None,
             experts: Experts::Stacked {
                 count,
                 mlp: Sketch::gated(&format!("{layer}{MOE}."), EXPERTS, Activation::Silu),

@@ -97,6 +97,7 @@ fn decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
                     before: true,
                     ..Router::new(router, sketch.top_k("num_experts_per_tok", count)?)
                 },
+                latent: None,
                 experts: Experts::Stacked { count, mlp: network(EXPERTS) },
                 shared: Some(SharedExpert { mlp: network(SHARED), gate: None }),
             })

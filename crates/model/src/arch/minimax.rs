@@ -47,6 +47,7 @@ fn decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
                 renormalize: Some(1e-20),
                 ..Router::new(Linear::new(format!("{layer}{ROUTER}")), top_k)
             },
+            latent: None,
             experts: Experts::Stacked {
                 count,
                 mlp: Sketch::gated(&format!("{layer}{MOE}."), EXPERTS, activation),

@@ -70,5 +70,5 @@ fn experts(sketch: Sketch<'_>, layer: &str, scores: Scores) -> Result<Moe, Confi
     let top_k = sketch.top_k("num_experts_per_tok", count)?;
     let mlp = Sketch::gated(&format!("{layer}block_sparse_moe."), EXPERTS, activation);
     let router = Router { scores, ..Router::new(Linear::new(format!("{layer}{ROUTER}")), top_k) };
-    Ok(Moe { router, experts: Experts::Stacked { count, mlp }, shared: None })
+    Ok(Moe { router, latent: None, experts: Experts::Stacked { count, mlp }, shared: None })
 }

@@ -27,12 +27,14 @@ mod wrappers;
 mod afmoe;
 mod apertus;
 mod bailing;
+mod bailing_linear;
 mod cohere;
 mod dbrx;
 mod deepseek;
 mod dots1;
 mod ernie4_5_moe;
 mod exaone;
+mod falcon_h1;
 mod gemma;
 mod gemma3n;
 mod gemma4;
@@ -41,6 +43,7 @@ mod gpt2;
 mod gpt_neox;
 mod gpt_oss;
 mod granite;
+mod granitemoehybrid;
 mod hunyuan;
 mod internlm;
 mod kimi_linear;
@@ -48,6 +51,7 @@ mod laguna;
 mod lfm2;
 mod llama;
 mod llama4;
+mod mamba2;
 mod mimo_v2_flash;
 mod minicpm;
 mod minimax;
@@ -57,6 +61,7 @@ mod mixtral;
 mod muse_glimmer;
 mod nanochat;
 mod nemotron;
+mod nemotron_h;
 mod olmo;
 mod phi;
 mod qwen;
@@ -115,6 +120,11 @@ const REGISTRY: &[&[Family]] = &[
     kimi_linear::FAMILIES,
     gemma3n::FAMILIES,
     dbrx::FAMILIES,
+    mamba2::FAMILIES,
+    nemotron_h::FAMILIES,
+    granitemoehybrid::FAMILIES,
+    falcon_h1::FAMILIES,
+    bailing_linear::FAMILIES,
 ];
 
 fn all() -> impl Iterator<Item = &'static Family> {

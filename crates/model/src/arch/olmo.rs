@@ -72,7 +72,7 @@ fn olmoe_decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
         let attention = Attention { norms: Some(norms(sketch, layer, true)), ..attention };
         let router = Router { renormalize, ..Router::new(Linear::new(format!("{layer}{ROUTER}")), top_k) };
         let mlp = Sketch::gated(&format!("{layer}mlp."), EXPERTS, activation);
-        let moe = Moe { router, experts: Experts::Stacked { count, mlp }, shared: None };
+        let moe = Moe { router, latent: None, experts: Experts::Stacked { count, mlp }, shared: None };
         Ok(sketch.pre_norm(layer, Layer::Attention(attention), Layer::Moe(moe)))
     })
 }

@@ -141,6 +141,7 @@ pub(super) fn feed_forward(
                 sketch.top_k("num_experts_per_tok", count)?,
             )
         },
+        latent: None,
         experts: Experts::Stacked { count, mlp: network(EXPERTS) },
         shared,
     }))

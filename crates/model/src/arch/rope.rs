@@ -42,6 +42,12 @@ impl Sketch<'_> {
         self.rope_for(None, head_dim, default, self.rope_theta(self.defaults.rope_theta))
     }
 
+    /// Of so many features, whatever part of a head the config says.
+    pub(super) fn rope_of_features(&self, features: usize) -> Result<Rope, ConfigError> {
+        let scaling = Scaling(self.rope_map());
+        self.scaled_rope(scaling, self.rope_theta(self.defaults.rope_theta), features, features)
+    }
+
     /// All features of a head, unless the config says otherwise.
     pub(super) fn rope(&self) -> Result<Rope, ConfigError> {
         self.rope_of(self.head_dim()?, 1.0)

@@ -157,6 +157,7 @@ fn experts(sketch: Sketch<'_>, layer: &str, index: usize) -> Result<Moe, ConfigE
             multiplier: sketch.float_or("moe_router_scaling_factor", 3.0),
             ..Router::new(router, sketch.top_k("moe_top_k", count)?)
         },
+        latent: None,
         experts: Experts::Stacked { count, mlp: limited(sketch, "swiglu_limits", index, network(EXPERTS)) },
         shared: Some(SharedExpert {
             mlp: limited(sketch, "swiglu_limits_shared", index, shared),

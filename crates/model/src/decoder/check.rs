@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::{
     Attention, Block, Decoder, DeltaNet, DeltaProjections, Gate, LatentAttention, LatentKeys, LatentQueries,
-    Layer, Linear, Mlp, Norm, NormKind, OutputGate, Projections,
+    Layer, LightningAttention, Linear, Mamba, Mlp, Norm, NormKind, OutputGate, Projections,
 };
 
 /// Length of an axis; `None`: any.
@@ -107,6 +107,33 @@ impl Reads {
         if let Some(sinks) = &attention.sinks {
             self.tensor(sinks.clone(), &[Some(heads)]);
         }
+    }
+
+    fn mamba(&mut self, mamba: &Mamba, hidden: usize) {
+        let (values, convolved, heads) = (mamba.values(), mamba.convolved(), Some(mamba.heads));
+        self.linear(&mamba.input, Some(values + convolved + mamba.heads), Some(hidden), None);
+        self.tensor(format!("{}.weight", mamba.convolution), &[Some(convolved), None, Some(1)]);
+        self.optional(format!("{}.bias", mamba.convolution), &[Some(convolved)]);
+        for of_heads in [&mamba.step_bias, &mamba.decay_log, &mamba.skip] {
+            self.tensor(of_heads.clone(), &[heads]);
+        }
+        if let Some(norm) = &mamba.norm {
+            self.norm(&norm.norm, values, 1);
+        }
+        self.linear(&mamba.output, Some(hidden), Some(values), None);
+    }
+
+    fn lightning(&mut self, attention: &LightningAttention, hidden: usize) {
+        let width = attention.heads * attention.head_dim;
+        self.linear(&attention.projection, Some(3 * width), Some(hidden), None);
+        self.linear(&attention.gate, Some(width), Some(hidden), None);
+        if let Some(norms) = &attention.norms {
+            for norm in std::iter::once(&norms.q).chain(&norms.k) {
+                self.norm(norm, attention.head_dim, 1);
+            }
+        }
+        self.norm(&attention.norm.norm, width, 1);
+        self.linear(&attention.output, Some(hidden), Some(width), None);
     }
 
     fn mlp(&mut self, mlp: &Mlp, hidden: usize, experts: Option<usize>) {
@@ -213,6 +240,8 @@ impl Reads {
                 self.linear(right, Some(hidden), Some(*rank), None);
                 self.norm(norm, hidden, 1);
             }
+            Layer::Mamba(mamba) => self.mamba(mamba, hidden),
+            Layer::Lightning(attention) => self.lightning(attention, hidden),
             Layer::Mlp(mlp) => self.mlp(mlp, hidden, None),
             Layer::Moe(moe) => {
                 let count = moe.experts.count();
@@ -223,8 +252,14 @@ impl Reads {
                 if let Some(norm) = &moe.router.norm {
                     self.tensor(norm.scale.clone(), &[Some(hidden)]);
                 }
+                let mut width = hidden;
+                if let Some(latent) = &moe.latent {
+                    width = latent.width;
+                    self.linear(&latent.down, Some(width), Some(hidden), None);
+                    self.linear(&latent.up, Some(hidden), Some(width), None);
+                }
                 for (mlp, stacked) in moe.experts.networks() {
-                    self.mlp(mlp, hidden, stacked);
+                    self.mlp(mlp, width, stacked);
                 }
                 if let Some(shared) = &moe.shared {
                     self.mlp(&shared.mlp, hidden, None);

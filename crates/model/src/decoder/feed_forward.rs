@@ -187,11 +187,24 @@ pub struct SharedExpert {
     pub gate: Option<Linear>,
 }
 
+/// Experts that read a latent vector of the input, and whose sum goes back to its width (Nemotron 3).
+#[derive(Clone, Debug, PartialEq)]
+pub struct LatentExperts {
+    /// Features of the latent vector.
+    pub width: usize,
+    /// `hidden -> width`.
+    pub down: Linear,
+    /// `width -> hidden`.
+    pub up: Linear,
+}
+
 /// Mixture of experts.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Moe {
     /// Chooses.
     pub router: Router,
+    /// What stands around the chosen ones.
+    pub latent: Option<LatentExperts>,
     /// Chosen ones.
     pub experts: Experts,
     /// For all tokens.

@@ -11,6 +11,7 @@ mod delta_net;
 mod feed_forward;
 mod latent;
 mod linear;
+mod linear_attention;
 mod norm;
 mod rope;
 mod short_convolution;
@@ -20,9 +21,12 @@ mod streams;
 pub use self::attention::{Attention, HeadNorms, OutputGate, Projections, QueryScaling};
 pub use self::check::ExpectedTensor;
 pub use self::delta_net::{DeltaNet, DeltaProjections};
-pub use self::feed_forward::{Experts, Gate, Mlp, Moe, Router, RouterNorm, Scores, SharedExpert};
+pub use self::feed_forward::{
+    Experts, Gate, LatentExperts, Mlp, Moe, Router, RouterNorm, Scores, SharedExpert,
+};
 pub use self::latent::{Indexer, LatentAttention, LatentKeys, LatentQueries};
 pub use self::linear::Linear;
+pub use self::linear_attention::{GroupNorm, LightningAttention, Mamba};
 pub use self::norm::{Norm, NormKind};
 pub use self::rope::{Frequencies, Rope};
 pub use self::short_convolution::ShortConvolution;
@@ -106,6 +110,10 @@ pub enum Layer {
         /// Of what is added.
         norm: Norm,
     },
+    /// Mamba 2.
+    Mamba(Mamba),
+    /// Lightning attention (Ling, Ring).
+    Lightning(LightningAttention),
     /// Feed-forward network.
     Mlp(Mlp),
     /// Mixture of experts.

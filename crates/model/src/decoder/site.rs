@@ -123,6 +123,16 @@ impl Branch {
                 add(input, vec![&convolution.input], None);
                 add(Producer::Other, vec![&convolution.output], None);
             }
+            Layer::Mamba(mamba) => {
+                add(input, vec![&mamba.input], None);
+                // A gate on either side of the norm lets a factor of its weight through.
+                let gated = mamba.norm.as_ref().map_or(Producer::Other, |norm| Producer::Norm(&norm.norm));
+                add(gated, vec![&mamba.output], None);
+            }
+            Layer::Lightning(attention) => {
+                add(input, vec![&attention.projection, &attention.gate], None);
+                add(Producer::Norm(&attention.norm.norm), vec![&attention.output], None);
+            }
         }
     }
 }
@@ -152,9 +162,14 @@ impl Moe {
         let gate = self.shared.iter().filter_map(|shared| shared.gate.as_ref());
         // Beside a router with a norm of its own no site has all tokens that the experts' norm gives, to choose factors from.
         let input = if self.router.norm.is_some() { Producer::Other } else { input };
-        add(input, std::iter::once(&self.router.linear).chain(gate).collect(), None);
+        let down = self.latent.iter().map(|latent| &latent.down);
+        add(input, std::iter::once(&self.router.linear).chain(gate).chain(down).collect(), None);
+        let of_experts = if self.latent.is_some() { Producer::Other } else { input };
         for expert in 0..self.experts.count() {
-            self.experts.of(expert).0.add_sites(input, Some(expert), add);
+            self.experts.of(expert).0.add_sites(of_experts, Some(expert), add);
+        }
+        if let Some(latent) = &self.latent {
+            add(Producer::Other, vec![&latent.up], None);
         }
         if let Some(shared) = &self.shared {
             shared.mlp.add_sites(input, None, add);

@@ -56,6 +56,8 @@ impl Pass<'_> {
             Layer::Latent(latent) => latent.forward(self, x).await,
             Layer::DeltaNet(net) => net.forward(self, x).await,
             Layer::ShortConvolution(convolution) => convolution.forward(self, x).await,
+            Layer::Mamba(mamba) => mamba.forward(self, x).await,
+            Layer::Lightning(attention) => attention.forward(self, x).await,
             Layer::Mlp(mlp) => self.mlp(mlp, x).await,
             Layer::Moe(moe) => self.moe(moe, stream, x).await,
             Layer::Laurel { left, right, norm, .. } => {

@@ -76,10 +76,18 @@ impl Pass<'_> {
             Some(norm) => self.router_norm(norm, stream)?.reshape((batch * tokens, hidden))?,
         };
         let gate = moe.shared.as_ref().and_then(|shared| shared.gate.as_ref());
-        let readers: Vec<_> = std::iter::once(&moe.router.linear).chain(gate).collect();
+        let down = moe.latent.as_ref().map(|latent| &latent.down);
+        let readers: Vec<_> = std::iter::once(&moe.router.linear).chain(gate).chain(down).collect();
         let mut read = self.read(&readers, &seen).await?;
         let routing = self.route(&moe.router, &read.remove(0))?;
-        let mut output = self.experts(moe, &routing, &flat).await?;
+        let mut output = match &moe.latent {
+            None => self.experts(moe, &routing, &flat).await?,
+            Some(latent) => {
+                let inner = read.pop().ok_or_else(|| mlx_quant_engine::Error::msg("no latent vector"))?;
+                let inner = self.experts(moe, &routing, &inner).await?;
+                self.read(&[&latent.up], &inner).await?.remove(0)
+            }
+        };
         if let Some(shared) = &moe.shared {
             let mut own = self.mlp(&shared.mlp, &flat).await?;
             if !read.is_empty() {

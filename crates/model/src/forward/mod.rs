@@ -13,6 +13,7 @@ mod course;
 mod delta_net;
 mod feed_forward;
 mod latent;
+mod linear_attention;
 mod pass;
 mod short_convolution;
 mod state;

@@ -50,22 +50,21 @@ impl Default for LearnSettings {
 /// A linear of a block; of stacked ones one layer an expert.
 pub(crate) struct Learner {
     pub(crate) path: String,
-    /// Whether it has experts.
-    stacked: bool,
-    pub(crate) experts: Vec<Expert>,
+    /// Each with its place among those of its site.
+    pub(crate) experts: Vec<(Option<usize>, Expert)>,
 }
 
 impl Learner {
     /// A linear whose first (or only) weight is `expert`.
-    pub(crate) fn new(path: &str, stacked: bool, expert: Expert) -> Self {
-        Self { path: path.to_owned(), stacked, experts: vec![expert] }
+    pub(crate) fn new(path: &str, expert: (Option<usize>, Expert)) -> Self {
+        Self { path: path.to_owned(), experts: vec![expert] }
     }
 
     /// What has learned: path, expert, layer.
     pub(crate) fn layers(self) -> impl Iterator<Item = (String, Option<usize>, Layer)> {
-        let Self { path, stacked, experts } = self;
-        experts.into_iter().enumerate().filter_map(move |(expert, own)| match own {
-            Expert::Learns(layer) => Some((path.clone(), stacked.then_some(expert), layer)),
+        let Self { path, experts } = self;
+        experts.into_iter().filter_map(move |(expert, own)| match own {
+            Expert::Learns(layer) => Some((path.clone(), expert, layer)),
             Expert::Stays(_) => None,
         })
     }
@@ -131,7 +130,7 @@ impl Lesson<'_> {
         let (mut parameters, mut variables) = (self.parameters.clone(), Vec::new());
         for learner in learners {
             let mut weights = Vec::new();
-            for expert in &learner.experts {
+            for (_, expert) in &learner.experts {
                 weights.push(match expert {
                     Expert::Stays(weight) => weight.clone(),
                     Expert::Learns(layer) => {
@@ -256,7 +255,7 @@ impl Lesson<'_> {
 
 /// What learns, in the order of its variables.
 fn layers(learners: &mut [Learner]) -> impl Iterator<Item = &mut Layer> {
-    learners.iter_mut().flat_map(|learner| &mut learner.experts).filter_map(|expert| match expert {
+    learners.iter_mut().flat_map(|learner| &mut learner.experts).filter_map(|(_, expert)| match expert {
         Expert::Learns(layer) => Some(layer),
         Expert::Stays(_) => None,
     })

@@ -130,8 +130,8 @@ impl BlockWork<'_> {
                 (codes, _) => self.stays(reader, site.expert, codes)?,
             };
             match learners.iter_mut().find(|learner| learner.path == reader.path) {
-                Some(learner) => learner.experts.push(expert),
-                None => learners.push(Learner::new(&reader.path, site.expert.is_some(), expert)),
+                Some(learner) => learner.experts.push((site.expert, expert)),
+                None => learners.push(Learner::new(&reader.path, (site.expert, expert))),
             }
         }
         Ok((learners, low_bits))

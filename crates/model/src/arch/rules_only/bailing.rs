@@ -1,31 +1,20 @@
-//! Ling and Ring: linear attention between layers of latent or plain attention.
+//! The third generation of Ling: delta attention with a gate for each channel between layers of latent attention.
 
 use std::fmt::Write as _;
 
-use mlx_format::checkpoint::ConfigError;
+use mlx_format::checkpoint::{Config, ConfigError};
 use serde_json::Value;
 
 use super::words::named;
 use crate::arch::architecture::{Architecture, Source};
 use crate::arch::family::Family;
-use crate::arch::keys::wrong;
 use crate::arch::rules::{
-    EXPERTS, MLP, SHARED_EXPERTS, drop_layers_from, make, split_kv_b, stack_mlp_experts, turn_convolutions,
+    EXPERTS, MLP, SHARED_EXPERTS, drop_layers_from, split_kv_b, stack_mlp_experts, turn_convolutions,
 };
 
-pub(super) const FAMILIES: &[Family] = &[
-    Family::rules_only(&["bailing_moe_linear"], linear),
-    // Its third generation goes by the same name.
-    Family::rules_only(
-        &["bailing_hybrid"],
-        |source| if is_third(source) { third(source) } else { hybrid(source) },
-    ),
-    Family::rules_only(&["bailing_moe_v3"], third),
-];
+pub(super) const FAMILIES: &[Family] = &[Family::rules_only(&["bailing_moe_v3"], third)];
 
 const TABLES: [&str; 2] = ["word_embeddings", "lm_head"];
-const ROUTER: [&str; 1] = ["mlp.gate.gate_proj"];
-const ATTENTION: [&str; 3] = ["attention.query_key_value", "attention.dense", "attention.g_proj"];
 const LATENT: [&str; 7] = [
     "attention.q_proj",
     "attention.q_a_proj",
@@ -45,39 +34,10 @@ const DELTA: [&str; 7] = [
     "attention.q_proj",
 ];
 
-fn linear(source: Source<'_>) -> Result<Architecture, ConfigError> {
-    if source.config.bool("norm_head", false) {
-        let why = "is true: mlx_lm divides a packed head by the norms of its columns as it loads it";
-        return Err(wrong("norm_head", why));
-    }
-    let linears = [&ATTENTION[..], &MLP, &EXPERTS, &SHARED_EXPERTS, &ROUTER, &TABLES];
-    Ok(named(source, "bailing_moe_linear", &linears)?
-        .rules([stack_mlp_experts(), router()])
-        .protect(&ROUTER)
-        .keep_dtype(&["expert_bias"])
-        .tied(source, false))
-}
-
-fn router() -> crate::arch::Rule {
-    make(r"^(?<x>.*\.mlp\.gate)\.(?<k>weight|bias|scales|biases)$", [("$x.gate_proj.$k", Vec::new())])
-}
-
-fn hybrid(source: Source<'_>) -> Result<Architecture, ConfigError> {
-    let linears = [&ATTENTION[..], &LATENT, &MLP, &EXPERTS, &SHARED_EXPERTS, &ROUTER, &TABLES];
-    let architecture = named(source, "bailing_hybrid", &linears)?;
-    let layers = architecture.layers;
-    Ok(architecture
-        .rules([drop_layers_from(layers), stack_mlp_experts(), router()])
-        .rules(split_kv_b(source)?)
-        .protect(&ROUTER)
-        .leave(r"\battention\.(embed_q|unembed_out)$")
-        .keep_dtype(&["expert_bias"])
-        .tied(source, false))
-}
-
-fn is_third(source: Source<'_>) -> bool {
+/// Whether a `bailing_hybrid` is of the third generation, which goes by the name of the second.
+pub(in crate::arch) fn is_third(config: &Config) -> bool {
     let is = |value: &Value| value.as_str() == Some("BailingMoeV3ForCausalLM");
-    match source.config.0.get("architectures") {
+    match config.0.get("architectures") {
         Some(Value::Array(all)) => all.iter().any(is),
         Some(one) => is(one),
         None => false,
@@ -85,7 +45,7 @@ fn is_third(source: Source<'_>) -> bool {
 }
 
 /// Its router is a plain parameter, and much of its attention stays as it is.
-fn third(source: Source<'_>) -> Result<Architecture, ConfigError> {
+pub(in crate::arch) fn third(source: Source<'_>) -> Result<Architecture, ConfigError> {
     let linears = [&LATENT[..], &DELTA, &MLP, &EXPERTS, &SHARED_EXPERTS, &TABLES];
     let architecture = named(source, "bailing_moe_v3", &linears)?;
     let layers = architecture.layers;

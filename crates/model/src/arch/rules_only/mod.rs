@@ -6,7 +6,7 @@
 //! changes its name or form. A matrix that is in neither list is refused, because nothing else would notice it. A type that gets
 //! a decoder moves into a file of its own above.
 
-mod bailing;
+pub(super) mod bailing;
 mod dense;
 mod experts;
 mod kimi;

@@ -168,7 +168,7 @@ impl OnCard<'_, '_> {
 
     /// Numbers that a token has within a branch besides what its linears give: pairs of tokens and experts in their
     /// order, what experts give, and that in the order of tokens; queries, keys and values of latent attention as they
-    /// are put together.
+    /// are put together; steps of a convolution; queries, keys and values of linear attention.
     fn beside(&self, layer: &Layer) -> u64 {
         match layer {
             Layer::Moe(moe) => 3 * moe.router.top_k as u64 * self.hidden(),
@@ -176,6 +176,8 @@ impl OnCard<'_, '_> {
                 let (queries, values) = (latent.nope + latent.rope, latent.value);
                 (latent.heads * (4 * queries + 2 * values)) as u64
             }
+            Layer::Mamba(mamba) => (5 * mamba.convolved() + mamba.values()) as u64,
+            Layer::Lightning(attention) => (6 * attention.heads * attention.head_dim) as u64,
             _ => 0,
         }
     }
