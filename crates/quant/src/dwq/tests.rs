@@ -10,7 +10,6 @@ use mlx_format::{FloatType, Scheme};
 use super::*;
 use crate::plan::{Plan, Settings};
 use crate::testing::random_windows as windows;
-use crate::testing::seeds::seeded;
 use crate::{Silent, convert, open};
 
 /// Teacher and a student of it in float32, so that nothing rounds a small change away.
@@ -198,17 +197,6 @@ fn gradients_are_differences(zoo: &Path) {
 #[test]
 fn gradients_of_the_copied_checkpoints() {
     gradients_are_differences(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/zoo"));
-}
-
-/// Mixers that no checkpoint of the zoo has: linear attention with a decay.
-#[test]
-fn gradients_of_the_seeded_mixers() {
-    const NAMES: [&str; 4] = ["bailing_moe_linear", "falcon_h1", "mamba2", "nemotron_h_latent"];
-    let (seeded, own) = (seeded(), tempfile::tempdir().unwrap());
-    for name in NAMES {
-        std::fs::rename(seeded.path().join(name), own.path().join(name)).unwrap();
-    }
-    gradients_are_differences(own.path());
 }
 
 #[test]
