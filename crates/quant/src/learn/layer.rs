@@ -169,7 +169,7 @@ mod tests {
         let scheme = Scheme::affine(3, 32).unwrap();
         let groups = ROWS * COLUMNS / 32;
         let float = FloatType::Bf16;
-        let sign = |at: usize| if at % 2 == 0 { 1.0 } else { -1.0 };
+        let sign = |at: usize| if at.is_multiple_of(2) { 1.0 } else { -1.0 };
         let scales: Vec<f32> =
             (0..groups).map(|at| float.round(sign(at) * (0.1 + 0.01 * at as f32))).collect();
         let rounded = Rounded {

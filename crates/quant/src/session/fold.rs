@@ -315,7 +315,9 @@ impl BlockWork<'_> {
             rounded.scale_rows(first, &inverse);
             if let Some(above) = self.above.get_mut(&(linear.path.clone(), expert)) {
                 for (row, factor) in above[first * columns..].chunks_exact_mut(columns).zip(&inverse) {
-                    row.iter_mut().for_each(|value| *value *= factor);
+                    for value in row {
+                        *value *= factor;
+                    }
                 }
             }
         } else {

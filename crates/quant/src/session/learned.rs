@@ -104,7 +104,9 @@ impl BlockWork<'_> {
             let shape = self.parameters.tensor(name).map_err(WeightsError::from)?.dims().to_vec();
             let mut values = values.clone();
             if let Some(float) = self.session.float_of(name) {
-                values.iter_mut().for_each(|value| *value = float.round(*value));
+                for value in &mut values {
+                    *value = float.round(*value);
+                }
             }
             let tensor = Tensor::from_vec(values, shape, &self.session.walk.device);
             parameters.insert(name.clone(), tensor.map_err(WeightsError::from)?);

@@ -18,10 +18,6 @@ const TASK: u64 = crate::methods::ROWS as u64 * 5 * 4;
 /// Sixteenths of a block's bytes in float32 that its layers take while they learn.
 const LEARNING: u64 = 56;
 
-fn is_zero(bytes: &u64) -> bool {
-    *bytes == 0
-}
-
 /// What the resident memory of a calibrated run is made of, bytes, at the site where it is largest.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct QuantizeMemory {
@@ -34,7 +30,6 @@ pub struct QuantizeMemory {
     /// The site's readers as they are rounded.
     pub weights: u64,
     /// What learns of the block, its gradients, windows in front of and behind it once more; graphs of threads.
-    #[serde(skip_serializing_if = "is_zero")]
     pub learning: u64,
     /// What threads hold.
     pub scratch: u64,

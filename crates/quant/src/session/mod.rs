@@ -204,9 +204,10 @@ impl Session<'_> {
             observer.event(Event::Resumed { done: states.block() as u64 });
         }
         let (own, pool) = (&self, self.pool);
-        let mut teacher = match self.recipe.learns() {
-            true => Some(Teacher::in_front(own, &forward, windows, states.block())?),
-            false => None,
+        let mut teacher = if self.recipe.learns() {
+            Some(Teacher::in_front(own, &forward, windows, states.block())?)
+        } else {
+            None
         };
         let load = |index| pool.install(|| own.walk.block(index));
         let shared = RwLock::new(&mut *writer);
