@@ -106,13 +106,8 @@ impl BlockWork<'_> {
         }
         let mut passed = Vec::new();
         for ((reader, original), (codes, weight)) in site.readers.iter().zip(&weights).zip(done) {
-            if session.recipe.learns() && matches!(codes, Some(Codes::Affine(_))) {
-                let above = (original - &weight).and_then(|above| match factors {
-                    Some(factors) => awq::times(&above, factors),
-                    None => Ok(above),
-                });
-                let above = above.and_then(|above| above.to_vec()).map_err(WeightsError::from)?;
-                self.above.insert((reader.path.clone(), site.expert), above);
+            if session.recipe.learns() {
+                self.note_for_learning(reader, site.slice, (original, &weight), factors, codes.as_ref())?;
             }
             passed.push(weight);
             if let Some(codes) = codes {
@@ -170,7 +165,7 @@ impl BlockWork<'_> {
     }
 
     /// Readers that no token reached: experts that were never chosen.
-    fn round_the_rest(&mut self) -> Result<(), Error> {
+    pub(super) fn round_the_rest(&mut self) -> Result<(), Error> {
         let sites = self.sites;
         for (index, site) in sites.iter().enumerate() {
             if self.visited.contains(&index) {
@@ -185,6 +180,7 @@ impl BlockWork<'_> {
             }
             let gram = Gram::of_squares(&squares, weight.device()).map_err(WeightsError::from)?;
             self.round_readers(site, &gram, factors.as_deref())?;
+            self.visited.insert(index);
         }
         Ok(())
     }

@@ -10,6 +10,7 @@ use super::work::{BlockWork, Codes, Stored};
 use crate::Error;
 use crate::data::Windows;
 use crate::learn::{Expert, Layer, Learner, Lesson, held_out};
+use crate::methods::awq;
 use crate::observer::Event;
 use crate::walks::calibrate::apart;
 use crate::walks::each;
@@ -56,13 +57,18 @@ impl<'t> Teacher<'t> {
 
 /// Window by window.
 fn alone(batches: &[State]) -> Result<Vec<State>, Error> {
-    let windows = batches.iter().map(apart).collect::<mlx_quant_engine::Result<Vec<_>>>();
+    // Of one window alone no copy is made.
+    let windows =
+        |batch: &State| if batch.hidden.dim(0)? == 1 { Ok(vec![batch.clone()]) } else { apart(batch) };
+    let windows = batches.iter().map(windows).collect::<mlx_quant_engine::Result<Vec<_>>>();
     Ok(windows.map_err(WeightsError::from)?.concat())
 }
 
 impl BlockWork<'_> {
     /// Lets the block learn to give `targets` for `inputs`, the states of all windows; gives what leaves it then.
     pub(super) fn learn(&mut self, inputs: &[State], targets: &[State]) -> Result<Vec<State>, Error> {
+        // Experts that no token reached: the quantized stream may choose them.
+        self.round_the_rest()?;
         let session = self.session;
         let parameters = self.as_stored()?;
         let (mut learners, low_bits) = self.learners()?;
@@ -97,6 +103,34 @@ impl BlockWork<'_> {
         Ok(outputs)
     }
 
+    /// Keeps what learning will ask of a reader that has just been rounded: its weight before, what it decodes to on inputs that are
+    /// not scaled, the factors by which they will be.
+    pub(super) fn note_for_learning(
+        &mut self,
+        reader: &Linear,
+        expert: Option<usize>,
+        (original, passed): (&Tensor, &Tensor),
+        factors: Option<&[f32]>,
+        codes: Option<&Codes>,
+    ) -> Result<(), Error> {
+        let key = (reader.path.clone(), expert);
+        let scaled = |tensor: Tensor| match factors {
+            Some(factors) => awq::times(&tensor, factors),
+            None => Ok(tensor),
+        };
+        match codes {
+            Some(Codes::Affine(_)) => {
+                let above = (original - passed).and_then(scaled).and_then(|above| above.to_vec());
+                self.above.insert(key, above.map_err(WeightsError::from)?);
+            }
+            Some(Codes::Float { .. }) => {
+                self.decoded.insert(key, scaled(passed.clone()).map_err(WeightsError::from)?);
+            }
+            None => {}
+        }
+        Ok(())
+    }
+
     /// The block's tensors, those that a fold changed as they will be stored.
     fn as_stored(&self) -> Result<Parameters, Error> {
         let mut parameters = self.parameters.clone();
@@ -121,19 +155,21 @@ impl BlockWork<'_> {
         for (site, reader) in
             sites.iter().flat_map(|site| site.readers.iter().map(move |reader| (site, *reader)))
         {
-            let Stored::Affine(scheme, float) = self.stored(reader) else { continue };
-            low_bits |= scheme.bits() < 4;
-            let key = (reader.path.clone(), site.expert);
-            let expert = match (self.codes.remove(&key), self.above.remove(&key)) {
-                (Some(Codes::Affine(pending)), Some(above)) if self.has_tokens(reader, site.expert) => {
+            let key = (reader.path.clone(), site.slice);
+            let expert = match (self.stored(reader), self.codes.remove(&key), self.above.remove(&key)) {
+                (Stored::Plain(_) | Stored::Fixed, ..) => continue,
+                (Stored::Affine(scheme, float), Some(Codes::Affine(pending)), Some(above))
+                    if self.has_tokens(reader, site.slice) =>
+                {
+                    low_bits |= scheme.bits() < 4;
                     let rounded = pending.fetch().map_err(WeightsError::from)?;
                     Expert::Learns(Layer::new(&rounded, float, &above))
                 }
-                (codes, _) => self.stays(reader, site.expert, codes)?,
+                (_, codes, _) => self.stays(reader, site.slice, codes)?,
             };
             match learners.iter_mut().find(|learner| learner.path == reader.path) {
-                Some(learner) => learner.experts.push((site.expert, expert)),
-                None => learners.push(Learner::new(&reader.path, (site.expert, expert))),
+                Some(learner) => learner.experts.push((site.slice, expert)),
+                None => learners.push(Learner::new(&reader.path, (site.slice, expert))),
             }
         }
         Ok((learners, low_bits))
@@ -141,10 +177,10 @@ impl BlockWork<'_> {
 
     /// Whether enough tokens came to learn from: experts with too few keep the codes that they have.
     fn has_tokens(&self, reader: &Linear, expert: Option<usize>) -> bool {
-        let Some(expert) = expert else { return true };
-        let seen = self.experts.get(&reader.path).and_then(|tokens| tokens.tokens.get(expert));
+        let Some(seen) = self.experts.get(&reader.path) else { return true };
         let columns = self.session.columns(&reader.path).unwrap_or(0);
-        seen.is_some_and(|tokens| *tokens as f64 >= FEW_TOKENS * columns as f64)
+        let tokens = seen.tokens.get(expert.unwrap_or(0)).copied().unwrap_or(0);
+        tokens as f64 >= FEW_TOKENS * columns as f64
     }
 
     /// What does not learn, as it decodes.
@@ -154,7 +190,10 @@ impl BlockWork<'_> {
         expert: Option<usize>,
         codes: Option<Codes>,
     ) -> Result<Expert, Error> {
-        let mut weight = self.weight(reader, expert)?;
+        let mut weight = match self.decoded.remove(&(reader.path.clone(), expert)) {
+            Some(decoded) => decoded,
+            None => self.weight(reader, expert)?,
+        };
         match codes {
             Some(Codes::Affine(pending)) => {
                 let rounded = pending.fetch().map_err(WeightsError::from)?;

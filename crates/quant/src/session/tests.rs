@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use mlx_format::checkpoint::Directory;
-use mlx_format::{FloatType, Scheme};
+use mlx_format::{FloatType, Mode, Scheme};
 use mlx_quant_engine::Tensor;
 use mlx_quant_model::{Forward, State, Weights};
 
@@ -202,6 +202,23 @@ fn written_equals_walked_in_the_seeded_checkpoints() {
 #[cfg_attr(not(shared), ignore = "needs ../shared/zoo")]
 fn written_equals_walked_in_any_family() {
     written_equals_walked(&shared());
+}
+
+/// Layers in an fp mode, whose codes do not learn, pass windows as they are written.
+#[test]
+fn what_does_not_learn_is_walked_as_it_is_written() {
+    for name in ["llama_tied", "qwen3_moe"] {
+        let model = open(&Directory::open(&copied().join(name)).unwrap()).unwrap();
+        for (mode, drawn) in [(Mode::Mxfp4, false), (Mode::Nvfp4, false), (Mode::Mxfp8, true)] {
+            let directory = tempfile::tempdir().unwrap();
+            let scheme = Scheme::new(mode, None, None).unwrap();
+            let plan = Settings { quantize: Some(scheme), ..Settings::default() };
+            let recipe = if drawn { "awq+gptq+learn" } else { "gptq+learn" };
+            let (_, left, written) = run(&model, plan, recipe, drawn, &directory.path().join("out"));
+            let (difference, largest) = distance(&left, &states(&written, &windows(&model, 6, 48)));
+            assert!(difference == 0.0, "{name}, {scheme}: {difference} of {largest}");
+        }
+    }
 }
 
 /// Stops behind a number of blocks.

@@ -70,8 +70,10 @@ pub(super) struct BlockWork<'b> {
     pub(super) folded: (usize, usize),
     /// Error of the readers' outputs, summed over sites: as they are rounded, and as plain rounding would have left them. For notes.
     pub(super) losses: (f64, f64),
-    /// What weights are above what their codes decode to, scaled as the codes are; where rounding is learned.
+    /// Where rounding is learned: what weights are above what their codes decode to, scaled as the codes are.
     pub(super) above: BTreeMap<(String, Option<usize>), Vec<f32>>,
+    /// And what decodes from codes that do not learn (the fp modes), scaled as they are.
+    pub(super) decoded: BTreeMap<(String, Option<usize>), Tensor>,
 }
 
 impl<'b> BlockWork<'b> {
@@ -100,6 +102,7 @@ impl<'b> BlockWork<'b> {
             folded: (0, 0),
             losses: (0.0, 0.0),
             above: BTreeMap::new(),
+            decoded: BTreeMap::new(),
         }
     }
 
