@@ -203,7 +203,10 @@ fn refuses_what_it_cannot_do() {
         (&["quantize", "--recipe", "gptq", "--target-dir", "x"], "--target-dir belongs to dwq"),
         (&["quantize", "--recipe", "gptq", "--learn-steps", "9"], "--learn-steps belongs to learn"),
         (&["quantize", "--recipe", "dwq", "--learn-batch", "9"], "--learn-batch belongs to learn"),
-        (&["quantize", "--recipe", "gptq+learn", "--statistics", "x"], "learn lets windows pass the blocks"),
+        (
+            &["quantize", "--recipe", "gptq+learn", "--statistics", "x"],
+            "--statistics spares windows the way through the blocks",
+        ),
         (&["dwq", "--quantized-model", "x", "--dtype", "float16"], "--dtype has no meaning"),
         (&["dwq", "--bits", "8"], "nothing in this plan can be trained"),
         (&["dwq", "--learning-rate=-1"], "--learning-rate"),

@@ -229,7 +229,9 @@ impl Run<'_> {
     fn how(&self, contestant: &Contestant) -> QuantizeSettings {
         let work = self.store.work();
         let mut how = self.settings.how(contestant);
-        how.statistics = self.settings.shared_statistics.then(|| work.join("statistics"));
+        // What learns lets windows pass.
+        let shares = self.settings.shared_statistics && !contestant.recipe.learns();
+        how.statistics = shares.then(|| work.join("statistics"));
         how.dwq.teacher_states = Some(work.join("teacher"));
         how.reference_cache = Some(work.to_owned());
         how

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::Contestant;
 use crate::data::Windows;
 use crate::dwq::DwqSettings;
+use crate::learn::LearnSettings;
 use crate::methods::MethodSettings;
 use crate::session::QuantizeSettings;
 
@@ -58,6 +59,7 @@ impl CompareSettings {
             method: self.method.clone(),
             threads: self.threads,
             low_memory: self.low_memory,
+            learn: LearnSettings { seed: self.seed, ..LearnSettings::default() },
             dwq: self.dwq.clone(),
             lessons: contestant.recipe.trains().then(|| self.lessons.clone()),
             evaluate: Some(self.held_out.clone()),

@@ -209,12 +209,13 @@ impl Lesson<'_> {
             .device()
             .leave("steps of learned rounding", "codes and ranges are moved where they are kept");
         let before = self.judge(learners)?;
+        let learns = layers(learners).next().is_some() && self.held_out > 0;
         let (mut best, mut standing) = (Learned { before, best: before, step: 0 }, self.standing(learners));
         let steps = self.settings.steps;
         let first_rate = (RATE / steps.max(1) as f32).min(FASTEST);
-        let every = (steps / JUDGED).max(1);
+        let every = steps.div_ceil(JUDGED).max(1);
         let mut order = Order::new(self.settings.seed, self.index, self.inputs.len() - self.held_out);
-        for step in 0..steps {
+        for step in 0..if learns { steps } else { 0 } {
             if self.observer.cancelled() {
                 return Err(Error::Interrupted);
             }
@@ -227,6 +228,9 @@ impl Lesson<'_> {
             }
             if (step + 1) % every == 0 || step + 1 == steps {
                 let error = self.judge(learners)?;
+                if !error.is_finite() {
+                    break;
+                }
                 if error < best.best {
                     (best.best, best.step, standing) = (error, step + 1, self.standing(learners));
                 }

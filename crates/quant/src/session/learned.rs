@@ -1,7 +1,7 @@
 //! A block's rounding, learned once all its sites are rounded.
 
 use mlx_quant_engine::{REST, Tensor};
-use mlx_quant_model::decoder::Linear;
+use mlx_quant_model::decoder::{self, Linear};
 use mlx_quant_model::{Forward, Parameters, State, WeightsError};
 
 use super::Session;
@@ -57,10 +57,7 @@ impl<'t> Teacher<'t> {
 
 /// Window by window.
 fn alone(batches: &[State]) -> Result<Vec<State>, Error> {
-    // Of one window alone no copy is made.
-    let windows =
-        |batch: &State| if batch.hidden.dim(0)? == 1 { Ok(vec![batch.clone()]) } else { apart(batch) };
-    let windows = batches.iter().map(windows).collect::<mlx_quant_engine::Result<Vec<_>>>();
+    let windows = batches.iter().map(apart).collect::<mlx_quant_engine::Result<Vec<_>>>();
     Ok(windows.map_err(WeightsError::from)?.concat())
 }
 
@@ -159,7 +156,7 @@ impl BlockWork<'_> {
             let expert = match (self.stored(reader), self.codes.remove(&key), self.above.remove(&key)) {
                 (Stored::Plain(_) | Stored::Fixed, ..) => continue,
                 (Stored::Affine(scheme, float), Some(Codes::Affine(pending)), Some(above))
-                    if self.has_tokens(reader, site.slice) =>
+                    if self.has_tokens(reader, site.slice) && !self.is_read_later(reader) =>
                 {
                     low_bits |= scheme.bits() < 4;
                     let rounded = pending.fetch().map_err(WeightsError::from)?;
@@ -173,6 +170,17 @@ impl BlockWork<'_> {
             }
         }
         Ok((learners, low_bits))
+    }
+
+    /// Whether it makes keys and values that later blocks read: what leaves this block tells nothing of what they need.
+    fn is_read_later(&self, reader: &Linear) -> bool {
+        let keeps = |layer: &decoder::Layer| match layer {
+            decoder::Layer::Attention(attention) if attention.keep_keys => {
+                attention.projections.linears().into_iter().any(|linear| linear.path == reader.path)
+            }
+            _ => false,
+        };
+        self.block.layers().any(keeps)
     }
 
     /// Whether enough tokens came to learn from: experts with too few keep the codes that they have.

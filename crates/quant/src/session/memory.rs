@@ -115,7 +115,7 @@ pub fn quantize_memory(
             let mut sum = QuantizeMemory {
                 block: *bytes,
                 activations: windows_held,
-                learning: layers + running * (bytes + graph) + 2 * windows_held,
+                learning: layers + running * (2 * bytes + graph) + 2 * windows_held,
                 scratch: threads as u64 * within_a_block,
                 ..QuantizeMemory::default()
             };

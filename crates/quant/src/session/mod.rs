@@ -160,7 +160,9 @@ impl Session<'_> {
             return Err(Error::Statistics { path: statistics.display().to_string(), reason });
         }
         if let (Some(path), true) = (&self.settings.statistics, self.recipe.learns()) {
-            let reason = "learn lets windows pass the blocks, which kept matrices do not".to_owned();
+            let reason =
+                "learn lets windows pass the blocks, and kept matrices are there so that none have to"
+                    .to_owned();
             return Err(Error::Statistics { path: path.display().to_string(), reason });
         }
         // Tokens and positions that the model does not have.
@@ -234,6 +236,7 @@ impl Session<'_> {
                     None => None,
                 };
                 match statistics {
+                    None if lesson.is_some() => passage.visit(&mut states, &mut work)?,
                     None => passage.take(&mut states, &mut work)?,
                     Some(statistics) => {
                         let passage = Passage { parameters: &parameters, ..passage };

@@ -149,6 +149,11 @@ impl Request<'_> {
                 "{flag} belongs to {method}, which is not in the recipe {recipe}; hint: add it to the recipe or leave the flag out"
             )));
         }
+        if self.recipe.learns() && self.common.statistics.is_some() {
+            return Err(Refusal(
+                "--statistics spares windows the way through the blocks, and learn lets them pass; hint: leave one of them out".to_owned(),
+            ));
+        }
         let Some(alone) = self.alone.filter(|alone| alone.quantized_model.is_some()) else { return Ok(()) };
         let flags = [
             ("--targets-only", alone.targets_only),

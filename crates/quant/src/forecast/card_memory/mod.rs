@@ -252,6 +252,8 @@ impl OnCard<'_, '_> {
         let folds = u64::from(settings.recipe.folds());
         let sums = reduce::alive(windows as usize) as u64 + 1;
         let sweeps = gptq && settings.method.sweeps > 0;
+        // In full precision, and as they stand in front of the block that learns.
+        let taught = if settings.recipe.learns() { 2 * self.states(windows) } else { 0 };
         let mut most = CardMemory::default();
         let all = self.walk.block_bytes();
         for (index, block) in self.walk.decoder.blocks.iter().enumerate() {
@@ -292,7 +294,7 @@ impl OnCard<'_, '_> {
                     let sum = CardMemory {
                         part: "calibrating",
                         weights: bytes + next + passed + codes,
-                        activations: within * self.tokens * 4 * state,
+                        activations: within * self.tokens * 4 * state + taught,
                         hessians,
                         scratch,
                         largest: square.max(self.largest(within)),

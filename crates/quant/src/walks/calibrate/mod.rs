@@ -160,6 +160,15 @@ struct Gathered {
 impl<'p> Passage<'p> {
     /// Takes all windows through the block and leaves them behind it.
     pub(crate) fn take(&self, states: &mut States, visitor: &mut dyn Visitor) -> Result<(), Error> {
+        self.go(states, visitor, true)
+    }
+
+    /// Takes all windows to every site of the block and leaves nothing behind it: [`States::put`] is the caller's.
+    pub(crate) fn visit(&self, states: &mut States, visitor: &mut dyn Visitor) -> Result<(), Error> {
+        self.go(states, visitor, false)
+    }
+
+    fn go(&self, states: &mut States, visitor: &mut dyn Visitor, arrives: bool) -> Result<(), Error> {
         let batches = states.len();
         let once = self.wave >= batches;
         let mut answers: Vec<Option<Vec<Tensor>>> = vec![None; self.sites.len()];
@@ -195,6 +204,9 @@ impl<'p> Passage<'p> {
                 answers[site] = Some(visitor.visit(site, gram, &sample)?);
                 beyond = site + 1;
             }
+        }
+        if !arrives {
+            return Ok(());
         }
         if once {
             return self.arrive(held, beyond, &answers, states, 0);
