@@ -101,10 +101,13 @@ mod tests {
     fn this_machine_tells() {
         let (total, free) = (total_memory().unwrap(), available_memory().unwrap());
         assert!(free <= total && total > 64 << 20, "{free} of {total}");
-        let before = resident_memory().unwrap();
-        assert!((1 << 20..total).contains(&before), "{before}");
-        let filled = vec![1u8; 256 << 20];
-        let after = resident_memory().unwrap();
-        assert!(after > before + (200 << 20), "{before} and {after} with {} bytes", filled.len());
+        assert!((1 << 20..total).contains(&resident_memory().unwrap()));
+        // Other tests of this process take and give back memory meanwhile.
+        let grows = |_| {
+            let before = resident_memory().unwrap();
+            let filled = vec![1u8; 256 << 20];
+            resident_memory().unwrap() > before + (200 << 20) && filled[filled.len() - 1] == 1
+        };
+        assert!((0..50).any(grows), "what is filled is not seen");
     }
 }
