@@ -92,23 +92,32 @@ impl Writer {
             path: partial.clone(),
             reason: error.to_string(),
         };
-        let mut made = false;
-        match std::fs::create_dir(&partial) {
-            Ok(()) => made = true,
-            Err(error) if error.kind() == ErrorKind::AlreadyExists => {
-                if !partial.join(JOURNAL).is_file()
-                    && std::fs::read_dir(&partial).map_err(unwritable)?.next().is_some()
-                {
-                    // Another process may be about to replace the output.
-                    let held = std::fs::OpenOptions::new().write(true).open(target.path.join(JOURNAL));
-                    if held.is_ok_and(|journal| try_lock(&journal).is_ok_and(|lock| lock == Lock::Busy)) {
-                        return Err(WriteError::Busy(partial));
-                    }
-                    return Err(WriteError::Foreign(partial));
-                }
+        let made = loop {
+            match std::fs::create_dir(&partial) {
+                Ok(()) => break true,
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(unwritable(error)),
             }
-            Err(error) => return Err(unwritable(error)),
-        }
+            // A run's first file is its journal: it is looked for after files were seen, not before.
+            let holds_files = match std::fs::read_dir(&partial) {
+                Ok(mut entries) => entries.next().is_some(),
+                Err(error) if error.kind() == ErrorKind::NotFound => continue,
+                Err(error) => return Err(unwritable(error)),
+            };
+            if !holds_files || partial.join(JOURNAL).is_file() {
+                break false;
+            }
+            // Another process may be about to replace the output.
+            let held = std::fs::OpenOptions::new().write(true).open(target.path.join(JOURNAL));
+            if held.is_ok_and(|journal| try_lock(&journal).is_ok_and(|lock| lock == Lock::Busy)) {
+                return Err(WriteError::Busy(partial));
+            }
+            if partial.is_dir() {
+                return Err(WriteError::Foreign(partial));
+            }
+            // It has got its final name meanwhile.
+            check_place(&target)?;
+        };
         let mut journal = Journal::open(&partial)?;
         // Another process may have finished in the meantime.
         if let Err(error) = check_place(&target) {
