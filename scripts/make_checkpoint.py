@@ -156,6 +156,12 @@ SHAPES = {
 DEMO = Path(__file__).parent.parent / "crates/demo/files"
 
 
+def mlp(prefix, hidden, intermediate):
+    yield f"{prefix}.down_proj.weight", (hidden, intermediate)
+    yield f"{prefix}.gate_proj.weight", (intermediate, hidden)
+    yield f"{prefix}.up_proj.weight", (intermediate, hidden)
+
+
 def shapes_of(config):
     """Names and shapes of a model of `SHAPES`, as its checkpoint has them."""
     hidden, vocab = config["hidden_size"], config["vocab_size"]
@@ -164,11 +170,6 @@ def shapes_of(config):
         return
     queries, keys = (config[f"num_{what}_heads"] * config["head_dim"] for what in ("attention", "key_value"))
 
-    def mlp(prefix, intermediate):
-        yield f"{prefix}.down_proj.weight", (hidden, intermediate)
-        yield f"{prefix}.gate_proj.weight", (intermediate, hidden)
-        yield f"{prefix}.up_proj.weight", (intermediate, hidden)
-
     yield "model.embed_tokens.weight", (vocab, hidden)
     for i in range(config["num_hidden_layers"]):
         prefix = f"model.layers.{i}"
@@ -176,11 +177,11 @@ def shapes_of(config):
         if config["model_type"] == "qwen3_moe":
             yield f"{prefix}.mlp.gate.weight", (config["num_experts"], hidden)
             for expert in range(config["num_experts"]):
-                yield from mlp(f"{prefix}.mlp.experts.{expert}", config["moe_intermediate_size"])
+                yield from mlp(f"{prefix}.mlp.experts.{expert}", hidden, config["moe_intermediate_size"])
             yield f"{prefix}.self_attn.k_norm.weight", (config["head_dim"],)
             yield f"{prefix}.self_attn.q_norm.weight", (config["head_dim"],)
         else:
-            yield from mlp(f"{prefix}.mlp", config["intermediate_size"])
+            yield from mlp(f"{prefix}.mlp", hidden, config["intermediate_size"])
         yield f"{prefix}.post_attention_layernorm.weight", (hidden,)
         yield f"{prefix}.self_attn.k_proj.weight", (keys, hidden)
         yield f"{prefix}.self_attn.o_proj.weight", (hidden, queries)
@@ -196,24 +197,19 @@ def latent_shapes(config):
     nope, rope, values = config["qk_nope_head_dim"], config["qk_rope_head_dim"], config["v_head_dim"]
     query_rank, rank = config["q_lora_rank"], config["kv_lora_rank"]
 
-    def mlp(prefix, intermediate):
-        yield f"{prefix}.down_proj.weight", (hidden, intermediate)
-        yield f"{prefix}.gate_proj.weight", (intermediate, hidden)
-        yield f"{prefix}.up_proj.weight", (intermediate, hidden)
-
     yield "model.embed_tokens.weight", (vocab, hidden)
     for i in range(config["num_hidden_layers"]):
         prefix = f"model.layers.{i}"
         yield f"{prefix}.input_layernorm.weight", (hidden,)
         if i < config["first_k_dense_replace"]:
-            yield from mlp(f"{prefix}.mlp", config["intermediate_size"])
+            yield from mlp(f"{prefix}.mlp", hidden, config["intermediate_size"])
         else:
             yield f"{prefix}.mlp.gate.weight", (config["n_routed_experts"], hidden)
             yield f"{prefix}.mlp.gate.e_score_correction_bias", (config["n_routed_experts"],)
             for expert in range(config["n_routed_experts"]):
-                yield from mlp(f"{prefix}.mlp.experts.{expert}", config["moe_intermediate_size"])
+                yield from mlp(f"{prefix}.mlp.experts.{expert}", hidden, config["moe_intermediate_size"])
             shared = config["moe_intermediate_size"] * config["n_shared_experts"]
-            yield from mlp(f"{prefix}.mlp.shared_experts", shared)
+            yield from mlp(f"{prefix}.mlp.shared_experts", hidden, shared)
         yield f"{prefix}.post_attention_layernorm.weight", (hidden,)
         attention = f"{prefix}.self_attn"
         yield f"{attention}.kv_a_layernorm.weight", (rank,)

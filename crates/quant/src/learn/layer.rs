@@ -86,6 +86,10 @@ impl Layer {
         self.positions[at].round().clamp(0.0, largest(self.scheme))
     }
 
+    fn codes(&self) -> Vec<u8> {
+        (0..self.positions.len()).into_par_iter().map(|at| self.code(at) as u8).collect()
+    }
+
     /// What it decodes to now, `[rows, columns]`.
     pub(crate) fn decoded(&self) -> Vec<f32> {
         let size = self.scheme.group_size();
@@ -101,8 +105,7 @@ impl Layer {
 
     /// What decides what it decodes to.
     pub(crate) fn standing(&self) -> Standing {
-        let codes = (0..self.positions.len()).into_par_iter().map(|at| self.code(at) as u8).collect();
-        Standing { codes, factors: self.factors.clone() }
+        Standing { codes: self.codes(), factors: self.factors.clone() }
     }
 
     /// Takes it back to where it stood.
@@ -115,7 +118,7 @@ impl Layer {
 
     /// As it stands now.
     pub(crate) fn rounded(&self) -> Rounded {
-        let codes = (0..self.positions.len()).into_par_iter().map(|at| self.code(at) as u8).collect();
+        let codes = self.codes();
         let (scales, biases) = (0..self.ranges[0].len()).map(|at| self.stored(at)).unzip();
         Rounded { scheme: self.scheme, columns: self.columns, codes, scales, biases }
     }

@@ -208,14 +208,16 @@ impl Lesson<'_> {
         self.forward
             .device()
             .leave("steps of learned rounding", "codes and ranges are moved where they are kept");
+        if layers(learners).next().is_none() || self.held_out == 0 {
+            return Ok(Learned { before: 0.0, best: 0.0, step: 0 });
+        }
         let before = self.judge(learners)?;
-        let learns = layers(learners).next().is_some() && self.held_out > 0;
         let (mut best, mut standing) = (Learned { before, best: before, step: 0 }, self.standing(learners));
         let steps = self.settings.steps;
         let first_rate = (RATE / steps.max(1) as f32).min(FASTEST);
         let every = steps.div_ceil(JUDGED).max(1);
         let mut order = Order::new(self.settings.seed, self.index, self.inputs.len() - self.held_out);
-        for step in 0..if learns { steps } else { 0 } {
+        for step in 0..steps {
             if self.observer.cancelled() {
                 return Err(Error::Interrupted);
             }
