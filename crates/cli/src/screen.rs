@@ -102,7 +102,8 @@ impl Screen {
         view.job.begin(name, unit, (total, tokens), Instant::now());
         view.working.clear();
         drop(view);
-        self.draw();
+        // Seen however short it is.
+        self.bring_up_to_date(ProgressBar::force_draw);
     }
 
     fn resumed(&self, done: u64) {
@@ -126,15 +127,22 @@ impl Screen {
         self.draw();
     }
 
-    /// Brings the bar up to date.
+    /// Brings the bar up to date; it draws itself so often a second only.
     fn draw(&self) {
+        self.bring_up_to_date(|_| {});
+    }
+
+    fn bring_up_to_date(&self, then: impl FnOnce(&ProgressBar)) {
         let done = self.view().job.part_done(Instant::now());
         let prepare = |bar: &ProgressBar| {
             bar.set_length(BAR);
             bar.set_style(style(&self.view));
             bar.enable_steady_tick(Duration::from_millis(250));
         };
-        self.printer.with_bar(prepare, |bar| bar.set_position((done * BAR as f64) as u64));
+        self.printer.with_bar(prepare, |bar| {
+            bar.set_position((done * BAR as f64) as u64);
+            then(bar);
+        });
     }
 }
 
