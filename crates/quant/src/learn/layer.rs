@@ -36,6 +36,21 @@ pub(crate) struct Standing {
     factors: [Vec<f32>; 2],
 }
 
+impl Standing {
+    pub(super) const fn new(codes: Vec<u8>, factors: [Vec<f32>; 2]) -> Self {
+        Self { codes, factors }
+    }
+
+    pub(super) fn codes(&self) -> &[u8] {
+        &self.codes
+    }
+
+    /// By name.
+    pub(super) fn factors(&self) -> [(&'static str, &[f32]); 2] {
+        [("best.low", &self.factors[0]), ("best.high", &self.factors[1])]
+    }
+}
+
 /// The largest code.
 fn largest(scheme: Scheme) -> f32 {
     ((1u32 << scheme.bits()) - 1) as f32
@@ -101,6 +116,21 @@ impl Layer {
             }
         });
         out
+    }
+
+    /// Weights and groups.
+    pub(super) fn counts(&self) -> (usize, usize) {
+        (self.positions.len(), self.scales.len())
+    }
+
+    /// What steps move, by name.
+    pub(super) fn moved(&self) -> [(&'static str, &[f32]); 3] {
+        [("positions", &self.positions), ("low", &self.factors[0]), ("high", &self.factors[1])]
+    }
+
+    /// Takes over what steps had moved, [`Self::counts`] numbers.
+    pub(super) fn go_on(&mut self, positions: Vec<f32>, factors: [Vec<f32>; 2]) {
+        (self.positions, self.factors) = (positions, factors);
     }
 
     /// What decides what it decodes to.

@@ -6,8 +6,10 @@
 //! SignRound: where it begins, steps in proportion to gradients, a slower rate, windows to judge on.
 
 mod layer;
+mod standing;
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use mlx_quant_engine::Tensor;
 use mlx_quant_model::{Forward, Parameters, Reader, State, WeightsError};
@@ -16,6 +18,8 @@ use rand_chacha::rand_core::{Rng, SeedableRng};
 
 pub(crate) use self::layer::Layer;
 use self::layer::Standing;
+use self::standing::Course;
+pub(crate) use self::standing::Kept;
 use crate::Error;
 use crate::observer::Observer;
 use crate::walks::calibrate::together;
@@ -112,6 +116,8 @@ pub(crate) struct Lesson<'l> {
     pub(crate) held_out: usize,
     pub(crate) low_bits: bool,
     pub(crate) settings: &'l LearnSettings,
+    /// Where its steps are kept for a run that goes on.
+    pub(crate) kept: Kept,
     pub(crate) pool: &'l rayon::ThreadPool,
     pub(crate) observer: &'l dyn Observer,
 }
@@ -211,37 +217,50 @@ impl Lesson<'_> {
         if layers(learners).next().is_none() || self.held_out == 0 {
             return Ok(Learned { before: 0.0, best: 0.0, step: 0 });
         }
-        let before = self.judge(learners)?;
-        let (mut best, mut standing) = (Learned { before, best: before, step: 0 }, self.standing(learners));
         let steps = self.settings.steps;
+        let mut course = match self.kept.resume(learners, steps) {
+            Some(course) => course,
+            None => {
+                let before = self.judge(learners)?;
+                let best = Learned { before, best: before, step: 0 };
+                Course { steps: 0, best, standing: self.standing(learners) }
+            }
+        };
         let first_rate = (RATE / steps.max(1) as f32).min(FASTEST);
         let every = steps.div_ceil(JUDGED).max(1);
         let mut order = Order::new(self.settings.seed, self.index, self.inputs.len() - self.held_out);
-        for step in 0..steps {
+        let mut batch = || order.next(self.settings.batch);
+        (0..course.steps).for_each(|_| drop(batch()));
+        let mut written = Instant::now();
+        while course.steps < steps {
             if self.observer.cancelled() {
+                self.kept.write(learners, &course, (&mut written, true))?;
                 return Err(Error::Interrupted);
             }
-            let slopes = self.slopes(learners, &order.next(self.settings.batch))?;
-            let rate = first_rate * (1.0 - step as f32 / steps as f32);
+            let slopes = self.slopes(learners, &batch())?;
+            let rate = first_rate * (1.0 - course.steps as f32 / steps as f32);
             for (layer, slopes) in layers(learners).zip(&slopes) {
                 if let Some(slopes) = slopes {
                     self.pool.install(|| layer.step(slopes, rate));
                 }
             }
-            if (step + 1) % every == 0 || step + 1 == steps {
+            course.steps += 1;
+            if course.steps % every == 0 || course.steps == steps {
                 let error = self.judge(learners)?;
                 if !error.is_finite() {
                     break;
                 }
-                if error < best.best {
-                    (best.best, best.step, standing) = (error, step + 1, self.standing(learners));
+                if error < course.best.best {
+                    (course.best.best, course.best.step) = (error, course.steps);
+                    course.standing = self.standing(learners);
                 }
+                self.kept.write(learners, &course, (&mut written, false))?;
             }
         }
-        layers(learners).zip(standing).for_each(|(layer, standing)| {
+        layers(learners).zip(course.standing).for_each(|(layer, standing)| {
             self.pool.install(|| layer.restore(standing));
         });
-        Ok(best)
+        Ok(course.best)
     }
 
     fn standing(&self, learners: &mut [Learner]) -> Vec<Standing> {

@@ -1,15 +1,18 @@
 //! A block's rounding, learned once all its sites are rounded.
 
+use std::path::Path;
+
 use mlx_quant_engine::{REST, Tensor};
 use mlx_quant_model::decoder::{self, Linear};
 use mlx_quant_model::{Forward, Parameters, State, WeightsError};
 
 use super::Session;
 use super::block::FEW_TOKENS;
+use super::settings::saving;
 use super::work::{BlockWork, Codes, Stored};
 use crate::Error;
 use crate::data::Windows;
-use crate::learn::{Expert, Layer, Learner, Lesson, held_out};
+use crate::learn::{Expert, Kept, Layer, Learner, Lesson, held_out};
 use crate::methods::awq;
 use crate::observer::Event;
 use crate::walks::calibrate::apart;
@@ -62,8 +65,13 @@ fn alone(batches: &[State]) -> Result<Vec<State>, Error> {
 }
 
 impl BlockWork<'_> {
-    /// Lets the block learn to give `targets` for `inputs`, the states of all windows; gives what leaves it then.
-    pub(super) fn learn(&mut self, inputs: &[State], targets: &[State]) -> Result<Vec<State>, Error> {
+    /// Lets the block learn to give `targets` for `inputs`, the states of all windows; gives what leaves it then. Steps are kept
+    /// in a file whose name begins with `files`.
+    pub(super) fn learn(
+        &mut self,
+        (inputs, targets): (&[State], &[State]),
+        files: &Path,
+    ) -> Result<Vec<State>, Error> {
         // Experts that no token reached: the quantized stream may choose them.
         self.round_the_rest()?;
         let session = self.session;
@@ -80,6 +88,7 @@ impl BlockWork<'_> {
             together: session.walk.batch(),
             low_bits,
             settings: &session.settings.learn,
+            kept: self.kept(files, self.index),
             pool: session.pool,
             observer: session.observer,
         };
@@ -97,7 +106,20 @@ impl BlockWork<'_> {
             let rounded = session.pool.install(|| layer.rounded());
             self.codes.insert((path, expert), Codes::Affine(rounded.into()));
         }
+        // Own steps stay until the next block is done: until then this one may not have been written.
+        if let Some(before) = self.index.checked_sub(1) {
+            self.kept(files, before).remove();
+        }
         Ok(outputs)
+    }
+
+    /// Where steps of a block are kept.
+    fn kept(&self, files: &Path, index: usize) -> Kept {
+        let mut path = files.as_os_str().to_owned();
+        path.push(format!("learn-{index}.safetensors"));
+        let session = self.session;
+        let every = session.hooks.saving.unwrap_or_else(|| saving(session.settings)).every;
+        Kept { path: path.into(), every }
     }
 
     /// Keeps what learning will ask of a reader that has just been rounded: its weight before, what it decodes to on inputs that are

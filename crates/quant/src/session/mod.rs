@@ -212,6 +212,7 @@ impl Session<'_> {
             None
         };
         let load = |index| pool.install(|| own.walk.block(index));
+        let files = writer.state_path("");
         let shared = RwLock::new(&mut *writer);
         let written = std::thread::scope(|scope| -> Result<_, Error> {
             let mut writing = Writing::new(scope, &shared);
@@ -244,7 +245,7 @@ impl Session<'_> {
                     }
                 }
                 if let Some((inputs, targets)) = lesson {
-                    states.put(0, work.learn(&inputs, targets)?)?;
+                    states.put(0, work.learn((&inputs, targets), &files)?)?;
                 }
                 made.add(work.folded, &mut work.experts);
                 work.note_losses();

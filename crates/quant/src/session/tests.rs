@@ -4,7 +4,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use mlx_format::checkpoint::Directory;
@@ -236,6 +236,69 @@ impl Observer for StopsBehind {
     }
 }
 
+/// Stops when it is asked for the so-manieth time whether to.
+struct StopsWhenAsked(usize, AtomicUsize);
+
+impl Observer for StopsWhenAsked {
+    fn event(&self, _: Event<'_>) {}
+
+    fn cancelled(&self) -> bool {
+        self.1.fetch_add(1, Ordering::Relaxed) + 1 == self.0
+    }
+}
+
+/// The tensors of an output directory, file after file.
+fn weights(directory: &Path) -> Vec<Vec<u8>> {
+    let entries = std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
+    let mut files: Vec<PathBuf> =
+        entries.filter(|path| path.extension().is_some_and(|ending| ending == "safetensors")).collect();
+    files.sort();
+    files.into_iter().map(|path| std::fs::read(path).unwrap()).collect()
+}
+
+/// Stopped between two steps of a block, a run goes on with the second: the bytes are those of one that was not stopped. What
+/// cannot be read costs the steps alone.
+#[test]
+fn a_block_learns_on_where_it_was_stopped() {
+    const STEPS: usize = 12;
+    let model = open(&Directory::open(&copied().join("qwen3_moe")).unwrap()).unwrap();
+    let plan = Plan::new(&model.checkpoint, &model.config, settings(3, 32)).unwrap();
+    let mut settings = QuantizeSettings::new("gptq+learn".parse().unwrap());
+    settings.learn = LearnSettings { steps: STEPS, batch: 2, ..LearnSettings::default() };
+    let windows = windows(&model, 6, 48);
+    let directory = tempfile::tempdir().unwrap();
+    let go = |name: &str, stop: usize| {
+        let observer = StopsWhenAsked(stop, AtomicUsize::new(0));
+        let target = directory.path().join(name);
+        let made =
+            quantize_with(&model, &plan, &windows, (&target).into(), &settings, (&observer, &Hooks::USUAL));
+        (made, observer.1.into_inner())
+    };
+    let (made, all) = go("whole", usize::MAX);
+    made.unwrap();
+    let kept = |name: &str| directory.path().join(format!(".{name}.partial/.state-learn-1.safetensors"));
+    // The head follows the last block, and asks as well.
+    let within = (1..all).rev().find(|stop| {
+        let name = stop.to_string();
+        assert!(matches!(go(&name, *stop).0, Err(Error::Interrupted)));
+        kept(&name).exists()
+    });
+    let last = within.expect("a stop within the last block's steps");
+    let stop = last - STEPS / 2;
+    for (name, damage) in [("goes on", false), ("begins the block again", true)] {
+        assert!(matches!(go(name, stop).0, Err(Error::Interrupted)));
+        if damage {
+            let bytes = std::fs::read(kept(name)).unwrap();
+            std::fs::write(kept(name), &bytes[..bytes.len() - 1]).unwrap();
+        }
+        let (made, asked) = go(name, usize::MAX);
+        assert_eq!(made.unwrap().resumed_blocks, 1, "{name}");
+        let saved = if damage { 0 } else { STEPS / 2 - 1 };
+        assert!(asked + stop >= all && asked + saved <= all, "{name}: {asked} of {all}, stopped at {stop}");
+        assert!(weights(&directory.path().join(name)) == weights(&directory.path().join("whole")), "{name}");
+    }
+}
+
 /// Where states are too large for every block, a stopped run goes on behind the last block at which they were saved, or
 /// begins again; the bytes are the same.
 #[test]
@@ -250,14 +313,7 @@ fn states_are_saved_seldom_and_the_bytes_are_the_same() {
         let target = directory.path().join(name);
         quantize_with(&model, &plan, &windows, (&target).into(), &settings, (observer, &hooks))
     };
-    let weights = |name: &str| {
-        let entries =
-            std::fs::read_dir(directory.path().join(name)).unwrap().map(|entry| entry.unwrap().path());
-        let mut files: Vec<PathBuf> =
-            entries.filter(|path| path.extension().is_some_and(|ending| ending == "safetensors")).collect();
-        files.sort();
-        files.into_iter().map(|path| std::fs::read(path).unwrap()).collect::<Vec<_>>()
-    };
+    let weights = |name: &str| weights(&directory.path().join(name));
     go("whole", Duration::ZERO, &Silent).unwrap();
     for (name, every, behind) in [("never", Duration::MAX, 0), ("always", Duration::ZERO, 1)] {
         let stopped = go(name, every, &StopsBehind(1, AtomicBool::new(false)));

@@ -1,0 +1,181 @@
+//! How far a block has learned, in a file: a run that was stopped within a block goes on at a step of it.
+//!
+//! What lies there are the exact numbers that the next step would have met, so that a run that goes on writes the bytes of
+//! one that was never stopped. A file that is missing, damaged or of other layers costs the steps and nothing else.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use mlx_format::checkpoint::{Array, Arrays};
+
+use super::layer::{Layer, Standing};
+use super::{Learned, Learner, layers};
+use crate::{Error, kept};
+
+/// Where a block's steps are kept.
+#[derive(Debug)]
+pub(crate) struct Kept {
+    pub(crate) path: PathBuf,
+    /// Between two writings.
+    pub(crate) every: Duration,
+}
+
+/// Where steps stand: of the layers that learn, in their order, what they stand at lies in the layers themselves.
+#[derive(Debug)]
+pub(super) struct Course {
+    /// Steps that are done.
+    pub(super) steps: usize,
+    /// The best of them.
+    pub(super) best: Learned,
+    /// The layers then.
+    pub(super) standing: Vec<Standing>,
+}
+
+const STEPS: &str = "steps";
+const ERRORS: &str = "errors";
+
+/// Both halves of the bits.
+fn halves(value: f64) -> [u32; 2] {
+    [value.to_bits() as u32, (value.to_bits() >> 32) as u32]
+}
+
+fn whole(low: u32, high: u32) -> f64 {
+    f64::from_bits(u64::from(low) | u64::from(high) << 32)
+}
+
+fn name(at: usize, part: &str) -> String {
+    format!("{at}.{part}")
+}
+
+/// An array of so many numbers.
+fn taken<N>(
+    arrays: &mut Arrays<'static>,
+    name: &str,
+    count: usize,
+    numbers: impl Fn(Array<'static>) -> Option<Vec<N>>,
+) -> Option<Vec<N>> {
+    arrays.remove(name).and_then(numbers).filter(|numbers| numbers.len() == count)
+}
+
+impl Kept {
+    /// Writes where steps stand, if it is time or `now`.
+    pub(super) fn write(
+        &self,
+        learners: &mut [Learner],
+        course: &Course,
+        (last, now): (&mut Instant, bool),
+    ) -> Result<(), Error> {
+        if !now && last.elapsed() < self.every {
+            return Ok(());
+        }
+        let Course { steps, best, standing } = course;
+        let mut arrays = Arrays::new();
+        let counts = vec![*steps as u32, best.step as u32];
+        arrays.insert(STEPS.to_owned(), Array::flat(counts));
+        arrays.insert(ERRORS.to_owned(), Array::flat([halves(best.before), halves(best.best)].concat()));
+        for (at, (layer, best)) in layers(learners).zip(standing).enumerate() {
+            let layer: &Layer = layer;
+            for (part, values) in layer.moved().into_iter().chain(best.factors()) {
+                arrays.insert(name(at, part), Array::flat(values));
+            }
+            arrays.insert(name(at, "best.codes"), Array::flat(best.codes()));
+        }
+        kept::store(&self.path, &arrays).map_err(|error| Error::state(&self.path, &error))?;
+        *last = Instant::now();
+        Ok(())
+    }
+
+    /// Where an earlier run's steps stood; layers stand there then. They are left alone where nothing of use is there.
+    pub(super) fn resume(&self, learners: &mut [Learner], most: usize) -> Option<Course> {
+        let mut arrays = kept::load(&self.path).ok()?;
+        let counts = taken(&mut arrays, STEPS, 2, Array::into_u32)?;
+        let (steps, step) = (counts[0] as usize, counts[1] as usize);
+        let errors = taken(&mut arrays, ERRORS, 4, Array::into_u32)?;
+        let best = Learned { before: whole(errors[0], errors[1]), best: whole(errors[2], errors[3]), step };
+        let (mut moved, mut standing) = (Vec::new(), Vec::new());
+        for (at, layer) in layers(learners).enumerate() {
+            let (weights, groups) = layer.counts();
+            let mut values = |part, count| taken(&mut arrays, &name(at, part), count, Array::into_f32);
+            moved.push((values("positions", weights)?, [values("low", groups)?, values("high", groups)?]));
+            let factors = [values("best.low", groups)?, values("best.high", groups)?];
+            let codes = taken(&mut arrays, &name(at, "best.codes"), weights, Array::into_u8)?;
+            standing.push(Standing::new(codes, factors));
+        }
+        if !arrays.is_empty() || steps > most || step > steps {
+            return None;
+        }
+        layers(learners).zip(moved).for_each(|(layer, (positions, factors))| layer.go_on(positions, factors));
+        Some(Course { steps, best, standing })
+    }
+
+    /// The block is done.
+    pub(crate) fn remove(&self) {
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mlx_format::{FloatType, Scheme};
+    use mlx_quant_engine::rounding::Rounded;
+
+    use super::super::Expert;
+    use super::*;
+
+    fn learners(weights: usize) -> Vec<Learner> {
+        let rounded = Rounded {
+            scheme: Scheme::affine(2, 32).unwrap(),
+            columns: 64,
+            codes: (0..weights).map(|at| (at % 4) as u8).collect(),
+            scales: vec![0.5; weights / 32],
+            biases: vec![-1.0; weights / 32],
+        };
+        let above: Vec<f32> = (0..weights).map(|at| at as f32 / weights as f32 - 0.5).collect();
+        vec![Learner::new("a", (None, Expert::Learns(Layer::new(&rounded, FloatType::F32, &above))))]
+    }
+
+    fn first(learners: &mut [Learner]) -> &mut Layer {
+        layers(learners).next().unwrap()
+    }
+
+    /// The next step meets the numbers that it would have met.
+    #[test]
+    fn what_was_written_goes_on_and_nothing_else_does() {
+        let directory = tempfile::tempdir().unwrap();
+        let kept = Kept { path: directory.path().join("steps"), every: Duration::MAX };
+        let mut learns = learners(128);
+        let slopes: Vec<f32> = (0..128).map(|at| (at % 7) as f32 - 3.0).collect();
+        first(&mut learns).step(&slopes, 0.3);
+        let standing = vec![first(&mut learns).standing()];
+        first(&mut learns).step(&slopes, 0.3);
+        let best = Learned { before: 0.1 + 0.2, best: 1e-9 / 3.0, step: 1 };
+        let course = Course { steps: 2, best, standing };
+        let mut last = Instant::now();
+        kept.write(&mut learns, &course, (&mut last, false)).unwrap();
+        assert!(!kept.path.exists(), "it was not time");
+        kept.write(&mut learns, &course, (&mut last, true)).unwrap();
+        let mut again = learners(128);
+        let found = kept.resume(&mut again, 2).unwrap();
+        assert_eq!((found.steps, found.best.step), (2, 1));
+        assert_eq!((found.best.before, found.best.best), (best.before, best.best));
+        for layer in [first(&mut learns), first(&mut again)] {
+            layer.step(&slopes, 0.2);
+        }
+        assert_eq!(first(&mut learns).decoded(), first(&mut again).decoded());
+        let stood = |learners: &mut Vec<Learner>, standing: &Standing| {
+            first(learners).restore(standing.clone());
+            first(learners).decoded()
+        };
+        assert_eq!(stood(&mut learns, &course.standing[0]), stood(&mut again, &found.standing[0]));
+        // More steps than are wanted, other layers, a damaged file.
+        let before = first(&mut again).decoded();
+        assert!(kept.resume(&mut again, 1).is_none());
+        assert!(kept.resume(&mut learners(64), 2).is_none());
+        let bytes = std::fs::read(&kept.path).unwrap();
+        std::fs::write(&kept.path, &bytes[..bytes.len() - 1]).unwrap();
+        assert!(kept.resume(&mut again, 2).is_none());
+        assert_eq!(first(&mut again).decoded(), before, "left alone");
+        kept.remove();
+        assert!(kept.resume(&mut again, 2).is_none());
+    }
+}
