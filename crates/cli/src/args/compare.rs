@@ -9,14 +9,14 @@ use super::{Machine, ModelArg, Output};
 const COMPARE_EXAMPLES: &str = "\
 Examples:
   mlx-quant compare
-      the built-in demo model: the five methods and all of them stacked, at 4 bits; minutes
+      the built-in demo model: the methods, and all of them stacked, at 4 bits; minutes
   mlx-quant compare --model Qwen/Qwen3-8B --methods basic,gptq,dynamic --n-samples 32
   mlx-quant compare --model Qwen/Qwen3-8B --bits 3,4 --methods basic,gptq,dynamic+awq+gptq
       two sizes; the plot shows KL against size
   mlx-quant compare --model Qwen/Qwen3-8B --dry-run
       what each method would need, without doing it
 
-Methods: basic, search, awq, gptq, dynamic, dwq, or recipes such as awq+gptq and dynamic+awq+gptq+dwq. All get the same bits per weight:
+Methods: basic, search, awq, gptq, dynamic, dwq, learn, or recipes such as awq+gptq, gptq+learn and dynamic+awq+gptq+learn+dwq. All get the same bits per weight:
 embeddings and head as the rest, and dynamic the sum as its budget.";
 
 /// Which models stay.
@@ -51,7 +51,7 @@ pub(crate) struct Compare {
         long,
         value_name = "LIST",
         value_delimiter = ',',
-        default_value = "basic,awq,gptq,dynamic,dwq,dynamic+awq+gptq+dwq"
+        default_value = "basic,awq,gptq,dynamic,dwq,gptq+learn,dynamic+awq+gptq+learn+dwq"
     )]
     pub(crate) methods: Vec<String>,
 
@@ -111,6 +111,10 @@ pub(crate) struct Compare {
     /// Steps of dwq, fewer than dwq itself takes
     #[arg(long, value_name = "N", default_value_t = 50)]
     pub(crate) iters: usize,
+
+    /// Steps that each block learns, fewer than learn itself takes
+    #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) learn_steps: u32,
 
     /// All methods take one set of Hessians, of the full-precision model: faster, and a little worse than the single commands
     #[arg(long)]

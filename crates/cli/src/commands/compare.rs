@@ -8,6 +8,7 @@ use mlx_quant::compare::{CompareSettings, Comparison, Contestant, Entry, compare
 use mlx_quant::compare::{Keep, budget, foresee, steps};
 use mlx_quant::dwq::DwqSettings;
 use mlx_quant::forecast::Forecast;
+use mlx_quant::learn::LearnSettings;
 use mlx_quant::methods::MethodSettings;
 use mlx_quant::observer::Within;
 use mlx_quant::recipes::{Room, Shares, Text, VALIDATION_WINDOWS, choose_low_memory};
@@ -197,6 +198,11 @@ fn settings(
             seed: args.machine.seed,
             ..DwqSettings::default()
         },
+        learn: LearnSettings {
+            steps: args.learn_steps as usize,
+            seed: args.machine.seed,
+            ..LearnSettings::default()
+        },
         seed: args.machine.seed,
         threads: args.machine.threads.map_or(0, |threads| threads as usize),
         low_memory: args.machine.low_memory,
@@ -227,6 +233,10 @@ fn commands(args: &Compare, model: &Model, settings: &CompareSettings) -> Result
             line.flag("--sequence-length", other(args.sequence_length, 512));
             line.flag("--seed", other(args.machine.seed, 123));
             line.flag("--device", other(args.machine.device.to_string(), "cpu".to_owned()));
+            if recipe.learns() {
+                let usual = LearnSettings::default().steps;
+                line.flag("--learn-steps", other(args.learn_steps as usize, usual));
+            }
             if recipe.trains() {
                 line.flag("--iters", other(args.iters, usual.iterations));
                 line.flag("--batch-size", other(args.batch_size as usize, usual.batch_size));

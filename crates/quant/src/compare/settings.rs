@@ -37,6 +37,8 @@ pub struct CompareSettings {
     pub method: MethodSettings,
     /// Of dwq.
     pub dwq: DwqSettings,
+    /// Of learn.
+    pub learn: LearnSettings,
     /// Seed of sensitivities' labels.
     pub seed: u64,
     /// Threads, 0 for one per core; no result depends on it.
@@ -59,7 +61,7 @@ impl CompareSettings {
             method: self.method.clone(),
             threads: self.threads,
             low_memory: self.low_memory,
-            learn: LearnSettings { seed: self.seed, ..LearnSettings::default() },
+            learn: self.learn.clone(),
             dwq: self.dwq.clone(),
             lessons: contestant.recipe.trains().then(|| self.lessons.clone()),
             evaluate: Some(self.held_out.clone()),

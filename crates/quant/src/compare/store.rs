@@ -276,6 +276,6 @@ fn hash(settings: &CompareSettings) -> String {
         ..settings.dwq.clone()
     };
     let shared = settings.shared_statistics;
-    hash.update(format!("{:?} {dwq:?} {} {shared}", settings.method, settings.seed));
+    hash.update(format!("{:?} {dwq:?} {:?} {} {shared}", settings.method, settings.learn, settings.seed));
     hexadecimal(&hash.finalize())
 }

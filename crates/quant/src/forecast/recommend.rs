@@ -71,8 +71,17 @@ pub struct Recommendation {
 }
 
 /// Methods of mlx-lm's guide and how we stack them, quickest first.
-const METHODS: [&str; 7] =
-    ["basic", "awq", "dynamic", "gptq", "dwq", "dynamic+awq+gptq", "dynamic+awq+gptq+dwq"];
+const METHODS: [&str; 9] = [
+    "basic",
+    "awq",
+    "dynamic",
+    "gptq",
+    "dwq",
+    "dynamic+awq+gptq",
+    "gptq+learn",
+    "dynamic+awq+gptq+dwq",
+    "dynamic+awq+gptq+learn+dwq",
+];
 
 /// Calibration windows with which a method that is too slow may be quick enough: as many as the curves of [`expected`] were measured
 /// with.
