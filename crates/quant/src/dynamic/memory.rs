@@ -3,10 +3,10 @@
 use serde::Serialize;
 
 use super::candidates::{ELEMENTS, all};
-use super::observe::{observed_paths, wave};
+use super::observe::observed_paths;
 use crate::data::Windows;
 use crate::walks::Walk;
-use crate::walks::{a_token, graph_bytes, tile_bytes};
+use crate::walks::{a_token, backward_bytes};
 use crate::{Error, Model, threads_or_all};
 
 /// Candidates of the searched grid, operations for each weight.
@@ -34,7 +34,7 @@ pub(crate) fn windows_together(
     threads: usize,
     low_memory: bool,
 ) -> usize {
-    wave(walk, windows.sequence_length, threads, low_memory).min(windows.picked.len())
+    walk.trail(windows.sequence_length, threads, low_memory).min(windows.picked.len())
 }
 
 /// Predicts the peak resident memory of [`super::sensitivities`] in a process that holds `resident` bytes, and the floating-point
@@ -53,13 +53,11 @@ pub fn sensitivity_needs(
     let threads = threads_or_all(threads);
     let tokens = windows.sequence_length as u64;
     let together = windows_together(&walk, windows, threads, low_memory);
-    let state = walk.state_elements() as u64 * 4 * tokens;
-    // In front of every block, behind the last, final hidden states, and gradients of before and after.
-    let copies = walk.decoder.blocks.len() as u64 + 5;
+    let (trail, graph) = backward_bytes(&walk, tokens, together, threads);
     let mut memory = SensitivityMemory {
         block: walk.block_bytes().into_iter().max().unwrap_or(0),
-        trail: together as u64 * state * copies,
-        graph: threads.min(together) as u64 * graph_bytes(&walk, tokens).max(tile_bytes(&walk, tokens)),
+        trail,
+        graph,
         fixed: resident,
         peak: 0,
     };

@@ -26,9 +26,6 @@ use crate::walks::{
     HeadPass, Passed, Sampled, Start, Trail, Visit, Wave, backward, finish, forward_walk, sampled,
 };
 
-/// What windows may leave in front of blocks in memory, bytes.
-pub(super) const TRAIL_BYTES: usize = 512 << 20;
-
 /// A linear under observation; of stacked weights one notebook an expert.
 #[derive(Debug)]
 struct Probe {
@@ -49,12 +46,6 @@ impl Reader for Probe {
         };
         x.device().observed_linear(x, &weight, bias, &self.notebooks[expert.unwrap_or(0)])
     }
-}
-
-/// Windows that are under way together.
-pub(super) fn wave(walk: &Walk<'_>, tokens: usize, threads: usize, low_memory: bool) -> usize {
-    let window = walk.state_elements() * tokens * 4 * (walk.decoder.blocks.len() + 1);
-    if low_memory { threads } else { (TRAIL_BYTES / window.max(1)).max(threads) }
 }
 
 /// Modules that are measured, with the shapes of their weights.
@@ -145,7 +136,7 @@ impl Measurement<'_> {
             self.observer.event(Event::Resumed { done: (done * blocks * 2) as u64 });
         }
         let threads = self.pool.current_num_threads();
-        let most = wave(walk, windows.sequence_length, threads, self.low_memory);
+        let most = walk.trail(windows.sequence_length, threads, self.low_memory);
         let mut wave = Wave::new(threads, most, walk.batch());
         let mut saved = Instant::now();
         while done < windows.picked.len() {

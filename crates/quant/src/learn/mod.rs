@@ -5,7 +5,9 @@
 //! what leaves the full block in full precision. The best step, judged on windows of which no step learns, is kept. Different from
 //! SignRound: where it begins, steps in proportion to gradients, a slower rate, windows to judge on.
 
+mod cost;
 mod layer;
+mod learner;
 mod standing;
 
 use std::sync::Arc;
@@ -16,8 +18,11 @@ use mlx_quant_model::{Forward, Parameters, Reader, State, WeightsError};
 use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
+pub(crate) use self::cost::{costs, measured};
 pub(crate) use self::layer::Layer;
 use self::layer::Standing;
+pub(crate) use self::learner::{Expert, Learner};
+use self::learner::{Learned, layers};
 use self::standing::Course;
 pub(crate) use self::standing::Kept;
 use crate::Error;
@@ -49,36 +54,6 @@ impl Default for LearnSettings {
     fn default() -> Self {
         Self { steps: 200, batch: 8, seed: 123 }
     }
-}
-
-/// A linear of a block; of stacked ones one layer an expert.
-pub(crate) struct Learner {
-    pub(crate) path: String,
-    /// Each with its place among those of its site.
-    pub(crate) experts: Vec<(Option<usize>, Expert)>,
-}
-
-impl Learner {
-    /// A linear whose first (or only) weight is `expert`.
-    pub(crate) fn new(path: &str, expert: (Option<usize>, Expert)) -> Self {
-        Self { path: path.to_owned(), experts: vec![expert] }
-    }
-
-    /// What has learned: path, expert, layer.
-    pub(crate) fn layers(self) -> impl Iterator<Item = (String, Option<usize>, Layer)> {
-        let Self { path, experts } = self;
-        experts.into_iter().filter_map(move |(expert, own)| match own {
-            Expert::Learns(layer) => Some((path.clone(), expert, layer)),
-            Expert::Stays(_) => None,
-        })
-    }
-}
-
-/// A linear, or an expert of stacked ones.
-pub(crate) enum Expert {
-    Learns(Layer),
-    /// Its weight `[out, in]`.
-    Stays(Tensor),
 }
 
 /// How many of so many windows, the last ones, no step learns from.
@@ -115,19 +90,13 @@ pub(crate) struct Lesson<'l> {
     /// How many of them, at the end, are held out.
     pub(crate) held_out: usize,
     pub(crate) low_bits: bool,
+    /// What a squared difference of each feature costs ([`costs`]); nothing where all cost the same.
+    pub(crate) costs: Option<Tensor>,
     pub(crate) settings: &'l LearnSettings,
     /// Where its steps are kept for a run that goes on.
     pub(crate) kept: Kept,
     pub(crate) pool: &'l rayon::ThreadPool,
     pub(crate) observer: &'l dyn Observer,
-}
-
-/// Squared differences on held-out windows, a mean over their numbers: before, and of the best step.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Learned {
-    pub(crate) before: f64,
-    pub(crate) best: f64,
-    pub(crate) step: usize,
 }
 
 impl Lesson<'_> {
@@ -162,6 +131,14 @@ impl Lesson<'_> {
         Ok((together(&inputs)?, Tensor::cat(&targets, 0)?))
     }
 
+    /// Differences times what they cost.
+    fn cost(&self, difference: &Tensor) -> mlx_quant_engine::Result<Tensor> {
+        match &self.costs {
+            Some(costs) => difference.broadcast_mul(costs),
+            None => Ok(difference.clone()),
+        }
+    }
+
     fn judge(&self, learners: &[Learner]) -> Result<f64, Error> {
         let (parameters, _) = self.block(learners, false)?;
         let first = self.inputs.len() - self.held_out;
@@ -169,7 +146,8 @@ impl Lesson<'_> {
         let error = |group: &[usize]| -> mlx_quant_engine::Result<(f64, usize)> {
             let (input, target) = self.group(group)?;
             let out = self.forward.block(self.index, &parameters, input, &mut ())?;
-            let sum = (&out.hidden - &target)?.sqr()?.sum_all()?.read(|sum| f64::from(sum[0]))?;
+            let difference = (&out.hidden - &target)?;
+            let sum = (&difference * &self.cost(&difference)?)?.sum_all()?.read(|sum| f64::from(sum[0]))?;
             Ok((sum, target.elem_count()))
         };
         let groups = windows.chunks(self.together);
@@ -189,7 +167,7 @@ impl Lesson<'_> {
             if self.low_bits {
                 difference = without_largest(&difference)?;
             }
-            let gradients = Tensor::gradients_of(&[(&out, &difference)])?;
+            let gradients = Tensor::gradients_of(&[(&out, &self.cost(&difference)?)])?;
             variables.iter().map(|variable| gradients.get(variable).map(Tensor::to_vec).transpose()).collect()
         };
         let groups: Vec<&[usize]> = batch.chunks(self.together).collect();
@@ -276,14 +254,6 @@ impl Lesson<'_> {
         let batches = self.inputs.chunks(self.together);
         Ok(each(self.forward.device(), self.pool, batches, step).map_err(WeightsError::from)?)
     }
-}
-
-/// What learns, in the order of its variables.
-fn layers(learners: &mut [Learner]) -> impl Iterator<Item = &mut Layer> {
-    learners.iter_mut().flat_map(|learner| &mut learner.experts).filter_map(|(_, expert)| match expert {
-        Expert::Learns(layer) => Some(layer),
-        Expert::Stays(_) => None,
-    })
 }
 
 /// Zero in the places of the largest differences.

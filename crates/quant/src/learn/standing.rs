@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use mlx_format::checkpoint::{Array, Arrays};
 
 use super::layer::{Layer, Standing};
-use super::{Learned, Learner, layers};
+use super::learner::{Learned, Learner, layers};
 use crate::{Error, kept};
 
 /// Where a block's steps are kept.
@@ -119,7 +119,7 @@ mod tests {
     use mlx_format::{FloatType, Scheme};
     use mlx_quant_engine::rounding::Rounded;
 
-    use super::super::Expert;
+    use super::super::learner::Expert;
     use super::*;
 
     fn learners(weights: usize) -> Vec<Learner> {

@@ -53,13 +53,15 @@ pub fn operations(
 }
 
 /// Of a step forward, and gradients of inputs and of weights; of looks at held-out windows; of all windows in full precision and as
-/// they leave the block that has learned.
+/// they leave the block that has learned; of measuring what changes cost.
 fn learning(walk: &Walk<'_>, windows: &Windows, settings: &QuantizeSettings) -> f64 {
-    let count = windows.picked.len();
+    let (count, tokens) = (windows.picked.len(), windows.sequence_length);
     let steps = 3 * settings.learn.steps * settings.learn.batch.min(count);
     let looks = (crate::learn::JUDGED + 1) * crate::learn::held_out(count);
-    let tokens = ((steps + looks + 2 * count) * windows.sequence_length) as f64;
-    tokens * crate::walks::a_token(walk, windows.sequence_length).0
+    let costs = 3 * crate::learn::measured(count);
+    let tokens = |windows: usize| (windows * tokens) as f64;
+    let (blocks, head) = crate::walks::a_token(walk, windows.sequence_length);
+    tokens(steps + looks + 2 * count + costs) * blocks + tokens(costs) * head
 }
 
 /// Floating-point operations of a factor of a Hessian `[size, size]`, and of so many passes over a weight `[rows, size]`

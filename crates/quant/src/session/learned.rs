@@ -12,7 +12,7 @@ use super::settings::saving;
 use super::work::{BlockWork, Codes, Stored};
 use crate::Error;
 use crate::data::Windows;
-use crate::learn::{Expert, Kept, Layer, Learner, Lesson, held_out};
+use crate::learn::{Expert, Kept, Layer, Learner, Lesson, costs, held_out};
 use crate::methods::awq;
 use crate::observer::Event;
 use crate::walks::calibrate::apart;
@@ -23,6 +23,8 @@ pub(super) struct Teacher<'t> {
     session: &'t Session<'t>,
     forward: &'t Forward<'t>,
     states: Vec<State>,
+    /// Of what leaves each block.
+    costs: Vec<Vec<f32>>,
 }
 
 impl<'t> Teacher<'t> {
@@ -33,29 +35,47 @@ impl<'t> Teacher<'t> {
         windows: &Windows,
         index: usize,
     ) -> Result<Self, Error> {
-        let weights = &session.walk.weights;
+        let walk = &session.walk;
         let all: Vec<&[u32]> = windows.picked.iter().map(|window| &*window.tokens).collect();
-        let batches = all.chunks(session.walk.batch());
-        let states = batches.map(|batch| Ok(forward.embed(weights, batch)?)).collect::<Result<_, Error>>()?;
-        let mut own = Self { session, forward, states };
+        let batches = all.chunks(walk.batch());
+        let states =
+            batches.map(|batch| Ok(forward.embed(&walk.weights, batch)?)).collect::<Result<_, Error>>()?;
+        let tokens = windows.sequence_length;
+        let together = walk.trail(tokens, session.pool.current_num_threads(), session.settings.low_memory);
+        let measure = (session.settings.learn.seed, together);
+        let costs = costs(walk, windows, measure, (session.pool, session.observer))?;
+        let mut own = Self { session, forward, states, costs };
         for before in 0..index {
             if session.observer.cancelled() {
                 return Err(Error::Interrupted);
             }
-            let parameters = session.pool.install(|| session.walk.block(before))?;
+            let parameters = session.pool.install(|| walk.block(before))?;
             own.pass(before, &parameters)?;
         }
         Ok(own)
     }
 
-    /// Takes them through a block; gives what leaves it.
-    pub(super) fn pass(&mut self, index: usize, parameters: &Parameters) -> Result<&[State], Error> {
+    /// Takes them through a block; gives what leaves it, and what changes of that cost.
+    pub(super) fn teach(&mut self, index: usize, parameters: &Parameters) -> Result<Aim<'_>, Error> {
+        self.pass(index, parameters)?;
+        Ok(Aim { targets: &self.states, costs: &self.costs[index] })
+    }
+
+    fn pass(&mut self, index: usize, parameters: &Parameters) -> Result<(), Error> {
         let states = std::mem::take(&mut self.states);
         let step = |state: State| self.forward.block(index, parameters, state, &mut ());
         let passed = each(self.forward.device(), self.session.pool, states, step);
         self.states = passed.map_err(WeightsError::from)?;
-        Ok(&self.states)
+        Ok(())
     }
+}
+
+/// What a block shall learn.
+pub(super) struct Aim<'a> {
+    /// To give these.
+    targets: &'a [State],
+    /// What a squared difference costs, by feature.
+    costs: &'a [f32],
 }
 
 /// Window by window.
@@ -65,11 +85,12 @@ fn alone(batches: &[State]) -> Result<Vec<State>, Error> {
 }
 
 impl BlockWork<'_> {
-    /// Lets the block learn to give `targets` for `inputs`, the states of all windows; gives what leaves it then. Steps are kept
-    /// in a file whose name begins with `files`.
+    /// Lets the block learn what to give for `inputs`, the states of all windows; gives what leaves it then. Steps are kept in a
+    /// file whose name begins with `files`.
     pub(super) fn learn(
         &mut self,
-        (inputs, targets): (&[State], &[State]),
+        inputs: &[State],
+        aim: &Aim<'_>,
         files: &Path,
     ) -> Result<Vec<State>, Error> {
         // Experts that no token reached: the quantized stream may choose them.
@@ -78,15 +99,18 @@ impl BlockWork<'_> {
         let parameters = self.as_stored()?;
         let (mut learners, low_bits) = self.learners()?;
         let windows = alone(inputs)?;
+        let tensor = || Tensor::from_vec(aim.costs.to_vec(), aim.costs.len(), &session.walk.device);
+        let costs = (!aim.costs.is_empty()).then(tensor).transpose();
         let lesson = Lesson {
             forward: self.forward,
             index: self.index,
             parameters: &parameters,
             held_out: held_out(windows.len()),
             inputs: windows,
-            targets: alone(targets)?,
+            targets: alone(aim.targets)?,
             together: session.walk.batch(),
             low_bits,
+            costs: costs.map_err(WeightsError::from)?,
             settings: &session.settings.learn,
             kept: self.kept(files, self.index),
             pool: session.pool,

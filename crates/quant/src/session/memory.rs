@@ -9,7 +9,7 @@ use crate::carry::{CHUNK_BYTES, CHUNKS_PER_THREAD};
 use crate::data::Windows;
 use crate::evaluate::{EvaluationSettings, memory};
 use crate::methods::Method;
-use crate::walks::Walk;
+use crate::walks::{Walk, backward_bytes};
 use crate::{Error, Model, reduce, threads_or_all};
 
 /// Rows of a task of rounding, and how many arrays of them it holds.
@@ -29,7 +29,8 @@ pub struct QuantizeMemory {
     pub hessians: u64,
     /// The site's readers as they are rounded.
     pub weights: u64,
-    /// What learns of the block, its gradients, windows in front of and behind it once more; graphs of threads.
+    /// What learns of the block, its gradients, windows in front of and behind it once more; graphs of threads. Or, before the
+    /// first block, what windows leave in front of each, for what changes cost.
     pub learning: u64,
     /// What threads hold.
     pub scratch: u64,
@@ -123,6 +124,23 @@ pub fn quantize_memory(
             if sum.peak > largest.peak {
                 largest = sum;
             }
+        }
+    }
+    if walked > 0 && settings.recipe.learns() {
+        // What changes of what leaves blocks cost, before the first of them; windows are there, and once more in full precision.
+        let measured = crate::learn::measured(windows.picked.len());
+        let together = walk.trail(windows.sequence_length, threads, settings.low_memory).min(measured);
+        let (trail, graph) = backward_bytes(&walk, tokens, together, threads);
+        let mut sum = QuantizeMemory {
+            block: blocks.iter().copied().max().unwrap_or(0),
+            activations: windows_held,
+            learning: windows_held + trail + graph,
+            scratch: threads as u64 * within_a_block,
+            ..QuantizeMemory::default()
+        };
+        sum.peak = sum.block + sum.activations + sum.learning + sum.scratch;
+        if sum.peak > largest.peak {
+            largest = sum;
         }
     }
     if walked == 0 {

@@ -233,7 +233,7 @@ impl Session<'_> {
                     pool,
                 };
                 let lesson = match &mut teacher {
-                    Some(teacher) => Some((states.all()?, teacher.pass(index, &parameters)?)),
+                    Some(teacher) => Some((states.all()?, teacher.teach(index, &parameters)?)),
                     None => None,
                 };
                 match statistics {
@@ -244,8 +244,8 @@ impl Session<'_> {
                         own.with_statistics(passage, statistics, &mut states, &mut work)?;
                     }
                 }
-                if let Some((inputs, targets)) = lesson {
-                    states.put(0, work.learn((&inputs, targets), &files)?)?;
+                if let Some((inputs, aim)) = lesson {
+                    states.put(0, work.learn(&inputs, &aim, &files)?)?;
                 }
                 made.add(work.folded, &mut work.experts);
                 work.note_losses();

@@ -15,7 +15,8 @@ use mlx_quant_model::{Forward, State, Weights};
 use super::choose::{Candidate, ChooseFactors, Hooks, Searched};
 use super::{QuantizeSettings, Quantized, quantize_with};
 use crate::data::Windows;
-use crate::learn::LearnSettings;
+use crate::dynamic::{SensitivitySettings, sensitivities};
+use crate::learn::{LearnSettings, costs};
 use crate::methods::Recipe;
 use crate::observer::{Event, Observer};
 use crate::plan::{Overrides, Plan, Settings};
@@ -219,6 +220,41 @@ fn what_does_not_learn_is_walked_as_it_is_written() {
             assert!(difference == 0.0, "{name}, {scheme}: {difference} of {largest}");
         }
     }
+}
+
+/// What leaves a block's last linear is added to what leaves the block: both have the same gradients, and `dynamic` measures those.
+#[test]
+fn costs_are_those_that_dynamic_sees() {
+    let mut compared = 0;
+    for name in ["llama_tied", "qwen3_moe"] {
+        let model = open(&Directory::open(&copied().join(name)).unwrap()).unwrap();
+        let windows = windows(&model, 5, 48);
+        let measure = SensitivitySettings { seed: 7, threads: 1, ..SensitivitySettings::default() };
+        let seen = sensitivities(&model, &windows, &measure, None, &Silent).unwrap();
+        let walk = super::Walk::open(&model).unwrap();
+        let measured = |threads, together| {
+            let pool = crate::threads::pool(threads).unwrap();
+            costs(&walk, &windows, (7, together), (&pool, &Silent)).unwrap()
+        };
+        let found = measured(2, 2);
+        assert!(found == measured(1, 5), "{name}: threads and waves change nothing");
+        for (block, costs) in walk.decoder.blocks.iter().zip(&found) {
+            let path = format!("{}mlp.down_proj", block.prefix);
+            let Some(layer) = seen.layers.iter().find(|layer| layer.path == path) else { continue };
+            let gradients = &layer.seen[0].gradients;
+            let mean = gradients.iter().sum::<f32>() / gradients.len() as f32;
+            for (cost, gradient) in costs.iter().zip(gradients) {
+                assert!((cost - gradient / mean).abs() < 1e-3 * cost, "{path}: {cost}, {}", gradient / mean);
+            }
+            compared += 1;
+        }
+        let even = found.iter().all(|costs| {
+            (costs.iter().sum::<f32>() / costs.len() as f32 - 1.0).abs() < 1e-4
+                && costs.iter().all(|cost| *cost >= 0.0)
+        });
+        assert!(even && found.len() == walk.decoder.blocks.len(), "{name}");
+    }
+    assert!(compared >= 2, "blocks with a dense network");
 }
 
 /// Stops behind a number of blocks.

@@ -28,6 +28,14 @@ pub(crate) trait Visit {
     /// Windows are about to pass block `index`.
     fn before(&mut self, _index: usize) {}
 
+    /// What arrives behind block `index`, before windows pass it.
+    ///
+    /// # Errors
+    /// The visitor's.
+    fn arrived(&mut self, _index: usize, _gradients: &[StateGradients]) -> Result<(), Error> {
+        Ok(())
+    }
+
     /// The block's tensors and readers for one batch of windows.
     fn batch(&self, index: usize, block: &Self::Block) -> EngineResult<(Parameters, Self::Batch)>;
 
@@ -93,6 +101,7 @@ pub(crate) fn backward<V: Visit + Send + Sync>(
             return Err(Error::Interrupted);
         }
         visit.before(index);
+        visit.arrived(index, &gradients)?;
         let inputs = trail.inputs.pop().unwrap_or_default();
         let shared: &V = visit;
         let step = |(state, gradients): (&State, &StateGradients)| -> EngineResult<_> {

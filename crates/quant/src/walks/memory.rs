@@ -31,6 +31,16 @@ pub(crate) fn graph_bytes(walk: &Walk<'_>, tokens: u64) -> u64 {
     walk.decoder.blocks.iter().map(block).max().unwrap_or(0) as u64 * tokens * 4
 }
 
+/// Bytes of a backward walk of so many windows `together`, beside a block: what they leave in front of each block, and their
+/// gradients; what threads hold, a block's graph each, or a tile of logits.
+pub(crate) fn backward_bytes(walk: &Walk<'_>, tokens: u64, together: usize, threads: usize) -> (u64, u64) {
+    let state = walk.state_elements() as u64 * 4 * tokens;
+    // In front of every block, behind the last, final hidden states, and gradients of before and after.
+    let copies = walk.decoder.blocks.len() as u64 + 5;
+    let graph = graph_bytes(walk, tokens).max(tile_bytes(walk, tokens));
+    (together as u64 * state * copies, threads.min(together) as u64 * graph)
+}
+
 /// Bytes of a tile of logits with what is made of it.
 pub(crate) fn tile_bytes(walk: &Walk<'_>, tokens: u64) -> u64 {
     let rows = tile_rows(&walk.device);

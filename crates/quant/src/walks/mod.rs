@@ -22,12 +22,12 @@ use mlx_quant_engine::{Device, Tensor};
 use mlx_quant_model::decoder::{Block, Branch, Layer, Linear};
 use mlx_quant_model::{Decoder, Forward, Parameters, State, Tables, Weights, WeightsError};
 
-pub(crate) use self::backward::{Passed, Start, Visit, backward};
+pub(crate) use self::backward::{Passed, Start, StateGradients, Visit, backward};
 pub(crate) use self::forward::{Passing, Trail, finish, forward as forward_walk};
 pub(crate) use self::head::{
     Divergence, HeadPass, Sampled, Teacher, Top, divergence, sampled, sum_of, tile_rows, tiles,
 };
-pub(crate) use self::memory::{a_token, attention, graph_bytes, largest_weight, tile_bytes};
+pub(crate) use self::memory::{a_token, attention, backward_bytes, graph_bytes, largest_weight, tile_bytes};
 pub(crate) use self::spread::{each, in_turn};
 pub(crate) use self::wave::Wave;
 use crate::data::Windows;
@@ -36,6 +36,8 @@ use crate::{Error, Model};
 
 /// Activations that a wave of windows may hold between blocks, bytes.
 const WAVE_BYTES: usize = 512 << 20;
+/// What windows may leave in front of all blocks in memory, bytes.
+const TRAIL_BYTES: usize = 512 << 20;
 
 /// Rows of scores that attention holds at a time.
 const ATTENTION_ROWS: usize = 256;
@@ -156,6 +158,12 @@ impl<'m> Walk<'m> {
     /// Windows in one wave: as many as fit into the memory for activations between blocks.
     pub fn wave(&self, tokens: usize) -> usize {
         (WAVE_BYTES / (self.state_elements() * tokens * 4).max(1)).max(1)
+    }
+
+    /// Windows that leave what stands in front of every block in memory together.
+    pub(crate) fn trail(&self, tokens: usize, threads: usize, low_memory: bool) -> usize {
+        let window = self.state_elements() * tokens * 4 * (self.decoder.blocks.len() + 1);
+        if low_memory { threads } else { (TRAIL_BYTES / window.max(1)).max(threads) }
     }
 
     /// Bytes of every block in float32.

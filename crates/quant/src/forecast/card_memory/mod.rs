@@ -459,6 +459,11 @@ pub(super) fn card_memory(
     }
     if settings.recipe.learns() {
         most = most.max(own.learning(count, settings.learn.batch as u64));
+        let measured = crate::learn::measured(windows.picked.len());
+        let together = walk.trail(windows.sequence_length, threads, settings.low_memory).min(measured);
+        let mut costs = own.backward(together as u64, 0, 1, "learning");
+        costs.peak += 2 * own.states(count);
+        most = most.max(costs);
     }
     if settings.recipe.allocates() && !measured {
         let together = windows_together(&walk, windows, threads, settings.low_memory) as u64;
