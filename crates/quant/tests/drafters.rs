@@ -134,8 +134,11 @@ fn what_nothing_loads_is_refused() {
         ("qwen3_5", Some("text_config"), "mtp_num_hidden_layers"),
     ] {
         let mut case = of(name);
-        let config = &mut case.config;
-        within.map_or(&mut *config, |within| &mut config[within])[key] = 2.into();
+        let config = match within {
+            Some(within) => &mut case.config[within],
+            None => &mut case.config,
+        };
+        config[key] = 2.into();
         let deep = case.write(&at.path().join(format!("deep-{name}")));
         let error = Plan::new(&deep.checkpoint, &deep.config, with_heads(4)).unwrap_err().to_string();
         assert!(error.contains(key), "{error}");
