@@ -7,14 +7,16 @@ use std::collections::BTreeSet;
 
 use mlx_quant_hub_fixture::Kind;
 
-use crate::common::{hub, knows, mlx_quant, two_blocks};
+use crate::common::{hub, knows, mlx_quant, two_blocks, with_heads};
 
-/// Command lines that take each flag once. `{}` is a directory with `model`, `four` (quantized), `text.txt` and `recipe.toml`.
+/// Command lines that take each flag once. `{}` is a directory with `model`, `heads`, `four` (quantized), `text.txt` and `recipe.toml`.
 const LINES: &[&str] = &[
     "convert -m {}/model -q --q-bits 3 --q-group-size 32 --dtype float16 --recipe-file {}/recipe.toml --mlx-path {}/o1 --restart --overwrite --threads 1 --device cpu --seed 5 --low-memory --quiet",
     "convert --hf-path {}/model --quantize --bits 3 --group-size 128 --q-mode affine --search --mlx-path {}/o2 --json --verbose",
     "convert --model {}/model -q --quant-predicate mixed_3_6 --allow-nonfinite --allow-unread --text-only --keep-eos --dry-run",
     "convert --model {}/four -d --mlx-path {}/o3 --trust-remote-code",
+    "convert --model {}/heads -q --mtp --mlx-path {}/o12",
+    "gptq --model {}/heads --mtp --n-samples 2 --sequence-length 48 --eval-windows 0 --mlx-path {}/o13",
     "convert --model {}/four --dequantize --dry-run --revision main",
     "awq --model {}/model --n-samples 2 --sequence-length 48 --data {}/text.txt --strict --batch-size 2 --n-grid 5 --embed-bits 6 --embed-group-size 32 --eval-windows 0 --mlx-path {}/o4 --restart --overwrite --quiet",
     "awq --hf-path {}/model --num-samples 2 --max-seq-length 48 --data-path {}/text.txt --statistics {}/statistics --restart-block --eval-windows 1 --mlx-path {}/o5 --json --verbose",
@@ -87,6 +89,7 @@ fn all_are_taken() {
     let directory = tempfile::tempdir().unwrap();
     let root = directory.path();
     let model = two_blocks(root, "model");
+    with_heads(root, "heads", |_, _| {});
     let hub = hub();
     hub.add_directory(Kind::Model, "some-org/tiny", &model);
     let mut four = mlx_quant();
@@ -105,7 +108,7 @@ fn all_are_taken() {
         let made = run.output().unwrap();
         assert!(made.status.success(), "{line}\n{}", String::from_utf8_lossy(&made.stderr));
     }
-    for name in ["o1", "o2", "o4", "o7", "o9", "o10", "o11"] {
+    for name in ["o1", "o2", "o4", "o7", "o9", "o10", "o11", "o12", "o12-mtp", "o13", "o13-mtp"] {
         assert!(root.join(name).join("config.json").exists(), "{name}");
     }
 }

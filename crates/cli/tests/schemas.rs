@@ -8,7 +8,7 @@ use std::path::Path;
 use jsonschema::Validator;
 use serde_json::{Value, json};
 
-use crate::common::{dense, document, mlx_quant, two_blocks};
+use crate::common::{dense, document, mlx_quant, two_blocks, with_heads};
 
 fn validator(name: &str) -> Validator {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("schemas").join(format!("{name}.schema.json"));
@@ -36,6 +36,10 @@ fn conversions_and_inspections() {
     check("convert", &run("dense", &[]));
     check("convert", &run("four", &["-q"]));
     check("convert", &run("plan", &["-q", "--dry-run", "--q-mode", "mxfp4"]));
+    let heads = with_heads(directory.path(), "heads", |_, _| {});
+    let heads = ["-q", "--mtp", "--model", heads.to_str().unwrap()];
+    check("convert", &run("planned-heads", &[&heads[..], &["--dry-run"]].concat()));
+    check("convert", &run("drafted", &heads));
     let mut inspect = mlx_quant();
     check("inspect", &document(inspect.arg("inspect")));
     let mut verify = mlx_quant();

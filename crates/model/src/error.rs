@@ -36,6 +36,16 @@ pub enum SourceError {
     #[error("{model} is no whole {family} model: {misfits}; hint: {}", misfits.hint())]
     Misfits { model: String, family: &'static str, misfits: Misfits },
     #[error(
+        "the multi-token-prediction heads of model type {model_type:?} cannot be kept: {why}; hint: leave out --mtp"
+    )]
+    Heads { model_type: String, why: String },
+    #[error("{model} holds no multi-token-prediction heads; hint: leave out --mtp")]
+    NoHeads { model: String },
+    #[error(
+        "the multi-token-prediction heads of {model} are not what mlx_vlm's {drafter} reads: {what}; hint: leave out --mtp, or get all files of the model"
+    )]
+    HeadsMisfit { model: String, drafter: &'static str, what: String },
+    #[error(
         "{file} names {names}, which is not here, and {lacks}, which is in no other file; hint: download the missing files, or remove the index if it belongs to another build"
     )]
     LeftAside { file: String, names: String, lacks: String },

@@ -168,12 +168,17 @@ pub(crate) fn tower_misfits(towers: &[(String, View)], depth: Option<usize>, exp
     let mut kinds: BTreeMap<(&str, &str), BTreeSet<usize>> = BTreeMap::new();
     let mut blocks: BTreeMap<&str, usize> = BTreeMap::new();
     for name in &names {
-        let found = ["blocks.", "layers."].iter().find_map(|word| Some(name.find(word)? + word.len()));
+        let found =
+            ["blocks.", "layers.", "layer."].iter().find_map(|word| Some(name.find(word)? + word.len()));
         let Some((before, rest)) = found.map(|at| name.split_at(at)) else { continue };
         let Some((number, after)) = rest.split_once('.') else { continue };
         let Ok(number) = number.parse::<usize>() else { continue };
+        // Stages of blocks that differ.
+        if after.split('.').next().is_some_and(|next| next.parse::<usize>().is_ok()) {
+            continue;
+        }
         kinds.entry((before, after)).or_default().insert(number);
-        let sees = before.starts_with("vision_tower.");
+        let sees = before.starts_with("vision_tower.") || before.starts_with("vision_model.");
         let count = blocks.entry(before).or_insert_with(|| depth.filter(|_| sees).unwrap_or(0));
         *count = (*count).max(number.saturating_add(1));
     }

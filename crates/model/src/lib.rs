@@ -40,7 +40,7 @@ pub use existing::{Existing, listed};
 pub use fit::{Fault, Misfit, Misfits, without_numbers};
 pub use forward::{Course, Forward, Progress, State, Stop, Tables, Tap};
 pub use headers::expected_headers;
-pub use names::{Named, SharedNames, Taken};
+pub use names::{Heads, Named, SharedNames, Taken};
 pub use packing::{Awq, Gptq, Group, Packing};
 pub use parameters::{Parameters, Reader};
 pub use tokenizer::Tokenizer;

@@ -5,6 +5,7 @@ mod front_matter;
 use std::fmt::Write as _;
 
 use mlx_format::Mode;
+use mlx_quant_model::arch::{self, Loader};
 
 use crate::plan::{Job, Plan};
 use crate::{Evaluation, Model};
@@ -20,6 +21,18 @@ pub fn model_card(plan: &Plan, source: &Model) -> String {
             .any(|item| matches!(item.job, Job::Quantize { scheme, .. } if scheme.mode() == Mode::Affine));
     let how = if searched { "round to nearest, searched scales and biases" } else { "round to nearest" };
     card(plan, source, how, "")
+}
+
+/// The card of a drafter: `line` recognises the run that made it.
+pub(crate) fn drafter_card(plan: &Plan, source: &Model, line: &str) -> String {
+    let how = "multi-token-prediction heads, round to nearest";
+    let card = card(plan, Some(source), how, "");
+    let (before, _) =
+        card.rsplit_once("```\n").and_then(|(rest, _)| rest.rsplit_once("```\n")).unwrap_or((&card, ""));
+    format!(
+        "{before}It drafts for the model that it was split from, and does not run alone:\n\n\
+         ```\nmlx_vlm.generate --model <the model> --draft-model <this directory> --draft-kind mtp --prompt \"Hello\"\n```\n\n{line}\n"
+    )
 }
 
 /// What was measured, by name.
@@ -122,8 +135,17 @@ pub(crate) fn card(plan: &Plan, source: Option<&Model>, how: &str, table: &str) 
     } else {
         ("text-generation", String::new(), "")
     };
+    // What a text alone is given to.
+    let text = match arch::loader(&plan.config) {
+        Loader::MlxLm => "mlx_lm.generate --model <this directory> --prompt \"Hello\"\n",
+        Loader::MlxVlm => "",
+    };
     let heads = match plan.prediction_heads {
         0 => String::new(),
+        _ if plan.drafter.is_some() => {
+            "Its multi-token-prediction head is in a directory of its own, which has this one's name with `-mtp` behind it.\n\n"
+                .to_owned()
+        }
         count => format!(
             "Its multi-token-prediction head ({count} tensors) is left out: mlx_lm predicts a token at a time.\n\n"
         ),
@@ -132,7 +154,7 @@ pub(crate) fn card(plan: &Plan, source: Option<&Model>, how: &str, table: &str) 
         "---\n{front}library_name: mlx\npipeline_tag: {task}\n{of}tags:\n- mlx\n---\n\n\
          Converted from {from} with mlx-quant {version} ({how}), {bits:.3} bits per weight.\n\n\
          {seen}{heads}{table}{SCHEMES}\n|---|---|\n{schemes}\n\
-         ```\n{run}mlx_lm.generate --model <this directory> --prompt \"Hello\"\n```\n",
+         ```\n{run}{text}```\n",
         version = env!("CARGO_PKG_VERSION"),
         bits = plan.bits_per_weight(),
     )

@@ -52,6 +52,7 @@ pub mod compare;
 pub mod convert;
 pub mod data;
 pub mod device;
+pub mod drafter;
 pub mod dwq;
 pub mod dynamic;
 mod error;

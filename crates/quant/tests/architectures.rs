@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
-use mlx_quant::model::arch;
+use mlx_quant::model::arch::{self, Loader};
 
 /// Types whose checkpoints are in the zoo or among the seeds, whose logits are compared with their makers' own definition.
 const PROVEN: [&str; 72] = [
@@ -85,7 +85,7 @@ const PROVEN: [&str; 72] = [
 fn note(model_type: &str) -> &'static str {
     match model_type {
         "gemma4_text" => "per-layer inputs are kept as the command line says",
-        "gemma3n" => "vision and audio are dropped; what mixes the streams is rounded to nearest",
+        "gemma3n" => "vision and audio are kept; what mixes the streams is rounded to nearest",
         "kimi_linear" => "matrices between the heads are not trained by dwq",
         "dbrx" => "weights of experts are divided by their sum where config.json does not deny it",
         "deepseek_v2" | "deepseek_v3" | "kimi_k2" | "joyai_llm_flash" | "glm4_moe_lite" | "mistral4" => {
@@ -141,16 +141,28 @@ fn page() -> String {
     }
     text.push_str(
         "\nModels that see or hear around one of these: the language model is converted in mlx-lm's names, and evaluated and calibrated\n\
-         as what it is described as. What sees and hears is kept in mlx-vlm's layout where the last column says so, and dropped elsewhere.\n\n\
+         as what it is described as. What sees and hears is kept in mlx-vlm's layout where the last column says so, and dropped elsewhere. Of some types mlx-lm has no model:\n\
+         mlx-vlm alone loads what is written.\n\n\
          | model type | `text_config.model_type` | described as | vision and audio |\n|---|---|---|---|\n",
     );
     let quoted = |types: &[&str]| types.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
     for wrapped in arch::wrapped() {
-        let towers = if wrapped.keeps_towers { "kept" } else { "dropped" };
+        let towers = match (wrapped.keeps_towers, wrapped.loader) {
+            (true, Loader::MlxLm) => "kept",
+            (true, Loader::MlxVlm) => "kept; mlx-vlm alone",
+            (false, _) => "dropped",
+        };
         for (types, family) in wrapped.inside {
             let (around, inside) = (quoted(wrapped.types), quoted(types));
             let _ = writeln!(text, "| {around} | {inside} | `{family}` | {towers} |");
         }
+    }
+    text.push_str(
+        "\nMulti-token-prediction heads that `--mtp` keeps, as a drafter that mlx-vlm loads (docs/formats.md):\n\n\
+         | model type | drafter |\n|---|---|\n",
+    );
+    for (types, drafter) in arch::drafters() {
+        let _ = writeln!(text, "| {} | `{drafter}` |", quoted(types));
     }
     let _ = write!(
         text,

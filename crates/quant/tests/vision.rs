@@ -2,7 +2,7 @@
 //!
 //! `fixtures/vision` holds a listing for each wrapper, made by `scripts/vision.py` with mlx-vlm 0.7.10: config.json, the
 //! tensors of a tiny checkpoint in the hub's form, and names, dtypes, shapes and SHA-256 of mlx-vlm's conversion at 4 bits.
-//! The checkpoint's numbers follow from its names (`values`), so that no weights have to be kept.
+//! The checkpoint's numbers follow from its names (`common/listing.rs`), so that no weights have to be kept.
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test panics to fail, and shows its table")]
 
 mod common;
@@ -10,10 +10,10 @@ mod common;
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use common::listing::{Listing, listed};
 use common::{Stopper, write_checkpoint};
-use common::{bf16_bytes, convert_to, fixtures, open_path, quantize, random_windows as windows, sha256};
+use common::{bf16_bytes, convert_to, fixtures, open_path, quantize, random_windows as windows};
 use mlx_format::Dtype;
-use mlx_format::checkpoint::Checkpoint;
 use mlx_quant::dwq::DwqSettings;
 use mlx_quant::inspect::{inspect, verify};
 use mlx_quant::session::distill;
@@ -23,98 +23,62 @@ use mlx_quant::{
 };
 use serde_json::{Value, json};
 
-/// The CRC-32 of zip files.
-fn crc32(bytes: &[u8]) -> u32 {
-    let step = |crc: u32, _| if crc & 1 == 1 { (crc >> 1) ^ 0xEDB8_8320 } else { crc >> 1 };
-    !bytes.iter().fold(!0, |crc, byte| (0..8).fold(crc ^ u32::from(*byte), step))
+/// A listing of a wrapper.
+struct Case(Listing);
+
+impl std::ops::Deref for Case {
+    type Target = Listing;
+
+    fn deref(&self) -> &Listing {
+        &self.0
+    }
 }
 
-/// Numbers that follow from a tensor's name and an element's index; of norms' weights around 1. `scripts/vision.py` makes
-/// the same.
-fn values(name: &str, count: usize) -> impl Iterator<Item = f32> {
-    let segments: Vec<&str> = name.rsplitn(3, '.').collect();
-    let around_one = segments[0] == "weight" && segments.get(1).is_some_and(|module| module.contains("norm"));
-    let (seed, middle) = (crc32(name.as_bytes()), if around_one { 1.0 } else { 0.0 });
-    (0..count as u32).map(move |index| {
-        let mut hash = index.wrapping_mul(2_654_435_761).wrapping_add(seed);
-        hash = (hash ^ (hash >> 15)).wrapping_mul(2_246_822_519);
-        hash ^= hash >> 13;
-        ((hash >> 16) as f32 - 32768.0) / 262_144.0 + middle
-    })
-}
-
-/// A listing: what is made of which tensors.
-struct Case {
-    name: String,
-    config: Value,
-    /// dtype and shape by the hub's names.
-    source: BTreeMap<String, (Dtype, Vec<usize>)>,
-    /// dtype, shape and the beginning of the SHA-256 by mlx-vlm's names.
-    right: BTreeMap<String, String>,
+impl std::ops::DerefMut for Case {
+    fn deref_mut(&mut self) -> &mut Listing {
+        &mut self.0
+    }
 }
 
 impl Case {
     fn all() -> Vec<Self> {
-        let entries = std::fs::read_dir(fixtures().join("vision")).unwrap();
-        let mut names: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
-        names.sort();
-        let cases: Vec<Self> = names.iter().map(|path| Self::read(path)).collect();
-        assert!(cases.len() >= 14, "{}", cases.len());
+        let cases: Vec<Self> = Listing::all("vision", "mlx_vlm").into_iter().map(Self).collect();
+        assert!(cases.len() >= 22, "{}", cases.len());
         cases
     }
 
     fn of(name: &str) -> Self {
-        Self::read(&fixtures().join(format!("vision/{name}.json")))
-    }
-
-    fn read(path: &Path) -> Self {
-        let listing: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
-        let text =
-            |key: &str| -> BTreeMap<String, String> { serde_json::from_value(listing[key].clone()).unwrap() };
-        let tensor = |entry: String| {
-            let mut words = entry.split(' ');
-            let dtype = if words.next() == Some("F32") { Dtype::F32 } else { Dtype::BF16 };
-            (dtype, words.map(|axis| axis.parse().unwrap()).collect())
-        };
-        let source = text("source").into_iter().map(|(name, entry)| (name, tensor(entry))).collect();
-        let name = path.file_stem().unwrap().to_string_lossy().into_owned();
-        Self { name, config: listing["config"].clone(), source, right: text("mlx_vlm") }
+        Self(Listing::read(&fixtures().join(format!("vision/{name}.json")), "mlx_vlm"))
     }
 
     /// Writes the checkpoint, with a file of the processor beside it.
     fn write(&self, at: &Path) -> Model {
-        let bytes = |name: &str, dtype: Dtype, shape: &[usize]| -> Vec<u8> {
-            let count = shape.iter().product();
-            let bound =
-                if name.ends_with("_max") { Some(8.0) } else { name.ends_with("_min").then_some(-8.0) };
-            let numbers: Vec<f32> = match bound {
-                Some(bound) => vec![bound; count],
-                None => values(name, count).collect(),
-            };
-            match dtype {
-                Dtype::F32 => numbers.into_iter().flat_map(f32::to_le_bytes).collect(),
-                _ => bf16_bytes(numbers),
-            }
-        };
-        let tensors: Vec<_> = self
-            .source
-            .iter()
-            .map(|(name, (dtype, shape))| (name.as_str(), *dtype, shape.clone(), bytes(name, *dtype, shape)))
-            .collect();
-        write_checkpoint(at, &self.config.to_string(), &tensors);
+        let model = self.0.write(at);
         std::fs::write(at.join("preprocessor_config.json"), "{}").unwrap();
-        open_path(at).unwrap()
+        model
+    }
+
+    /// Whether mlx-lm has no model of its type.
+    fn is_mlx_vlms(&self) -> bool {
+        let types = ["glm4v", "internvl", "lfm2_vl", "idefics3", "smolvlm"];
+        types.iter().any(|own| self.config["model_type"] == **own)
     }
 }
 
-fn listed(written: &Checkpoint) -> BTreeMap<String, String> {
-    let entry = |(name, tensor): (&String, &mlx_format::checkpoint::Tensor)| {
-        let shape: Vec<String> = tensor.shape.iter().map(usize::to_string).collect();
-        let words =
-            [vec![tensor.dtype.to_string()], shape, vec![sha256(written.bytes(tensor))[..16].to_owned()]];
-        (name.clone(), words.concat().join(" "))
-    };
-    written.tensors().iter().map(entry).collect()
+/// Whether a tensor is of a part that sees or hears, by mlx-vlm's names.
+fn is_tower(name: &str) -> bool {
+    let name = name.strip_prefix("model.").unwrap_or(name);
+    [
+        "vision_",
+        "audio_",
+        "embed_vision.",
+        "embed_audio.",
+        "multi_modal_projector.",
+        "mm_projector.",
+        "connector.",
+    ]
+    .iter()
+    .any(|part| name.starts_with(part))
 }
 
 /// What `inspect --verify` finds, but for the tokenizer, which these models do not have.
@@ -129,8 +93,7 @@ fn text_only(settings: Settings) -> Settings {
 
 /// Those of the language model; a head that is the table once more is none of its own.
 fn language(mut listed: BTreeMap<String, String>, repeats: bool) -> BTreeMap<String, String> {
-    let is = |name: &str| name.starts_with("language_model.");
-    listed.retain(|name, _| is(name) && !(repeats && name.starts_with("language_model.lm_head.")));
+    listed.retain(|name, _| !is_tower(name) && !(repeats && name.starts_with("language_model.lm_head.")));
     listed
 }
 
@@ -155,25 +118,37 @@ fn every_wrapper_is_what_mlx_vlm_writes() {
             card.contains("pipeline_tag: image-text-to-text") && card.contains("mlx_vlm.generate"),
             "{card}"
         );
-        // The language model is what it is without.
-        let alone = convert_to(&model, text_only(quantize(4, 64)), &plain).unwrap();
-        let repeats = case.name == "gemma3";
-        assert_eq!(language(listed(&alone), false), language(ours.clone(), repeats), "{}", case.name);
-        assert!(alone.tensors().keys().all(|name| name.starts_with("language_model.")), "{}", case.name);
-        assert!(!plain.join("preprocessor_config.json").exists());
-        let plain = open_path(&plain).unwrap();
-        assert_eq!(plain.config.0.get("vision_config"), None);
+        assert_eq!(card.contains("mlx_lm.generate"), !case.is_mlx_vlms(), "{card}");
         let figures = |of: &Model| {
             let settings = EvaluationSettings::default();
             let total =
                 evaluate(of, Some(&model), &windows(&model, 7, 2, 16), &settings, &Silent).unwrap().total;
             serde_json::to_value(total).unwrap()
         };
-        assert_eq!(figures(&out), figures(&plain), "{}", case.name);
+        let measured = figures(&out);
+        assert!(measured["perplexity"].as_f64().is_some_and(f64::is_finite), "{}: {measured}", case.name);
+        let alone = convert_to(&model, text_only(quantize(4, 64)), &plain);
+        if case.is_mlx_vlms() {
+            // Nothing would load the language model alone.
+            let error = alone.unwrap_err().to_string();
+            assert!(error.contains("leave out --text-only"), "{error}");
+        } else {
+            // The language model is what it is without.
+            let alone = alone.unwrap();
+            let repeats = case.name == "gemma3";
+            assert_eq!(language(listed(&alone), false), language(ours.clone(), repeats), "{}", case.name);
+            assert!(!alone.tensors().keys().any(|name| is_tower(name)), "{}", case.name);
+            assert!(!plain.join("preprocessor_config.json").exists());
+            let plain = open_path(&plain).unwrap();
+            assert_eq!(plain.config.0.get("vision_config"), None);
+            assert_eq!(measured, figures(&plain), "{}", case.name);
+        }
         // What is written is read again, and nothing turned twice.
         let again = convert_to(&out, Settings::default(), &at.path().join("again")).unwrap();
         assert_eq!(listed(&again), ours, "{}", case.name);
         assert_eq!(problems(&out), Vec::<String>::new(), "{}", case.name);
+        let loader = if case.is_mlx_vlms() { "mlx_vlm" } else { "mlx_lm" };
+        assert_eq!(verify(&out, &Silent, 1).unwrap().loader, loader, "{}", case.name);
         let plan = Plan::new(&model.checkpoint, &model.config, quantize(4, 64)).unwrap();
         let found = inspect(&out).unwrap();
         let own = found.towers.map(|towers| (towers.tensors, towers.weights, towers.bytes));
@@ -243,7 +218,7 @@ fn methods_keep_towers() {
         );
         let towers = |listed: &BTreeMap<String, String>| {
             let mut own = listed.clone();
-            own.retain(|name, _| !name.starts_with("language_model."));
+            own.retain(|name, _| is_tower(name));
             own
         };
         assert_eq!(towers(&ours), towers(&case.right), "{name}");

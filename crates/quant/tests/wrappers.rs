@@ -318,7 +318,8 @@ fn what_mlx_lm_does_not_run_is_refused() {
     let at = tempfile::tempdir().unwrap();
     for (index, (case, why)) in [
         (("llava", "", "qwen2"), "within llava mlx_lm runs llama, mistral"),
-        (("internvl", "", "llama"), "mlx_lm 0.32.2 has no model of this type"),
+        (("idefics2", "", "mistral"), "mlx_lm 0.32.2 has no model of this type"),
+        (("internvl", "", "qwen2"), "within internvl mlx_vlm runs qwen3"),
     ]
     .into_iter()
     .enumerate()

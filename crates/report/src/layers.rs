@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use mlx_quant::inspect::{Form, Inspection};
-use mlx_quant::plan::{PlanReport, Towers};
+use mlx_quant::plan::{DrafterReport, PlanReport, Towers};
 
 use crate::table::{Column, Table, facts};
 use crate::{bytes, weights};
@@ -110,11 +110,21 @@ pub fn plan(report: &PlanReport, each: bool, width: usize) -> String {
     ];
     let all = report.layers.iter().map(|layer| layer.bytes).sum();
     sums.extend(report.towers.map(|own| towers(own, all, report.parameters)));
+    sums.extend(report.drafter.as_ref().map(drafter));
     sums.extend([
         ("reads", bytes(report.input_bytes)),
         ("writes", files(report.output_bytes, report.files.len())),
     ]);
     format!("{layers}\n\n{}", facts(&sums, width))
+}
+
+/// What is written beside the model.
+fn drafter(own: &DrafterReport) -> (&'static str, String) {
+    let (size, bits) = (bytes(own.output_bytes), own.bits_per_weight);
+    (
+        "drafter",
+        format!("{} beside it: {} tensors, {bits:.3} bits per weight, {size}", own.model_type, own.tensors),
+    )
 }
 
 /// What sees and hears, and what the language model takes without it.

@@ -51,6 +51,11 @@ pub(crate) struct Target {
     #[arg(long)]
     pub(crate) text_only: bool,
 
+    /// Also write the multi-token-prediction heads, at 8 bits if the model is quantized, as a drafter for mlx_vlm into the directory of the same
+    /// name with -mtp behind it [default: leave them out]
+    #[arg(long)]
+    pub(crate) mtp: bool,
+
     /// Take the tokens that end a text from generation_config.json or config.json alone, as mlx_lm does [default: all that config.json,
     /// generation_config.json and the chat template name]
     #[arg(long)]

@@ -8,6 +8,7 @@ use mlx_quant::device::DeviceChoice;
 use mlx_quant::plan::PackedSource;
 
 use super::carry::{carry_out, plan, threads};
+use super::drafter;
 use super::parents::Parents;
 use crate::args::Convert;
 use crate::commands::source::{self, Asked, Need};
@@ -25,6 +26,13 @@ pub(crate) fn run(args: &Convert, printer: Printer) -> Result<()> {
     let _parents = Parents::of(&args.target.mlx_path, args.target.dry_run)?;
     if !args.target.dry_run {
         Writer::check_target(args.target.destination()).map_err(mlx_quant::Error::from)?;
+        if args.target.mtp {
+            drafter::check(args.target.destination())?;
+        }
+    }
+    if args.stream && args.target.mtp {
+        let why = "--mtp reads all heads at once, and --stream has one shard at a time";
+        return Err(Refusal(format!("{why}; hint: leave out one of them")).into());
     }
     let upload = Target::of(&args.hub, args.target.dry_run, printer)?;
     let asked = Asked::new(args.target.model.given(), args.hub.revision.as_deref());
@@ -45,7 +53,11 @@ pub(crate) fn run(args: &Convert, printer: Printer) -> Result<()> {
     let plan = plan(&model, settings, printer)?;
     let (target, threads) = (&args.target.mlx_path, threads(args));
     let destination = args.target.destination();
-    carry_out((&model, asked), &plan, destination, args.target.dry_run, threads, printer)?;
+    let only_plan = args.target.dry_run;
+    let drafter = plan.drafter.as_deref().filter(|_| !only_plan);
+    let beside = drafter::write(&model, drafter, destination, threads, printer)?;
+    let made = carry_out((&model, asked), &plan, destination, only_plan, threads, printer);
+    drafter::conclude(beside.as_ref(), made, printer)?;
     upload.map_or(Ok(()), |upload| upload.push(target, Some(&model), printer))
 }
 
@@ -80,6 +92,7 @@ fn settings(args: &Convert, printer: Printer) -> Result<Settings> {
         allow_nonfinite: args.allow_nonfinite,
         allow_unread: args.target.allow_unread,
         text_only: args.target.text_only,
+        mtp: args.target.mtp,
         keep_eos: args.target.keep_eos,
     })
 }

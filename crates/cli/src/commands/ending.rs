@@ -2,7 +2,9 @@
 
 use std::path::Path;
 
+use mlx_format::checkpoint::Config;
 use mlx_quant::evaluate::{Against, reading};
+use mlx_quant::model::arch::{Loader, loader};
 
 use super::source::Asked;
 use crate::printer::Printer;
@@ -41,9 +43,11 @@ impl Ending<'_> {
     }
 }
 
-/// The command that runs a model.
+/// The command that runs the model at `path`.
 pub(super) fn generate(path: &Path) -> String {
-    format!("mlx_lm.generate --model {} --prompt \"Hello\"", typed_path(path))
+    let config = std::fs::read(path.join("config.json")).ok().and_then(|bytes| Config::parse(&bytes).ok());
+    let loader = config.map_or(Loader::MlxLm, |config| loader(&config)).name();
+    format!("{loader}.generate --model {} --prompt \"Hello\"", typed_path(path))
 }
 
 /// As one types it, so that nobody takes it for a name on the hub.

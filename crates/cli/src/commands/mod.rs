@@ -5,6 +5,7 @@ mod carry;
 pub(crate) mod compare;
 pub(crate) mod convert;
 pub(crate) mod devices;
+mod drafter;
 mod ending;
 pub(crate) mod eval;
 pub(crate) mod inspect;

@@ -102,3 +102,53 @@ pub(crate) fn two_blocks(directory: &Path, name: &str) -> PathBuf {
     std::fs::write(target.join("config.json"), config.to_string()).unwrap();
     target
 }
+
+/// A small Qwen3-Next with a multi-token-prediction head, as the hub has it, that takes the built-in model's tokens; `change` may
+/// alter config.json and shapes before numbers are drawn.
+#[allow(dead_code, reason = "not every test binary uses it")]
+pub(crate) fn with_heads(
+    directory: &Path,
+    name: &str,
+    change: impl FnOnce(&mut Value, &mut std::collections::BTreeMap<String, Vec<usize>>),
+) -> PathBuf {
+    let target = two_blocks(directory, name);
+    let read = |path: PathBuf| -> Value { serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap() };
+    let vocabulary = read(target.join("config.json"))["vocab_size"].as_u64().unwrap();
+    let listing =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../quant/tests/fixtures/drafters/qwen3_next.json");
+    let listing = read(listing);
+    let mut config = listing["config"].clone();
+    config["vocab_size"] = vocabulary.into();
+    let mut shapes = std::collections::BTreeMap::new();
+    for (tensor, entry) in listing["source"].as_object().unwrap() {
+        let axes = entry.as_str().unwrap().split(' ').skip(1);
+        let mut shape: Vec<usize> = axes.map(|axis| axis.parse().unwrap()).collect();
+        if tensor.contains("embed_tokens") || tensor.contains("lm_head") {
+            shape[0] = usize::try_from(vocabulary).unwrap();
+        }
+        shapes.insert(tensor.clone(), shape);
+    }
+    change(&mut config, &mut shapes);
+    let (mut header, mut data) = (serde_json::Map::new(), Vec::new());
+    let mut state = 1u32;
+    for (tensor, shape) in shapes {
+        let start = data.len();
+        for _ in 0..shape.iter().product() {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            // The upper half of a float32 is a bfloat16.
+            let number = ((state >> 16) as f32 - 32768.0) / 262_144.0;
+            data.extend_from_slice(&number.to_le_bytes()[2..]);
+        }
+        let offsets = serde_json::json!([start, data.len()]);
+        header.insert(tensor, serde_json::json!({"dtype": "BF16", "shape": shape, "data_offsets": offsets}));
+    }
+    let header = Value::Object(header).to_string();
+    let padding = " ".repeat((8 - header.len() % 8) % 8);
+    let mut written = ((header.len() + padding.len()) as u64).to_le_bytes().to_vec();
+    written.extend(header.as_bytes());
+    written.extend(padding.as_bytes());
+    written.extend(data);
+    std::fs::write(target.join("model.safetensors"), written).unwrap();
+    std::fs::write(target.join("config.json"), config.to_string()).unwrap();
+    target
+}

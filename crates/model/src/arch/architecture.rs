@@ -8,6 +8,7 @@ use std::ops::Range;
 use mlx_format::checkpoint::{Config, Tensor};
 use regex::{Captures, Regex};
 
+use super::place::Place;
 use super::towers;
 use crate::view::Step;
 
@@ -94,8 +95,8 @@ pub struct Architecture {
     pub described: bool,
     /// Number of decoder layers.
     pub layers: usize,
-    /// What stands before the names that the rules make: the language model's own place in a wrapper.
-    pub outer: &'static str,
+    /// Where the names that the rules make stand: the language model's own place in a wrapper.
+    pub place: Place,
     /// Prefix replacements; the first that matches is applied, before the rules.
     pub prefixes: Vec<(&'static str, &'static str)>,
     /// The first that matches decides; without one the tensor keeps its name.
@@ -130,6 +131,8 @@ pub struct Architecture {
 pub struct Towers {
     /// Names of these parts, whatever stands before them.
     pub(super) pattern: Regex,
+    /// What stands before all of their names in the output.
+    pub outer: &'static str,
     /// From names without `model.` to mlx-vlm's; the first that matches decides, without one the name stays.
     pub(super) rules: Vec<Rule>,
     /// Whether mlx-vlm's language model has a head of its own although the model ties it to the embedding: it reads the

@@ -10,6 +10,7 @@ use super::biases;
 use super::family::Family;
 use super::gemma;
 use super::keys::{at_most, wrong};
+use super::mlx_vlm::Layout;
 use super::rules::{ATTENTION, MLP, drop};
 use super::sketch::{Sketch, linears};
 use crate::decoder::{
@@ -43,13 +44,22 @@ const MOST_STREAMS: usize = 64;
 /// Where the language model stands.
 const PLACE: &str = "model.language_model.";
 
-/// Towers beside the language model are left out; its own names stay.
+/// The kernel by which mlx-vlm tells whether those of images are turned (`mlx_vlm/models/gemma3n/vision.py`, `sanitize`).
+const KERNEL: &str = "vision_tower.timm_model.blocks.0.0.conv_exp.weight";
+
+/// The language model's own names stay.
 fn gemma3n(source: Source<'_>) -> Result<Architecture, ConfigError> {
     let streams = ["altup_projections.#", "altup_unembed_projections.#"];
     let layers = source.config.count("num_hidden_layers")?;
     let linears = [&TABLES[..], &streams, &LAUREL, &UPDATE, &INPUTS, &ATTENTION, &MLP].concat();
-    Ok(Architecture::with_layers("gemma3n", layers, &linears)
-        .rules([drop(r"^model\.(vision_tower|audio_tower|embed_audio|embed_vision)\.|^lm_head\.")]))
+    let kernel = source.tensors.iter().find(|(name, _)| name.ends_with(KERNEL));
+    let channels_first =
+        kernel.is_some_and(|(_, tensor)| matches!(tensor.shape[..], [_, inner, .., last] if inner >= last));
+    let layout = Layout::Gemma3n { channels_first };
+    let mut architecture =
+        Architecture::with_layers("gemma3n", layers, &linears).rules([drop(r"^lm_head\.")]);
+    architecture.towers = Some(layout.towers(source.config));
+    Ok(architecture)
 }
 
 /// The number that a normally distributed one is below with this probability: what mlx-lm and transformers take from

@@ -175,12 +175,12 @@ fn decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
     decoder.embedding.multiplier = (hidden_size as f64).sqrt();
     decoder.head.softcap = sketch.float("final_logit_softcapping");
     decoder.embedding.per_layer = (width > 0).then(|| PerLayerInputs {
-        path: format!("{}model.{TABLE}", sketch.outer),
+        path: sketch.place.name(&format!("model.{TABLE}")),
         rows: None,
         multiplier: (width as f64).sqrt(),
-        projection: Linear::new(format!("{}model.{MODEL_PROJECTION}", sketch.outer)),
+        projection: Linear::new(sketch.place.name(&format!("model.{MODEL_PROJECTION}"))),
         projection_multiplier: (hidden_size as f64).powf(-0.5),
-        norm: sketch.rms(format!("{}model.per_layer_projection_norm", sketch.outer)),
+        norm: sketch.rms(sketch.place.name("model.per_layer_projection_norm")),
         sum_multiplier: 0.5f64.sqrt(),
         width,
     });

@@ -9,6 +9,8 @@ use serde_json::{Map, Value};
 
 use super::architecture::{Architecture, Source};
 use super::family::Family;
+use super::loader::Loader;
+use super::place::Place;
 use super::sketch::Sketch;
 use super::towers::is_tower;
 use super::wrappers::{self, Inside, Wrapper};
@@ -77,9 +79,9 @@ impl<'a> Language<'a> {
     /// If config.json lacks what the family needs, or says what it cannot mean.
     pub(crate) fn decoder(&self, names: Option<&BTreeSet<&str>>) -> Result<Option<Decoder>, ConfigError> {
         self.whole.model_type()?;
-        let outer = self.wrapper.map_or("", |wrapper| wrapper.outer);
+        let place = self.wrapper.map_or(Place::ALONE, |wrapper| wrapper.place);
         let build = |family: &Family| {
-            let sketch = Sketch { config: &self.config, names, defaults: family.defaults, outer };
+            let sketch = Sketch { config: &self.config, names, defaults: family.defaults, place };
             family.decoder.map(|decoder| decoder(sketch))
         };
         self.family.and_then(build).transpose().map_err(|error| self.nested(error))
@@ -98,7 +100,7 @@ impl<'a> Language<'a> {
         if let Some(decoder) = decoder.as_mut().filter(|decoder| decoder.head.linear.is_none())
             && (self.tied() == Some(false) || !architecture.drops_head() && !architecture.tied_without_head)
         {
-            decoder.head.linear = Some(Linear::new(format!("{}lm_head", architecture.outer)));
+            decoder.head.linear = Some(Linear::new(architecture.place.name("lm_head")));
         }
         Ok(decoder)
     }
@@ -132,7 +134,13 @@ pub fn settled(config: &Config) -> Config {
     Config(around)
 }
 
-/// Why mlx-lm runs no model of this config.json, whatever its weights are; nothing where it does, or nobody knows.
+/// What loads a model of this config.json as a language model: mlx-lm, unless mlx-vlm alone has its type.
+pub fn loader(config: &Config) -> Loader {
+    let wrapper = config.model_type().ok().and_then(Wrapper::of);
+    wrapper.map_or(Loader::MlxLm, |wrapper| wrapper.loader)
+}
+
+/// Why no library runs a model of this config.json, whatever its weights are; nothing where one does, or nobody knows.
 pub fn obstacle(config: &Config) -> Option<String> {
     let model_type = config.model_type().ok()?;
     if let Some(why) = wrappers::unknown(model_type) {
@@ -144,7 +152,8 @@ pub fn obstacle(config: &Config) -> Option<String> {
     }
     let known: Vec<&str> = wrapper.inside.iter().flat_map(|inside| inside.types).copied().collect();
     Some(format!(
-        "text_config.model_type is {text_type:?}, but within {model_type} mlx_lm runs {} alone",
+        "text_config.model_type is {text_type:?}, but within {model_type} {} runs {} alone",
+        wrapper.loader.name(),
         known.join(", ")
     ))
 }
@@ -158,6 +167,8 @@ pub struct Wrapped {
     pub inside: Vec<(&'static [&'static str], &'static str)>,
     /// Whether what sees and hears is kept.
     pub keeps_towers: bool,
+    /// What runs the language model.
+    pub loader: Loader,
 }
 
 /// The wrappers with a description.
@@ -165,7 +176,12 @@ pub fn wrapped() -> impl Iterator<Item = Wrapped> {
     wrappers::WRAPPERS.iter().map(|wrapper| {
         let inside = wrapper.inside.iter().filter(|inside| family(inside.family).is_some());
         let inside = inside.map(|inside| (inside.types, inside.family)).collect();
-        Wrapped { types: wrapper.types, inside, keeps_towers: wrapper.layout.is_some() }
+        Wrapped {
+            types: wrapper.types,
+            inside,
+            keeps_towers: wrapper.layout.is_some(),
+            loader: wrapper.loader,
+        }
     })
 }
 
@@ -202,11 +218,12 @@ mod tests {
     }
 
     #[test]
-    fn every_wrapper_is_a_type_of_mlx_lm_and_opened() {
+    fn every_wrapper_is_a_type_of_its_loader_and_opened() {
         let mut seen = BTreeSet::new();
         for wrapper in wrappers::WRAPPERS {
             for model_type in wrapper.types {
-                assert!(known::model_type(model_type), "{model_type}");
+                assert_eq!(known::model_type(model_type), wrapper.loader == Loader::MlxLm, "{model_type}");
+                assert!(wrapper.loader == Loader::MlxLm || wrapper.layout.is_some(), "{model_type}");
                 assert!(seen.insert(*model_type), "{model_type} twice");
             }
             for inside in wrapper.inside {
@@ -234,7 +251,7 @@ mod tests {
             let names = BTreeSet::new();
             let Some(decoder) = language.decoder(Some(&names)).unwrap() else { continue };
             for name in decoder.reads().0.keys() {
-                assert!(name.starts_with(wrapper.outer), "{model_type}, {text_type}: {name}");
+                assert!(name.starts_with(wrapper.place.outer), "{model_type}, {text_type}: {name}");
             }
         }
     }
@@ -287,11 +304,13 @@ mod tests {
     #[test]
     fn what_mlx_lm_does_not_run() {
         let of = |json: &str| obstacle(&config(json));
-        for model_type in ["internvl", "smolvlm", "idefics3", "glm4v", "lfm2_vl"] {
+        for model_type in ["internvl_chat", "idefics2", "glm4v_moe", "mllama"] {
             assert!(!known::model_type(model_type));
             let why = of(&format!(r#"{{"model_type": "{model_type}"}}"#)).unwrap();
             assert!(why.contains("no model of this type"), "{why}");
         }
+        let why = of(r#"{"model_type": "internvl", "text_config": {"model_type": "qwen2"}}"#).unwrap();
+        assert!(why.contains("within internvl mlx_vlm runs qwen3 alone"), "{why}");
         let why = of(r#"{"model_type": "llava", "text_config": {"model_type": "qwen2"}}"#).unwrap();
         assert!(why.contains("\"qwen2\"") && why.contains("llama, mistral"), "{why}");
         for fine in

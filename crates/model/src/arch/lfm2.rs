@@ -157,6 +157,6 @@ fn decoder(
             Stage::new(Branch::pre(norm(format!("{layer}ffn_norm")), network(layer, index)?)),
         ])
     })?;
-    decoder.norm = norm("model.embedding_norm".to_owned());
+    decoder.norm = norm(sketch.place.name("model.embedding_norm"));
     Ok(decoder)
 }

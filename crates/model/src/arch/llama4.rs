@@ -68,7 +68,6 @@ fn decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
         original: sketch.float_or("floor_scale", 8192.0),
         first: 1,
     };
-    let outer = sketch.outer;
     let mut decoder = sketch.llama_with(vec![sketch.rope()?.interleaved()], |layer, index, attention| {
         let turns = match sketch.of_layer("no_rope_layers", index).and_then(Value::as_u64) {
             Some(turns) => turns != 0,
@@ -106,6 +105,6 @@ fn decoder(sketch: Sketch<'_>) -> Result<Decoder, ConfigError> {
         };
         Ok(sketch.pre_norm(layer, Layer::Attention(attention), network))
     })?;
-    decoder.head.linear = Some(Linear::new(format!("{outer}lm_head")));
+    decoder.head.linear = Some(Linear::new(sketch.place.name("lm_head")));
     Ok(decoder)
 }

@@ -27,6 +27,20 @@ pub(super) enum Layout {
     Gemma4,
     /// MoonViT: blocks below `encoder`, whose attention has no name of its own.
     Moon,
+    /// Names are the hub's, and no convolution is among them: Llama 4 and Muse Glimmer.
+    AsOnTheHub,
+    /// InternVL's own tower, in transformers' form.
+    InternVl,
+    /// SigLIP 2, whose patches a matrix embeds.
+    Lfm2Vl,
+    /// A SigLIP tower at `vision_model`, and a `connector`.
+    Idefics3,
+    /// Gemma 3n: MobileNet for images, a conformer for sound, and what embeds both. All of it stands below `model.`, where
+    /// mlx-lm looks for what it drops; mlx-vlm takes that away.
+    Gemma3n {
+        /// Whether channels of images' kernels stand before them still.
+        channels_first: bool,
+    },
 }
 
 /// What begins the names of parts that see or hear.
@@ -62,7 +76,10 @@ impl Layout {
                 rename(r"^vision_projection\.(.*)$", "multi_modal_projector.$1"),
             ],
             Self::Visual => vec![
-                turn(r"^(?:visual|vision_tower)\.(patch_embed\.proj\.weight)$", "vision_tower.$1"),
+                turn(
+                    r"^(?:visual|vision_tower)\.((?:patch_embed\.proj|downsample)\.weight)$",
+                    "vision_tower.$1",
+                ),
                 rename(r"^visual\.(.*)$", "vision_tower.$1"),
             ],
             Self::Gemma4 => Self::gemma4(config),
@@ -74,8 +91,37 @@ impl Layout {
                 ),
                 rename(r"^vision_tower\.encoder\.(.*)$", "vision_tower.$1"),
             ],
+            Self::AsOnTheHub => Vec::new(),
+            Self::InternVl => {
+                vec![turn(r"^(vision_tower\.embeddings\.patch_embeddings\.projection\.weight)$", "$1")]
+            }
+            Self::Lfm2Vl => Self::lfm2_vl(config),
+            Self::Idefics3 => vec![turn(r"^(vision_model\.embeddings\.patch_embedding\.weight)$", "$1")],
+            Self::Gemma3n { channels_first } => Self::gemma3n(channels_first),
         });
-        Towers { pattern, rules, repeats_head: self == Self::TowerAndHead }
+        let outer = if matches!(self, Self::Gemma3n { .. }) { "model." } else { "" };
+        Towers { pattern, outer, rules, repeats_head: self == Self::TowerAndHead }
+    }
+
+    /// The norm of a projector that does not use it is in some checkpoints.
+    fn lfm2_vl(config: &Config) -> Vec<Rule> {
+        let mut rules = vec![rename(r"^vision_tower\.vision_model\.(.*)$", "vision_tower.$1")];
+        if !config.bool("projector_use_layernorm", true) {
+            rules.push(drop(r"^multi_modal_projector\.layer_norm\."));
+        }
+        rules
+    }
+
+    /// A kernel of 3 x 3 over 3 channels does not tell its form, so that all of a tower's are turned, or none.
+    fn gemma3n(channels_first: bool) -> Vec<Rule> {
+        let mut rules = vec![
+            turn(r"^(audio_tower\..*conv\.weight)$", "$1"),
+            turn(r"^(audio_tower\..*conv1d\.weight)$", "$1"),
+        ];
+        if channels_first {
+            rules.push(turn(r"^(vision_tower\.(?:.*[._])?(?:conv[^.]*|proj)\.weight)$", "$1"));
+        }
+        rules
     }
 
     /// Bounds of activations are read where the tower clips; a model without ears has nothing for sound.

@@ -13,10 +13,13 @@ mod architecture;
 mod biases;
 pub mod by_names;
 mod defaults;
+mod drafters;
 mod family;
 pub(crate) mod keys;
 mod language;
+mod loader;
 mod mlx_vlm;
+mod place;
 mod rope;
 mod rules;
 mod rules_only;
@@ -72,9 +75,13 @@ mod starcoder2;
 mod step3p5;
 
 pub use self::architecture::{Architecture, Linears, Output, Protected, Rule, Share, Source, Towers};
+pub(crate) use self::drafters::Drafter;
+pub use self::drafters::drafters;
 pub(crate) use self::family::Family;
 pub(crate) use self::language::Language;
-pub use self::language::{Wrapped, obstacle, settled, wrapped};
+pub use self::language::{Wrapped, loader, obstacle, settled, wrapped};
+pub use self::loader::Loader;
+pub use self::place::Place;
 pub use crate::view::{Factors, Step};
 
 /// The families, a line for each file.

@@ -8,6 +8,7 @@ use regex::Regex;
 use serde_json::Value;
 
 use super::architecture::{Architecture, Linears, Output, Protected, Rule, Share, Source};
+use super::place::Place;
 use crate::view::Step;
 
 /// The linears of a gated network below a path.
@@ -193,7 +194,7 @@ impl Architecture {
             family,
             described: true,
             layers,
-            outer: "",
+            place: Place::ALONE,
             prefixes: Vec::new(),
             rules: Vec::new(),
             linears: Linears::Named(linears.to_vec()),

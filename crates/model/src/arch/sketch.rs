@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use super::defaults::Defaults;
 use super::keys::{MOST_HEADS, MOST_LAYERS, MOST_WIDTH, at_most, undescribed, wrong};
+use super::place::Place;
 use super::rules::{ATTENTION, MLP, tied};
 use crate::decoder::{
     Attention, Block, Branch, Decoder, Embedding, Gate, Head, HeadNorms, Layer, Linear, Mlp, Norm,
@@ -24,8 +25,8 @@ pub(super) struct Sketch<'a> {
     pub(super) names: Option<&'a BTreeSet<&'a str>>,
     /// Numbers that config.json may leave out.
     pub(super) defaults: Defaults,
-    /// What stands before `model.` in the names: the language model's place in a wrapper.
-    pub(super) outer: &'static str,
+    /// Where the language model stands in a wrapper.
+    pub(super) place: Place,
 }
 
 /// Linears below a prefix such as `model.layers.0.`, by the names that the family lists.
@@ -196,7 +197,7 @@ impl Sketch<'_> {
 
     /// `model.layers.INDEX.`
     pub(super) fn layer(&self, index: usize) -> String {
-        format!("{}model.layers.{index}.", self.outer)
+        self.place.name(&format!("model.layers.{index}."))
     }
 
     pub(super) fn rms(&self, path: impl Into<String>) -> Norm {
@@ -244,15 +245,14 @@ impl Sketch<'_> {
     /// A decoder under the Llama names; the head is tied where the checkpoint has none and config.json does not deny
     /// it.
     pub(super) fn decoder(&self, ropes: Vec<Rope>, blocks: Vec<Block>) -> Result<Decoder, ConfigError> {
-        let outer = self.outer;
-        let head = format!("{outer}lm_head");
+        let head = self.place.name("lm_head");
         let untied = tied(self.config) == Some(false);
         let linear = (untied || self.has(&format!("{head}.weight"))).then(|| Linear::new(head));
         Ok(Decoder {
             hidden_size: self.count("hidden_size")?,
             vocabulary: self.count("vocab_size")?,
             embedding: Embedding {
-                path: format!("{outer}model.embed_tokens"),
+                path: self.place.name("model.embed_tokens"),
                 positions: None,
                 multiplier: 1.0,
                 per_layer: None,
@@ -260,7 +260,7 @@ impl Sketch<'_> {
             streams: None,
             ropes,
             blocks,
-            norm: self.rms(format!("{outer}model.norm")),
+            norm: self.rms(self.place.name("model.norm")),
             head: Head { linear, multiplier: 1.0, softcap: None },
         })
     }

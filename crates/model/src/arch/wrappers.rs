@@ -10,7 +10,9 @@ use mlx_format::checkpoint::Config;
 use serde_json::{Map, Value, json};
 
 use super::architecture::{Architecture, Rule};
+use super::loader::Loader;
 use super::mlx_vlm::{self, Layout};
+use super::place::Place;
 use super::rules::drop;
 
 /// A model that holds a language model in `text_config`, or, in old checkpoints, beside its own keys.
@@ -20,10 +22,12 @@ pub(super) struct Wrapper {
     pub(super) types: &'static [&'static str],
     /// Language models that mlx-lm takes inside; the first where config.json does not name one.
     pub(super) inside: &'static [Inside],
-    /// What stands before `model.` in MLX's names.
-    pub(super) outer: &'static str,
+    /// Where it stands in MLX's names.
+    pub(super) place: Place,
     /// How mlx-vlm names the parts that see and hear; nothing if they are not kept.
     pub(super) layout: Option<Layout>,
+    /// What loads it as a language model.
+    pub(super) loader: Loader,
 }
 
 /// A language model inside.
@@ -72,13 +76,20 @@ const fn inside(types: &'static [&'static str], family: &'static str, fills: &'s
 
 /// A wrapper as nearly all are.
 const fn below(types: &'static [&'static str], layout: Layout, inside: &'static [Inside]) -> Wrapper {
-    Wrapper { types, inside, outer: "language_model.", layout: Some(layout) }
+    Wrapper { layout: Some(layout), ..plain(types, inside) }
 }
 
 /// A wrapper whose parts that see are dropped.
 const fn plain(types: &'static [&'static str], inside: &'static [Inside]) -> Wrapper {
-    Wrapper { types, inside, outer: "language_model.", layout: None }
+    Wrapper { types, inside, place: Place::below(LANGUAGE), layout: None, loader: Loader::MlxLm }
 }
+
+/// A wrapper that mlx-vlm has a model of, and mlx-lm has none.
+const fn seen(types: &'static [&'static str], layout: Layout, inside: &'static [Inside]) -> Wrapper {
+    Wrapper { loader: Loader::MlxVlm, ..below(types, layout, inside) }
+}
+
+const LANGUAGE: &str = "language_model.";
 
 const APART: Fill = Missing("tie_word_embeddings", Flag(false));
 
@@ -101,6 +112,9 @@ const MISTRAL_7B: &[Fill] = &[
     Missing("num_key_value_heads", Count(8)),
     Missing("vocab_size", Count(32000)),
 ];
+
+/// Its attention has biases whatever config.json says.
+const GLM4V: &[Fill] = &[APART, Missing("attention_bias", Flag(true))];
 
 const PIXTRAL: &[Fill] =
     &[Always("tie_word_embeddings", Flag(false)), Missing("num_attention_heads", Count(32))];
@@ -140,51 +154,55 @@ pub(super) const WRAPPERS: &[Wrapper] = &[
         Layout::Tower,
         &[inside(&["mistral"], "mistral", PIXTRAL), inside(&["llama"], "llama", PIXTRAL)],
     ),
-    // mlx-vlm wants the matrices between the heads whole there and mlx-lm in two: no layout has both.
+    // mlx-vlm wants `kv_b_proj` there and mlx-lm `embed_q` and `unembed_out`, and each refuses the other's: no layout has both.
     plain(&["kimi_vl"], &[inside(&["deepseek_v3"], "deepseek_v3", &[])]),
     below(&["kimi_k25"], Layout::Moon, &[inside(&["kimi_k2"], "kimi_k2", &[])]),
-    plain(&["llama4"], &[inside(&["llama4_text"], "llama4", &[])]),
+    below(&["llama4"], Layout::AsOnTheHub, &[inside(&["llama4_text"], "llama4", &[])]),
     plain(&["kimi_k3"], &[inside(&["kimi_linear"], "kimi_k3", &[])]),
     plain(&["minimax_m3_vl"], &[inside(&["minimax_m3"], "minimax_m3_vl", &[])]),
     Wrapper {
         types: &["muse_glimmer"],
-        inside: &[inside(&["muse_glimmer_text"], "muse_glimmer", &[])],
-        outer: "",
-        layout: None,
+        place: Place::ALONE,
+        ..below(&[], Layout::AsOnTheHub, &[inside(&["muse_glimmer_text"], "muse_glimmer", &[])])
+    },
+    seen(&["glm4v"], Layout::Visual, &[inside(&["glm4v_text"], "glm4", GLM4V)]),
+    seen(&["internvl"], Layout::InternVl, &[inside(&["qwen3"], "qwen3", &[])]),
+    seen(&["lfm2_vl"], Layout::Lfm2Vl, &[inside(&["lfm2"], "lfm2", &[])]),
+    Wrapper {
+        place: Place { outer: LANGUAGE, model: "" },
+        ..seen(&["idefics3", "smolvlm"], Layout::Idefics3, &[inside(&["llama"], "llama", &[APART])])
     },
 ];
 
-/// Wrappers that mlx-lm has no model of. mlx-vlm has.
+/// Wrappers that mlx-lm has no model of and that are not described here. mlx-vlm has.
 const UNKNOWN: &[&str] = &[
     "aya_vision",
     "glm46v",
-    "glm4v",
     "glm4v_moe",
     "glm5_next",
     "idefics2",
-    "idefics3",
-    "internvl",
     "internvl_chat",
-    "lfm2_vl",
     "llava_next",
     "mllama",
     "paligemma",
     "phi4mm",
     "qwen3_omni_moe",
     "qwen4_exp",
-    "smolvlm",
     "step3p7",
 ];
 
 /// How the language model's names begin, and what they become; the first that fits counts. Old checkpoints have the
 /// second pair, those of transformers 5 the third, some neither.
-const SPELLINGS: [(&str, &str); 6] = [
+const SPELLINGS: [(&str, &str); 8] = [
     ("model.language_model.model.", "model."),
     ("language_model.model.", "model."),
     ("model.language_model.lm_head.", "lm_head."),
     ("language_model.lm_head.", "lm_head."),
     ("model.language_model.", "model."),
     ("language_model.", "model."),
+    // Idefics 3.
+    ("model.text_model.", "model."),
+    ("text_model.", "model."),
 ];
 
 impl Wrapper {
@@ -193,10 +211,10 @@ impl Wrapper {
         WRAPPERS.iter().find(|wrapper| wrapper.types.contains(&model_type))
     }
 
-    /// The language model of this type inside; the likeliest if config.json does not say, the only one whatever it says, as
-    /// in mlx-lm.
+    /// The language model of this type inside; the likeliest if config.json does not say, the only one of mlx-lm's whatever it
+    /// says, as there.
     pub(super) fn inside(&self, text_type: Option<&str>) -> Option<&'static Inside> {
-        let only = self.inside.len() == 1;
+        let only = self.inside.len() == 1 && self.loader == Loader::MlxLm;
         let fits = |inside: &&Inside| only || text_type.is_none_or(|own| inside.types.contains(&own));
         self.inside.iter().find(fits)
     }
@@ -211,7 +229,7 @@ impl Wrapper {
     pub(super) fn around(&self, mut architecture: Architecture, config: &Config) -> Architecture {
         architecture.prefixes = SPELLINGS.to_vec();
         architecture.rules.insert(0, Self::without_towers());
-        architecture.outer = self.outer;
+        architecture.place = self.place;
         architecture.towers = self.layout.map(|layout| layout.towers(config));
         architecture
     }
@@ -257,11 +275,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn three_spellings_of_a_name() {
+    fn spellings_of_a_name() {
         for name in [
             "language_model.model.layers.0.mlp.up_proj.weight",
             "model.language_model.layers.0.mlp.up_proj.weight",
             "model.layers.0.mlp.up_proj.weight",
+            "language_model.layers.0.mlp.up_proj.weight",
+            "model.text_model.layers.0.mlp.up_proj.weight",
         ] {
             assert_eq!(Wrapper::plain(name), "model.layers.0.mlp.up_proj.weight");
         }

@@ -179,11 +179,11 @@ pub(super) fn apply(
         let tower = architecture.towers.as_ref().and_then(|towers| Some((towers, towers.inner(source)?)));
         if let Some((tower, inner)) = tower {
             match tower.rule(inner).and_then(|rule| Some((rule, rule.captures(inner)?))) {
-                None => add(&mut towers, inner.to_owned(), None, view(&[])?, source)?,
+                None => add(&mut towers, [tower.outer, inner].concat(), None, view(&[])?, source)?,
                 Some((rule, _)) if rule.outputs.is_empty() => dropped.push(source.clone()),
                 Some((rule, captures)) => {
                     for output in &rule.outputs {
-                        let mut name = String::new();
+                        let mut name = tower.outer.to_owned();
                         captures.expand(&output.name, &mut name);
                         add(&mut towers, name, None, view(&output.steps)?, source)?;
                     }
@@ -193,20 +193,21 @@ pub(super) fn apply(
         }
         let renamed = architecture.renamed(source);
         if repeated && renamed.starts_with("lm_head.") {
-            add(&mut towers, [architecture.outer, &renamed].concat(), None, view(&[])?, source)?;
+            add(&mut towers, architecture.place.name(&renamed), None, view(&[])?, source)?;
             continue;
         }
         let rule = architecture.rules.iter().find_map(|rule| Some((rule, rule.captures(&renamed)?)));
         let Some((Rule { outputs, .. }, captures)) = rule else {
-            put([architecture.outer, &renamed].concat(), None, &[])?;
+            put(architecture.place.name(&renamed), None, &[])?;
             continue;
         };
         if outputs.is_empty() {
             dropped.push(source.clone());
         }
         for output in outputs {
-            let mut name = architecture.outer.to_owned();
+            let mut name = String::new();
             captures.expand(&output.name, &mut name);
+            let name = architecture.place.name(&name);
             let index = || captures.name("e").and_then(|index| index.as_str().parse().ok());
             let place = match output.share {
                 Share::Whole => None,

@@ -1,6 +1,7 @@
 //! Source names to output tensors, by the rules of an architecture.
 
 mod collect;
+mod drafter;
 mod shared;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -10,6 +11,7 @@ use mlx_format::{Dtype, FloatType, Scheme};
 
 pub use self::collect::Taken;
 use self::collect::{Applied, apply, decoded_tensors};
+pub use self::drafter::Heads;
 pub use self::shared::SharedNames;
 use crate::arch::{self, Architecture, Language};
 use crate::asked;

@@ -2,6 +2,7 @@
 
 use mlx_format::checkpoint::Config;
 use mlx_format::{FloatType, Mode};
+use mlx_quant_model::arch::Loader;
 use mlx_quant_model::arch::by_names::{self, Unfit};
 use mlx_quant_model::{Existing, Named, arch};
 use serde_json::Value;
@@ -64,10 +65,15 @@ pub(super) fn check_taken(named: &Named) -> Result<(), PlanError> {
     Err(PlanError::NotTaken { method, lacking, layers: named.packed.len(), path, reason })
 }
 
-/// Refuses a model that mlx_lm does not run in any form.
-pub(super) fn check_type(config: &Config) -> Result<(), PlanError> {
-    let Some(why) = arch::obstacle(config) else { return Ok(()) };
-    Err(PlanError::NotRun { model_type: config.model_type()?.to_owned(), why })
+/// Refuses a model that nothing runs in any form, and one that nothing runs in the form that is asked for.
+pub(super) fn check_type(settings: &Settings, config: &Config) -> Result<(), PlanError> {
+    if let Some(why) = arch::obstacle(config) {
+        return Err(PlanError::NotRun { model_type: config.model_type()?.to_owned(), why });
+    }
+    if settings.text_only && arch::loader(config) == Loader::MlxVlm {
+        return Err(PlanError::TextOnly { model_type: config.model_type()?.to_owned() });
+    }
+    Ok(())
 }
 
 /// How many tensors an error names.

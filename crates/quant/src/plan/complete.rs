@@ -21,6 +21,15 @@ pub struct Towers {
     pub bytes: u64,
 }
 
+/// A planned drafter.
+#[derive(Clone, Debug)]
+pub struct DrafterPlan {
+    /// Its tensors and config.json.
+    pub plan: Plan,
+    /// Files of the tokenizer that lie beside it, where the source has them.
+    pub files: &'static [&'static str],
+}
+
 /// A complete plan.
 #[derive(Clone, Debug)]
 pub struct Plan {
@@ -38,8 +47,10 @@ pub struct Plan {
     pub parameters: u64,
     /// The parts that see and hear, which are in all other figures too.
     pub towers: Towers,
-    /// Tensors of multi-token-prediction heads, which are left out.
+    /// Tensors of multi-token-prediction heads, which are left out, or go into the drafter.
     pub prediction_heads: usize,
+    /// The model of these heads, written beside the output, where that is asked for.
+    pub drafter: Option<Box<DrafterPlan>>,
     /// What a person should know.
     pub notes: Vec<String>,
     /// The settings it was made from.

@@ -59,6 +59,10 @@ pub enum PlanError {
     )]
     NotRun { model_type: String, why: String },
     #[error(
+        "model type {model_type:?} cannot be written as text alone: mlx_lm has no model of this type, and mlx_vlm wants what sees; hint: leave out --text-only"
+    )]
+    TextOnly { model_type: String },
+    #[error(
         "model type {model_type:?} has no description here, and its experts stand one by one, which mlx_lm wants stacked: {tensors}; hint: without -q it converts as it is"
     )]
     NumberedExperts { model_type: String, tensors: String },

@@ -4,7 +4,7 @@ use mlx_quant_model::Architecture;
 
 /// The paths of the table and of the head that repeats it, if mlx-vlm's model has such a head.
 pub(super) fn repeated(architecture: &Architecture) -> Option<(String, String)> {
-    let outer = architecture.outer;
+    let place = architecture.place;
     let wanted = architecture.towers.as_ref().is_some_and(|towers| towers.repeats_head);
-    wanted.then(|| (format!("{outer}model.embed_tokens"), format!("{outer}lm_head")))
+    wanted.then(|| (place.name("model.embed_tokens"), place.name("lm_head")))
 }

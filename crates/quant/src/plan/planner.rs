@@ -83,7 +83,7 @@ impl Planner {
                 .push(format!("{reason}: whether all tensors are there, each of its shape, was not checked"));
         }
         let first_tower = tensors.len();
-        let repeated = format!("{}lm_head.", architecture.outer);
+        let repeated = architecture.place.name("lm_head.");
         towers.retain(|(name, _)| !name.starts_with(&repeated));
         let (kept, left_out) = if settings.text_only { (Vec::new(), towers) } else { (towers, Vec::new()) };
         let is_part = |name: &&String| kept.is_empty() && architecture.is_tower(name);
@@ -99,9 +99,16 @@ impl Planner {
             others.into_iter().partition(|name| architecture.is_prediction_head(name));
         let prediction_heads = heads.len();
         if let Some(first) = heads.first() {
-            notes.push(format!(
-                "{prediction_heads} tensors of a multi-token-prediction head ({first}, ...) are dropped: mlx_lm predicts a token at a time"
-            ));
+            notes.push(if settings.mtp {
+                format!(
+                    "{prediction_heads} tensors of a multi-token-prediction head ({first}, ...) go into a drafter beside the model"
+                )
+            } else {
+                format!(
+                    "{prediction_heads} tensors of a multi-token-prediction head ({first}, ...) are dropped: mlx_lm predicts a token at a time; \
+                     --mtp keeps heads that mlx_vlm can use"
+                )
+            });
         }
         if !others.is_empty() {
             notes.push(format!("{} tensors that MLX does not load are dropped", others.len()));
@@ -209,6 +216,7 @@ impl Planner {
             parameters,
             towers,
             prediction_heads,
+            drafter: None,
             notes,
             settings,
             paths,

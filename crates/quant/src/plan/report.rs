@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::{Job, Plan, Towers};
+use super::{DrafterPlan, Job, Plan, Towers};
 
 /// One layer or tensor of a plan.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -17,6 +17,21 @@ pub struct LayerReport {
     pub scheme: String,
     /// Bytes in the output, scales and biases included.
     pub bytes: u64,
+}
+
+/// A planned drafter as plain data.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct DrafterReport {
+    /// Its own `model_type`, by which mlx-vlm knows it.
+    pub model_type: String,
+    /// Tensors in its file.
+    pub tensors: usize,
+    /// Number of weights.
+    pub parameters: u64,
+    /// Stored bits per weight.
+    pub bits_per_weight: f64,
+    /// Bytes of all its safetensors files.
+    pub output_bytes: u64,
 }
 
 /// What a plan will do.
@@ -35,6 +50,9 @@ pub struct PlanReport {
     /// The parts that see and hear, where there are any; they are in all sums.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub towers: Option<Towers>,
+    /// The model of multi-token-prediction heads that is written beside it, where that is asked for; it is in no sum.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub drafter: Option<DrafterReport>,
     /// Bytes read.
     pub input_bytes: u64,
     /// Bytes of all safetensors files written.
@@ -74,12 +92,27 @@ impl Plan {
             parameters: self.parameters,
             bits_per_weight: self.bits_per_weight(),
             towers: Some(self.towers).filter(|towers| towers.tensors > 0),
+            drafter: self.drafter.as_ref().map(|drafter| drafter.report()),
             input_bytes: self.input_bytes(),
             output_bytes: self.layout.file_bytes(),
             files: self.layout.shards().map(|(name, bytes)| (name.to_owned(), bytes)).collect(),
             schemes,
             notes: self.notes.clone(),
             layers,
+        }
+    }
+}
+
+impl DrafterPlan {
+    /// As data.
+    pub fn report(&self) -> DrafterReport {
+        let Self { plan, .. } = self;
+        DrafterReport {
+            model_type: plan.config.model_type().unwrap_or_default().to_owned(),
+            tensors: plan.layout.specs().len(),
+            parameters: plan.parameters,
+            bits_per_weight: plan.bits_per_weight(),
+            output_bytes: plan.layout.file_bytes(),
         }
     }
 }

@@ -50,6 +50,9 @@ pub struct Settings {
     pub allow_unread: bool,
     /// Leave out what sees and hears, and the files that only that needs.
     pub text_only: bool,
+    /// Keep multi-token-prediction heads, as a drafter beside the output, at 8 bits where the model is quantized: plan it
+    /// (`Plan::drafter`), for [`crate::drafter::write()`] to write.
+    pub mtp: bool,
     /// Take end-of-turn tokens as mlx-lm does, from generation_config.json alone or else from config.json.
     pub keep_eos: bool,
 }

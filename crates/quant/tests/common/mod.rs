@@ -1,5 +1,6 @@
 //! Shared by the integration tests.
 
+pub(crate) mod listing;
 #[allow(dead_code, reason = "not every test binary uses it")]
 pub(crate) mod seeds;
 

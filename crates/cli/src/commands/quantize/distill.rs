@@ -5,18 +5,21 @@ use std::path::Path;
 use anyhow::Result;
 use mlx_quant::forecast::forecast;
 use mlx_quant::observer::Within;
+use mlx_quant::plan::DrafterPlan;
 use mlx_quant::recipes::{Device, Room};
 use mlx_quant::session::steps_of_distilling;
 use mlx_quant::{Event, Model, Observer as _, Plan, QuantizeSettings, Settings};
 
 use super::prepare::prepare;
-use super::request::Request;
+use super::request::{Request, affine};
 use super::show::{dry_run, show};
 use crate::commands::card::card_fits;
+use crate::commands::drafter;
 use crate::commands::source::{self, Asked, Need};
 use crate::commands::upload::Target;
 use crate::machine;
 use crate::printer::Printer;
+use crate::refusal::Refusal;
 use crate::screen::Screen;
 
 /// Trains `student`, an MLX quantized model.
@@ -43,7 +46,10 @@ pub(super) fn run(request: &Request<'_>, student: &Path, device: &Device, printe
         ..Settings::default()
     };
     let plan = Plan::new(&student.checkpoint, &student.config, as_it_is);
-    let plan = plan.map_err(mlx_quant::Error::from)?;
+    let mut plan = plan.map_err(mlx_quant::Error::from)?;
+    if args.target.mtp {
+        plan.drafter = Some(Box::new(heads(teacher.as_deref())?));
+    }
     let (windows, settings) = prepare(request, &student, printer)?;
     let machine = machine::known(settings.threads, device, printer)?;
     let needs = forecast(&student, &plan, &windows, &settings, true, &machine, Room::now().resident)?;
@@ -51,6 +57,11 @@ pub(super) fn run(request: &Request<'_>, student: &Path, device: &Device, printe
     if args.target.dry_run {
         return dry_run(request, &plan, &windows, (needs, device), printer);
     }
+    let (destination, threads) = (args.destination(), settings.threads);
+    let beside = match &teacher {
+        Some(teacher) => drafter::write(teacher, plan.drafter.as_deref(), destination, threads, printer)?,
+        None => None,
+    };
     let screen = Screen::new(printer);
     let steps = needs.expect(steps_of_distilling(&settings));
     screen.event(Event::Job { steps: &steps });
@@ -60,13 +71,27 @@ pub(super) fn run(request: &Request<'_>, student: &Path, device: &Device, printe
         &student,
         &plan,
         &windows,
-        args.destination(),
+        destination,
         &settings,
         &Within(&screen),
     );
     screen.clear();
-    show(request, &plan, &windows, &made?, (needs, device), printer)?;
+    let made = made
+        .map_err(anyhow::Error::from)
+        .and_then(|made| show(request, &plan, &windows, &made, (needs, device), printer));
+    drafter::conclude(beside.as_ref(), made, printer)?;
     upload.map_or(Ok(()), |upload| upload.push(target, teacher.as_deref(), printer))
+}
+
+/// The drafter of the original, at 8 bits as the student is quantized.
+fn heads(teacher: Option<&Model>) -> Result<DrafterPlan> {
+    let Some(teacher) = teacher else {
+        let why = "--mtp takes the multi-token-prediction heads of the original, which is not named";
+        return Err(Refusal(format!("{why}; hint: give --model, or leave out --mtp")).into());
+    };
+    let settings = Settings { quantize: Some(affine(4, 64)?), ..Settings::default() };
+    let planned = DrafterPlan::new(&teacher.checkpoint, &teacher.config, &settings);
+    Ok(planned.map_err(mlx_quant::Error::from)?)
 }
 
 /// `--targets-only`.

@@ -24,6 +24,7 @@ use self::mode::Mode;
 use self::prepare::{fitted, prepare};
 pub(crate) use self::request::{Request, affine};
 use self::show::{dry_run, show};
+use super::drafter;
 use super::parents::Parents;
 use super::upload::Target;
 use crate::commands::source::{self, Need};
@@ -45,6 +46,9 @@ pub(crate) fn run(request: &Request<'_>, printer: Printer) -> Result<()> {
     let _parents = Parents::of(&args.target.mlx_path, args.target.dry_run || targets_only)?;
     if !args.target.dry_run && !targets_only {
         Writer::check_target(args.destination()).map_err(Error::from)?;
+        if args.target.mtp {
+            drafter::check(args.destination())?;
+        }
     }
     source::check(&[request.asked()], &[args.data.as_deref()])?;
     if let Some(student) = request.alone.and_then(|dwq| dwq.quantized_model.as_deref()) {
@@ -64,6 +68,7 @@ pub(crate) fn run(request: &Request<'_>, printer: Printer) -> Result<()> {
         dtype: args.target.dtype.map(Into::into),
         allow_unread: args.target.allow_unread,
         text_only: args.target.text_only,
+        mtp: args.target.mtp,
         keep_eos: args.target.keep_eos,
         ..Settings::default()
     };
@@ -73,12 +78,16 @@ pub(crate) fn run(request: &Request<'_>, printer: Printer) -> Result<()> {
     }
     let threads = args.machine.threads.map_or(0, |threads| threads as usize);
     let target = &args.target.mlx_path;
-    if calibrated {
-        carry_out(request, &model, plan, dynamic, printer)?;
+    let only_plan = args.target.dry_run;
+    let drafter = plan.drafter.as_deref().filter(|_| !only_plan && !targets_only);
+    let beside = drafter::write(&model, drafter, args.destination(), threads, printer)?;
+    let made = if calibrated {
+        carry_out(request, &model, plan, dynamic, printer)
     } else {
-        let (destination, only_plan) = (args.destination(), args.target.dry_run);
-        super::carry::carry_out((&model, request.asked()), &plan, destination, only_plan, threads, printer)?;
-    }
+        let destination = args.destination();
+        super::carry::carry_out((&model, request.asked()), &plan, destination, only_plan, threads, printer)
+    };
+    drafter::conclude(beside.as_ref(), made, printer)?;
     upload.map_or(Ok(()), |upload| upload.push(target, Some(&model), printer))
 }
 

@@ -1,5 +1,6 @@
 //! Keys of config.json that mlx_lm goes by.
 
+use mlx_quant_model::arch::{self, Loader};
 use mlx_quant_model::{Existing, Packing, known};
 use serde_json::Value;
 
@@ -10,7 +11,7 @@ pub(super) fn check(model: &Model, findings: &mut Findings) {
     let config = &model.config.0;
     match config.get("model_type").and_then(Value::as_str) {
         None => findings.fatal("model_type", "is missing from config.json, or no string"),
-        Some(name) if !known::model_type(name) => {
+        Some(name) if !known::model_type(name) && arch::loader(&model.config) == Loader::MlxLm => {
             findings.fatal("model_type", format!("{name:?} is no model type of mlx_lm 0.32.2"));
         }
         Some(_) => {}

@@ -1,4 +1,4 @@
-//! Whether mlx_lm loads a model: every file, name, shape and value is looked at, and everything that is wrong is told.
+//! Whether mlx_lm (or mlx_vlm, of types that it alone has) loads a model: every file, name, shape and value is looked at, and everything that is wrong is told.
 //!
 //! What mlx_lm does is that of version 0.32.2 (`mlx_lm/utils.py`, `load_model`): it reads every `model*.safetensors`, never
 //! the index; takes a layer's packing from its entry in config.json, else from the shapes; and then wants
@@ -15,7 +15,7 @@ mod tokenizer;
 use std::fmt;
 use std::time::Instant;
 
-use mlx_quant_model::SourceError;
+use mlx_quant_model::{SourceError, arch};
 use serde::Serialize;
 
 pub use self::findings::Problem;
@@ -40,8 +40,10 @@ pub enum Verdict {
 /// What [`verify`] found.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Verification {
-    /// Whether mlx_lm loads the model.
+    /// Whether it is loaded.
     pub verdict: Verdict,
+    /// What loads it: mlx_lm, or mlx_vlm where that alone has a model of its type.
+    pub loader: &'static str,
     /// Everything that is wrong; what mlx_lm stops at comes first.
     pub problems: Vec<Problem>,
     /// What a person should know, though nothing is wrong.
@@ -90,22 +92,35 @@ pub fn verify(model: &Model, observer: &dyn Observer, threads: usize) -> Result<
         None => Verdict::Loads,
         Some(_) => Verdict::LoadsBut,
     };
-    Ok(Verification { verdict, problems, notes, tensors, bytes, seconds: start.elapsed().as_secs_f64() })
+    let loader = arch::loader(&model.config).name();
+    Ok(Verification {
+        verdict,
+        loader,
+        problems,
+        notes,
+        tensors,
+        bytes,
+        seconds: start.elapsed().as_secs_f64(),
+    })
 }
 
 /// The verdict in one line, with the first reasons.
 impl fmt::Display for Verification {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         const SHOWN: usize = 3;
-        f.write_str(match self.verdict {
-            Verdict::Loads => "mlx_lm will load it",
-            Verdict::LoadsBut => "mlx_lm loads it, but: ",
+        let loader = self.loader;
+        match self.verdict {
+            Verdict::Loads => write!(f, "{loader} will load it"),
+            Verdict::LoadsBut => write!(f, "{loader} loads it, but: "),
             Verdict::Unknown if self.problems.is_empty() => {
-                "not known whether mlx_lm loads it: the decoder of its model type is not described here"
+                write!(
+                    f,
+                    "not known whether {loader} loads it: the decoder of its model type is not described here"
+                )
             }
-            Verdict::Unknown => "not known whether mlx_lm loads it; wrong is: ",
-            Verdict::Fails => "mlx_lm will not load it: ",
-        })?;
+            Verdict::Unknown => write!(f, "not known whether {loader} loads it; wrong is: "),
+            Verdict::Fails => write!(f, "{loader} will not load it: "),
+        }?;
         let fatal = self.verdict == Verdict::Fails;
         let reasons: Vec<String> =
             self.problems.iter().filter(|problem| problem.fatal == fatal).map(Problem::to_string).collect();
