@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "a test panics to fail")]
 
 mod common;
+#[path = "eval/suite.rs"]
+mod suite;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
