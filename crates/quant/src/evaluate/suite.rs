@@ -443,10 +443,10 @@ mod tests {
     }
 
     #[test]
-    fn lengths_are_filled_up_by_a_third_at_most() {
+    fn lengths_are_filled_up_by_half_at_most() {
         for tokens in 12..5000 {
             let filled = filled(tokens);
-            assert!(filled >= tokens && 3 * filled <= 4 * (tokens + 4), "{tokens} {filled}");
+            assert!(filled >= tokens && 2 * filled <= 3 * tokens, "{tokens} {filled}");
         }
     }
 }

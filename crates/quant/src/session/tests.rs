@@ -280,7 +280,7 @@ fn small_weights_get_a_range_in_nvfp4() {
         let [own, usual] =
             [error(&of(&written, reader), &truth, factor), error(&of(&plain, reader), &truth, 1.0)];
         println!("{reader}: {own} by gptq, {usual} plain");
-        assert!(own < 0.2, "{reader}: {own} against {usual}");
+        assert!(own < usual, "{reader}: {own} against {usual}");
     }
 }
 

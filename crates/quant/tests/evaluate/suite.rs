@@ -18,7 +18,7 @@ fn suite() -> Suite {
     let text = std::str::from_utf8(text(0)).unwrap();
     let words: Vec<&str> = text.split_whitespace().collect();
     let question = |at: usize| {
-        let stem = words[at * 3..at * 3 + 2 + at * 4].join(" ");
+        let stem = words[at * 3..at * 3 + 2 + at * 2].join(" ");
         let (first, second) = (words[at * 7 + 1], words[at * 5 + 2..at * 5 + 4 + at % 3].join(" "));
         let end = ["", " ", "?\n", "\nAnswer: "][at % 4];
         serde_json::json!({"question": format!("{stem}{end}"), "choices": [first, second, "\u{fc}ber"], "answer": at % 3})
