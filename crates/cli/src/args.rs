@@ -263,6 +263,9 @@ Examples:
   mlx-quant eval --model ./Qwen3-8B-4bit --reference Qwen/Qwen3-8B --data chats.jsonl --windows 64 --json
   mlx-quant eval --model ./Qwen3-8B-3bit --reference Qwen/Qwen3-8B --cache ~/.cache/mlx-quant
       the reference is computed once and kept
+  mlx-quant eval --model ./Qwen3-8B-3bit --reference Qwen/Qwen3-8B --suite questions.jsonl
+      task accuracy beside KL: lines such as
+      {\"question\": \"Question: What is ice?\\nAnswer:\", \"choices\": [\"frozen water\", \"a metal\"], \"answer\": 0}
   mlx-quant eval --model Qwen/Qwen3-8B --low-memory --dry-run
       how much memory it would need
 
@@ -293,6 +296,10 @@ pub(crate) struct Eval {
     /// id [default: the built-in held-out text]
     #[arg(long, visible_alias = "data-path", value_name = "PATH")]
     pub(crate) data: Option<PathBuf>,
+
+    /// Also answer the multiple-choice questions of this .jsonl file, scored by log-likelihood as lm-evaluation-harness scores them
+    #[arg(long, value_name = "FILE")]
+    pub(crate) suite: Option<PathBuf>,
 
     /// Stop at the first row of --data that the chat template refuses [default: leave such rows out, unless they are most]
     #[arg(long)]

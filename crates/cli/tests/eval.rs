@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "a test panics to fail")]
 
 mod common;
+#[path = "eval/suite.rs"]
+mod suite;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -202,7 +204,7 @@ fn json_is_one_document_with_everything() {
     assert!((number("log_perplexity_difference") - ratio.ln()).abs() < 1e-12, "{document}");
     let paired = number("log_perplexity_difference_stderr");
     assert!(paired < number("perplexity_stderr") / number("perplexity"), "{document}");
-    assert_eq!(document["schema_version"], 2);
+    assert_eq!(document["schema_version"], 3);
     let bits = document["bits_per_weight"].as_f64().unwrap();
     assert!((4.5..5.0).contains(&bits), "{bits}");
     let alone = fixture.json(&[]);

@@ -74,6 +74,11 @@ fn workplace() -> (tempfile::TempDir, Hub) {
     std::fs::write(at("chats.jsonl"), &lines).unwrap();
     let train = ("data/train-00000-of-00006.jsonl".to_owned(), lines.into_bytes());
     hub.add(Kind::Dataset, "allenai/tulu-3-sft-mixture", vec![train]);
+    let suite = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/suite.jsonl");
+    std::fs::create_dir(at("docs")).unwrap();
+    for name in ["questions.jsonl", "docs/suite.jsonl"] {
+        std::fs::copy(&suite, at(name)).unwrap();
+    }
     std::fs::write(at("recipe.toml"), "[[layer]]\npath = \"*.mlp.down_proj\"\nbits = 6\n").unwrap();
     (directory, hub)
 }

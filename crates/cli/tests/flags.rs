@@ -21,6 +21,7 @@ const LINES: &[&str] = &[
     "awq --model {}/model --n-samples 2 --sequence-length 48 --data {}/text.txt --strict --batch-size 2 --n-grid 5 --embed-bits 6 --embed-group-size 32 --eval-windows 0 --mlx-path {}/o4 --restart --overwrite --quiet",
     "awq --hf-path {}/model --num-samples 2 --max-seq-length 48 --data-path {}/text.txt --statistics {}/statistics --restart-block --eval-windows 1 --mlx-path {}/o5 --json --verbose",
     "gptq -m {}/model --bits 3 --group-size 32 --n-samples 2 --sequence-length 48 --block-size 32 --damping 0.02 --strict --allow-unread --text-only --keep-eos --sweeps 1 --act-order --fallback-bits 5 --fallback-group-size 32 --eval-windows 0 --mlx-path {}/o6 --restart --overwrite --dtype bfloat16 --recipe-file {}/recipe.toml --threads 2 --seed 7 --low-memory --device cpu",
+    "gptq --model {}/model --q-mode mxfp4 --n-samples 2 --sequence-length 48 --eval-windows 0 --mlx-path {}/o13",
     "gptq --model {}/model --q-bits 2 --q-group-size 64 --n-samples 2 --sequence-length 48 --dry-run --trust-remote-code --revision main",
     "dynamic-quant --model {}/model --target-bpw 4.5 --min-bits 3 --max-bits 6 --sensitivities {}/s.json --report-ppl --strict --n-samples 2 --sequence-length 48 --eval-windows 1 --mlx-path {}/o7 --restart --overwrite",
     "dynamic-quant --model {}/model --target-size 4.4MB --low-bits 3 --high-bits 6 --sensitivities {}/s.json --n-samples 2 --sequence-length 48 --eval-windows 0 --mlx-path {}/o8",
@@ -28,7 +29,7 @@ const LINES: &[&str] = &[
     "dwq --model {}/model --iters 2 --batch-size 2 --learning-rate 0.00001 --temperature 1.5 --quantized-model {}/four --target-dir {}/targets --valid-samples 1 --strict --grad-checkpoint --n-samples 4 --sequence-length 48 --eval-windows 0 --mlx-path {}/o10 --restart --overwrite",
     "dwq --model {}/model --targets-only --target-dir {}/targets2 --iters 2 --num-valid-samples 1 --n-samples 4 --sequence-length 48",
     "quantize --recipe dynamic+awq+gptq+learn+dwq --model {}/model --target-bpw 4.5 --strict --n-grid 4 --block-size 64 --learn-steps 2 --learn-batch 1 --iters 2 --valid-samples 1 --n-samples 3 --sequence-length 48 --eval-windows 0 --mlx-path {}/o11 --restart --overwrite",
-    "eval --model {}/four --reference {}/model --data {}/text.txt --strict --allow-unread --windows 2 --sequence-length 48 --cache {}/cache --report {}/r.md --low-memory --threads 1 --device cpu --json --verbose",
+    "eval --model {}/four --reference {}/model --data {}/text.txt --suite {}/suite.jsonl --strict --allow-unread --windows 2 --sequence-length 48 --cache {}/cache --report {}/r.md --low-memory --threads 1 --device cpu --json --verbose",
     "eval -m {}/four --data-path {}/text.txt --windows 2 --max-seq-length 48 --dry-run --quiet",
     "eval --hf-path {}/four --windows 2 --sequence-length 48",
     "inspect {}/four --verify --threads 1 --json --verbose",
@@ -100,6 +101,8 @@ fn all_are_taken() {
         .assert()
         .success();
     std::fs::write(root.join("text.txt"), "A text of some length for windows. ".repeat(200)).unwrap();
+    let question = "{\"question\": \"A text of\", \"choices\": [\"some\", \"words\"], \"answer\": 0}\n";
+    std::fs::write(root.join("suite.jsonl"), question).unwrap();
     std::fs::write(root.join("recipe.toml"), "[[layer]]\npath = \"*.mlp.down_proj\"\nbits = 6\n").unwrap();
     for line in LINES {
         let line = line.replace("{}", root.to_str().unwrap());

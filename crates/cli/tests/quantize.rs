@@ -198,6 +198,11 @@ fn refuses_what_it_cannot_do() {
         (&["gptq", "--bits", "1"], "1 bits"),
         (&["gptq", "--group-size", "48"], "group size 48"),
         (&["gptq", "--fallback-bits", "9"], "9 bits"),
+        (&["gptq", "--q-mode", "nvfp4", "--bits", "8"], "nvfp4 has 4 bits"),
+        (&["gptq", "--q-mode", "mxfp4", "--group-size", "64"], "mxfp4 has 4 bits"),
+        (&["dwq", "--q-mode", "nvfp4"], "dwq works on affine scales"),
+        (&["dynamic-quant", "--q-mode", "mxfp8"], "dynamic works on affine scales"),
+        (&["quantize", "--recipe", "gptq+learn", "--q-mode", "mxfp4"], "learn works on affine scales"),
         (&["gptq", "--damping", "0"], "--damping"),
         (&["gptq", "--damping", "NaN"], "--damping"),
         (&["gptq", "--block-size", "0"], "block-size"),
@@ -218,6 +223,27 @@ fn refuses_what_it_cannot_do() {
     }
     std::fs::create_dir(&target).unwrap();
     mlx_quant().args(["gptq", "--mlx-path"]).arg(&target).assert().code(2).stderr(contains("hint:"));
+}
+
+/// An fp mode goes to every layer, embeddings and head too, and the model says so.
+#[test]
+fn rounds_to_fp_modes() {
+    let directory = tempfile::tempdir().unwrap();
+    let target = directory.path().join("out");
+    let mut run = small("gptq", &target);
+    let found = document(run.args(["--q-mode", "nvfp4"]));
+    assert!(found["made"]["folded"].as_u64().unwrap() > 0, "{found}");
+    let config: Value = serde_json::from_slice(&std::fs::read(target.join("config.json")).unwrap()).unwrap();
+    let own = &config["quantization"];
+    assert_eq!((own["mode"].as_str(), own["group_size"].as_u64()), (Some("nvfp4"), Some(16)));
+    assert!(own.as_object().unwrap().len() == 3, "no layer has an entry of its own: {own}");
+    let mut verify = mlx_quant();
+    verify.arg("inspect").arg(&target).args(["--verify", "--quiet"]).assert().success();
+    let other = directory.path().join("other");
+    let mut run = small("gptq", &other);
+    run.args(["--q-mode", "nvfp4", "--fallback-bits", "8", "--quiet"]).assert().success();
+    let config: Value = serde_json::from_slice(&std::fs::read(other.join("config.json")).unwrap()).unwrap();
+    assert_eq!(config["quantization"]["model.embed_tokens"]["bits"], 8, "{config}");
 }
 
 #[test]

@@ -64,6 +64,7 @@ fn calibrated_runs() {
     };
     check("quantize", &run("awq", &["awq"]));
     check("quantize", &run("gptq", &["gptq", "--dry-run"]));
+    check("quantize", &run("nvfp4", &["gptq", "--q-mode", "nvfp4"]));
     check("quantize", &run("rtn", &["quantize", "--recipe", "rtn"]));
     check("quantize", &run("search", &["quantize", "--recipe", "search", "--dry-run"]));
     check("quantize", &run("dynamic", &["dynamic-quant", "--target-bpw", "4.5", "--report-ppl"]));
@@ -84,6 +85,15 @@ fn evaluations() {
     check("eval", &document(&mut run(&[])));
     check("eval", &document(run(&[]).arg("--reference").arg(&model)));
     check("eval", &document(&mut run(&["--dry-run"])));
+    let suite = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/suite.jsonl");
+    let made = document(run(&[]).arg("--suite").arg(&suite));
+    assert!(made["suite"]["beside"].is_null());
+    check("eval", &made);
+    let made = document(run(&[]).arg("--reference").arg(&model).arg("--suite").arg(&suite));
+    assert_eq!((&made["suite"]["questions"], &made["suite"]["choices"]), (&json!(20), &json!(80)));
+    assert_eq!(made["suite"]["beside"]["agreement"], json!(1.0), "the demo model beside itself");
+    check("eval", &made);
+    check("eval", &document(run(&["--dry-run"]).arg("--suite").arg(&suite)));
     // Several files are told apart.
     let texts = directory.path().join("texts");
     std::fs::create_dir(&texts).unwrap();

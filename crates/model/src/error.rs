@@ -1,7 +1,7 @@
 //! Everything that can be wrong with a checkpoint as a model.
 
-use mlx_format::Dtype;
 use mlx_format::checkpoint::ConfigError;
+use mlx_format::{Dtype, Scheme};
 
 use crate::fit::Misfits;
 
@@ -81,6 +81,10 @@ pub enum SourceError {
         scales: (Dtype, Vec<usize>),
         biases: Option<(Dtype, Vec<usize>)>,
     },
+    #[error(
+        "layer {path}, {scheme}, weight {weight:?}: its global_scale is {dtype} {found:?}; hint: MLX has one float32 for each of stacked experts in nvfp4 and no other, get the model anew"
+    )]
+    GlobalScale { path: String, scheme: Scheme, weight: Vec<usize>, dtype: Dtype, found: Vec<usize> },
     #[error(
         "layer {missing} of {layers} has no weights; hint: a shard is missing, or config.json belongs to another model"
     )]

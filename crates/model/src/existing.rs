@@ -176,16 +176,24 @@ impl Existing {
         };
         let own = entry_of(map, path).and_then(|(_, entry)| entry.as_object()).and_then(scheme_of);
         let named = own.into_iter().chain(scheme_of(map)).find(fits);
-        let inferred = || {
-            let affine = [2, 3, 4, 5, 6, 8]
-                .into_iter()
-                .flat_map(|bits| [32, 64, 128].map(|group| Scheme::affine(bits, group)));
-            let fp = Mode::ALL[1..].iter().map(|mode| Scheme::new(*mode, None, None));
-            let mut candidates = affine.chain(fp).filter_map(Result::ok).filter(fits);
-            // Shapes alone do not tell 4 bits of 64 from 8 bits of 32.
+        let affine = |widths: &'static [u32]| {
+            let of = |bits: &u32| [32, 64, 128].map(|group| Scheme::affine(*bits, group));
+            widths.iter().flat_map(of).filter_map(Result::ok)
+        };
+        // Shapes alone do not tell 4 bits of 64 from 8 bits of 32.
+        let only = |candidates: &mut dyn Iterator<Item = Scheme>| {
             candidates.next().filter(|_| candidates.next().is_none())
         };
-        named.or_else(inferred).ok_or_else(unclear)
+        let inferred = || {
+            let fp = Mode::ALL[1..].iter().filter_map(|mode| Scheme::new(*mode, None, None).ok());
+            only(&mut affine(&[2, 3, 4, 5, 6, 8]).chain(fp).filter(fits))
+        };
+        // One bit is rare: only where nothing else can be meant.
+        let single = || {
+            let wider = affine(&[2, 3, 4, 5, 6, 8]).any(|scheme| fits(&scheme));
+            if wider { None } else { only(&mut affine(&[1]).filter(fits)) }
+        };
+        named.or_else(inferred).or_else(single).ok_or_else(unclear)
     }
 }
 

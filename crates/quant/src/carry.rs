@@ -200,9 +200,7 @@ impl Task<'_> {
                     self.write(0, &rows, row_bytes, &bytes)?;
                 }
             }
-            Job::Quantize { view, float, scheme }
-                if self.search.is_some() && scheme.mode() == Mode::Affine =>
-            {
+            Job::Quantize { view, float, scheme } if self.search.is_some() => {
                 self.search(view, *float, *scheme, rows, scratch)?;
             }
             Job::Quantize { view, float, scheme } => {
@@ -436,7 +434,8 @@ pub(crate) fn write_rounded(
 ) -> Result<(), Error> {
     let (scheme, columns) = (rounded.scheme, rounded.columns);
     for numbers in [&rounded.scales, &rounded.biases] {
-        if let Some(at) = numbers.iter().position(|number| !float.round(*number).is_finite()) {
+        let fits = |number: &f32| !scheme.has_biases() || float.round(*number).is_finite();
+        if let Some(at) = numbers.iter().position(|number| !fits(number)) {
             let tensor = writer.layout().specs()[output].name.clone();
             let element = (first * columns) + at * scheme.group_size();
             return Err(Error::Overflow {
@@ -450,6 +449,11 @@ pub(crate) fn write_rounded(
     let mut weight = vec![0u8; rounded.rows() * scheme.words(columns) * 4];
     mlx_format::pack(scheme, &rounded.codes, &mut weight);
     writer.write_at(output, (first * scheme.words(columns) * 4) as u64, &weight)?;
+    if !scheme.has_biases() {
+        let start = first * scheme.scale_bytes(columns, float);
+        writer.write_at(output + 1, start as u64, &rounded.scale_bytes())?;
+        return Ok(());
+    }
     for (leaf, numbers) in [(1, &rounded.scales), (2, &rounded.biases)] {
         let mut bytes = vec![0u8; numbers.len() * float.size()];
         float.narrow(numbers, &mut bytes);

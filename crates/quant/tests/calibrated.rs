@@ -7,8 +7,8 @@ mod common;
 
 use std::path::{Path, PathBuf};
 
-use mlx_format::Scheme;
 use mlx_format::checkpoint::{Array, Arrays, read_arrays, write_arrays};
+use mlx_format::{Mode, Scheme};
 use mlx_quant::data::Window;
 use mlx_quant::learn::LearnSettings;
 use mlx_quant::model::{Forward, State, Weights};
@@ -142,6 +142,53 @@ fn beats_round_to_nearest(zoo: &Path) {
     }
     println!("{} checkpoints", directories.len());
     assert!(failed.is_empty(), "no better than round to nearest: {failed:?}");
+}
+
+/// Errors of all blocks in the fp modes, against those of `mx.quantize`.
+fn fp_modes_beat_plain_rounding(zoo: &Path) {
+    println!("{:<20} {:>8} {:>9} {:>9} {:>9} {:>9}", "", "mode", "plain", "search", "gptq", "awq+gptq");
+    let mut failed = Vec::new();
+    let mut directories: Vec<PathBuf> =
+        std::fs::read_dir(zoo).unwrap().map(|entry| entry.unwrap().path()).collect();
+    directories.retain(|path| path.join("config.json").is_file());
+    directories.sort();
+    for directory in &directories {
+        let name = directory.file_name().unwrap().to_string_lossy().into_owned();
+        let model = open_path(directory).unwrap();
+        let blocks = Blocks::of(&model);
+        for mode in [Mode::Mxfp4, Mode::Nvfp4, Mode::Mxfp8] {
+            let out = tempfile::tempdir().unwrap();
+            let quantize_to = Some(Scheme::new(mode, None, None).unwrap());
+            let settings_of = Settings { quantize: quantize_to, ..Settings::default() };
+            let Ok(plan) = Plan::new(&model.checkpoint, &model.config, settings_of) else { continue };
+            convert(&model, &plan, &out.path().join("plain"), 2, &Silent).unwrap();
+            let plain = blocks.error(&open_path(&out.path().join("plain")).unwrap());
+            let ratios = ["search", "gptq", "awq+gptq"].map(|recipe| {
+                let target = out.path().join(recipe);
+                let windows = windows(&model, 1, 40, 48);
+                quantize(&model, &plan, &windows, &target, &settings(recipe), &Silent).unwrap();
+                blocks.error(&open_path(&target).unwrap()) / plain
+            });
+            println!(
+                "{name:<20} {:>8} {plain:>9.3e} {:>9.3} {:>9.3} {:>9.3}",
+                mode.name(),
+                ratios[0],
+                ratios[1],
+                ratios[2]
+            );
+            // Of 8 bits under powers of two nearly every scale is MLX's.
+            let judged = if mode == Mode::Mxfp8 { &ratios[1..] } else { &ratios };
+            if judged.iter().any(|ratio| *ratio >= 1.0) {
+                failed.push(format!("{name}, {}: {ratios:.3?}", mode.name()));
+            }
+        }
+    }
+    assert!(failed.is_empty(), "no better than plain rounding: {failed:?}");
+}
+
+#[test]
+fn fp_modes_beat_plain_rounding_in_the_copied_checkpoints() {
+    fp_modes_beat_plain_rounding(&fixtures().join("zoo"));
 }
 
 /// What leaves the last block on windows that nothing learned from, by `gptq+learn` and by `gptq`.

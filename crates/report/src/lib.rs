@@ -22,6 +22,7 @@ mod layers;
 mod markdown;
 mod numbers;
 mod rows;
+mod suite;
 mod table;
 
 pub use comparison::{Commands, comparison_html, comparison_markdown, comparison_svg, comparison_table};
@@ -35,4 +36,5 @@ pub use markdown::markdown;
 pub use mlx_quant::numbers::{bytes, duration};
 use numbers::with_error;
 pub use numbers::{rate, weights};
+pub use suite::{suite_markdown, suite_table};
 pub use table::{Column, NARROW, Table, facts, wrap};

@@ -264,6 +264,7 @@ fn inspections_and_plans() {
         parameters: 8_030_261_248,
         bits_per_weight: 4.503,
         towers: None,
+        drafter: None,
         input_bytes: 16_060_522_496,
         output_bytes: 4_517_123_456,
         files: vec![("a".to_owned(), 1), ("b".to_owned(), 2)],

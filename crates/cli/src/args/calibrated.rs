@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use mlx_format::checkpoint::Destination;
 
+use super::choices::ModeArg;
 use super::{HubFlags, Machine, ModelArg, Output, Target};
 
 const AWQ_EXAMPLES: &str = "\
@@ -34,6 +35,8 @@ Examples:
   mlx-quant gptq
       the built-in demo model at 4 bits with the built-in calibration text
   mlx-quant gptq --model Qwen/Qwen3-8B --bits 3 --mlx-path ./Qwen3-8B-gptq-3bit
+  mlx-quant gptq --model Qwen/Qwen3-8B --q-mode nvfp4 --mlx-path ./Qwen3-8B-gptq-nvfp4
+      second-order rounding to one of the fp formats; embeddings and head too, unless --fallback-bits is given
   mlx-quant gptq --model Qwen/Qwen3-8B --fallback-bits 4
       embedding and head at 4 bits too: 4.5 bits per weight instead of about 4.9
   mlx-quant gptq --model Qwen/Qwen3-30B-A3B --low-memory --verbose
@@ -250,7 +253,7 @@ pub(crate) struct GptqFlags {
     #[arg(long)]
     pub(crate) act_order: bool,
 
-    /// Bits of embeddings and head [default: 6, as mlx_lm.gptq has it; with --bits 4, --fallback-bits 4 makes 4.5 bits per weight of
+    /// Bits of embeddings and head [default: 6, as mlx_lm.gptq has it, or as the rest in an fp mode; with --bits 4, --fallback-bits 4 makes 4.5 bits per weight of
     /// the whole model]
     #[arg(long, value_name = "BITS")]
     pub(crate) fallback_bits: Option<u32>,
@@ -279,13 +282,17 @@ pub(crate) struct Calibrated {
     #[command(flatten)]
     pub(crate) target: Target,
 
-    /// Bits per weight: 2, 3, 4, 5, 6 or 8
-    #[arg(long, visible_alias = "bits", value_name = "BITS", default_value_t = 4)]
-    pub(crate) q_bits: u32,
+    /// Bits per weight: 2, 3, 4, 5, 6 or 8 [default: 4, or the mode's own]
+    #[arg(long, visible_alias = "bits", value_name = "BITS")]
+    pub(crate) q_bits: Option<u32>,
 
-    /// Weights that share a scale: 32, 64 or 128
-    #[arg(long, visible_alias = "group-size", value_name = "N", default_value_t = 64)]
-    pub(crate) q_group_size: usize,
+    /// Weights that share a scale: 32, 64 or 128 [default: 64, or the mode's own]
+    #[arg(long, visible_alias = "group-size", value_name = "N")]
+    pub(crate) q_group_size: Option<usize>,
+
+    /// Quantization mode; mxfp4, mxfp8 and nvfp4 go with recipes of awq, rtn, search, refine and gptq
+    #[arg(long, value_enum, default_value = "affine")]
+    pub(crate) q_mode: ModeArg,
 
     /// Calibration text: .txt, .jsonl, .json, .csv, .tsv, .parquet (all but .parquet also as .gz or .zst), a directory of these, or a hub dataset
     /// id [default: the built-in calibration text]

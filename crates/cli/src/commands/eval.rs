@@ -5,10 +5,17 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
-use mlx_quant::evaluate::{Memory, memory, reading};
+use mlx_quant::data::Suite;
+use mlx_quant::evaluate::suite::{
+    Asked as Questions, SuiteEvaluation, evaluate_suite, suite_memory, suite_step,
+};
+use mlx_quant::evaluate::{Memory, memory, reading, step};
 use mlx_quant::forecast::{CardMemory, card_memory_of_evaluation};
+use mlx_quant::observer::Within;
 use mlx_quant::recipes::{Device, Room, Text, choose_low_memory};
-use mlx_quant::{DataSource, Evaluation, EvaluationSettings, Model, Pick, Windows, evaluate};
+use mlx_quant::{
+    DataSource, Error, Evaluation, EvaluationSettings, Event, Model, Observer as _, Pick, Windows, evaluate,
+};
 use mlx_quant_report as report;
 use serde_json::json;
 
@@ -21,11 +28,13 @@ use crate::printer::{Printer, bytes};
 use crate::refusal::Refusal;
 use crate::screen::Screen;
 
-/// Of the JSON. 2: with a reference the ratio of the perplexities and the difference of their logarithms.
-const SCHEMA: u32 = 2;
+/// Of the JSON. 2: with a reference the ratio of the perplexities and the difference of their logarithms. 3: answers to a
+/// suite.
+const SCHEMA: u32 = 3;
 
 /// Runs the command.
 pub(crate) fn run(args: &Eval, printer: Printer) -> Result<()> {
+    let suite = args.suite.as_deref().map(Suite::read).transpose().map_err(Error::from)?;
     let device = source::device(&args.device)?;
     let _left = source::Left(&device, printer);
     let report = args.report.as_deref().map(Report::create).transpose()?;
@@ -40,6 +49,9 @@ pub(crate) fn run(args: &Eval, printer: Printer) -> Result<()> {
     let reference = reference.map(open).transpose()?;
     let reference = reference.as_deref();
     let windows = windows_of(args, &model, reference, printer)?;
+    let suite =
+        suite.as_ref().map(|suite| Ok::<_, Error>((suite, Questions::new(suite, &model, reference)?)));
+    let suite = suite.transpose()?;
     let with = |low_memory| EvaluationSettings {
         threads: args.threads.map_or(0, |threads| threads as usize),
         low_memory,
@@ -49,7 +61,13 @@ pub(crate) fn run(args: &Eval, printer: Printer) -> Result<()> {
     let foresee = |low_memory| -> Result<_> {
         let settings = with(low_memory);
         let card = card_memory_of_evaluation(&model, reference, &windows, &settings)?;
-        Ok((memory(&model, reference, &windows, &settings, room.resident)?, card))
+        let text = memory(&model, reference, &windows, &settings, room.resident)?;
+        let questions = match &suite {
+            Some((_, questions)) => suite_memory(questions, (&model, reference), &settings, text.fixed)?,
+            None => text,
+        };
+        // One after the other.
+        Ok((if questions.peak > text.peak { questions } else { text }, card))
     };
     let obstacle = |card: &Option<CardMemory>| card.and_then(|card| card.obstacle(device.capacity()?));
     let fits = |needs: &(Memory, Option<CardMemory>)| room.fits(needs.0.peak) && obstacle(&needs.1).is_none();
@@ -60,18 +78,29 @@ pub(crate) fn run(args: &Eval, printer: Printer) -> Result<()> {
     }
     card_fits(obstacle(&card))?;
     if args.dry_run {
-        return dry_run(&windows, memory, (card, &device), printer);
+        return dry_run(&windows, suite.as_ref(), memory, (card, &device), printer);
     }
     let screen = Screen::new(printer);
-    let evaluation = evaluate(&model, reference, &windows, &settings, &screen);
+    let against = reference.is_some();
+    let steps: Vec<_> =
+        [step(against)].into_iter().chain(suite.as_ref().map(|_| suite_step(against))).collect();
+    screen.event(Event::Job { steps: &steps });
+    let within = Within(&screen);
+    let evaluation = evaluate(&model, reference, &windows, &settings, &within);
+    let answers = evaluation.and_then(|evaluation| {
+        let answer = |(suite, questions): &(&Suite, Questions)| {
+            evaluate_suite(suite, questions, (&model, reference), &settings, &within)
+        };
+        Ok((evaluation, suite.as_ref().map(answer).transpose()?))
+    });
     screen.clear();
-    let evaluation = evaluation?;
+    let (evaluation, answers) = answers?;
     if let Some(report) = report {
-        report.write(&evaluation)?;
+        report.write(&evaluation, answers.as_ref())?;
     }
     let peak = resident_peak();
     if printer.is_json() {
-        let mut document = report::versioned(&evaluation, SCHEMA)?;
+        let mut document = versioned(&evaluation, answers.as_ref())?;
         document["peak_memory_bytes"] = json!(peak);
         document["predicted_memory_bytes"] = json!(memory.peak);
         document["card_peak_memory_bytes"] = json!(card_peak(&device));
@@ -80,6 +109,9 @@ pub(crate) fn run(args: &Eval, printer: Printer) -> Result<()> {
         return Ok(());
     }
     printer.data(&report::table(&evaluation, printer.width()));
+    if let Some(answers) = &answers {
+        printer.data(&format!("\n{}", report::suite_table(answers, printer.width())));
+    }
     if let Some(against) = &evaluation.total.against {
         let top1 = against.top1 * 100.0;
         let reading = reading(against.kl_mean);
@@ -122,12 +154,20 @@ fn windows_of(args: &Eval, model: &Model, reference: Option<&Model>, printer: Pr
 
 fn dry_run(
     windows: &Windows,
+    suite: Option<&(&Suite, Questions)>,
     memory: Memory,
     (card, device): (Option<CardMemory>, &Device),
     printer: Printer,
 ) -> Result<()> {
     if printer.is_json() {
-        let document = json!({"data": windows.report(), "memory": memory, "card_memory": card});
+        let suite = suite.map(|(suite, questions)| {
+            let (count, tokens) = (suite.questions.len(), questions.tokens());
+            json!({"name": suite.name, "sha256": suite.sha256, "questions": count, "tokens": tokens})
+        });
+        let mut document = json!({"data": windows.report(), "memory": memory, "card_memory": card});
+        if let Some(suite) = suite {
+            document["suite"] = suite;
+        }
         printer.data(&report::json(&document)?);
         return Ok(());
     }
@@ -140,6 +180,10 @@ fn dry_run(
             line("", note);
         }
     }
+    if let Some((suite, questions)) = suite {
+        let (count, tokens) = (suite.questions.len(), questions.tokens());
+        line("suite", format!("{}: {count} questions, {tokens} tokens with their answers", suite.name));
+    }
     line("process", bytes(memory.fixed));
     line("blocks", bytes(memory.blocks));
     line("activations", bytes(memory.states));
@@ -149,6 +193,15 @@ fn dry_run(
     lines.extend(card_lines(card, device));
     printer.data(&report::facts(&lines, printer.width()));
     Ok(())
+}
+
+/// The result as JSON.
+fn versioned(evaluation: &Evaluation, answers: Option<&SuiteEvaluation>) -> Result<serde_json::Value> {
+    let mut document = report::versioned(evaluation, SCHEMA)?;
+    if let Some(answers) = answers {
+        document["suite"] = serde_json::to_value(answers)?;
+    }
+    Ok(document)
 }
 
 /// A result file, opened before the long work; if it ends without a result, a new file is removed again.
@@ -180,11 +233,11 @@ impl Report {
         Ok(Self { path: path.to_owned(), file, markdown, unwritten })
     }
 
-    fn write(mut self, evaluation: &Evaluation) -> Result<()> {
+    fn write(mut self, evaluation: &Evaluation, answers: Option<&SuiteEvaluation>) -> Result<()> {
         let text = if self.markdown {
-            report::markdown(evaluation)
+            report::markdown(evaluation) + &answers.map_or_else(String::new, report::suite_markdown)
         } else {
-            report::json(&report::versioned(evaluation, SCHEMA)?)? + "\n"
+            report::json(&versioned(evaluation, answers)?)? + "\n"
         };
         let write = |file: &mut File| file.set_len(0).and_then(|()| file.write_all(text.as_bytes()));
         write(&mut self.file).with_context(|| self.path.display().to_string())?;

@@ -373,6 +373,10 @@ impl Engine for Gpu {
     ) -> Result<(Pending, Tensor)> {
         let _operation = Operation::new("rounding");
         check_round(weight, scheme)?;
+        if !scheme.has_biases() {
+            self.leave("rounding to mxfp4, mxfp8 and nvfp4", "cards have kernels for the affine mode");
+            return crate::plain::round(weight, scheme, float, how);
+        }
         rounding::round(&self.card, weight, scheme, float, how)
     }
 

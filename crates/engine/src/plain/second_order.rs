@@ -99,7 +99,7 @@ pub(crate) fn factor(hessian: &Tensor, added: f32) -> Result<Option<(Tensor, Ten
 /// Refuses a weight that a scheme does not round.
 pub(crate) fn check_round(weight: &Tensor, scheme: Scheme) -> Result<()> {
     let (_, columns) = weight.dims2()?;
-    if !scheme.has_biases() || !scheme.divides(columns) {
+    if !scheme.divides(columns) {
         bail!("a weight {:?} cannot be rounded at {scheme}", weight.dims());
     }
     Ok(())

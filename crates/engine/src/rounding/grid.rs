@@ -56,7 +56,7 @@ pub(crate) fn code(value: f32, inverse: f32, bias: f32, most: f32) -> f32 {
 
 /// Rounds to the stored dtype. Values are finite.
 #[inline(always)]
-pub(crate) fn stored(float: FloatType, values: &mut Lanes) {
+pub(crate) fn stored<const N: usize>(float: FloatType, values: &mut [f32; N]) {
     match float {
         FloatType::F32 => {}
         FloatType::Bf16 => {
@@ -75,12 +75,12 @@ pub(crate) fn stored(float: FloatType, values: &mut Lanes) {
 
 /// What one element weighs beside its column's weight: all alike, or large ones more.
 #[inline(always)]
-fn weighed(column: &Lanes, heavy: Option<&Lanes>, lane: usize) -> f32 {
+pub(super) fn weighed(column: &Lanes, heavy: Option<&Lanes>, lane: usize) -> f32 {
     heavy.map_or(1.0, |mean| mean[lane] + column[lane] * column[lane])
 }
 
 #[inline(always)]
-fn mean_square(columns: &[Lanes]) -> Lanes {
+pub(super) fn mean_square(columns: &[Lanes]) -> Lanes {
     let mut sum = [0.0; LANES];
     for column in columns {
         for lane in 0..LANES {

@@ -8,7 +8,12 @@
 //! are rounded to the stored dtype *before* its codes are chosen, so that later columns also make up for that; and
 //! sweeps of coordinate descent over groups (scale and bias by least squares) and codes follow, every step of which
 //! lowers the error under the full Hessian.
+//!
+//! The fp modes (mxfp4, mxfp8, nvfp4) go the same way: elements are small floats instead of whole numbers, a group's
+//! scale is one of the bytes that are stored, and there is no bias (`elements`, `float_grid`).
 
+mod elements;
+mod float_grid;
 mod grid;
 mod how;
 mod pending;
@@ -33,7 +38,7 @@ use crate::error::Result;
 /// A factor that is not in this process's memory.
 ///
 /// # Panics
-/// If the scheme is not affine or the lengths do not fit together.
+/// If the lengths do not fit together.
 pub fn round(
     values: &[f32],
     columns: usize,

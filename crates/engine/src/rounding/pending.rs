@@ -10,6 +10,8 @@ pub struct Pending {
     rows: usize,
     /// First rows, and powers of two that rows from there on are multiplied by.
     factors: Vec<(usize, Vec<f32>)>,
+    /// As [`Rounded::room`], of the fp modes.
+    room: Option<Vec<(f32, f32)>>,
     numbers: Box<dyn FnOnce() -> Result<Rounded> + Send + Sync>,
 }
 
@@ -42,28 +44,32 @@ impl std::fmt::Debug for Pending {
 
 impl From<Rounded> for Pending {
     fn from(rounded: Rounded) -> Self {
-        Self::new(rounded.rows(), move || Ok(rounded))
+        let room = (!rounded.scheme.has_biases()).then(|| rounded.room());
+        Self { room, ..Self::new(rounded.rows(), move || Ok(rounded)) }
     }
 }
 
 impl Pending {
-    /// A weight of `rows` rows that `numbers` fetches.
+    /// A weight of `rows` rows that `numbers` fetches, affine.
     pub fn new(rows: usize, numbers: impl FnOnce() -> Result<Rounded> + Send + Sync + 'static) -> Self {
-        Self { rows, factors: Vec::new(), numbers: Box::new(numbers) }
+        Self { rows, factors: Vec::new(), room: None, numbers: Box::new(numbers) }
     }
 
     /// As several weights, which have so many rows each.
     #[must_use]
     pub fn split(self, rows: &[usize]) -> Vec<Self> {
         let mut first = 0;
+        let room = self.room.clone();
         let all = Arc::new(Mutex::new(Shared::Pending(self)));
         let part = |rows: &usize| {
             let (all, own) = (all.clone(), first..first + rows);
             first = own.end;
-            Self::new(*rows, move || {
+            let room = room.as_ref().map(|room| room[own.clone()].to_vec());
+            let numbers = move || {
                 let mut all = all.lock().unwrap_or_else(PoisonError::into_inner);
                 Ok(all.fetched()?.rows_of(own))
-            })
+            };
+            Self { room, ..Self::new(*rows, numbers) }
         };
         rows.iter().map(part).collect()
     }
@@ -73,8 +79,19 @@ impl Pending {
         self.rows
     }
 
+    /// Powers of two by which rows from `first` on may be multiplied, the smallest and the largest of each; `None` where
+    /// there is no limit.
+    pub fn room(&self, first: usize) -> Option<&[(f32, f32)]> {
+        self.room.as_ref().map(|room| &room[first..])
+    }
+
     /// As [`Rounded::scale_rows`].
     pub fn scale_rows(&mut self, first: usize, factors: &[f32]) {
+        if let Some(room) = &mut self.room {
+            for ((least, most), factor) in room[first..].iter_mut().zip(factors) {
+                (*least, *most) = (*least / factor, *most / factor);
+            }
+        }
         self.factors.push((first, factors.to_vec()));
     }
 

@@ -6,7 +6,9 @@ use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
 use mlx_format::{FloatType, Scheme};
 
-use super::grid::{Grid, LANES, Lanes, code, search_in, stored};
+use super::elements::{Elements, Scales, numbers};
+use super::float_grid::search_float;
+use super::grid::{Grid, LANES, Lanes, search_in, stored};
 use super::way::{Held, ROWS, Way};
 use crate::exp::vectorised;
 
@@ -21,9 +23,11 @@ pub(super) struct Task {
     columns: usize,
     group: usize,
     bits: u32,
-    float: FloatType,
+    elements: Elements,
+    numbers: Scales,
     /// By column, in rounding order; after rounding, what the stored numbers decode to.
     values: Vec<Column>,
+    /// As elements.
     codes: Vec<Column>,
     scales: Vec<Column>,
     biases: Vec<Column>,
@@ -50,11 +54,13 @@ impl Task {
             }
         }
         let groups = columns / scheme.group_size();
+        let (elements, numbers) = numbers(scheme, float);
         Self {
             columns,
             group: scheme.group_size(),
             bits: scheme.bits(),
-            float,
+            elements,
+            numbers,
             values: transposed,
             codes: vec![[0.0; ROWS]; columns],
             scales: vec![[0.0; ROWS]; groups],
@@ -94,28 +100,33 @@ impl Task {
             for (to, from) in tile.iter_mut().zip(&self.values[start..]) {
                 to.copy_from_slice(&from[part * LANES..][..LANES]);
             }
-            let grid =
-                search_in(tile, &weights[start..start + self.group], self.bits, self.float, search, blind);
-            self.scales[start / self.group][part * LANES..][..LANES].copy_from_slice(&grid.scale);
-            self.biases[start / self.group][part * LANES..][..LANES].copy_from_slice(&grid.bias);
+            let (weights, place) = (&weights[start..start + self.group], part * LANES);
+            let grid = match self.numbers {
+                Scales::Float(float) => search_in(tile, weights, self.bits, float, search, blind),
+                numbers => {
+                    let scale = search_float(tile, weights, self.elements, numbers, blind);
+                    Grid { scale, bias: [0.0; LANES] }
+                }
+            };
+            self.scales[start / self.group][place..][..LANES].copy_from_slice(&grid.scale);
+            self.biases[start / self.group][place..][..LANES].copy_from_slice(&grid.bias);
         }
     }
 
     /// Codes of one column; its values become what they decode to. Gives what was lost.
     #[inline(always)]
     fn encode(&mut self, at: usize, inverse: &Column) -> Column {
-        let most = ((1u32 << self.bits) - 1) as f32;
         let (scale, bias) = (&self.scales[at / self.group], &self.biases[at / self.group]);
-        let (values, codes) = (&mut self.values[at], &mut self.codes[at]);
+        let values = &mut self.values[at];
+        let codes = self.elements.nearest(values, inverse, bias);
         let mut lost = [0f32; ROWS];
         for lane in 0..ROWS {
             let value = values[lane];
-            let code = code(value, inverse[lane], bias[lane], most);
-            let decoded = code * scale[lane] + bias[lane];
-            codes[lane] = code;
+            let decoded = codes[lane] * scale[lane] + bias[lane];
             values[lane] = decoded;
             lost[lane] = value - decoded;
         }
+        self.codes[at] = codes;
         lost
     }
 
@@ -262,8 +273,18 @@ impl Task {
                 scale[lane] = scales[at] + if sound { ds } else { 0.0 };
                 bias[lane] = biases[at] + if sound { db } else { 0.0 };
             }
-            stored(self.float, &mut scale);
-            stored(self.float, &mut bias);
+            if let Scales::Float(float) = self.numbers {
+                stored(float, &mut bias);
+            } else {
+                bias = [0.0; LANES];
+                // Of a parabola, the number nearest to the best is the best one.
+                for lane in 0..LANES {
+                    let at = part * LANES + lane;
+                    let best = scales[at] + gq[at] / qq[at];
+                    scale[lane] = if best > 0.0 { best } else { scales[at] };
+                }
+            }
+            self.numbers.stored(&mut scale);
             for lane in 0..LANES {
                 let at = part * LANES + lane;
                 let (ds, db) = (scale[lane] - scales[at], bias[lane] - biases[at]);
@@ -299,16 +320,19 @@ impl Task {
         changes: &mut [Column],
         first: usize,
     ) {
-        let most = ((1u32 << self.bits) - 1) as f32;
         let inverse = self.inverse(at / self.group);
         let own = 1.0 / hessian[at * self.columns + at];
         let (scale, bias) = (&self.scales[at / self.group], &self.biases[at / self.group]);
         let slope = &gradient[at - first];
+        let mut wanted = [0f32; ROWS];
+        for lane in 0..ROWS {
+            wanted[lane] = self.values[at][lane] + slope[lane] * own;
+        }
+        let codes = self.elements.nearest(&wanted, &inverse, bias);
         let mut change = [0f32; ROWS];
         let mut any = false;
         for lane in 0..ROWS {
-            let wanted = self.values[at][lane] + slope[lane] * own;
-            let code = code(wanted, inverse[lane], bias[lane], most);
+            let code = codes[lane];
             let moved = code != self.codes[at][lane];
             let decoded = code * scale[lane] + bias[lane];
             change[lane] = if moved { decoded - self.values[at][lane] } else { 0.0 };
@@ -332,7 +356,7 @@ impl Task {
         for (at, column) in self.codes.iter().enumerate() {
             let place = place(at);
             for (row, code) in codes.chunks_exact_mut(self.columns).zip(column) {
-                row[place] = *code as u8;
+                row[place] = self.elements.stored(*code);
             }
         }
         for group in 0..groups {

@@ -1,7 +1,7 @@
 //! Gram matrices, their factors, and rounding by them.
 
-use mlx_format::{FloatType, Scheme};
-use mlx_quant_engine::rounding::How;
+use mlx_format::{FloatType, Mode, PackedMut, PackedRef, Scheme};
+use mlx_quant_engine::rounding::{How, Rounded};
 use mlx_quant_engine::{Device, Factor, Gram, GramSum, Tensor, cpu, plain};
 
 use super::{distance, engines, numbers, on, values};
@@ -263,6 +263,119 @@ fn rounding_is_as_good_as_the_processors() {
                 }
             }
         }
+    }
+}
+
+/// The fp modes: every engine gives scales that are stored bytes and codes that decode to what it says, the more is done
+/// the nearer, in any order of columns; plain rounding has the bytes of `mx.quantize`.
+#[test]
+fn rounding_to_fp_modes_decodes_as_files_do() {
+    let (rows, columns) = (70, 256);
+    // A tenth: scales of nvfp4 lie where e4m3 has all of its steps.
+    let small: Vec<f32> = numbers(rows * columns, 2).iter().map(|value| value * 0.7).collect();
+    let weight = Tensor::from_vec(small, (rows, columns), &cpu()).unwrap();
+    for device in engines().into_iter().chain([plain()]) {
+        let own = gram(&device, columns, 4, 100).0;
+        let diagonal = own.diagonal().unwrap();
+        for mode in [Mode::Mxfp4, Mode::Mxfp8, Mode::Nvfp4] {
+            let scheme = Scheme::new(mode, None, None).unwrap();
+            let group = scheme.group_size();
+            let turned = |at: usize| (columns / group - 1 - at / group) * group + at % group;
+            let factor = factor(&own, (0..columns).map(turned).collect());
+            let loss_of = |how| {
+                let given = on(&device, &weight);
+                let (rounded, decoded) = device.round(&given, scheme, FloatType::Bf16, how).unwrap();
+                let rounded = rounded.fetch().unwrap();
+                let what = format!("{scheme} on {}", device.name());
+                let file = file(&rounded);
+                assert_eq!(values(&decoded), file, "{what}");
+                assert_eq!(rounded.decoded(), file, "{what}");
+                assert!(rounded.biases.is_empty() && rounded.scales.len() == rows * columns / group);
+                own.loss(&(decoded - given).unwrap()).unwrap()
+            };
+            let [plain, _, nearest, refined, compensated, swept] = ways(&factor, &diagonal, 100).map(loss_of);
+            let what = format!("{scheme} on {}", device.name());
+            let losses = [plain, nearest, compensated, swept];
+            assert!(losses.is_sorted_by(|a, b| a > b), "{what}: {losses:?}");
+            assert!(refined < nearest, "{what}: {refined} after {nearest}");
+            let given = on(&device, &weight);
+            let (rounded, _) = device.round(&given, scheme, FloatType::F32, How::Plain).unwrap();
+            let rounded = rounded.fetch().unwrap();
+            let (words, scales) = quantized(scheme, &values(&weight), columns);
+            assert!(rounded.scale_bytes() == scales && packed(&rounded) == words, "{what}");
+        }
+    }
+}
+
+fn packed(rounded: &Rounded) -> Vec<u8> {
+    let rows = rounded.rows();
+    let mut words = vec![0u8; rows * rounded.scheme.words(rounded.columns) * 4];
+    mlx_format::pack(rounded.scheme, &rounded.codes, &mut words);
+    words
+}
+
+/// What the stored bytes decode to, by MLX's arithmetic.
+fn file(rounded: &Rounded) -> Vec<f32> {
+    let (words, scales) = (packed(rounded), rounded.scale_bytes());
+    let stored = PackedRef { weight: &words, scales: &scales, biases: &[] };
+    let mut bytes = vec![0u8; rounded.codes.len() * 4];
+    mlx_format::fp::dequantize_reference(rounded.scheme.mode(), FloatType::F32, stored, &mut bytes);
+    let mut values = vec![0f32; rounded.codes.len()];
+    FloatType::F32.widen(&bytes, &mut values);
+    values
+}
+
+/// Words and scales of `mx.quantize`.
+fn quantized(scheme: Scheme, values: &[f32], columns: usize) -> (Vec<u8>, Vec<u8>) {
+    let rows = values.len() / columns;
+    let mut bytes = vec![0u8; values.len() * 4];
+    FloatType::F32.narrow(values, &mut bytes);
+    let (mut weight, mut scales) =
+        (vec![0u8; rows * scheme.words(columns) * 4], vec![0u8; rows * scheme.groups(columns)]);
+    let out = PackedMut { weight: &mut weight, scales: &mut scales, biases: &mut [] };
+    mlx_format::fp::quantize_reference(scheme.mode(), FloatType::F32, &bytes, out, None);
+    (weight, scales)
+}
+
+/// Scales of the fp modes are bytes: rows have room for some factors, through which they decode to as much more or less.
+#[test]
+fn rows_of_fp_modes_have_room_for_powers_of_two() {
+    let (rows, columns) = (3, 64);
+    let mut numbers = numbers(rows * columns, 2);
+    for (at, value) in numbers.iter_mut().enumerate() {
+        *value *= [1.0, 1e-2, 300.0][at / columns];
+    }
+    let weight = Tensor::from_vec(numbers, (rows, columns), &cpu()).unwrap();
+    let scheme = Scheme::new(Mode::Nvfp4, None, None).unwrap();
+    let how = How::Nearest { weights: &[1.0; 64] };
+    for device in engines() {
+        let of = || device.round(&on(&device, &weight), scheme, FloatType::Bf16, how).unwrap();
+        let before = of().0.fetch().unwrap().decoded();
+        let (pending, _) = of();
+        let room = pending.room(0).unwrap().to_vec();
+        assert!(
+            room[0].0 < 0.1 && room[0].1 > 8.0 && room[1].0 > room[0].0 && room[2].1 < room[0].1,
+            "{room:?}"
+        );
+        let parts = pending.split(&[1, 2]);
+        assert_eq!((parts[0].room(0).unwrap(), parts[1].room(0).unwrap()), (&room[..1], &room[1..]));
+        assert_eq!(of().0.room(1).unwrap(), &room[1..]);
+        let ends: [fn(&(f32, f32)) -> f32; 2] = [|room| room.0, |room| room.1];
+        for end in ends {
+            let (mut pending, _) = of();
+            let factors: Vec<f32> = room.iter().map(end).collect();
+            pending.scale_rows(0, &factors[..1]);
+            pending.scale_rows(1, &factors[1..]);
+            let left = pending.room(0).unwrap();
+            assert!(left.iter().map(end).all(|factor| factor == 1.0), "{left:?}");
+            let rounded = pending.fetch().unwrap();
+            let expected: Vec<f32> =
+                before.iter().enumerate().map(|(at, value)| value * factors[at / columns]).collect();
+            assert_eq!(file(&rounded), expected);
+        }
+        let affine = Scheme::affine(4, 32).unwrap();
+        let rounded = device.round(&on(&device, &weight), affine, FloatType::Bf16, how).unwrap().0;
+        assert!(rounded.room(0).is_none());
     }
 }
 

@@ -35,7 +35,7 @@ use crate::element::Element;
 use crate::{FloatType, Mode, NonFinite, PackedMut, PackedRef, Scheme};
 
 pub use codes::{E2M1, e4m3_decode, e4m3_encode};
-pub use reference::{dequantize_reference, quantize_reference};
+pub use reference::{dequantize_reference, quantize_reference, scale_byte, scale_of};
 
 /// Whole groups of `packed` into `out` (dtype E).
 #[inline(always)]

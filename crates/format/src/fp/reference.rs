@@ -61,6 +61,20 @@ pub fn dequantize_reference(mode: Mode, float: FloatType, packed: PackedRef<'_>,
     }
 }
 
+/// What a scale byte stands for.
+pub fn scale_of(mode: Mode, byte: u8) -> f32 {
+    scale_value(mode, FloatType::F32, byte)
+}
+
+/// The byte of a scale that [`scale_of`] gives; of another number, that of one near it.
+pub fn scale_byte(mode: Mode, scale: f32) -> u8 {
+    match mode {
+        Mode::Nvfp4 => e4m3_encode(scale),
+        // 2^-127, which is subnormal in float32, is byte 0 as well.
+        _ => (scale.to_bits() >> 23 & 0xFF) as u8,
+    }
+}
+
 /// A scale byte decoded and rounded to T.
 #[inline(always)]
 pub(super) fn scale_value(mode: Mode, float: FloatType, byte: u8) -> f32 {

@@ -7,7 +7,7 @@ mod shared;
 use std::collections::{BTreeMap, BTreeSet};
 
 use mlx_format::checkpoint::{Checkpoint, Config, ConfigError, LeftAside};
-use mlx_format::{Dtype, FloatType, Scheme};
+use mlx_format::{Dtype, FloatType, Mode, Scheme};
 
 pub use self::collect::Taken;
 use self::collect::{Applied, apply, decoded_tensors};
@@ -146,6 +146,28 @@ impl Named {
         self.existing.scheme(path, row, scales.dtype, self.columns(path))
     }
 
+    /// Whether a `global_scale` belongs to a packed module: one float32 for each of stacked experts in nvfp4
+    /// (`mlx_lm/models/switch_layers.py`, `QuantizedSwitchLinear`).
+    ///
+    /// # Errors
+    /// [`SourceError::GlobalScale`] if it does not; as [`Named::scheme`].
+    pub fn spreads(
+        &self,
+        path: &str,
+        weight: &View,
+        scales: &View,
+        global: &View,
+    ) -> Result<(), SourceError> {
+        let scheme = self.scheme(path, weight, scales)?;
+        let (experts, found) = (weight.shape(), global.shape());
+        let fits = experts.len() == 3 && found == experts[..1] && global.dtype == Dtype::F32;
+        if fits && scheme.mode() == Mode::Nvfp4 {
+            return Ok(());
+        }
+        let (path, dtype) = (path.to_owned(), global.dtype);
+        Err(SourceError::GlobalScale { path, scheme, weight: experts, dtype, found })
+    }
+
     /// Inputs of the linear at `path`, where the decoder tells.
     pub fn columns(&self, path: &str) -> Option<usize> {
         *self.expected.as_ref()?.get(&format!("{path}.weight"))?.shape.last()?
@@ -161,6 +183,13 @@ impl Named {
             let beside = |leaf: &str| by_name.get(format!("{path}.{leaf}").as_str()).copied();
             let packed = beside("weight").filter(|weight| weight.dtype == Dtype::U32).zip(beside("scales"));
             if packed.is_some() && matches!(leaf, "scales" | "biases") {
+                return None;
+            }
+            let spread = leaf == "global_scale"
+                && packed.is_some_and(|(weight, scales)| {
+                    explains && self.spreads(path, weight, scales, view).is_ok()
+                });
+            if spread {
                 return None;
             }
             let Some((weight, scales)) = packed.filter(|_| explains) else {

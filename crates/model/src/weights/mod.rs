@@ -66,8 +66,19 @@ struct Entry {
 
 #[derive(Clone, Debug)]
 enum Stored {
-    Dense { view: View, float: FloatType },
-    Packed { weight: View, scales: View, biases: Option<View>, scheme: Scheme, float: FloatType },
+    Dense {
+        view: View,
+        float: FloatType,
+    },
+    Packed {
+        weight: View,
+        scales: View,
+        biases: Option<View>,
+        /// nvfp4: one number for each expert, over which its scales are spread.
+        global: Option<View>,
+        scheme: Scheme,
+        float: FloatType,
+    },
 }
 
 /// The weights of a model, on disk.
@@ -112,9 +123,10 @@ impl<'c> Weights<'c> {
             let beside = |leaf: &str| by_name.get(format!("{path}.{leaf}").as_str()).copied();
             let packed = beside("scales").is_some() && beside("weight").is_some();
             let stored = match leaf {
-                ".scales" | ".biases" if packed => continue,
+                ".scales" | ".biases" | ".global_scale" if packed => continue,
                 ".weight" if packed => {
-                    Self::packed(&named, path, view, beside("scales").unwrap_or(view), beside("biases"))?
+                    let (scales, global) = (beside("scales").unwrap_or(view), beside("global_scale"));
+                    Self::packed(&named, path, view, scales, beside("biases"), global)?
                 }
                 // What is no number is no weight either: `Named::check` has its say on it.
                 _ => match FloatType::from_dtype(view.dtype) {
@@ -137,6 +149,7 @@ impl<'c> Weights<'c> {
         weight: &View,
         scales: &View,
         biases: Option<&View>,
+        global: Option<&View>,
     ) -> Result<Stored, WeightsError> {
         let of = |view: &View| (view.dtype, view.shape());
         let damaged = || SourceError::Packed {
@@ -164,8 +177,9 @@ impl<'c> Weights<'c> {
         if biases.is_some() != scheme.has_biases() {
             return Err(damaged().into());
         }
-        let biases = biases.cloned();
-        Ok(Stored::Packed { weight: weight.clone(), scales: scales.clone(), biases, scheme, float })
+        global.map_or(Ok(()), |global| named.spreads(path, weight, scales, global))?;
+        let (biases, global) = (biases.cloned(), global.cloned());
+        Ok(Stored::Packed { weight: weight.clone(), scales: scales.clone(), biases, global, scheme, float })
     }
 
     /// The decoder that reads them: described, complete, every shape as the config says. `allow_unread` lets pass what no part of
@@ -393,6 +407,36 @@ impl<'c> Weights<'c> {
         Ok(Tensor::from_vec(values, shape, device)?)
     }
 
+    /// Decodes `rows` of stacked experts of `height` rows each, whose scales are spread over a number of their own.
+    fn spread(
+        &self,
+        global: &View,
+        scheme: Scheme,
+        (rows, columns): (Range<usize>, usize),
+        height: usize,
+        packed: PackedRef<'_>,
+        out: &mut [f32],
+    ) {
+        let bytes = global.rows_of(self.checkpoint, 0..global.rows());
+        let mut globals = vec![0f32; bytes.len() / 4];
+        FloatType::F32.widen(&bytes, &mut globals);
+        let (words, groups) = (scheme.words(columns) * 4, scheme.groups(columns));
+        let mut start = rows.start;
+        while start < rows.end {
+            let expert = start / height;
+            let end = rows.end.min((expert + 1) * height);
+            let (first, last) = (start - rows.start, end - rows.start);
+            let own = PackedRef {
+                weight: &packed.weight[first * words..last * words],
+                scales: &packed.scales[first * groups..last * groups],
+                biases: &[],
+            };
+            let out = &mut out[first * columns..last * columns];
+            mlx_format::fp::dequantize_nvfp4_global(FloatType::F32, own, globals[expert], out);
+            start = end;
+        }
+    }
+
     fn decode_rows(
         &self,
         name: &str,
@@ -410,7 +454,7 @@ impl<'c> Weights<'c> {
                 }
                 view
             }
-            Stored::Packed { weight, scales, biases, scheme, float } => {
+            Stored::Packed { weight, scales, biases, global, scheme, float } => {
                 let words = weight.rows_of(self.checkpoint, rows.clone());
                 let widened = |view: &View| {
                     let bytes = view.rows_of(self.checkpoint, rows.clone());
@@ -423,10 +467,14 @@ impl<'c> Weights<'c> {
                 };
                 let (scales, biases) = (widened(scales), biases.as_ref().map(widened).unwrap_or_default());
                 let packed = PackedRef { weight: &words, scales: &scales, biases: &biases };
-                let mut bytes = vec![0u8; out.len() * 4];
                 let columns = out.len() / rows.len().max(1);
-                mlx_format::dequantize(*scheme, FloatType::F32, columns, packed, &mut bytes);
-                FloatType::F32.widen(&bytes, out);
+                if let Some(global) = global {
+                    self.spread(global, *scheme, (rows, columns), entry.shape[1], packed, out);
+                } else {
+                    let mut bytes = vec![0u8; out.len() * 4];
+                    mlx_format::dequantize(*scheme, FloatType::F32, columns, packed, &mut bytes);
+                    FloatType::F32.widen(&bytes, out);
+                }
                 weight
             }
         };

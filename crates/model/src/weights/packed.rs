@@ -47,7 +47,7 @@ impl Weights<'_> {
     /// If the rows lie outside the matrix.
     pub fn packed_rows(&self, path: &str, rows: Range<usize>) -> Option<PackedRows> {
         let entry = self.entries.get(&format!("{path}.weight"))?;
-        let Stored::Packed { weight, scales, biases: Some(biases), scheme, float } = &entry.stored else {
+        let Stored::Packed { weight, scales, biases: Some(biases), scheme, float, .. } = &entry.stored else {
             return None;
         };
         let columns = entry.shape.last().copied().unwrap_or(1).max(1);

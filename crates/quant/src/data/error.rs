@@ -63,6 +63,14 @@ pub enum DataError {
         "the text holds a single window: nothing is left to judge steps on; hint: give more text or a shorter --sequence-length"
     )]
     OneWindow,
+    #[error(
+        "{file}, line {line}: {reason}; hint: each line is one JSON object: {{\"question\": \"...\", \"choices\": [\"...\", \"...\"], \"answer\": 0}}, where answer counts choices from 0"
+    )]
+    Question { file: String, line: usize, reason: String },
+    #[error("{0}; hint: --suite takes a .jsonl file of questions, which exists and which you may read")]
+    Suite(String),
+    #[error("{file} holds no questions; hint: is this the right file? each line is one JSON object")]
+    NoQuestions { file: String },
     #[error("{file} holds no text; hint: is this the right file?")]
     Empty { file: String },
     #[error(

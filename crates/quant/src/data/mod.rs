@@ -31,6 +31,7 @@ mod sample;
 mod separated;
 mod shares;
 mod source;
+mod suite;
 mod text;
 mod tokenized;
 mod values;
@@ -46,6 +47,7 @@ pub(crate) use pick::permutation;
 pub use provenance::{DataReport, Extent, SourceInfo};
 pub use shares::{CALIBRATION_WINDOWS, Shares, Split, TrainingShares, VALIDATION_WINDOWS};
 pub use source::DataSource;
+pub use suite::{Choice, Question, Suite};
 pub use windows::{Window, Windows};
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ mod memory;
 mod result;
 mod scale;
 mod statistics;
+pub mod suite;
 
 use std::path::PathBuf;
 use std::time::Instant;

@@ -192,7 +192,7 @@ fn count(named: &Named) -> Counted {
         let (path, taken) = named.packed.get_key_value(name.strip_suffix(".weight")?)?;
         let taken = taken.as_ref().ok()?;
         let (weight, scales, biases) = (&taken.weight, &taken.scales, taken.biases.as_ref());
-        Some((Packed { path, weight, scales, biases }, taken.scheme))
+        Some((Packed { path, weight, scales, biases, global: None }, taken.scheme))
     };
     let mut add = |view: &View| {
         *counted.dtypes.entry(view.dtype.to_string()).or_default() += bytes(view);

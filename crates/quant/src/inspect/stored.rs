@@ -13,6 +13,8 @@ pub(super) struct Packed<'n> {
     pub(super) weight: &'n View,
     pub(super) scales: &'n View,
     pub(super) biases: Option<&'n View>,
+    /// nvfp4: one number for each expert.
+    pub(super) global: Option<&'n View>,
 }
 
 /// A tensor or a packed layer.
@@ -28,15 +30,19 @@ pub(super) fn stored(tensors: &[(String, View)]) -> Vec<Stored<'_>> {
     let packed = |path: &'_ str| {
         let of = |leaf: &str| by_name.get(format!("{path}.{leaf}").as_str()).copied();
         let weight = of("weight").filter(|weight| weight.dtype == Dtype::U32)?;
-        Some((weight, of("scales")?, of("biases")))
+        Some(Packed {
+            path: "",
+            weight,
+            scales: of("scales")?,
+            biases: of("biases"),
+            global: of("global_scale"),
+        })
     };
     let each = tensors.iter().filter_map(|(name, view)| {
         let parts = name.rsplit_once('.').and_then(|(path, leaf)| Some((path, leaf, packed(path)?)));
         match parts {
-            Some((_, "scales" | "biases", _)) => None,
-            Some((path, "weight", (weight, scales, biases))) => {
-                Some(Stored::Packed(Packed { path, weight, scales, biases }))
-            }
+            Some((_, "scales" | "biases" | "global_scale", _)) => None,
+            Some((path, "weight", packed)) => Some(Stored::Packed(Packed { path, ..packed })),
             _ => Some(Stored::Plain { name, view }),
         }
     });
@@ -51,8 +57,13 @@ pub(super) fn bytes(view: &View) -> u64 {
 impl<'n> Packed<'n> {
     /// Weight, scales and biases, with their names.
     pub(super) fn parts(&self) -> impl Iterator<Item = (String, &'n View)> + use<'n> {
-        let Self { path, weight, scales, biases } = *self;
-        let parts = [("weight", Some(weight)), ("scales", Some(scales)), ("biases", biases)];
+        let Self { path, weight, scales, biases, global } = *self;
+        let parts = [
+            ("weight", Some(weight)),
+            ("scales", Some(scales)),
+            ("biases", biases),
+            ("global_scale", global),
+        ];
         parts.into_iter().filter_map(move |(leaf, view)| Some((format!("{path}.{leaf}"), view?)))
     }
 

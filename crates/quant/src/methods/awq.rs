@@ -27,7 +27,7 @@ const REACH: f32 = 8.0;
 pub(crate) struct Reader<'w> {
     /// A sample of its rows, `[rows, columns]`.
     pub(crate) values: &'w Tensor,
-    /// How it will be stored; affine.
+    /// How it will be stored.
     pub(crate) scheme: Scheme,
     /// dtype of scales and biases.
     pub(crate) float: FloatType,
@@ -36,12 +36,16 @@ pub(crate) struct Reader<'w> {
 /// Features that need the same factor, as the query heads that share a value head; each alone otherwise.
 pub(crate) type Ties<'t> = Option<&'t (dyn Fn(usize) -> usize + Sync)>;
 
+/// Makes candidates what there is room for.
+pub(crate) type Within<'w> = &'w dyn Fn(Vec<f32>) -> Vec<f32>;
+
 /// The factors (powers of two) of least `tr(dW H dW^T)` over all readers, on a sample of their rows, when rounded with or
-/// without `search`; `None` if no candidate is better than none at all.
+/// without `search`; `None` if no candidate is better than `base`, ones as a rule.
 pub(crate) fn choose(
     gram: &Gram,
     readers: &[Reader<'_>],
-    n_grid: usize,
+    (n_grid, within): (usize, Within<'_>),
+    base: &[f32],
     search: bool,
     ties: Ties<'_>,
 ) -> Result<Option<Vec<f32>>> {
@@ -60,16 +64,16 @@ pub(crate) fn choose(
                 .zip(&weight)
                 .map(|(x, w)| x.powf(r) / if duo { w.powf(1.0 - r) } else { 1.0 })
                 .collect();
-            let factors = powers_of_two(&raw);
-            if factors.iter().any(|factor| *factor != 1.0) && !candidates.contains(&factors) {
+            let factors = within(powers_of_two(&raw));
+            if factors != base && !candidates.contains(&factors) {
                 candidates.push(factors);
             }
         }
     }
-    let none = loss(gram, &diagonal, readers, None, search)?;
+    let none = loss(gram, &diagonal, readers, base, search)?;
     let losses = candidates
         .par_iter()
-        .map(|factors| loss(gram, &diagonal, readers, Some(factors), search))
+        .map(|factors| loss(gram, &diagonal, readers, factors, search))
         .collect::<Result<Vec<f64>>>()?;
     // The first of equals, whatever the timing.
     let best = (0..losses.len()).min_by(|a, b| losses[*a].total_cmp(&losses[*b]));
@@ -77,14 +81,13 @@ pub(crate) fn choose(
 }
 
 /// Whether factors still help when GPTQ rounds: it makes up for much of what they are for. The same loss on the same rows, with the
-/// figures of `settings` and columns in their own order.
+/// figures of `settings` and columns in their own order; against `base`.
 pub(crate) fn helps_gptq(
     gram: &Gram,
     readers: &[Reader<'_>],
-    factors: &[f32],
+    (factors, base): (&[f32], &[f32]),
     settings: &MethodSettings,
 ) -> Result<bool> {
-    let ones = vec![1.0; gram.size];
     let compensated = |factors: &[f32]| -> Result<Option<f64>> {
         let order = (0..gram.size).collect();
         let Some(factor) = Factor::new(&gram.scaled(factors)?, order, settings.damping)? else {
@@ -96,7 +99,7 @@ pub(crate) fn helps_gptq(
         let losses = readers.par_iter().map(of).collect::<Result<Vec<_>>>()?;
         Ok(Some(losses.iter().sum()))
     };
-    Ok(match (compensated(factors)?, compensated(&ones)?) {
+    Ok(match (compensated(factors)?, compensated(base)?) {
         (Some(with), Some(without)) => with < MARGIN * without,
         _ => true,
     })
@@ -141,22 +144,17 @@ fn powers_of_two(raw: &[f32]) -> Vec<f32> {
 }
 
 /// `tr(dW H dW^T)` over all readers' samples if columns are multiplied by `factors` before rounding and divided afterwards.
-fn loss(
+pub(crate) fn loss(
     gram: &Gram,
     diagonal: &[f32],
     readers: &[Reader<'_>],
-    factors: Option<&[f32]>,
+    factors: &[f32],
     search: bool,
 ) -> Result<f64> {
-    let weights: Vec<f32> = match factors {
-        None => diagonal.to_vec(),
-        Some(factors) => {
-            diagonal.iter().zip(factors).map(|(square, factor)| square / (factor * factor)).collect()
-        }
-    };
-    let ones = vec![1.0; gram.size];
+    let weights: Vec<f32> =
+        diagonal.iter().zip(factors).map(|(square, factor)| square / (factor * factor)).collect();
     let how = if search { How::Nearest { weights: &weights } } else { How::Plain };
-    let of = |reader: &Reader<'_>| loss_of(gram, reader, factors.unwrap_or(&ones), how);
+    let of = |reader: &Reader<'_>| loss_of(gram, reader, factors, how);
     let losses = readers.par_iter().map(of).collect::<Result<Vec<f64>>>()?;
     Ok(losses.iter().sum())
 }
@@ -200,10 +198,11 @@ mod tests {
         let values = Tensor::from_vec(values, (16, columns), &cpu()).unwrap();
         let scheme = Scheme::affine(3, 64).unwrap();
         let reader = Reader { values: &values, scheme, float: FloatType::Bf16 };
-        let factors = choose(&gram, &[reader], 20, false, None).unwrap().unwrap();
+        let (same, ones) = (|factors| factors, [1.0; 64]);
+        let factors = choose(&gram, &[reader], (20, &same), &ones, false, None).unwrap().unwrap();
         assert!(factors[5] > factors[6] && factors[6] == factors[7], "{factors:?}");
         let tie = |at: usize| at / 2;
-        let factors = choose(&gram, &[reader], 20, false, Some(&tie)).unwrap().unwrap();
+        let factors = choose(&gram, &[reader], (20, &same), &ones, false, Some(&tie)).unwrap().unwrap();
         assert!(factors[4] == factors[5] && factors[5] > factors[6], "{factors:?}");
     }
 }

@@ -30,6 +30,10 @@ pub enum PlanError {
         "{lacking} of {layers} layers that {method} has packed cannot be taken over exactly ({path}: {reason}); hint: -q --q-bits N decodes and rounds them to N bits, -d decodes them"
     )]
     NotTaken { method: &'static str, lacking: usize, layers: usize, path: String, reason: String },
+    #[error(
+        "layer {0} has a global_scale for each expert, which -d does not decode; hint: get the bfloat16 version of this model"
+    )]
+    GlobalScale(String),
     #[error("mixed-bit recipes are affine, not {0}; hint: leave out --q-mode or --quant-predicate")]
     MixedMode(&'static str),
     #[error(

@@ -15,10 +15,10 @@ use super::head::repeated;
 use super::ids::Paths;
 use super::mixed::Mixed;
 use super::packed::PackedLayers;
-use super::specs::{entry, packed_specs, settle_entry};
+use super::specs::{check_together, entry, packed_specs, settle_entry};
 use super::{Item, Job, PackedSource, Plan, PlanError, Settings, Towers};
 use crate::parameters::OuterModules;
-use mlx_quant_model::{Architecture, Existing, Named, SourceError, Taken, View, arch};
+use mlx_quant_model::{Architecture, Existing, Named, Taken, View, arch};
 
 pub(super) struct Planner {
     architecture: Architecture,
@@ -393,28 +393,21 @@ impl Planner {
         let (Some(scales), biases) = (self.take(&name("scales")), self.take(&name("biases"))) else {
             return self.copy(&name("weight"), weight);
         };
-        let outer = |view: &View| view.shape().split_last().map(|(_, outer)| outer.to_vec());
-        let of = |view: &View| (view.dtype, view.shape());
-        let alike = weight.shape().len() >= 2
-            && outer(&weight) == outer(&scales)
-            && biases.as_ref().is_none_or(|biases| of(biases) == of(&scales));
         let row = (weight.columns(), scales.columns());
         let scheme = self.existing.scheme(path, row, scales.dtype, self.columns.get(path).copied())?;
-        if !alike || biases.is_some() != scheme.has_biases() {
-            let biases = biases.as_ref().map(of);
-            return Err(SourceError::Packed {
-                path: path.to_owned(),
-                weight: of(&weight),
-                scales: of(&scales),
-                biases,
-            }
-            .into());
-        }
+        check_together(path, (&weight, &scales, biases.as_ref()), scheme)?;
         let mut shape = weight.shape();
         if let Some(columns) = shape.last_mut() {
             *columns = scales.columns() * scheme.group_size();
         }
         self.parameters += OuterModules::packed(&shape);
+        // Stays float32 whatever dtype is asked for.
+        if let Some(global) = self.take(&name("global_scale")) {
+            if self.settings.dequantize {
+                return Err(PlanError::GlobalScale(path.to_owned()));
+            }
+            self.push_copy(&name("global_scale"), global, None);
+        }
         if !self.settings.dequantize {
             self.notes.extend(settle_entry(&mut self.existing, path, scheme));
             self.copy(&name("weight"), weight)?;

@@ -2,7 +2,7 @@
 
 use mlx_format::checkpoint::TensorSpec;
 use mlx_format::{Dtype, FloatType, Scheme};
-use mlx_quant_model::{Existing, listed};
+use mlx_quant_model::{Existing, SourceError, View, listed};
 use serde_json::{Map, Value};
 
 /// `{"group_size": .., "bits": .., "mode": ..}`.
@@ -31,6 +31,24 @@ pub(super) fn packed_specs(path: &str, shape: &[usize], scheme: Scheme, float: F
         specs.push(spec("biases", float.dtype(), groups));
     }
     specs
+}
+
+/// Refuses weight, scales and biases that cannot be those of one layer.
+pub(super) fn check_together(
+    path: &str,
+    (weight, scales, biases): (&View, &View, Option<&View>),
+    scheme: Scheme,
+) -> Result<(), SourceError> {
+    let outer = |view: &View| view.shape().split_last().map(|(_, outer)| outer.to_vec());
+    let of = |view: &View| (view.dtype, view.shape());
+    let alike = weight.shape().len() >= 2
+        && outer(weight) == outer(scales)
+        && biases.is_none_or(|biases| of(biases) == of(scales));
+    if alike && biases.is_some() == scheme.has_biases() {
+        return Ok(());
+    }
+    let (path, biases) = (path.to_owned(), biases.map(of));
+    Err(SourceError::Packed { path, weight: of(weight), scales: of(scales), biases })
 }
 
 /// Puts the scheme that a packed layer really has in the place of an entry that says something else: mlx_lm believes it. A note for

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use mlx_format::{Scheme, SchemeError};
+use mlx_format::{Mode, Scheme, SchemeError};
 
 use crate::methods::{Method, Recipe};
 use crate::{Error, Model};
@@ -18,7 +18,8 @@ pub fn affine(bits: u32, group_size: usize) -> Result<Scheme, SchemeError> {
     Scheme::affine(bits, group_size).and_then(Scheme::widely_loaded)
 }
 
-/// The scheme of embeddings and head: what is asked for, or what the recipe usually gives them.
+/// The scheme of embeddings and head: what is asked for, or what the recipe usually gives them. Beside an fp mode they are as
+/// the rest, unless bits or a group size are asked for, which are affine.
 ///
 /// # Errors
 /// As [`affine`].
@@ -28,9 +29,13 @@ pub fn table_scheme(
     bits: Option<u32>,
     group_size: Option<usize>,
 ) -> Result<Scheme, SchemeError> {
+    let fp = base.mode() != Mode::Affine;
+    if fp && bits.is_none() && group_size.is_none() {
+        return Ok(base);
+    }
     // Dynamic decides of them too.
     let own = recipe.rounding() == Method::Gptq && !recipe.allocates();
-    let usual = if own { TABLES_OF_GPTQ } else { (base.bits(), base.group_size()) };
+    let usual = if own || fp { TABLES_OF_GPTQ } else { (base.bits(), base.group_size()) };
     affine(bits.unwrap_or(usual.0), group_size.unwrap_or(usual.1))
 }
 
@@ -60,6 +65,17 @@ mod tests {
         assert_eq!(of("dynamic+awq+gptq", None, None), (3, 32));
         assert_eq!(of("awq", None, None), (3, 32));
         assert_eq!(of("awq", Some(6), Some(64)), (6, 64));
+    }
+
+    #[test]
+    fn tables_beside_an_fp_mode_are_as_the_rest_unless_asked_for() {
+        let base = Scheme::new(Mode::Nvfp4, None, None).unwrap();
+        let of = |recipe: &str, bits, group_size| {
+            table_scheme(&recipe.parse().unwrap(), base, bits, group_size).unwrap()
+        };
+        assert_eq!([of("gptq", None, None), of("awq", None, None)], [base, base]);
+        assert_eq!(of("gptq", Some(4), None), affine(4, 64).unwrap());
+        assert_eq!(of("awq", None, Some(32)), affine(6, 32).unwrap());
     }
 
     #[test]

@@ -2,19 +2,19 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use mlx_format::FloatType;
 use mlx_format::checkpoint::Writer;
-use mlx_format::{FloatType, Mode};
 use mlx_quant_engine::{REST, Tensor};
 use mlx_quant_model::decoder::{Block, Norm};
 use mlx_quant_model::{Parameters, Producer, Site, View, WeightsError};
 use rayon::prelude::*;
 
 use super::Session;
-use super::work::{AllCodes, BlockWork, Codes, Stored};
+use super::work::{AllCodes, BlockWork, Stored};
 use crate::Error;
-use crate::carry::{plain, write_rounded};
+use crate::carry::write_rounded;
 use crate::methods::awq;
-use crate::methods::{Factor, Gram, How, Method};
+use crate::methods::{Factor, Gram, How, Method, Pending};
 use crate::observer::Event;
 use crate::plan::Job;
 use crate::walks::calibrate::Visitor;
@@ -58,7 +58,7 @@ impl BlockWork<'_> {
         let sizes: BTreeSet<usize> = stored
             .iter()
             .filter_map(|stored| match stored {
-                Stored::Affine(scheme, _) => Some(scheme.group_size()),
+                Stored::Quantized(scheme, _) => Some(scheme.group_size()),
                 _ => None,
             })
             .collect();
@@ -93,7 +93,7 @@ impl BlockWork<'_> {
         // A card rounds all rows of a site together.
         let together = session.walk.device.memory().is_some() && weights.len() > 1;
         let done = session.pool.install(|| match stored[0] {
-            Stored::Affine(..) if together && stored.iter().all(|other| *other == stored[0]) => {
+            Stored::Quantized(..) if together && stored.iter().all(|other| *other == stored[0]) => {
                 round_together(&weights, stored[0], factors, how)
             }
             _ => {
@@ -107,7 +107,7 @@ impl BlockWork<'_> {
         let mut passed = Vec::new();
         for ((reader, original), (codes, weight)) in site.readers.iter().zip(&weights).zip(done) {
             if session.recipe.learns() {
-                self.note_for_learning(reader, site.slice, (original, &weight), factors, codes.as_ref())?;
+                self.note_for_learning(reader, site.slice, (original, &weight), factors, codes.is_some())?;
             }
             passed.push(weight);
             if let Some(codes) = codes {
@@ -131,7 +131,7 @@ impl BlockWork<'_> {
         gram: &Gram,
         weights: &[Tensor],
         stored: &[Stored],
-        done: &[(Option<Codes>, Tensor)],
+        done: &[(Option<Pending>, Tensor)],
     ) -> Result<(), WeightsError> {
         for ((weight, stored), (_, passed)) in weights.iter().zip(stored).zip(done) {
             let plain = self.session.pool.install(|| round_one(weight, *stored, None, How::Plain))?.1;
@@ -269,23 +269,13 @@ struct Piece {
     /// Its first row.
     row: usize,
     float: FloatType,
-    codes: Codes,
+    codes: Pending,
 }
 
 impl Piece {
     fn write(self, writer: &Writer) -> Result<(), Error> {
-        match self.codes {
-            Codes::Affine(pending) => {
-                let rounded = pending.fetch().map_err(WeightsError::from)?;
-                write_rounded(writer, self.first, self.row, self.float, &rounded)
-            }
-            Codes::Float { rows, parts } => {
-                for (leaf, bytes) in parts.into_iter().enumerate().filter(|(_, bytes)| !bytes.is_empty()) {
-                    writer.write_at(self.first + leaf, (self.row * bytes.len() / rows) as u64, &bytes)?;
-                }
-                Ok(())
-            }
-        }
+        let rounded = self.codes.fetch().map_err(WeightsError::from)?;
+        write_rounded(writer, self.first, self.row, self.float, &rounded)
     }
 }
 
@@ -326,10 +316,7 @@ pub(super) fn round_others(
         let weight = parameters.tensor(&name).map_err(WeightsError::from)?.clone();
         let columns = weight.dims()[weight.rank() - 1];
         let flat = weight.reshape((REST, columns)).map_err(WeightsError::from)?;
-        let stored = match scheme.mode() {
-            Mode::Affine => Stored::Affine(*scheme, *float),
-            _ => Stored::Float(*scheme, *float),
-        };
+        let stored = Stored::Quantized(*scheme, *float);
         let even = vec![1.0; columns];
         let how = match session.recipe.rounding() {
             Method::Rtn => How::Plain,
@@ -364,20 +351,15 @@ fn round_together(
     stored: Stored,
     factors: Option<&[f32]>,
     how: How<'_>,
-) -> Result<Vec<(Option<Codes>, Tensor)>, WeightsError> {
+) -> Result<Vec<(Option<Pending>, Tensor)>, WeightsError> {
     let rows = weights.iter().map(|weight| weight.dim(0)).collect::<mlx_quant_engine::Result<Vec<_>>>()?;
     let all = Tensor::cat(&weights.iter().collect::<Vec<_>>(), 0)?;
     let (codes, decoded) = round_one(&all, stored, factors, how)?;
-    let parts = match codes {
-        Some(Codes::Affine(pending)) => {
-            pending.split(&rows).into_iter().map(Codes::Affine).map(Some).collect()
-        }
-        _ => Vec::new(),
-    };
+    let parts = codes.map(|pending| pending.split(&rows)).unwrap_or_default();
     let mut first = 0;
     let mut done = Vec::new();
     for (codes, rows) in parts.into_iter().zip(rows) {
-        done.push((codes, decoded.narrow(0, first, rows)?));
+        done.push((Some(codes), decoded.narrow(0, first, rows)?));
         first += rows;
     }
     Ok(done)
@@ -389,26 +371,10 @@ fn round_one(
     stored: Stored,
     factors: Option<&[f32]>,
     how: How<'_>,
-) -> Result<(Option<Codes>, Tensor), WeightsError> {
-    let (rows, columns) = weight.dims2()?;
-    let scaled = || factors.map_or_else(|| Ok(weight.clone()), |factors| awq::times(weight, factors));
-    let (codes, decoded) = match stored {
-        Stored::Plain(_) | Stored::Fixed => return Ok((None, weight.clone())),
-        Stored::Affine(scheme, float) => {
-            let (rounded, decoded) = weight.device().round(&scaled()?, scheme, float, how)?;
-            (Codes::Affine(rounded), decoded)
-        }
-        Stored::Float(scheme, float) => {
-            weight
-                .device()
-                .leave("rounding to mxfp4, mxfp8 and nvfp4", "cards have kernels for the affine mode");
-            let (packed, values) = plain(&scaled()?.to_vec()?, columns, scheme, float);
-            (
-                Codes::Float { rows, parts: packed },
-                Tensor::from_vec(values, (rows, columns), weight.device())?,
-            )
-        }
-    };
+) -> Result<(Option<Pending>, Tensor), WeightsError> {
+    let Stored::Quantized(scheme, float) = stored else { return Ok((None, weight.clone())) };
+    let scaled = factors.map_or_else(|| Ok(weight.clone()), |factors| awq::times(weight, factors))?;
+    let (codes, decoded) = weight.device().round(&scaled, scheme, float, how)?;
     match factors {
         None => Ok((Some(codes), decoded)),
         Some(factors) => Ok((Some(codes), awq::over(&decoded, factors)?)),

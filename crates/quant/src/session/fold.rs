@@ -3,12 +3,13 @@
 use mlx_format::FloatType;
 use mlx_quant_engine::Activation;
 use mlx_quant_engine::{REST, Tensor};
-use mlx_quant_model::decoder::{Attention, Gate, Layer, Linear, Mlp, Norm, Projections};
+use mlx_quant_model::decoder::{Attention, Layer, Linear, Norm, Projections};
 use mlx_quant_model::{Parameters, Producer, Site, WeightsError};
 use rayon::prelude::*;
 
 use super::choose::Candidate;
-use super::work::{BlockWork, Codes, Stored};
+use super::range::{needs_range, spans};
+use super::work::{BlockWork, Stored};
 use crate::Error;
 use crate::methods::awq::{self, Reader};
 use crate::methods::{Gram, How, Method};
@@ -28,13 +29,12 @@ impl BlockWork<'_> {
         if let Producer::Norm(Norm { path: Some(path), .. }) = site.producer {
             if !self.norms.contains_key(path) {
                 self.squares.insert(path.clone(), gram.diagonal().map_err(WeightsError::from)?);
-                let factors =
-                    if self.session.recipe.folds() { self.choose(index, gram, sample)? } else { None };
+                let factors = self.choose(index, gram, sample)?;
                 self.norms.insert(path.clone(), factors);
             }
             return Ok(self.norms[path].clone());
         }
-        if self.session.recipe.folds() { self.choose(index, gram, sample) } else { Ok(None) }
+        self.choose(index, gram, sample)
     }
 
     fn choose(&mut self, index: usize, gram: &Gram, sample: &[Tensor]) -> Result<Option<Vec<f32>>, Error> {
@@ -50,9 +50,12 @@ impl BlockWork<'_> {
         };
         let expert = if matches!(site.producer, Producer::Norm(_)) { None } else { site.slice };
         let stored: Vec<Stored> = readers.iter().map(|reader| self.stored(reader)).collect();
-        if gram.tokens == 0
+        let folds = self.session.recipe.folds();
+        let searches = self.session.recipe.rounding() != Method::Rtn;
+        if !(folds || searches && needs_range(&stored))
+            || gram.tokens == 0
             || stored.contains(&Stored::Fixed)
-            || !(stored.iter().any(|stored| matches!(stored, Stored::Affine(..)))
+            || !(stored.iter().any(|stored| matches!(stored, Stored::Quantized(..)))
                 || self.session.hooks.choose.always())
             || !self.can_fold(site, &stored)
         {
@@ -67,7 +70,7 @@ impl BlockWork<'_> {
             .iter()
             .zip(&stored)
             .filter_map(|(values, stored)| match *stored {
-                Stored::Affine(scheme, float) => Some(Reader { values, scheme, float }),
+                Stored::Quantized(scheme, float) => Some(Reader { values, scheme, float }),
                 _ => None,
             })
             .collect();
@@ -79,17 +82,20 @@ impl BlockWork<'_> {
         let ties: awq::Ties<'_> = attention.is_some().then_some(&tie);
         let (rounding, settings) = (self.session.recipe.rounding(), &self.session.settings.method);
         let candidate = Candidate { gram, readers: &judged, ties, rounding, settings };
+        let room = self.room(site, (&readers, &stored), expert, &candidate)?;
         let choose = self.session.hooks.choose;
-        let chosen = self.session.pool.install(|| choose.choose(&candidate)).map_err(WeightsError::from)?;
-        let Some(mut factors) = chosen else {
-            return Ok(None);
-        };
-        if let Producer::Norm(norm) = site.producer {
-            factors = self.realised(norm, &factors)?;
-            if !choose.always() && self.helps(norm, gram, &factors, sample)? == Some(false) {
-                return Ok(None);
+        let chosen = || if folds { choose.choose(&candidate, &room) } else { Ok(None) };
+        let mut chosen = self.session.pool.install(chosen).map_err(WeightsError::from)?;
+        if let (Producer::Norm(norm), Some(factors)) = (site.producer, &mut chosen) {
+            *factors = self.realised(norm, factors)?;
+            if !choose.always() && self.helps(norm, gram, (factors, &room.base), sample)? == Some(false) {
+                chosen = None;
             }
         }
+        if chosen.is_none() && room.is_plain() {
+            return Ok(None);
+        }
+        let factors = room.within(chosen.unwrap_or_else(|| room.base.clone()));
         self.fold(index, &factors)?;
         self.folded.0 += 1;
         Ok(Some(factors))
@@ -98,7 +104,7 @@ impl BlockWork<'_> {
     /// Whether what produces the site can take factors at all.
     fn can_fold(&self, site: &Site<'_>, readers: &[Stored]) -> bool {
         // float16 has no room for a factor: small scales would lose their last bits.
-        let writable = |linear: &Linear| matches!(self.stored(linear), Stored::Affine(_, float) | Stored::Plain(float) if float != FloatType::F16);
+        let writable = |linear: &Linear| matches!(self.stored(linear), Stored::Quantized(_, float) | Stored::Plain(float) if float != FloatType::F16);
         match site.producer {
             Producer::Norm(norm) => {
                 // A norm that stores w - 1 gives factors that bfloat16 weights cannot take exactly.
@@ -138,7 +144,7 @@ impl BlockWork<'_> {
 
     /// Factors that the norm's weight can take in its own dtype, exactly: `w / factor` times the factor given back is `w`. A norm
     /// that stores `w - 1` rounds there; its factors are what the stored weight makes of them.
-    fn realised(&self, norm: &Norm, factors: &[f32]) -> Result<Vec<f32>, Error> {
+    pub(super) fn realised(&self, norm: &Norm, factors: &[f32]) -> Result<Vec<f32>, Error> {
         let Some(path) = &norm.path else { return Ok(factors.to_vec()) };
         let float = self.session.float_of(&format!("{path}.weight")).unwrap_or(FloatType::F32);
         let weight = self.parameters.tensor(&format!("{path}.weight")).and_then(Tensor::to_vec);
@@ -159,13 +165,13 @@ impl BlockWork<'_> {
         Ok(weight.iter().zip(factors).enumerate().map(realise).collect())
     }
 
-    /// Whether the layers that read the norm are nearer to the true ones with the factors than without, on the first windows;
+    /// Whether the layers that read the norm are nearer to the true ones with the factors than with the others, on the first windows;
     /// `None` if there is nothing to be run.
     fn helps(
         &self,
         norm: &Norm,
         gram: &Gram,
-        factors: &[f32],
+        (factors, others): (&[f32], &[f32]),
         sample: &[Tensor],
     ) -> Result<Option<bool>, Error> {
         let places = self.places(norm);
@@ -192,7 +198,7 @@ impl BlockWork<'_> {
             }
             Ok(sum)
         };
-        let sums = (error(factors)?, error(&vec![1.0; gram.size])?);
+        let sums = (error(factors)?, error(others)?);
         Ok(Some(sums.0 < sums.1))
     }
 
@@ -225,7 +231,7 @@ impl BlockWork<'_> {
         let same = |site: &&Site<'_>| matches!(site.producer, Producer::Norm(own) if own.path == norm.path);
         for site in self.sites.iter().filter(same).filter(|site| site.has_own_readers()) {
             for reader in &site.readers {
-                let Stored::Affine(scheme, float) = self.stored(reader) else { continue };
+                let Stored::Quantized(scheme, float) = self.stored(reader) else { continue };
                 let name = format!("{}.weight", reader.path);
                 let weight = self.parameters.tensor(&name).map_err(WeightsError::from)?;
                 let how = match self.session.recipe.rounding() {
@@ -263,38 +269,9 @@ impl BlockWork<'_> {
                 }
                 Ok(())
             }
-            Producer::Product(mlp) => self.fold_product(mlp, site.slice, factors),
-            Producer::Attention(attention) => self.fold_values(attention, factors),
-            Producer::Residual | Producer::Other => Ok(()),
-        }
-    }
-
-    fn fold_product(&mut self, mlp: &Mlp, expert: Option<usize>, factors: &[f32]) -> Result<(), Error> {
-        let (linear, first) = match &mlp.gate {
-            Gate::Separate { up, .. } => (up, 0),
-            Gate::Fused(both) => (both, factors.len()),
-            Gate::None(_) | Gate::Xielu { .. } => return Ok(()),
-        };
-        self.divide_rows(linear, expert, first, factors)
-    }
-
-    fn fold_values(&mut self, attention: &Attention, factors: &[f32]) -> Result<(), Error> {
-        let &Attention { heads, kv_heads, head_dim, value_dim, .. } = attention;
-        let served = heads / kv_heads;
-        // The factors of each value head are those of the first query head that it serves.
-        let by_head = |head: usize| &factors[head * served * value_dim..][..value_dim];
-        let all: Vec<f32> = (0..kv_heads).flat_map(|head| by_head(head).iter().copied()).collect();
-        match &attention.projections {
-            Projections::Separate { v, .. } => self.divide_rows(v, None, 0, &all),
-            Projections::Concatenated(linear) => {
-                let gates = if attention.gated_with_queries() { 2 } else { 1 };
-                self.divide_rows(linear, None, (gates * heads + kv_heads) * head_dim, &all)
-            }
-            Projections::Interleaved(linear) => (0..kv_heads).try_for_each(|head| {
-                let before = (served + 1) * head_dim;
-                self.divide_rows(linear, None, head * (before + value_dim) + before, by_head(head))
+            producer => spans(producer, factors.len()).into_iter().try_for_each(|span| {
+                self.divide_rows(span.linear, site.slice, span.row, &factors[span.features])
             }),
-            Projections::Shared { .. } | Projections::KeysAsValues { .. } => Ok(()),
         }
     }
 
@@ -311,7 +288,7 @@ impl BlockWork<'_> {
         let weight = self.parameters.tensor(&name("weight")).map_err(WeightsError::from)?;
         let (columns, rows) = (weight.dims()[weight.rank() - 1], weight.dims()[weight.rank() - 2]);
         let start = expert.unwrap_or(0) * rows + first;
-        if let Some(Codes::Affine(rounded)) = self.codes.get_mut(&(linear.path.clone(), expert)) {
+        if let Some(rounded) = self.codes.get_mut(&(linear.path.clone(), expert)) {
             rounded.scale_rows(first, &inverse);
             if let Some(above) = self.above.get_mut(&(linear.path.clone(), expert)) {
                 for (row, factor) in above[first * columns..].chunks_exact_mut(columns).zip(&inverse) {

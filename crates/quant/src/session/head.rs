@@ -1,7 +1,7 @@
 //! The head: the one matrix behind the last block, rounded on the final hidden states of the quantized model.
 
 use mlx_format::checkpoint::Writer;
-use mlx_format::{FloatType, Mode, Scheme};
+use mlx_format::{FloatType, Scheme};
 use mlx_quant_engine::Tensor;
 use mlx_quant_model::{Forward, WeightsError};
 
@@ -67,12 +67,6 @@ impl Session<'_> {
         matches!(self.plan.items[item].job, Job::Quantize { .. }).then_some(item)
     }
 
-    /// Whether the head's codes are chosen here, on final hidden states.
-    pub(super) fn head_is_affine(&self) -> bool {
-        let job = self.head_item().map(|item| &self.plan.items[item].job);
-        matches!(job, Some(Job::Quantize { scheme, .. }) if scheme.mode() == Mode::Affine)
-    }
-
     pub(super) fn head(
         &self,
         item: usize,
@@ -83,7 +77,7 @@ impl Session<'_> {
     ) -> Result<(), Error> {
         let first = self.plan.items[item].first_output;
         match &self.plan.items[item].job {
-            Job::Quantize { scheme, float, view } if scheme.mode() == Mode::Affine => {
+            Job::Quantize { scheme, float, view } => {
                 let blocks = self.walk.decoder.blocks.len();
                 let make = || self.final_gram(forward, states, view.columns());
                 let gram = match statistics {

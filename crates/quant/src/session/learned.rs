@@ -9,11 +9,11 @@ use mlx_quant_model::{Forward, Parameters, State, WeightsError};
 use super::Session;
 use super::block::FEW_TOKENS;
 use super::settings::saving;
-use super::work::{BlockWork, Codes, Stored};
+use super::work::{BlockWork, Stored};
 use crate::Error;
 use crate::data::Windows;
 use crate::learn::{Expert, Kept, Layer, Learner, Lesson, costs, held_out};
-use crate::methods::awq;
+use crate::methods::{Pending, awq};
 use crate::observer::Event;
 use crate::walks::calibrate::apart;
 use crate::walks::each;
@@ -128,7 +128,7 @@ impl BlockWork<'_> {
         let outputs = lesson.outputs(&learners)?;
         for (path, expert, layer) in learners.into_iter().flat_map(Learner::layers) {
             let rounded = session.pool.install(|| layer.rounded());
-            self.codes.insert((path, expert), Codes::Affine(rounded.into()));
+            self.codes.insert((path, expert), rounded.into());
         }
         // Own steps stay until the next block is done: until then this one may not have been written.
         if let Some(before) = self.index.checked_sub(1) {
@@ -154,22 +154,17 @@ impl BlockWork<'_> {
         expert: Option<usize>,
         (original, passed): (&Tensor, &Tensor),
         factors: Option<&[f32]>,
-        codes: Option<&Codes>,
+        has_codes: bool,
     ) -> Result<(), Error> {
         let key = (reader.path.clone(), expert);
         let scaled = |tensor: Tensor| match factors {
             Some(factors) => awq::times(&tensor, factors),
             None => Ok(tensor),
         };
-        match codes {
-            Some(Codes::Affine(_)) => {
-                let above = (original - passed).and_then(scaled).and_then(|above| above.to_vec());
-                self.above.insert(key, above.map_err(WeightsError::from)?);
-            }
-            Some(Codes::Float { .. }) => {
-                self.decoded.insert(key, scaled(passed.clone()).map_err(WeightsError::from)?);
-            }
-            None => {}
+        // Codes of the fp modes do not learn.
+        if matches!(self.stored(reader), Stored::Quantized(scheme, _) if has_codes && scheme.has_biases()) {
+            let above = (original - passed).and_then(scaled).and_then(|above| above.to_vec());
+            self.above.insert(key, above.map_err(WeightsError::from)?);
         }
         Ok(())
     }
@@ -201,7 +196,7 @@ impl BlockWork<'_> {
             let key = (reader.path.clone(), site.slice);
             let expert = match (self.stored(reader), self.codes.remove(&key), self.above.remove(&key)) {
                 (Stored::Plain(_) | Stored::Fixed, ..) => continue,
-                (Stored::Affine(scheme, float), Some(Codes::Affine(pending)), Some(above))
+                (Stored::Quantized(scheme, float), Some(pending), Some(above))
                     if self.has_tokens(reader, site.slice) && !self.is_read_later(reader) =>
                 {
                     low_bits |= scheme.bits() < 4;
@@ -242,21 +237,15 @@ impl BlockWork<'_> {
         &mut self,
         reader: &Linear,
         expert: Option<usize>,
-        codes: Option<Codes>,
+        codes: Option<Pending>,
     ) -> Result<Expert, Error> {
-        let mut weight = match self.decoded.remove(&(reader.path.clone(), expert)) {
-            Some(decoded) => decoded,
-            None => self.weight(reader, expert)?,
-        };
-        match codes {
-            Some(Codes::Affine(pending)) => {
-                let rounded = pending.fetch().map_err(WeightsError::from)?;
-                let shape = (rounded.rows(), rounded.columns);
-                weight = Tensor::from_vec(rounded.decoded(), shape, weight.device())
-                    .map_err(WeightsError::from)?;
-                self.codes.insert((reader.path.clone(), expert), Codes::Affine(rounded.into()));
-            }
-            codes => self.codes.extend(codes.map(|codes| ((reader.path.clone(), expert), codes))),
+        let mut weight = self.weight(reader, expert)?;
+        if let Some(pending) = codes {
+            let rounded = pending.fetch().map_err(WeightsError::from)?;
+            let shape = (rounded.rows(), rounded.columns);
+            weight =
+                Tensor::from_vec(rounded.decoded(), shape, weight.device()).map_err(WeightsError::from)?;
+            self.codes.insert((reader.path.clone(), expert), rounded.into());
         }
         let columns = weight.dims()[weight.rank() - 1];
         Ok(Expert::Stays(weight.reshape((REST, columns)).map_err(WeightsError::from)?))

@@ -17,6 +17,7 @@ mod head;
 mod identity;
 mod learned;
 mod memory;
+mod range;
 mod report;
 mod settings;
 mod steps;
@@ -347,7 +348,8 @@ impl Session<'_> {
     /// Whether statistics of all blocks, and of the final hidden states where they are needed, are there.
     fn has_all(&self, statistics: &Statistics) -> bool {
         let blocks = self.walk.decoder.blocks.len();
-        (0..blocks).all(|block| statistics.has(block)) && (!self.head_is_affine() || statistics.has(blocks))
+        (0..blocks).all(|block| statistics.has(block))
+            && (self.head_item().is_none() || statistics.has(blocks))
     }
 
     /// Refuses kept matrices of another size than the inputs that they are said to be of.
@@ -406,8 +408,7 @@ impl Session<'_> {
         let decoder = &self.walk.decoder;
         let tied = decoder.head.linear.is_none() && self.recipe.rounding() != Method::Rtn;
         let item = self.item(&decoder.embedding.path).filter(|_| tied)?;
-        matches!(&self.plan.items[item].job, Job::Quantize { scheme, .. } if scheme.mode() == Mode::Affine)
-            .then_some(item)
+        matches!(&self.plan.items[item].job, Job::Quantize { .. }).then_some(item)
     }
 
     /// Lets the embedding give what its quantized rows decode to.
@@ -441,7 +442,7 @@ impl Session<'_> {
                 let round = |rows: &Tensor, how| rows.device().round(rows, *scheme, *float, how)?.1.to_vec();
                 match table {
                     Some(table) => round(&rows, table.how(self)),
-                    None if scheme.mode() != Mode::Affine || self.recipe.rounding() == Method::Rtn => {
+                    None if self.recipe.rounding() == Method::Rtn => {
                         Ok(plain(&rows.to_vec()?, columns, *scheme, *float).1)
                     }
                     // As they are carried: in the output's dtype.

@@ -72,9 +72,9 @@ pub struct Quantized {
     pub resumed_blocks: usize,
     /// What computed, and how much of the model: more than one where a run went on with another engine's blocks.
     pub engines: Vec<Computed>,
-    /// Sites at which AWQ folded scales.
+    /// Sites at which factors were folded: those of AWQ, and ranges of nvfp4.
     pub folded: usize,
-    /// Sites at which it could have.
+    /// Sites at which they could have been.
     pub foldable: usize,
     /// By the path of a stacked layer.
     pub experts: BTreeMap<String, ExpertTokens>,

@@ -12,7 +12,7 @@ use mlx_format::{FloatType, Mode, Scheme};
 use mlx_quant_engine::Tensor;
 use mlx_quant_model::{Forward, State, Weights};
 
-use super::choose::{Candidate, ChooseFactors, Hooks, Searched};
+use super::choose::{Candidate, ChooseFactors, Hooks, Room, Searched};
 use super::{QuantizeSettings, Quantized, quantize_with};
 use crate::data::Windows;
 use crate::dynamic::{SensitivitySettings, sensitivities};
@@ -33,7 +33,7 @@ impl ChooseFactors for Drawn {
         true
     }
 
-    fn choose(&self, candidate: &Candidate<'_>) -> mlx_quant_engine::Result<Option<Vec<f32>>> {
+    fn choose(&self, candidate: &Candidate<'_>, _: &Room) -> mlx_quant_engine::Result<Option<Vec<f32>>> {
         let tie = |at: usize| candidate.ties.map_or(at, |tie| tie(at));
         let factor = |at: usize| [0.25, 1.0, 4.0, 0.5, 2.0][(tie(at) * 2_654_435_761) / 7 % 5];
         Ok(Some((0..candidate.gram.size).map(factor).collect()))
@@ -255,6 +255,69 @@ fn costs_are_those_that_dynamic_sees() {
         assert!(even && found.len() == walk.decoder.blocks.len(), "{name}");
     }
     assert!(compared >= 2, "blocks with a dense network");
+}
+
+/// Codes of the fp modes are what later columns and blocks made up for, and rows that a fold divides stay what they are.
+#[test]
+fn fp_modes_are_walked_as_they_are_written() {
+    for name in ["llama_tied", "qwen3_moe", "gpt2"] {
+        let model = open(&Directory::open(&copied().join(name)).unwrap()).unwrap();
+        for mode in [Mode::Mxfp4, Mode::Nvfp4, Mode::Mxfp8] {
+            for (recipe, drawn) in [("gptq", false), ("awq+gptq", true), ("awq+rtn", true)] {
+                let directory = tempfile::tempdir().unwrap();
+                let scheme = Scheme::new(mode, None, None).unwrap();
+                let plan = Settings { quantize: Some(scheme), ..Settings::default() };
+                let (made, left, written) = run(&model, plan, recipe, drawn, &directory.path().join("out"));
+                let (difference, largest) = distance(&left, &states(&written, &windows(&model, 6, 48)));
+                assert!(difference == 0.0, "{name}, {scheme}, {recipe}: {difference} of {largest}");
+                assert_eq!(made.folded > 0, drawn || mode == Mode::Nvfp4, "{name}, {scheme}, {recipe}");
+            }
+        }
+    }
+}
+
+/// Weights so small that nvfp4 has no scales for them: what stands before them takes a power of two, exactly, and they are
+/// rounded as well as larger ones.
+#[test]
+fn small_weights_get_a_range_in_nvfp4() {
+    let path = copied().join("llama_tied");
+    let model = open(&Directory::open(&path).unwrap()).unwrap();
+    let scheme = Scheme::new(Mode::Nvfp4, None, None).unwrap();
+    let plan = Settings { quantize: Some(scheme), ..Settings::default() };
+    let directory = tempfile::tempdir().unwrap();
+    let (made, _, written) = run(&model, plan.clone(), "gptq", false, &directory.path().join("out"));
+    // Both norms, the network's product and attention's output of every block.
+    assert_eq!((made.folded, made.foldable), (4 * 2, 4 * 2));
+    let plain = Plan::new(&model.checkpoint, &model.config, plan).unwrap();
+    convert(&model, &plain, &directory.path().join("plain"), 2, &Silent).unwrap();
+    let plain = open(&Directory::open(&directory.path().join("plain")).unwrap()).unwrap();
+    let device = mlx_quant_engine::cpu();
+    let [source, written, plain] = [&model, &written, &plain].map(|model| {
+        let weights = Weights::open(&model.checkpoint, &model.config).unwrap();
+        weights.load("model.layers.1.", &device).unwrap()
+    });
+    let of = |parameters: &mlx_quant_model::Parameters, name: &str| {
+        parameters.tensor(&format!("model.layers.1.{name}.weight")).unwrap().to_vec().unwrap()
+    };
+    let range = |norm: &str| {
+        let (before, after) = (of(&source, norm), of(&written, norm));
+        let factor = before[0] / after[0];
+        assert!(factor > 1.0 && factor.log2().fract() == 0.0, "{norm}: {factor}");
+        assert!(before.iter().zip(&after).all(|(before, after)| before / factor == *after), "{norm}");
+        factor
+    };
+    let error = |found: &[f32], truth: &[f32], factor: f32| {
+        let lost: f32 = found.iter().zip(truth).map(|(a, b)| (a / factor - b).powi(2)).sum();
+        (lost / truth.iter().map(|value| value * value).sum::<f32>()).sqrt()
+    };
+    let (attention, network) = (range("input_layernorm"), range("post_attention_layernorm"));
+    for (reader, factor) in [("self_attn.q_proj", attention), ("mlp.gate_proj", network)] {
+        let truth = of(&source, reader);
+        let [own, usual] =
+            [error(&of(&written, reader), &truth, factor), error(&of(&plain, reader), &truth, 1.0)];
+        println!("{reader}: {own} by gptq, {usual} plain");
+        assert!(own < usual, "{reader}: {own} against {usual}");
+    }
 }
 
 /// Stops behind a number of blocks.

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use mlx_format::{FloatType, Mode, Scheme};
+use mlx_format::{FloatType, Scheme};
 use mlx_quant_engine::{REST, Tensor};
 use mlx_quant_model::decoder::{Block, Linear};
 use mlx_quant_model::{Forward, Parameters, Site, WeightsError};
@@ -15,38 +15,16 @@ use crate::plan::Job;
 /// How a reader is stored.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Stored {
-    /// Affine: scales and biases are chosen here.
-    Affine(Scheme, FloatType),
-    /// mxfp4, mxfp8, nvfp4: as MLX rounds.
-    Float(Scheme, FloatType),
+    /// Codes, scales and biases are chosen here.
+    Quantized(Scheme, FloatType),
     /// Not quantized.
     Plain(FloatType),
     /// Packed in the source, copied.
     Fixed,
 }
 
-/// The codes of a reader (of an expert).
-#[derive(Debug)]
-pub(super) enum Codes {
-    Affine(Pending),
-    Float {
-        rows: usize,
-        /// weight, scales, biases
-        parts: [Vec<u8>; 3],
-    },
-}
-
-impl Codes {
-    pub(super) fn rows(&self) -> usize {
-        match self {
-            Self::Affine(pending) => pending.rows(),
-            Self::Float { rows, .. } => *rows,
-        }
-    }
-}
-
-/// By path and expert.
-pub(super) type AllCodes = BTreeMap<(String, Option<usize>), Codes>;
+/// The codes of readers, by path and expert.
+pub(super) type AllCodes = BTreeMap<(String, Option<usize>), Pending>;
 
 /// A block under way.
 pub(super) struct BlockWork<'b> {
@@ -72,8 +50,6 @@ pub(super) struct BlockWork<'b> {
     pub(super) losses: (f64, f64),
     /// Where rounding is learned: what weights are above what their codes decode to, scaled as the codes are.
     pub(super) above: BTreeMap<(String, Option<usize>), Vec<f32>>,
-    /// And what decodes from codes that do not learn (the fp modes), scaled as they are.
-    pub(super) decoded: BTreeMap<(String, Option<usize>), Tensor>,
 }
 
 impl<'b> BlockWork<'b> {
@@ -102,7 +78,6 @@ impl<'b> BlockWork<'b> {
             folded: (0, 0),
             losses: (0.0, 0.0),
             above: BTreeMap::new(),
-            decoded: BTreeMap::new(),
         }
     }
 
@@ -112,10 +87,7 @@ impl<'b> BlockWork<'b> {
             return Stored::Fixed;
         }
         match session.item(&linear.path).map(|item| &session.plan.items[item].job) {
-            Some(Job::Quantize { scheme, float, .. }) if scheme.mode() == Mode::Affine => {
-                Stored::Affine(*scheme, *float)
-            }
-            Some(Job::Quantize { scheme, float, .. }) => Stored::Float(*scheme, *float),
+            Some(Job::Quantize { scheme, float, .. }) => Stored::Quantized(*scheme, *float),
             _ => session.float_of(&format!("{}.weight", linear.path)).map_or(Stored::Fixed, Stored::Plain),
         }
     }

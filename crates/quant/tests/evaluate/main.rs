@@ -10,8 +10,10 @@ mod cache;
 mod common;
 mod invariance;
 mod numbers;
+mod read;
 mod refusals;
 mod sources;
+mod suite;
 
 use std::path::{Path, PathBuf};
 

@@ -35,7 +35,7 @@ use crate::screen::Screen;
 /// Runs the command.
 pub(crate) fn run(request: &Request<'_>, printer: Printer) -> Result<()> {
     let args = request.common;
-    let base = affine(args.q_bits, args.q_group_size)?;
+    let base = request.scheme()?;
     let tables = request.tables(base)?;
     let device = source::device(&args.machine.device)?;
     let _left = source::Left(&device, printer);

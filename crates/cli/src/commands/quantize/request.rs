@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use mlx_format::Scheme;
+use mlx_format::{Mode, Scheme};
 use mlx_quant::Recipe;
 use mlx_quant::dwq::DwqSettings;
 use mlx_quant::dynamic::{DynamicSettings, Target};
@@ -86,6 +86,7 @@ impl Request<'_> {
     /// What is wrong with the flags alone.
     pub(super) fn check(&self) -> Result<(), Refusal> {
         self.check_methods()?;
+        self.check_mode()?;
         check_method(&self.method())?;
         if let Some(dwq) = self.dwq.filter(|_| self.recipe.trains()) {
             check_training(&self.training(), dwq.valid_samples)?;
@@ -222,6 +223,27 @@ impl Request<'_> {
     pub(super) fn tables_are_usual(&self) -> bool {
         let awq = self.awq.is_none_or(|awq| awq.embed_bits.is_none() && awq.embed_group_size.is_none());
         awq && self.gptq.is_none_or(|gptq| gptq.fallback_bits.is_none() && gptq.fallback_group_size.is_none())
+    }
+
+    /// The scheme of layers of which nothing else is said.
+    pub(super) fn scheme(&self) -> Result<Scheme, Refusal> {
+        let args = self.common;
+        let scheme = Scheme::new(args.q_mode.into(), args.q_bits, args.q_group_size);
+        scheme.and_then(Scheme::widely_loaded).map_err(|error| Refusal(error.to_string()))
+    }
+
+    /// Refuses methods that have nothing to choose in an fp mode.
+    fn check_mode(&self) -> Result<(), Refusal> {
+        let mode: Mode = self.common.q_mode.into();
+        let affine = [Method::Dynamic, Method::Learn, Method::Dwq];
+        match affine.into_iter().find(|method| self.recipe.methods().contains(method)) {
+            Some(method) if mode != Mode::Affine => Err(Refusal(format!(
+                "{} works on affine scales and biases, which {} does not have; hint: leave --q-mode out, or take a recipe of awq and one of rtn, search, refine, gptq",
+                method.name(),
+                mode.name()
+            ))),
+            _ => Ok(()),
+        }
     }
 
     /// The scheme of embeddings and head.

@@ -122,7 +122,8 @@ pub(super) fn show(
         printer.say(&format!("engines  {}", Computed::list(&made.engines)));
     }
     if made.foldable > 0 {
-        printer.detail(&format!("awq: scales folded at {} of {} sites", made.folded, made.foldable));
+        let what = if request.recipe.folds() { "awq: scales" } else { "nvfp4: ranges" };
+        printer.detail(&format!("{what} folded at {} of {} sites", made.folded, made.foldable));
     }
     if let Some(distilled) = &made.distilled {
         distillation(distilled, printer);

@@ -70,7 +70,7 @@ impl<'a> Check<'a> {
             shape.pop();
             shape
         };
-        let &Packed { path, weight, scales, biases } = packed;
+        let &Packed { path, weight, scales, biases, .. } = packed;
         let affine = FloatType::from_dtype(scales.dtype).is_some();
         let wrong = if outer(weight) != outer(scales) || weight.shape().len() < 2 {
             format!("weight {:?} and scales {:?} do not belong together", weight.shape(), scales.shape())
