@@ -105,6 +105,7 @@ fn shortened(line: &str) -> Vec<String> {
             ("--sequence-length", "64"),
             ("--windows", "2"),
             ("--iters", "2"),
+            ("--learn-steps", "2"),
         ]),
         _ => {}
     }

@@ -21,7 +21,7 @@ const LINES: &[&str] = &[
     "awq --model {}/model --n-samples 2 --sequence-length 48 --data {}/text.txt --strict --batch-size 2 --n-grid 5 --embed-bits 6 --embed-group-size 32 --eval-windows 0 --mlx-path {}/o4 --restart --overwrite --quiet",
     "awq --hf-path {}/model --num-samples 2 --max-seq-length 48 --data-path {}/text.txt --statistics {}/statistics --restart-block --eval-windows 1 --mlx-path {}/o5 --json --verbose",
     "gptq -m {}/model --bits 3 --group-size 32 --n-samples 2 --sequence-length 48 --block-size 32 --damping 0.02 --strict --allow-unread --text-only --keep-eos --sweeps 1 --act-order --fallback-bits 5 --fallback-group-size 32 --eval-windows 0 --mlx-path {}/o6 --restart --overwrite --dtype bfloat16 --recipe-file {}/recipe.toml --threads 2 --seed 7 --low-memory --device cpu",
-    "gptq --model {}/model --q-mode mxfp4 --n-samples 2 --sequence-length 48 --eval-windows 0 --mlx-path {}/o13",
+    "gptq --model {}/model --q-mode mxfp4 --n-samples 2 --sequence-length 48 --eval-windows 0 --mlx-path {}/o14",
     "gptq --model {}/model --q-bits 2 --q-group-size 64 --n-samples 2 --sequence-length 48 --dry-run --trust-remote-code --revision main",
     "dynamic-quant --model {}/model --target-bpw 4.5 --min-bits 3 --max-bits 6 --sensitivities {}/s.json --report-ppl --strict --n-samples 2 --sequence-length 48 --eval-windows 1 --mlx-path {}/o7 --restart --overwrite",
     "dynamic-quant --model {}/model --target-size 4.4MB --low-bits 3 --high-bits 6 --sensitivities {}/s.json --n-samples 2 --sequence-length 48 --eval-windows 0 --mlx-path {}/o8",
@@ -36,7 +36,7 @@ const LINES: &[&str] = &[
     "inspect {}/four --quiet",
     "inspect --model {}/four",
     "inspect --hf-path {}/four",
-    "compare --model {}/model --methods basic,gptq --q-bits 4 --q-group-size 64 --output {}/c1 --restart --keep none --data {}/text.txt --eval-data {}/text.txt --strict --allow-unread --windows 2 --n-samples 2 --sequence-length 48 --batch-size 2 --iters 2 --share-statistics --threads 1 --low-memory --device cpu --seed 9 --json --verbose",
+    "compare --model {}/model --methods basic,gptq --q-bits 4 --q-group-size 64 --output {}/c1 --restart --keep none --data {}/text.txt --eval-data {}/text.txt --strict --allow-unread --windows 2 --n-samples 2 --sequence-length 48 --batch-size 2 --iters 2 --learn-steps 2 --share-statistics --threads 1 --low-memory --device cpu --seed 9 --json --verbose",
     "compare -m {}/model --methods basic --bits 3 --group-size 32 --mlx-path {}/c2 --data-path {}/text.txt --num-samples 2 --max-seq-length 48 --quiet",
     "compare --hf-path {}/model --dry-run",
     "recommend --model {}/model --memory 16GB --time 1h --target-bpw 4.5 --quality best --q-bits 4 --q-group-size 64 --n-samples 8 --sequence-length 64 --iters 5 --measure --threads 1 --device cpu --json --verbose",
@@ -111,7 +111,7 @@ fn all_are_taken() {
         let made = run.output().unwrap();
         assert!(made.status.success(), "{line}\n{}", String::from_utf8_lossy(&made.stderr));
     }
-    for name in ["o1", "o2", "o4", "o7", "o9", "o10", "o11", "o12", "o12-mtp", "o13", "o13-mtp"] {
+    for name in ["o1", "o2", "o4", "o7", "o9", "o10", "o11", "o12", "o12-mtp", "o13", "o13-mtp", "o14"] {
         assert!(root.join(name).join("config.json").exists(), "{name}");
     }
 }

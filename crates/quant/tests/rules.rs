@@ -22,10 +22,12 @@ const CASES: [&str; 3] = ["q4", "mxfp4", "mixed_4_6"];
 /// A tensor of a checkpoint: name, dtype, shape, bytes.
 type Tensor = (String, Dtype, Vec<usize>, Vec<u8>);
 
+/// mlx_lm.convert leaves out what sees and hears.
 fn settings(case: &str) -> Settings {
     let mode = if case == "mxfp4" { Mode::Mxfp4 } else { Mode::Affine };
     let mixed = (case == "mixed_4_6").then_some(MixedRecipe::Mixed4_6);
-    Settings { quantize: Some(Scheme::new(mode, None, None).unwrap()), mixed, ..Settings::default() }
+    let quantize = Some(Scheme::new(mode, None, None).unwrap());
+    Settings { quantize, mixed, text_only: true, ..Settings::default() }
 }
 
 fn fixture(name: &str) -> Value {
