@@ -93,7 +93,8 @@ fn text_only(settings: Settings) -> Settings {
 
 /// Those of the language model; a head that is the table once more is none of its own.
 fn language(mut listed: BTreeMap<String, String>, repeats: bool) -> BTreeMap<String, String> {
-    listed.retain(|name, _| !is_tower(name) && !(repeats && name.starts_with("language_model.lm_head.")));
+    let is_head = |name: &str| repeats && name.starts_with("language_model.lm_head.");
+    listed.retain(|name, _| !(is_tower(name) || is_head(name)));
     listed
 }
 

@@ -22,7 +22,11 @@ fn e4m3_of(byte: i32) -> f32 {
 /// The byte of an e4m3 that is not negative.
 #[inline(always)]
 fn byte_of(value: f32) -> i32 {
-    if value < 1.0 / 64.0 { (value * 512.0) as i32 } else { (value.to_bits() >> 20) as i32 - (120 << 3) }
+    if value < 1.0 / 64.0 {
+        (value * 512.0) as i32
+    } else {
+        (value.to_bits() >> 20).cast_signed() - (120 << 3)
+    }
 }
 
 /// MLX's scales in these numbers, as steps: bytes of e4m3, exponents of e8m0.
@@ -34,20 +38,17 @@ fn begun(largest: &Lanes, elements: Elements, scales: Scales) -> [i32; LANES] {
     for value in &mut values {
         *value *= part;
     }
-    match scales {
-        Scales::E8m0 => {
-            for lane in 0..LANES {
-                let bits = values[lane].to_bits();
-                // The next power of two; a group of zeros has scale 1.
-                let exponent = (bits >> 23) as i32 + i32::from(bits & 0x7F_FFFF != 0);
-                begun[lane] = if bits == 0 { 127 } else { exponent };
-            }
+    if scales == Scales::E8m0 {
+        for lane in 0..LANES {
+            let bits = values[lane].to_bits();
+            // The next power of two; a group of zeros has scale 1.
+            let exponent = (bits >> 23).cast_signed() + i32::from(bits & 0x7F_FFFF != 0);
+            begun[lane] = if bits == 0 { 127 } else { exponent };
         }
-        _ => {
-            Scales::E4m3.stored(&mut values);
-            for lane in 0..LANES {
-                begun[lane] = byte_of(values[lane]);
-            }
+    } else {
+        Scales::E4m3.stored(&mut values);
+        for lane in 0..LANES {
+            begun[lane] = byte_of(values[lane]);
         }
     }
     begun

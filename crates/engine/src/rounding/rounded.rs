@@ -35,17 +35,14 @@ impl Rounded {
         };
         let groups = out.chunks_exact_mut(group).zip(self.codes.chunks_exact(group)).zip(&self.scales);
         for (at, ((out, codes), scale)) in groups.enumerate() {
-            match &table {
-                Some(table) => {
-                    for (value, &code) in out.iter_mut().zip(codes) {
-                        *value = table[code as usize] * scale;
-                    }
+            if let Some(table) = &table {
+                for (value, &code) in out.iter_mut().zip(codes) {
+                    *value = table[code as usize] * scale;
                 }
-                None => {
-                    let bias = self.biases[at];
-                    for (value, &code) in out.iter_mut().zip(codes) {
-                        *value = code as f32 * scale + bias;
-                    }
+            } else {
+                let bias = self.biases[at];
+                for (value, &code) in out.iter_mut().zip(codes) {
+                    *value = code as f32 * scale + bias;
                 }
             }
         }

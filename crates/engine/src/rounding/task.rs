@@ -278,10 +278,10 @@ impl Task {
             } else {
                 bias = [0.0; LANES];
                 // Of a parabola, the number nearest to the best is the best one.
-                for lane in 0..LANES {
+                for (lane, scale) in scale.iter_mut().enumerate() {
                     let at = part * LANES + lane;
                     let best = scales[at] + gq[at] / qq[at];
-                    scale[lane] = if best > 0.0 { best } else { scales[at] };
+                    *scale = if best > 0.0 { best } else { scales[at] };
                 }
             }
             self.numbers.stored(&mut scale);

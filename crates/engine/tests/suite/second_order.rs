@@ -360,8 +360,8 @@ fn rows_of_fp_modes_have_room_for_powers_of_two() {
         let parts = pending.split(&[1, 2]);
         assert_eq!((parts[0].room(0).unwrap(), parts[1].room(0).unwrap()), (&room[..1], &room[1..]));
         assert_eq!(of().0.room(1).unwrap(), &room[1..]);
-        let ends: [fn(&(f32, f32)) -> f32; 2] = [|room| room.0, |room| room.1];
-        for end in ends {
+        for last in [false, true] {
+            let end = |room: &(f32, f32)| if last { room.1 } else { room.0 };
             let (mut pending, _) = of();
             let factors: Vec<f32> = room.iter().map(end).collect();
             pending.scale_rows(0, &factors[..1]);

@@ -180,6 +180,7 @@ fn qwen_text(text: &mut Map<String, Value>) {
 }
 
 /// Layers below `mtp`, whose norms multiply by `1 + w`.
+#[expect(clippy::unnecessary_wraps, reason = "as the names of every type")]
 fn qwen(_: Source<'_>) -> Result<Architecture, ConfigError> {
     let linears = [&["fc", SHARED_GATE][..], &ATTENTION, &MLP, &EXPERTS, &SHARED_EXPERT].concat();
     let within = |rule: Rule| below("mtp", rule);
@@ -282,6 +283,7 @@ fn glm_tensors(config: &Config) -> Result<Vec<String>, ConfigError> {
 }
 
 /// Nemotron's: layers of attention and experts, as the model's own are named.
+#[expect(clippy::unnecessary_wraps, reason = "as the names of every type")]
 fn nemotron(_: Source<'_>) -> Result<Architecture, ConfigError> {
     let linears = [
         &["eh_proj", "mixer.q_proj", "mixer.k_proj", "mixer.v_proj", "mixer.o_proj"][..],

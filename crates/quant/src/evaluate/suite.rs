@@ -91,9 +91,9 @@ pub struct SuiteEvaluation {
 /// What a model answers to one question.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Picked {
-    by_score: usize,
-    by_characters: usize,
-    by_bytes: usize,
+    whole: usize,
+    per_character: usize,
+    per_byte: usize,
 }
 
 /// The step of a job that is a suite.
@@ -350,9 +350,9 @@ fn picked(suite: &Suite, choices: &[Choice], scores: &[f64]) -> Vec<Picked> {
             best(scores.iter().zip(&question.choices).map(|(score, choice)| score / length(choice) as f64))
         };
         all.push(Picked {
-            by_score: best(scores.iter().copied()),
-            by_characters: by(&|choice| choice.chars().count()),
-            by_bytes: by(&str::len),
+            whole: best(scores.iter().copied()),
+            per_character: by(&|choice| choice.chars().count()),
+            per_byte: by(&str::len),
         });
         first += own.len();
     }
@@ -371,9 +371,9 @@ fn right(suite: &Suite, picked: &[Picked], of: impl Fn(&Picked) -> usize) -> Vec
 
 impl Accuracy {
     fn of(suite: &Suite, own: &[Picked]) -> Self {
-        let (acc, acc_stderr) = share(&right(suite, own, |picked| picked.by_score));
-        let (acc_norm, acc_norm_stderr) = share(&right(suite, own, |picked| picked.by_characters));
-        let (acc_bytes, acc_bytes_stderr) = share(&right(suite, own, |picked| picked.by_bytes));
+        let (acc, acc_stderr) = share(&right(suite, own, |picked| picked.whole));
+        let (acc_norm, acc_norm_stderr) = share(&right(suite, own, |picked| picked.per_character));
+        let (acc_bytes, acc_bytes_stderr) = share(&right(suite, own, |picked| picked.per_byte));
         Self { acc, acc_stderr, acc_norm, acc_norm_stderr, acc_bytes, acc_bytes_stderr }
     }
 }
@@ -388,10 +388,10 @@ impl Beside {
             let (own, theirs) = (right(suite, own, of), right(suite, theirs, of));
             share(&own.iter().zip(&theirs).map(|(own, theirs)| own - theirs).collect::<Vec<_>>())
         };
-        let (agreement, agreement_stderr) = same(|picked| picked.by_score);
-        let (agreement_norm, agreement_norm_stderr) = same(|picked| picked.by_characters);
-        let (acc_difference, acc_difference_stderr) = gap(|picked| picked.by_score);
-        let (acc_norm_difference, acc_norm_difference_stderr) = gap(|picked| picked.by_characters);
+        let (agreement, agreement_stderr) = same(|picked| picked.whole);
+        let (agreement_norm, agreement_norm_stderr) = same(|picked| picked.per_character);
+        let (acc_difference, acc_difference_stderr) = gap(|picked| picked.whole);
+        let (acc_norm_difference, acc_norm_difference_stderr) = gap(|picked| picked.per_character);
         Self {
             reference: Accuracy::of(suite, theirs),
             agreement,
@@ -429,11 +429,11 @@ mod tests {
         let scores = [-2.0, -4.4, -3.0, -1.5, -1.5];
         let own = picked(&suite, &choices, &scores);
         // Characters: -2, -1.1, -1; bytes: -2, -1.1, -0.5.
-        assert_eq!(own[0], Picked { by_score: 0, by_characters: 2, by_bytes: 2 });
-        assert_eq!(own[1], Picked { by_score: 0, by_characters: 0, by_bytes: 0 });
+        assert_eq!(own[0], Picked { whole: 0, per_character: 2, per_byte: 2 });
+        assert_eq!(own[1], Picked { whole: 0, per_character: 0, per_byte: 0 });
         let theirs = picked(&suite, &choices, &[-5.0, -4.4, -6.0, -1.5, -1.6]);
         // Characters: -5, -1.1, -2; bytes: -5, -1.1, -1.
-        assert_eq!(theirs[0], Picked { by_score: 1, by_characters: 1, by_bytes: 2 });
+        assert_eq!(theirs[0], Picked { whole: 1, per_character: 1, per_byte: 2 });
         let accuracy = Accuracy::of(&suite, &own);
         assert_eq!((accuracy.acc, accuracy.acc_norm, accuracy.acc_bytes), (0.5, 0.5, 0.5));
         assert_eq!(accuracy.acc_stderr, Some(0.5));

@@ -196,13 +196,12 @@ impl Lesson<'_> {
             return Ok(Learned { before: 0.0, best: 0.0, step: 0 });
         }
         let steps = self.settings.steps;
-        let mut course = match self.kept.resume(learners, steps) {
-            Some(course) => course,
-            None => {
-                let before = self.judge(learners)?;
-                let best = Learned { before, best: before, step: 0 };
-                Course { steps: 0, best, standing: self.standing(learners) }
-            }
+        let mut course = if let Some(course) = self.kept.resume(learners, steps) {
+            course
+        } else {
+            let before = self.judge(learners)?;
+            let best = Learned { before, best: before, step: 0 };
+            Course { steps: 0, best, standing: self.standing(learners) }
         };
         let first_rate = (RATE / steps.max(1) as f32).min(FASTEST);
         let every = steps.div_ceil(JUDGED).max(1);

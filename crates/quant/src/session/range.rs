@@ -36,7 +36,7 @@ pub(super) struct Span<'b> {
 
 /// What produces a site of `size` features, where these are rows of linears. Query heads that share a value head share its
 /// rows: the first of them stands for all.
-pub(super) fn spans<'b>(producer: Producer<'b>, size: usize) -> Vec<Span<'b>> {
+pub(super) fn spans(producer: Producer<'_>, size: usize) -> Vec<Span<'_>> {
     match producer {
         Producer::Product(mlp) => of_product(mlp, size),
         Producer::Attention(attention) => of_values(attention),
