@@ -26,7 +26,7 @@ pub fn path(target: &Path) -> PathBuf {
 }
 
 /// Refuses what is in the way of a drafter, before anything is known of the model: `target` is the drafter's. One that an
-/// earlier run has written passes here, and is looked at by [`write`].
+/// earlier run has written passes here, and is looked at by [`write()`].
 ///
 /// # Errors
 /// As [`Writer::check_target`].

@@ -9,7 +9,7 @@ use super::{Machine, ModelArg, Output};
 const COMPARE_EXAMPLES: &str = "\
 Examples:
   mlx-quant compare
-      the built-in demo model: the methods, and all of them stacked, at 4 bits; minutes
+      the built-in demo model: the five methods and all of them stacked, at 4 bits; minutes
   mlx-quant compare --model Qwen/Qwen3-8B --methods basic,gptq,dynamic --n-samples 32
   mlx-quant compare --model Qwen/Qwen3-8B --bits 3,4 --methods basic,gptq,dynamic+awq+gptq
       two sizes; the plot shows KL against size
@@ -51,7 +51,7 @@ pub(crate) struct Compare {
         long,
         value_name = "LIST",
         value_delimiter = ',',
-        default_value = "basic,awq,gptq,dynamic,dwq,gptq+learn,dynamic+awq+gptq+learn+dwq"
+        default_value = "basic,awq,gptq,dynamic,dwq,dynamic+awq+gptq+dwq"
     )]
     pub(crate) methods: Vec<String>,
 
