@@ -14,13 +14,9 @@ mlx-vlm's class tells names and shapes, they are renamed as the hub has them. Th
 1: something is not as it should be.
 """
 
-import argparse
 import json
 import re
-import shutil
 import subprocess
-import sys
-import tempfile
 from pathlib import Path
 
 import mlx.core as mx
@@ -201,31 +197,8 @@ def check(case, args, work):
     return row
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("cases", nargs="*", default=[])
-    parser.add_argument("--bin", default="target/release/mlx-quant")
-    parser.add_argument("--work", type=Path)
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--oracle", type=Path)
-    args = parser.parse_args()
-    mx.set_default_device(mx.cpu)
-    work = args.work or Path(tempfile.mkdtemp())
-    rows = []
-    for case in args.cases or CONFIGS:
-        shutil.rmtree(work / case, ignore_errors=True)
-        try:
-            row = check(case, args, work)
-        except Exception as error:
-            row = {"case": case, "error": f"{type(error).__name__}: {str(error)[:500]}"}
-        rows.append(row)
-        print(json.dumps(row), flush=True)
-    if args.json:
-        args.json.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    fine = [row for row in rows if row.get("strict") and row.get("drafts") and not row["differ"] and not row["config"]]
-    print(f"{len(fine)} of {len(rows)} drafters as they should be")
-    sys.exit(len(fine) != len(rows))
-
-
 if __name__ == "__main__":
-    main()
+    vision.run(
+        __doc__, CONFIGS, check,
+        lambda row: row.get("strict") and row.get("drafts") and not row["differ"] and not row["config"], "drafters",
+    )

@@ -433,6 +433,7 @@ def logits_of_text(at):
 
 def check(case, args, work):
     """A row of results."""
+    narrow_tower(case)
     source, ours, plain, reference = (work / case / name for name in ("source", "ours", "text", "theirs"))
     sources = make(case, source)
     convert = [args.bin, "convert", "-q", "--model", source, "--quiet", "--mlx-path"]
@@ -485,8 +486,9 @@ def logits_with_image_hidden(model, case):
     return np.array(getattr(out, "logits", out).astype(mx.float32))
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def run(description, cases, check, fine, what):
+    """The command line: each case in a folder of its own, a line of JSON for each; ends with 1 unless all are fine."""
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("cases", nargs="*", default=[])
     parser.add_argument("--bin", default="target/release/mlx-quant")
     parser.add_argument("--work", type=Path)
@@ -496,9 +498,8 @@ def main():
     mx.set_default_device(mx.cpu)
     work = args.work or Path(tempfile.mkdtemp())
     rows = []
-    for case in args.cases or CONFIGS:
+    for case in args.cases or cases:
         shutil.rmtree(work / case, ignore_errors=True)
-        narrow_tower(case)
         try:
             row = check(case, args, work)
         except Exception as error:
@@ -507,10 +508,13 @@ def main():
         print(json.dumps(row), flush=True)
     if args.json:
         args.json.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    fine = [row for row in rows if row.get("image") and row.get("text") and row.get("the image counts") and not row["differ"]]
-    print(f"{len(fine)} of {len(rows)} wrappers as they should be")
-    sys.exit(len(fine) != len(rows))
+    good = sum("error" not in row and bool(fine(row)) for row in rows)
+    print(f"{good} of {len(rows)} {what} as they should be")
+    sys.exit(good != len(rows))
 
 
 if __name__ == "__main__":
-    main()
+    run(
+        __doc__, CONFIGS, check,
+        lambda row: row.get("image") and row.get("text") and row.get("the image counts") and not row["differ"], "wrappers",
+    )

@@ -20,14 +20,14 @@ pub(crate) use self::calibrated::{
     Awq, AwqFlags, Calibrated, Dwq, DwqFlags, DynamicFlags, DynamicQuant, Gptq, GptqFlags, LearnFlags,
     Quantize,
 };
-pub(crate) use self::choices::{ModeArg, RecipeArg};
+pub(crate) use self::choices::RecipeArg;
 pub(crate) use self::compare::{Compare, KeepArg};
 pub(crate) use self::convert::Convert;
 pub(crate) use self::devices::Devices;
 pub(crate) use self::hub::{HubFlags, Upload};
 pub(crate) use self::model::ModelArg;
 pub(crate) use self::recommend::Recommend;
-use self::shared::{Machine, Output, Target};
+use self::shared::{Machine, Output, SchemeFlags, Target};
 use crate::refusal::Refusal;
 
 /// Version, what is built in, and the kernels that this machine gets.

@@ -5,8 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use mlx_format::checkpoint::Destination;
 
-use super::choices::ModeArg;
-use super::{HubFlags, Machine, ModelArg, Output, Target};
+use super::{HubFlags, Machine, ModelArg, Output, SchemeFlags, Target};
 
 const AWQ_EXAMPLES: &str = "\
 Examples:
@@ -282,17 +281,8 @@ pub(crate) struct Calibrated {
     #[command(flatten)]
     pub(crate) target: Target,
 
-    /// Bits per weight: 2, 3, 4, 5, 6 or 8 [default: 4, or the mode's own]
-    #[arg(long, visible_alias = "bits", value_name = "BITS")]
-    pub(crate) q_bits: Option<u32>,
-
-    /// Weights that share a scale: 32, 64 or 128 [default: 64, or the mode's own]
-    #[arg(long, visible_alias = "group-size", value_name = "N")]
-    pub(crate) q_group_size: Option<usize>,
-
-    /// Quantization mode; mxfp4, mxfp8 and nvfp4 go with recipes of awq, rtn, search, refine and gptq
-    #[arg(long, value_enum, default_value = "affine")]
-    pub(crate) q_mode: ModeArg,
+    #[command(flatten)]
+    pub(crate) scheme: SchemeFlags,
 
     /// Calibration text: .txt, .jsonl, .json, .csv, .tsv, .parquet (all but .parquet also as .gz or .zst), a directory of these, or a hub dataset
     /// id [default: the built-in calibration text]

@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-use super::{HubFlags, Machine, ModeArg, Output, RecipeArg, Target};
+use super::{HubFlags, Machine, Output, RecipeArg, SchemeFlags, Target};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -44,17 +44,8 @@ pub(crate) struct Convert {
     #[arg(long, short = 'd', conflicts_with = "quantize")]
     pub(crate) dequantize: bool,
 
-    /// Bits per weight: 2, 3, 4, 5, 6 or 8 [default: 4; the fp modes have their own]
-    #[arg(long, visible_alias = "bits", value_name = "BITS")]
-    pub(crate) q_bits: Option<u32>,
-
-    /// Weights that share a scale: 32, 64 or 128 [default: 64; the fp modes have their own]
-    #[arg(long, visible_alias = "group-size", value_name = "N")]
-    pub(crate) q_group_size: Option<usize>,
-
-    /// Quantization mode
-    #[arg(long, value_enum, default_value = "affine")]
-    pub(crate) q_mode: ModeArg,
+    #[command(flatten)]
+    pub(crate) scheme: SchemeFlags,
 
     /// Search scales and biases instead of taking them from each group's extremes (affine, with -q): same format and size, better
     #[arg(long)]

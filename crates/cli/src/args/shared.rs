@@ -3,12 +3,38 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use mlx_format::Scheme;
 use mlx_format::checkpoint::Destination;
 use mlx_quant::recipes::DeviceChoice;
 
-use super::choices::DtypeArg;
+use super::choices::{DtypeArg, ModeArg};
 use super::model::ModelArg;
+use crate::refusal::Refusal;
 use crate::typed::typed;
+
+/// How weights are stored.
+#[derive(Clone, Copy, Debug, Args)]
+pub(crate) struct SchemeFlags {
+    /// Bits per weight: 2, 3, 4, 5, 6 or 8 [default: 4; the fp modes have their own]
+    #[arg(long, visible_alias = "bits", value_name = "BITS")]
+    pub(crate) q_bits: Option<u32>,
+
+    /// Weights that share a scale: 32, 64 or 128 [default: 64; the fp modes have their own]
+    #[arg(long, visible_alias = "group-size", value_name = "N")]
+    pub(crate) q_group_size: Option<usize>,
+
+    /// Quantization mode; dynamic, learn and dwq are affine
+    #[arg(long, value_enum, default_value = "affine")]
+    pub(crate) q_mode: ModeArg,
+}
+
+impl SchemeFlags {
+    /// The scheme that they name.
+    pub(crate) fn scheme(self) -> Result<Scheme, Refusal> {
+        let scheme = Scheme::new(self.q_mode.into(), self.q_bits, self.q_group_size);
+        scheme.and_then(Scheme::widely_loaded).map_err(|error| Refusal(error.to_string()))
+    }
+}
 
 /// What every command that writes a model takes.
 #[derive(Debug, Args)]

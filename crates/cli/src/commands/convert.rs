@@ -1,7 +1,6 @@
 //! `mlx-quant convert`.
 
 use anyhow::Result;
-use mlx_format::Scheme;
 use mlx_format::checkpoint::Writer;
 use mlx_quant::Settings;
 use mlx_quant::device::DeviceChoice;
@@ -62,17 +61,14 @@ pub(crate) fn run(args: &Convert, printer: Printer) -> Result<()> {
 }
 
 fn settings(args: &Convert, printer: Printer) -> Result<Settings> {
-    let scheme = Scheme::new(args.q_mode.into(), args.q_bits, args.q_group_size)
-        .and_then(Scheme::widely_loaded)
-        .map_err(|error| Refusal(error.to_string()))?;
-    if !args.quantize
-        && (args.q_bits.is_some() || args.q_group_size.is_some() || args.quant_predicate.is_some())
-    {
+    let flags = args.scheme;
+    let scheme = flags.scheme()?;
+    let sizes = flags.q_bits.is_some() || flags.q_group_size.is_some();
+    if !args.quantize && (sizes || args.quant_predicate.is_some()) {
         printer.warn("bits, group size and recipe have no effect without -q");
     }
     // What says nothing of bits wants no others than the source's own.
-    let asks = args.q_bits.is_some()
-        || args.q_group_size.is_some()
+    let asks = sizes
         || scheme.mode() != mlx_format::Mode::Affine
         || args.quant_predicate.is_some()
         || args.target.recipe_file.is_some()

@@ -22,9 +22,7 @@ use crate::data::Windows;
 use crate::observer::{Event, Observer, Unit};
 use crate::reduce::{InOrder, Sum};
 use crate::walks::Walk;
-use crate::walks::{
-    HeadPass, Passed, Sampled, Start, Trail, Visit, Wave, backward, finish, forward_walk, sampled,
-};
+use crate::walks::{Passed, Visit, Wave, fisher};
 
 /// A linear under observation; of stacked weights one notebook an expert.
 #[derive(Debug)]
@@ -155,40 +153,13 @@ impl Measurement<'_> {
 
     fn wave(&self, range: std::ops::Range<usize>, sums: &mut Sums) -> Result<(), Error> {
         let Self { walk, windows, pool, observer, .. } = self;
-        let decoder = &walk.decoder;
-        let blocks = decoder.blocks.len();
-        let first = range.start;
-        let forward = walk.forward(windows.sequence_length)?;
+        let (first, count) = (range.start, range.len() as u64);
         let tokens: Vec<&[u32]> =
             windows.picked[range.clone()].iter().map(|window| &*window.tokens).collect();
-        let states = pool.install(|| walk.embed(&forward, &tokens))?;
-        let load = |index| walk.block(index);
-        let mut trail = Trail::default();
-        trail.last = forward_walk(&forward, blocks, &load, states, &mut trail, (pool, *observer))?;
-        let done = (2 * first * blocks + range.len() * blocks) as u64;
-        observer.event(Event::Progress { done });
-
-        let norm = walk.last_norm()?;
-        let hidden = finish(&forward, &norm, &trail.last, pool)?;
-        let tile = |rows| walk.head_tile(rows);
-        let rows = &mut sums.head_rows;
-        let Sampled { gradients } =
-            sampled(HeadPass { forward: &forward, decoder, pool }, &tile, &hidden, (self.seed, first), rows)?;
-        for (at, hidden) in hidden.iter().enumerate() {
-            let squares = hidden.sqr().and_then(|squares| squares.sum(0)).and_then(|sum| sum.to_vec());
-            let inputs = squares.map_err(WeightsError::from)?.into_iter().map(f64::from).collect();
-            let tokens = hidden.dim(0).map_err(WeightsError::from)? as u64;
-            let seen = Observed { tokens, inputs, gradients: Vec::new() };
-            sums.head.add(first + at, Experts(vec![seen]));
-            sums.tokens += tokens;
-        }
-        drop(hidden);
-
-        let start = Start { trail, norm: &norm, gradients };
-        let mut blocks =
-            Observing { measurement: self, first, count: range.len() as u64, done, sums: &mut sums.linears };
-        let embedded =
-            backward(&forward, &walk.weights, &tokens, start, &load, &mut blocks, (pool, *observer))?;
+        let done = 2 * (first * walk.decoder.blocks.len()) as u64;
+        let Sums { linears, head, head_rows, tokens: counted, .. } = sums;
+        let mut blocks = Observing { measurement: self, first, count, done, linears, head, tokens: counted };
+        let embedded = fisher(walk, &tokens, (self.seed, first), head_rows, &mut blocks, (pool, *observer))?;
         for (window, (tokens, gradient)) in range.zip(tokens.iter().zip(&embedded)) {
             self.tables(window, tokens, gradient, sums)?;
         }
@@ -284,7 +255,9 @@ struct Observing<'o, 'm> {
     first: usize,
     count: u64,
     done: u64,
-    sums: &'o mut BTreeMap<String, InOrder<Experts>>,
+    linears: &'o mut BTreeMap<String, InOrder<Experts>>,
+    head: &'o mut InOrder<Experts>,
+    tokens: &'o mut u64,
 }
 
 impl Visit for Observing<'_, '_> {
@@ -294,6 +267,19 @@ impl Visit for Observing<'_, '_> {
     fn before(&mut self, index: usize) {
         let Measurement { walk, observer, .. } = self.measurement;
         observer.event(Event::Working { name: walk.decoder.blocks[index].prefix.trim_end_matches('.') });
+    }
+
+    fn turned(&mut self, hidden: &[Tensor]) -> Result<(), Error> {
+        self.done += self.count * self.measurement.walk.decoder.blocks.len() as u64;
+        self.measurement.observer.event(Event::Progress { done: self.done });
+        for (at, hidden) in hidden.iter().enumerate() {
+            let squares = hidden.sqr().and_then(|squares| squares.sum(0)).and_then(|sum| sum.to_vec());
+            let inputs = squares.map_err(WeightsError::from)?.into_iter().map(f64::from).collect();
+            let tokens = hidden.dim(0).map_err(WeightsError::from)? as u64;
+            self.head.add(self.first + at, Experts(vec![Observed { tokens, inputs, gradients: Vec::new() }]));
+            *self.tokens += tokens;
+        }
+        Ok(())
     }
 
     fn batch(&self, index: usize, block: &Self::Block) -> mlx_quant_engine::Result<(Parameters, Notebooks)> {
@@ -308,7 +294,7 @@ impl Visit for Observing<'_, '_> {
         for Passed { first, noted, .. } in batches {
             for (path, notebooks) in noted {
                 let seen = Experts(all.by_ref().take(notebooks.len()).collect());
-                self.sums.entry(path).or_default().add(self.first + first, seen);
+                self.linears.entry(path).or_default().add(self.first + first, seen);
             }
         }
         self.done += self.count;

@@ -122,12 +122,6 @@ impl Asked {
         Ok(Self { model: tokens(model)?, reference: reference.map(tokens).transpose()? })
     }
 
-    /// Tokens of the longest question with its answer, as it is filled up.
-    pub fn longest(&self) -> usize {
-        let all = self.model.iter().chain(self.reference.iter().flatten());
-        all.map(|choice| filled(choice.tokens.len())).max().unwrap_or(0)
-    }
-
     /// Questions with an answer that pass the model, tokens of all.
     pub fn tokens(&self) -> usize {
         self.model.iter().map(|choice| choice.tokens.len()).sum()
@@ -203,7 +197,7 @@ pub fn scores(
     let pool = crate::threads::pool(threads_or_all(settings.threads))?;
     let walk = Walk::open(model)?;
     let waves = waves(&walk, choices);
-    let walk = walk.with(residency(settings.low_memory, waves.len()));
+    let walk = walk.with(Residency::of(settings.low_memory, waves.len()));
     let blocks = walk.decoder.blocks.len();
     let total = (choices.len() * blocks) as u64;
     let tokens = choices.iter().map(|choice| choice.tokens.len() as u64).sum();
@@ -282,10 +276,6 @@ fn waves(walk: &Walk<'_>, choices: &[Choice]) -> Vec<(usize, Vec<usize>)> {
     waves
 }
 
-const fn residency(low_memory: bool, waves: usize) -> Residency {
-    if low_memory || waves < 2 { Residency::Streaming } else { Residency::Resident }
-}
-
 /// Predicts the peak resident memory of [`evaluate_suite`], as [`super::memory`] does for text.
 ///
 /// # Errors
@@ -302,7 +292,7 @@ pub fn suite_memory(
     for (model, choices) in theirs.into_iter().chain([(model, &asked.model)]) {
         let walk = Walk::open(model)?;
         let (waves, blocks) = (waves(&walk, choices), walk.block_bytes());
-        let held = match residency(settings.low_memory, waves.len()) {
+        let held = match Residency::of(settings.low_memory, waves.len()) {
             Residency::Resident => blocks.iter().sum(),
             Residency::Streaming => blocks.iter().copied().max().unwrap_or(0),
         };

@@ -14,10 +14,7 @@ use mlx_quant_model::{Parameters, WeightsError};
 use crate::Error;
 use crate::data::Windows;
 use crate::observer::{Event, Observer};
-use crate::walks::{
-    HeadPass, Passed, Sampled, Start, StateGradients, Trail, Visit, Walk, backward, finish, forward_walk,
-    sampled,
-};
+use crate::walks::{Passed, StateGradients, Visit, Walk, fisher};
 
 /// Windows that are enough for a mean over tokens.
 const WINDOWS: usize = 32;
@@ -38,25 +35,12 @@ pub(crate) fn costs(
     (seed, together): (u64, usize),
     (pool, observer): (&rayon::ThreadPool, &dyn Observer),
 ) -> Result<Vec<Vec<f32>>, Error> {
-    let forward = walk.forward(windows.sequence_length)?;
-    let blocks = walk.decoder.blocks.len();
     let count = measured(windows.picked.len());
     let tokens: Vec<&[u32]> = windows.picked[..count].iter().map(|window| &*window.tokens).collect();
-    let mut squares = Squares { walk, observer, sums: vec![Vec::new(); blocks] };
+    let mut squares = Squares { walk, observer, sums: vec![Vec::new(); walk.decoder.blocks.len()] };
     let mut first = 0;
     for wave in tokens.chunks(together.max(1)) {
-        let states = pool.install(|| walk.embed(&forward, wave))?;
-        let load = |index| walk.block(index);
-        let mut trail = Trail::default();
-        trail.last = forward_walk(&forward, blocks, &load, states, &mut trail, (pool, observer))?;
-        let norm = walk.last_norm()?;
-        let hidden = finish(&forward, &norm, &trail.last, pool)?;
-        let tile = |rows| walk.head_tile(rows);
-        let pass = HeadPass { forward: &forward, decoder: &walk.decoder, pool };
-        let Sampled { gradients } = sampled(pass, &tile, &hidden, (seed, first), &mut Vec::new())?;
-        drop(hidden);
-        let start = Start { trail, norm: &norm, gradients };
-        backward(&forward, &walk.weights, wave, start, &load, &mut squares, (pool, observer))?;
+        fisher(walk, wave, (seed, first), &mut Vec::new(), &mut squares, (pool, observer))?;
         first += wave.len();
     }
     Ok(squares.sums.iter().map(|sums| even(sums)).collect())

@@ -31,17 +31,8 @@ pub(super) struct Course {
     pub(super) standing: Vec<Standing>,
 }
 
-const STEPS: &str = "steps";
-const ERRORS: &str = "errors";
-
-/// Both halves of the bits.
-fn halves(value: f64) -> [u32; 2] {
-    [value.to_bits() as u32, (value.to_bits() >> 32) as u32]
-}
-
-fn whole(low: u32, high: u32) -> f64 {
-    f64::from_bits(u64::from(low) | u64::from(high) << 32)
-}
+/// Steps, the best of them, and the bits of both errors.
+const COURSE: &str = "course";
 
 fn name(at: usize, part: &str) -> String {
     format!("{at}.{part}")
@@ -70,9 +61,9 @@ impl Kept {
         }
         let Course { steps, best, standing } = course;
         let mut arrays = Arrays::new();
-        let counts = vec![*steps as u32, best.step as u32];
-        arrays.insert(STEPS.to_owned(), Array::flat(counts));
-        arrays.insert(ERRORS.to_owned(), Array::flat([halves(best.before), halves(best.best)].concat()));
+        let errors = [best.before, best.best].map(|error| error.to_bits().cast_signed());
+        let course = vec![*steps as i64, best.step as i64, errors[0], errors[1]];
+        arrays.insert(COURSE.to_owned(), Array::flat(course));
         for (at, (layer, best)) in layers(learners).zip(standing).enumerate() {
             let layer: &Layer = layer;
             for (part, values) in layer.moved().into_iter().chain(best.factors()) {
@@ -88,10 +79,10 @@ impl Kept {
     /// Where an earlier run's steps stood; layers stand there then. They are left alone where nothing of use is there.
     pub(super) fn resume(&self, learners: &mut [Learner], most: usize) -> Option<Course> {
         let mut arrays = kept::load(&self.path).ok()?;
-        let counts = taken(&mut arrays, STEPS, 2, Array::into_u32)?;
-        let (steps, step) = (counts[0] as usize, counts[1] as usize);
-        let errors = taken(&mut arrays, ERRORS, 4, Array::into_u32)?;
-        let best = Learned { before: whole(errors[0], errors[1]), best: whole(errors[2], errors[3]), step };
+        let course = taken(&mut arrays, COURSE, 4, Array::into_i64)?;
+        let (steps, step) = (usize::try_from(course[0]).ok()?, usize::try_from(course[1]).ok()?);
+        let error = |at: usize| f64::from_bits(course[at].cast_unsigned());
+        let best = Learned { before: error(2), best: error(3), step };
         let (mut moved, mut standing) = (Vec::new(), Vec::new());
         for (at, layer) in layers(learners).enumerate() {
             let (weights, groups) = layer.counts();

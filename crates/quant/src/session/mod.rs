@@ -207,7 +207,7 @@ impl Session<'_> {
             observer.event(Event::Resumed { done: states.block() as u64 });
         }
         let (own, pool) = (&self, self.pool);
-        let mut teacher = if self.recipe.learns() {
+        let mut teacher = if self.recipe.learns() && states.block() < blocks {
             Some(Teacher::in_front(own, &forward, windows, states.block())?)
         } else {
             None

@@ -28,6 +28,14 @@ pub(crate) trait Visit {
     /// Windows are about to pass block `index`.
     fn before(&mut self, _index: usize) {}
 
+    /// Windows have reached the end: their final hidden states `[tokens, hidden]`, before gradients come back.
+    ///
+    /// # Errors
+    /// The visitor's.
+    fn turned(&mut self, _hidden: &[Tensor]) -> Result<(), Error> {
+        Ok(())
+    }
+
     /// What arrives behind block `index`, before windows pass it.
     ///
     /// # Errors

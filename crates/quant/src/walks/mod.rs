@@ -10,6 +10,7 @@
 
 mod backward;
 pub(crate) mod calibrate;
+mod fisher;
 mod forward;
 mod head;
 mod memory;
@@ -23,10 +24,9 @@ use mlx_quant_model::decoder::{Block, Branch, Layer, Linear};
 use mlx_quant_model::{Decoder, Forward, Parameters, State, Tables, Weights, WeightsError};
 
 pub(crate) use self::backward::{Passed, Start, StateGradients, Visit, backward};
+pub(crate) use self::fisher::fisher;
 pub(crate) use self::forward::{Passing, Trail, finish, forward as forward_walk};
-pub(crate) use self::head::{
-    Divergence, HeadPass, Sampled, Teacher, Top, divergence, sampled, sum_of, tile_rows, tiles,
-};
+pub(crate) use self::head::{Divergence, HeadPass, Teacher, Top, divergence, sum_of, tile_rows, tiles};
 pub(crate) use self::memory::{a_token, attention, backward_bytes, graph_bytes, largest_weight, tile_bytes};
 pub(crate) use self::spread::{each, in_turn};
 pub(crate) use self::wave::Wave;
@@ -52,6 +52,13 @@ pub enum Residency {
     Resident,
     /// One block at a time, read again for each wave of windows.
     Streaming,
+}
+
+impl Residency {
+    /// What suits so many waves: blocks stay in memory only where several would read them again.
+    pub(crate) const fn of(low_memory: bool, waves: usize) -> Self {
+        if low_memory || waves < 2 { Self::Streaming } else { Self::Resident }
+    }
 }
 
 /// A model that windows can be taken through.
@@ -94,10 +101,10 @@ impl<'m> Walk<'m> {
         self
     }
 
-    /// What suits these windows: blocks stay in memory only where several waves would read them again.
+    /// What suits these windows.
     pub fn residency(&self, low_memory: bool, windows: &Windows) -> Residency {
         let waves = windows.picked.len().div_ceil(self.wave(windows.sequence_length));
-        if low_memory || waves < 2 { Residency::Streaming } else { Residency::Resident }
+        Residency::of(low_memory, waves)
     }
 
     /// A block's weights in float32.

@@ -227,14 +227,12 @@ impl Request<'_> {
 
     /// The scheme of layers of which nothing else is said.
     pub(super) fn scheme(&self) -> Result<Scheme, Refusal> {
-        let args = self.common;
-        let scheme = Scheme::new(args.q_mode.into(), args.q_bits, args.q_group_size);
-        scheme.and_then(Scheme::widely_loaded).map_err(|error| Refusal(error.to_string()))
+        self.common.scheme.scheme()
     }
 
     /// Refuses methods that have nothing to choose in an fp mode.
     fn check_mode(&self) -> Result<(), Refusal> {
-        let mode: Mode = self.common.q_mode.into();
+        let mode: Mode = self.common.scheme.q_mode.into();
         let affine = [Method::Dynamic, Method::Learn, Method::Dwq];
         match affine.into_iter().find(|method| self.recipe.methods().contains(method)) {
             Some(method) if mode != Mode::Affine => Err(Refusal(format!(
