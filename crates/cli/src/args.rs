@@ -14,7 +14,6 @@ use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
 use clap::{Args, Parser, Subcommand};
-use mlx_quant::recipes::DeviceChoice;
 
 pub(crate) use self::calibrated::{
     Awq, AwqFlags, Calibrated, Dwq, DwqFlags, DynamicFlags, DynamicQuant, Gptq, GptqFlags, LearnFlags,
@@ -27,6 +26,7 @@ pub(crate) use self::devices::Devices;
 pub(crate) use self::hub::{HubFlags, Upload};
 pub(crate) use self::model::ModelArg;
 pub(crate) use self::recommend::Recommend;
+pub(crate) use self::shared::DeviceFlags;
 use self::shared::{Machine, Output, SchemeFlags, Target};
 use crate::refusal::Refusal;
 
@@ -337,9 +337,8 @@ pub(crate) struct Eval {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub(crate) threads: Option<u32>,
 
-    /// What computes: auto, cpu, gpu, gpu:N or gpu:NAME (`mlx-quant devices` lists them)
-    #[arg(long, default_value = "cpu")]
-    pub(crate) device: DeviceChoice,
+    #[command(flatten)]
+    pub(crate) device: DeviceFlags,
 
     #[command(flatten)]
     pub(crate) output: Output,

@@ -44,6 +44,7 @@ impl From<SettingError> for Refusal {
             Setting::MinBits => "--min-bits",
             Setting::MaxBits => "--max-bits",
             Setting::Device => "--device",
+            Setting::Precision => "--precision",
             _ => return Self(error.to_string()),
         };
         Self(error.named(flag))

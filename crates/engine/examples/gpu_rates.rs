@@ -14,7 +14,7 @@ use mlx_quant_engine::rounding::How;
 use mlx_quant_engine::running::{RunningDivergence, RunningScore};
 use mlx_quant_engine::{
     Activation, AttentionSettings, Candidates, Device, Engine, Factor, Gram, GramSum, Labels, Pairing,
-    Selection, Tensor,
+    Precision, Selection, Tensor,
 };
 
 /// About normal, the same on every run.
@@ -64,6 +64,7 @@ impl Bench {
 }
 
 fn products(bench: &Bench, tokens: usize, hidden: usize, inner: usize) {
+    let short = std::env::args().any(|argument| argument == "--short");
     for (m, k, n) in [
         (tokens, hidden, hidden),
         (tokens, inner, hidden),
@@ -71,7 +72,10 @@ fn products(bench: &Bench, tokens: usize, hidden: usize, inner: usize) {
         (tokens / 4, hidden, hidden / 4),
         (1, hidden, hidden),
         (tokens, hidden - 1, hidden - 1),
-    ] {
+    ]
+    .into_iter()
+    .take(if short { 1 } else { usize::MAX })
+    {
         let (x, weight) = (bench.tensor(&[m, k], 1), bench.tensor(&[n, k], 2));
         let operations = 2.0 * (m * k * n) as f64;
         let name = format!("linear [{m}, {k}] x [{n}, {k}]^T");
@@ -85,13 +89,18 @@ fn products(bench: &Bench, tokens: usize, hidden: usize, inner: usize) {
         let apart = (0..n).step_by(n / 9 + 1).map(|at| (f64::from(y[at]) - exact(at)).abs());
         println!("{:58} {:10.2e}", "  furthest from float64", apart.fold(0.0, f64::max));
     }
+    if short {
+        return;
+    }
     let (x, weight) = (bench.tensor(&[tokens, hidden], 1), bench.tensor(&[hidden, hidden], 2));
-    let (x, weight) = (x.variable(), weight.variable());
-    let y = bench.device.linear(&x, &weight, None).unwrap();
-    let seed = y.detach();
-    let operations = 4.0 * (tokens * hidden * hidden) as f64;
-    let name = format!("gradients of linear [{tokens}, {hidden}] x [{hidden}, {hidden}]^T");
-    bench.report(&name, operations, "GFLOP/s", || y.gradients(&seed).unwrap());
+    let operations = 2.0 * (tokens * hidden * hidden) as f64;
+    for (of, x, weight) in [("input", x.variable(), weight.clone()), ("weight", x.clone(), weight.variable())]
+    {
+        let y = bench.device.linear(&x, &weight, None).unwrap();
+        let seed = y.detach();
+        let name = format!("gradient of the {of} of linear [{tokens}, {hidden}] x [{hidden}, {hidden}]^T");
+        bench.report(&name, operations, "GFLOP/s", || y.gradients(&seed).unwrap());
+    }
 }
 
 fn attention(bench: &Bench, windows: usize, tokens: usize, heads: usize, kv_heads: usize, d: usize) {
@@ -279,15 +288,28 @@ fn main() {
         linear_attention(&bench, 4, 512, 128);
     }
     println!("{:?}", bench.device.memory().unwrap());
-    for tiles in [Tiles::Plain, Tiles::Turns] {
-        println!("products with tiles {tiles:?}");
-        let gpu = Gpu::with_tiles(&choice, tiles).unwrap();
+    let (tokens, hidden, inner) = if small { (1500, 300, 3000) } else { (8192, 4096, 14336) };
+    let measured = |name: &str, gpu: Gpu| {
+        println!("products {name}");
         let bench = Bench { device: Device::new(gpu.clone()), gpu, patience };
-        let (tokens, hidden, inner) = if small { (1500, 300, 3000) } else { (8192, 4096, 14336) };
         products(&bench, tokens, hidden, inner);
         let x = bench.tensor(&[1, tokens, hidden], 5);
         let mut sum = GramSum::new(hidden, &bench.device).unwrap();
         let operations = (tokens * hidden * (hidden + 1)) as f64;
         bench.report("gram_add (half a product)", operations, "GFLOP/s", || sum.add(&x).unwrap());
+    };
+    let all = arguments.iter().all(|argument| argument != "--fast");
+    for tiles in [Tiles::Plain, Tiles::Turns].into_iter().filter(|_| all) {
+        measured(&format!("with tiles {tiles:?}"), Gpu::with_tiles(&choice, tiles).unwrap());
+    }
+    match Gpu::with_precision(&choice, Precision::Fast) {
+        Ok(gpu) => {
+            measured("by matrix units", gpu.clone());
+            if !small && all {
+                let bench = Bench { device: Device::new(gpu.clone()), gpu, patience };
+                second_order(&bench, 8192, 4096, 4096);
+            }
+        }
+        Err(error) => println!("{error}"),
     }
 }

@@ -48,7 +48,9 @@ pub use gram::{Factor, Gram, GramSum};
 pub use losses::{Candidates, Labels, Likeliest};
 pub use plain::Plain;
 pub use routing::{Groups, Selection};
-pub use settings::{Activation, AttentionSettings, Codes, Held, Notebook, Observed, Pairing, by_group};
+pub use settings::{
+    Activation, AttentionSettings, Codes, Held, Notebook, Observed, Pairing, Precision, by_group,
+};
 pub use shape::{Axis, IntoShape, LAST, REST, View};
 pub use tape::{Gradients, Pull};
 pub use tensor::Tensor;

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-pub use mlx_quant_engine::Device;
+pub use mlx_quant_engine::{Device, Precision};
 use serde::Serialize;
 
 use crate::setting::{Setting, SettingError};
@@ -55,9 +55,30 @@ impl DeviceChoice {
     pub fn device(&self) -> Result<Device, SettingError> {
         match self {
             Self::Cpu => Ok(mlx_quant_engine::cpu()),
-            Self::Auto => Ok(card("gpu").unwrap_or_else(|_| mlx_quant_engine::cpu())),
-            Self::Gpu(which) => card(which),
+            Self::Auto => Ok(card("gpu", Precision::Float32).unwrap_or_else(|_| mlx_quant_engine::cpu())),
+            Self::Gpu(which) => card(which, Precision::Float32),
         }
+    }
+
+    /// [`DeviceChoice::device`] with products of a precision.
+    ///
+    /// # Errors
+    /// As there; a precision that what is chosen does not have. `auto` takes no other card for it.
+    pub fn device_with(&self, precision: Precision) -> Result<Device, SettingError> {
+        let which = match self {
+            _ if precision == Precision::Float32 => return self.device(),
+            Self::Cpu => {
+                return Err(SettingError {
+                    setting: Setting::Precision,
+                    value: precision.to_string(),
+                    problem: "is for cards with matrix units, and the processor was chosen".to_owned(),
+                    hint: "add `--device gpu`, or leave it out".into(),
+                });
+            }
+            Self::Auto => "gpu",
+            Self::Gpu(which) => which,
+        };
+        card(which, precision)
     }
 }
 
@@ -140,13 +161,13 @@ fn told(adapter: mlx_quant_engine::gpu::Adapter) -> Adapter {
 const BUILD: &str = "build with `--features gpu`";
 
 #[cfg(feature = "gpu")]
-fn card(which: &str) -> Result<Device, SettingError> {
-    let open = || mlx_quant_engine::gpu::Gpu::open(&which.parse()?);
+fn card(which: &str, precision: Precision) -> Result<Device, SettingError> {
+    let open = || mlx_quant_engine::gpu::Gpu::with_precision(&which.parse()?, precision);
     open().map(Device::new).map_err(|error| refused(which, &format!("cannot be used: {error}")))
 }
 
 #[cfg(not(feature = "gpu"))]
-fn card(which: &str) -> Result<Device, SettingError> {
+fn card(which: &str, _: Precision) -> Result<Device, SettingError> {
     let why = "is not supported by this build, which computes on the processor alone";
     Err(refused(which, &format!("{why}; hint: use cpu, or {BUILD}")))
 }
@@ -206,6 +227,9 @@ mod tests {
         assert_eq!(error.setting, Setting::Device);
         let text = error.to_string();
         assert!(text.starts_with("device gpu:no such card ") && text.contains("; hint: "), "{text}");
+        let error = DeviceChoice::Cpu.device_with(Precision::Fast).unwrap_err();
+        assert_eq!(error.setting, Setting::Precision);
+        assert!(error.to_string().contains("; hint: add `--device gpu`"), "{error}");
         // Whatever is here, something computes.
         assert!(DeviceChoice::Auto.device().is_ok());
     }

@@ -24,6 +24,8 @@ pub enum Setting {
     MaxBits,
     /// [`crate::recipes::DeviceChoice`].
     Device,
+    /// [`crate::recipes::Precision`].
+    Precision,
 }
 
 impl Setting {
@@ -37,6 +39,7 @@ impl Setting {
             Self::MinBits => "fewest bits",
             Self::MaxBits => "most bits",
             Self::Device => "device",
+            Self::Precision => "precision",
         }
     }
 }

@@ -3,9 +3,8 @@
 use clap::builder::TypedValueParser;
 use clap::{Args, ValueEnum};
 use mlx_quant::forecast::Quality;
-use mlx_quant::recipes::DeviceChoice;
 
-use super::{ModelArg, Output};
+use super::{DeviceFlags, ModelArg, Output};
 
 const RECOMMEND_EXAMPLES: &str = "\
 Examples:
@@ -79,9 +78,8 @@ pub(crate) struct Recommend {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub(crate) threads: Option<u32>,
 
-    /// What would compute: auto, cpu, gpu, gpu:N or gpu:NAME (`mlx-quant devices` lists them)
-    #[arg(long, default_value = "cpu")]
-    pub(crate) device: DeviceChoice,
+    #[command(flatten)]
+    pub(crate) device: DeviceFlags,
 
     #[command(flatten)]
     pub(crate) output: Output,

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use mlx_format::Scheme;
 use mlx_format::checkpoint::Destination;
-use mlx_quant::recipes::DeviceChoice;
+use mlx_quant::recipes::{DeviceChoice, Precision};
 
 use super::choices::{DtypeArg, ModeArg};
 use super::model::ModelArg;
@@ -101,6 +101,18 @@ impl Target {
     }
 }
 
+/// What computes, and how exactly.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct DeviceFlags {
+    /// What computes: auto, cpu, gpu, gpu:N or gpu:NAME (`mlx-quant devices` lists them; convert needs none)
+    #[arg(long, default_value = "cpu")]
+    pub(crate) device: DeviceChoice,
+
+    /// Products on a card: float32, or fast: by matrix units, in two float16 for each number with sums in float32
+    #[arg(long, default_value = "float32")]
+    pub(crate) precision: Precision,
+}
+
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Machine")]
 pub(crate) struct Machine {
@@ -112,9 +124,8 @@ pub(crate) struct Machine {
     #[arg(long)]
     pub(crate) low_memory: bool,
 
-    /// What computes: auto, cpu, gpu, gpu:N or gpu:NAME (`mlx-quant devices` lists them; convert needs none)
-    #[arg(long, default_value = "cpu")]
-    pub(crate) device: DeviceChoice,
+    #[command(flatten)]
+    pub(crate) device: DeviceFlags,
 
     /// Seed of the choice of calibration windows
     #[arg(long, default_value_t = 123)]

@@ -232,7 +232,7 @@ fn commands(args: &Compare, model: &Model, settings: &CompareSettings) -> Result
             line.flag("--n-samples", args.n_samples.map(|count| count.to_string()));
             line.flag("--sequence-length", other(args.sequence_length, 512));
             line.flag("--seed", other(args.machine.seed, 123));
-            line.flag("--device", other(args.machine.device.to_string(), "cpu".to_owned()));
+            line.device(&args.machine.device);
             if recipe.learns() {
                 let usual = LearnSettings::default().steps;
                 line.flag("--learn-steps", other(args.learn_steps as usize, usual));

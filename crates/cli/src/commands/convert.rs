@@ -3,13 +3,13 @@
 use anyhow::Result;
 use mlx_format::checkpoint::Writer;
 use mlx_quant::Settings;
-use mlx_quant::device::DeviceChoice;
+use mlx_quant::device::{DeviceChoice, Precision};
 use mlx_quant::plan::PackedSource;
 
 use super::carry::{carry_out, plan, threads};
 use super::drafter;
 use super::parents::Parents;
-use crate::args::Convert;
+use crate::args::{Convert, DeviceFlags};
 use crate::commands::source::{self, Asked, Need};
 use crate::commands::upload::Target;
 use crate::printer::Printer;
@@ -18,8 +18,11 @@ use crate::refusal::Refusal;
 /// Runs the command.
 pub(crate) fn run(args: &Convert, printer: Printer) -> Result<()> {
     // Rounding to nearest waits for the disk: a card that nobody named is left closed.
-    let own = (!args.search && args.machine.device == DeviceChoice::Auto).then_some(DeviceChoice::Cpu);
-    let device = source::device(own.as_ref().unwrap_or(&args.machine.device))?;
+    let mut flags = args.machine.device.clone();
+    if !args.search && flags.device == DeviceChoice::Auto {
+        flags = DeviceFlags { device: DeviceChoice::Cpu, precision: Precision::default() };
+    }
+    let device = source::device(&flags)?;
     let _left = source::Left(&device, printer);
     let settings = settings(args, printer)?;
     let _parents = Parents::of(&args.target.mlx_path, args.target.dry_run)?;

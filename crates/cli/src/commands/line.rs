@@ -6,7 +6,9 @@ use std::path::Path;
 use mlx_format::Scheme;
 use mlx_quant::Recipe;
 use mlx_quant::methods::Method;
+use mlx_quant::recipes::Precision;
 
+use crate::args::DeviceFlags;
 pub(crate) use crate::typed::quoted;
 
 /// A command under construction.
@@ -33,6 +35,12 @@ impl CommandLine {
             line.flag("--fallback-group-size", other(group, 64));
         }
         line
+    }
+
+    /// What computes, where it is not usual.
+    pub(crate) fn device(&mut self, flags: &DeviceFlags) {
+        self.flag("--device", other(flags.device.to_string(), "cpu".to_owned()));
+        self.flag("--precision", other(flags.precision, Precision::default()));
     }
 
     pub(crate) fn flag(&mut self, flag: &str, value: Option<String>) {

@@ -159,7 +159,7 @@ fn line(choice: &Choice, args: &Recommend, name: &str) -> Result<String> {
         line.flag("--iters", other(args.iters, 100));
     }
     if choice.recipe.needs_calibration() {
-        line.flag("--device", other(args.device.to_string(), "cpu".to_owned()));
+        line.device(&args.device);
     }
     if choice.forecast.as_ref().is_some_and(|needs| needs.low_memory) {
         return Ok(format!("{line} --low-memory"));

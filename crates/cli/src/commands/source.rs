@@ -8,10 +8,11 @@ use anyhow::Result;
 use mlx_format::Scheme;
 use mlx_format::checkpoint::Directory;
 use mlx_quant::plan::Overrides;
-use mlx_quant::recipes::{Device, DeviceChoice};
+use mlx_quant::recipes::Device;
 use mlx_quant::spelling::nearest;
 use mlx_quant::{DataSource, Model};
 
+use crate::args::DeviceFlags;
 #[cfg(feature = "hub")]
 use crate::hub::{Address, Hub, check_revision};
 use crate::printer::Printer;
@@ -23,8 +24,8 @@ use crate::screen::Screen;
 const PROFILE: &str = "MLX_QUANT_PROFILE";
 
 /// What a command computes with.
-pub(crate) fn device(choice: &DeviceChoice) -> Result<Device, Refusal> {
-    let device = choice.device()?;
+pub(crate) fn device(flags: &DeviceFlags) -> Result<Device, Refusal> {
+    let device = flags.device.device_with(flags.precision)?;
     if std::env::var_os(PROFILE).is_some() {
         device.note_times();
     }

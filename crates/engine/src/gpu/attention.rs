@@ -137,6 +137,7 @@ impl Attention {
             share: heads / kv_heads,
             finish: Finish::Replace,
             triangle: false,
+            loose: false,
         }
     }
 
@@ -187,6 +188,7 @@ impl Attention {
                 share: 1,
                 finish: Finish::Add,
                 triangle: false,
+                loose: false,
             };
             product.run(card)?;
         }

@@ -10,8 +10,10 @@ use super::pool::{Pool, Staging};
 use super::profile;
 use super::stream::Stream;
 use super::tiles::Tiles;
+use super::units;
 use crate::engine::MemoryUse;
 use crate::error::{Error, Result, bail};
+use crate::settings::Precision;
 
 /// Threads of the workgroups of most kernels.
 pub(super) const THREADS: u32 = 256;
@@ -40,6 +42,8 @@ pub(super) struct Card {
     pub(super) wide_tiles: bool,
     /// How products are computed that keep the card busy.
     pub(super) tiles: Tiles,
+    /// How exactly products are computed that may be less exact.
+    pub(super) precision: Precision,
     pub(super) stream: Mutex<Stream>,
     pub(super) pool: Mutex<Pool>,
     pub(super) staging: Mutex<Staging>,
@@ -63,19 +67,29 @@ pub(super) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Card {
     /// Opens an adapter. `binding` lowers the bytes that a kernel sees at once, for tests.
-    pub(super) fn open(choice: &AdapterChoice, binding: Option<u64>) -> Result<Self> {
+    pub(super) fn open(choice: &AdapterChoice, precision: Precision, binding: Option<u64>) -> Result<Self> {
         let (adapter, told) = choose(choice)?;
+        let fast = precision == Precision::Fast;
+        if let Some(why) = units::lacking(&adapter).filter(|_| fast) {
+            bail!("{} computes in float32 alone: {why}; hint: leave --precision out", told.name);
+        }
         let mut limits = adapter.limits();
         check(&adapter, &limits, &told)?;
         if let Some(binding) = binding {
             limits.max_storage_buffer_binding_size = limits.max_storage_buffer_binding_size.min(binding);
         }
         let noted = adapter.features() & profile::FEATURES;
+        let (wanted, experimental) = if fast {
+            // SAFETY: of what is experimental only our own kernel of products is made, whose places lie within its arrays.
+            (units::FEATURES, unsafe { wgpu::ExperimentalFeatures::enabled() })
+        } else {
+            (wgpu::Features::empty(), wgpu::ExperimentalFeatures::disabled())
+        };
         let descriptor = wgpu::DeviceDescriptor {
             label: None,
-            required_features: wgpu::Features::IMMEDIATES | noted,
+            required_features: wgpu::Features::IMMEDIATES | noted | wanted,
             required_limits: limits.clone(),
-            experimental_features: wgpu::ExperimentalFeatures::disabled(),
+            experimental_features: experimental,
             memory_hints: wgpu::MemoryHints::MemoryUsage,
             trace: wgpu::Trace::Off,
         };
@@ -110,6 +124,7 @@ impl Card {
             groups: limits.max_compute_workgroups_per_dimension,
             work,
             tiles,
+            precision,
             wide_tiles: limits.max_compute_workgroup_storage_size >= 2 * WORKGROUP_MEMORY,
             stream: Mutex::default(),
             pool: Mutex::default(),
@@ -193,7 +208,7 @@ mod tests {
 
     /// Any adapter; without one there is nothing to test.
     fn card() -> Option<Arc<Card>> {
-        Some(Arc::new(Card::open(&AdapterChoice::Index(0), None).ok()?))
+        Some(Arc::new(Card::open(&AdapterChoice::Index(0), Precision::Float32, None).ok()?))
     }
 
     /// What nobody waits for comes back as an error of the next operation, and names the adapter.

@@ -33,6 +33,7 @@ pub(super) fn forward(
 ) -> Result<Memory> {
     let out = card.room(m * n)?;
     let mut product = Product::new(Slice::of(x)?, Slice::of(weight)?, Slice::all(&out, m * n), [m, k, n]);
+    product.loose = true;
     if let Some(bias) = bias {
         product.finish = Finish::Bias(Slice::of(bias)?);
     }
@@ -51,7 +52,7 @@ pub(super) fn for_input(card: &Arc<Card>, x: &Tensor, weight: &Tensor, grad: &Te
     }
     let to = Slice::all(&out, m * k);
     let product = Product::new(Slice::of(grad)?, Slice::of(weight)?, to, [m, n, k]);
-    Product { b: Matrix::of(Slice::of(weight)?, k), b_along: false, ..product }.run(card)?;
+    Product { b: Matrix::of(Slice::of(weight)?, k), b_along: false, loose: true, ..product }.run(card)?;
     Ok(tensor(out, x.dims(), x))
 }
 
@@ -66,7 +67,7 @@ pub(super) fn for_weight(
     let (a, b) = (Slice::of(grad)?, Slice::of(x)?);
     let product = Product::new(a, b, Slice::all(&out, n * k), [n, m, k]);
     let (a, b) = (Matrix::of(a, n), Matrix::of(b, k));
-    Product { a, b, a_along: false, b_along: false, ..product }.run(card)?;
+    Product { a, b, a_along: false, b_along: false, loose: true, ..product }.run(card)?;
     Ok(tensor(out, &[n, k], x))
 }
 

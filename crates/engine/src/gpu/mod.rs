@@ -44,6 +44,7 @@ mod strided;
 mod tiles;
 mod trained;
 mod transposed;
+mod units;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -66,7 +67,7 @@ use crate::plain::{check_round, check_same};
 use crate::rounding::{How, Pending};
 use crate::routing::Selection;
 use crate::running::{RunningDivergence, RunningScore};
-use crate::settings::{Activation, AttentionSettings, Codes, Held, Notebook, Pairing};
+use crate::settings::{Activation, AttentionSettings, Codes, Held, Notebook, Pairing, Precision};
 use crate::shape::View;
 
 /// The engine of one card.
@@ -83,7 +84,15 @@ impl Gpu {
     /// # Errors
     /// If there is none, it cannot be opened, or it is too small; the message says what to do.
     pub fn open(choice: &AdapterChoice) -> Result<Self> {
-        Ok(Self::of(Card::open(choice, None)?))
+        Self::with_precision(choice, Precision::Float32)
+    }
+
+    /// [`Gpu::open`] with products that may be less exact, and are faster.
+    ///
+    /// # Errors
+    /// As there; an adapter without such matrix units.
+    pub fn with_precision(choice: &AdapterChoice, precision: Precision) -> Result<Self> {
+        Ok(Self::of(Card::open(choice, precision, None)?))
     }
 
     /// [`Gpu::open`] with kernels that see at most `binding` bytes of a buffer at once: how operations on large tensors
@@ -92,7 +101,7 @@ impl Gpu {
     /// # Errors
     /// As there.
     pub fn with_binding(choice: &AdapterChoice, binding: u64) -> Result<Self> {
-        Ok(Self::of(Card::open(choice, Some(binding))?))
+        Ok(Self::of(Card::open(choice, Precision::Float32, Some(binding))?))
     }
 
     fn of(card: Card) -> Self {
@@ -104,7 +113,7 @@ impl Gpu {
     /// # Errors
     /// As there.
     pub fn with_tiles(choice: &AdapterChoice, tiles: Tiles) -> Result<Self> {
-        let mut card = Card::open(choice, None)?;
+        let mut card = Card::open(choice, Precision::Float32, None)?;
         card.tiles = tiles;
         Ok(Self::of(card))
     }
@@ -126,7 +135,11 @@ impl Gpu {
 impl Engine for Gpu {
     fn name(&self) -> String {
         let Adapter { name, backend, driver, .. } = &self.card.adapter;
-        format!("gpu {name}, {backend}, {driver}")
+        let precision = match self.card.precision {
+            Precision::Float32 => "",
+            Precision::Fast => ", fast",
+        };
+        format!("gpu {name}, {backend}, {driver}{precision}")
     }
 
     /// Few enough for the graph of a block to have room, enough rows for products to run at their rate.

@@ -7,6 +7,7 @@ use super::launch::{Launch, Slice};
 use super::memory::Memory;
 use super::program::{Program, program};
 use super::tiles::{Form, Tiles};
+use super::units;
 use crate::error::{Result, bail};
 
 /// Unchecked: in workgroup memory places are a thread's number and constants, below the lines' lengths (16 * Q < 16 * Q
@@ -73,6 +74,8 @@ pub(super) struct Product<'m> {
     pub(super) finish: Finish<'m>,
     /// Only the diagonal and what lies below it is asked for.
     pub(super) triangle: bool,
+    /// Whether a precision below float32 is enough where somebody asks for speed.
+    pub(super) loose: bool,
 }
 
 impl<'m> Product<'m> {
@@ -89,10 +92,11 @@ impl<'m> Product<'m> {
             share: 1,
             finish: Finish::Replace,
             triangle: false,
+            loose: false,
         }
     }
 
-    fn work(&self) -> u64 {
+    pub(super) fn work(&self) -> u64 {
         2 * (self.sizes.iter().product::<usize>() * self.batch[0] * self.batch[1]) as u64
     }
 
@@ -183,7 +187,7 @@ impl<'m> Product<'m> {
     }
 
     /// Whether all lines are whole vec4s.
-    fn in_fours(&self) -> bool {
+    pub(super) fn in_fours(&self) -> bool {
         let [m, k, n] = self.sizes;
         let whole = |x: &Matrix<'_>, length: usize| {
             [x.first, x.line, x.outer, x.inner, length].iter().all(|number| number.is_multiple_of(4))
@@ -225,7 +229,8 @@ impl<'m> Product<'m> {
         if let Some(parts) = self.parts(card)? {
             return parts.iter().try_for_each(|part| part.run(card));
         }
-        let (form, tile) = self.form(card);
+        let by_units = self.by_units(card);
+        let (form, tile) = if by_units { (None, units::TILE) } else { self.form(card) };
         let (rows, columns) = (m.div_ceil(tile.0), n.div_ceil(tile.1));
         if rows > card.groups as usize || columns > card.groups as usize {
             bail!("a product of {m} rows and {n} columns has more tiles than {} starts", card.adapter.name);
@@ -242,7 +247,6 @@ impl<'m> Product<'m> {
         let whole = m.is_multiple_of(tile.0) && n.is_multiple_of(tile.1) && k.is_multiple_of(steps);
         let mut words = vec![
             ("VEC", flag(self.in_fours())),
-            ("WHOLE", flag(self.in_fours() && whole)),
             ("A_ALONG", flag(self.a_along)),
             ("B_ALONG", flag(self.b_along)),
             ("TRIANGLE", flag(self.triangle)),
@@ -250,6 +254,32 @@ impl<'m> Product<'m> {
             ("OLD", flag(matches!(self.finish, Finish::Add | Finish::Subtract))),
             ("FINISH", finish.to_owned()),
         ];
+        let [a, b, c] = self.reaches();
+        let slice = |x: &Matrix<'m>, count| Slice { memory: x.memory, first: x.first, count };
+        let b_slice = slice(&self.b, b);
+        let bias = if let Finish::Bias(bias) = self.finish { bias } else { b_slice };
+        let slices = [slice(&self.a, a), b_slice, bias, slice(&self.c, c)];
+        let numbers = [
+            m,
+            n,
+            k,
+            self.a.line,
+            self.b.line,
+            self.c.line,
+            inner,
+            self.share,
+            self.a.outer,
+            self.a.inner,
+            self.b.outer,
+            self.b.inner,
+            self.c.outer,
+            self.c.inner,
+        ]
+        .map(|number| number as u32);
+        if by_units {
+            return self.run_by_units(card, words, slices, &numbers);
+        }
+        words.push(("WHOLE", flag(self.in_fours() && whole)));
         let mut number = |name, value: usize| words.push((name, value.to_string()));
         number("A_LINE", a_line);
         number("B_LINE", b_line);
@@ -276,32 +306,12 @@ impl<'m> Product<'m> {
             number("A_ROOM", 16 * a_line);
             number("B_ROOM", 16 * b_line);
         }
-        let [a, b, c] = self.reaches();
-        let slice = |x: &Matrix<'m>, count| Slice { memory: x.memory, first: x.first, count };
-        let b_slice = slice(&self.b, b);
-        let bias = if let Finish::Bias(bias) = self.finish { bias } else { b_slice };
-        let numbers = [
-            m,
-            n,
-            k,
-            self.a.line,
-            self.b.line,
-            self.c.line,
-            inner,
-            self.share,
-            self.a.outer,
-            self.a.inner,
-            self.b.outer,
-            self.b.inner,
-            self.c.outer,
-            self.c.inner,
-        ];
         let program = if form.is_some() { &WIDE } else { &PRODUCT };
         card.launch(&Launch {
             program,
             words: &words,
-            slices: &[slice(&self.a, a), b_slice, bias, slice(&self.c, c)],
-            numbers: &numbers.map(|number| number as u32),
+            slices: &slices,
+            numbers: &numbers,
             groups: [columns as u32, rows as u32, (outer * inner) as u32],
             work: self.work(),
         })

@@ -53,7 +53,13 @@ impl Program {
         let mut out = COMMON.to_owned();
         let lines: Vec<&str> = self.source.lines().collect();
         expand(&lines, &words, &mut out)?;
-        Ok(out)
+        // Directives stand in front of everything else.
+        let (directives, rest): (Vec<&str>, Vec<&str>) =
+            out.lines().partition(|line| line.starts_with("enable "));
+        if directives.is_empty() {
+            return Ok(out);
+        }
+        Ok([directives, rest].concat().join("\n"))
     }
 }
 

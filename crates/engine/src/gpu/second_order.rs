@@ -91,7 +91,7 @@ pub(super) fn gram_add(card: &Arc<Card>, sum: &mut Tensor, x: &Tensor) -> Result
     let lines = Matrix::of(x, size);
     let product =
         Product { finish: Finish::Add, triangle: true, ..Product::new(x, x, to, [size, rows, size]) };
-    Product { a: lines, a_along: false, b: lines, b_along: false, ..product }.run(card)
+    Product { a: lines, a_along: false, b: lines, b_along: false, loose: true, ..product }.run(card)
 }
 
 /// The lower triangle times `factor`, on both sides.

@@ -24,5 +24,5 @@ pub use self::schemes::{affine, table_scheme, table_schemes};
 pub use self::search::Search;
 pub use self::text::{SharedText, Text};
 pub use crate::data::{CALIBRATION_WINDOWS, Shares, VALIDATION_WINDOWS};
-pub use crate::device::{Device, DeviceChoice};
+pub use crate::device::{Device, DeviceChoice, Precision};
 pub use crate::setting::{Setting, SettingError};

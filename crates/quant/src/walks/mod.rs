@@ -38,6 +38,8 @@ use crate::{Error, Model};
 const WAVE_BYTES: usize = 512 << 20;
 /// What windows may leave in front of all blocks in memory, bytes.
 const TRAIL_BYTES: usize = 512 << 20;
+/// And the part of a card's memory: blocks are brought there once for all windows, not once for a few.
+const TRAIL_PART: u64 = 8;
 
 /// Rows of scores that attention holds at a time.
 const ATTENTION_ROWS: usize = 256;
@@ -170,7 +172,12 @@ impl<'m> Walk<'m> {
     /// Windows that leave what stands in front of every block in memory together.
     pub(crate) fn trail(&self, tokens: usize, threads: usize, low_memory: bool) -> usize {
         let window = self.state_elements() * tokens * 4 * (self.decoder.blocks.len() + 1);
-        if low_memory { threads } else { (TRAIL_BYTES / window.max(1)).max(threads) }
+        if low_memory {
+            return threads;
+        }
+        let card = self.device.capacity().and_then(|capacity| capacity.memory).unwrap_or(0) / TRAIL_PART;
+        let room = TRAIL_BYTES.max(usize::try_from(card).unwrap_or(usize::MAX));
+        (room / window.max(1)).max(threads)
     }
 
     /// Bytes of every block in float32.

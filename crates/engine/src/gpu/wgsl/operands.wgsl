@@ -5,6 +5,10 @@ struct Parameters {
     b_at: u32,
     bias_at: u32,
     c_at: u32,
+#if UNITS
+    a_peaks_at: u32,
+    b_peaks_at: u32,
+#end
     m: u32,
     n: u32,
     k: u32,
