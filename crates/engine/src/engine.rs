@@ -306,9 +306,10 @@ pub trait Engine: std::fmt::Debug + Send + Sync + 'static {
         crate::plain::permuted(gram, order, kept)
     }
 
-    /// `U` with `(H + added)^-1 = U^T U`, upper triangular, and `H + added`, where `added` goes to the diagonal of
-    /// `H [size, size]`; `None` if that is not positive definite.
-    fn factor(&self, hessian: &Tensor, added: f32) -> Result<Option<(Tensor, Tensor)>> {
+    /// `U [size, size]` with `(H + added)^-1 = U^T U`, upper triangular, where `added` goes to the diagonal of
+    /// `H [size, size]`, which becomes `H + added`, in place if no other tensor has its buffer. `None` if that is not
+    /// positive definite, and `H` stays as it is.
+    fn factor(&self, hessian: &mut Tensor, added: f32) -> Result<Option<Tensor>> {
         crate::plain::factor(hessian, added)
     }
 

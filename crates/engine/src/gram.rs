@@ -150,17 +150,27 @@ impl Factor {
     /// # Errors
     /// If the device has no room.
     pub fn new(gram: &Gram, order: Vec<usize>, damping: f32) -> Result<Option<Self>> {
+        Self::of(gram.clone(), order, damping)
+    }
+
+    /// As [`Factor::new`], and lets go of the Gram matrix as soon as it can be missed: where nobody else holds it, its
+    /// memory is free while the factor is made.
+    ///
+    /// # Errors
+    /// If the device has no room.
+    pub fn of(gram: Gram, order: Vec<usize>, damping: f32) -> Result<Option<Self>> {
         let size = gram.size;
         let mean = gram.diagonal()?.iter().map(|value| *value as f64).sum::<f64>() / size.max(1) as f64;
         if !(mean.is_finite() && mean > 0.0) {
             return Ok(None);
         }
         let device = gram.values.device().clone();
-        let hessian = device.permuted(&gram.values, &order, gram.reliability())?;
+        let mut hessian = device.permuted(&gram.values, &order, gram.reliability())?;
+        drop(gram);
         let mut damping = damping.max(1e-6);
         for _ in 0..TRIES {
             let added = (mean * damping as f64) as f32;
-            if let Some((upper, hessian)) = device.factor(&hessian, added)? {
+            if let Some(upper) = device.factor(&mut hessian, added)? {
                 return Ok(Some(Self { size, order, upper, hessian, damping }));
             }
             damping *= 10.0;

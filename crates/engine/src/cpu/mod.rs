@@ -219,13 +219,10 @@ impl Engine for Cpu {
         tensor(second_order::permuted(gram.host()?, order, kept), gram.dims(), gram)
     }
 
-    fn factor(&self, hessian: &Tensor, added: f32) -> Result<Option<(Tensor, Tensor)>> {
+    fn factor(&self, hessian: &mut Tensor, added: f32) -> Result<Option<Tensor>> {
         let size = hessian.dim(0)?;
         let Some(upper) = second_order::inverse_factor(hessian.host()?, size, added) else { return Ok(None) };
-        let mut damped = hessian.to_vec()?;
-        for at in 0..size {
-            damped[at * size + at] += added;
-        }
-        Ok(Some((tensor(upper, hessian.dims(), hessian)?, tensor(damped, hessian.dims(), hessian)?)))
+        hessian.host_mut()?.iter_mut().step_by(size + 1).for_each(|value| *value += added);
+        Ok(Some(tensor(upper, hessian.dims(), hessian)?))
     }
 }

@@ -359,7 +359,7 @@ impl Engine for Gpu {
         second_order::permuted(&self.card, gram, order, kept)
     }
 
-    fn factor(&self, hessian: &Tensor, added: f32) -> Result<Option<(Tensor, Tensor)>> {
+    fn factor(&self, hessian: &mut Tensor, added: f32) -> Result<Option<Tensor>> {
         let _operation = Operation::new("factor");
         second_order::factor(&self.card, hessian, added)
     }

@@ -82,7 +82,7 @@ fn inverse(matrix: &[f64], size: usize) -> Vec<f64> {
     right
 }
 
-pub(crate) fn factor(hessian: &Tensor, added: f32) -> Result<Option<(Tensor, Tensor)>> {
+pub(crate) fn factor(hessian: &mut Tensor, added: f32) -> Result<Option<Tensor>> {
     let (size, _) = hessian.dims2()?;
     let mut damped = hessian.to_vec()?;
     (0..size).for_each(|at| damped[at * size + at] += added);
@@ -92,8 +92,11 @@ pub(crate) fn factor(hessian: &Tensor, added: f32) -> Result<Option<(Tensor, Ten
     }
     let Some(lower) = cholesky(&inverse(&wide, size), size) else { return Ok(None) };
     let turned = (0..size * size).map(|at| lower[at % size * size + at / size] as f32).collect();
-    let of = |values: Vec<f32>| Tensor::from_vec(values, (size, size), hessian.device());
-    Ok(Some((of(turned)?, of(damped)?)))
+    let device = hessian.device().clone();
+    let of = |values: Vec<f32>| Tensor::from_vec(values, (size, size), &device);
+    let upper = of(turned)?;
+    *hessian = of(damped)?;
+    Ok(Some(upper))
 }
 
 /// Refuses a weight that a scheme does not round.

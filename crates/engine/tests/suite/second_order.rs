@@ -153,9 +153,16 @@ fn what_is_not_positive_definite_has_no_factor() {
                 Tensor::from_vec((0..size * size).map(one).collect(), (size, size), &device).unwrap()
             };
             let what = format!("{size}, {bad} on {}", device.name());
-            assert!(device.factor(&of(&one), 0.5).unwrap().is_none(), "{what}");
-            let (upper, _) = device.factor(&of(&one), 3.0).unwrap().unwrap();
+            let mut hessian = of(&one);
+            let held = hessian.clone();
+            assert!(device.factor(&mut hessian, 0.5).unwrap().is_none(), "{what}");
+            assert_eq!(values(&hessian), values(&held), "{what}");
+            let upper = device.factor(&mut hessian, 3.0).unwrap().unwrap();
             assert_eq!(values(&upper)[size * size - 1], 0.5, "{what}");
+            // Of the matrix alone that was given, and of its diagonal.
+            let damped = |at: usize| one(at) + if at % (size + 1) == 0 { 3.0 } else { 0.0 };
+            assert_eq!(values(&held), values(&of(&one)), "{what}");
+            assert_eq!(values(&hessian), values(&of(&damped)), "{what}");
         }
     }
 }
