@@ -20,13 +20,13 @@ use std::sync::Arc;
 
 pub use self::made::PARTS;
 use self::made::{buffer, map_pairs, tensor};
-use crate::Tensor;
 use crate::elementary::{Buffer, Combine, Map, Reduce};
 use crate::engine::Engine;
 use crate::error::Result;
 use crate::plain::{check_norm, check_rotary, check_same};
 use crate::settings::{Activation, AttentionSettings, Codes, Notebook, Pairing};
 use crate::shape::View;
+use crate::{LAST, Tensor};
 
 /// The CPU engine.
 #[derive(Clone, Copy, Debug)]
@@ -195,7 +195,10 @@ impl Engine for Cpu {
     }
 
     fn gram_add(&self, sum: &mut Tensor, x: &Tensor) -> Result<()> {
-        let size = sum.dim(0)?;
+        let size = x.dim(LAST)?;
+        if sum.dims() != [size, size] {
+            return crate::plain::gram_add(sum, x);
+        }
         let values = x.host()?;
         second_order::gram_add(sum.host_mut()?, values, size);
         Ok(())

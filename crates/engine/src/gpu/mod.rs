@@ -339,6 +339,11 @@ impl Engine for Gpu {
         second_order::gram_add(&self.card, sum, x)
     }
 
+    fn gram_place(&self, whole: &mut Tensor, rows: &Tensor, factor: f32) -> Result<()> {
+        let _operation = Operation::new("Gram");
+        second_order::gram_place(&self.card, whole, rows, factor)
+    }
+
     fn gram_finish(&self, sum: Tensor, factor: f32) -> Result<Tensor> {
         let _operation = Operation::new("Gram");
         second_order::gram_finish(&self.card, &sum, factor)

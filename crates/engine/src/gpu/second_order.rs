@@ -12,9 +12,9 @@ use super::parts::by_parts;
 use super::product::{Finish, Matrix, Product};
 use super::program::Program;
 use super::strided::{Strided, Value, elements};
-use crate::Tensor;
 use crate::elementary::Reduce;
 use crate::error::Result;
+use crate::{LAST, Tensor};
 
 static SQUARE: Program =
     Program { name: "square", source: include_str!("wgsl/square.wgsl"), checked: true, reads: 2, writes: 1 };
@@ -28,8 +28,8 @@ static CHOLESKY: Program = Program {
 
 /// Rows of the blocks on the diagonal that one workgroup factors.
 const BLOCK: usize = 64;
-/// Columns right of such a block into which a product of a triangle may write: no tile is wider.
-const BESIDE: usize = 256;
+/// Columns right of such a block into which a product of a triangle may write: tiles are squares of at most so many rows.
+const BESIDE: usize = 128;
 /// Parts of the columns of a triangle that is inverted, and of the rows of a matrix that is turned: what a part takes is
 /// held twice.
 const PARTS: usize = 4;
@@ -46,7 +46,7 @@ impl Square<'_> {
     fn run(&self, card: &Arc<Card>, x: Slice<'_>, list: Option<&Memory>, size: usize) -> Result<Memory> {
         let out = card.room(size * size)?;
         let rows = Rows { own: 0..size, line: size };
-        self.run_rows(card, (x, rows), list, size, (&out, 0..size))?;
+        self.run_rows(card, (x, rows), list, size, (Slice::all(&out, size * size), 0..size))?;
         Ok(out)
     }
 
@@ -58,7 +58,7 @@ impl Square<'_> {
         (x, rows): (Slice<'_>, Rows),
         list: Option<&Memory>,
         size: usize,
-        (out, to): (&Memory, Range<usize>),
+        (out, to): (Slice<'_>, Range<usize>),
     ) -> Result<()> {
         let words = [
             ("ROW", self.row.to_owned()),
@@ -76,7 +76,7 @@ impl Square<'_> {
                 slices: &[
                     source,
                     list.map_or(source, |list| Slice::all(list, size)),
-                    Slice::all(out, size * size).part(begin * size, count),
+                    out.part(begin * size, count),
                 ],
                 numbers: &[&numbers.map(|number| number as u32)[..], &[self.number.to_bits()]].concat(),
                 groups: card.row_of_groups(count),
@@ -105,16 +105,28 @@ fn made_alone(card: &Arc<Card>, x: &mut Tensor) -> Result<()> {
     Ok(())
 }
 
-/// Adds `x^T x` to the lower triangle of `sum`: half a product.
+/// Adds `x^T x` to the lower triangle of `sum`, half a product; or to rows of it.
 pub(super) fn gram_add(card: &Arc<Card>, sum: &mut Tensor, x: &Tensor) -> Result<()> {
-    let size = sum.dim(0)?;
+    let (own, end) = sum.dims2()?;
+    let (size, above) = (x.dim(LAST)?, end - own);
     made_alone(card, sum)?;
     let (x, to) = (Slice::of(x)?, Slice::of(sum)?);
-    let rows = x.count / size.max(1);
+    let tokens = x.count / size.max(1);
     let lines = Matrix::of(x, size);
     let product =
-        Product { finish: Finish::Add, triangle: true, ..Product::new(x, x, to, [size, rows, size]) };
-    Product { a: lines, a_along: false, b: lines, b_along: false, ..product }.run(card)
+        Product { finish: Finish::Add, triangle: Some(above), ..Product::new(x, x, to, [own, tokens, end]) };
+    Product { a: lines.from(above), a_along: false, b: lines, b_along: false, ..product }.run(card)
+}
+
+/// Rows of a lower triangle times `factor`, and the columns that mirror them.
+pub(super) fn gram_place(card: &Arc<Card>, whole: &mut Tensor, rows: &Tensor, factor: f32) -> Result<()> {
+    let (count, end) = rows.dims2()?;
+    let size = whole.dim(0)?;
+    made_alone(card, whole)?;
+    let own = Square { row: "max(i, j)", column: "min(i, j)", value: "x * p.number", number: factor };
+    let from = Rows { own: end - count..end, line: end };
+    let to = Slice::of(whole)?;
+    own.run_rows(card, (Slice::of(rows)?, from), None, size, (to, 0..end))
 }
 
 /// The lower triangle times `factor`, on both sides.
@@ -229,7 +241,7 @@ fn cholesky(card: &Arc<Card>, size: usize, work: &Memory, status: &Memory) -> Re
             c: Matrix::of(work, size).from(place + own),
             sizes: [below, own, below],
             finish: Finish::Subtract,
-            triangle: true,
+            triangle: Some(0),
             ..template
         }
         .run(card)?;
@@ -347,7 +359,7 @@ fn turn_back(card: &Arc<Card>, size: usize, work: &Memory, parts: &[Memory; 2], 
                 (from, Rows { own: own.clone(), line: size }),
                 None,
                 size,
-                (work, to.clone()),
+                (Slice::all(work, size * size), to.clone()),
             )?;
         }
     }

@@ -8,7 +8,23 @@ use crate::{LAST, REST, Tensor};
 
 pub(crate) fn gram_add(sum: &mut Tensor, x: &Tensor) -> Result<()> {
     let x = x.reshape((REST, x.dim(LAST)?))?;
-    *sum = (&*sum + x.t()?.matmul(&x)?)?;
+    let (rows, end) = sum.dims2()?;
+    let own = x.narrow(1, end - rows, rows)?;
+    *sum = (&*sum + own.t()?.matmul(&x.narrow(1, 0, end)?)?)?;
+    Ok(())
+}
+
+pub(crate) fn gram_place(whole: &mut Tensor, rows: &Tensor, factor: f32) -> Result<()> {
+    let (count, end) = rows.dims2()?;
+    let (size, values) = (whole.dim(0)?, rows.to_vec()?);
+    let mut all = whole.to_vec()?;
+    for (line, row) in values.chunks_exact(end.max(1)).zip(end - count..) {
+        for (column, value) in line.iter().take(row + 1).enumerate() {
+            all[row * size + column] = value * factor;
+            all[column * size + row] = value * factor;
+        }
+    }
+    *whole = Tensor::from_vec(all, (size, size), whole.device())?;
     Ok(())
 }
 
