@@ -277,12 +277,20 @@ pub trait Engine: std::fmt::Debug + Send + Sync + 'static {
     }
 
     /// Adds `x^T x` of inputs `x [.., size]` to the lower triangle of `sum [size, size]`; in place if no other tensor
-    /// has its buffer.
+    /// has its buffer. A `sum [rows, end]` is that of rows `end - rows..end` alone, with as many columns as the last of
+    /// them has: its elements are summed in the same order.
     ///
     /// # Errors
     /// If the device has no room. The other operations on Gram matrices fail in the same case.
     fn gram_add(&self, sum: &mut Tensor, x: &Tensor) -> Result<()> {
         crate::plain::gram_add(sum, x)
+    }
+
+    /// Puts rows `[rows, end]` of a lower triangle (as in [`Engine::gram_add`]) times `factor` into a symmetric matrix
+    /// `whole [size, size]`: into its rows `end - rows..end` and into the columns that mirror them. In place if no other
+    /// tensor has its buffer.
+    fn gram_place(&self, whole: &mut Tensor, rows: &Tensor, factor: f32) -> Result<()> {
+        crate::plain::gram_place(whole, rows, factor)
     }
 
     /// The symmetric matrix whose lower triangle is that of `sum [size, size]` times `factor`.
@@ -306,9 +314,10 @@ pub trait Engine: std::fmt::Debug + Send + Sync + 'static {
         crate::plain::permuted(gram, order, kept)
     }
 
-    /// `U` with `(H + added)^-1 = U^T U`, upper triangular, and `H + added`, where `added` goes to the diagonal of
-    /// `H [size, size]`; `None` if that is not positive definite.
-    fn factor(&self, hessian: &Tensor, added: f32) -> Result<Option<(Tensor, Tensor)>> {
+    /// `U [size, size]` with `(H + added)^-1 = U^T U`, upper triangular, where `added` goes to the diagonal of
+    /// `H [size, size]`, which becomes `H + added`, in place if no other tensor has its buffer. `None` if that is not
+    /// positive definite, and `H` stays as it is.
+    fn factor(&self, hessian: &mut Tensor, added: f32) -> Result<Option<Tensor>> {
         crate::plain::factor(hessian, added)
     }
 

@@ -3,6 +3,8 @@
 //! With inputs `X [tokens, in]` the error of a linear's output under a change `dW` of its weight is `tr(dW H dW^T)`,
 //! `H = X^T X / tokens`: whatever is judged by it needs no further pass over the tokens.
 
+use std::ops::Range;
+
 use crate::error::{Result, bail};
 use crate::{Device, Tensor};
 
@@ -23,7 +25,8 @@ pub struct GramSum {
     /// Input features.
     size: usize,
     tokens: u64,
-    /// `[size, size]`; only the diagonal and what lies below it have a meaning.
+    /// `[size, size]`; only the diagonal and what lies below it have a meaning. Of some rows alone these, with as many
+    /// columns as the last one has.
     values: Tensor,
 }
 
@@ -33,7 +36,18 @@ impl GramSum {
     /// # Errors
     /// If the device has no room.
     pub fn new(size: usize, device: &Device) -> Result<Self> {
-        Ok(Self { size, tokens: 0, values: Tensor::full(0.0, (size, size), device)? })
+        Self::of_rows(size, 0..size, device)
+    }
+
+    /// Of no window yet, of these rows of the matrix alone.
+    ///
+    /// # Errors
+    /// If the device has no room; rows that no such matrix has.
+    pub fn of_rows(size: usize, rows: Range<usize>, device: &Device) -> Result<Self> {
+        if rows.end > size || rows.start > rows.end {
+            bail!("rows {rows:?} of a Gram matrix of {size} features");
+        }
+        Ok(Self { size, tokens: 0, values: Tensor::full(0.0, (rows.len(), rows.end), device)? })
     }
 
     /// Adds inputs `[.., size]` of a window.
@@ -58,12 +72,28 @@ impl GramSum {
         Ok(())
     }
 
+    /// Puts the mean over all tokens into a matrix: the rows that were summed, and the columns that mirror them.
+    ///
+    /// # Errors
+    /// Another number of features; what goes wrong on a device.
+    pub fn place(self, whole: &mut Gram) -> Result<()> {
+        let Self { size, tokens, values } = self;
+        if whole.size != size {
+            bail!("rows of {size} features in a Gram matrix of {}", whole.size);
+        }
+        whole.tokens = tokens;
+        values.device().gram_place(&mut whole.values, &values, 1.0 / tokens.max(1) as f32)
+    }
+
     /// The mean over all tokens; nothing but zeros if there were none.
     ///
     /// # Errors
-    /// What goes wrong on a device.
+    /// A sum of some rows alone; what goes wrong on a device.
     pub fn finish(self) -> Result<Gram> {
         let Self { size, tokens, values } = self;
+        if values.dims() != [size, size] {
+            bail!("rows {:?} are no Gram matrix of {size} features", values.dims());
+        }
         let device = values.device().clone();
         Ok(Gram { size, tokens, values: device.gram_finish(values, 1.0 / tokens.max(1) as f32)? })
     }
@@ -76,6 +106,14 @@ const TOKENS_FOR_ONE: f64 = 8.0;
 const TRIES: usize = 6;
 
 impl Gram {
+    /// Of no token: nothing but zeros.
+    ///
+    /// # Errors
+    /// If the device has no room.
+    pub fn empty(size: usize, device: &Device) -> Result<Self> {
+        Ok(Self { size, tokens: 0, values: Tensor::full(0.0, (size, size), device)? })
+    }
+
     /// A diagonal matrix of mean squares: for features of which products are not known.
     ///
     /// # Errors
@@ -150,17 +188,27 @@ impl Factor {
     /// # Errors
     /// If the device has no room.
     pub fn new(gram: &Gram, order: Vec<usize>, damping: f32) -> Result<Option<Self>> {
+        Self::of(gram.clone(), order, damping)
+    }
+
+    /// As [`Factor::new`], and lets go of the Gram matrix as soon as it can be missed: where nobody else holds it, its
+    /// memory is free while the factor is made.
+    ///
+    /// # Errors
+    /// If the device has no room.
+    pub fn of(gram: Gram, order: Vec<usize>, damping: f32) -> Result<Option<Self>> {
         let size = gram.size;
         let mean = gram.diagonal()?.iter().map(|value| *value as f64).sum::<f64>() / size.max(1) as f64;
         if !(mean.is_finite() && mean > 0.0) {
             return Ok(None);
         }
         let device = gram.values.device().clone();
-        let hessian = device.permuted(&gram.values, &order, gram.reliability())?;
+        let mut hessian = device.permuted(&gram.values, &order, gram.reliability())?;
+        drop(gram);
         let mut damping = damping.max(1e-6);
         for _ in 0..TRIES {
             let added = (mean * damping as f64) as f32;
-            if let Some((upper, hessian)) = device.factor(&hessian, added)? {
+            if let Some(upper) = device.factor(&mut hessian, added)? {
                 return Ok(Some(Self { size, order, upper, hessian, damping }));
             }
             damping *= 10.0;

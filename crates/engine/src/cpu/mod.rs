@@ -20,13 +20,13 @@ use std::sync::Arc;
 
 pub use self::made::PARTS;
 use self::made::{buffer, map_pairs, tensor};
-use crate::Tensor;
 use crate::elementary::{Buffer, Combine, Map, Reduce};
 use crate::engine::Engine;
 use crate::error::Result;
 use crate::plain::{check_norm, check_rotary, check_same};
 use crate::settings::{Activation, AttentionSettings, Codes, Notebook, Pairing};
 use crate::shape::View;
+use crate::{LAST, Tensor};
 
 /// The CPU engine.
 #[derive(Clone, Copy, Debug)]
@@ -195,7 +195,10 @@ impl Engine for Cpu {
     }
 
     fn gram_add(&self, sum: &mut Tensor, x: &Tensor) -> Result<()> {
-        let size = sum.dim(0)?;
+        let size = x.dim(LAST)?;
+        if sum.dims() != [size, size] {
+            return crate::plain::gram_add(sum, x);
+        }
         let values = x.host()?;
         second_order::gram_add(sum.host_mut()?, values, size);
         Ok(())
@@ -219,13 +222,10 @@ impl Engine for Cpu {
         tensor(second_order::permuted(gram.host()?, order, kept), gram.dims(), gram)
     }
 
-    fn factor(&self, hessian: &Tensor, added: f32) -> Result<Option<(Tensor, Tensor)>> {
+    fn factor(&self, hessian: &mut Tensor, added: f32) -> Result<Option<Tensor>> {
         let size = hessian.dim(0)?;
         let Some(upper) = second_order::inverse_factor(hessian.host()?, size, added) else { return Ok(None) };
-        let mut damped = hessian.to_vec()?;
-        for at in 0..size {
-            damped[at * size + at] += added;
-        }
-        Ok(Some((tensor(upper, hessian.dims(), hessian)?, tensor(damped, hessian.dims(), hessian)?)))
+        hessian.host_mut()?.iter_mut().step_by(size + 1).for_each(|value| *value += added);
+        Ok(Some(tensor(upper, hessian.dims(), hessian)?))
     }
 }

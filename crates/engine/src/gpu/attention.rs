@@ -136,7 +136,7 @@ impl Attention {
             batch: [tile.windows.1, heads],
             share: heads / kv_heads,
             finish: Finish::Replace,
-            triangle: false,
+            triangle: None,
             loose: false,
         }
     }
@@ -187,7 +187,7 @@ impl Attention {
                 batch: [tile.windows.1, kv_heads],
                 share: 1,
                 finish: Finish::Add,
-                triangle: false,
+                triangle: None,
                 loose: false,
             };
             product.run(card)?;

@@ -352,6 +352,11 @@ impl Engine for Gpu {
         second_order::gram_add(&self.card, sum, x)
     }
 
+    fn gram_place(&self, whole: &mut Tensor, rows: &Tensor, factor: f32) -> Result<()> {
+        let _operation = Operation::new("Gram");
+        second_order::gram_place(&self.card, whole, rows, factor)
+    }
+
     fn gram_finish(&self, sum: Tensor, factor: f32) -> Result<Tensor> {
         let _operation = Operation::new("Gram");
         second_order::gram_finish(&self.card, &sum, factor)
@@ -372,7 +377,7 @@ impl Engine for Gpu {
         second_order::permuted(&self.card, gram, order, kept)
     }
 
-    fn factor(&self, hessian: &Tensor, added: f32) -> Result<Option<(Tensor, Tensor)>> {
+    fn factor(&self, hessian: &mut Tensor, added: f32) -> Result<Option<Tensor>> {
         let _operation = Operation::new("factor");
         second_order::factor(&self.card, hessian, added)
     }

@@ -72,8 +72,9 @@ pub(super) struct Product<'m> {
     /// Neighbours of the inner axis that have one `b`.
     pub(super) share: usize,
     pub(super) finish: Finish<'m>,
-    /// Only the diagonal and what lies below it is asked for.
-    pub(super) triangle: bool,
+    /// Of row `i` only columns up to `i` and so many more are asked for: the diagonal and what lies below it with 0, a
+    /// stripe of a triangle with the rows above it.
+    pub(super) triangle: Option<usize>,
     /// Whether a precision below float32 is enough where somebody asks for speed.
     pub(super) loose: bool,
 }
@@ -91,7 +92,7 @@ impl<'m> Product<'m> {
             batch: [1, 1],
             share: 1,
             finish: Finish::Replace,
-            triangle: false,
+            triangle: None,
             loose: false,
         }
     }
@@ -140,14 +141,14 @@ impl<'m> Product<'m> {
             second.a = self.a.from(half * self.a.inner);
             second.b = self.b.from(half / self.share * self.b.inner);
             second.c = self.c.from(half * self.c.inner);
-        } else if self.triangle && (c || long || a && self.a_along) && m > 1 {
-            return Ok(Some(self.of_triangle()));
+        } else if let Some(above) = self.triangle.filter(|_| (c || long || a && self.a_along) && m > 1) {
+            return Ok(Some(self.of_triangle(above)));
         } else if (c || long || a && self.a_along) && m > 1 {
             let half = m / 2;
             (first.sizes[0], second.sizes[0]) = (half, m - half);
             second.a = self.a.from(half * if self.a_along { self.a.line } else { 1 });
             second.c = self.c.from(half * self.c.line);
-        } else if b && self.b_along && n > 1 && !self.triangle {
+        } else if b && self.b_along && n > 1 && self.triangle.is_none() {
             let half = n / 2;
             (first.sizes[2], second.sizes[2]) = (half, n - half);
             second.b = self.b.from(half * self.b.line);
@@ -172,16 +173,25 @@ impl<'m> Product<'m> {
         Ok(Some(vec![first, second]))
     }
 
-    /// A triangle as two triangles and the rectangle that lies left of the second one.
-    fn of_triangle(&self) -> Vec<Self> {
+    /// A stripe as the rectangle of `above` columns and the triangle right of it; a triangle as two triangles and the
+    /// rectangle that lies left of the second one.
+    fn of_triangle(&self, above: usize) -> Vec<Self> {
         let [m, k, _] = self.sizes;
+        if above > 0 {
+            let b = self.b.from(above * if self.b_along { self.b.line } else { 1 });
+            let c = self.c.from(above);
+            return vec![
+                Self { sizes: [m, k, above], triangle: None, ..*self },
+                Self { b, c, sizes: [m, k, m], triangle: Some(0), ..*self },
+            ];
+        }
         let half = m / 2;
         let lines = |x: &Matrix<'m>, along: bool| x.from(half * if along { x.line } else { 1 });
         let (a, b) = (lines(&self.a, self.a_along), lines(&self.b, self.b_along));
         let c = self.c.from(half * self.c.line);
         vec![
             Self { sizes: [half, k, half], ..*self },
-            Self { a, c, sizes: [m - half, k, half], triangle: false, ..*self },
+            Self { a, c, sizes: [m - half, k, half], triangle: None, ..*self },
             Self { a, b, c: c.from(half), sizes: [m - half, k, m - half], ..*self },
         ]
     }
@@ -249,7 +259,7 @@ impl<'m> Product<'m> {
             ("VEC", flag(self.in_fours())),
             ("A_ALONG", flag(self.a_along)),
             ("B_ALONG", flag(self.b_along)),
-            ("TRIANGLE", flag(self.triangle)),
+            ("TRIANGLE", flag(self.triangle.is_some())),
             ("BIAS", flag(matches!(self.finish, Finish::Bias(_)))),
             ("OLD", flag(matches!(self.finish, Finish::Add | Finish::Subtract))),
             ("FINISH", finish.to_owned()),
@@ -274,6 +284,7 @@ impl<'m> Product<'m> {
             self.b.inner,
             self.c.outer,
             self.c.inner,
+            self.triangle.unwrap_or(0),
         ]
         .map(|number| number as u32);
         if by_units {

@@ -5,6 +5,7 @@
 //! columns; what its errors do to later columns of its block, and then to those behind the block, are products. Rows
 //! are independent, so a weight that is larger than a binding goes in parts of its rows.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use mlx_format::{FloatType, Scheme};
@@ -34,6 +35,8 @@ const PART: usize = 64 << 20;
 const ROWS: usize = 32;
 /// Columns of a block at least: with fewer, what its errors do to later columns is more memory traffic than arithmetic.
 const BLOCK: usize = 512;
+/// Columns of a block of a sweep: the gradient of fewer is a product that leaves a card's processors idle.
+const SWEPT: usize = 1024;
 /// Candidates of the search: the grid of `mx.quantize`, and 7 positions of each edge.
 const CANDIDATES: u32 = 50;
 
@@ -152,20 +155,20 @@ impl<'t> Task<'t> {
         })
     }
 
-    /// `to -= matrix[first..first + count, columns]^T @ from`, `matrix [columns, columns]` and `from [count, rows]`.
+    /// `to -= matrix[first..first + count, columns]^T @ from`, `matrix [columns, columns]`, `from [count, rows]` and `to`
+    /// these columns.
     fn subtract(
         &self,
         matrix: Slice<'_>,
         (first, count): (usize, usize),
-        columns: std::ops::Range<usize>,
+        columns: Range<usize>,
         from: Slice<'_>,
-        to: &Memory,
+        to: Slice<'_>,
     ) -> Result<()> {
         if columns.is_empty() {
             return Ok(());
         }
-        let own = self.columns_of(to, columns.start, columns.len());
-        let product = Product::new(matrix, from, own, [columns.len(), count, self.rows]);
+        let product = Product::new(matrix, from, to, [columns.len(), count, self.rows]);
         Product {
             a: Matrix::of(matrix, self.columns).from(first * self.columns + columns.start),
             a_along: false,
@@ -207,48 +210,76 @@ impl<'t> Task<'t> {
                     groups: [self.rows.div_ceil(ROWS) as u32, 1, 1],
                     work: (2 * group * group * self.rows) as u64,
                 })?;
-                self.subtract(upper, (start, group), start + group..end, own, &self.values)?;
+                let later = self.columns_of(&self.values, start + group, end - start - group);
+                self.subtract(upper, (start, group), start + group..end, own, later)?;
             }
             let own = errors.part(0, (end - first) * self.rows);
-            self.subtract(upper, (first, end - first), end..size, own, &self.values)?;
+            let later = self.columns_of(&self.values, end, size - end);
+            self.subtract(upper, (first, end - first), end..size, own, later)?;
         }
         Ok(())
     }
 
-    /// Coordinate descent: each group's scale and bias by least squares, then each of its codes.
-    fn descend(&self, factor: &Factor, block: usize, original: &Memory, sweeps: usize) -> Result<()> {
+    /// Coordinate descent from what the values were at first: each group's scale and bias by least squares, then each of
+    /// its codes. A block's gradient is a product when its turn comes; what its groups change goes to later ones of the
+    /// block as they do, and to what is lost, which the next block's gradient is made of.
+    fn descend(&self, factor: &Factor, original: Memory, sweeps: usize) -> Result<()> {
         if sweeps == 0 {
             return Ok(());
         }
-        let (size, count) = (self.columns, self.columns * self.rows);
+        let (size, rows, group) = (self.columns, self.rows, self.group);
+        let block = SWEPT.min(size).next_multiple_of(group);
         let hessian = Slice::of(&factor.hessian)?;
-        let (lost, gradient) = (self.card.room(count)?, self.card.room(count)?);
-        let all = [original, &self.values, &lost].map(|memory| Strided::new(self.all(memory), 0, &[1]));
-        elements(self.card, vec![count], all, Value::of("x - y"))?;
-        // H (original - value): half the negative gradient of the error.
-        let product = Product::new(hessian, self.all(&lost), self.all(&gradient), [size, size, self.rows]);
-        Product { b: Matrix::of(self.all(&lost), self.rows), b_along: false, ..product }.run(self.card)?;
-        drop(lost);
-        let changes = self.card.room(block * self.rows)?;
-        let changes = Slice::all(&changes, block * self.rows);
+        let (gradient, changes) = (self.card.room(block * rows)?, self.card.room(block * rows)?);
+        let [gradient, changes] = [&gradient, &changes].map(|memory| Slice::all(memory, block * rows));
+        // What each value has lost so far, block by block in the place of what it was.
+        let lost = self.all(&original);
+        let blocks = || (0..size).step_by(block).map(|first| (first, block.min(size - first)));
+        for (first, own) in blocks() {
+            let values = self.columns_of(&self.values, first, own);
+            self.less(lost.part(first * rows, own * rows), values, gradient)?;
+        }
         for _ in 0..sweeps {
-            for first in (0..size).step_by(block) {
-                let end = (first + block).min(size);
-                for start in (first..end).step_by(self.group) {
-                    let own = changes.part((start - first) * self.rows, self.group * self.rows);
-                    self.sweep(hessian, &gradient, start, own)?;
-                    self.subtract(hessian, (start, self.group), first..end, own, &gradient)?;
+            for (first, own) in blocks() {
+                // Of H (original - value): half the negative gradient of the error.
+                let slope = gradient.part(0, own * rows);
+                let product = Product::new(hessian, lost, slope, [own, size, rows]);
+                Product {
+                    a: Matrix::of(hessian, size).from(first * size),
+                    b: Matrix::of(lost, rows),
+                    b_along: false,
+                    ..product
                 }
-                let own = changes.part(0, (end - first) * self.rows);
-                self.subtract(hessian, (first, end - first), 0..first, own, &gradient)?;
-                self.subtract(hessian, (first, end - first), end..size, own, &gradient)?;
+                .run(self.card)?;
+                for start in (0..own).step_by(group) {
+                    let (next, changed) = (start + group, changes.part(start * rows, group * rows));
+                    self.sweep(hessian, slope.part(start * rows, group * rows), first + start, changed)?;
+                    let later = slope.part(next * rows, (own - next) * rows);
+                    self.subtract(
+                        hessian,
+                        (first + start, group),
+                        first + next..first + own,
+                        changed,
+                        later,
+                    )?;
+                }
+                self.less(lost.part(first * rows, own * rows), changes.part(0, own * rows), gradient)?;
             }
         }
         Ok(())
     }
 
+    /// `x -= y`, where `between` has room for `x`.
+    fn less(&self, x: Slice<'_>, y: Slice<'_>, between: Slice<'_>) -> Result<()> {
+        let all = [x, y, between].map(|slice| Strided::new(slice, 0, &[1]));
+        elements(self.card, vec![x.count], all, Value::of("x - y"))?;
+        let bytes = |numbers: usize| 4 * numbers as u64;
+        let (from, to) = (between.memory.buffer()?, x.memory.buffer()?);
+        self.card.copy(from, bytes(between.first), to, bytes(x.first), bytes(x.count))
+    }
+
     /// One group of a sweep.
-    fn sweep(&self, hessian: Slice<'_>, gradient: &Memory, start: usize, changes: Slice<'_>) -> Result<()> {
+    fn sweep(&self, hessian: Slice<'_>, gradient: Slice<'_>, start: usize, changes: Slice<'_>) -> Result<()> {
         let (group, rows) = (self.group, 1024 / self.group);
         let [scales, biases] = self.grids(start, 1);
         let numbers = [self.rows, group, self.columns, start].map(|number| number as u32);
@@ -257,7 +288,7 @@ impl<'t> Task<'t> {
             words: &[self.words(), ("ROWS", rows.to_string()), ("LANES", (256 / rows).to_string())],
             slices: &[
                 hessian.part(start * self.columns, group * self.columns),
-                self.columns_of(gradient, start, group),
+                gradient,
                 scales,
                 biases,
                 self.columns_of(&self.values, start, group),
@@ -293,16 +324,16 @@ impl<'t> Task<'t> {
             How::Plain => self.nearest(all(&brought(&vec![0.0; self.columns])?), false, false),
             How::Blind { weights } => self.nearest(all(&brought(weights)?), true, true),
             How::Nearest { weights } => self.nearest(all(&brought(weights)?), true, false),
-            How::Refined { factor, block_size, sweeps } => {
+            How::Refined { factor, sweeps, .. } => {
                 let original: Result<Memory> = original(sweeps);
                 let weights = self.diagonal(Slice::of(&factor.hessian)?, "x")?;
                 self.nearest(all(&weights), true, false)?;
-                self.descend(factor, block(block_size), &original?, sweeps)
+                self.descend(factor, original?, sweeps)
             }
             How::Compensated { factor, block_size, sweeps } => {
                 let original: Result<Memory> = original(sweeps);
                 self.compensate(factor, block(block_size))?;
-                self.descend(factor, block(block_size), &original?, sweeps)
+                self.descend(factor, original?, sweeps)
             }
         }
     }
@@ -316,10 +347,11 @@ impl<'t> Task<'t> {
     }
 
     /// Into the places of the weight's own order: the decoded weight to `decoded`; gives everything else.
-    fn give(&self, places: Option<&[u32]>, decoded: Slice<'_>) -> Result<Part> {
+    fn give(mut self, places: Option<&[u32]>, decoded: Slice<'_>) -> Result<Part> {
         self.in_order(&self.values, places, decoded)?;
         let count = self.columns * self.rows;
-        let codes = self.card.room(count)?;
+        // Codes go where values were.
+        let codes = std::mem::replace(&mut self.values, self.card.room(0)?);
         self.in_order(&self.codes, places, Slice::all(&codes, count))?;
         // Packed codes, scales and biases one after the other: the card is waited for once.
         let groups = self.columns / self.group;
@@ -402,11 +434,14 @@ pub(super) fn round(
         let own = step.min(rows - first);
         let count = own * columns;
         let part = all.part(first * columns, count);
-        let turned = card.room(count)?;
-        transposed(card, part, Slice::all(&turned, count), own, columns)?;
+        let turned = || {
+            let turned = card.room(count)?;
+            transposed(card, part, Slice::all(&turned, count), own, columns)?;
+            Ok(turned)
+        };
         let values = match &order {
-            None => turned,
-            Some(order) => gathered_rows(card, Slice::all(&turned, count), own, order)?,
+            None => turned()?,
+            Some(order) => gathered_rows(card, Slice::all(&turned()?, count), own, order)?,
         };
         let groups = columns / scheme.group_size() * own;
         let task = Task {

@@ -89,7 +89,7 @@ impl Product<'_> {
     pub(super) fn by_units(&self, card: &Card) -> bool {
         let [m, k, n] = self.sizes;
         let tiles = m.div_ceil(TILE.0) * n.div_ceil(TILE.1);
-        let halved = if self.triangle { 2 } else { 1 };
+        let halved = if self.triangle.is_some() { 2 } else { 1 };
         card.precision == Precision::Fast
             && self.loose
             && self.batch == [1, 1]

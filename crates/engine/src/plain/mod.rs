@@ -32,7 +32,9 @@ pub(crate) use self::losses::{
 };
 #[cfg(feature = "gpu")]
 pub(crate) use self::second_order::check_round;
-pub(crate) use self::second_order::{factor, gram_add, gram_finish, gram_scaled, permuted, quadratic, round};
+pub(crate) use self::second_order::{
+    factor, gram_add, gram_finish, gram_place, gram_scaled, permuted, quadratic, round,
+};
 
 /// Refuses a parameter that is not as wide as the last axes of what it belongs to.
 pub(crate) fn check_norm(x: &Tensor, weight: Option<&Tensor>, what: &str) -> Result<()> {

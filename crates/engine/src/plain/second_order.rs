@@ -8,7 +8,23 @@ use crate::{LAST, REST, Tensor};
 
 pub(crate) fn gram_add(sum: &mut Tensor, x: &Tensor) -> Result<()> {
     let x = x.reshape((REST, x.dim(LAST)?))?;
-    *sum = (&*sum + x.t()?.matmul(&x)?)?;
+    let (rows, end) = sum.dims2()?;
+    let own = x.narrow(1, end - rows, rows)?;
+    *sum = (&*sum + own.t()?.matmul(&x.narrow(1, 0, end)?)?)?;
+    Ok(())
+}
+
+pub(crate) fn gram_place(whole: &mut Tensor, rows: &Tensor, factor: f32) -> Result<()> {
+    let (count, end) = rows.dims2()?;
+    let (size, values) = (whole.dim(0)?, rows.to_vec()?);
+    let mut all = whole.to_vec()?;
+    for (line, row) in values.chunks_exact(end.max(1)).zip(end - count..) {
+        for (column, value) in line.iter().take(row + 1).enumerate() {
+            all[row * size + column] = value * factor;
+            all[column * size + row] = value * factor;
+        }
+    }
+    *whole = Tensor::from_vec(all, (size, size), whole.device())?;
     Ok(())
 }
 
@@ -82,7 +98,7 @@ fn inverse(matrix: &[f64], size: usize) -> Vec<f64> {
     right
 }
 
-pub(crate) fn factor(hessian: &Tensor, added: f32) -> Result<Option<(Tensor, Tensor)>> {
+pub(crate) fn factor(hessian: &mut Tensor, added: f32) -> Result<Option<Tensor>> {
     let (size, _) = hessian.dims2()?;
     let mut damped = hessian.to_vec()?;
     (0..size).for_each(|at| damped[at * size + at] += added);
@@ -92,8 +108,11 @@ pub(crate) fn factor(hessian: &Tensor, added: f32) -> Result<Option<(Tensor, Ten
     }
     let Some(lower) = cholesky(&inverse(&wide, size), size) else { return Ok(None) };
     let turned = (0..size * size).map(|at| lower[at % size * size + at / size] as f32).collect();
-    let of = |values: Vec<f32>| Tensor::from_vec(values, (size, size), hessian.device());
-    Ok(Some((of(turned)?, of(damped)?)))
+    let device = hessian.device().clone();
+    let of = |values: Vec<f32>| Tensor::from_vec(values, (size, size), &device);
+    let upper = of(turned)?;
+    *hessian = of(damped)?;
+    Ok(Some(upper))
 }
 
 /// Refuses a weight that a scheme does not round.

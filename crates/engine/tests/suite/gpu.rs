@@ -12,8 +12,8 @@ use mlx_quant_engine::gpu::{AdapterChoice, AdapterKind, Gpu, Tiles, adapters};
 use mlx_quant_engine::rounding::How;
 use mlx_quant_engine::running::RunningDivergence;
 use mlx_quant_engine::{
-    Activation, AttentionSettings, Candidates, Device, Factor, GramSum, LAST, Labels, Likeliest, Pairing,
-    Selection, Tensor, plain,
+    Activation, AttentionSettings, Candidates, Device, Factor, Gram, GramSum, LAST, Labels, Likeliest,
+    Pairing, Selection, Tensor, plain,
 };
 
 use super::{Operation, bits, distance, gradients, on, run, tensor, values};
@@ -279,6 +279,14 @@ fn matrices_go_in_parts_that_fit_a_binding() {
         sum.finish().unwrap()
     };
     let order = |size: usize| (0..size).rev().collect::<Vec<usize>>();
+    // Rows of a matrix that are summed alone too.
+    let mut parts = Gram::empty(200, &device).unwrap();
+    for rows in [0..90, 90..200] {
+        let mut sum = GramSum::of_rows(200, rows, &device).unwrap();
+        sum.add(&on(&device, &tensor(&[1, 300, 200], 5))).unwrap();
+        sum.place(&mut parts).unwrap();
+    }
+    assert!(distance(&parts.values, &of(&plain(), 200).values) < 1e-5);
     let [own, reference] = [&device, &plain()].map(|device| of(device, 160));
     assert!(distance(&own.values, &reference.values) < 1e-5);
     let [own, reference] =
@@ -330,6 +338,27 @@ fn memory_is_counted_and_used_again() {
     assert!(after.peak <= 2 * one.peak && after.kept <= one.peak, "{after:?}");
     drop(x);
     assert_eq!(device.memory().unwrap().in_use, 0);
+}
+
+/// A Hessian and its factor take two matrices and little beside them, and of the Gram matrix nothing stays.
+#[test]
+fn a_factor_takes_little_beside_its_matrices() {
+    let Some(choice) = there(choice()) else { return };
+    let (device, size) = (Device::new(Gpu::open(&choice).unwrap()), 1024);
+    let mut sum = GramSum::new(size, &device).unwrap();
+    sum.add(&on(&device, &tensor(&[300, size], 1))).unwrap();
+    let gram = sum.finish().unwrap();
+    let order = || (0..size).rev().collect::<Vec<usize>>();
+    let held = Factor::new(&gram, order(), 0.01).unwrap().unwrap();
+    let bits_of = |factor: &Factor| [bits(&factor.upper), bits(&factor.hessian)];
+    let expected = bits_of(&held);
+    drop(held);
+    device.reset_peak();
+    let factor = Factor::of(gram, order(), 0.01).unwrap().unwrap();
+    let (square, memory) = (4 * (size * size) as u64, device.memory().unwrap());
+    assert_eq!(memory.in_use, 2 * square);
+    assert!(memory.peak < 5 * square / 2, "{memory:?}");
+    assert!(bits_of(&factor) == expected);
 }
 
 /// What an adapter cannot hold is an error that says so, and not the end.

@@ -4,7 +4,7 @@ use mlx_format::{FloatType, Mode, PackedMut, PackedRef, Scheme};
 use mlx_quant_engine::rounding::{How, Rounded};
 use mlx_quant_engine::{Device, Factor, Gram, GramSum, Tensor, cpu, plain};
 
-use super::{distance, engines, numbers, on, values};
+use super::{bits, distance, engines, numbers, on, values};
 
 /// Of seeded inputs, and these.
 fn gram(device: &Device, size: usize, windows: usize, tokens: usize) -> (Gram, Vec<f32>) {
@@ -35,6 +35,36 @@ fn sums_products_of_all_tokens() {
         }
         let diagonal: Vec<f32> = (0..size).map(|at| found[at * size + at]).collect();
         assert_eq!(gram.diagonal().unwrap(), diagonal);
+    }
+}
+
+/// Rows that are summed alone and put into their places are those of the whole: on a card bit for bit.
+#[test]
+fn rows_are_summed_alone() {
+    for device in engines().into_iter().chain([plain()]) {
+        for (size, tokens, ends) in [(200, 17, [64, 70, 199, 200]), (600, 90, [128, 256, 596, 600])] {
+            let (whole, inputs) = gram(&device, size, 3, tokens);
+            let mut parts = Gram::empty(size, &device).unwrap();
+            let held = parts.clone();
+            let mut first = 0;
+            for end in ends {
+                let mut sum = GramSum::of_rows(size, first..end, &device).unwrap();
+                assert_eq!(sum.clone().finish().is_err(), first > 0 || end < size);
+                for window in inputs.chunks_exact(tokens * size) {
+                    sum.add(&Tensor::from_slice(window, (1, tokens, size), &device).unwrap()).unwrap();
+                }
+                sum.place(&mut parts).unwrap();
+                first = end;
+            }
+            let what = format!("{size} on {}", device.name());
+            assert_eq!(parts.tokens, whole.tokens, "{what}");
+            assert!(distance(&parts.values, &whole.values) < 1e-5, "{what}");
+            assert!(!device.is_card() || bits(&parts.values) == bits(&whole.values), "{what}");
+            assert!(values(&held.values).iter().all(|value| *value == 0.0), "{what}");
+        }
+        let rows = GramSum::of_rows(3, 1..2, &device).unwrap();
+        assert!(rows.place(&mut Gram::empty(4, &device).unwrap()).is_err());
+        assert!(GramSum::of_rows(3, 1..4, &device).is_err());
     }
 }
 
@@ -153,9 +183,16 @@ fn what_is_not_positive_definite_has_no_factor() {
                 Tensor::from_vec((0..size * size).map(one).collect(), (size, size), &device).unwrap()
             };
             let what = format!("{size}, {bad} on {}", device.name());
-            assert!(device.factor(&of(&one), 0.5).unwrap().is_none(), "{what}");
-            let (upper, _) = device.factor(&of(&one), 3.0).unwrap().unwrap();
+            let mut hessian = of(&one);
+            let held = hessian.clone();
+            assert!(device.factor(&mut hessian, 0.5).unwrap().is_none(), "{what}");
+            assert_eq!(values(&hessian), values(&held), "{what}");
+            let upper = device.factor(&mut hessian, 3.0).unwrap().unwrap();
             assert_eq!(values(&upper)[size * size - 1], 0.5, "{what}");
+            // Of the matrix alone that was given, and of its diagonal.
+            let damped = |at: usize| one(at) + if at % (size + 1) == 0 { 3.0 } else { 0.0 };
+            assert_eq!(values(&held), values(&of(&one)), "{what}");
+            assert_eq!(values(&hessian), values(&of(&damped)), "{what}");
         }
     }
 }

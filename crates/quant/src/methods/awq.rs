@@ -90,7 +90,7 @@ pub(crate) fn helps_gptq(
 ) -> Result<bool> {
     let compensated = |factors: &[f32]| -> Result<Option<f64>> {
         let order = (0..gram.size).collect();
-        let Some(factor) = Factor::new(&gram.scaled(factors)?, order, settings.damping)? else {
+        let Some(factor) = Factor::of(gram.scaled(factors)?, order, settings.damping)? else {
             return Ok(None);
         };
         let how =

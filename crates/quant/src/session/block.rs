@@ -42,18 +42,23 @@ impl BlockWork<'_> {
         order
     }
 
-    /// Rounds one site's readers; gives what their stored form computes with.
+    /// Rounds one site's readers; gives what their stored form computes with. Of the Gram matrix nothing is held while the
+    /// Hessian is factored, unless losses are asked for.
     fn round_readers(
         &mut self,
         site: &Site<'_>,
-        gram: &Gram,
+        gram: Gram,
         factors: Option<&[f32]>,
     ) -> Result<Vec<Tensor>, Error> {
         let session = self.session;
-        let scaled = factors.map(|factors| gram.scaled(factors)).transpose().map_err(WeightsError::from)?;
-        let own = scaled.as_ref().unwrap_or(gram);
+        let (tokens, size) = (gram.tokens, gram.size);
+        let noted = session.observer.wants_notes().then(|| gram.clone());
+        let own = match factors {
+            Some(factors) => gram.scaled(factors).map_err(WeightsError::from)?,
+            None => gram,
+        };
         let diagonal = own.diagonal().map_err(WeightsError::from)?;
-        let few = site.expert.is_some() && (gram.tokens as f64) < FEW_TOKENS * gram.size as f64;
+        let few = site.expert.is_some() && (tokens as f64) < FEW_TOKENS * size as f64;
         let stored: Vec<Stored> = site.readers.iter().map(|reader| self.stored(reader)).collect();
         let sizes: BTreeSet<usize> = stored
             .iter()
@@ -65,14 +70,18 @@ impl BlockWork<'_> {
         let method = &session.settings.method;
         let second_order = matches!(session.recipe.rounding(), Method::Gptq | Method::Refine);
         let compensate = second_order && !few && !sizes.is_empty();
-        let factor = || Factor::new(own, self.order(&diagonal, &sizes), method.damping);
-        let factor =
-            if compensate { session.pool.install(factor).map_err(WeightsError::from)? } else { None };
+        let factor = if compensate {
+            let factor = || Factor::of(own, self.order(&diagonal, &sizes), method.damping);
+            session.pool.install(factor).map_err(WeightsError::from)?
+        } else {
+            drop(own);
+            None
+        };
         if site.expert.is_some() {
             let fell_back = second_order && factor.is_none();
             for reader in &site.readers {
-                let tokens = self.experts.entry(reader.path.clone()).or_default();
-                tokens.set(site.slice.unwrap_or(0), gram.tokens, fell_back);
+                let seen = self.experts.entry(reader.path.clone()).or_default();
+                seen.set(site.slice.unwrap_or(0), tokens, fell_back);
             }
         }
         let how = match (&factor, session.recipe.rounding()) {
@@ -101,8 +110,8 @@ impl BlockWork<'_> {
                 weights.par_iter().zip(&stored).map(one).collect::<Result<Vec<_>, WeightsError>>()
             }
         })?;
-        if session.observer.wants_notes() {
-            self.losses(gram, &weights, &stored, &done)?;
+        if let Some(gram) = noted {
+            self.losses(&gram, &weights, &stored, &done)?;
         }
         let mut passed = Vec::new();
         for ((reader, original), (codes, weight)) in site.readers.iter().zip(&weights).zip(done) {
@@ -179,7 +188,7 @@ impl BlockWork<'_> {
                 factors = self.norms.get(path).cloned().flatten();
             }
             let gram = Gram::of_squares(&squares, weight.device()).map_err(WeightsError::from)?;
-            self.round_readers(site, &gram, factors.as_deref())?;
+            self.round_readers(site, gram, factors.as_deref())?;
             self.visited.insert(index);
         }
         Ok(())
@@ -284,7 +293,7 @@ impl Visitor for BlockWork<'_> {
         let sites = self.sites;
         self.visited.insert(index);
         let factors = self.factors(index, &gram, sample)?;
-        self.round_readers(&sites[index], &gram, factors.as_deref())
+        self.round_readers(&sites[index], gram, factors.as_deref())
     }
 
     fn cancelled(&self) -> bool {

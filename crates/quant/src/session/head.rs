@@ -34,12 +34,13 @@ pub(super) struct Head {
 }
 
 impl Head {
-    fn new(session: &Session<'_>, gram: &Gram, even: f32) -> Result<Self, WeightsError> {
+    fn new(session: &Session<'_>, gram: Gram, even: f32) -> Result<Self, WeightsError> {
         let gptq = matches!(session.recipe.rounding(), Method::Gptq | Method::Refine);
         let damping = session.settings.method.damping + even;
-        let factor = || session.pool.install(|| Factor::new(gram, (0..gram.size).collect(), damping));
-        let factor = if gptq { factor()? } else { None };
         let mut diagonal = gram.diagonal()?;
+        let order = (0..gram.size).collect();
+        let factor = || session.pool.install(|| Factor::of(gram, order, damping));
+        let factor = if gptq { factor()? } else { None };
         let mean = diagonal.iter().sum::<f32>() / diagonal.len().max(1) as f32;
         for value in &mut diagonal {
             *value += even * mean;
@@ -84,7 +85,7 @@ impl Session<'_> {
                     None => make()?,
                     Some(statistics) => statistics.or_make(blocks, view.columns(), make)?,
                 };
-                let head = Head::new(self, &gram, 0.0)?;
+                let head = Head::new(self, gram, 0.0)?;
                 self.round_head(item, head.how(self), (*scheme, *float), writer)?;
                 writer.record([first])?;
                 Ok(())
@@ -136,7 +137,7 @@ impl Session<'_> {
                 statistics.or_make(blocks + 1, size, || self.pilot(windows))?
             }
         };
-        let table = Head::new(self, &gram, EVEN)?;
+        let table = Head::new(self, gram, EVEN)?;
         if let Job::Quantize { scheme, float, .. } = &self.plan.items[item].job {
             self.round_head(item, table.how(self), (*scheme, *float), writer)?;
         }

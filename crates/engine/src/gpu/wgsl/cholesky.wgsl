@@ -1,8 +1,8 @@
 // The Cholesky factor L of a block on the diagonal of a matrix, and its inverse: one workgroup.
 //
 // The block is [n, n], n at most 64, and what lies beyond it counts as the unit matrix. Its lower triangle is read from
-// `matrix`, the inverse of L goes to the same place in `inverse`. status[0] becomes 1 where a pivot is not positive or
-// no number. Sums: an element loses its products one step at a time, in order; the inverse by forward substitution.
+// `matrix`, the inverse of L goes to `inverse`, with zeros above the diagonal; lines are `line` and `inverse_line`
+// elements apart. status[0] becomes 1 where a pivot is not positive or no number. Sums: an element loses its products one step at a time, in order; the inverse by forward substitution.
 
 struct Parameters {
     matrix_at: u32,
@@ -10,6 +10,7 @@ struct Parameters {
     status_at: u32,
     n: u32,
     line: u32,
+    inverse_line: u32,
 }
 
 @group(0) @binding(0) var<storage, read> matrix: array<f32>;
@@ -60,13 +61,13 @@ fn main(@builtin(local_invocation_index) own: u32) {
     }
     let at = p.inverse_at + own;
     for (var i = 0u; i < own; i += 1u) {
-        inverse[at + i * p.line] = 0.0;
+        inverse[at + i * p.inverse_line] = 0.0;
     }
     for (var i = own; i < p.n; i += 1u) {
         var rest = select(0.0, 1.0, i == own);
         for (var k = own; k < i; k += 1u) {
-            rest = fma(-t[i * 64u + k], inverse[at + k * p.line], rest);
+            rest = fma(-t[i * 64u + k], inverse[at + k * p.inverse_line], rest);
         }
-        inverse[at + i * p.line] = rest / t[i * 65u];
+        inverse[at + i * p.inverse_line] = rest / t[i * 65u];
     }
 }

@@ -23,6 +23,7 @@ struct Parameters {
     b_inner: u32,
     c_outer: u32,
     c_inner: u32,
+    above: u32,
 }
 
 #if VEC

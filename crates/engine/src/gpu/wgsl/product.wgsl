@@ -9,7 +9,7 @@
 // vec4 of padding; the next ones are fetched while these are multiplied. With VEC all lines are whole vec4s in memory.
 //
 // Sums: each element over k in order, one fused multiply-add a step, whatever the tile and wherever the element lies.
-// With TRIANGLE tiles wholly above the diagonal are left as they are.
+// With TRIANGLE tiles wholly above the diagonal, which begins `above` columns from the left, are left as they are.
 
 var<workgroup> a_tile: array<vec4<f32>, $A_ROOM>;
 var<workgroup> b_tile: array<vec4<f32>, $B_ROOM>;
@@ -19,7 +19,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let row = group.y * (64u * $QMu);
     let column = group.x * (64u * $QNu);
 #if TRIANGLE
-    if (column > row + 64u * $QMu - 1u) {
+    if (column > row + p.above + 64u * $QMu - 1u) {
         return;
     }
 #end

@@ -1,6 +1,6 @@
 // A square matrix made of another one, element by element: row and column of the source, and what becomes of its
 // element x, are filled in. `list` has a number for each row and column. Of the source only rows first .. end are in
-// reach.
+// reach, `line` elements apart.
 // One thread an element, no sums.
 
 struct Parameters {
@@ -9,6 +9,7 @@ struct Parameters {
     out_at: u32,
     count: u32,
     size: u32,
+    line: u32,
     row: u32,
     first: u32,
     end: u32,
@@ -33,6 +34,6 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     if (row < p.first || row >= p.end) {
         return;
     }
-    let x = xs[p.xs_at + (row - p.first) * p.size + $COLUMN];
+    let x = xs[p.xs_at + (row - p.first) * p.line + $COLUMN];
     outs[p.out_at + at] = $VALUE;
 }

@@ -24,7 +24,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let row = group.y * $ROWSu;
     let column = group.x * $COLUMNSu;
 #if TRIANGLE
-    if (column > row + $ROWSu - 1u) {
+    if (column > row + p.above + $ROWSu - 1u) {
         return;
     }
 #end

@@ -1,6 +1,9 @@
 //! Sums, and what is in the way.
 
-use super::*;
+use mlx_quant_engine::Capacity;
+
+use super::CardMemory;
+use super::on_card::buffer;
 
 #[test]
 fn what_is_in_the_way_is_said_with_both_figures() {

@@ -6,17 +6,19 @@
 //! memory, windows are taken through a block a few at a time and once for each of its sites instead of being held
 //! at each site all together; the sums are the same, window by window.
 
+mod gram;
 mod states;
 mod statistics;
 
 use mlx_quant_engine::Tensor;
 use mlx_quant_model::{Course, Forward, Parameters, Progress, Site, State, Stop, WeightsError};
 
+use self::gram::GramTree;
+pub(crate) use self::gram::{add_gram, gram_of, held_in_parts};
 pub(crate) use self::states::{Batches, Saving, States, apart, together};
 pub(crate) use self::statistics::{Collector, Statistics};
 use crate::Error;
-use crate::methods::{Gram, GramSum};
-use crate::reduce::{InOrder, Sum};
+use crate::methods::Gram;
 use crate::walks::spread::each;
 
 /// The visitor of a calibrating walk: what is done at the sites of a block.
@@ -123,38 +125,37 @@ pub(crate) struct Passage<'p> {
     pub(crate) pool: &'p rayon::ThreadPool,
 }
 
-/// The Gram matrix of a chunk of windows.
-pub(crate) struct OfChunk(pub(crate) GramSum);
-
-/// The tree over the Gram matrices of chunks.
-pub(crate) type GramTree = InOrder<mlx_quant_engine::Result<OfChunk>>;
-
-impl Sum for mlx_quant_engine::Result<OfChunk> {
-    fn add(&mut self, right: Self) {
-        if let Ok(own) = self
-            && let Err(error) = right.and_then(|right| own.0.merge(&right.0))
-        {
-            *self = Err(error);
-        }
-    }
-}
-
-/// Adds the inputs `[.., size]` of a batch of windows, the first of which is `window`.
-pub(crate) fn add_gram(tree: &mut GramTree, window: usize, input: &Tensor) -> Result<(), WeightsError> {
-    let size = input.dims().last().copied().unwrap_or(1);
-    let fresh = || GramSum::new(size, input.device()).map(OfChunk);
-    tree.window(window, fresh, |sum| match sum {
-        Ok(sum) => sum.0.add(input),
-        Err(error) => Err(error.clone()),
-    })?;
-    Ok(())
-}
-
-/// What is gathered at a site.
+/// What is gathered at a site that windows come to a few at a time.
 #[derive(Default)]
 struct Gathered {
     sum: GramTree,
     sample: Vec<Tensor>,
+}
+
+impl Gathered {
+    fn finish(self) -> Result<(Option<Gram>, Vec<Tensor>), Error> {
+        let gram = self.sum.finish().map(|sum| sum.and_then(|sum| sum.0.finish()));
+        Ok((gram.transpose().map_err(WeightsError::from)?, self.sample))
+    }
+}
+
+/// What stands at a site of the first [`SAMPLE`] windows, as far as these batches, the first of which is `from`, hold
+/// them.
+fn sample(
+    travellers: &[Traveller<'_>],
+    site: usize,
+    from: usize,
+    batch: usize,
+) -> Result<Vec<Tensor>, WeightsError> {
+    let mut all = Vec::new();
+    for (at, traveller) in travellers.iter().enumerate() {
+        let left = SAMPLE.saturating_sub((from + at) * batch);
+        if left == 0 {
+            break;
+        }
+        all.extend(traveller.sample(site, left)?);
+    }
+    Ok(all)
 }
 
 impl<'p> Passage<'p> {
@@ -185,22 +186,20 @@ impl<'p> Passage<'p> {
             if visitor.cancelled() {
                 return Err(Error::Interrupted);
             }
-            let mut gathered = Gathered::default();
-            if once {
+            let (gram, sample) = if once {
                 self.reach(&mut held, site, &answers)?;
-                self.gather(&held, site, 0, &mut gathered)?;
                 passed(&mut answers, site);
+                (self.gram(&held, site)?, sample(&held, site, 0, self.batch)?)
             } else {
+                let mut gathered = Gathered::default();
                 for from in (0..batches).step_by(self.wave) {
                     let mut travellers = self.depart(states, from)?;
                     self.reach(&mut travellers, site, &answers)?;
                     self.gather(&travellers, site, from, &mut gathered)?;
                 }
-            }
-            let Gathered { sum, sample } = gathered;
-            if let Some(sum) = sum.finish() {
-                let gram = self.pool.install(|| sum.and_then(|sum| sum.0.finish()));
-                let gram = gram.map_err(WeightsError::from)?;
+                self.pool.install(|| gathered.finish())?
+            };
+            if let Some(gram) = gram {
                 answers[site] = Some(visitor.visit(site, gram, &sample)?);
                 beyond = site + 1;
             }
@@ -250,14 +249,17 @@ impl<'p> Passage<'p> {
             let Some(input) = traveller.input(site) else { continue };
             self.pool.install(|| add_gram(&mut gathered.sum, (from + at) * self.batch, input))?;
         }
-        for (at, traveller) in travellers.iter().enumerate() {
-            let left = SAMPLE.saturating_sub((from + at) * self.batch);
-            if left == 0 {
-                break;
-            }
-            gathered.sample.extend(traveller.sample(site, left).map_err(WeightsError::from)?);
-        }
+        gathered.sample.extend(sample(travellers, site, from, self.batch)?);
         Ok(())
+    }
+
+    /// The Gram matrix of all windows, which stand at a site; `None` where no token came there.
+    fn gram(&self, travellers: &[Traveller<'p>], site: usize) -> Result<Option<Gram>, Error> {
+        let at = |(at, traveller): (usize, &Traveller<'p>)| {
+            traveller.input(site).map(|input| (at * self.batch, input.clone()))
+        };
+        let inputs: Vec<(usize, Tensor)> = travellers.iter().enumerate().filter_map(at).collect();
+        Ok(self.pool.install(|| gram_of(&inputs))?)
     }
 
     /// Behind the block.

@@ -1,0 +1,194 @@
+//! Gram matrices of a site's inputs, summed over windows by the tree of [`crate::reduce`].
+//!
+//! While windows come, a sum of each level of the tree is alive. Where inputs of all windows are held in a card's memory
+//! and the matrix is large, its rows are summed some at a time instead, each through the whole tree over all windows: only
+//! of these rows several sums are alive then. Every element is summed in the same order, and so has the same bits.
+
+use std::ops::Range;
+
+use mlx_quant_engine::{Device, Result, Tensor};
+use mlx_quant_model::WeightsError;
+
+use crate::methods::{Gram, GramSum};
+use crate::reduce::{CHUNK, InOrder, Sum};
+
+/// The Gram matrix of a chunk of windows.
+pub(crate) struct OfChunk(pub(crate) GramSum);
+
+/// The tree over the Gram matrices of chunks.
+pub(crate) type GramTree = InOrder<Result<OfChunk>>;
+
+impl Sum for Result<OfChunk> {
+    fn add(&mut self, right: Self) {
+        if let Ok(own) = self
+            && let Err(error) = right.and_then(|right| own.0.merge(&right.0))
+        {
+            *self = Err(error);
+        }
+    }
+}
+
+/// Bytes of a matrix from which on rows are summed some at a time.
+const LARGE: usize = 64 << 20;
+/// Parts of a matrix that rows which are summed together have at most.
+const PARTS: usize = 8;
+/// Rows that are summed together are a multiple of this, as tiles of a card's products are.
+const TILE: usize = 128;
+
+/// Adds the inputs `[.., size]` of a batch of windows, the first of which is `window`.
+pub(crate) fn add_gram(
+    tree: &mut GramTree,
+    window: usize,
+    input: &Tensor,
+) -> std::result::Result<(), WeightsError> {
+    let size = input.dims().last().copied().unwrap_or(1);
+    add_rows(tree, window, input, 0..size)?;
+    Ok(())
+}
+
+/// As [`add_gram`], to these rows of the matrix alone.
+fn add_rows(tree: &mut GramTree, window: usize, input: &Tensor, rows: Range<usize>) -> Result<()> {
+    let size = input.dims().last().copied().unwrap_or(1);
+    let fresh = || GramSum::of_rows(size, rows, input.device()).map(OfChunk);
+    tree.window(window, fresh, |sum| match sum {
+        Ok(sum) => sum.0.add(input),
+        Err(error) => Err(error.clone()),
+    })
+}
+
+/// The Gram matrix of inputs `[.., size]` of batches of windows, each with its first window and in their order; `None`
+/// if there are none.
+pub(crate) fn gram_of(inputs: &[(usize, Tensor)]) -> std::result::Result<Option<Gram>, WeightsError> {
+    let Some((last, input)) = inputs.last() else { return Ok(None) };
+    let size = input.dims().last().copied().unwrap_or(1);
+    let rows = stripes(size, last / CHUNK + 1, input.device());
+    Ok(Some(summed(inputs, size, &rows)?))
+}
+
+/// The matrix by stripes of its rows, which are all of them.
+fn summed(inputs: &[(usize, Tensor)], size: usize, stripes: &[Range<usize>]) -> Result<Gram> {
+    let of_rows = |rows: &Range<usize>| -> Result<GramSum> {
+        let mut tree = GramTree::default();
+        for (window, input) in inputs {
+            add_rows(&mut tree, *window, input, rows.clone())?;
+        }
+        match tree.finish() {
+            Some(sum) => Ok(sum?.0),
+            None => Err(mlx_quant_engine::Error::msg("a Gram matrix of no window")),
+        }
+    };
+    if let [all] = stripes {
+        return of_rows(all)?.finish();
+    }
+    let [.., (_, input)] = inputs else {
+        return Err(mlx_quant_engine::Error::msg("a Gram matrix of no window"));
+    };
+    let mut whole = Gram::empty(size, input.device())?;
+    for rows in stripes {
+        of_rows(rows)?.place(&mut whole)?;
+    }
+    Ok(whole)
+}
+
+/// Rows that are summed together: all of them, unless it is a card that holds the matrix, which is large, and several
+/// chunks are summed.
+fn stripes(size: usize, chunks: usize, device: &Device) -> Vec<Range<usize>> {
+    if !device.is_card() || chunks < 2 || size * size * 4 <= LARGE {
+        return std::iter::once(0..size).collect();
+    }
+    let most = size * size / PARTS;
+    let mut all: Vec<Range<usize>> = Vec::new();
+    let mut first = 0;
+    while first < size {
+        // The end from which on the stripe, which has as many columns, would be larger: (end - first) end = most.
+        let half = first as f64 / 2.0;
+        let end = (half + (half * half + most as f64).sqrt()) as usize;
+        let end = (end / TILE * TILE).max(first + TILE).min(size);
+        all.push(first..end);
+        first = end;
+    }
+    all
+}
+
+/// Elements of the rows that are summed together at most, where inputs of all windows are held; `None` where that is the
+/// whole matrix.
+pub(crate) fn held_in_parts(size: usize, chunks: usize, device: &Device) -> Option<usize> {
+    let stripes = stripes(size, chunks, device);
+    let largest = || stripes.iter().map(|rows| rows.len() * rows.end).max();
+    if stripes.len() > 1 { largest() } else { None }
+}
+
+#[cfg(test)]
+mod tests {
+    use mlx_quant_engine::cpu;
+
+    use super::*;
+
+    /// Inputs of batches of windows, of 5 tokens each.
+    fn inputs(windows: usize, batch: usize, size: usize, device: &Device) -> Vec<(usize, Tensor)> {
+        let number = |at: usize| ((at * 7919 % 1009) as f32 - 500.0) / 300.0;
+        let of = |first: usize| {
+            let count = batch.min(windows - first);
+            let values = (0..count * 5 * size).map(|at| number(first * 5 * size + at)).collect();
+            (first, Tensor::from_vec(values, (count, 5, size), device).unwrap())
+        };
+        (0..windows).step_by(batch).map(of).collect()
+    }
+
+    fn bits(gram: &Gram) -> Vec<u32> {
+        gram.values.to_vec().unwrap().into_iter().map(f32::to_bits).collect()
+    }
+
+    /// Some stripes of 300 rows.
+    const STRIPES: [Range<usize>; 3] = [0..128, 128..290, 290..300];
+
+    #[test]
+    fn stripes_are_the_matrix() {
+        let inputs = inputs(40, 1, 300, &cpu());
+        let whole = gram_of(&inputs).unwrap().unwrap();
+        let parts = summed(&inputs, 300, &STRIPES).unwrap();
+        assert_eq!((whole.tokens, parts.tokens), (200, 200));
+        let apart = (&whole.values - &parts.values).unwrap().abs().unwrap().to_vec().unwrap();
+        assert!(apart.into_iter().fold(0.0, f32::max) < 1e-4);
+        assert!(gram_of(&[]).unwrap().is_none());
+    }
+
+    #[cfg(feature = "gpu")]
+    #[test]
+    fn stripes_have_the_bits_of_the_matrix_on_a_card() {
+        use mlx_quant_engine::gpu::{Gpu, adapters};
+        let Some(adapter) = adapters().into_iter().next() else { return };
+        let gpu = Gpu::open(&format!("gpu:{}", adapter.index).parse().unwrap()).unwrap();
+        let device = Device::new(gpu);
+        for (windows, batch) in [(40, 4), (9, 8), (70, 16)] {
+            let inputs = inputs(windows, batch, 300, &device);
+            let whole = gram_of(&inputs).unwrap().unwrap();
+            let parts = summed(&inputs, 300, &STRIPES).unwrap();
+            assert_eq!(parts.tokens, 5 * windows as u64);
+            assert!(bits(&parts) == bits(&whole), "{windows} by {batch}");
+        }
+    }
+
+    #[cfg(feature = "gpu")]
+    #[test]
+    fn rows_of_large_matrices_are_summed_some_at_a_time() {
+        use mlx_quant_engine::gpu::{Gpu, adapters};
+        assert_eq!(stripes(14336, 8, &cpu()), [0..14336]);
+        let Some(adapter) = adapters().into_iter().next() else { return };
+        let gpu = Gpu::open(&format!("gpu:{}", adapter.index).parse().unwrap()).unwrap();
+        let device = Device::new(gpu);
+        assert_eq!(stripes(4096, 8, &device), [0..4096]);
+        assert_eq!(stripes(14336, 1, &device), [0..14336]);
+        for size in [4097, 8192, 14336, 28672, 53248] {
+            let all = stripes(size, 8, &device);
+            assert!(all.len() < PARTS, "{size}: {all:?}");
+            assert!(all[0].start == 0 && all[all.len() - 1].end == size);
+            assert!(all.windows(2).all(|pair| pair[0].end == pair[1].start && pair[0].end % TILE == 0));
+            let largest = held_in_parts(size, 8, &device).unwrap();
+            assert!(
+                largest <= size * size / PARTS && largest > size * size / PARTS * 3 / 4,
+                "{size}: {largest}"
+            );
+        }
+    }
+}
