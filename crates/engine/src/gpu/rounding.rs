@@ -30,7 +30,7 @@ static SWEEP: Program = program!("sweep", 2, 5, "grid");
 static PACK: Program = program!("pack", 1, 1);
 
 /// Elements of a part of a weight, about.
-const PART: usize = 64 << 20;
+const PART: usize = 128 << 20;
 /// Rows of a part are a multiple of this.
 const ROWS: usize = 32;
 /// Columns of a block at least: with fewer, what its errors do to later columns is more memory traffic than arithmetic.
@@ -175,6 +175,7 @@ impl<'t> Task<'t> {
             b: Matrix::of(from, self.rows),
             b_along: false,
             finish: Finish::Subtract,
+            loose: true,
             ..product
         }
         .run(self.card)
@@ -248,6 +249,7 @@ impl<'t> Task<'t> {
                     a: Matrix::of(hessian, size).from(first * size),
                     b: Matrix::of(lost, rows),
                     b_along: false,
+                    loose: true,
                     ..product
                 }
                 .run(self.card)?;
@@ -429,7 +431,9 @@ pub(super) fn round(
     let mut parts = Vec::new();
     let room = PART.min(card.binding - card.alignment as usize / 4) / columns.max(1);
     // The search takes 4 rows with each of its workgroups.
-    let step = (room / ROWS * ROWS).clamp(ROWS, 2 * card.groups as usize);
+    let most = (room / ROWS * ROWS).clamp(ROWS, 2 * card.groups as usize);
+    // Parts of about one size: a small last one would leave a card idle.
+    let step = rows.div_ceil(rows.div_ceil(most).max(1)).next_multiple_of(ROWS).max(ROWS);
     for first in (0..rows).step_by(step) {
         let own = step.min(rows - first);
         let count = own * columns;

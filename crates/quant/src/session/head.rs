@@ -167,15 +167,16 @@ impl Session<'_> {
             let rounded = pending.fetch().map_err(WeightsError::from)?;
             write_rounded(writer, item.first_output, start, float, &rounded)
         };
-        // A card rounds the next rows while the last ones are fetched and written.
+        let load = |start: usize| -> Result<_, Error> {
+            let range = start..rows.min(start + HEAD_ROWS);
+            Ok(self.pool.install(|| self.walk.weights.load_tile(&item.name, range, &self.walk.device))?)
+        };
+        // A card rounds some rows while the next ones are read and the last ones are fetched and written.
         let mut last = None;
-        for start in (0..rows).step_by(HEAD_ROWS) {
+        walks::in_turn(&self.walk.device, (0..rows).step_by(HEAD_ROWS), &load, |start, tile| {
             if self.observer.cancelled() {
                 return Err(Error::Interrupted);
             }
-            let range = start..rows.min(start + HEAD_ROWS);
-            let tile =
-                self.pool.install(|| self.walk.weights.load_tile(&item.name, range, &self.walk.device))?;
             let weight = tile.tensor(&format!("{}.weight", item.name)).map_err(WeightsError::from)?;
             let rounded = self.pool.install(|| weight.device().round(weight, scheme, float, how));
             let (pending, _) = rounded.map_err(WeightsError::from)?;
@@ -183,7 +184,8 @@ impl Session<'_> {
                 write(start, pending)?;
             }
             self.walk.weights.release();
-        }
+            Ok(())
+        })?;
         last.map_or(Ok(()), |(start, pending)| write(start, pending))
     }
 }

@@ -10,7 +10,7 @@ use crate::walks::calibrate::held_in_parts;
 use crate::{reduce, threads_or_all};
 
 /// Numbers of a weight that are rounded at a time (`engine/src/gpu/rounding.rs`).
-const ROUNDED: u64 = 64 << 20;
+const ROUNDED: u64 = 128 << 20;
 /// Copies of a square matrix while it is factored (Hessian in the order of rounding and upper factor; before that the Gram
 /// matrix and the Hessian), and when weights are rounded. Where notes are asked for, the Gram matrix is held as well.
 const FACTORED: u64 = 2;
@@ -140,7 +140,8 @@ impl OnCard<'_, '_> {
         };
         let sum = |(hessians, scratch)| CardMemory {
             part: "rounding the head",
-            weights: tile,
+            // The next rows are read meanwhile.
+            weights: 2 * tile,
             activations: self.states(held) + self.finals(self.walk.batch() as u64),
             hessians,
             scratch,
