@@ -10,8 +10,8 @@ use super::pool::{Pool, Staging};
 use super::profile;
 use super::stream::Stream;
 use super::tiles::Tiles;
-use crate::engine::MemoryUse;
 use crate::error::{Error, Result, bail};
+use crate::usage::MemoryUse;
 
 /// Threads of the workgroups of most kernels.
 pub(super) const THREADS: u32 = 256;
