@@ -12,8 +12,11 @@ use crate::losses::{Candidates, Labels, Likeliest};
 use crate::rounding::{How, Pending};
 use crate::routing::Selection;
 use crate::running::{RunningDivergence, RunningScore};
-use crate::settings::{Activation, AttentionSettings, Codes, Held, Notebook, Pairing};
+use crate::settings::{
+    Activation, AdamInputs, AdamStep, AttentionSettings, Codes, GridSlopes, Held, Notebook, Pairing,
+};
 use crate::shape::View;
+use crate::usage::{Capacity, MemoryUse, Spent};
 
 /// Something that computes with tensors.
 ///
@@ -179,6 +182,38 @@ pub trait Engine: std::fmt::Debug + Send + Sync + 'static {
         bias: Option<&Tensor>,
     ) -> Result<Tensor> {
         crate::plain::packed_linear(x, codes, scales, centers, bias)
+    }
+
+    /// Scales and biases of groups as a file holds them, from scales and centers of one shape: `round(scale)` and
+    /// `round(center - round(scale) * middle)`, a product that is rounded and then a difference. No gradient passes.
+    ///
+    /// # Errors
+    /// Scales and centers of different shapes.
+    fn stored_grid(
+        &self,
+        scales: &Tensor,
+        centers: &Tensor,
+        middle: f32,
+        float: FloatType,
+    ) -> Result<[Tensor; 2]> {
+        crate::plain::stored_grid(scales, centers, middle, float)
+    }
+
+    /// The sum of squares of each grid's gradients in their units, nearly as exact as in float64. All grids come in one
+    /// call, so that a device is waited for once.
+    ///
+    /// # Errors
+    /// Scales and gradients of different shapes.
+    fn grid_squares(&self, grids: &[GridSlopes<'_>]) -> Result<Vec<f64>> {
+        crate::plain::grid_squares(grids)
+    }
+
+    /// One step of Adam: the numbers behind it, and first and second moments of their gradient.
+    ///
+    /// # Errors
+    /// Inputs of different shapes.
+    fn adam(&self, step: &AdamStep, inputs: AdamInputs<'_>) -> Result<[Tensor; 3]> {
+        crate::plain::adam(step, inputs)
     }
 
     /// `x / sqrt(mean(x^2) + eps) * weight` over the last axis.
@@ -437,37 +472,6 @@ pub trait Engine: std::fmt::Debug + Send + Sync + 'static {
     ) -> Result<()> {
         crate::plain::likeliest_probability(logits, first, likeliest, rows, known)
     }
-}
-
-/// Bytes of a card's memory.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct MemoryUse {
-    /// Of living tensors.
-    pub in_use: u64,
-    /// The most that was in use at a time.
-    pub peak: u64,
-    /// Given back by tensors, and kept for the next ones.
-    pub kept: u64,
-}
-
-/// What time was spent on.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Spent {
-    /// The operation and the kernel, or what was waited for in front of the card.
-    pub what: String,
-    /// Seconds, all together.
-    pub seconds: f64,
-    /// How often.
-    pub times: u64,
-}
-
-/// How much a card holds, bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Capacity {
-    /// Of its own memory, where the driver tells.
-    pub memory: Option<u64>,
-    /// Of the largest tensor.
-    pub largest: u64,
 }
 
 /// An engine, shared by the tensors that it made.

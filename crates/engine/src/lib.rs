@@ -38,22 +38,25 @@ mod shape;
 pub mod slopes;
 mod tape;
 mod tensor;
+mod usage;
 mod views;
 
 pub use cpu::{Cpu, PARTS};
 pub use elementary::{Buffer, Combine, Map, Reduce};
-pub use engine::{Capacity, Device, Engine, MemoryUse, Spent};
+pub use engine::{Device, Engine};
 pub use error::{Error, Result};
 pub use gram::{Factor, Gram, GramSum};
 pub use losses::{Candidates, Labels, Likeliest};
 pub use plain::Plain;
 pub use routing::{Groups, Selection};
 pub use settings::{
-    Activation, AttentionSettings, Codes, Held, Notebook, Observed, Pairing, Precision, by_group,
+    Activation, AdamInputs, AdamStep, AttentionSettings, Codes, GridSlopes, Held, Notebook, Observed,
+    Pairing, Precision, Unit, by_group,
 };
 pub use shape::{Axis, IntoShape, LAST, REST, View};
 pub use tape::{Gradients, Pull};
 pub use tensor::Tensor;
+pub use usage::{Capacity, MemoryUse, Spent};
 
 /// The CPU engine.
 pub fn cpu() -> Device {

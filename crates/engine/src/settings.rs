@@ -197,6 +197,60 @@ pub struct Codes {
     pub weight: Tensor,
 }
 
+/// What a number is measured in that belongs to a group: `|scale| * factor / divisor`, in this order.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[expect(missing_docs, reason = "the formula says it")]
+pub struct Unit {
+    pub factor: f32,
+    pub divisor: f32,
+}
+
+impl Unit {
+    /// Of a group with this scale.
+    pub fn of(self, scale: f32) -> f32 {
+        scale.abs() * self.factor / self.divisor
+    }
+}
+
+/// Gradients of one grid, all of the shape `[rows, groups]`.
+#[derive(Clone, Copy, Debug)]
+pub struct GridSlopes<'g> {
+    /// Scales of the groups, which give the units.
+    pub scales: &'g Tensor,
+    /// With respect to scales and to centers.
+    pub slopes: [&'g Tensor; 2],
+    /// Of scales and of centers.
+    pub units: [Unit; 2],
+}
+
+/// A step of Adam (arXiv 1412.6980) without weight decay.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AdamStep {
+    /// How much of the first and of the second moment stays.
+    pub betas: [f32; 2],
+    /// What moments that began as zeros are divided by: `1 - beta^steps`, this step among them.
+    pub corrections: [f32; 2],
+    /// Factor of the gradient.
+    pub clip: f32,
+    /// How far a number goes, as a part of its unit.
+    pub rate: f32,
+    /// `None`: 1 for all.
+    pub unit: Option<Unit>,
+}
+
+/// What a step of Adam is made of, all of one shape.
+#[derive(Clone, Copy, Debug)]
+pub struct AdamInputs<'a> {
+    /// The numbers that are trained.
+    pub values: &'a Tensor,
+    /// First and second moment of their gradient so far.
+    pub moments: [&'a Tensor; 2],
+    /// Their gradient now.
+    pub slopes: &'a Tensor,
+    /// Scales of their groups, which give the units.
+    pub scales: &'a Tensor,
+}
+
 /// Gradients with respect to the scale and the center of each group, from that with respect to the weight.
 pub fn by_group(gradient: &[f32], codes: &[u8], group_size: usize, middle: f32) -> (Vec<f32>, Vec<f32>) {
     let groups = gradient.len() / group_size.max(1);

@@ -11,9 +11,9 @@ use super::profile;
 use super::stream::Stream;
 use super::tiles::Tiles;
 use super::units;
-use crate::engine::MemoryUse;
 use crate::error::{Error, Result, bail};
 use crate::settings::Precision;
+use crate::usage::MemoryUse;
 
 /// Threads of the workgroups of most kernels.
 pub(super) const THREADS: u32 = 256;

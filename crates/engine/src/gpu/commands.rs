@@ -4,8 +4,8 @@ use std::time::Instant;
 
 use super::card::{Card, locked};
 use super::profile::{self, Profile};
-use crate::engine::Spent;
 use crate::error::{Result, bail};
+use crate::usage::Spent;
 
 impl Card {
     /// Records a launch.

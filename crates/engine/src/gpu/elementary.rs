@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use mlx_format::FloatType;
+
 use super::card::Card;
 use super::launch::{Launch, Slice};
 use super::memory::Memory;
@@ -31,6 +33,15 @@ pub(super) fn bytes_of(numbers: &[u32]) -> &[u8] {
     bytemuck::cast_slice(numbers)
 }
 
+/// The nearest number of a dtype to `x`, in WGSL.
+pub(super) const fn rounded_to(float: FloatType) -> &'static str {
+    match float {
+        FloatType::F32 => "x",
+        FloatType::Bf16 => "as_bf16(x)",
+        FloatType::F16 => "as_f16(x)",
+    }
+}
+
 /// `function` of `x`, in WGSL.
 fn mapped(function: Map) -> Value<'static> {
     let text = match function {
@@ -49,9 +60,7 @@ fn mapped(function: Map) -> Value<'static> {
         Map::Within { low, high } => {
             return Value { text: "select(0.0, 1.0, x > a && x < b)", a: low, b: high };
         }
-        Map::Rounded(mlx_format::FloatType::F32) => "x",
-        Map::Rounded(mlx_format::FloatType::Bf16) => "as_bf16(x)",
-        Map::Rounded(mlx_format::FloatType::F16) => "as_f16(x)",
+        Map::Rounded(float) => rounded_to(float),
     };
     Value::of(text)
 }

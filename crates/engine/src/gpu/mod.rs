@@ -43,6 +43,7 @@ mod stream;
 mod strided;
 mod tiles;
 mod trained;
+mod training;
 mod transposed;
 mod units;
 
@@ -60,15 +61,19 @@ use self::strided::Value;
 pub use self::tiles::Tiles;
 use crate::Tensor;
 use crate::elementary::{Buffer, Combine, Map, Reduce};
-use crate::engine::{Capacity, Engine, MemoryUse, Spent};
+use crate::engine::Engine;
 use crate::error::Result;
 use crate::losses::{Candidates, Labels, Likeliest};
 use crate::plain::{check_round, check_same};
 use crate::rounding::{How, Pending};
 use crate::routing::Selection;
 use crate::running::{RunningDivergence, RunningScore};
-use crate::settings::{Activation, AttentionSettings, Codes, Held, Notebook, Pairing, Precision};
+use crate::settings::{
+    Activation, AdamInputs, AdamStep, AttentionSettings, Codes, GridSlopes, Held, Notebook, Pairing,
+    Precision,
+};
 use crate::shape::View;
+use crate::usage::{Capacity, MemoryUse, Spent};
 
 /// The engine of one card.
 #[derive(Clone, Debug)]
@@ -271,6 +276,27 @@ impl Engine for Gpu {
     ) -> Result<Tensor> {
         let _operation = Operation::new("packed linear");
         trained::packed_linear(&self.card, x, codes, (scales, centers), bias)
+    }
+
+    fn stored_grid(
+        &self,
+        scales: &Tensor,
+        centers: &Tensor,
+        middle: f32,
+        float: FloatType,
+    ) -> Result<[Tensor; 2]> {
+        let _operation = Operation::new("packed linear");
+        training::stored_grid(&self.card, scales, centers, middle, float)
+    }
+
+    fn grid_squares(&self, grids: &[GridSlopes<'_>]) -> Result<Vec<f64>> {
+        let _operation = Operation::new("Adam");
+        training::grid_squares(&self.card, grids)
+    }
+
+    fn adam(&self, step: &AdamStep, inputs: AdamInputs<'_>) -> Result<[Tensor; 3]> {
+        let _operation = Operation::new("Adam");
+        training::adam(&self.card, step, inputs)
     }
 
     fn rms_norm(&self, x: &Tensor, weight: Option<&Tensor>, eps: f64) -> Result<Tensor> {

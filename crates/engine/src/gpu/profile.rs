@@ -7,7 +7,7 @@ use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use crate::engine::Spent;
+use crate::usage::Spent;
 
 /// Commands of a submission at most.
 const MOST: u32 = 256;

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use mlx_format::{FloatType, Scheme};
 
 use super::card::Card;
-use super::elementary::gathered_rows;
+use super::elementary::{gathered_rows, rounded_to};
 use super::launch::{Launch, Slice};
 use super::linear::tensor;
 use super::memory::Memory;
@@ -92,12 +92,7 @@ impl<'t> Task<'t> {
     }
 
     fn words(&self) -> (&'static str, String) {
-        let stored = match self.float {
-            FloatType::F32 => "x",
-            FloatType::Bf16 => "as_bf16(x)",
-            FloatType::F16 => "as_f16(x)",
-        };
-        ("STORED", stored.to_owned())
+        ("STORED", rounded_to(self.float).to_owned())
     }
 
     /// Chooses the grids of `count` columns from `start` on, whole groups.

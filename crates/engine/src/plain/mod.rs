@@ -8,6 +8,7 @@ mod linear;
 mod linear_attention;
 mod losses;
 mod second_order;
+mod training;
 
 use crate::error::{Result, bail};
 use crate::routing::Selection;
@@ -35,6 +36,9 @@ pub(crate) use self::second_order::check_round;
 pub(crate) use self::second_order::{
     factor, gram_add, gram_finish, gram_place, gram_scaled, permuted, quadratic, round,
 };
+#[cfg(feature = "gpu")]
+pub(crate) use self::training::{EPSILON, check_adam, check_grid};
+pub(crate) use self::training::{adam, grid_squares, stored_grid};
 
 /// Refuses a parameter that is not as wide as the last axes of what it belongs to.
 pub(crate) fn check_norm(x: &Tensor, weight: Option<&Tensor>, what: &str) -> Result<()> {

@@ -12,8 +12,8 @@ use mlx_quant_engine::gpu::{AdapterChoice, AdapterKind, Gpu, Tiles, adapters};
 use mlx_quant_engine::rounding::How;
 use mlx_quant_engine::running::RunningDivergence;
 use mlx_quant_engine::{
-    Activation, AttentionSettings, Candidates, Device, Factor, Gram, GramSum, LAST, Labels, Likeliest,
-    Pairing, Selection, Tensor, plain,
+    Activation, AdamInputs, AdamStep, AttentionSettings, Candidates, Device, Factor, Gram, GramSum,
+    GridSlopes, LAST, Labels, Likeliest, Pairing, Selection, Tensor, Unit, plain,
 };
 
 use super::{Operation, bits, distance, gradients, on, run, tensor, values};
@@ -121,6 +121,35 @@ fn operations_go_in_parts_that_fit_a_binding() {
         [linear.gradients(&on(&device, &seed)), reference.gradients(&seed)].map(Result::unwrap);
     same(own.get(&weight).unwrap().clone(), expected.get(&own_weight).unwrap().clone());
     same(own.get(&input).unwrap().clone(), expected.get(&own_input).unwrap().clone());
+}
+
+/// So do grids that are trained: element by element the same bits, sums as good ones.
+#[test]
+fn training_goes_in_parts_that_fit_a_binding() {
+    let (Some(device), Some(whole)) = (narrow(4096), device()) else { return };
+    let all = [1, 2, 3, 4, 5].map(|seed| (tensor(&[70, 40], seed) * 0.01).unwrap());
+    let [parts, expected] = [&device, &whole].map(|device| {
+        let [values, first, second, slopes, scales] = all.each_ref().map(|x| on(device, x));
+        let second = second.sqr().unwrap();
+        let unit = Unit { factor: 3.0, divisor: 15.0 };
+        let step = AdamStep {
+            betas: [0.9, 0.999],
+            corrections: [0.1, 0.001],
+            clip: 0.5,
+            rate: 0.01,
+            unit: Some(unit),
+        };
+        let inputs =
+            AdamInputs { values: &values, moments: [&first, &second], slopes: &slopes, scales: &scales };
+        let [values, first, second] = device.adam(&step, inputs).unwrap();
+        let [stored, biases] = device.stored_grid(&scales, &values, 7.5, FloatType::Bf16).unwrap();
+        let grid = GridSlopes { scales: &scales, slopes: [&slopes, &first], units: [unit, unit] };
+        let squares = device.grid_squares(&[grid, grid]).unwrap();
+        assert_eq!(squares[0], squares[1]);
+        ([values, first, second, stored, biases].map(|x| bits(&x)), squares[0])
+    });
+    assert_eq!(parts.0, expected.0);
+    assert!((parts.1 - expected.1).abs() < 1e-6 * expected.1, "{} {}", parts.1, expected.1);
 }
 
 /// Products that keep a card busy get the same bits from every form of their tiles: of each operand along and across,

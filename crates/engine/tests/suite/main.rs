@@ -8,6 +8,7 @@ mod gpu;
 mod learned;
 mod losses;
 mod second_order;
+mod training;
 
 use mlx_quant_engine::{Device, Result, Tensor, cpu, plain};
 

@@ -1,4 +1,4 @@
-//! What is trained: scale and center of every group, in float32, with Adam's moments.
+//! What is trained: scale and center of every group, in float32, with Adam's moments, where the walk computes.
 //!
 //! A group decodes to `code * scale + bias`. Trained is, instead of the bias, the *center*: what the middle of the codes decodes to. A
 //! change of the scale then moves codes of both halves apart and not all of them one way, so that scale and center hardly depend on
@@ -8,8 +8,8 @@ use std::ops::Range;
 
 use mlx_format::checkpoint::Writer;
 use mlx_format::{FloatType, Scheme};
+use mlx_quant_engine::{Device, Result as EngineResult, Tensor};
 use mlx_quant_model::{PackedRows, WeightsError};
-use rayon::prelude::*;
 
 use crate::Error;
 
@@ -29,44 +29,47 @@ pub(super) struct Grid {
     pub(super) rows: usize,
     pub(super) columns: usize,
     /// `[experts * rows, groups]`.
-    pub(super) scales: Vec<f32>,
+    pub(super) scales: Tensor,
     /// As `scales`.
-    pub(super) centers: Vec<f32>,
-    /// Adam's first and second moments, of scales and of centers.
-    pub(super) moments: [Vec<f32>; 4],
+    pub(super) centers: Tensor,
+    /// Adam's first and second moments, of scales and of centers; as `scales`.
+    pub(super) moments: [Tensor; 4],
 }
 
-/// Gradients of a grid's scales and centers.
-pub(super) type Slopes = [Vec<f32>; 2];
+/// Gradients of a grid's scales and centers, as these.
+pub(super) type Slopes = [Tensor; 2];
 
 impl Grid {
     /// Scales and biases in their place among the output.
     pub(super) fn write(&self, writer: &Writer) -> Result<(), Error> {
-        let (mut scales, mut biases) = (Vec::new(), Vec::new());
-        for at in 0..self.scales.len() {
-            let (scale, bias) = self.stored(at);
-            scales.push(scale);
-            biases.push(bias);
-        }
-        for (leaf, numbers) in [("scales", scales), ("biases", biases)] {
+        let numbers = self.stored(0..self.all_rows()).map_err(WeightsError::from)?;
+        for (leaf, numbers) in ["scales", "biases"].into_iter().zip(numbers) {
             let name = format!("{}.{leaf}", self.path);
             let index = writer.layout().index_of(&name);
             let missing =
                 || WeightsError::Tensor(mlx_quant_engine::Error::msg(format!("{name} has no place")));
-            let mut bytes = vec![0u8; numbers.len() * self.float.size()];
-            self.float.narrow(&numbers, &mut bytes);
+            let mut bytes = vec![0u8; numbers.elem_count() * self.float.size()];
+            numbers.read(|numbers| self.float.narrow(numbers, &mut bytes)).map_err(WeightsError::from)?;
             writer.write_at(index.ok_or_else(missing)?, 0, &bytes)?;
         }
         Ok(())
     }
 
-    /// From what is stored; `shape` is that of the weight, `[.., rows, columns]`.
-    pub(super) fn new(path: &str, shape: &[usize], stored: &PackedRows) -> Self {
+    /// From what is stored, on a device; `shape` is that of the weight, `[.., rows, columns]`.
+    pub(super) fn new(
+        path: &str,
+        shape: &[usize],
+        stored: PackedRows,
+        device: &Device,
+    ) -> EngineResult<Self> {
         let [rows, columns] = [1, 0].map(|at| shape.iter().rev().nth(at).copied().unwrap_or(1));
         let experts: usize = shape.iter().rev().skip(2).product();
         let middle = middle(stored.scheme);
         let centers = stored.scales.iter().zip(&stored.biases).map(|(scale, bias)| bias + scale * middle);
-        Self {
+        let size = (experts * rows, columns / stored.scheme.group_size());
+        let centers = Tensor::from_vec(centers.collect(), size, device)?;
+        let zeros = Tensor::full(0.0, size, device)?;
+        Ok(Self {
             path: path.to_owned(),
             scheme: stored.scheme,
             float: stored.float,
@@ -74,17 +77,23 @@ impl Grid {
             routed: experts > 1,
             rows,
             columns,
-            centers: centers.collect(),
-            moments: std::array::from_fn(|_| vec![0.0; stored.scales.len()]),
-            scales: stored.scales.clone(),
-        }
+            scales: Tensor::from_vec(stored.scales, size, device)?,
+            centers,
+            moments: std::array::from_fn(|_| zeros.clone()),
+        })
     }
 
     /// Codes.
     pub(super) fn codes(&self) -> u64 {
-        (self.experts * self.rows * self.columns) as u64
+        (self.all_rows() * self.columns) as u64
     }
 
+    /// Of all experts.
+    pub(super) fn all_rows(&self) -> usize {
+        self.experts * self.rows
+    }
+
+    /// Of a row.
     pub(super) fn groups(&self) -> usize {
         self.columns / self.scheme.group_size()
     }
@@ -94,47 +103,56 @@ impl Grid {
     }
 
     /// No slopes yet.
-    pub(super) fn flat(&self) -> Slopes {
-        [0, 1].map(|_| vec![0.0; self.scales.len()])
+    pub(super) fn flat(&self) -> EngineResult<Slopes> {
+        let zeros = Tensor::full(0.0, self.scales.dims(), self.scales.device())?;
+        Ok([zeros.clone(), zeros])
     }
 
-    /// Scale and bias of a group in the stored dtype.
-    pub(super) fn stored(&self, at: usize) -> (f32, f32) {
-        let scale = self.float.round(self.scales[at]);
-        (scale, self.float.round(self.centers[at] - scale * self.middle()))
+    /// Slopes as numbers of this process; zeros where there are none.
+    pub(super) fn fetched(&self, slopes: Option<&Slopes>) -> EngineResult<[Vec<f32>; 2]> {
+        match slopes {
+            Some([scales, centers]) => Ok([scales.to_vec()?, centers.to_vec()?]),
+            None => Ok([0, 1].map(|_| vec![0.0; self.scales.elem_count()])),
+        }
+    }
+
+    /// Slopes from numbers of this process.
+    pub(super) fn brought(&self, [scales, centers]: [Vec<f32>; 2]) -> EngineResult<Slopes> {
+        let bring = |numbers| Tensor::from_vec(numbers, self.scales.dims(), self.scales.device());
+        Ok([bring(scales)?, bring(centers)?])
+    }
+
+    /// Scales and centers of rows, `[rows, groups]` each.
+    pub(super) fn some(&self, rows: Range<usize>) -> EngineResult<[Tensor; 2]> {
+        let own = |all: &Tensor| all.narrow(0, rows.start, rows.len());
+        Ok([own(&self.scales)?, own(&self.centers)?])
     }
 
     /// Scales and biases of rows in the stored dtype, `[rows, groups]` each.
-    pub(super) fn stored_rows(&self, rows: Range<usize>) -> (Vec<f32>, Vec<f32>) {
-        let own = rows.start * self.groups()..rows.end * self.groups();
-        own.into_par_iter().map(|at| self.stored(at)).unzip()
+    pub(super) fn stored(&self, rows: Range<usize>) -> EngineResult<[Tensor; 2]> {
+        let [scales, centers] = self.some(rows)?;
+        scales.device().stored_grid(&scales, &centers, self.middle(), self.float)
     }
 
-    /// Whether both can be stored.
-    pub(super) fn is_finite(&self, at: usize) -> bool {
-        let (scale, bias) = self.stored(at);
-        scale.is_finite() && bias.is_finite()
+    /// Scales of these rows in the stored dtype, then their biases, `[2, rows, groups]`. A card is waited for once.
+    pub(super) fn read_stored(&self, rows: &[u32]) -> EngineResult<Vec<f32>> {
+        let (scales, centers) = (self.scales.rows(rows)?, self.centers.rows(rows)?);
+        let stored = scales.device().stored_grid(&scales, &centers, self.middle(), self.float)?;
+        Tensor::cat(&stored, 0)?.to_vec()
     }
 
-    /// What rows decode to with the stored numbers; `codes` are those rows'.
-    pub(super) fn decoded(&self, rows: Range<usize>, codes: &[u8]) -> Vec<f32> {
-        let (groups, size) = (self.groups(), self.scheme.group_size());
-        let mut out = vec![0f32; codes.len()];
-        let tasks = out.par_chunks_mut(self.columns).zip(codes.par_chunks(self.columns));
-        tasks.enumerate().for_each(|(row, (out, codes))| {
-            let first = (rows.start + row) * groups;
-            let both = out.chunks_exact_mut(size).zip(codes.chunks_exact(size));
-            for (group, (out, codes)) in both.enumerate() {
-                let (scale, bias) = self.stored(first + group);
-                for (value, code) in out.iter_mut().zip(codes) {
-                    *value = f32::from(*code) * scale + bias;
-                }
+    /// Whether all of it can be stored.
+    pub(super) fn is_finite(&self) -> EngineResult<bool> {
+        for numbers in self.stored(0..self.all_rows())? {
+            if !numbers.read(|numbers| numbers.iter().all(|number| number.is_finite()))? {
+                return Ok(false);
             }
-        });
-        out
+        }
+        Ok(true)
     }
 
-    /// Bytes that it takes in memory, best values and slopes included, and a fifth more for what is made of them on the way.
+    /// Bytes that the grids of so many weights take, best values and slopes included, and a fifth more for what is made of them on the
+    /// way: in the memory of the engine.
     pub(super) fn bytes(elements: u64, group_size: u64) -> u64 {
         elements / group_size * 4 * 12
     }
@@ -148,7 +166,7 @@ fn middle(scheme: Scheme) -> f32 {
 mod tests {
     use super::*;
 
-    /// What is stored is what was stored, and decodes as the file does.
+    /// What is stored is what was stored.
     #[test]
     fn a_grid_begins_as_it_was_stored() {
         for float in [FloatType::Bf16, FloatType::F16, FloatType::F32] {
@@ -158,16 +176,18 @@ mod tests {
             };
             let codes: Vec<u8> = (0..12 * 32u32).map(|at| (at * 7 % 16) as u8).collect();
             let stored = PackedRows { scheme, float, codes, scales: numbers(5), biases: numbers(11) };
-            let grid = Grid::new("a", &[2, 3, 64], &stored);
+            let (scales, biases) = (stored.scales.clone(), stored.biases.clone());
+            let grid = Grid::new("a", &[2, 3, 64], stored, &mlx_quant_engine::cpu()).unwrap();
             assert_eq!((grid.experts, grid.rows, grid.groups()), (2, 3, 2));
-            for at in 0..12 {
-                let (scale, bias) = grid.stored(at);
-                assert_eq!(scale, stored.scales[at]);
-                assert!((bias - stored.biases[at]).abs() <= 1e-7, "{bias} {}", stored.biases[at]);
+            let [found_scales, found_biases] = grid.stored(0..6).unwrap().map(|x| x.to_vec().unwrap());
+            assert_eq!(found_scales, scales);
+            for (found, bias) in found_biases.iter().zip(&biases) {
+                assert!((found - bias).abs() <= 1e-7, "{found} {bias}");
             }
-            let decoded = grid.decoded(0..6, &stored.codes);
-            let expected = f32::from(stored.codes[33]) * stored.scales[1] + stored.biases[1];
-            assert!((decoded[33] - expected).abs() < 1e-5);
+            let some = grid.read_stored(&[1, 4]).unwrap();
+            let rows = |all: &[f32]| [&all[2..4], &all[8..10]].concat();
+            assert_eq!(some, [rows(&found_scales), rows(&found_biases)].concat());
+            assert!(grid.is_finite().unwrap());
         }
     }
 }

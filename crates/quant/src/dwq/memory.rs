@@ -13,7 +13,7 @@ use crate::{Error, Model, threads_or_all};
 /// What the resident memory of a distillation is made of, bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct DwqMemory {
-    /// Scales and centers, Adam's moments, the best values and gradients.
+    /// Scales and centers, Adam's moments, the best values and gradients. On a card they are that card's memory.
     pub grids: u64,
     /// A block in float32 and its codes.
     pub block: u64,
@@ -42,14 +42,8 @@ pub fn dwq_memory(
     let walk = Walk::open(model)?;
     let threads = threads_or_all(threads) as u64;
     let tokens = windows.sequence_length as u64;
-    let grids = plan.items.iter().map(|item| match &item.job {
-        Job::Quantize { view, scheme, .. } if scheme.bits() < 8 => {
-            Grid::bytes(view.elements() as u64, scheme.group_size() as u64)
-        }
-        _ => 0,
-    });
-    let packed = plan.layout.specs().iter().filter(|spec| spec.name.ends_with(".scales"));
-    let packed: u64 = packed.map(|spec| spec.shape.iter().product::<usize>() as u64 * 48).sum();
+    let grids = grid_bytes(plan);
+    let on_card = walk.device.is_card();
     let block = walk.block_bytes().into_iter().max().unwrap_or(0);
     let batch = (settings.batch_size as u64).max(threads);
     let state = walk.state_elements() as u64 * 4 * tokens;
@@ -59,17 +53,30 @@ pub fn dwq_memory(
     // The gradient of one weight at a time.
     let largest = largest_weight(&walk);
     let mut memory = DwqMemory {
-        grids: grids.sum::<u64>().max(packed),
+        grids: if on_card { 0 } else { grids },
         block: block + block / 4,
         trail: batch * state * (walk.decoder.blocks.len() as u64 + 4),
         graph: running * (graph + largest).max(tile),
         fixed: resident,
         peak: 0,
     };
-    // While a state is saved nothing else is held, but all of it twice but for the slopes.
+    // While a state is saved nothing else is held, but all of it twice but for the slopes; from a card it comes once.
     let step = memory.grids + memory.block + memory.trail + memory.graph;
-    memory.peak = memory.fixed + step.max(memory.grids / 12 * 16);
+    memory.peak = memory.fixed + step.max(grids / 12 * if on_card { 8 } else { 16 });
     Ok(memory)
+}
+
+/// What is trained of `plan`'s output, bytes: as [`DwqMemory::grids`], wherever it lies.
+pub(crate) fn grid_bytes(plan: &Plan) -> u64 {
+    let grids = plan.items.iter().map(|item| match &item.job {
+        Job::Quantize { view, scheme, .. } if scheme.bits() < 8 => {
+            Grid::bytes(view.elements() as u64, scheme.group_size() as u64)
+        }
+        _ => 0,
+    });
+    let packed = plan.layout.specs().iter().filter(|spec| spec.name.ends_with(".scales"));
+    let packed: u64 = packed.map(|spec| spec.shape.iter().product::<usize>() as u64 * 48).sum();
+    grids.sum::<u64>().max(packed)
 }
 
 /// Floating-point operations of the teacher, of the training (forward, once more, gradients of inputs and of weights) and of looks at

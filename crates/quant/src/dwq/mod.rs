@@ -22,11 +22,11 @@ use std::time::Instant;
 use mlx_format::checkpoint::Writer;
 use mlx_quant_engine::Tensor;
 use mlx_quant_model::{Forward, Parameters, WeightsError};
-use rayon::prelude::*;
 
 use self::grids::{Grid, Slopes};
+pub(crate) use self::memory::grid_bytes;
 pub use self::memory::{DwqMemory, dwq_memory, dwq_operations};
-use self::optimizer::Rate;
+use self::optimizer::{Going, Rate};
 pub use self::settings::{Distilled, DwqSettings};
 use self::state::{Best, Journey, StateFile};
 use self::student::{Student, Variables};
@@ -35,8 +35,8 @@ use crate::data::{Windows, permutation};
 use crate::observer::{Event, Observer, Step, Unit};
 use crate::walks::Walk;
 use crate::walks::{
-    Divergence, HeadPass, Passed, Passing, Start, Trail, Visit, backward, divergence, finish, forward_walk,
-    sum_of,
+    Divergence, HeadPass, Passed, Passing, Start, Trail, Visit, backward, divergence, each, finish,
+    forward_walk, joined, sum_of,
 };
 use crate::{Error, Model};
 
@@ -99,7 +99,8 @@ impl Trained {
 /// Trained blocks on the way back: gradients of their grids are gathered.
 struct Blocks<'b, 'm> {
     student: &'b Student<'m>,
-    slopes: &'b mut Vec<Slopes>,
+    /// Of every grid whose block has been passed.
+    slopes: &'b mut [Option<Slopes>],
 }
 
 impl Visit for Blocks<'_, '_> {
@@ -116,15 +117,17 @@ impl Visit for Blocks<'_, '_> {
         (_, variables): Self::Block,
         batches: Vec<Passed<()>>,
     ) -> Result<(), Error> {
-        for (at, expert, variables) in variables {
-            let grid = &self.student.grids[at];
-            // Experts are passed by some tokens only; everything else must have its gradient.
-            let sums =
-                sum_of(&variables, batches.iter().map(|batch| (batch.first, &batch.gradients)), grid.routed)?;
-            let first = expert * grid.rows * grid.groups();
-            for (to, sum) in self.slopes[at].iter_mut().zip(sums) {
-                to[first..first + sum.len()].copy_from_slice(&sum);
+        let stores = || batches.iter().map(|batch| (batch.first, &batch.gradients));
+        for own in variables.chunk_by(|one, other| one.0 == other.0) {
+            let at = own[0].0;
+            let mut experts: [Vec<Tensor>; 2] = Default::default();
+            for (_, variables) in own {
+                // Experts are passed by some tokens only; everything else must have its gradient.
+                let sums = sum_of(variables, stores(), self.student.grids[at].routed)?;
+                experts.iter_mut().zip(sums).for_each(|(all, sum)| all.push(sum));
             }
+            let [scales, centers] = experts.each_ref().map(|all| joined(all));
+            self.slopes[at] = scales?.zip(centers?).map(|(scales, centers)| [scales, centers]);
         }
         Ok(())
     }
@@ -204,9 +207,8 @@ impl Distillation<'_> {
             }
             self.observer.event(Event::Progress { done: journey.step as u64 });
         }
-        for (grid, [scales, centers]) in own.grids.iter_mut().zip(&best) {
-            grid.scales.clone_from(scales);
-            grid.centers.clone_from(centers);
+        for (grid, [scales, centers]) in own.grids.iter_mut().zip(best) {
+            (grid.scales, grid.centers) = (scales, centers);
         }
         let grids = std::mem::take(&mut own.grids);
         let distilled = Distilled {
@@ -216,7 +218,7 @@ impl Distillation<'_> {
             start_kl: journey.kl_at(0),
             best_kl: journey.kl_at(journey.best),
             best_step: journey.best,
-            trained: grids.iter().map(|grid| 2 * grid.scales.len() as u64).sum(),
+            trained: grids.iter().map(|grid| 2 * grid.scales.elem_count() as u64).sum(),
             held_out: journey.held_out,
             losses: journey.losses,
             stopped: journey.stopped,
@@ -296,7 +298,8 @@ impl Distillation<'_> {
         self.pool.install(|| student.prepare(&tokens))?;
         let own: &Student<'_> = student;
         let (loss, slopes) = self.slopes(own, targets, lessons, &batch, &windows)?;
-        let length = self.pool.install(|| optimizer::length(&own.grids, &slopes));
+        let length = self.pool.install(|| optimizer::length(&own.walk.device, &own.grids, &slopes));
+        let length = length.map_err(WeightsError::from)?;
         if !(loss.is_finite() && length.is_finite()) {
             journey.stopped = Some(format!(
                 "the loss of step {} is {loss} and its gradient's length {length}",
@@ -311,8 +314,10 @@ impl Distillation<'_> {
             None => Rate::Relative(journey.rate),
         };
         let part = optimizer::schedule(journey.step, self.settings.iterations);
-        let pool = self.pool;
-        pool.install(|| optimizer::advance(&mut student.grids, &slopes, rate, part, clip, journey.step));
+        let going = Going { rate, part, clip, step: journey.step };
+        let Student { walk, grids, .. } = student;
+        let advance = |(grid, slopes): (&mut Grid, &Slopes)| optimizer::advance(grid, slopes, going);
+        each(&walk.device, self.pool, grids.iter_mut().zip(&slopes), advance).map_err(WeightsError::from)?;
         journey.step += 1;
         journey.losses.push(loss);
         Ok(())
@@ -340,8 +345,8 @@ impl Distillation<'_> {
         let Divergence { losses, gradients, head } = of_head;
         let loss = losses.iter().sum::<f64>() / losses.len().max(1) as f64;
         drop(hidden);
-        let mut slopes: Vec<Slopes> = own.grids.iter().map(Grid::flat).collect();
-        if let (Some(at), Some(head)) = (own.head_grid(), head) {
+        let mut slopes: Vec<Option<Slopes>> = vec![None; own.grids.len()];
+        if let Some(at) = own.head_grid() {
             slopes[at] = head;
         }
         let start = Start { trail, norm: &own.walk.last_norm()?, gradients };
@@ -349,9 +354,10 @@ impl Distillation<'_> {
         let mut blocks = Blocks { student: own, slopes: &mut slopes };
         let load = |index| own.trained_block(index);
         let embedded = backward(&forward, &own.walk.weights, windows, start, &load, &mut blocks, context)?;
-        for (tokens, gradient) in windows.iter().zip(&embedded) {
-            own.add_embedding(tokens, gradient, &mut slopes)?;
-        }
+        own.add_embedding(windows, &embedded, &mut slopes)?;
+        let all = slopes.into_iter().zip(&own.grids);
+        let all = all.map(|(slopes, grid)| slopes.map_or_else(|| grid.flat(), Ok));
+        let slopes = all.collect::<mlx_quant_engine::Result<_>>().map_err(WeightsError::from)?;
         Ok((loss, slopes))
     }
 
@@ -369,12 +375,10 @@ impl Distillation<'_> {
             journey.stopped = Some(format!("the held-out KL at step {} is {kl}", journey.step));
             return Ok(());
         }
-        let stored = |grid: &Grid| (0..grid.scales.len()).all(|at| grid.is_finite(at));
-        let storable = self.pool.install(|| student.grids.par_iter().all(stored));
         // Not the lowest so far: what cannot be stored is never kept.
-        let kept = journey.kl_at(journey.best);
+        let better = kl < journey.kl_at(journey.best);
         journey.held_out.push((journey.step, kl));
-        if kl < kept && storable {
+        if better && self.storable(student)? {
             journey.best = journey.step;
             *best = values(&student.grids);
         }
@@ -382,6 +386,12 @@ impl Distillation<'_> {
         let text = format!("step {}: loss {loss:.5}, held-out KL {kl:.5}", journey.step);
         self.observer.event(Event::Note { text: &text });
         Ok(())
+    }
+
+    /// Whether the student's numbers can be stored; they are read for that.
+    fn storable(&self, student: &Student<'_>) -> Result<bool, Error> {
+        let finite = each(&student.walk.device, self.pool, &student.grids, Grid::is_finite);
+        Ok(finite.map_err(WeightsError::from)?.into_iter().all(|finite| finite))
     }
 
     /// KL on the held-out windows at temperature 1; not finite if the student's logits are not.
@@ -433,17 +443,17 @@ pub(crate) fn check(
     target: &Path,
     settings: &DwqSettings,
 ) -> Result<(), Error> {
-    let own = Student::open(student)?;
+    let own = Walk::open(student)?;
     if let Some(teacher) = teacher {
         let walk = Walk::open(teacher)?;
-        if walk.decoder != own.walk.decoder {
-            return Err(Error::Student(targets::differing(&walk, &own.walk)));
+        if walk.decoder != own.decoder {
+            return Err(Error::Student(targets::differing(&walk, &own)));
         }
     }
-    if own.grids.is_empty() {
+    if student::trainable(&own).is_empty() {
         return Err(Error::NothingToTrain(student.name()));
     }
-    preflight(teacher, &own.walk, lessons, target, settings)
+    preflight(teacher, &own, lessons, target, settings)
 }
 
 /// Refuses a directory of targets that were made from something else; `shape` is a model with the student's

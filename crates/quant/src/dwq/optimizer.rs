@@ -4,11 +4,12 @@
 //! on average, a change of the scale by a step over the spread of the codes. Rates are fractions of these, so that the same
 //! rate fits any width, any layer and any model.
 
-use rayon::prelude::*;
+use mlx_quant_engine::{AdamInputs, AdamStep, Device, GridSlopes, Result as EngineResult, Unit};
 
 use super::grids::{Grid, Slopes};
 
-const BETAS: (f32, f32) = (0.9, 0.999);
+/// Of the first and the second moment.
+const BETAS: [f32; 2] = [0.9, 0.999];
 /// Part of the steps during which the rate rises.
 const WARM_UP: f64 = 0.1;
 /// What is left of the rate at the end.
@@ -39,24 +40,23 @@ pub(super) fn schedule(step: usize, steps: usize) -> f64 {
 }
 
 /// A group's units: of its scale, of its center.
-fn units(grid: &Grid, at: usize) -> (f32, f32) {
+fn units(grid: &Grid) -> [Unit; 2] {
     let codes = ((1u32 << grid.scheme.bits()) - 1) as f32;
-    let scale = grid.scales[at].abs();
-    (scale * 12f32.sqrt() / codes, scale)
+    [Unit { factor: 12f32.sqrt(), divisor: codes }, Unit { factor: 1.0, divisor: 1.0 }]
 }
 
-/// Length of all slopes, each in its unit; sums in a fixed order.
-pub(super) fn length(grids: &[Grid], slopes: &[Slopes]) -> f64 {
-    let one = |(grid, slopes): (&Grid, &Slopes)| -> f64 {
-        (0..grid.scales.len())
-            .map(|at| {
-                let (scale, center) = units(grid, at);
-                f64::from(slopes[0][at] * scale).powi(2) + f64::from(slopes[1][at] * center).powi(2)
-            })
-            .sum()
-    };
-    let parts: Vec<f64> = grids.par_iter().zip(slopes).map(one).collect();
-    parts.iter().sum::<f64>().sqrt()
+/// Length of all slopes, each in its unit; sums in a fixed order. The device is waited for once.
+pub(super) fn length(device: &Device, grids: &[Grid], slopes: &[Slopes]) -> EngineResult<f64> {
+    let all: Vec<GridSlopes<'_>> = grids
+        .iter()
+        .zip(slopes)
+        .map(|(grid, slopes)| GridSlopes {
+            scales: &grid.scales,
+            slopes: slopes.each_ref(),
+            units: units(grid),
+        })
+        .collect();
+    Ok(device.grid_squares(&all)?.iter().sum::<f64>().sqrt())
 }
 
 /// By how much a gradient is shortened, and what is usual from now on.
@@ -66,31 +66,44 @@ pub(super) fn clip(length: f64, usual: Option<f64>) -> (f64, f64) {
     (if length > 0.0 { allowed / length } else { 1.0 }, MEMORY * usual + (1.0 - MEMORY) * allowed)
 }
 
-/// One step of all grids; `step` counts from 0.
-#[expect(clippy::needless_range_loop, reason = "a place in six arrays")]
-pub(super) fn advance(grids: &mut [Grid], slopes: &[Slopes], rate: Rate, part: f64, clip: f64, step: usize) {
+/// How one step goes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Going {
+    pub(super) rate: Rate,
+    /// Part of the rate, by [`schedule`].
+    pub(super) part: f64,
+    /// Factor of gradients, by [`clip`].
+    pub(super) clip: f64,
+    /// From 0.
+    pub(super) step: usize,
+}
+
+/// One step of a grid.
+pub(super) fn advance(grid: &mut Grid, slopes: &Slopes, going: Going) -> EngineResult<()> {
+    let Going { rate, part, clip, step } = going;
     let count = i32::try_from(step).unwrap_or(i32::MAX - 1) + 1;
-    let (first, second) = (1.0 - BETAS.0.powi(count), 1.0 - BETAS.1.powi(count));
-    grids.par_iter_mut().zip(slopes).for_each(|(grid, slopes)| {
-        for at in 0..grid.scales.len() {
-            let units = units(grid, at);
-            let rates = match rate {
-                Rate::Relative(rate) => [units.0, units.1].map(|unit| unit * (rate * part) as f32),
-                Rate::Absolute(rate) => [(rate * part) as f32; 2],
-            };
-            for (leaf, rate) in rates.into_iter().enumerate() {
-                let slope = slopes[leaf][at] * clip as f32;
-                let [m, v] = [2 * leaf, 2 * leaf + 1].map(|which| grid.moments[which][at]);
-                let m = BETAS.0 * m + (1.0 - BETAS.0) * slope;
-                let v = BETAS.1 * v + (1.0 - BETAS.1) * slope * slope;
-                grid.moments[2 * leaf][at] = m;
-                grid.moments[2 * leaf + 1][at] = v;
-                let change = rate * (m / first) / ((v / second).sqrt() + 1e-12);
-                let value = if leaf == 0 { &mut grid.scales[at] } else { &mut grid.centers[at] };
-                *value -= change;
-            }
-        }
-    });
+    // Scales as they are give the units of both.
+    let scales = grid.scales.clone();
+    for (leaf, unit) in units(grid).into_iter().enumerate() {
+        let (rate, unit) = match rate {
+            Rate::Relative(rate) => (rate, Some(unit)),
+            Rate::Absolute(rate) => (rate, None),
+        };
+        let step = AdamStep {
+            betas: BETAS,
+            corrections: BETAS.map(|beta| 1.0 - beta.powi(count)),
+            clip: clip as f32,
+            rate: (rate * part) as f32,
+            unit,
+        };
+        let values = if leaf == 0 { &grid.scales } else { &grid.centers };
+        let moments = [&grid.moments[2 * leaf], &grid.moments[2 * leaf + 1]];
+        let inputs = AdamInputs { values, moments, slopes: &slopes[leaf], scales: &scales };
+        let [value, first, second] = scales.device().adam(&step, inputs)?;
+        *(if leaf == 0 { &mut grid.scales } else { &mut grid.centers }) = value;
+        (grid.moments[2 * leaf], grid.moments[2 * leaf + 1]) = (first, second);
+    }
+    Ok(())
 }
 
 #[cfg(test)]

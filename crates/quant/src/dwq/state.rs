@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 
 use mlx_format::checkpoint::{Array, Arrays};
+use mlx_quant_engine::Tensor;
+use mlx_quant_model::WeightsError;
 use serde::{Deserialize, Serialize};
 
 use super::grids::Grid;
@@ -35,24 +37,23 @@ impl Journey {
 }
 
 /// Best values of every grid: scales, centers.
-pub(super) type Best = Vec<[Vec<f32>; 2]>;
+pub(super) type Best = Vec<[Tensor; 2]>;
 
 pub(super) struct StateFile(pub(super) PathBuf);
 
-const LEAVES: [&str; 6] = ["scales", "centers", "m.scales", "v.scales", "m.centers", "v.centers"];
+const LEAVES: [&str; 8] =
+    ["scales", "centers", "m.scales", "v.scales", "m.centers", "v.centers", "best.scales", "best.centers"];
 
 impl StateFile {
     pub(super) fn save(&self, journey: &Journey, grids: &[Grid], best: &Best) -> Result<(), Error> {
         let mut all = Arrays::new();
-        let mut put = |name: String, values| all.insert(name, Array::flat(values));
-        for (grid, best) in grids.iter().zip(best) {
+        for (grid, [best_scales, best_centers]) in grids.iter().zip(best) {
             let [ms, vs, mc, vc] = &grid.moments;
-            let own = [&grid.scales, &grid.centers, ms, vs, mc, vc];
+            let own = [&grid.scales, &grid.centers, ms, vs, mc, vc, best_scales, best_centers];
             for (leaf, values) in LEAVES.iter().zip(own) {
-                put(format!("{}.{leaf}", grid.path), &values[..]);
+                let values = values.to_vec().map_err(WeightsError::from)?;
+                all.insert(format!("{}.{leaf}", grid.path), Array::flat(values));
             }
-            put(format!("{}.best.scales", grid.path), &best[0][..]);
-            put(format!("{}.best.centers", grid.path), &best[1][..]);
         }
         let text = serde_json::to_vec(journey).unwrap_or_default();
         all.insert("journey".to_owned(), Array::flat(text));
@@ -74,25 +75,21 @@ impl StateFile {
     fn fill(mut all: Arrays<'static>, grids: &mut [Grid]) -> Option<(Journey, Best)> {
         let journey = all.remove("journey").and_then(Array::into_u8)?;
         let journey = serde_json::from_slice(&journey).ok()?;
-        let mut get = |name: &str, length: usize| {
-            all.remove(name).and_then(Array::into_f32).filter(|values| values.len() == length)
-        };
         let mut found = Vec::with_capacity(grids.len());
         for grid in &*grids {
-            let own = LEAVES
-                .iter()
-                .chain(&["best.scales", "best.centers"])
-                .map(|leaf| get(&format!("{}.{leaf}", grid.path), grid.scales.len()))
-                .collect::<Option<Vec<_>>>();
-            found.push(own?);
+            let mut get = |leaf: &&str| {
+                let values = all.remove(&format!("{}.{leaf}", grid.path)).and_then(Array::into_f32)?;
+                // Of another length: of another training.
+                Tensor::from_vec(values, grid.scales.dims(), grid.scales.device()).ok()
+            };
+            let own: Vec<Tensor> = LEAVES.iter().map(&mut get).collect::<Option<_>>()?;
+            found.push(<[Tensor; LEAVES.len()]>::try_from(own).ok()?);
         }
         let mut best = Best::with_capacity(grids.len());
         for (grid, own) in grids.iter_mut().zip(found) {
-            let mut own = own.into_iter();
-            let mut next = || own.next().unwrap_or_default();
-            (grid.scales, grid.centers) = (next(), next());
-            grid.moments = std::array::from_fn(|_| next());
-            best.push([next(), next()]);
+            let [scales, centers, ms, vs, mc, vc, best_scales, best_centers] = own;
+            (grid.scales, grid.centers, grid.moments) = (scales, centers, [ms, vs, mc, vc]);
+            best.push([best_scales, best_centers]);
         }
         Some((journey, best))
     }

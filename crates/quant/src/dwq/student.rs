@@ -1,4 +1,4 @@
-//! The model that learns: codes from the file, scales and centers from memory, one block at a time.
+//! The model that learns: codes from the file, scales and centers from where the walk computes, one block at a time.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -38,8 +38,8 @@ impl Reader for Trained {
     }
 }
 
-/// Variables of a block: grid, expert, scales and centers.
-pub(super) type Variables = Vec<(usize, usize, [Tensor; 2])>;
+/// Variables of a block: grid, scales and centers. Experts of a grid stand in their order.
+pub(super) type Variables = Vec<(usize, [Tensor; 2])>;
 
 pub(super) struct Student<'m> {
     pub(super) walk: Walk<'m>,
@@ -51,30 +51,38 @@ pub(super) struct Student<'m> {
     on_card: Mutex<BTreeMap<(String, usize, usize), Held>>,
 }
 
+/// Paths of what can be trained: affine linears of blocks, embedding and head below eight bits. With each, whether only
+/// the tokens of an expert pass it.
+pub(super) fn trainable(walk: &Walk<'_>) -> Vec<(String, bool)> {
+    let decoder = &walk.decoder;
+    let (mut paths, mut routed) = (BTreeSet::new(), BTreeSet::new());
+    for site in decoder.blocks.iter().flat_map(Block::sites) {
+        let own = site.readers.iter().map(|reader| &*reader.path);
+        paths.extend(own.clone());
+        routed.extend(own.filter(|_| site.expert.is_some()));
+    }
+    paths.insert(walk.head_path());
+    paths.insert(&decoder.embedding.path);
+    let trained = |path: &str| {
+        let scheme = walk.weights.scheme(path);
+        scheme.is_some_and(|scheme| scheme.mode() == Mode::Affine && scheme.bits() < TRAINED_BELOW)
+    };
+    let all = paths.into_iter().filter(|path| trained(path));
+    all.map(|path| (path.to_owned(), routed.contains(path))).collect()
+}
+
 impl<'m> Student<'m> {
-    /// Everything that can be trained: affine linears of blocks, embedding and head below eight bits.
+    /// Everything that can be trained ([`trainable`]), brought to the walk's device.
     pub(super) fn open(model: &'m Model) -> Result<Self, Error> {
         let walk = Walk::open(model)?;
-        let decoder = &walk.decoder;
-        let (mut paths, mut routed) = (BTreeSet::new(), BTreeSet::new());
-        for site in decoder.blocks.iter().flat_map(Block::sites) {
-            let own = site.readers.iter().map(|reader| &*reader.path);
-            paths.extend(own.clone());
-            routed.extend(own.filter(|_| site.expert.is_some()));
-        }
-        paths.insert(walk.head_path());
-        paths.insert(&decoder.embedding.path);
         let mut grids = Vec::new();
-        for path in paths {
-            let Some(scheme) = walk.weights.scheme(path) else { continue };
-            if scheme.mode() != Mode::Affine || scheme.bits() >= TRAINED_BELOW {
-                continue;
-            }
+        for (path, routed) in trainable(&walk) {
             let shape = walk.weights.shape(&format!("{path}.weight")).unwrap_or(&[]).to_vec();
-            let stored = walk.weights.packed_grids(path);
+            let stored = walk.weights.packed_grids(&path);
             walk.weights.release();
-            let routed = routed.contains(path);
-            grids.extend(stored.map(|stored| Grid { routed, ..Grid::new(path, &shape, &stored) }));
+            let Some(stored) = stored else { continue };
+            let grid = Grid::new(&path, &shape, stored, &walk.device).map_err(WeightsError::from)?;
+            grids.push(Grid { routed, ..grid });
         }
         let by_path = grids.iter().enumerate().map(|(at, grid)| (grid.path.clone(), at)).collect();
         let codes: u64 = grids.iter().map(Grid::codes).sum();
@@ -110,14 +118,11 @@ impl<'m> Student<'m> {
 
     /// Rows of a grid, as they decode now.
     fn decoded(&self, grid: &Grid, rows: Range<usize>) -> Result<Arc<Codes>, Error> {
-        let (codes, device) = (self.held(grid, rows.clone())?, &self.walk.device);
-        let (scales, biases) = grid.stored_rows(rows.clone());
+        let codes = self.held(grid, rows.clone())?;
         let make = || {
-            let [scales, biases] = [scales, biases].map(|numbers| {
-                let groups = numbers.len() / rows.len().max(1);
-                Tensor::from_vec(numbers, (rows.len(), groups), device)
-            });
-            device.decode(&codes, (grid.scheme.group_size(), grid.middle()), &scales?, &biases?)
+            let [scales, biases] = grid.stored(rows)?;
+            let middle = (grid.scheme.group_size(), grid.middle());
+            self.walk.device.decode(&codes, middle, &scales, &biases)
         };
         Ok(make().map_err(WeightsError::from)?)
     }
@@ -127,7 +132,7 @@ impl<'m> Student<'m> {
         let (mut parameters, grids) = self.untrained(index)?;
         for at in grids {
             let grid = &self.grids[at];
-            let rows = 0..grid.experts * grid.rows;
+            let rows = 0..grid.all_rows();
             let shape = self.walk.weights.shape(&format!("{}.weight", grid.path)).unwrap_or(&[]).to_vec();
             let codes = self.decoded(grid, rows)?;
             let tensor = codes.weight.reshape(shape).map_err(WeightsError::from)?;
@@ -157,7 +162,7 @@ impl<'m> Student<'m> {
             for expert in 0..grid.experts {
                 let rows = expert * grid.rows..(expert + 1) * grid.rows;
                 let one = self.trained_rows(grid, rows)?;
-                variables.push((at, expert, one.1.clone()));
+                variables.push((at, one.1.clone()));
                 experts.push(one);
             }
             parameters.set_reader(&grid.path, Arc::new(Trained { experts }));
@@ -167,18 +172,9 @@ impl<'m> Student<'m> {
     }
 
     fn trained_rows(&self, grid: &Grid, rows: Range<usize>) -> Result<(Arc<Codes>, [Tensor; 2]), Error> {
-        let device = &self.walk.device;
         let codes = self.decoded(grid, rows.clone())?;
-        let own = rows.start * grid.groups()..rows.end * grid.groups();
-        let make = || -> mlx_quant_engine::Result<_> {
-            let variable = |all: &[f32]| {
-                let values = Tensor::from_slice(&all[own.clone()], (rows.len(), grid.groups()), device)?;
-                Ok(values.variable())
-            };
-            let variables = [variable(&grid.scales)?, variable(&grid.centers)?];
-            Ok((codes, variables))
-        };
-        Ok(make().map_err(WeightsError::from)?)
+        let variables = grid.some(rows).map_err(WeightsError::from)?;
+        Ok((codes, variables.map(|values| values.variable())))
     }
 
     /// The grid of the head, if it is trained.
@@ -206,38 +202,50 @@ impl<'m> Student<'m> {
     pub(super) fn prepare(&mut self, tokens: &BTreeSet<u32>) -> Result<(), Error> {
         let path = self.walk.decoder.embedding.path.clone();
         let Some(at) = self.grid(&path) else { return Ok(()) };
-        let mut values = Vec::with_capacity(tokens.len() * self.grids[at].columns);
-        for &token in tokens {
-            let grid = &self.grids[at];
-            let row = token as usize..token as usize + 1;
-            values.extend(grid.decoded(row.clone(), &self.codes(grid, row)?));
+        let grid = &self.grids[at];
+        let ids: Vec<u32> = tokens.iter().copied().collect();
+        // Codes first: the card is still busy with the step before.
+        let row = |token: &u32| self.codes(grid, *token as usize..*token as usize + 1);
+        let codes = ids.iter().map(row).collect::<Result<Vec<_>, Error>>()?;
+        let stored = grid.read_stored(&ids).map_err(WeightsError::from)?;
+        let (scales, biases) = stored.split_at(stored.len() / 2);
+        let size = grid.scheme.group_size();
+        let mut values = Vec::with_capacity(ids.len() * grid.columns);
+        let groups = codes.iter().flat_map(|row| row.chunks_exact(size));
+        for (codes, (scale, bias)) in groups.zip(scales.iter().zip(biases)) {
+            values.extend(codes.iter().map(|code| f32::from(*code) * scale + bias));
         }
-        self.walk.weights.replace_rows(&path, tokens.iter().copied().collect(), values);
+        self.walk.weights.replace_rows(&path, ids, values);
         Ok(())
     }
 
-    /// Adds what the gradient of the embedding's output (`[tokens, hidden]`) means for its grid.
+    /// Adds what gradients of the embedding's output (`[tokens, hidden]`, of each window) mean for its grid to the
+    /// head's, if both are one table.
     pub(super) fn add_embedding(
         &self,
-        tokens: &[u32],
-        gradient: &Tensor,
-        slopes: &mut [Slopes],
+        windows: &[&[u32]],
+        gradients: &[Tensor],
+        slopes: &mut [Option<Slopes>],
     ) -> Result<(), Error> {
         let embedding = &self.walk.decoder.embedding;
         let Some(at) = self.grid(&embedding.path) else { return Ok(()) };
         let grid = &self.grids[at];
-        gradient.device().leave("gradients of the embedding's grid", "they are summed by token");
-        let rows = gradient.to_vec().map_err(WeightsError::from)?;
+        self.walk.device.leave("gradients of the embedding's grid", "they are summed by token");
         let groups = grid.groups();
-        for (&token, row) in tokens.iter().zip(rows.chunks_exact(grid.columns.max(1))) {
-            let codes = self.codes(grid, token as usize..token as usize + 1)?;
-            let row: Vec<f32> = row.iter().map(|value| value * embedding.multiplier as f32).collect();
-            let own = by_group(&row, &codes, grid.scheme.group_size(), grid.middle());
-            for (leaf, own) in [own.0, own.1].into_iter().enumerate() {
-                let to = &mut slopes[at][leaf][token as usize * groups..][..groups];
-                to.iter_mut().zip(own).for_each(|(to, own)| *to += own);
+        let mut sums = grid.fetched(slopes[at].as_ref()).map_err(WeightsError::from)?;
+        for (tokens, gradient) in windows.iter().zip(gradients) {
+            let rows = gradient.to_vec().map_err(WeightsError::from)?;
+            for (&token, row) in tokens.iter().zip(rows.chunks_exact(grid.columns.max(1))) {
+                let codes = self.codes(grid, token as usize..token as usize + 1)?;
+                let row: Vec<f32> = row.iter().map(|value| value * embedding.multiplier as f32).collect();
+                let own = by_group(&row, &codes, grid.scheme.group_size(), grid.middle());
+                for (sums, own) in sums.iter_mut().zip([own.0, own.1]) {
+                    let to = &mut sums[token as usize * groups..][..groups];
+                    to.iter_mut().zip(own).for_each(|(to, own)| *to += own);
+                }
             }
         }
+        slopes[at] = Some(grid.brought(sums).map_err(WeightsError::from)?);
         Ok(())
     }
 }

@@ -25,6 +25,18 @@ fn pair(path: &Path, directory: &Path) -> (Model, Model) {
     (teacher, open(&Directory::open(directory).unwrap()).unwrap())
 }
 
+/// Of scales and of centers.
+type Numbers = [Vec<f32>; 2];
+
+/// Lets `change` change scales and centers of a grid.
+fn edit(grid: &mut Grid, change: impl FnOnce(&mut Numbers)) {
+    let mut numbers = [&grid.scales, &grid.centers].map(|leaf| leaf.to_vec().unwrap());
+    change(&mut numbers);
+    let [scales, centers] =
+        numbers.map(|leaf| Tensor::from_vec(leaf, grid.scales.dims(), grid.scales.device()).unwrap());
+    (grid.scales, grid.centers) = (scales, centers);
+}
+
 struct Bench<'b> {
     distillation: Distillation<'b>,
     targets: Targets<'b>,
@@ -32,13 +44,15 @@ struct Bench<'b> {
 }
 
 impl Bench<'_> {
-    fn slopes(&self, student: &mut Student<'_>) -> (f64, Vec<Slopes>) {
+    fn slopes(&self, student: &mut Student<'_>) -> (f64, Vec<Numbers>) {
         let batch: Vec<usize> = (0..self.distillation.training.picked.len()).collect();
         let windows: Vec<&[u32]> =
             self.distillation.training.picked.iter().map(|window| &*window.tokens).collect();
         let tokens = windows.iter().flat_map(|window| window.iter().copied()).collect();
         student.prepare(&tokens).unwrap();
-        self.distillation.slopes(student, &self.targets, &self.lessons, &batch, &windows).unwrap()
+        let found = self.distillation.slopes(student, &self.targets, &self.lessons, &batch, &windows);
+        let (loss, slopes) = found.unwrap();
+        (loss, slopes.iter().map(|both| both.each_ref().map(|leaf| leaf.to_vec().unwrap())).collect())
     }
 }
 
@@ -69,51 +83,54 @@ fn with_bench<R>(
 }
 
 /// Moves a grid (or all) along its gradient, by at most `by` of its units; gives the change that the gradient promises.
-fn push(grids: &mut [Grid], slopes: &[Slopes], which: Option<usize>, by: f64) -> f64 {
+fn push(grids: &mut [Grid], slopes: &[Numbers], which: Option<usize>, by: f64) -> f64 {
     let mut promised = 0.0;
     for (at, (grid, slopes)) in grids.iter_mut().zip(slopes).enumerate() {
         if which.is_some_and(|which| which != at) {
             continue;
         }
-        let units: Vec<f64> = grid.scales.iter().map(|scale| f64::from(scale.abs())).collect();
-        let steps = |leaf: usize| {
-            slopes[leaf]
-                .iter()
-                .zip(&units)
-                .map(|(slope, unit)| f64::from(*slope) * unit)
-                .collect::<Vec<f64>>()
-        };
-        let both = [steps(0), steps(1)];
-        let most = both.iter().flatten().fold(0f64, |most, step| most.max(step.abs())).max(1e-30);
-        for (leaf, steps) in both.into_iter().enumerate() {
-            for (at, step) in steps.into_iter().enumerate() {
-                let change = (step / most * by * units[at]) as f32;
-                let value = if leaf == 0 { &mut grid.scales[at] } else { &mut grid.centers[at] };
-                let before = *value;
-                *value += change;
-                promised += f64::from(slopes[leaf][at]) * f64::from(*value - before);
+        edit(grid, |numbers| {
+            let units: Vec<f64> = numbers[0].iter().map(|scale| f64::from(scale.abs())).collect();
+            let steps = |leaf: usize| {
+                slopes[leaf]
+                    .iter()
+                    .zip(&units)
+                    .map(|(slope, unit)| f64::from(*slope) * unit)
+                    .collect::<Vec<f64>>()
+            };
+            let both = [steps(0), steps(1)];
+            let most = both.iter().flatten().fold(0f64, |most, step| most.max(step.abs())).max(1e-30);
+            for (leaf, steps) in both.into_iter().enumerate() {
+                for (at, step) in steps.into_iter().enumerate() {
+                    let change = (step / most * by * units[at]) as f32;
+                    let value = &mut numbers[leaf][at];
+                    let before = *value;
+                    *value += change;
+                    promised += f64::from(slopes[leaf][at]) * f64::from(*value - before);
+                }
             }
-        }
+        });
     }
     promised
 }
 
 /// Moves a grid in a direction that has nothing to do with its gradient, so that what the gradient forgets is seen.
 #[expect(clippy::needless_range_loop, reason = "a place in several arrays")]
-fn push_anyhow(grids: &mut [Grid], slopes: &[Slopes], which: usize, by: f64) -> f64 {
+fn push_anyhow(grids: &mut [Grid], slopes: &[Numbers], which: usize, by: f64) -> f64 {
     let mut promised = 0.0;
-    let grid = &mut grids[which];
-    for at in 0..grid.scales.len() {
-        let unit = f64::from(grid.scales[at].abs());
-        for (leaf, turn) in [(0, 2_654_435_761usize), (1, 40_503)] {
-            // One way in all groups of a row and mostly, so that effects do not cancel.
-            let way = if (at.wrapping_mul(turn) >> 7).is_multiple_of(8) { -1.0 } else { 1.0 };
-            let value = if leaf == 0 { &mut grid.scales[at] } else { &mut grid.centers[at] };
-            let before = *value;
-            *value += (way * by * unit) as f32;
-            promised += f64::from(slopes[which][leaf][at]) * f64::from(*value - before);
+    edit(&mut grids[which], |numbers| {
+        for at in 0..numbers[0].len() {
+            let unit = f64::from(numbers[0][at].abs());
+            for (leaf, turn) in [(0, 2_654_435_761usize), (1, 40_503)] {
+                // One way in all groups of a row and mostly, so that effects do not cancel.
+                let way = if (at.wrapping_mul(turn) >> 7).is_multiple_of(8) { -1.0 } else { 1.0 };
+                let value = &mut numbers[leaf][at];
+                let before = *value;
+                *value += (way * by * unit) as f32;
+                promised += f64::from(slopes[which][leaf][at]) * f64::from(*value - before);
+            }
         }
-    }
+    });
     promised
 }
 

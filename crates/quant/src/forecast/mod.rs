@@ -132,7 +132,7 @@ pub fn forecast(
         memory: QuantizeMemory::default(),
         sensitivities_memory: None,
         dwq_memory: None,
-        card_memory: card_memory::card_memory(model, windows, settings, measured)?,
+        card_memory: card_memory::card_memory(model, plan, windows, settings, measured)?,
     };
     let part =
         |name: &'static str, amount: f64, rate: f64| Part { name, amount, seconds: amount / rate.max(1.0) };

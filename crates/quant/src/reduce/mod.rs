@@ -7,6 +7,8 @@
 
 use std::collections::BTreeMap;
 
+use mlx_quant_engine::Tensor;
+
 use serde::{Deserialize, Serialize};
 
 /// Windows that are summed in order before the tree begins. Another number would give other bytes, and so raise
@@ -40,6 +42,18 @@ impl<T: Copy + std::ops::AddAssign> Sum for Vec<T> {
 fn other_plus<T: std::ops::AddAssign>(mut left: T, right: T) -> T {
     left += right;
     left
+}
+
+impl Sum for mlx_quant_engine::Result<Tensor> {
+    /// Where they lie; of what went wrong the first stays.
+    fn add(&mut self, right: Self) {
+        let sum = match (&*self, right) {
+            (Ok(left), Ok(right)) => left.device().add(left, &right, 1.0),
+            (Ok(_), Err(error)) => Err(error),
+            (Err(_), _) => return,
+        };
+        *self = sum;
+    }
 }
 
 impl<K: Ord, T: Sum> Sum for BTreeMap<K, T> {

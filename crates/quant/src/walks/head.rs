@@ -190,7 +190,7 @@ pub(crate) struct Divergence {
     /// With respect to the student's final hidden states.
     pub(crate) gradients: Vec<Tensor>,
     /// With respect to the head's scales and centers, `[vocabulary, groups]`, where they are trained.
-    pub(crate) head: Option<[Vec<f32>; 2]>,
+    pub(crate) head: Option<[Tensor; 2]>,
 }
 
 /// One window between the two passes.
@@ -239,7 +239,7 @@ pub(crate) fn divergence(
     if let Teacher::Top(tops) = teacher {
         weigh_rest(pass, &plain, &mut pupils, tops, factor)?;
     }
-    let mut head_gradients: Option<[Vec<f32>; 2]> = None;
+    let mut head_gradients: [Vec<Tensor>; 2] = Default::default();
     for rows in tiles(forward.device(), vocabulary) {
         let (parameters, variables) = pool.install(|| head(rows.clone()))?;
         let theirs = match teacher {
@@ -284,39 +284,44 @@ pub(crate) fn divergence(
         let stores =
             pupils.iter().enumerate().filter_map(|(window, pupil)| Some((window, pupil.store.as_ref()?)));
         let sums = sum_of(&variables, stores, false)?;
-        let all = head_gradients.get_or_insert_with(|| [Vec::new(), Vec::new()]);
-        for (all, sum) in all.iter_mut().zip(sums) {
-            all.extend(sum);
-        }
+        head_gradients.iter_mut().zip(sums).for_each(|(all, sum)| all.push(sum));
     }
     let losses = pupils.iter().map(|pupil| pupil.loss / pupil.lse.len().max(1) as f64).collect();
     let gradients = pupils.into_iter().filter_map(|pupil| pupil.gradient).collect();
-    Ok(Divergence { losses, gradients, head: head_gradients })
+    let [scales, centers] = head_gradients.each_ref().map(|tiles| joined(tiles));
+    let head = scales?.zip(centers?);
+    Ok(Divergence { losses, gradients, head: head.map(|(scales, centers)| [scales, centers]) })
 }
 
-/// Sums of variables' gradients over windows: `stores` has those of each batch of them, with its first window, in their
-/// order. Unless `some`, every variable must have a gradient in each.
+/// Rows one below the other; nothing where there are none.
+pub(crate) fn joined(parts: &[Tensor]) -> Result<Option<Tensor>, Error> {
+    match parts {
+        [] => Ok(None),
+        [one] => Ok(Some(one.clone())),
+        parts => Ok(Some(Tensor::cat(parts, 0).map_err(WeightsError::from)?)),
+    }
+}
+
+/// Sums of gradients of scales and centers over windows: `stores` has those of each batch of them, with its first window,
+/// in their order. Unless `some`, both must have a gradient in each; where none has one, the sum is zeros.
 pub(crate) fn sum_of<'s>(
-    variables: &[Tensor],
+    variables: &[Tensor; 2],
     stores: impl Iterator<Item = (usize, &'s Gradients)> + Clone,
     some: bool,
-) -> Result<Vec<Vec<f32>>, Error> {
+) -> Result<[Tensor; 2], Error> {
     let missing = || mlx_quant_engine::Error::msg("a trained scale has no gradient");
-    let one = |variable: &Tensor| -> mlx_quant_engine::Result<Vec<f32>> {
+    let one = |variable: &Tensor| -> mlx_quant_engine::Result<Tensor> {
         let mut sum = InOrder::default();
         for (window, store) in stores.clone() {
-            let gradient = match store.get(variable) {
-                None if some => continue,
-                found => found.ok_or_else(missing)?,
-            };
-            gradient
-                .device()
-                .leave("sums of gradients over windows, and Adam", "scales and centers are there");
-            sum.add(window, gradient.to_vec()?);
+            match store.get(variable) {
+                None if some => {}
+                found => sum.add(window, found.cloned().ok_or_else(missing)),
+            }
         }
-        Ok(sum.finish().unwrap_or_else(|| vec![0.0; variable.elem_count()]))
+        sum.finish().unwrap_or_else(|| Tensor::full(0.0, variable.dims(), variable.device()))
     };
-    Ok(variables.iter().map(one).collect::<mlx_quant_engine::Result<_>>().map_err(WeightsError::from)?)
+    let [scales, centers] = variables.each_ref().map(one);
+    Ok([scales.map_err(WeightsError::from)?, centers.map_err(WeightsError::from)?])
 }
 
 impl Top {

@@ -26,7 +26,9 @@ use mlx_quant_model::{Decoder, Forward, Parameters, State, Tables, Weights, Weig
 pub(crate) use self::backward::{Passed, Start, StateGradients, Visit, backward};
 pub(crate) use self::fisher::fisher;
 pub(crate) use self::forward::{Passing, Trail, finish, forward as forward_walk};
-pub(crate) use self::head::{Divergence, HeadPass, Teacher, Top, divergence, sum_of, tile_rows, tiles};
+pub(crate) use self::head::{
+    Divergence, HeadPass, Teacher, Top, divergence, joined, sum_of, tile_rows, tiles,
+};
 pub(crate) use self::memory::{a_token, attention, backward_bytes, graph_bytes, largest_weight, tile_bytes};
 pub(crate) use self::spread::{each, in_turn};
 pub(crate) use self::wave::Wave;

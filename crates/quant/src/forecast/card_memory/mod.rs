@@ -13,9 +13,10 @@ use self::on_card::OnCard;
 use crate::data::Windows;
 use crate::dynamic::windows_together;
 use crate::evaluate::EvaluationSettings;
+use crate::plan::Plan;
 use crate::session::QuantizeSettings;
 use crate::walks::{Residency, Walk};
-use crate::{Error, Model, threads_or_all};
+use crate::{Error, Model, dwq, threads_or_all};
 
 /// What an evaluation holds on the card that `model` computes on; nothing where that is the processor.
 ///
@@ -53,13 +54,14 @@ pub fn card_memory_of_evaluation(
     Ok(Some(most))
 }
 
-/// What a run holds on the card that `model` computes on; nothing where that is the processor. With `measured`, dynamic
-/// finds its sensitivities in a file.
+/// What a run that writes `plan`'s output holds on the card that `model` computes on; nothing where that is the processor.
+/// With `measured`, dynamic finds its sensitivities in a file.
 ///
 /// # Errors
 /// As [`Walk::open`].
 pub(super) fn card_memory(
     model: &Model,
+    plan: &Plan,
     windows: &Windows,
     settings: &QuantizeSettings,
     measured: bool,
@@ -91,11 +93,15 @@ pub(super) fn card_memory(
         let own = OnCard { walk: &walk, tokens: training.sequence_length as u64 };
         let wave = (settings.dwq.batch_size as u64).max(threads as u64);
         let step = (settings.dwq.batch_size as u64).min(training.picked.len() as u64);
+        // What stays there from the first step to the last.
+        let (codes, grids) = (own.held(model), dwq::grid_bytes(plan));
         let mut steps = own.backward(step, own.trained(), 4, "dwq");
-        steps.peak += own.held(model);
+        steps.peak += codes + grids;
         most = most.max(steps);
         let all = (training.picked.len() + held_out.picked.len()) as u64;
-        most = most.max(own.forward(wave.min(all), 0, false, "dwq"));
+        let mut looks = own.forward(wave.min(all), 0, false, "dwq");
+        looks.peak += codes + grids;
+        most = most.max(looks);
     }
     if let Some(held_out) = &settings.evaluate {
         let quality = EvaluationSettings { threads, low_memory: settings.low_memory, cache: None };
