@@ -115,7 +115,6 @@ fn push(grids: &mut [Grid], slopes: &[Numbers], which: Option<usize>, by: f64) -
 }
 
 /// Moves a grid in a direction that has nothing to do with its gradient, so that what the gradient forgets is seen.
-#[expect(clippy::needless_range_loop, reason = "a place in several arrays")]
 fn push_anyhow(grids: &mut [Grid], slopes: &[Numbers], which: usize, by: f64) -> f64 {
     let mut promised = 0.0;
     edit(&mut grids[which], |numbers| {
