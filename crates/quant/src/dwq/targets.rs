@@ -146,7 +146,8 @@ impl<'t> Targets<'t> {
         pool: &rayon::ThreadPool,
         observer: &dyn Observer,
     ) -> Result<Self, Error> {
-        let walk = teacher.map(Walk::open).transpose()?;
+        // Every step passes the teacher's head twice.
+        let walk = teacher.map(Walk::open).transpose()?.map(Walk::with_head_kept);
         if let Some(walk) = &walk
             && walk.decoder != student.decoder
         {

@@ -17,6 +17,7 @@ mod memory;
 mod spread;
 mod wave;
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use mlx_quant_engine::{Device, Tensor};
@@ -42,6 +43,9 @@ const WAVE_BYTES: usize = 512 << 20;
 const TRAIL_BYTES: usize = 512 << 20;
 /// And the part of a card's memory: blocks are brought there once for all windows, not once for a few.
 const TRAIL_PART: u64 = 8;
+
+/// A head stays on a card if it takes this part of its memory at most.
+const HEAD_PART: u64 = 16;
 
 /// Rows of scores that attention holds at a time.
 const ATTENTION_ROWS: usize = 256;
@@ -76,6 +80,8 @@ pub struct Walk<'m> {
     pub device: Device,
     residency: Residency,
     blocks: Vec<OnceLock<Arc<Parameters>>>,
+    /// Tiles of the head by their rows, where they stay on a card.
+    head: Option<Mutex<BTreeMap<(usize, usize), Parameters>>>,
     tables: Mutex<Option<Tables>>,
 }
 
@@ -94,6 +100,7 @@ impl<'m> Walk<'m> {
             device: model.device.clone(),
             residency: Residency::Streaming,
             blocks,
+            head: None,
             tables: Mutex::default(),
         })
     }
@@ -103,6 +110,24 @@ impl<'m> Walk<'m> {
     pub fn with(mut self, residency: Residency) -> Self {
         self.residency = residency;
         self
+    }
+
+    /// Lets the head stay on a card that has room for it: for walks that pass it many times.
+    pub(crate) fn with_head_kept(mut self) -> Self {
+        self.head = self.keeps_head().then(Mutex::default);
+        self
+    }
+
+    /// Whether the whole head takes little of a card's memory.
+    pub(crate) fn keeps_head(&self) -> bool {
+        let memory = self.device.capacity().and_then(|capacity| capacity.memory).unwrap_or(0);
+        self.device.is_card() && self.head_bytes() <= memory / HEAD_PART
+    }
+
+    /// Bytes of the head in float32.
+    pub(crate) fn head_bytes(&self) -> u64 {
+        let shape = self.weights.shape(&format!("{}.weight", self.head_path())).unwrap_or(&[]);
+        shape.iter().product::<usize>() as u64 * 4
     }
 
     /// What suits these windows.
@@ -143,8 +168,16 @@ impl<'m> Walk<'m> {
     /// # Errors
     /// If a value is NaN or infinite.
     pub fn head_tile(&self, rows: std::ops::Range<usize>) -> Result<Parameters, Error> {
+        let known = || self.head.as_ref().map(|tiles| tiles.lock().unwrap_or_else(PoisonError::into_inner));
+        let own = (rows.start, rows.end);
+        if let Some(tile) = known().and_then(|tiles| tiles.get(&own).cloned()) {
+            return Ok(tile);
+        }
         let tile = self.weights.load_tile(self.head_path(), rows, &self.device)?;
         self.weights.release();
+        if let Some(mut tiles) = known() {
+            tiles.insert(own, tile.clone());
+        }
         Ok(tile)
     }
 

@@ -94,7 +94,9 @@ pub(super) fn card_memory(
         let wave = (settings.dwq.batch_size as u64).max(threads as u64);
         let step = (settings.dwq.batch_size as u64).min(training.picked.len() as u64);
         // What stays there from the first step to the last.
-        let (codes, grids) = (own.held(model), dwq::grid_bytes(plan));
+        // (The teacher's head has the student's shape.)
+        let head = if walk.keeps_head() { walk.head_bytes() } else { 0 };
+        let (codes, grids) = (own.held(model) + head, dwq::grid_bytes(plan));
         let mut steps = own.backward(step, own.trained(), 4, "dwq");
         steps.peak += codes + grids;
         most = most.max(steps);
