@@ -190,7 +190,7 @@ fn what_is_not_positive_definite_has_no_factor() {
             let upper = device.factor(&mut hessian, 3.0).unwrap().unwrap();
             assert_eq!(values(&upper)[size * size - 1], 0.5, "{what}");
             // Of the matrix alone that was given, and of its diagonal.
-            let damped = |at: usize| one(at) + if at % (size + 1) == 0 { 3.0 } else { 0.0 };
+            let damped = |at: usize| one(at) + if at.is_multiple_of(size + 1) { 3.0 } else { 0.0 };
             assert_eq!(values(&held), values(&of(&one)), "{what}");
             assert_eq!(values(&hessian), values(&of(&damped)), "{what}");
         }

@@ -135,6 +135,7 @@ mod tests {
         (0..windows).step_by(batch).map(of).collect()
     }
 
+    #[cfg(feature = "gpu")]
     fn bits(gram: &Gram) -> Vec<u32> {
         gram.values.to_vec().unwrap().into_iter().map(f32::to_bits).collect()
     }
@@ -173,12 +174,12 @@ mod tests {
     #[test]
     fn rows_of_large_matrices_are_summed_some_at_a_time() {
         use mlx_quant_engine::gpu::{Gpu, adapters};
-        assert_eq!(stripes(14336, 8, &cpu()), [0..14336]);
+        assert_eq!(stripes(14336, 8, &cpu()).len(), 1);
         let Some(adapter) = adapters().into_iter().next() else { return };
         let gpu = Gpu::open(&format!("gpu:{}", adapter.index).parse().unwrap()).unwrap();
         let device = Device::new(gpu);
-        assert_eq!(stripes(4096, 8, &device), [0..4096]);
-        assert_eq!(stripes(14336, 1, &device), [0..14336]);
+        assert_eq!(stripes(4096, 8, &device).len(), 1);
+        assert_eq!(stripes(14336, 1, &device).len(), 1);
         for size in [4097, 8192, 14336, 28672, 53248] {
             let all = stripes(size, 8, &device);
             assert!(all.len() < PARTS, "{size}: {all:?}");
