@@ -9,8 +9,8 @@ use serde::Serialize;
 use crate::setting::{Setting, SettingError};
 
 /// Raised whenever the same input, settings and engine give other bytes than before. 2: windows are summed in chunks
-/// and a tree ([`crate::reduce`]). 3: layers in an fp mode are rounded by the recipe.
-pub(crate) const ALGORITHM: u32 = 3;
+/// and a tree ([`crate::reduce`]). 3: layers in an fp mode are rounded by the recipe. 4: sweeps and dwq on cards.
+pub(crate) const ALGORITHM: u32 = 4;
 
 /// What somebody asks for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

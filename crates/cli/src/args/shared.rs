@@ -16,22 +16,22 @@ use crate::typed::typed;
 #[derive(Clone, Copy, Debug, Args)]
 pub(crate) struct SchemeFlags {
     /// Bits per weight: 2, 3, 4, 5, 6 or 8 [default: 4; the fp modes have their own]
-    #[arg(long, visible_alias = "bits", value_name = "BITS")]
-    pub(crate) q_bits: Option<u32>,
+    #[arg(id = "q_bits", long = "q-bits", visible_alias = "bits", value_name = "BITS")]
+    pub(crate) bits: Option<u32>,
 
     /// Weights that share a scale: 32, 64 or 128 [default: 64; the fp modes have their own]
-    #[arg(long, visible_alias = "group-size", value_name = "N")]
-    pub(crate) q_group_size: Option<usize>,
+    #[arg(id = "q_group_size", long = "q-group-size", visible_alias = "group-size", value_name = "N")]
+    pub(crate) group_size: Option<usize>,
 
     /// Quantization mode; dynamic, learn and dwq are affine
-    #[arg(long, value_enum, default_value = "affine")]
-    pub(crate) q_mode: ModeArg,
+    #[arg(id = "q_mode", long = "q-mode", value_enum, default_value = "affine")]
+    pub(crate) mode: ModeArg,
 }
 
 impl SchemeFlags {
     /// The scheme that they name.
     pub(crate) fn scheme(self) -> Result<Scheme, Refusal> {
-        let scheme = Scheme::new(self.q_mode.into(), self.q_bits, self.q_group_size);
+        let scheme = Scheme::new(self.mode.into(), self.bits, self.group_size);
         scheme.and_then(Scheme::widely_loaded).map_err(|error| Refusal(error.to_string()))
     }
 }

@@ -66,7 +66,7 @@ pub(crate) fn run(args: &Convert, printer: Printer) -> Result<()> {
 fn settings(args: &Convert, printer: Printer) -> Result<Settings> {
     let flags = args.scheme;
     let scheme = flags.scheme()?;
-    let sizes = flags.q_bits.is_some() || flags.q_group_size.is_some();
+    let sizes = flags.bits.is_some() || flags.group_size.is_some();
     if !args.quantize && (sizes || args.quant_predicate.is_some()) {
         printer.warn("bits, group size and recipe have no effect without -q");
     }

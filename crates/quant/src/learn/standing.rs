@@ -61,8 +61,9 @@ impl Kept {
         }
         let Course { steps, best, standing } = course;
         let mut arrays = Arrays::new();
-        let errors = [best.before, best.best].map(|error| error.to_bits().cast_signed());
-        let course = vec![*steps as i64, best.step as i64, errors[0], errors[1]];
+        let counts = [*steps, best.step].map(|count| count as u64);
+        let errors = [best.before, best.best].map(f64::to_bits);
+        let course: Vec<i64> = counts.into_iter().chain(errors).map(u64::cast_signed).collect();
         arrays.insert(COURSE.to_owned(), Array::flat(course));
         for (at, (layer, best)) in layers(learners).zip(standing).enumerate() {
             let layer: &Layer = layer;

@@ -232,7 +232,7 @@ impl Request<'_> {
 
     /// Refuses methods that have nothing to choose in an fp mode.
     fn check_mode(&self) -> Result<(), Refusal> {
-        let mode: Mode = self.common.scheme.q_mode.into();
+        let mode: Mode = self.common.scheme.mode.into();
         let affine = [Method::Dynamic, Method::Learn, Method::Dwq];
         match affine.into_iter().find(|method| self.recipe.methods().contains(method)) {
             Some(method) if mode != Mode::Affine => Err(Refusal(format!(
