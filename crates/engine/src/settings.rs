@@ -18,8 +18,8 @@ pub enum Precision {
     /// In float32.
     #[default]
     Float32,
-    /// By matrix units, in two float16 for each operand and sums in float32, where a product is a linear layer's or a Gram
-    /// matrix: about 22 bits instead of 24.
+    /// By matrix units, in two float16 for each operand and sums in float32, where a product is a linear layer's, a Gram
+    /// matrix or carries errors of rounding: about 22 bits instead of 24.
     Fast,
 }
 

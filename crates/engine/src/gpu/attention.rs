@@ -138,6 +138,7 @@ impl Attention {
             finish: Finish::Replace,
             triangle: None,
             loose: false,
+            peak: None,
         }
     }
 
@@ -189,6 +190,7 @@ impl Attention {
                 finish: Finish::Add,
                 triangle: None,
                 loose: false,
+                peak: None,
             };
             product.run(card)?;
         }

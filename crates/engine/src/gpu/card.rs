@@ -8,9 +8,9 @@ use super::adapter::{Adapter, AdapterChoice, AdapterKind, choose};
 use super::kernel::Kernel;
 use super::pool::{Pool, Staging};
 use super::profile;
+use super::squares;
 use super::stream::Stream;
 use super::tiles::Tiles;
-use super::units;
 use crate::error::{Error, Result, bail};
 use crate::settings::Precision;
 use crate::usage::MemoryUse;
@@ -70,7 +70,7 @@ impl Card {
     pub(super) fn open(choice: &AdapterChoice, precision: Precision, binding: Option<u64>) -> Result<Self> {
         let (adapter, told) = choose(choice)?;
         let fast = precision == Precision::Fast;
-        if let Some(why) = units::lacking(&adapter).filter(|_| fast) {
+        if let Some(why) = squares::lacking(&adapter).filter(|_| fast) {
             bail!("{} computes in float32 alone: {why}; hint: leave --precision out", told.name);
         }
         let mut limits = adapter.limits();
@@ -81,7 +81,7 @@ impl Card {
         let noted = adapter.features() & profile::FEATURES;
         let (wanted, experimental) = if fast {
             // SAFETY: of what is experimental only our own kernel of products is made, whose places lie within its arrays.
-            (units::FEATURES, unsafe { wgpu::ExperimentalFeatures::enabled() })
+            (squares::FEATURES, unsafe { wgpu::ExperimentalFeatures::enabled() })
         } else {
             (wgpu::Features::empty(), wgpu::ExperimentalFeatures::disabled())
         };

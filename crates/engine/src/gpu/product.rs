@@ -6,9 +6,11 @@ use super::card::Card;
 use super::launch::{Launch, Slice};
 use super::memory::Memory;
 use super::program::{Program, program};
+use super::squares;
 use super::tiles::{Form, Tiles};
-use super::units;
+use super::units::{self, Operand};
 use crate::error::{Result, bail};
+use crate::settings::Precision;
 
 /// Unchecked: in workgroup memory places are a thread's number and constants, below the lines' lengths (16 * Q < 16 * Q
 /// + 1); in buffers they are looked at before each access.
@@ -77,6 +79,8 @@ pub(super) struct Product<'m> {
     pub(super) triangle: Option<usize>,
     /// Whether a precision below float32 is enough where somebody asks for speed.
     pub(super) loose: bool,
+    /// The largest size among operands that lie across k, where it is known.
+    pub(super) peak: Option<Slice<'m>>,
 }
 
 impl<'m> Product<'m> {
@@ -94,10 +98,11 @@ impl<'m> Product<'m> {
             finish: Finish::Replace,
             triangle: None,
             loose: false,
+            peak: None,
         }
     }
 
-    pub(super) fn work(&self) -> u64 {
+    fn work(&self) -> u64 {
         2 * (self.sizes.iter().product::<usize>() * self.batch[0] * self.batch[1]) as u64
     }
 
@@ -197,7 +202,7 @@ impl<'m> Product<'m> {
     }
 
     /// Whether all lines are whole vec4s.
-    pub(super) fn in_fours(&self) -> bool {
+    fn in_fours(&self) -> bool {
         let [m, k, n] = self.sizes;
         let whole = |x: &Matrix<'_>, length: usize| {
             [x.first, x.line, x.outer, x.inner, length].iter().all(|number| number.is_multiple_of(4))
@@ -229,6 +234,13 @@ impl<'m> Product<'m> {
         (None, if busy(tile) { tile } else { (64, 64) })
     }
 
+    /// Whether matrix units compute it. Rows do not decide: a window has the bits that it has in a batch.
+    fn by_units(&self, card: &Card) -> bool {
+        let [_, k, n] = self.sizes;
+        let large = self.triangle.is_some() || k.min(n) >= squares::LEAST;
+        card.precision == Precision::Fast && self.loose && self.batch == [1, 1] && self.in_fours() && large
+    }
+
     /// Computes it.
     pub(super) fn run(&self, card: &Arc<Card>) -> Result<()> {
         let [m, k, n] = self.sizes;
@@ -240,7 +252,7 @@ impl<'m> Product<'m> {
             return parts.iter().try_for_each(|part| part.run(card));
         }
         let by_units = self.by_units(card);
-        let (form, tile) = if by_units { (None, units::TILE) } else { self.form(card) };
+        let (form, tile) = if by_units { (None, squares::TILE) } else { self.form(card) };
         let (rows, columns) = (m.div_ceil(tile.0), n.div_ceil(tile.1));
         if rows > card.groups as usize || columns > card.groups as usize {
             bail!("a product of {m} rows and {n} columns has more tiles than {} starts", card.adapter.name);
@@ -288,7 +300,13 @@ impl<'m> Product<'m> {
         ]
         .map(|number| number as u32);
         if by_units {
-            return self.run_by_units(card, words, slices, &numbers);
+            let operand = |slice, line, along| Operand { slice, line, along, peak: self.peak };
+            let (a, b) = (
+                operand(slices[0], self.a.line, self.a_along),
+                operand(slices[1], self.b.line, self.b_along),
+            );
+            let sizes = (self.sizes, self.in_fours());
+            return units::run(card, words, sizes, (a, b), (bias, slices[3]), (&numbers, self.work()));
         }
         words.push(("WHOLE", flag(self.in_fours() && whole)));
         let mut number = |name, value: usize| words.push((name, value.to_string()));

@@ -426,7 +426,7 @@ pub(super) fn round(
     let mut parts = Vec::new();
     let room = PART.min(card.binding - card.alignment as usize / 4) / columns.max(1);
     // The search takes 4 rows with each of its workgroups.
-    let most = (room / ROWS * ROWS).clamp(ROWS, 2 * card.groups as usize);
+    let most = (room / ROWS * ROWS).clamp(ROWS, 2 * card.groups as usize / ROWS * ROWS);
     // Parts of about one size: a small last one would leave a card idle.
     let step = rows.div_ceil(rows.div_ceil(most).max(1)).next_multiple_of(ROWS).max(ROWS);
     for first in (0..rows).step_by(step) {

@@ -12,8 +12,9 @@ use super::parts::by_parts;
 use super::product::{Finish, Matrix, Product};
 use super::program::Program;
 use super::strided::{Strided, Value, elements};
+use super::units;
 use crate::elementary::Reduce;
-use crate::error::Result;
+use crate::error::{Result, bail};
 use crate::{LAST, Tensor};
 
 static SQUARE: Program =
@@ -108,15 +109,29 @@ fn made_alone(card: &Arc<Card>, x: &mut Tensor) -> Result<()> {
 /// Adds `x^T x` to the lower triangle of `sum`, half a product; or to rows of it.
 pub(super) fn gram_add(card: &Arc<Card>, sum: &mut Tensor, x: &Tensor) -> Result<()> {
     let (own, end) = sum.dims2()?;
-    let (size, above) = (x.dim(LAST)?, end - own);
+    let size = x.dim(LAST)?;
+    if own > end || end > size {
+        bail!("inputs {:?} cannot be summed to rows {:?} of a triangle", x.dims(), sum.dims());
+    }
+    let above = end - own;
     made_alone(card, sum)?;
     let (x, to) = (Slice::of(x)?, Slice::of(sum)?);
     let tokens = x.count / size.max(1);
+    if tokens == 0 {
+        return Ok(());
+    }
     let lines = Matrix::of(x, size);
-    let product =
-        Product { finish: Finish::Add, triangle: Some(above), ..Product::new(x, x, to, [own, tokens, end]) };
-    Product { a: lines.from(above), a_along: false, b: lines, b_along: false, loose: true, ..product }
-        .run(card)
+    // Of all inputs, so that rows have the bits that they have in the whole matrix.
+    let peak = units::peak(card, x, (tokens, size))?;
+    let peak = peak.as_ref().map(|peak| Slice::all(peak, 1));
+    let product = Product {
+        finish: Finish::Add,
+        triangle: Some(above),
+        loose: true,
+        peak,
+        ..Product::new(x, x, to, [own, tokens, end])
+    };
+    Product { a: lines.from(above), a_along: false, b: lines, b_along: false, ..product }.run(card)
 }
 
 /// Rows of a lower triangle times `factor`, and the columns that mirror them.

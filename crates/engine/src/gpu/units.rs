@@ -2,65 +2,22 @@
 //!
 //! Units multiply float16. An operand is brought near one by powers of two and split in two float16, which together hold
 //! 22 of float32's 24 bits; three products of the halves give what float32 gives but for the last bits, at twice its rate
-//! or more. Only what says that it may be computed so is: linear layers, their gradients and Gram matrices, not factors,
-//! and not what rounding makes of errors.
+//! or more. Only what says that it may be computed so is (`Product::loose`): linear layers, their gradients, Gram matrices
+//! and what rounding makes of errors, not factors.
 
 use std::sync::Arc;
 
 use super::card::Card;
 use super::launch::{Launch, Slice};
 use super::memory::Memory;
-use super::product::{Matrix, Product};
 use super::program::{Program, Words, program};
-use crate::error::Result;
+use super::squares::{LINE, ROOM, SQUARES, THREADS, TILE, WARPS};
+use crate::error::{Result, bail};
 use crate::settings::Precision;
 
 /// Unchecked as other products are.
 static UNITS: Program = Program { checked: false, ..program!("units", 3, 3, "operands") };
 static PEAKS: Program = program!("peaks", 1, 1);
-
-/// Rows and columns of a workgroup's tile. Of the forms that were tried on an H200 this is the fastest: larger tiles leave
-/// room for fewer workgroups at a time, and it is other workgroups that work while one waits.
-pub(super) const TILE: (usize, usize) = (128, 128);
-/// Squares of 16 down and across that 32 threads compute.
-const SQUARES: (usize, usize) = (4, 4);
-/// Groups of 32 threads across a tile.
-const WARPS: usize = TILE.1 / (16 * SQUARES.1);
-/// Threads of a workgroup.
-const THREADS: usize = TILE.0 / (16 * SQUARES.0) * WARPS * 32;
-// Where lines lie across k a thread has 4 x 4 of a tile's 16 steps.
-const _: () = assert!(TILE.0 == THREADS && TILE.1 == THREADS);
-/// Vec4s of a line of 16 elements in workgroup memory.
-const LINE: usize = 4;
-/// Vec4s of the tiles of both operands.
-const ROOM: usize = (TILE.0 + TILE.1) * LINE;
-/// Bytes of workgroup memory that the kernel takes.
-const MEMORY: u32 = (2 * ROOM * 8 + THREADS / 32 * 1024) as u32;
-/// Tiles from which on a card is busy with them.
-const BUSY: usize = 64;
-
-/// What a device must be opened with so that its matrix units can be used.
-pub(super) const FEATURES: wgpu::Features =
-    wgpu::Features::SHADER_F16.union(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX);
-
-/// Why an adapter's matrix units cannot compute our products, if they cannot.
-pub(super) fn lacking(adapter: &wgpu::Adapter) -> Option<&'static str> {
-    let info = adapter.get_info();
-    let squares = adapter.cooperative_matrix_properties().into_iter().any(|own| {
-        (own.m_size, own.n_size, own.k_size) == (16, 16, 16)
-            && own.ab_type == wgpu::CooperativeScalarType::F16
-            && own.cr_type == wgpu::CooperativeScalarType::F32
-    });
-    if !adapter.features().contains(FEATURES) || !squares {
-        Some("it has no matrix units for squares of 16 float16 with sums in float32")
-    } else if (info.subgroup_min_size, info.subgroup_max_size) != (32, 32) {
-        Some("its threads do not run together in groups of 32")
-    } else if adapter.limits().max_compute_workgroup_storage_size < MEMORY {
-        Some("its workgroups share too little memory")
-    } else {
-        None
-    }
-}
 
 /// What the kernel's words of its own stand for.
 fn sizes(a_along: bool, b_along: bool) -> Vec<(&'static str, String)> {
@@ -84,64 +41,73 @@ fn sizes(a_along: bool, b_along: bool) -> Vec<(&'static str, String)> {
     all.map(|(name, value)| (name, value.to_string())).to_vec()
 }
 
-impl Product<'_> {
-    /// Whether matrix units compute it.
-    pub(super) fn by_units(&self, card: &Card) -> bool {
-        let [m, k, n] = self.sizes;
-        let tiles = m.div_ceil(TILE.0) * n.div_ceil(TILE.1);
-        let halved = if self.triangle.is_some() { 2 } else { 1 };
-        card.precision == Precision::Fast
-            && self.loose
-            && self.batch == [1, 1]
-            && self.in_fours()
-            && m.min(n).min(k) >= 64
-            && tiles / halved >= BUSY
-            && m.div_ceil(TILE.0).max(n.div_ceil(TILE.1)) <= card.groups as usize
+/// An operand: lines along k, or across it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Operand<'m> {
+    /// From the first element to the last.
+    pub(super) slice: Slice<'m>,
+    /// Elements between lines.
+    pub(super) line: usize,
+    pub(super) along: bool,
+    /// The largest size of all of it, where lines lie across k and it is known.
+    pub(super) peak: Option<Slice<'m>>,
+}
+
+impl Operand<'_> {
+    /// Its peaks, if they have to be made; `own` lines along k, or elements of a line across it.
+    fn made(&self, card: &Arc<Card>, own: usize, k: usize) -> Result<Option<Memory>> {
+        match self.peak {
+            Some(_) if !self.along => Ok(None),
+            _ => peaks(card, self, own, k).map(Some),
+        }
     }
 
-    /// Computes it by matrix units; `words`, `slices` and `numbers` are those of all kernels of products.
-    pub(super) fn run_by_units(
-        &self,
-        card: &Arc<Card>,
-        mut words: Vec<(&'static str, String)>,
-        slices: [Slice<'_>; 4],
-        numbers: &[u32],
-    ) -> Result<()> {
-        let [m, k, n] = self.sizes;
-        let whole = m.is_multiple_of(TILE.0) && n.is_multiple_of(TILE.1) && k.is_multiple_of(16);
-        let own_peaks = peaks(card, &self.a, self.a_along, (m, k))?;
-        let other = if self.is_square() { None } else { Some(peaks(card, &self.b, self.b_along, (n, k))?) };
-        let of_b = other.as_ref().unwrap_or(&own_peaks);
-        let size = |along: bool, lines: usize| if along { lines } else { 1 };
-        words.extend(sizes(self.a_along, self.b_along));
-        words.push(("WHOLE", u8::from(self.in_fours() && whole).to_string()));
-        let [a, b, bias, c] = slices;
-        let (a_peaks, b_peaks) =
-            (Slice::all(&own_peaks, size(self.a_along, m)), Slice::all(of_b, size(self.b_along, n)));
-        card.launch(&Launch {
-            program: &UNITS,
-            words: &words,
-            slices: &[a, b, bias, c, a_peaks, b_peaks],
-            numbers,
-            groups: [n.div_ceil(TILE.1) as u32, m.div_ceil(TILE.0) as u32, 1],
-            work: self.work(),
-        })
-    }
-
-    /// Whether both operands are the same lines.
-    fn is_square(&self) -> bool {
-        let of = |x: &Matrix<'_>| (std::ptr::from_ref(x.memory), x.first, x.line);
-        of(&self.a) == of(&self.b) && self.a_along == self.b_along && self.sizes[0] == self.sizes[2]
+    fn peaks<'p>(&'p self, made: Option<&'p Memory>, own: usize) -> Result<Slice<'p>> {
+        match (made, self.peak) {
+            (Some(made), _) => Ok(Slice::all(made, if self.along { own } else { 1 })),
+            (None, Some(peak)) => Ok(peak),
+            (None, None) => bail!("an operand without its largest size"),
+        }
     }
 }
 
+/// Computes a product of sizes `[m, k, n]`; `words` and `numbers` are those of all kernels of products. `whole` says that
+/// all lines are whole vec4s.
+pub(super) fn run(
+    card: &Arc<Card>,
+    mut words: Vec<(&'static str, String)>,
+    ([m, k, n], whole): ([usize; 3], bool),
+    (a, b): (Operand<'_>, Operand<'_>),
+    (bias, c): (Slice<'_>, Slice<'_>),
+    (numbers, work): (&[u32], u64),
+) -> Result<()> {
+    let whole = whole && m.is_multiple_of(TILE.0) && n.is_multiple_of(TILE.1) && k.is_multiple_of(16);
+    let (of_a, of_b) = (a.made(card, m, k)?, b.made(card, n, k)?);
+    words.extend(sizes(a.along, b.along));
+    words.push(("WHOLE", u8::from(whole).to_string()));
+    card.launch(&Launch {
+        program: &UNITS,
+        words: &words,
+        slices: &[a.slice, b.slice, bias, c, a.peaks(of_a.as_ref(), m)?, b.peaks(of_b.as_ref(), n)?],
+        numbers,
+        groups: [n.div_ceil(TILE.1) as u32, m.div_ceil(TILE.0) as u32, 1],
+        work,
+    })
+}
+
+/// The largest size in a matrix of `k` lines of `length`, where somebody may ask for it.
+pub(super) fn peak(card: &Arc<Card>, x: Slice<'_>, (k, length): (usize, usize)) -> Result<Option<Memory>> {
+    let x = Operand { slice: x, line: length, along: false, peak: None };
+    let asked = card.precision == Precision::Fast;
+    asked.then(|| peaks(card, &x, length, k)).transpose()
+}
+
 /// The largest size in each line along k; in all of a matrix whose lines lie across k.
-fn peaks(card: &Arc<Card>, x: &Matrix<'_>, along: bool, (own, k): (usize, usize)) -> Result<Memory> {
-    let (lines, length) = if along { (own, k) } else { (k, own) };
+fn peaks(card: &Arc<Card>, x: &Operand<'_>, own: usize, k: usize) -> Result<Memory> {
+    let (lines, length) = if x.along { (own, k) } else { (k, own) };
     let by_line = card.room(lines)?;
-    let all = Slice { memory: x.memory, first: x.first, count: (lines - 1) * x.line + length };
-    largest(card, all, (lines, length, x.line), &by_line)?;
-    if along {
+    largest(card, x.slice, (lines, length, x.line), &by_line)?;
+    if x.along {
         return Ok(by_line);
     }
     let whole = card.room(1)?;

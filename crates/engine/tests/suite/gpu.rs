@@ -19,7 +19,7 @@ use mlx_quant_engine::{
 use super::{Operation, bits, distance, gradients, on, run, tensor, values};
 
 /// To stderr itself: what is printed is shown of failed tests alone.
-fn say(what: &str) {
+pub(crate) fn say(what: &str) {
     let _ = writeln!(std::io::stderr(), "{what}");
 }
 

@@ -9,6 +9,8 @@ mod learned;
 mod losses;
 mod second_order;
 mod training;
+#[cfg(feature = "gpu")]
+mod units;
 
 use mlx_quant_engine::{Device, Result, Tensor, cpu, plain};
 

@@ -159,7 +159,7 @@ impl Distillation<'_> {
         let targets =
             Targets::prepare(teacher, &own.walk, &lessons, directory, files, self.pool, self.observer)?;
         let file = StateFile(writer.state_path("dwq.safetensors"));
-        let (mut journey, mut best) = match file.load(&mut own.grids) {
+        let (mut journey, mut best) = match file.load(&mut own.grids)? {
             Ok(Some(found)) => found,
             Ok(None) => (Journey { rate: f64::NAN, ..Journey::default() }, values(&own.grids)),
             // The numbers to begin with are there no more.

@@ -44,6 +44,9 @@ pub(super) struct StateFile(pub(super) PathBuf);
 const LEAVES: [&str; 8] =
     ["scales", "centers", "m.scales", "v.scales", "m.centers", "v.centers", "best.scales", "best.centers"];
 
+/// Values of a grid, in the order of [`LEAVES`].
+type Leaves = [Vec<f32>; LEAVES.len()];
+
 impl StateFile {
     pub(super) fn save(&self, journey: &Journey, grids: &[Grid], best: &Best) -> Result<(), Error> {
         let mut all = Arrays::new();
@@ -60,37 +63,46 @@ impl StateFile {
         kept::store(&self.0, &all).map_err(|error| Error::state(&self.0, &error))
     }
 
-    /// Where an earlier run came to; `None` if there was none.
+    /// Where an earlier run came to; `None` if there was none. In words what is wrong with a file that cannot be read or
+    /// does not fit.
     ///
     /// # Errors
-    /// In words: a file that cannot be read or does not fit.
-    pub(super) fn load(&self, grids: &mut [Grid]) -> Result<Option<(Journey, Best)>, String> {
+    /// If the device has no room for it: the file stays as it is.
+    pub(super) fn load(&self, grids: &mut [Grid]) -> Result<Result<Option<(Journey, Best)>, String>, Error> {
         if !self.0.is_file() {
-            return Ok(None);
+            return Ok(Ok(None));
         }
-        let all = kept::load(&self.0).map_err(|error| error.to_string())?;
-        Self::fill(all, grids).map(Some).ok_or_else(|| "it is the state of another training".to_owned())
+        let all = match kept::load(&self.0) {
+            Ok(all) => all,
+            Err(error) => return Ok(Err(error.to_string())),
+        };
+        let Some((journey, found)) = Self::fitting(all, grids) else {
+            return Ok(Err("it is the state of another training".to_owned()));
+        };
+        let mut best = Best::with_capacity(grids.len());
+        for (grid, own) in grids.iter_mut().zip(found) {
+            let (shape, device) = (grid.scales.dims().to_vec(), grid.scales.device().clone());
+            let bring = |values| Tensor::from_vec(values, &*shape, &device).map_err(WeightsError::from);
+            let [scales, centers, ms, vs, mc, vc, best_scales, best_centers] = own.map(bring);
+            (grid.scales, grid.centers, grid.moments) = (scales?, centers?, [ms?, vs?, mc?, vc?]);
+            best.push([best_scales?, best_centers?]);
+        }
+        Ok(Ok(Some((journey, best))))
     }
 
-    fn fill(mut all: Arrays<'static>, grids: &mut [Grid]) -> Option<(Journey, Best)> {
+    /// What a file holds, if it is this training's.
+    fn fitting(mut all: Arrays<'static>, grids: &[Grid]) -> Option<(Journey, Vec<Leaves>)> {
         let journey = all.remove("journey").and_then(Array::into_u8)?;
         let journey = serde_json::from_slice(&journey).ok()?;
         let mut found = Vec::with_capacity(grids.len());
-        for grid in &*grids {
+        for grid in grids {
             let mut get = |leaf: &&str| {
                 let values = all.remove(&format!("{}.{leaf}", grid.path)).and_then(Array::into_f32)?;
-                // Of another length: of another training.
-                Tensor::from_vec(values, grid.scales.dims(), grid.scales.device()).ok()
+                (values.len() == grid.scales.elem_count()).then_some(values)
             };
-            let own: Vec<Tensor> = LEAVES.iter().map(&mut get).collect::<Option<_>>()?;
-            found.push(<[Tensor; LEAVES.len()]>::try_from(own).ok()?);
+            let own: Vec<Vec<f32>> = LEAVES.iter().map(&mut get).collect::<Option<_>>()?;
+            found.push(Leaves::try_from(own).ok()?);
         }
-        let mut best = Best::with_capacity(grids.len());
-        for (grid, own) in grids.iter_mut().zip(found) {
-            let [scales, centers, ms, vs, mc, vc, best_scales, best_centers] = own;
-            (grid.scales, grid.centers, grid.moments) = (scales, centers, [ms, vs, mc, vc]);
-            best.push([best_scales, best_centers]);
-        }
-        Some((journey, best))
+        Some((journey, found))
     }
 }

@@ -54,7 +54,11 @@ impl BlockWork<'_> {
         let (tokens, size) = (gram.tokens, gram.size);
         let noted = session.observer.wants_notes().then(|| gram.clone());
         let own = match factors {
-            Some(factors) => gram.scaled(factors).map_err(WeightsError::from)?,
+            Some(factors) => {
+                let scaled = gram.scaled(factors).map_err(WeightsError::from)?;
+                drop(gram);
+                scaled
+            }
             None => gram,
         };
         let diagonal = own.diagonal().map_err(WeightsError::from)?;

@@ -38,6 +38,8 @@ pub(crate) fn backward_bytes(walk: &Walk<'_>, tokens: u64, together: usize, thre
     // In front of every block, behind the last, final hidden states, and gradients of before and after.
     let copies = walk.decoder.blocks.len() as u64 + 5;
     let graph = graph_bytes(walk, tokens).max(tile_bytes(walk, tokens));
+    // What stands in front of blocks lies on a card that computes; a few windows are on their way.
+    let together = if walk.device.is_card() { together.min(threads) } else { together };
     (together as u64 * state * copies, threads.min(together) as u64 * graph)
 }
 

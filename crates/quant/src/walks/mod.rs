@@ -204,15 +204,17 @@ impl<'m> Walk<'m> {
         (WAVE_BYTES / (self.state_elements() * tokens * 4).max(1)).max(1)
     }
 
-    /// Windows that leave what stands in front of every block in memory together.
+    /// Windows that leave what stands in front of every block in memory together: whole batches, so that bits do not depend
+    /// on how many these are.
     pub(crate) fn trail(&self, tokens: usize, threads: usize, low_memory: bool) -> usize {
         let window = self.state_elements() * tokens * 4 * (self.decoder.blocks.len() + 1);
+        let whole = |windows: usize| (windows / self.batch()).max(1) * self.batch();
         if low_memory {
-            return threads;
+            return whole(threads);
         }
         let card = self.device.capacity().and_then(|capacity| capacity.memory).unwrap_or(0) / TRAIL_PART;
         let room = TRAIL_BYTES.max(usize::try_from(card).unwrap_or(usize::MAX));
-        (room / window.max(1)).max(threads)
+        whole((room / window.max(1)).max(threads))
     }
 
     /// Bytes of every block in float32.
