@@ -5,6 +5,7 @@
                             [--light] [--threads 2] [--results DIR]
     benches/before_after.py --before BIN --after BIN --kl [--model DIR ...] [--methods rtn,awq,gptq,dynamic,dwq,awq+gptq] [--bits 4]
                             [--windows 32] [--light] [--results DIR]
+    benches/before_after.py --before BIN --after BIN --kl --before-flags="--device cpu" --after-flags="--device gpu"
 
 Time: each command is run with the one and the other in turn (A B, then B A, ...), so that what else the machine does falls on both. Printed is the least
 wall time, user time and peak memory of each, and their ratios: after / before. --model is the built-in demo model where it is left out.
@@ -12,6 +13,8 @@ wall time, user time and peak memory of each, and their ratios: after / before. 
 --kl: each method makes a model with either binary; KL to the original on the built-in held-out text is measured by the first binary for both, so that
 one ruler holds for both. The error of the difference is over windows, which are the same. The first model is measured by the second binary too:
 what `eval` itself has changed. Whether files are equal byte for byte is said beside it.
+
+--before-flags and --after-flags go to every command of one side: with them the same binary stands beside itself on the processor and on a card.
 
 A line of JSON is appended to RESULTS/before-after-DATE-ARCH.jsonl. Only the standard library is used.
 """
@@ -42,6 +45,10 @@ def texts(light, windows=32):
     calibration = ["--n-samples", str(count), "--sequence-length", str(length)]
     training = ["--iters", str(steps), "--batch-size", "2", "--valid-samples", "2"] if light else ["--iters", str(steps), "--valid-samples", "8"]
     return calibration, training
+
+
+def flags(args, side):
+    return getattr(args, f"{side}_flags").split()
 
 
 def timed_command(name, source, packed, out, args):
@@ -77,7 +84,7 @@ def time_both(args, work):
             for side in ("before", "after") if number % 2 == 0 else ("after", "before"):
                 out = work / "out"
                 command = timed_command(name, source, packed, out, args)
-                done = measured([getattr(args, side), *command, "--threads", str(args.threads), "--quiet"])
+                done = measured([getattr(args, side), *command, *flags(args, side), "--threads", str(args.threads), "--quiet"])
                 if done["rc"] != 0:
                     sys.exit(f"{side} {' '.join(command)}: {done['tail']}")
                 shutil.rmtree(out, ignore_errors=True)
@@ -153,8 +160,8 @@ def losses(args, model, work):
             run(args.before, ["convert", "--mlx-path", model])
     windows = ["--windows", "4", "--sequence-length", "64"] if args.light else []
 
-    def judge(binary, made):
-        found = run(binary, ["eval", "--model", made, "--reference", model, *windows, "--cache", work / f"cache-{binary == args.before}"])
+    def judge(side, made):
+        found = run(getattr(args, side), ["eval", "--model", made, "--reference", model, *windows, *flags(args, side), "--cache", work / f"cache-{side}"])
         return {key: found[key] for key in ("kl_mean", "kl_stderr", "kl_by_window", "bits_per_weight", "perplexity")}
 
     rows = []
@@ -163,10 +170,10 @@ def losses(args, model, work):
         for side in ("before", "after"):
             made = work / f"{name}-{side}"
             extra = [] if method in ("rtn", "search") else ["--eval-windows", "0"]
-            run(getattr(args, side), [*method_command(method, args.bits, args), *source, "--mlx-path", made, *extra])
-            row[side] = judge(args.before, made) | {"sha256": weights_hash(made)}
+            run(getattr(args, side), [*method_command(method, args.bits, args), *source, "--mlx-path", made, *extra, *flags(args, side)])
+            row[side] = judge("before", made) | {"sha256": weights_hash(made)}
             if side == "before":
-                row["judged_by_after"] = judge(args.after, made)
+                row["judged_by_after"] = judge("after", made)
             shutil.rmtree(made)
         differences = [b - a for a, b in zip(row["before"]["kl_by_window"], row["after"]["kl_by_window"])]
         row["difference"], row["difference_stderr"] = mean_and_error(differences)
@@ -203,6 +210,8 @@ def main():
     parser.add_argument("--before", required=True)
     parser.add_argument("--after", required=True)
     parser.add_argument("--model", type=Path, action="append", default=[], help="model directory; with --kl several, and `demo` for the built-in one")
+    parser.add_argument("--before-flags", default="", help="for every command of this side: `--before-flags=\"--device cpu\"`")
+    parser.add_argument("--after-flags", default="")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--commands", default=COMMANDS, help=f"of {COMMANDS},search")
     parser.add_argument("--threads", type=int, default=2)
@@ -222,6 +231,7 @@ def main():
         "threads": args.threads,
         "light": args.light,
         "windows": args.windows,
+        "flags": {side: flags(args, side) for side in ("before", "after")},
         "binaries": {side: {"version": output_of(getattr(args, side), "--version"), "sha256": hashlib.sha256(Path(getattr(args, side)).read_bytes()).hexdigest()} for side in ("before", "after")},
     }
     work = Path(tempfile.mkdtemp(prefix="before-after-"))
