@@ -23,7 +23,7 @@ pub(crate) struct SchemeFlags {
     #[arg(id = "q_group_size", long = "q-group-size", visible_alias = "group-size", value_name = "N")]
     pub(crate) group_size: Option<usize>,
 
-    /// Quantization mode; dynamic, learn and dwq are affine
+    /// Quantization mode; what trains, or gives layers bits of their own, is affine
     #[arg(id = "q_mode", long = "q-mode", value_enum, default_value = "affine")]
     pub(crate) mode: ModeArg,
 }

@@ -241,6 +241,20 @@ impl<'m> Product<'m> {
         card.precision == Precision::Fast && self.loose && self.batch == [1, 1] && self.in_fours() && large
     }
 
+    /// Computes it by matrix units; words, slices and numbers are those of all kernels of products.
+    fn run_by_units(
+        &self,
+        card: &Arc<Card>,
+        words: Vec<(&'static str, String)>,
+        [a, b, bias, c]: [Slice<'m>; 4],
+        numbers: &[u32],
+    ) -> Result<()> {
+        let operand = |slice, line, along| Operand { slice, line, along, peak: self.peak };
+        let (a, b) = (operand(a, self.a.line, self.a_along), operand(b, self.b.line, self.b_along));
+        let sizes = (self.sizes, self.in_fours());
+        units::run(card, words, sizes, (a, b), (bias, c), (numbers, self.work()))
+    }
+
     /// Computes it.
     pub(super) fn run(&self, card: &Arc<Card>) -> Result<()> {
         let [m, k, n] = self.sizes;
@@ -300,13 +314,7 @@ impl<'m> Product<'m> {
         ]
         .map(|number| number as u32);
         if by_units {
-            let operand = |slice, line, along| Operand { slice, line, along, peak: self.peak };
-            let (a, b) = (
-                operand(slices[0], self.a.line, self.a_along),
-                operand(slices[1], self.b.line, self.b_along),
-            );
-            let sizes = (self.sizes, self.in_fours());
-            return units::run(card, words, sizes, (a, b), (bias, slices[3]), (&numbers, self.work()));
+            return self.run_by_units(card, words, slices, &numbers);
         }
         words.push(("WHOLE", flag(self.in_fours() && whole)));
         let mut number = |name, value: usize| words.push((name, value.to_string()));
