@@ -1,6 +1,7 @@
 //! Rates of what a calibrated run spends its time in, on one adapter, so that one run on a card tells everything:
-//! `cargo run --release -p mlx-quant-engine --features gpu --example gpu_rates [-- gpu:NAME] [--small]`.
+//! `cargo run --release -p mlx-quant-engine --features gpu --example gpu_rates [-- gpu:NAME] [--small] [--products] [--fast]`.
 //!
+//! `--products` measures products alone, `--fast` of these only those by matrix units.
 //! Sizes are those of an 8B model (hidden 4096, inner 14336, 32 heads of 128, 8 key-value heads), or small ones with
 //! `--small`, which a software adapter takes by itself. A figure is the mean of several runs after one that is not
 //! counted (it builds kernels); product, Gram matrix and factor are also held against float64 sums of a few elements.
@@ -64,7 +65,6 @@ impl Bench {
 }
 
 fn products(bench: &Bench, tokens: usize, hidden: usize, inner: usize) {
-    let short = std::env::args().any(|argument| argument == "--short");
     for (m, k, n) in [
         (tokens, hidden, hidden),
         (tokens, inner, hidden),
@@ -72,10 +72,7 @@ fn products(bench: &Bench, tokens: usize, hidden: usize, inner: usize) {
         (tokens / 4, hidden, hidden / 4),
         (1, hidden, hidden),
         (tokens, hidden - 1, hidden - 1),
-    ]
-    .into_iter()
-    .take(if short { 1 } else { usize::MAX })
-    {
+    ] {
         let (x, weight) = (bench.tensor(&[m, k], 1), bench.tensor(&[n, k], 2));
         let operations = 2.0 * (m * k * n) as f64;
         let name = format!("linear [{m}, {k}] x [{n}, {k}]^T");
@@ -88,9 +85,6 @@ fn products(bench: &Bench, tokens: usize, hidden: usize, inner: usize) {
         };
         let apart = (0..n).step_by(n / 9 + 1).map(|at| (f64::from(y[at]) - exact(at)).abs());
         println!("{:58} {:10.2e}", "  furthest from float64", apart.fold(0.0, f64::max));
-    }
-    if short {
-        return;
     }
     let (x, weight) = (bench.tensor(&[tokens, hidden], 1), bench.tensor(&[hidden, hidden], 2));
     let operations = 2.0 * (tokens * hidden * hidden) as f64;

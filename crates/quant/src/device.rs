@@ -53,11 +53,7 @@ impl DeviceChoice {
     /// # Errors
     /// A card that is not there, that cannot be opened, or that this build has no engine for.
     pub fn device(&self) -> Result<Device, SettingError> {
-        match self {
-            Self::Cpu => Ok(mlx_quant_engine::cpu()),
-            Self::Auto => Ok(card("gpu", Precision::Float32).unwrap_or_else(|_| mlx_quant_engine::cpu())),
-            Self::Gpu(which) => card(which, Precision::Float32),
-        }
+        self.device_with(Precision::Float32)
     }
 
     /// [`DeviceChoice::device`] with products of a precision.
@@ -65,20 +61,19 @@ impl DeviceChoice {
     /// # Errors
     /// As there; a precision that what is chosen does not have. `auto` takes no other card for it.
     pub fn device_with(&self, precision: Precision) -> Result<Device, SettingError> {
-        let which = match self {
-            _ if precision == Precision::Float32 => return self.device(),
-            Self::Cpu => {
-                return Err(SettingError {
-                    setting: Setting::Precision,
-                    value: precision.to_string(),
-                    problem: "is for cards with matrix units, and the processor was chosen".to_owned(),
-                    hint: "add `--device gpu`, or leave it out".into(),
-                });
-            }
-            Self::Auto => "gpu",
-            Self::Gpu(which) => which,
-        };
-        card(which, precision)
+        let exact = precision == Precision::Float32;
+        match self {
+            Self::Cpu if exact => Ok(mlx_quant_engine::cpu()),
+            Self::Cpu => Err(SettingError {
+                setting: Setting::Precision,
+                value: precision.to_string(),
+                problem: "is for cards with matrix units, and the processor was chosen".to_owned(),
+                hint: "add `--device gpu`, or leave it out".into(),
+            }),
+            Self::Auto => card("gpu", precision)
+                .or_else(|why| if exact { Ok(mlx_quant_engine::cpu()) } else { Err(why) }),
+            Self::Gpu(which) => card(which, precision),
+        }
     }
 }
 

@@ -5,10 +5,11 @@
 //! each other and a step of a given size means the same for both.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use mlx_format::checkpoint::Writer;
 use mlx_format::{FloatType, Scheme};
-use mlx_quant_engine::{Device, Result as EngineResult, Tensor};
+use mlx_quant_engine::{Codes, Device, Held, Result as EngineResult, Tensor};
 use mlx_quant_model::{PackedRows, WeightsError};
 
 use crate::Error;
@@ -134,11 +135,16 @@ impl Grid {
         scales.device().stored_grid(&scales, &centers, self.middle(), self.float)
     }
 
-    /// Scales of these rows in the stored dtype, then their biases, `[2, rows, groups]`. A card is waited for once.
-    pub(super) fn read_stored(&self, rows: &[u32]) -> EngineResult<Vec<f32>> {
+    /// Codes of some rows, with what they decode to with these scales and biases.
+    pub(super) fn decoded(&self, codes: &Held, [scales, biases]: &[Tensor; 2]) -> EngineResult<Arc<Codes>> {
+        scales.device().decode(codes, (self.scheme.group_size(), self.middle()), scales, biases)
+    }
+
+    /// What these rows decode to now, `[rows, columns]`; `codes` are theirs. A card is waited for once.
+    pub(super) fn decoded_rows(&self, rows: &[u32], codes: &Held) -> EngineResult<Vec<f32>> {
         let (scales, centers) = (self.scales.rows(rows)?, self.centers.rows(rows)?);
         let stored = scales.device().stored_grid(&scales, &centers, self.middle(), self.float)?;
-        Tensor::cat(&stored, 0)?.to_vec()
+        self.decoded(codes, &stored)?.weight.to_vec()
     }
 
     /// Whether all of it can be stored.
@@ -166,7 +172,7 @@ fn middle(scheme: Scheme) -> f32 {
 mod tests {
     use super::*;
 
-    /// What is stored is what was stored.
+    /// What is stored is what was stored, and decodes as the file does.
     #[test]
     fn a_grid_begins_as_it_was_stored() {
         for float in [FloatType::Bf16, FloatType::F16, FloatType::F32] {
@@ -175,7 +181,8 @@ mod tests {
                 (0..12u32).map(|at| float.round(((at * 37 + seed) % 23) as f32 / 91.0 - 0.1)).collect()
             };
             let codes: Vec<u8> = (0..12 * 32u32).map(|at| (at * 7 % 16) as u8).collect();
-            let stored = PackedRows { scheme, float, codes, scales: numbers(5), biases: numbers(11) };
+            let stored =
+                PackedRows { scheme, float, codes: codes.clone(), scales: numbers(5), biases: numbers(11) };
             let (scales, biases) = (stored.scales.clone(), stored.biases.clone());
             let grid = Grid::new("a", &[2, 3, 64], stored, &mlx_quant_engine::cpu()).unwrap();
             assert_eq!((grid.experts, grid.rows, grid.groups()), (2, 3, 2));
@@ -184,9 +191,14 @@ mod tests {
             for (found, bias) in found_biases.iter().zip(&biases) {
                 assert!((found - bias).abs() <= 1e-7, "{found} {bias}");
             }
-            let some = grid.read_stored(&[1, 4]).unwrap();
-            let rows = |all: &[f32]| [&all[2..4], &all[8..10]].concat();
-            assert_eq!(some, [rows(&found_scales), rows(&found_biases)].concat());
+            let held = mlx_quant_engine::cpu().hold([&codes[64..128], &codes[256..320]].concat()).unwrap();
+            let decoded = grid.decoded_rows(&[1, 4], &held).unwrap();
+            // (The place among these, among all): in both groups of both rows.
+            for (at, from) in [(0, 64), (33, 97), (64, 256), (127, 319)] {
+                let group = from / 32;
+                let expected = f32::from(codes[from]) * scales[group] + biases[group];
+                assert!((decoded[at] - expected).abs() < 1e-5, "{at}: {} {expected}", decoded[at]);
+            }
             assert!(grid.is_finite().unwrap());
         }
     }

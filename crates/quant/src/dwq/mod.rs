@@ -29,6 +29,7 @@ pub use self::memory::{DwqMemory, dwq_memory, dwq_operations};
 use self::optimizer::{Going, Rate};
 pub use self::settings::{Distilled, DwqSettings};
 use self::state::{Best, Journey, StateFile};
+pub(crate) use self::student::stays;
 use self::student::{Student, Variables};
 use self::targets::{Lessons, Part, Targets};
 use crate::data::{Windows, permutation};

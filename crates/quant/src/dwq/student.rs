@@ -5,16 +5,21 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use mlx_format::Mode;
-use mlx_quant_engine::{Codes, Held, Tensor, by_group};
+use mlx_quant_engine::{Codes, Device, Held, Tensor, by_group};
 use mlx_quant_model::decoder::Block;
 use mlx_quant_model::{Parameters, Reader, WeightsError};
 
 use super::grids::{Grid, Slopes};
-use crate::walks::Walk;
+use crate::walks::{Walk, card_bytes};
 use crate::{Error, Model};
 
 /// Codes stay on a card if they take this part of its memory at most.
 const HELD: u64 = 4;
+
+/// Whether so many codes stay on a card.
+pub(crate) fn stays(codes: u64, device: &Device) -> bool {
+    codes <= card_bytes(device) / HELD
+}
 
 /// Layers of so many bits are as good as the original.
 const TRAINED_BELOW: u32 = 8;
@@ -86,8 +91,7 @@ impl<'m> Student<'m> {
         }
         let by_path = grids.iter().enumerate().map(|(at, grid)| (grid.path.clone(), at)).collect();
         let codes: u64 = grids.iter().map(Grid::codes).sum();
-        let memory = walk.device.capacity().and_then(|capacity| capacity.memory).unwrap_or(0);
-        let stays = codes <= memory / HELD;
+        let stays = stays(codes, &walk.device);
         Ok(Self { walk, grids, by_path, stays, on_card: Mutex::default() })
     }
 
@@ -119,11 +123,7 @@ impl<'m> Student<'m> {
     /// Rows of a grid, as they decode now.
     fn decoded(&self, grid: &Grid, rows: Range<usize>) -> Result<Arc<Codes>, Error> {
         let codes = self.held(grid, rows.clone())?;
-        let make = || {
-            let [scales, biases] = grid.stored(rows)?;
-            let middle = (grid.scheme.group_size(), grid.middle());
-            self.walk.device.decode(&codes, middle, &scales, &biases)
-        };
+        let make = || grid.decoded(&codes, &grid.stored(rows)?);
         Ok(make().map_err(WeightsError::from)?)
     }
 
@@ -206,16 +206,9 @@ impl<'m> Student<'m> {
         let ids: Vec<u32> = tokens.iter().copied().collect();
         // Codes first: the card is still busy with the step before.
         let row = |token: &u32| self.codes(grid, *token as usize..*token as usize + 1);
-        let codes = ids.iter().map(row).collect::<Result<Vec<_>, Error>>()?;
-        let stored = grid.read_stored(&ids).map_err(WeightsError::from)?;
-        let (scales, biases) = stored.split_at(stored.len() / 2);
-        let size = grid.scheme.group_size();
-        let mut values = Vec::with_capacity(ids.len() * grid.columns);
-        let groups = codes.iter().flat_map(|row| row.chunks_exact(size));
-        for (codes, (scale, bias)) in groups.zip(scales.iter().zip(biases)) {
-            values.extend(codes.iter().map(|code| f32::from(*code) * scale + bias));
-        }
-        self.walk.weights.replace_rows(&path, ids, values);
+        let codes = ids.iter().map(row).collect::<Result<Vec<_>, Error>>()?.concat();
+        let decode = || self.walk.device.hold(codes).and_then(|codes| grid.decoded_rows(&ids, &codes));
+        self.walk.weights.replace_rows(&path, ids.clone(), decode().map_err(WeightsError::from)?);
         Ok(())
     }
 

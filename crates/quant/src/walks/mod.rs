@@ -30,7 +30,9 @@ pub(crate) use self::forward::{Passing, Trail, finish, forward as forward_walk};
 pub(crate) use self::head::{
     Divergence, HeadPass, Teacher, Top, divergence, joined, sum_of, tile_rows, tiles,
 };
-pub(crate) use self::memory::{a_token, attention, backward_bytes, graph_bytes, largest_weight, tile_bytes};
+pub(crate) use self::memory::{
+    a_token, attention, backward_bytes, card_bytes, graph_bytes, largest_weight, tile_bytes,
+};
 pub(crate) use self::spread::{each, in_turn};
 pub(crate) use self::wave::Wave;
 use crate::data::Windows;
@@ -120,8 +122,7 @@ impl<'m> Walk<'m> {
 
     /// Whether the whole head takes little of a card's memory.
     pub(crate) fn keeps_head(&self) -> bool {
-        let memory = self.device.capacity().and_then(|capacity| capacity.memory).unwrap_or(0);
-        self.device.is_card() && self.head_bytes() <= memory / HEAD_PART
+        self.device.is_card() && self.head_bytes() <= card_bytes(&self.device) / HEAD_PART
     }
 
     /// Bytes of the head in float32.
@@ -212,7 +213,7 @@ impl<'m> Walk<'m> {
         if low_memory {
             return whole(threads);
         }
-        let card = self.device.capacity().and_then(|capacity| capacity.memory).unwrap_or(0) / TRAIL_PART;
+        let card = card_bytes(&self.device) / TRAIL_PART;
         let room = TRAIL_BYTES.max(usize::try_from(card).unwrap_or(usize::MAX));
         whole((room / window.max(1)).max(threads))
     }

@@ -260,10 +260,9 @@ impl OnCard<'_, '_> {
 
     /// Codes of dwq's student, where all of them stay on the card.
     pub(super) fn held(&self, model: &Model) -> u64 {
-        let memory = model.device.capacity().and_then(|capacity| capacity.memory).unwrap_or(0);
         let blocks: u64 = self.walk.block_bytes().iter().sum();
         let codes = blocks / 4 + 2 * self.elements(self.walk.head_path());
-        if codes <= memory / 4 { codes } else { 0 }
+        if crate::dwq::stays(codes, &model.device) { codes } else { 0 }
     }
 
     /// What dwq's student has on the card besides a block's weights: codes, gradients of the largest weight.
