@@ -184,6 +184,11 @@ pub fn identity(device: &Device) -> String {
     format!("algorithm {ALGORITHM}, {}", engine(device))
 }
 
+/// Bytes of the memory that a card has of its own; none where the processor computes, or a driver does not tell.
+pub(crate) fn card_bytes(device: &Device) -> u64 {
+    device.capacity().and_then(|capacity| capacity.memory).unwrap_or(0)
+}
+
 /// The engine's name as one line; drivers say what they like.
 pub(crate) fn engine(device: &Device) -> String {
     device.name().replace(char::is_control, " ")

@@ -10,7 +10,8 @@ use mlx_quant_model::decoder::Block;
 use mlx_quant_model::{Parameters, Reader, WeightsError};
 
 use super::grids::{Grid, Slopes};
-use crate::walks::{Walk, card_bytes};
+use crate::device::card_bytes;
+use crate::walks::Walk;
 use crate::{Error, Model};
 
 /// Codes stay on a card if they take this part of its memory at most.

@@ -1,6 +1,5 @@
 //! What gradients need: memory and arithmetic, from headers alone.
 
-use mlx_quant_engine::Device;
 use mlx_quant_model::decoder::{Block, Layer, Linear};
 
 use super::Walk;
@@ -84,9 +83,4 @@ pub(crate) fn a_token(walk: &Walk<'_>, tokens: usize) -> (f64, f64) {
         }
     }
     (blocks, matrix(walk.head_path()))
-}
-
-/// Bytes of the memory that a card has of its own; none where the processor computes, or a driver does not tell.
-pub(crate) fn card_bytes(device: &Device) -> u64 {
-    device.capacity().and_then(|capacity| capacity.memory).unwrap_or(0)
 }

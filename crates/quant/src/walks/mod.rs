@@ -30,12 +30,11 @@ pub(crate) use self::forward::{Passing, Trail, finish, forward as forward_walk};
 pub(crate) use self::head::{
     Divergence, HeadPass, Teacher, Top, divergence, joined, sum_of, tile_rows, tiles,
 };
-pub(crate) use self::memory::{
-    a_token, attention, backward_bytes, card_bytes, graph_bytes, largest_weight, tile_bytes,
-};
+pub(crate) use self::memory::{a_token, attention, backward_bytes, graph_bytes, largest_weight, tile_bytes};
 pub(crate) use self::spread::{each, in_turn};
 pub(crate) use self::wave::Wave;
 use crate::data::Windows;
+use crate::device::card_bytes;
 use crate::observer::{Event, Observer};
 use crate::{Error, Model};
 
