@@ -14,8 +14,8 @@ use mlx_quant_engine::gpu::{AdapterChoice, AdapterKind, Gpu, Tiles, adapters};
 use mlx_quant_engine::rounding::How;
 use mlx_quant_engine::running::{RunningDivergence, RunningScore};
 use mlx_quant_engine::{
-    Activation, AttentionSettings, Candidates, Device, Engine, Factor, Gram, GramSum, Labels, Pairing,
-    Precision, Selection, Tensor,
+    Activation, AttentionSettings, Candidates, Device, Engine, Factor, Gram, GramSum, Labels, Learning as _,
+    LearningStart, LearningState, Pairing, Precision, Selection, Tensor,
 };
 
 /// About normal, the same on every run.
@@ -245,6 +245,37 @@ fn linear_attention(bench: &Bench, windows: usize, tokens: usize, heads: usize) 
     bench.report("  its gradients", 3.0 * operations, "GFLOP/s", || y.gradients(&seed).unwrap());
 }
 
+/// A linear that learns: bytes are positions (read, written), codes, gradients and what they decode to.
+fn learning(bench: &Bench, rows: usize, columns: usize, tokens: usize) {
+    let (scheme, size) = (Scheme::affine(2, 64).unwrap(), (rows, columns / 64));
+    let grids = |value: f32| Tensor::full(value, size, &bench.device).unwrap();
+    let start = LearningStart {
+        scheme,
+        float: FloatType::Bf16,
+        codes: bench.device.hold(vec![1; rows * columns]).unwrap(),
+        scales: grids(0.1),
+        ranges: [grids(-0.1), grids(0.2)],
+    };
+    let positions = Tensor::full(1.25, (rows, columns), &bench.device).unwrap();
+    let mut state = LearningState { positions, factors: [grids(1.0), grids(1.01)] };
+    let gradient = bench.tensor(&[rows, columns], 1);
+    let bytes = |count: usize| (count * rows * columns) as f64;
+    bench.report(&format!("learned_weight [{rows}, {columns}]"), bytes(8), "GB/s", || {
+        bench.device.learned_weight(&start, &state).unwrap()
+    });
+    bench.report("  its codes", bytes(5), "GB/s", || {
+        bench.device.learned_codes(scheme, &state.positions).unwrap()
+    });
+    bench.report("  a step", bytes(13), "GB/s", || {
+        bench.device.learning_step(&start, &mut state, &gradient, 1e-4).unwrap();
+    });
+    let difference = bench.tensor(&[tokens, columns], 2);
+    let read = (5 * 4 * tokens * columns) as f64;
+    bench.report(&format!("without_largest of [{tokens}, {columns}]"), read, "GB/s", || {
+        bench.device.without_largest(&difference, tokens * columns / 1000).unwrap()
+    });
+}
+
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     for adapter in adapters() {
@@ -271,6 +302,7 @@ fn main() {
         losses(&bench, 64, 512);
         delta(&bench, 1, 64, 2, 32);
         linear_attention(&bench, 1, 64, 4);
+        learning(&bench, 128, 256, 64);
     } else if arguments.iter().all(|argument| argument != "--products") {
         attention(&bench, 8, 512, 32, 8, 128);
         attention(&bench, 2, 4096, 32, 8, 128);

@@ -8,6 +8,7 @@ use mlx_format::{FloatType, Scheme};
 use crate::Tensor;
 use crate::elementary::{Buffer, Combine, Map, Reduce};
 use crate::error::Result;
+use crate::learning::Learning;
 use crate::losses::{Candidates, Labels, Likeliest};
 use crate::rounding::{How, Pending};
 use crate::routing::Selection;
@@ -26,7 +27,7 @@ use crate::usage::{Capacity, MemoryUse, Spent};
 ///
 /// What one engine, adapter and driver computes is the same bits on every run, whatever the number of threads, and for
 /// each window of a batch what it is for that window alone.
-pub trait Engine: std::fmt::Debug + Send + Sync + 'static {
+pub trait Engine: Learning + std::fmt::Debug + Send + Sync + 'static {
     /// A name that changes whenever the bits of results may: `cpu x86-v4`. It stands in identities of runs and on model
     /// cards.
     fn name(&self) -> String;

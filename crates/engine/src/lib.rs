@@ -27,6 +27,7 @@ pub mod exp;
 #[cfg(feature = "gpu")]
 pub mod gpu;
 mod gram;
+mod learning;
 mod losses;
 mod operators;
 mod plain;
@@ -46,6 +47,7 @@ pub use elementary::{Buffer, Combine, Map, Reduce};
 pub use engine::{Device, Engine};
 pub use error::{Error, Result};
 pub use gram::{Factor, Gram, GramSum};
+pub use learning::{Learning, LearningStart, LearningState};
 pub use losses::{Candidates, Labels, Likeliest};
 pub use plain::Plain;
 pub use routing::{Groups, Selection};

@@ -10,6 +10,7 @@ use mlx_format::Scheme;
 use mlx_quant::dwq::DwqSettings;
 use mlx_quant::dynamic::{SensitivitySettings, sensitivities};
 use mlx_quant::forecast::{Machine, card_memory_of_evaluation, forecast, nominal_windows};
+use mlx_quant::learn::LearnSettings;
 use mlx_quant::recipes::Device;
 use mlx_quant::{
     EvaluationSettings, Model, Plan, QuantizeSettings, Settings, Silent, Windows, evaluate, quantize,
@@ -69,18 +70,26 @@ fn rows(gpu: &Gpu, name: &str, (count, tokens): (usize, usize)) -> Vec<Row> {
     let plan = Settings { quantize: Some(Scheme::affine(4, 32).unwrap()), ..Settings::default() };
     let plan = Plan::new(&model.checkpoint, &model.config, plan).unwrap();
     let mut all = Vec::new();
-    let mut recipes =
-        vec![("gptq", false), ("awq", false), ("gptq", true), ("awq+gptq", false), ("rtn+dwq", false)];
+    let mut recipes = vec![
+        ("gptq", false),
+        ("awq", false),
+        ("gptq", true),
+        ("awq+gptq", false),
+        ("rtn+dwq", false),
+        ("gptq+learn", false),
+    ];
     // The demo model is large for a software adapter, and here for its tied table.
     let whole = name != "demo";
-    recipes.truncate(if whole { 5 } else { 1 });
+    recipes.truncate(if whole { recipes.len() } else { 1 });
     for (recipe, low_memory) in recipes {
         let dwq = DwqSettings { iterations: 1, batch_size: 4, ..DwqSettings::default() };
+        let learn = LearnSettings { steps: 3, ..LearnSettings::default() };
         let lessons = Some((windows(&model, count, tokens), windows(&model, 4, tokens)));
         let how = QuantizeSettings {
             threads: 2,
             low_memory,
             dwq,
+            learn,
             lessons,
             evaluate: None,
             ..QuantizeSettings::new(recipe.parse().unwrap())

@@ -23,6 +23,7 @@ use self::made::{buffer, map_pairs, tensor};
 use crate::elementary::{Buffer, Combine, Map, Reduce};
 use crate::engine::Engine;
 use crate::error::Result;
+use crate::learning::Learning;
 use crate::plain::{check_norm, check_rotary, check_same};
 use crate::settings::{Activation, AttentionSettings, Codes, Notebook, Pairing};
 use crate::shape::View;
@@ -46,6 +47,8 @@ impl Cpu {
         Self { batch }
     }
 }
+
+impl Learning for Cpu {}
 
 impl Engine for Cpu {
     fn name(&self) -> String {

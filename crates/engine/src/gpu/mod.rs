@@ -23,6 +23,7 @@ mod delta;
 mod elementary;
 mod kernel;
 mod launch;
+mod learning;
 mod linear;
 mod linear_attention;
 mod losses;

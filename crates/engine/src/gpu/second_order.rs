@@ -95,7 +95,7 @@ struct Rows {
 }
 
 /// A tensor whose numbers nobody else holds: a copy of them if somebody does.
-fn made_alone(card: &Arc<Card>, x: &mut Tensor) -> Result<()> {
+pub(super) fn made_alone(card: &Arc<Card>, x: &mut Tensor) -> Result<()> {
     if !x.is_alone() {
         let own = Slice::of(x)?;
         let copy = card.room(own.count)?;

@@ -23,7 +23,7 @@ static DECODE: Program = program!("decode", 3, 1, "grid");
 const PART: usize = 64;
 
 /// Codes on the card.
-fn on_card(card: &Arc<Card>, codes: &Held) -> Result<Arc<dyn Opaque>> {
+pub(super) fn on_card(card: &Arc<Card>, codes: &Held) -> Result<Arc<dyn Opaque>> {
     match codes {
         Held::Device(memory) => Ok(memory.clone()),
         Held::Host(codes) => Ok(Arc::new(card.put(codes)?)),
@@ -31,7 +31,7 @@ fn on_card(card: &Arc<Card>, codes: &Held) -> Result<Arc<dyn Opaque>> {
 }
 
 /// The memory behind it.
-fn memory_of(codes: &Arc<dyn Opaque>) -> Result<&Memory> {
+pub(super) fn memory_of(codes: &Arc<dyn Opaque>) -> Result<&Memory> {
     let any: &dyn std::any::Any = &**codes;
     any.downcast_ref().ok_or_else(|| Error::msg("codes of another engine"))
 }

@@ -6,6 +6,7 @@ use crate::Tensor;
 use crate::elementary::{Buffer, Combine, Map, Reduce};
 use crate::engine::Engine;
 use crate::error::Result;
+use crate::learning::Learning;
 use crate::shape::View;
 
 /// The engine of the tests: slow and obvious.
@@ -61,6 +62,8 @@ fn places(view: &View) -> Vec<usize> {
     view.runs(|start, stride| places.extend((0..view.width()).map(|at| start + at * stride)));
     places
 }
+
+impl Learning for Plain {}
 
 impl Engine for Plain {
     fn name(&self) -> String {

@@ -4,11 +4,14 @@
 
 mod attention;
 mod elementary;
+mod learning;
 mod linear;
 mod linear_attention;
 mod losses;
 mod second_order;
 mod training;
+
+use std::borrow::Cow;
 
 use crate::error::{Result, bail};
 use crate::routing::Selection;
@@ -17,6 +20,11 @@ use crate::{LAST, Tensor};
 
 pub(crate) use self::attention::{Shapes, attention, check_delta, gated_delta};
 pub use self::elementary::Plain;
+#[cfg(feature = "gpu")]
+pub(crate) use self::learning::{LONGEST, check_count, check_learning, check_start};
+pub(crate) use self::learning::{
+    fetch_codes, learned_codes, learned_grid, learned_weight, learning_step, without_largest,
+};
 #[cfg(feature = "gpu")]
 pub(crate) use self::linear::check_decode;
 pub(crate) use self::linear::{
@@ -39,6 +47,14 @@ pub(crate) use self::second_order::{
 #[cfg(feature = "gpu")]
 pub(crate) use self::training::{EPSILON, check_adam, check_grid};
 pub(crate) use self::training::{adam, grid_squares, stored_grid};
+
+/// A tensor's numbers, lent where they lie in this process's memory.
+fn numbers(x: &Tensor) -> Result<Cow<'_, [f32]>> {
+    match x.host() {
+        Ok(values) => Ok(Cow::Borrowed(values)),
+        Err(_) => Ok(Cow::Owned(x.to_vec()?)),
+    }
+}
 
 /// Refuses a parameter that is not as wide as the last axes of what it belongs to.
 pub(crate) fn check_norm(x: &Tensor, weight: Option<&Tensor>, what: &str) -> Result<()> {

@@ -1,11 +1,9 @@
 //! Training of grids: what is stored of them, how long their gradients are, and steps of Adam.
 
-use std::borrow::Cow;
-
 use mlx_format::FloatType;
 use rayon::prelude::*;
 
-use super::check_same;
+use super::{check_same, numbers};
 use crate::Tensor;
 use crate::error::Result;
 use crate::settings::{AdamInputs, AdamStep, GridSlopes};
@@ -22,14 +20,6 @@ pub(crate) fn check_grid(grid: &GridSlopes<'_>) -> Result<()> {
 pub(crate) fn check_adam(inputs: AdamInputs<'_>) -> Result<()> {
     let AdamInputs { values, moments: [first, second], slopes, scales } = inputs;
     [first, second, slopes, scales].into_iter().try_for_each(|own| check_same(values, own, "adam"))
-}
-
-/// A tensor's numbers, lent where they lie in this process's memory.
-fn numbers(x: &Tensor) -> Result<Cow<'_, [f32]>> {
-    match x.host() {
-        Ok(values) => Ok(Cow::Borrowed(values)),
-        Err(_) => Ok(Cow::Owned(x.to_vec()?)),
-    }
 }
 
 pub(crate) fn stored_grid(

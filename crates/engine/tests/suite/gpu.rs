@@ -16,6 +16,7 @@ use mlx_quant_engine::{
     GridSlopes, LAST, Labels, Likeliest, Pairing, Selection, Tensor, Unit, plain,
 };
 
+use super::learning::Weight;
 use super::{Operation, bits, distance, gradients, on, run, tensor, values};
 
 /// To stderr itself: what is printed is shown of failed tests alone.
@@ -150,6 +151,26 @@ fn training_goes_in_parts_that_fit_a_binding() {
     });
     assert_eq!(parts.0, expected.0);
     assert!((parts.1 - expected.1).abs() < 1e-6 * expected.1, "{} {}", parts.1, expected.1);
+}
+
+/// So does rounding that is learned, to the bit.
+#[test]
+fn learned_rounding_goes_in_parts_that_fit_a_binding() {
+    let (Some(narrow), Some(whole)) = (narrow(16_384), device()) else { return };
+    let weight = Weight::new(3, 32, FloatType::F16, (300, 96));
+    let of = |device: &Device| {
+        let (start, mut state) = weight.on(device);
+        let gradient = on(device, &tensor(&[300, 96], 8));
+        device.learning_step(&start, &mut state, &gradient, 0.05).unwrap();
+        let decoded = device.learned_weight(&start, &state).unwrap();
+        let codes = device.learned_codes(start.scheme, &state.positions).unwrap();
+        let left = device.without_largest(&gradient, 200).unwrap();
+        let [low, high] = &state.factors;
+        let codes = device.fetch_codes(&codes, 300 * 96).unwrap();
+        ([&state.positions, low, high, &decoded, &left].map(bits), codes)
+    };
+    let [own, other] = [of(&narrow), of(&whole)];
+    assert!(own == other);
 }
 
 /// Products that keep a card busy get the same bits from every form of their tiles: of each operand along and across,

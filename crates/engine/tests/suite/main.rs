@@ -6,6 +6,7 @@ mod elementary;
 #[cfg(feature = "gpu")]
 mod gpu;
 mod learned;
+mod learning;
 mod losses;
 mod second_order;
 mod training;

@@ -1,193 +1,169 @@
-//! A linear whose rounding is learned: where each weight stands between codes, and the range of each group.
+//! A linear whose rounding is learned: where each weight stands between codes, and the range of each group. What steps
+//! move lies where the walk computes.
 
-use mlx_format::{FloatType, Scheme};
+use mlx_format::FloatType;
 use mlx_quant_engine::rounding::Rounded;
+use mlx_quant_engine::{Device, Held, LearningStart, LearningState, Result, Tensor};
 use rayon::prelude::*;
+
+use crate::methods::Pending;
 
 /// How far from its code's middle a weight may begin, in steps of the grid: what lies beyond the border to the next code was put
 /// where it is by second-order rounding, which has its reasons.
 const MARGIN: f32 = 0.4;
 
-/// No weight moves farther than so many mean steps.
-const LONGEST: f32 = 4.0;
-
 /// A linear (of an expert) that learns.
 #[derive(Clone, Debug)]
 pub(crate) struct Layer {
-    scheme: Scheme,
-    float: FloatType,
-    columns: usize,
-    /// Codes that it began with, `[rows, columns]`.
-    begun: Vec<u8>,
-    /// Where each weight stands on its group's grid, in steps: the nearest code is its code.
-    positions: Vec<f32>,
-    /// Scales in the beginning, `[rows, groups]`.
-    scales: Vec<f32>,
-    /// What the lowest and the highest code decoded to then.
-    ranges: [Vec<f32>; 2],
-    /// What these are multiplied by.
-    factors: [Vec<f32>; 2],
+    start: LearningStart,
+    state: LearningState,
 }
 
 /// Codes and ranges of a step.
 #[derive(Clone, Debug)]
 pub(crate) struct Standing {
-    codes: Vec<u8>,
-    factors: [Vec<f32>; 2],
+    /// `[rows, columns]`, so many.
+    codes: Held,
+    count: usize,
+    /// As [`LearningState::factors`].
+    factors: [Tensor; 2],
 }
 
-impl Standing {
-    pub(super) const fn new(codes: Vec<u8>, factors: [Vec<f32>; 2]) -> Self {
-        Self { codes, factors }
-    }
+/// Numbers of this process, by name.
+pub(super) type Named = Vec<(&'static str, Vec<f32>)>;
 
-    pub(super) fn codes(&self) -> &[u8] {
-        &self.codes
-    }
-
-    /// By name.
-    pub(super) fn factors(&self) -> [(&'static str, &[f32]); 2] {
-        [("best.low", &self.factors[0]), ("best.high", &self.factors[1])]
-    }
-}
-
-/// The largest code.
-fn largest(scheme: Scheme) -> f32 {
-    ((1u32 << scheme.bits()) - 1) as f32
-}
-
-/// The sign; zero of zero.
-fn sign(value: f32) -> f32 {
-    if value == 0.0 { 0.0 } else { value.signum() }
+fn named<const N: usize>(names: [&'static str; N], tensors: [&Tensor; N]) -> Result<Named> {
+    names.into_iter().zip(tensors).map(|(name, tensor)| Ok((name, tensor.to_vec()?))).collect()
 }
 
 impl Layer {
-    /// From rounded numbers, and what the weight is above what they decode to, `[rows, columns]`.
-    pub(crate) fn new(rounded: &Rounded, float: FloatType, above: &[f32]) -> Self {
-        let group = rounded.scheme.group_size();
-        let most = largest(rounded.scheme);
+    /// From rounded numbers, and what the weight is above what they decode to, `[rows, columns]`; on a device.
+    ///
+    /// # Errors
+    /// If the device has no room.
+    pub(crate) fn new(rounded: Rounded, float: FloatType, above: &[f32], device: &Device) -> Result<Self> {
+        let (rows, scheme) = (rounded.rows(), rounded.scheme);
+        let Rounded { columns, codes, scales, biases, .. } = rounded;
+        let group = scheme.group_size();
         let position = |(at, (code, above)): (usize, (&u8, &f32))| {
-            let scale = rounded.scales[at / group];
+            let scale = scales[at / group];
             let part = if scale == 0.0 { 0.0 } else { above / scale };
             f32::from(*code) + if part.is_finite() { part.clamp(-MARGIN, MARGIN) } else { 0.0 }
         };
-        let high = |(scale, bias): (&f32, &f32)| bias + scale * most;
-        let ones = vec![1.0; rounded.scales.len()];
-        Self {
-            scheme: rounded.scheme,
-            float,
-            columns: rounded.columns,
-            begun: rounded.codes.clone(),
-            positions: rounded.codes.iter().zip(above).enumerate().map(position).collect(),
-            scales: rounded.scales.clone(),
-            ranges: [rounded.biases.clone(), rounded.scales.iter().zip(&rounded.biases).map(high).collect()],
+        let positions = codes.par_iter().zip(above).enumerate().map(position).collect();
+        let size = (rows, columns / group);
+        let most = ((1u32 << scheme.bits()) - 1) as f32;
+        let high = scales.iter().zip(&biases).map(|(scale, bias)| bias + scale * most).collect();
+        let ones = Tensor::full(1.0, size, device)?;
+        let state = LearningState {
+            positions: Tensor::from_vec(positions, (rows, columns), device)?,
             factors: [ones.clone(), ones],
-        }
+        };
+        let start = LearningStart {
+            scheme,
+            float,
+            codes: device.hold(codes)?,
+            ranges: [Tensor::from_vec(biases, size, device)?, Tensor::from_vec(high, size, device)?],
+            scales: Tensor::from_vec(scales, size, device)?,
+        };
+        Ok(Self { start, state })
     }
 
-    /// Rows and columns.
-    pub(crate) fn shape(&self) -> (usize, usize) {
-        (self.begun.len() / self.columns.max(1), self.columns)
-    }
-
-    /// Scale and bias of a group in the stored dtype.
-    fn stored(&self, at: usize) -> (f32, f32) {
-        let [low, high] = [0, 1].map(|end| self.ranges[end][at] * (self.factors[end][at] - 1.0));
-        let scale = self.scales[at] + (high - low) / largest(self.scheme);
-        (self.float.round(scale), self.float.round(self.ranges[0][at] + low))
-    }
-
-    fn code(&self, at: usize) -> f32 {
-        self.positions[at].round().clamp(0.0, largest(self.scheme))
-    }
-
-    fn codes(&self) -> Vec<u8> {
-        (0..self.positions.len()).into_par_iter().map(|at| self.code(at) as u8).collect()
+    fn device(&self) -> &Device {
+        self.state.positions.device()
     }
 
     /// What it decodes to now, `[rows, columns]`.
-    pub(crate) fn decoded(&self) -> Vec<f32> {
-        let size = self.scheme.group_size();
-        let mut out = vec![0f32; self.positions.len()];
-        out.par_chunks_mut(size).enumerate().for_each(|(group, out)| {
-            let (scale, bias) = self.stored(group);
-            for (at, value) in out.iter_mut().enumerate() {
-                *value = self.code(group * size + at) * scale + bias;
-            }
-        });
-        out
+    pub(crate) fn decoded(&self) -> Result<Tensor> {
+        self.device().learned_weight(&self.start, &self.state)
     }
 
     /// Weights and groups.
     pub(super) fn counts(&self) -> (usize, usize) {
-        (self.positions.len(), self.scales.len())
+        (self.state.positions.elem_count(), self.start.scales.elem_count())
     }
 
-    /// What steps move, by name.
-    pub(super) fn moved(&self) -> [(&'static str, &[f32]); 3] {
-        [("positions", &self.positions), ("low", &self.factors[0]), ("high", &self.factors[1])]
+    /// What steps moved, fetched.
+    pub(super) fn moved(&self) -> Result<Named> {
+        let LearningState { positions, factors: [low, high] } = &self.state;
+        named(["positions", "low", "high"], [positions, low, high])
     }
 
     /// Takes over what steps had moved, [`Self::counts`] numbers.
-    pub(super) fn go_on(&mut self, positions: Vec<f32>, factors: [Vec<f32>; 2]) {
-        (self.positions, self.factors) = (positions, factors);
+    pub(super) fn go_on(&mut self, positions: Vec<f32>, factors: [Vec<f32>; 2]) -> Result<()> {
+        let positions = Tensor::from_vec(positions, self.state.positions.dims(), self.device())?;
+        self.state = LearningState { positions, factors: self.brought(factors)? };
+        Ok(())
+    }
+
+    fn brought(&self, [low, high]: [Vec<f32>; 2]) -> Result<[Tensor; 2]> {
+        let bring = |numbers| Tensor::from_vec(numbers, self.start.scales.dims(), self.device());
+        Ok([bring(low)?, bring(high)?])
     }
 
     /// What decides what it decodes to.
-    pub(crate) fn standing(&self) -> Standing {
-        Standing { codes: self.codes(), factors: self.factors.clone() }
+    pub(crate) fn standing(&self) -> Result<Standing> {
+        let codes = self.device().learned_codes(self.start.scheme, &self.state.positions)?;
+        Ok(Standing { codes, count: self.counts().0, factors: self.state.factors.clone() })
+    }
+
+    /// Where it stood, from numbers of this process.
+    pub(super) fn stood(&self, codes: Vec<u8>, factors: [Vec<f32>; 2]) -> Result<Standing> {
+        Ok(Standing {
+            count: codes.len(),
+            codes: self.device().hold(codes)?,
+            factors: self.brought(factors)?,
+        })
     }
 
     /// Takes it back to where it stood.
-    pub(crate) fn restore(&mut self, standing: Standing) {
-        self.positions.par_iter_mut().zip(&standing.codes).for_each(|(position, code)| {
-            *position = f32::from(*code);
-        });
-        self.factors = standing.factors;
+    pub(crate) fn restore(&mut self, standing: Standing) -> Result<()> {
+        let Standing { codes, factors, .. } = standing;
+        let (rows, columns) = self.state.positions.dims2()?;
+        let [ones, zeros] = [1.0, 0.0].map(|number| Tensor::full(number, (rows, 1), self.device()));
+        let positions = self.device().decode(&codes, (columns, 0.0), &ones?, &zeros?)?.weight.clone();
+        self.state = LearningState { positions, factors };
+        Ok(())
     }
 
-    /// As it stands now.
-    pub(crate) fn rounded(&self) -> Rounded {
-        let codes = self.codes();
-        let (scales, biases) = (0..self.ranges[0].len()).map(|at| self.stored(at)).unzip();
-        Rounded { scheme: self.scheme, columns: self.columns, codes, scales, biases }
+    /// As it stands now; of it only codes and grids stay on the device.
+    pub(crate) fn rounded(self) -> Result<Pending> {
+        let (rows, columns) = self.state.positions.dims2()?;
+        let scheme = self.start.scheme;
+        let codes = self.device().learned_codes(scheme, &self.state.positions)?;
+        let [scales, biases] = self.device().learned_grid(&self.start, &self.state.factors)?;
+        Ok(Pending::new(rows, move || {
+            let codes = scales.device().fetch_codes(&codes, rows * columns)?;
+            Ok(Rounded { scheme, columns, codes, scales: scales.to_vec()?, biases: biases.to_vec()? })
+        }))
     }
 
-    /// A step against the loss's gradient with respect to what it decodes to, `[rows, columns]`: positions move by `rate` on the mean
-    /// over a group, each in proportion to its gradient; ends of ranges by `rate` as a part of them.
+    /// A step against the loss's gradient with respect to what it decodes to, `[rows, columns]`.
     ///
     /// Steps of one length for all (SignRound) let a weight that belongs between two codes spend as long at the farther as at the
     /// nearer one; in proportion it stays longer where its gradient is small. At 2 bits that was worth 3 % of KL.
-    pub(crate) fn step(&mut self, gradient: &[f32], rate: f32) {
-        let (size, most) = (self.scheme.group_size(), largest(self.scheme));
-        let stored: Vec<(f32, f32)> =
-            (0..self.ranges[0].len()).into_par_iter().map(|at| self.stored(at)).collect();
-        let [low, high] = &mut self.factors;
-        let [bottom, top] = &self.ranges;
-        let ends = low.par_iter_mut().zip(high).zip(bottom.par_iter().zip(top)).zip(&stored);
-        let groups = self.positions.par_chunks_mut(size).zip(self.begun.par_chunks(size));
-        groups.zip(gradient.par_chunks(size)).zip(ends).for_each(
-            |(((positions, begun), gradient), (((low, high), (bottom, top)), (scale, _)))| {
-                let (mut to_low, mut to_high) = (0f32, 0f32);
-                let mean = gradient.iter().map(|slope| slope.abs()).sum::<f32>() / size as f32;
-                let unit = rate * sign(*scale) / mean.max(f32::MIN_POSITIVE);
-                for ((position, begun), gradient) in positions.iter_mut().zip(begun).zip(gradient) {
-                    let part = position.round().clamp(0.0, most) / most;
-                    to_high += gradient * part;
-                    to_low += gradient * (1.0 - part);
-                    let begun = f32::from(*begun);
-                    let moved = *position - (unit * gradient).clamp(-LONGEST * rate, LONGEST * rate);
-                    *position = moved.clamp(begun - 1.0, begun + 1.0).clamp(-0.5, most + 0.5);
-                }
-                *low -= rate * sign(to_low * bottom);
-                *high -= rate * sign(to_high * top);
-            },
-        );
+    pub(crate) fn step(&mut self, gradient: &Tensor, rate: f32) -> Result<()> {
+        let device = self.device().clone();
+        device.learning_step(&self.start, &mut self.state, gradient, rate)
+    }
+}
+
+impl Standing {
+    pub(super) fn codes(&self) -> Result<Vec<u8>> {
+        let [low, _] = &self.factors;
+        low.device().fetch_codes(&self.codes, self.count)
+    }
+
+    pub(super) fn factors(&self) -> Result<Named> {
+        named(["best.low", "best.high"], self.factors.each_ref())
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use mlx_format::Scheme;
+    use mlx_quant_engine::cpu;
+
     use super::*;
 
     const ROWS: usize = 3;
@@ -217,18 +193,31 @@ mod tests {
     }
 
     /// The sum of squares of what it decodes to above what is wanted, and its gradient.
-    fn loss(layer: &Layer, wanted: &[f32]) -> (f64, Vec<f32>) {
+    fn loss(layer: &Layer, wanted: &[f32]) -> (f64, Tensor) {
         let gradient: Vec<f32> =
-            layer.decoded().iter().zip(wanted).map(|(own, wanted)| own - wanted).collect();
-        (gradient.iter().map(|part| f64::from(part * part)).sum(), gradient)
+            decoded(layer).iter().zip(wanted).map(|(own, wanted)| own - wanted).collect();
+        let sum = gradient.iter().map(|part| f64::from(part * part)).sum();
+        (sum, Tensor::from_vec(gradient, (ROWS, COLUMNS), layer.device()).unwrap())
+    }
+
+    fn layer(rounded: &Rounded, above: &[f32]) -> Layer {
+        Layer::new(rounded.clone(), FloatType::Bf16, above, &cpu()).unwrap()
+    }
+
+    fn decoded(layer: &Layer) -> Vec<f32> {
+        layer.decoded().unwrap().to_vec().unwrap()
+    }
+
+    fn stored(layer: &Layer) -> Rounded {
+        layer.clone().rounded().unwrap().fetch().unwrap()
     }
 
     #[test]
     fn it_begins_with_the_codes_that_stand() {
         let (rounded, above) = begun();
-        let layer = Layer::new(&rounded, FloatType::Bf16, &above);
-        assert_eq!(layer.rounded(), rounded);
-        assert_eq!(layer.decoded(), rounded.decoded());
+        let layer = layer(&rounded, &above);
+        assert_eq!(stored(&layer), rounded);
+        assert_eq!(decoded(&layer), rounded.decoded());
     }
 
     /// Weights that the codes cannot be right for: codes and ranges move towards them, a code by one at most.
@@ -241,20 +230,20 @@ mod tests {
             .enumerate()
             .map(|(at, value)| value * 1.1 + 0.15 * number(at + 77))
             .collect();
-        let mut layer = Layer::new(&rounded, FloatType::Bf16, &above);
+        let mut layer = layer(&rounded, &above);
         let before = loss(&layer, &wanted).0;
-        let standing = layer.standing();
+        let standing = layer.standing().unwrap();
         for step in 0..100 {
             let (_, gradient) = loss(&layer, &wanted);
-            layer.step(&gradient, 0.02 * (1.0 - step as f32 / 100.0));
+            layer.step(&gradient, 0.02 * (1.0 - step as f32 / 100.0)).unwrap();
         }
         let after = loss(&layer, &wanted).0;
         assert!(after < 0.8 * before, "{before} {after}");
-        let codes = layer.rounded().codes;
+        let codes = stored(&layer).codes;
         let moved = |(own, begun): (&u8, &u8)| own.abs_diff(*begun);
         assert_eq!(codes.iter().zip(&rounded.codes).map(moved).max(), Some(1));
         assert!(codes.iter().all(|code| *code < 8));
-        layer.restore(standing);
+        layer.restore(standing).unwrap();
         assert_eq!(loss(&layer, &wanted).0, before);
     }
 
@@ -262,9 +251,9 @@ mod tests {
     #[test]
     fn nothing_moves_without_a_gradient() {
         let (rounded, above) = begun();
-        let mut layer = Layer::new(&rounded, FloatType::Bf16, &above);
-        let before = layer.decoded();
-        layer.step(&vec![0.0; before.len()], 1.0);
-        assert_eq!(layer.decoded(), before);
+        let mut layer = layer(&rounded, &above);
+        let before = decoded(&layer);
+        layer.step(&Tensor::full(0.0, (ROWS, COLUMNS), &cpu()).unwrap(), 1.0).unwrap();
+        assert_eq!(decoded(&layer), before);
     }
 }

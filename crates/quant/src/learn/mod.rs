@@ -4,6 +4,9 @@
 //! neighbouring code and each group's range may change, so that what leaves the block on the quantized stream comes nearer to
 //! what leaves the full block in full precision. The best step, judged on windows of which no step learns, is kept. Different from
 //! SignRound: where it begins, steps in proportion to gradients, a slower rate, windows to judge on.
+//!
+//! What steps move stays where the walk computes, and so do gradients: a card is waited for where a block is judged, and
+//! where its steps are kept in a file.
 
 mod cost;
 mod layer;
@@ -109,9 +112,7 @@ impl Lesson<'_> {
                 weights.push(match expert {
                     Expert::Stays(weight) => weight.clone(),
                     Expert::Learns(layer) => {
-                        let values = self.pool.install(|| layer.decoded());
-                        let weight = Tensor::from_vec(values, layer.shape(), self.forward.device());
-                        let weight = weight.map_err(WeightsError::from)?;
+                        let weight = self.pool.install(|| layer.decoded()).map_err(WeightsError::from)?;
                         if learns {
                             variables.push(weight.variable());
                         }
@@ -157,51 +158,53 @@ impl Lesson<'_> {
     }
 
     /// Gradients with respect to the layers' weights, summed over some windows in their order.
-    fn slopes(&self, learners: &[Learner], batch: &[usize]) -> Result<Vec<Option<Vec<f32>>>, Error> {
+    fn slopes(&self, learners: &[Learner], batch: &[usize]) -> Result<Vec<Option<Tensor>>, Error> {
         let (parameters, variables) = self.block(learners, true)?;
-        let mut sums: Vec<Option<Vec<f32>>> = vec![None; variables.len()];
-        let one = |group: &[usize]| -> mlx_quant_engine::Result<Vec<Option<Vec<f32>>>> {
+        let device = self.forward.device();
+        let one = |group: &[usize]| -> mlx_quant_engine::Result<Vec<Option<Tensor>>> {
             let (input, target) = self.group(group)?;
             let out = self.forward.block(self.index, &parameters, input, &mut ())?.hidden;
             let mut difference = (&out.detach() - &target)?;
             if self.low_bits {
-                difference = without_largest(&difference)?;
+                let left_out = (difference.elem_count() as f64 * LEFT_OUT) as usize;
+                difference = device.without_largest(&difference, left_out)?;
             }
             let gradients = Tensor::gradients_of(&[(&out, &self.cost(&difference)?)])?;
-            variables.iter().map(|variable| gradients.get(variable).map(Tensor::to_vec).transpose()).collect()
+            Ok(variables.iter().map(|variable| gradients.get(variable).map(Tensor::detach)).collect())
         };
         let groups: Vec<&[usize]> = batch.chunks(self.together).collect();
-        for part in groups.chunks(self.pool.current_num_threads().max(1)) {
-            for slopes in each(self.forward.device(), self.pool, part.iter().copied(), one)
-                .map_err(WeightsError::from)?
-            {
-                for (sum, own) in sums.iter_mut().zip(slopes) {
-                    match (sum, own) {
-                        (Some(sum), Some(own)) => sum.iter_mut().zip(own).for_each(|(sum, own)| *sum += own),
-                        (sum @ None, own) => *sum = own,
-                        _ => {}
+        // So many gradients of all weights are there at a time.
+        let at_once = if device.batch() > 1 { 1 } else { self.pool.current_num_threads().max(1) };
+        let sum = |sums: &mut Vec<Option<Tensor>>| -> mlx_quant_engine::Result<()> {
+            for part in groups.chunks(at_once) {
+                for slopes in each(device, self.pool, part.iter().copied(), one)? {
+                    for (sum, own) in sums.iter_mut().zip(slopes) {
+                        *sum = match (sum.take(), own) {
+                            (Some(sum), Some(own)) => Some((&sum + &own)?),
+                            (sum, own) => sum.or(own),
+                        };
                     }
                 }
             }
-        }
+            Ok(())
+        };
+        let mut sums = vec![None; variables.len()];
+        sum(&mut sums).map_err(WeightsError::from)?;
         Ok(sums)
     }
 
     /// Learns, and leaves learners at the best step.
     pub(crate) fn learn(&self, learners: &mut [Learner]) -> Result<Learned, Error> {
-        self.forward
-            .device()
-            .leave("steps of learned rounding", "codes and ranges are moved where they are kept");
         if layers(learners).next().is_none() || self.held_out == 0 {
             return Ok(Learned { before: 0.0, best: 0.0, step: 0 });
         }
         let steps = self.settings.steps;
-        let mut course = if let Some(course) = self.kept.resume(learners, steps) {
+        let mut course = if let Some(course) = self.kept.resume(learners, steps)? {
             course
         } else {
             let before = self.judge(learners)?;
             let best = Learned { before, best: before, step: 0 };
-            Course { steps: 0, best, standing: self.standing(learners) }
+            Course { steps: 0, best, standing: self.standing(learners)? }
         };
         let first_rate = (RATE / steps.max(1) as f32).min(FASTEST);
         let every = steps.div_ceil(JUDGED).max(1);
@@ -216,9 +219,9 @@ impl Lesson<'_> {
             }
             let slopes = self.slopes(learners, &batch())?;
             let rate = first_rate * (1.0 - course.steps as f32 / steps as f32);
-            for (layer, slopes) in layers(learners).zip(&slopes) {
+            for (layer, slopes) in layers(learners).zip(slopes) {
                 if let Some(slopes) = slopes {
-                    self.pool.install(|| layer.step(slopes, rate));
+                    self.pool.install(|| layer.step(&slopes, rate)).map_err(WeightsError::from)?;
                 }
             }
             course.steps += 1;
@@ -229,19 +232,23 @@ impl Lesson<'_> {
                 }
                 if error < course.best.best {
                     (course.best.best, course.best.step) = (error, course.steps);
-                    course.standing = self.standing(learners);
+                    // Room for the new one before it is made.
+                    course.standing.clear();
+                    course.standing = self.standing(learners)?;
                 }
                 self.kept.write(learners, &course, (&mut written, false))?;
             }
         }
-        layers(learners).zip(course.standing).for_each(|(layer, standing)| {
-            self.pool.install(|| layer.restore(standing));
-        });
+        for (layer, standing) in layers(learners).zip(course.standing) {
+            self.pool.install(|| layer.restore(standing)).map_err(WeightsError::from)?;
+        }
         Ok(course.best)
     }
 
-    fn standing(&self, learners: &mut [Learner]) -> Vec<Standing> {
-        self.pool.install(|| layers(learners).map(|layer| layer.standing()).collect())
+    fn standing(&self, learners: &mut [Learner]) -> Result<Vec<Standing>, Error> {
+        let standing = || layers(learners).map(|layer| layer.standing()).collect();
+        let all: mlx_quant_engine::Result<_> = self.pool.install(standing);
+        Ok(all.map_err(WeightsError::from)?)
     }
 
     /// What leaves the block, in batches.
@@ -253,20 +260,6 @@ impl Lesson<'_> {
         let batches = self.inputs.chunks(self.together);
         Ok(each(self.forward.device(), self.pool, batches, step).map_err(WeightsError::from)?)
     }
-}
-
-/// Zero in the places of the largest differences.
-fn without_largest(difference: &Tensor) -> mlx_quant_engine::Result<Tensor> {
-    let mut values = difference.to_vec()?;
-    let out = (values.len() as f64 * LEFT_OUT) as usize;
-    if out > 0 {
-        let mut sizes: Vec<f32> = values.iter().map(|value| value.abs()).collect();
-        let at = sizes.len() - out;
-        let (_, border, _) = sizes.select_nth_unstable_by(at, f32::total_cmp);
-        let border = *border;
-        values.iter_mut().filter(|value| value.abs() >= border).for_each(|value| *value = 0.0);
-    }
-    Tensor::from_vec(values, difference.dims(), difference.device())
 }
 
 /// Windows in an order that a seed gives, again and again.

@@ -127,8 +127,8 @@ impl BlockWork<'_> {
         }
         let outputs = lesson.outputs(&learners)?;
         for (path, expert, layer) in learners.into_iter().flat_map(Learner::layers) {
-            let rounded = session.pool.install(|| layer.rounded());
-            self.codes.insert((path, expert), rounded.into());
+            let rounded = session.pool.install(|| layer.rounded()).map_err(WeightsError::from)?;
+            self.codes.insert((path, expert), rounded);
         }
         // Own steps stay until the next block is done: until then this one may not have been written.
         if let Some(before) = self.index.checked_sub(1) {
@@ -201,7 +201,8 @@ impl BlockWork<'_> {
                 {
                     low_bits |= scheme.bits() < 4;
                     let rounded = pending.fetch().map_err(WeightsError::from)?;
-                    Expert::Learns(Layer::new(&rounded, float, &above))
+                    let begin = || Layer::new(rounded, float, &above, &self.session.walk.device);
+                    Expert::Learns(self.session.pool.install(begin).map_err(WeightsError::from)?)
                 }
                 (_, codes, _) => self.stays(reader, site.slice, codes)?,
             };

@@ -17,6 +17,9 @@ const TASK: u64 = crate::methods::ROWS as u64 * 5 * 4;
 
 /// Sixteenths of a block's bytes in float32 that its layers take while they learn.
 const LEARNING: u64 = 56;
+/// And where they learn on a card: what weights are above their codes before the first step, or what steps have moved
+/// and the best codes while they are written.
+const LEARNING_ON_CARD: u64 = 24;
 
 /// What the resident memory of a calibrated run is made of, bytes, at the site where it is largest.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -112,11 +115,12 @@ pub fn quantize_memory(
         }
         if settings.recipe.learns() {
             // Codes, positions, what they decode to, the best codes, the sum of gradients; a thread's gradients and graph.
-            let layers = bytes * LEARNING / 16;
+            let (layers, running) =
+                if walk.device.is_card() { (LEARNING_ON_CARD, 0) } else { (LEARNING, running) };
             let mut sum = QuantizeMemory {
                 block: *bytes,
                 activations: windows_held,
-                learning: layers + running * (2 * bytes + graph) + 2 * windows_held,
+                learning: bytes * layers / 16 + running * (2 * bytes + graph) + 2 * windows_held,
                 scratch: threads as u64 * within_a_block,
                 ..QuantizeMemory::default()
             };

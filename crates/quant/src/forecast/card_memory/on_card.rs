@@ -16,6 +16,11 @@ const ATTENTION_TILE: usize = 128;
 /// Buffers of many sizes are so much larger than what lies in them, on average.
 const CLASSES: f64 = 1.07;
 
+/// Sixteenths of a block's bytes in float32 that its layers take while they learn: positions, what they decode to and
+/// gradients, 16 each; codes in the beginning and of the best step, 4 each; of 32 weights 9 numbers (scales, ranges,
+/// factors, the best factors and what is stored), 5; codes and grids of the block before, which is being written, 5.
+const LEARNING: u64 = 3 * 16 + 2 * 4 + 5 + 5;
+
 /// The buffer for a tensor of so many bytes, where few of one size are most of a sum.
 pub(super) fn buffer(bytes: u64) -> u64 {
     bytes.next_multiple_of((bytes.next_power_of_two() / 16).max(256))
@@ -243,13 +248,15 @@ impl OnCard<'_, '_> {
         forwards.summed().max(backwards.summed())
     }
 
-    /// A block that learns: in full precision, as it decodes, its gradients; all windows in front of it and behind it, in batches and
-    /// alone.
+    /// A block that learns: in full precision, and what its layers take; all windows in front of it and behind it, in
+    /// batches and alone. The next one is read meanwhile.
     pub(super) fn learning(&self, windows: u64, batch: u64) -> CardMemory {
         let together = batch.min(windows);
+        // Gradients of a batch beside the sum of those before it.
+        let more = if together > self.walk.batch() as u64 { 16 } else { 0 };
         let sum = CardMemory {
             part: "learning",
-            weights: 2 * self.largest_pair(),
+            weights: self.largest_pair() + self.largest_block() * (LEARNING + more) / 16,
             activations: 5 * self.states(windows) + 2 * self.states(together),
             scratch: self.graph(together),
             largest: self.largest(windows),
