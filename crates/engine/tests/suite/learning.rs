@@ -146,7 +146,9 @@ fn steps_are_those_of_the_formula() {
         let mut weight = Weight::new(bits_of_a_code, group, FloatType::Bf16, (9, 256));
         let mut gradients: Vec<Vec<f32>> = (10..13).map(|seed| numbers(9 * 256, seed)).collect();
         for gradient in &mut gradients {
-            gradient.iter_mut().for_each(|slope| *slope *= 1e-4);
+            for slope in gradient.iter_mut() {
+                *slope *= 1e-4;
+            }
             // Groups of no gradient, and of one that is far larger than the others.
             gradient[..group].fill(0.0);
             gradient[group + 3] = 1.0;
