@@ -14,8 +14,8 @@ use mlx_quant_engine::gpu::{AdapterChoice, AdapterKind, Gpu, Tiles, adapters};
 use mlx_quant_engine::rounding::How;
 use mlx_quant_engine::running::{RunningDivergence, RunningScore};
 use mlx_quant_engine::{
-    Activation, AttentionSettings, Candidates, Device, Engine, Factor, Gram, GramSum, Labels, Learning as _,
-    LearningStart, LearningState, Pairing, Precision, Selection, Tensor,
+    Activation, AttentionSettings, Candidates, Device, Engine, Factor, Gram, GramSum, Labels, LearningStart,
+    LearningState, Pairing, Precision, Selection, Tensor,
 };
 
 /// About normal, the same on every run.

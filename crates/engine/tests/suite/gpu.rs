@@ -173,6 +173,24 @@ fn learned_rounding_goes_in_parts_that_fit_a_binding() {
     assert!(own == other);
 }
 
+/// Positions, gradients and what they decode to four each, codes in the beginning and best codes one; grids beside them.
+/// Steps are in place. (The plan counts on it: `quant/src/forecast/card_memory/on_card.rs`.)
+#[test]
+fn what_learns_takes_fourteen_bytes_a_weight() {
+    let Some(choice) = there(choice()) else { return };
+    let device = Device::new(Gpu::open(&choice).unwrap());
+    let weight = Weight::new(2, 64, FloatType::Bf16, (512, 1024));
+    let (start, mut state) = weight.on(&device);
+    let gradient = on(&device, &tensor(&[512, 1024], 1));
+    let _best = device.learned_codes(start.scheme, &state.positions).unwrap();
+    device.reset_peak();
+    let peak = || device.memory().unwrap().peak as f64 / (512.0 * 1024.0);
+    device.learning_step(&start, &mut state, &gradient, 0.01).unwrap();
+    assert!((10.0..10.6).contains(&peak()), "{}", peak());
+    let _decoded = device.learned_weight(&start, &state).unwrap();
+    assert!((14.0..14.6).contains(&peak()), "{}", peak());
+}
+
 /// Products that keep a card busy get the same bits from every form of their tiles: of each operand along and across,
 /// with edges that fill no tile, in lines that are no whole vec4s, and of triangles.
 #[test]

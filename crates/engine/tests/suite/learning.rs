@@ -25,7 +25,8 @@ impl Weight {
         let scheme = Scheme::affine(bits, group).unwrap();
         let most = ((1u32 << bits) - 1) as f32;
         let groups = rows * columns / group;
-        let codes: Vec<u8> = (0..rows * columns).map(|at| (at * 7 % (most as usize + 1)) as u8).collect();
+        let codes: Vec<u8> =
+            (0..rows * columns).map(|at| ((at * 7 + at / 37) % (most as usize + 1)) as u8).collect();
         let apart = [0.5, -0.5, 0.25, -0.75, 1.0, -1.0, 0.499_999_97, -0.3, 0.0, 0.999_999];
         let position = |(at, code): (usize, &u8)| {
             (f32::from(*code) + apart[(at * 3 + at / 64) % apart.len()]).clamp(-0.5, most + 0.5)
@@ -145,7 +146,9 @@ fn steps_are_those_of_the_formula() {
         let mut weight = Weight::new(bits_of_a_code, group, FloatType::Bf16, (9, 256));
         let mut gradients: Vec<Vec<f32>> = (10..13).map(|seed| numbers(9 * 256, seed)).collect();
         for gradient in &mut gradients {
-            gradient.iter_mut().for_each(|slope| *slope *= 1e-4);
+            for slope in gradient.iter_mut() {
+                *slope *= 1e-4;
+            }
             // Groups of no gradient, and of one that is far larger than the others.
             gradient[..group].fill(0.0);
             gradient[group + 3] = 1.0;
@@ -222,6 +225,8 @@ fn what_does_not_fit_together_is_refused() {
         let short = LearningStart { codes: device.hold(vec![0; 4]).unwrap(), ..start.clone() };
         let gradient = on(&device, &tensor(&[40, 64], 1));
         assert!(device.learning_step(&short, &mut state, &gradient, 0.1).is_err(), "{}", device.name());
+        // Nothing was begun.
+        assert_eq!(values(&state.positions), weight.positions);
         assert!(device.fetch_codes(&others_start.codes, 1 << 20).is_err());
     }
 }
