@@ -103,7 +103,8 @@ fn threads_and_interruptions_decide_nothing() {
     let model = some_model();
     let out = tempfile::tempdir().unwrap();
     let at = |name: &str| out.path().join(name);
-    let own = settings(&model, "awq+gptq+dwq", 7);
+    let mut own = settings(&model, "awq+gptq+dwq", 7);
+    own.dwq.norms = Some(true);
     run(&model, &at("whole"), &own, &Silent).unwrap();
     let whole = bytes(&at("whole"));
     run(&model, &at("one"), &QuantizeSettings { threads: 1, ..own.clone() }, &Silent).unwrap();
@@ -145,18 +146,17 @@ fn threads_and_interruptions_decide_nothing() {
 /// Tensors that differ between two models of the same layout.
 fn changed(one: &Path, other: &Path) -> BTreeSet<String> {
     let (one, other) = (open_path(one).unwrap(), open_path(other).unwrap());
-    let both = one.checkpoint.tensors().iter().zip(other.checkpoint.tensors());
-    let differ =
-        both.filter(|((_, own), (_, other))| one.checkpoint.bytes(own) != other.checkpoint.bytes(other));
-    differ.map(|((name, _), _)| name.clone()).collect()
+    let of_one = |name: &str| one.checkpoint.bytes(&one.checkpoint.tensors()[name]).to_vec();
+    let all = other.checkpoint.tensors().iter();
+    let differ = all.filter(|(name, own)| of_one(name) != other.checkpoint.bytes(own));
+    differ.map(|(name, _)| name.clone()).collect()
 }
 
 fn is_grid(name: &str) -> bool {
     name.ends_with(".scales") || name.ends_with(".biases")
 }
 
-/// Every norm of blocks and the last one learn at 2 and 3 bits, nothing but scales and biases at 4, and either where it is
-/// asked for.
+/// Every norm of blocks learns at 2 bits, nothing but scales and biases at 3 and 4, and either where it is asked for.
 #[test]
 fn norms_learn_where_bits_are_few() {
     let out = tempfile::tempdir().unwrap();
@@ -172,8 +172,8 @@ fn norms_learn_where_bits_are_few() {
         };
         for (bits, asked, learns) in [
             (2, None, true),
-            (3, None, true),
-            (3, Some(false), false),
+            (2, Some(false), false),
+            (3, None, false),
             (4, None, false),
             (4, Some(true), true),
         ] {
@@ -184,10 +184,14 @@ fn norms_learn_where_bits_are_few() {
             all.retain(|tensor| !is_grid(tensor));
             println!("{name} {bits} {asked:?}: {all:?}");
             let names = open_path(&trained).unwrap().checkpoint.tensors().keys().cloned().collect::<Vec<_>>();
-            let norms = names.iter().filter(|name| name.ends_with("norm.weight")).count();
+            let norms =
+                names.iter().filter(|name| name.contains("layers") && name.ends_with("norm.weight")).count();
             let expected = if learns { norms } else { 0 };
             assert_eq!((made.norms, all.len()), (expected, expected), "{name} {bits} {asked:?}");
-            assert!(all.iter().all(|tensor| tensor.ends_with("norm.weight")), "{all:?}");
+            assert!(
+                all.iter().all(|tensor| tensor.contains("layers") && tensor.ends_with("norm.weight")),
+                "{all:?}"
+            );
             let card = std::fs::read_to_string(trained.join("README.md")).unwrap();
             assert_eq!(card.contains(&format!("weights of {expected} norms trained")), learns, "{card}");
         }
@@ -210,7 +214,8 @@ fn untrained_norms_stay(zoo: &Path) {
             let made = run(&model, &at(recipe), &own, &Silent).unwrap();
             if let Some(made) = made.distilled {
                 println!("{name}: {} norms", made.norms);
-                assert!(made.norms > 0, "{name}");
+                // None of its norms has a weight.
+                assert!(made.norms > 0 || name == "nanochat", "{name}");
             }
         }
         let all = changed(&at("rtn"), &at("rtn+dwq"));
@@ -288,7 +293,8 @@ fn any_quantized_model_learns_and_targets_replace_the_teacher() {
     let out = tempfile::tempdir().unwrap();
     let at = |name: &str| out.path().join(name);
     let mut own = settings(&teacher, "gptq", 6);
-    let mixed = "[[layer]]\npath = \"*.down_proj\"\nbits = 4\ngroup_size = 64\n[[layer]]\npath = \"*.v_proj\"\nbits = 8\n[[layer]]\npath = \"*.o_proj\"\nkeep = true";
+    own.dwq.norms = Some(true);
+    let mixed = "[[layer]]\npath = \"*.down_proj\"\nbits = 5\ngroup_size = 64\n[[layer]]\npath = \"*.v_proj\"\nbits = 8\n[[layer]]\npath = \"*.o_proj\"\nkeep = true";
     let base = Scheme::affine(3, 32).unwrap();
     let overrides = Some(mlx_quant::plan::Overrides::parse(mixed, base).unwrap());
     let mixed = Settings { quantize: Some(base), overrides, ..Settings::default() };

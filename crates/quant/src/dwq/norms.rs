@@ -1,11 +1,9 @@
 //! Weights of norms, which are trained beside the grids where bits are few: float32 masters of what the file stores.
 
-use std::collections::BTreeSet;
-
 use mlx_format::FloatType;
 use mlx_format::checkpoint::Writer;
 use mlx_quant_engine::{Result as EngineResult, Tensor};
-use mlx_quant_model::decoder::{Block, Norm};
+use mlx_quant_model::decoder::Norm;
 use mlx_quant_model::{Weights, WeightsError};
 
 use super::DwqSettings;
@@ -14,13 +12,14 @@ use crate::Error;
 use crate::walks::Walk;
 
 /// Norms are trained where weights of the trained layers of blocks have so many bits at most, on average.
-const BITS: f64 = 3.5;
+const BITS: f64 = 2.5;
 
 /// A norm's weight: what is stored, which is `w - 1` in some families.
 #[derive(Clone, Debug)]
 pub(super) struct NormWeight {
     /// Of the tensor.
     pub(super) name: String,
+    pub(super) block: usize,
     /// dtype of the stored weight.
     float: FloatType,
     /// What the norm multiplies with, less what is stored.
@@ -33,12 +32,17 @@ pub(super) struct NormWeight {
 
 impl NormWeight {
     /// As it is stored.
-    fn open(name: &str, norm: &Norm, float: FloatType, walk: &Walk<'_>) -> Result<Self, Error> {
-        let found = walk.weights.load_some(name, &walk.device, |one| one == name)?;
-        let weights = found.tensor(name).map_err(WeightsError::from)?.clone();
+    fn open(
+        (name, block): (String, usize),
+        norm: &Norm,
+        float: FloatType,
+        walk: &Walk<'_>,
+    ) -> Result<Self, Error> {
+        let found = walk.weights.load_some(&name, &walk.device, |one| one == name)?;
+        let weights = found.tensor(&name).map_err(WeightsError::from)?.clone();
         let zeros = Tensor::full(0.0, weights.dims(), &walk.device).map_err(WeightsError::from)?;
         let offset = if norm.plus_one { 1.0 } else { 0.0 };
-        Ok(Self { name: name.to_owned(), float, offset, weights, moments: [zeros.clone(), zeros] })
+        Ok(Self { name, block, float, offset, weights, moments: [zeros.clone(), zeros] })
     }
 
     /// What the norm multiplies with, which gives the unit of a step.
@@ -73,18 +77,14 @@ fn names(norm: &Norm, weights: &Weights<'_>) -> Vec<String> {
     (0..heads).map(name).take_while(|name| weights.shape(name).is_some()).collect()
 }
 
-/// Norms that can be trained, by tensor, each once: of blocks, of each block's own, and the last.
-fn trainable<'w>(walk: &'w Walk<'_>) -> Vec<(String, &'w Norm)> {
-    let decoder = &walk.decoder;
-    let of_block = |block: &'w Block| {
+/// Norms that can be trained: of blocks, each where its tensor stands among its block's; with each its tensor and the
+/// block.
+fn trainable<'w>(walk: &'w Walk<'_>) -> impl Iterator<Item = (String, &'w Norm, usize)> {
+    walk.decoder.blocks.iter().enumerate().flat_map(|(index, block)| {
         let own = block.norms().into_iter();
         let all = own.flat_map(|norm| names(norm, &walk.weights).into_iter().map(move |name| (name, norm)));
-        all.filter(|(name, _)| name.starts_with(&block.prefix)).collect::<Vec<_>>()
-    };
-    let last = names(&decoder.norm, &walk.weights).into_iter().map(|name| (name, &decoder.norm));
-    let mut seen = BTreeSet::new();
-    let all = decoder.blocks.iter().flat_map(of_block).chain(last);
-    all.filter(|(name, _)| seen.insert(name.clone())).collect()
+        all.filter(|(name, _)| name.starts_with(&block.prefix)).map(move |(name, norm)| (name, norm, index))
+    })
 }
 
 /// Whether norms are trained beside these grids.
@@ -109,15 +109,16 @@ pub(super) fn open(
     if !wanted(settings, walk, grids) {
         return Ok(Vec::new());
     }
-    let stored = |(name, norm): &(String, &Norm)| {
-        Some(NormWeight::open(name, norm, walk.weights.stored_float(name)?, walk))
+    let stored = |(name, norm, block): (String, &Norm, usize)| {
+        let float = walk.weights.stored_float(&name)?;
+        Some(NormWeight::open((name, block), norm, float, walk))
     };
-    trainable(walk).iter().filter_map(stored).collect()
+    trainable(walk).filter_map(stored).collect()
 }
 
 /// Bytes that training of all norms takes, best values and slopes included, and what is made of them on the way: in the
 /// memory of the engine. Whether they are trained is not asked: it is little.
 pub(super) fn bytes(walk: &Walk<'_>) -> u64 {
     let elements = |name: &str| walk.weights.shape(name).map_or(0, |shape| shape.iter().product::<usize>());
-    trainable(walk).iter().map(|(name, _)| elements(name) as u64 * 4 * 6).sum()
+    trainable(walk).map(|(name, ..)| elements(&name) as u64 * 4 * 6).sum()
 }

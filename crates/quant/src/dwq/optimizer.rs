@@ -22,9 +22,6 @@ const CLIP: f64 = 3.0;
 /// Weight of the past in what is usual.
 const MEMORY: f64 = 0.9;
 
-/// A step of a norm's weight, as a part of what the norm multiplies with, for a rate of 1.
-const NORM: f32 = 0.5;
-
 /// How far a step goes.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Rate {
@@ -51,10 +48,8 @@ fn units(grid: &Grid) -> [Unit; 2] {
     [Unit { factor: 12f32.sqrt(), divisor: codes }, Unit { factor: 1.0, divisor: 1.0 }]
 }
 
-/// A norm's unit.
-fn norm_unit() -> Unit {
-    Unit { factor: NORM, divisor: 1.0 }
-}
+/// A norm's unit: what it multiplies with.
+const NORM: Unit = Unit { factor: 1.0, divisor: 1.0 };
 
 /// Length of all slopes, each in its unit; sums in a fixed order. The device is waited for once.
 pub(super) fn length(student: &Student<'_>, slopes: &BatchSlopes) -> EngineResult<f64> {
@@ -68,7 +63,7 @@ pub(super) fn length(student: &Student<'_>, slopes: &BatchSlopes) -> EngineResul
     let of_norms = factors.iter().zip(&slopes.norms).map(|(factors, slopes)| GridSlopes {
         scales: factors,
         slopes: [slopes, slopes],
-        units: [norm_unit(), nothing],
+        units: [NORM, nothing],
     });
     let all: Vec<GridSlopes<'_>> = of_grids.chain(of_norms).collect();
     Ok(student.walk.device.grid_squares(&all)?.iter().sum::<f64>().sqrt())
@@ -143,7 +138,7 @@ fn advance_grid(grid: &mut Grid, slopes: &Slopes, going: Going) -> EngineResult<
 fn advance_norm(norm: &mut NormWeight, slopes: &Tensor, going: Going) -> EngineResult<()> {
     let (values, factors) = (&norm.weights, norm.factors()?);
     let inputs = AdamInputs { values, moments: norm.moments.each_ref(), slopes, scales: &factors };
-    let [weights, first, second] = values.device().adam(&going.step(norm_unit()), inputs)?;
+    let [weights, first, second] = values.device().adam(&going.step(NORM), inputs)?;
     (norm.weights, norm.moments) = (weights, [first, second]);
     Ok(())
 }

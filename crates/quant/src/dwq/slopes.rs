@@ -1,11 +1,11 @@
 //! Gradients of a batch with respect to everything that is trained, block by block.
 
-use mlx_quant_engine::{Gradients, Tensor};
+use mlx_quant_engine::Tensor;
 use mlx_quant_model::{Forward, Parameters, WeightsError};
 
 use super::grids::Slopes;
 use super::norms::NormWeight;
-use super::student::{BatchSlopes, NormVariables, Student, Variables};
+use super::student::{BatchSlopes, Student, Variables};
 use super::targets::{Lessons, Part, Targets};
 use crate::Error;
 use crate::observer::Observer;
@@ -21,21 +21,6 @@ struct Blocks<'b, 'm> {
     slopes: &'b mut [Option<Slopes>],
     /// Of every norm that has been passed.
     norms: &'b mut [Option<Tensor>],
-    /// Of the last norm.
-    last: NormVariables,
-}
-
-impl Blocks<'_, '_> {
-    fn gather_norms<'s>(
-        &mut self,
-        variables: &NormVariables,
-        stores: impl Iterator<Item = (usize, &'s Gradients)> + Clone,
-    ) -> Result<(), Error> {
-        for (at, variable) in variables {
-            self.norms[*at] = Some(sum_of(variable, stores.clone(), false)?);
-        }
-        Ok(())
-    }
 }
 
 impl Visit for Blocks<'_, '_> {
@@ -44,11 +29,6 @@ impl Visit for Blocks<'_, '_> {
 
     fn batch(&self, _: usize, block: &Self::Block) -> mlx_quant_engine::Result<(Parameters, ())> {
         Ok((block.0.clone(), ()))
-    }
-
-    fn passed_norm(&mut self, batches: &[(usize, Gradients)]) -> Result<(), Error> {
-        let last = std::mem::take(&mut self.last);
-        self.gather_norms(&last, batches.iter().map(|(first, gradients)| (*first, gradients)))
     }
 
     fn passed(
@@ -70,7 +50,10 @@ impl Visit for Blocks<'_, '_> {
             let [scales, centers] = experts.each_ref().map(|all| joined(all));
             self.slopes[at] = scales?.zip(centers?).map(|(scales, centers)| [scales, centers]);
         }
-        self.gather_norms(&variables.norms, stores())
+        for (at, variable) in &variables.norms {
+            self.norms[*at] = Some(sum_of(variable, stores(), false)?);
+        }
+        Ok(())
     }
 }
 
@@ -88,7 +71,7 @@ pub(super) fn forward(
     let mut trail = Trail::default();
     let passing: &mut dyn Passing = if keep { &mut trail } else { &mut () };
     let last = forward_walk(forward, blocks, &load, states, passing, (pool, observer))?;
-    let hidden = finish(forward, &student.last_norm()?, &last, pool)?;
+    let hidden = finish(forward, &student.walk.last_norm()?, &last, pool)?;
     trail.last = if keep { last } else { Vec::new() };
     Ok((trail, hidden))
 }
@@ -121,9 +104,8 @@ pub(super) fn slopes(
     if let Some(at) = own.head_grid() {
         slopes[at] = head;
     }
-    let (norm, last) = own.trained_last_norm()?;
-    let start = Start { trail, norm: &norm, gradients };
-    let mut blocks = Blocks { student: own, slopes: &mut slopes, norms: &mut norms, last };
+    let start = Start { trail, norm: &own.walk.last_norm()?, gradients };
+    let mut blocks = Blocks { student: own, slopes: &mut slopes, norms: &mut norms };
     let load = |index| own.trained_block(index);
     let embedded = backward(&pass, &own.walk.weights, &windows, start, &load, &mut blocks, (pool, observer))?;
     own.add_embedding(&windows, &embedded, &mut slopes)?;

@@ -162,7 +162,7 @@ impl<'m> Student<'m> {
             let tensor = codes.weight.reshape(shape).map_err(WeightsError::from)?;
             parameters.insert(format!("{}.weight", grid.path), tensor);
         }
-        for (at, weights) in self.norms_of(&self.walk.decoder.blocks[index].prefix)? {
+        for (at, weights) in self.norms_of(index)? {
             parameters.insert(self.norms[at].name.clone(), weights);
         }
         self.walk.weights.release();
@@ -194,47 +194,20 @@ impl<'m> Student<'m> {
             }
             parameters.set_reader(&grid.path, Arc::new(Trained { experts }));
         }
-        variables.norms = self.trained_norms(&self.walk.decoder.blocks[index].prefix, &mut parameters)?;
+        for (at, weights) in self.norms_of(index)? {
+            let variable = weights.variable();
+            parameters.insert(self.norms[at].name.clone(), variable.clone());
+            variables.norms.push((at, variable));
+        }
         self.walk.weights.release();
         Ok((parameters, variables))
     }
 
-    /// Trained norms whose names begin so, as they will be stored.
-    fn norms_of(&self, prefix: &str) -> Result<NormVariables, Error> {
-        let own = self.norms.iter().enumerate().filter(|(_, norm)| norm.name.starts_with(prefix));
+    /// Trained norms of a block and their weights as they will be stored.
+    fn norms_of(&self, index: usize) -> Result<NormVariables, Error> {
+        let own = self.norms.iter().enumerate().filter(|(_, norm)| norm.block == index);
         let stored = own.map(|(at, norm)| Ok((at, norm.stored().map_err(WeightsError::from)?)));
         stored.collect()
-    }
-
-    /// Lets trained norms whose names begin so have gradients.
-    fn trained_norms(&self, prefix: &str, parameters: &mut Parameters) -> Result<NormVariables, Error> {
-        let mut variables = self.norms_of(prefix)?;
-        for (at, weights) in &mut variables {
-            *weights = weights.variable();
-            parameters.insert(self.norms[*at].name.clone(), weights.clone());
-        }
-        Ok(variables)
-    }
-
-    /// What follows the last block before the head, as it is now.
-    pub(super) fn last_norm(&self) -> Result<Parameters, Error> {
-        let mut parameters = self.walk.last_norm()?;
-        for (at, weights) in self.norms_of(&self.last_prefix())? {
-            parameters.insert(self.norms[at].name.clone(), weights);
-        }
-        Ok(parameters)
-    }
-
-    /// [`Student::last_norm`] with gradients where it is trained.
-    pub(super) fn trained_last_norm(&self) -> Result<(Parameters, NormVariables), Error> {
-        let mut parameters = self.walk.last_norm()?;
-        let variables = self.trained_norms(&self.last_prefix(), &mut parameters)?;
-        Ok((parameters, variables))
-    }
-
-    /// Names of the last norm's tensors begin so; no name does if it has none.
-    fn last_prefix(&self) -> String {
-        format!("{}.", self.walk.decoder.norm.path.as_deref().unwrap_or_default())
     }
 
     fn trained_rows(&self, grid: &Grid, rows: Range<usize>) -> Result<(Arc<Codes>, [Tensor; 2]), Error> {

@@ -36,14 +36,6 @@ pub(crate) trait Visit {
         Ok(())
     }
 
-    /// Gradients of the variables among the last norm's weights, of each batch with its first window, in their order.
-    ///
-    /// # Errors
-    /// The visitor's.
-    fn passed_norm(&mut self, _batches: &[(usize, Gradients)]) -> Result<(), Error> {
-        Ok(())
-    }
-
     /// What arrives behind block `index`, before windows pass it.
     ///
     /// # Errors
@@ -108,9 +100,7 @@ pub(crate) fn backward<V: Visit + Send + Sync>(
     let gradients = gradients.map_err(WeightsError::from)?;
     let back = |(state, gradient): (&State, &Tensor)| through_norm(forward, norm, state, gradient);
     let ends = trail.last.iter().zip(&gradients);
-    let normed = each(forward.device(), pool, ends, back).map_err(WeightsError::from)?;
-    let (mut gradients, of_norm): (Vec<_>, Vec<_>) = normed.into_iter().unzip();
-    visit.passed_norm(&firsts().zip(of_norm).collect::<Vec<_>>())?;
+    let mut gradients = each(forward.device(), pool, ends, back).map_err(WeightsError::from)?;
     trail.last.clear();
     let embedded = trail.inputs.first().cloned().unwrap_or_default();
     let load = |index| pool.install(|| load(index));
@@ -187,14 +177,13 @@ fn through_embedding(
     Ok(all.get(&tokens).ok_or_else(missing)?.clone())
 }
 
-/// From the gradient of final hidden states (after the last norm) to that of the state behind the last block, and of
-/// every variable among the norm's weights.
+/// From the gradient of final hidden states (after the last norm) to that of the state behind the last block.
 fn through_norm(
     forward: &Forward<'_>,
     parameters: &Parameters,
     state: &State,
     gradient: &Tensor,
-) -> EngineResult<(StateGradients, Gradients)> {
+) -> EngineResult<StateGradients> {
     let hidden = state.hidden.variable();
     let mut input = state.clone();
     input.hidden = hidden.clone();
@@ -202,5 +191,5 @@ fn through_norm(
     let all = normed.gradients(&gradient.reshape(normed.dims())?)?;
     let missing = || EngineError::msg("the last norm passes no gradient");
     let gradient = all.get(&hidden).ok_or_else(missing)?.clone();
-    Ok(([("hidden".to_owned(), gradient)].into_iter().collect(), all))
+    Ok([("hidden".to_owned(), gradient)].into_iter().collect())
 }
