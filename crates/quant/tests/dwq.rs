@@ -163,7 +163,7 @@ fn norms_learn_where_bits_are_few() {
     for name in ["llama_tied", "qwen3_moe"] {
         let model = model(name);
         let run = |recipe: &str, bits: u32, norms: Option<bool>| {
-            let target = out.path().join(format!("{name}-{recipe}-{bits}-{norms:?}"));
+            let target = tempfile::tempdir_in(out.path()).unwrap().keep().join("out");
             let mut own = settings(&model, recipe, 6);
             own.dwq.norms = norms;
             let plan = plan(&model, bits);
