@@ -12,7 +12,7 @@ use crate::Error;
 use crate::walks::Walk;
 
 /// Norms are trained where weights of the trained layers of blocks have so many bits at most, on average.
-const BITS: f64 = 2.5;
+const BITS: f64 = 3.5;
 
 /// A norm's weight: what is stored, which is `w - 1` in some families.
 #[derive(Clone, Debug)]

@@ -23,7 +23,7 @@ pub struct DwqSettings {
     pub target_dir: Option<PathBuf>,
     /// Directory in which the teacher's final hidden states are kept for other runs with the same windows; `None`: they go with the run.
     pub teacher_states: Option<PathBuf>,
-    /// Whether weights of norms are trained, too; `None`: where the trained layers of blocks have 2.5 bits at most, on
+    /// Whether weights of norms are trained, too; `None`: where the trained layers of blocks have 3.5 bits at most, on
     /// average over their weights.
     pub norms: Option<bool>,
     /// Of the order of windows.
