@@ -98,8 +98,8 @@ pub(crate) enum Command {
 
     /// Distill scales and biases of a quantized model from the original (DWQ)
     ///
-    /// Trains scales and biases of all layers below 8 bits by KL to the original, block by block, and keeps the best step on held-out
-    /// windows: never worse than it began. Begins with rounding that is refined on each block's own inputs, or with any MLX model.
+    /// Trains scales and biases of all layers below 8 bits (at 2 and 3 bits weights of norms, too) by KL to the original, block by block, and
+    /// keeps the best step on held-out windows: never worse than it began. Begins with rounding that is refined on each block's own inputs, or with any MLX model.
     Dwq(Box<Dwq>),
 
     /// Quantize with a recipe of stacked methods, such as dynamic+awq+gptq

@@ -9,8 +9,9 @@ use serde::Serialize;
 use crate::setting::{Setting, SettingError};
 
 /// Raised whenever the same input, settings and engine give other bytes than before. 2: windows are summed in chunks
-/// and a tree ([`crate::reduce`]). 3: layers in an fp mode are rounded by the recipe. 4: sweeps and dwq on cards.
-pub(crate) const ALGORITHM: u32 = 4;
+/// and a tree ([`crate::reduce`]). 3: layers in an fp mode are rounded by the recipe. 4: sweeps and dwq on cards. 5: dwq
+/// trains norms at 2 and 3 bits.
+pub(crate) const ALGORITHM: u32 = 5;
 
 /// What somebody asks for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

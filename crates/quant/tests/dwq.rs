@@ -3,6 +3,7 @@
 
 mod common;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
 
@@ -102,7 +103,8 @@ fn threads_and_interruptions_decide_nothing() {
     let model = some_model();
     let out = tempfile::tempdir().unwrap();
     let at = |name: &str| out.path().join(name);
-    let own = settings(&model, "awq+gptq+dwq", 7);
+    let mut own = settings(&model, "awq+gptq+dwq", 7);
+    own.dwq.norms = Some(true);
     run(&model, &at("whole"), &own, &Silent).unwrap();
     let whole = bytes(&at("whole"));
     run(&model, &at("one"), &QuantizeSettings { threads: 1, ..own.clone() }, &Silent).unwrap();
@@ -126,10 +128,112 @@ fn threads_and_interruptions_decide_nothing() {
         );
     }
     assert!(interrupted > 8, "{interrupted}");
+    let made = run(&model, &at("again"), &own, &Silent).unwrap();
+    assert!(
+        whole == bytes(&at("again")) && made.distilled.unwrap().norms > 0,
+        "norms are among what is kept"
+    );
+    let mut other = own.clone();
+    other.dwq.norms = Some(false);
+    run(&model, &at("grids"), &other, &Silent).unwrap();
+    assert!(whole != bytes(&at("grids")), "norms decide bytes");
     let mut other = own;
     other.dwq.seed = 5;
     run(&model, &at("seed"), &other, &Silent).unwrap();
     assert!(whole != bytes(&at("seed")), "the seed orders the windows");
+}
+
+/// Tensors that differ between two models of the same layout.
+fn changed(one: &Path, other: &Path) -> BTreeSet<String> {
+    let (one, other) = (open_path(one).unwrap(), open_path(other).unwrap());
+    let of_one = |name: &str| one.checkpoint.bytes(&one.checkpoint.tensors()[name]).to_vec();
+    let all = other.checkpoint.tensors().iter();
+    let differ = all.filter(|(name, own)| of_one(name) != other.checkpoint.bytes(own));
+    differ.map(|(name, _)| name.clone()).collect()
+}
+
+fn is_grid(name: &str) -> bool {
+    name.ends_with(".scales") || name.ends_with(".biases")
+}
+
+/// Every norm of blocks learns at 2 and 3 bits, nothing but scales and biases at 4, and either where it is asked for.
+#[test]
+fn norms_learn_where_bits_are_few() {
+    let out = tempfile::tempdir().unwrap();
+    for name in ["llama_tied", "qwen3_moe"] {
+        let model = model(name);
+        let run = |recipe: &str, bits: u32, norms: Option<bool>| {
+            let target = tempfile::tempdir_in(out.path()).unwrap().keep().join("out");
+            let mut own = settings(&model, recipe, 6);
+            own.dwq.norms = norms;
+            let plan = plan(&model, bits);
+            let made = quantize(&model, &plan, &windows(&model, 1, 6, 32), &target, &own, &Silent).unwrap();
+            (target, made.distilled.unwrap_or_default())
+        };
+        for (bits, asked, learns) in [
+            (2, None, true),
+            (2, Some(false), false),
+            (3, None, true),
+            (4, None, false),
+            (4, Some(true), true),
+        ] {
+            let (start, _) = run("rtn", bits, None);
+            let (trained, made) = run("rtn+dwq", bits, asked);
+            // At 4 bits a step may not be better than the start, and norms are as they were.
+            let moved = made.best_step > 0;
+            assert!(moved || bits == 4, "{name} {bits} {asked:?}: {made:?}");
+            let mut all = changed(&start, &trained);
+            all.retain(|tensor| !is_grid(tensor));
+            println!("{name} {bits} {asked:?}: {all:?}");
+            let names = open_path(&trained).unwrap().checkpoint.tensors().keys().cloned().collect::<Vec<_>>();
+            let norms =
+                names.iter().filter(|name| name.contains("layers") && name.ends_with("norm.weight")).count();
+            let expected = if learns { norms } else { 0 };
+            let differ = if moved { expected } else { 0 };
+            assert_eq!((made.norms, all.len()), (expected, differ), "{name} {bits} {asked:?}");
+            assert!(
+                all.iter().all(|tensor| tensor.contains("layers") && tensor.ends_with("norm.weight")),
+                "{all:?}"
+            );
+            let card = std::fs::read_to_string(trained.join("README.md")).unwrap();
+            assert_eq!(card.contains(&format!("weights of {expected} norms trained")), learns, "{card}");
+        }
+    }
+}
+
+/// Norms of every family, also those that store `w - 1`, have the bytes that they had where no step is taken.
+fn untrained_norms_stay(zoo: &Path) {
+    let out = tempfile::tempdir().unwrap();
+    let mut paths: Vec<PathBuf> =
+        std::fs::read_dir(zoo).unwrap().map(|entry| entry.unwrap().path()).collect();
+    paths.retain(|path| path.join("config.json").is_file());
+    for path in paths {
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        let model = open_path(&path).unwrap();
+        let at = |recipe: &str| out.path().join(format!("{name}-{recipe}"));
+        for recipe in ["rtn", "rtn+dwq"] {
+            let mut own = settings(&model, recipe, 0);
+            own.dwq.norms = Some(true);
+            let made = run(&model, &at(recipe), &own, &Silent).unwrap();
+            if let Some(made) = made.distilled {
+                println!("{name}: {} norms", made.norms);
+                // None of its norms has a weight.
+                assert!(made.norms > 0 || name == "nanochat", "{name}");
+            }
+        }
+        let all = changed(&at("rtn"), &at("rtn+dwq"));
+        assert!(all.iter().all(|tensor| is_grid(tensor)), "{name}: {all:?}");
+    }
+}
+
+#[test]
+fn untrained_norms_of_the_copied_checkpoints_stay() {
+    untrained_norms_stay(&fixtures().join("zoo"));
+}
+
+#[test]
+fn untrained_norms_of_the_seeded_checkpoints_stay() {
+    untrained_norms_stay(common::seeds::seeded().path());
 }
 
 /// A state that was cut off costs the steps, which is told, and only where the student is what it was; a file of the teacher's is made
@@ -192,6 +296,7 @@ fn any_quantized_model_learns_and_targets_replace_the_teacher() {
     let out = tempfile::tempdir().unwrap();
     let at = |name: &str| out.path().join(name);
     let mut own = settings(&teacher, "gptq", 6);
+    own.dwq.norms = Some(true);
     let mixed = "[[layer]]\npath = \"*.down_proj\"\nbits = 5\ngroup_size = 64\n[[layer]]\npath = \"*.v_proj\"\nbits = 8\n[[layer]]\npath = \"*.o_proj\"\nkeep = true";
     let base = Scheme::affine(3, 32).unwrap();
     let overrides = Some(mlx_quant::plan::Overrides::parse(mixed, base).unwrap());
@@ -205,18 +310,14 @@ fn any_quantized_model_learns_and_targets_replace_the_teacher() {
         distill(teacher, &student, &copy, &windows(&student, 1, 6, 32), &at(name), own, &Silent)
     };
     let made = train(Some(&teacher), "trained", &own).unwrap().distilled.unwrap();
-    assert!(made.best_kl < made.start_kl, "{made:?}");
+    assert!(made.best_kl < made.start_kl && made.norms > 0, "{made:?}");
     assert_eq!(bytes(&at("trained")).len(), bytes(&at("student")).len());
     // Codes, and what is not below eight bits, are as they were.
-    let trained = open_path(&at("trained")).unwrap();
-    let mut changed = 0;
-    for ((name, own), (_, other)) in trained.checkpoint.tensors().iter().zip(student.checkpoint.tensors()) {
-        let same = trained.checkpoint.bytes(own) == student.checkpoint.bytes(other);
-        let learned = name.ends_with(".scales") || name.ends_with(".biases");
-        assert!(same || (learned && !name.contains("v_proj")), "{name}");
-        changed += usize::from(!same);
-    }
-    assert!(changed > 10);
+    let all = changed(&at("student"), &at("trained"));
+    let norms = all.iter().filter(|name| !is_grid(name)).count();
+    assert!(all.iter().all(|name| !name.contains("v_proj")), "{all:?}");
+    assert!(all.iter().all(|name| is_grid(name) || name.ends_with("norm.weight")), "{all:?}");
+    assert!(norms == made.norms && all.len() - norms > 10, "{all:?}");
 
     let mut with = own.clone();
     with.dwq.target_dir = Some(at("targets"));

@@ -13,6 +13,7 @@ mod latent;
 mod linear;
 mod linear_attention;
 mod norm;
+mod norms;
 mod rope;
 mod short_convolution;
 mod site;

@@ -1,4 +1,4 @@
-//! Packed weights as they are stored, for those who train them.
+//! Weights as they are stored, for those who train them.
 
 use std::ops::Range;
 
@@ -25,6 +25,16 @@ pub struct PackedRows {
 }
 
 impl Weights<'_> {
+    /// dtype of a tensor that the file holds under this name and as it is read; `None` for a packed or changed one.
+    pub fn stored_float(&self, name: &str) -> Option<FloatType> {
+        match &self.entries.get(name)?.stored {
+            Stored::Dense { view, float } if view.change.is_none() => {
+                self.checkpoint.tensors().contains_key(name).then_some(*float)
+            }
+            _ => None,
+        }
+    }
+
     /// Scales and biases of an affine packed matrix alone, [`PackedRows`] without codes; `None` if it is stored otherwise.
     pub fn packed_grids(&self, path: &str) -> Option<PackedRows> {
         let entry = self.entries.get(&format!("{path}.weight"))?;

@@ -45,13 +45,7 @@ impl Grid {
     pub(super) fn write(&self, writer: &Writer) -> Result<(), Error> {
         let numbers = self.stored(0..self.all_rows()).map_err(WeightsError::from)?;
         for (leaf, numbers) in ["scales", "biases"].into_iter().zip(numbers) {
-            let name = format!("{}.{leaf}", self.path);
-            let index = writer.layout().index_of(&name);
-            let missing =
-                || WeightsError::Tensor(mlx_quant_engine::Error::msg(format!("{name} has no place")));
-            let mut bytes = vec![0u8; numbers.elem_count() * self.float.size()];
-            numbers.read(|numbers| self.float.narrow(numbers, &mut bytes)).map_err(WeightsError::from)?;
-            writer.write_at(index.ok_or_else(missing)?, 0, &bytes)?;
+            put(writer, &format!("{}.{leaf}", self.path), &numbers, self.float)?;
         }
         Ok(())
     }
@@ -162,6 +156,15 @@ impl Grid {
     pub(super) fn bytes(elements: u64, group_size: u64) -> u64 {
         elements / group_size * 4 * 12
     }
+}
+
+/// A tensor in its place among the output, narrowed to its dtype.
+pub(super) fn put(writer: &Writer, name: &str, numbers: &Tensor, float: FloatType) -> Result<(), Error> {
+    let missing = || WeightsError::Tensor(mlx_quant_engine::Error::msg(format!("{name} has no place")));
+    let index = writer.layout().index_of(name).ok_or_else(missing)?;
+    let mut bytes = vec![0u8; numbers.elem_count() * float.size()];
+    numbers.read(|numbers| float.narrow(numbers, &mut bytes)).map_err(WeightsError::from)?;
+    Ok(writer.write_at(index, 0, &bytes)?)
 }
 
 fn middle(scheme: Scheme) -> f32 {

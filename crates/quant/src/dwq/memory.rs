@@ -4,6 +4,7 @@ use serde::Serialize;
 
 use super::DwqSettings;
 use super::grids::Grid;
+use super::norms;
 use crate::data::Windows;
 use crate::plan::{Job, Plan};
 use crate::walks::Walk;
@@ -13,7 +14,8 @@ use crate::{Error, Model, threads_or_all};
 /// What the resident memory of a distillation is made of, bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct DwqMemory {
-    /// Scales and centers, Adam's moments, the best values and gradients. On a card they are that card's memory.
+    /// Scales, centers and norms' weights, Adam's moments, the best values and gradients. On a card they are that card's
+    /// memory.
     pub grids: u64,
     /// A block in float32 and its codes.
     pub block: u64,
@@ -42,7 +44,7 @@ pub fn dwq_memory(
     let walk = Walk::open(model)?;
     let threads = threads_or_all(threads) as u64;
     let tokens = windows.sequence_length as u64;
-    let grids = grid_bytes(plan);
+    let grids = trained_bytes(&walk, plan);
     let on_card = walk.device.is_card();
     let block = walk.block_bytes().into_iter().max().unwrap_or(0);
     let batch = (settings.batch_size as u64).max(threads);
@@ -66,8 +68,8 @@ pub fn dwq_memory(
     Ok(memory)
 }
 
-/// What is trained of `plan`'s output, bytes: as [`DwqMemory::grids`], wherever it lies.
-pub(crate) fn grid_bytes(plan: &Plan) -> u64 {
+/// What is trained of `plan`'s output, bytes: as [`DwqMemory::grids`], wherever it lies. `walk` is of its source.
+pub(crate) fn trained_bytes(walk: &Walk<'_>, plan: &Plan) -> u64 {
     let grids = plan.items.iter().map(|item| match &item.job {
         Job::Quantize { view, scheme, .. } if scheme.bits() < 8 => {
             Grid::bytes(view.elements() as u64, scheme.group_size() as u64)
@@ -76,7 +78,7 @@ pub(crate) fn grid_bytes(plan: &Plan) -> u64 {
     });
     let packed = plan.layout.specs().iter().filter(|spec| spec.name.ends_with(".scales"));
     let packed: u64 = packed.map(|spec| spec.shape.iter().product::<usize>() as u64 * 48).sum();
-    grids.sum::<u64>().max(packed)
+    grids.sum::<u64>().max(packed) + norms::bytes(walk)
 }
 
 /// Floating-point operations of the teacher, of the training (forward, once more, gradients of inputs and of weights) and of looks at

@@ -1,14 +1,16 @@
 //! DWQ: scales and biases distilled from the full-precision model (`mlx_lm/quant/dwq.py`).
 //!
-//! Codes stay; scales and biases of all layers below eight bits are trained with Adam on `KL(teacher || student)` at a
-//! temperature. Masters are float32 and the forward pass uses them as they will be stored. The best step on held-out
+//! Codes stay; scales and biases of all layers below eight bits, and where bits are few the weights of norms, are trained
+//! with Adam on `KL(teacher || student)` at a temperature. Masters are float32 and the forward pass uses them as they will be stored. The best step on held-out
 //! windows is kept, the start among them, so that a run never ends worse than it began. Gradients are taken block by
 //! block (the backward walk of [`crate::walks`]).
 
 mod grids;
 mod memory;
+mod norms;
 mod optimizer;
 mod settings;
+mod slopes;
 mod state;
 mod student;
 mod targets;
@@ -20,25 +22,22 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use mlx_format::checkpoint::Writer;
-use mlx_quant_engine::Tensor;
-use mlx_quant_model::{Forward, Parameters, WeightsError};
+use mlx_quant_model::{Forward, WeightsError};
 
-use self::grids::{Grid, Slopes};
-pub(crate) use self::memory::grid_bytes;
+use self::grids::Grid;
+pub(crate) use self::memory::trained_bytes;
 pub use self::memory::{DwqMemory, dwq_memory, dwq_operations};
+use self::norms::NormWeight;
 use self::optimizer::{Going, Rate};
 pub use self::settings::{Distilled, DwqSettings};
 use self::state::{Best, Journey, StateFile};
+use self::student::Student;
 pub(crate) use self::student::stays;
-use self::student::{Student, Variables};
 use self::targets::{Lessons, Part, Targets};
 use crate::data::{Windows, permutation};
 use crate::observer::{Event, Observer, Step, Unit};
 use crate::walks::Walk;
-use crate::walks::{
-    Divergence, HeadPass, Passed, Passing, Start, Trail, Visit, backward, divergence, each, finish,
-    forward_walk, joined, sum_of,
-};
+use crate::walks::{HeadPass, divergence, each};
 use crate::{Error, Model};
 
 /// Part of a code by which a weight moves in a step, for a student one nat from its teacher; with the divergence falls
@@ -81,6 +80,7 @@ pub(crate) struct Distillation<'d> {
 pub(crate) struct Trained {
     pub(crate) distilled: Distilled,
     grids: Vec<Grid>,
+    norms: Vec<NormWeight>,
 }
 
 impl Trained {
@@ -89,48 +89,12 @@ impl Trained {
         writer.state_path("dwq-written")
     }
 
-    /// Writes scales and biases over those of the student, which nobody may have open.
+    /// Writes scales, biases and norms over those of the student, which nobody may have open.
     pub(crate) fn write(&self, writer: &Writer) -> Result<(), Error> {
         let mark = Self::mark(writer);
         crate::kept::write(&mark, b"").map_err(|error| Error::state(&mark, &error))?;
-        self.grids.iter().try_for_each(|grid| grid.write(writer))
-    }
-}
-
-/// Trained blocks on the way back: gradients of their grids are gathered.
-struct Blocks<'b, 'm> {
-    student: &'b Student<'m>,
-    /// Of every grid whose block has been passed.
-    slopes: &'b mut [Option<Slopes>],
-}
-
-impl Visit for Blocks<'_, '_> {
-    type Block = (Parameters, Variables);
-    type Batch = ();
-
-    fn batch(&self, _: usize, block: &Self::Block) -> mlx_quant_engine::Result<(Parameters, ())> {
-        Ok((block.0.clone(), ()))
-    }
-
-    fn passed(
-        &mut self,
-        _: usize,
-        (_, variables): Self::Block,
-        batches: Vec<Passed<()>>,
-    ) -> Result<(), Error> {
-        let stores = || batches.iter().map(|batch| (batch.first, &batch.gradients));
-        for own in variables.chunk_by(|one, other| one.0 == other.0) {
-            let at = own[0].0;
-            let mut experts: [Vec<Tensor>; 2] = Default::default();
-            for (_, variables) in own {
-                // Experts are passed by some tokens only; everything else must have its gradient.
-                let sums = sum_of(variables, stores(), self.student.grids[at].routed)?;
-                experts.iter_mut().zip(sums).for_each(|(all, sum)| all.push(sum));
-            }
-            let [scales, centers] = experts.each_ref().map(|all| joined(all));
-            self.slopes[at] = scales?.zip(centers?).map(|(scales, centers)| [scales, centers]);
-        }
-        Ok(())
+        self.grids.iter().try_for_each(|grid| grid.write(writer))?;
+        self.norms.iter().try_for_each(|norm| norm.write(writer))
     }
 }
 
@@ -143,7 +107,7 @@ impl Distillation<'_> {
         student: &Model,
         writer: &Writer,
     ) -> Result<Trained, Error> {
-        let mut own = Student::open(student)?;
+        let mut own = Student::open(student, self.settings)?;
         if own.grids.is_empty() {
             return Err(Error::NothingToTrain(student.name()));
         }
@@ -160,15 +124,15 @@ impl Distillation<'_> {
         let targets =
             Targets::prepare(teacher, &own.walk, &lessons, directory, files, self.pool, self.observer)?;
         let file = StateFile(writer.state_path("dwq.safetensors"));
-        let (mut journey, mut best) = match file.load(&mut own.grids)? {
+        let (mut journey, mut best) = match file.load(&mut own)? {
             Ok(Some(found)) => found,
-            Ok(None) => (Journey { rate: f64::NAN, ..Journey::default() }, values(&own.grids)),
+            Ok(None) => (Journey { rate: f64::NAN, ..Journey::default() }, Best::of(&own)),
             // The numbers to begin with are there no more.
             Err(reason) if Trained::mark(writer).exists() => return Err(Error::lost(&file.0, reason)),
             Err(reason) => {
                 let text = format!("{}: {reason}; the training begins again", file.0.display());
                 self.observer.event(Event::Warning { text: &text });
-                (Journey { rate: f64::NAN, ..Journey::default() }, values(&own.grids))
+                (Journey { rate: f64::NAN, ..Journey::default() }, Best::of(&own))
             }
         };
         let mut saved = Instant::now();
@@ -189,11 +153,11 @@ impl Distillation<'_> {
             }
             journey.rate = self.rate(kl);
             // What is written over at the end is known from here on.
-            file.save(&journey, &own.grids, &best)?;
+            file.save(&journey, &own, &best)?;
         }
         while journey.step < steps && journey.stopped.is_none() {
             if self.observer.cancelled() {
-                file.save(&journey, &own.grids, &best)?;
+                file.save(&journey, &own, &best)?;
                 return Err(Error::Interrupted);
             }
             self.step(&mut own, &targets, &lessons, &mut journey)?;
@@ -203,15 +167,13 @@ impl Distillation<'_> {
                 self.look(&mut own, &targets, &lessons, &mut journey, &mut best)?;
             }
             if saved.elapsed().as_secs() >= self.settings.save_seconds || last {
-                file.save(&journey, &own.grids, &best)?;
+                file.save(&journey, &own, &best)?;
                 saved = Instant::now();
             }
             self.observer.event(Event::Progress { done: journey.step as u64 });
         }
-        for (grid, [scales, centers]) in own.grids.iter_mut().zip(best) {
-            (grid.scales, grid.centers) = (scales, centers);
-        }
-        let grids = std::mem::take(&mut own.grids);
+        best.restore(&mut own);
+        let Student { grids, norms, .. } = own;
         let distilled = Distilled {
             steps: journey.step,
             resumed_steps,
@@ -220,11 +182,12 @@ impl Distillation<'_> {
             best_kl: journey.kl_at(journey.best),
             best_step: journey.best,
             trained: grids.iter().map(|grid| 2 * grid.scales.elem_count() as u64).sum(),
+            norms: norms.len(),
             held_out: journey.held_out,
             losses: journey.losses,
             stopped: journey.stopped,
         };
-        Ok(Trained { distilled, grids })
+        Ok(Trained { distilled, grids, norms })
     }
 
     /// Targets into their directory.
@@ -265,25 +228,6 @@ impl Distillation<'_> {
             .collect()
     }
 
-    /// Takes windows up to their final hidden states.
-    fn forward(
-        &self,
-        student: &Student<'_>,
-        forward: &Forward<'_>,
-        windows: &[&[u32]],
-        keep: bool,
-    ) -> Result<(Trail, Vec<Tensor>), Error> {
-        let states = self.pool.install(|| student.walk.embed(forward, windows))?;
-        let blocks = student.walk.decoder.blocks.len();
-        let load = |index| student.block(index);
-        let mut trail = Trail::default();
-        let passing: &mut dyn Passing = if keep { &mut trail } else { &mut () };
-        let last = forward_walk(forward, blocks, &load, states, passing, (self.pool, self.observer))?;
-        let hidden = finish(forward, &student.walk.last_norm()?, &last, self.pool)?;
-        trail.last = if keep { last } else { Vec::new() };
-        Ok((trail, hidden))
-    }
-
     /// One step of training. What is not finite ends the run instead of spoiling it.
     fn step(
         &self,
@@ -298,9 +242,10 @@ impl Distillation<'_> {
         let tokens: BTreeSet<u32> = windows.iter().flat_map(|window| window.iter().copied()).collect();
         self.pool.install(|| student.prepare(&tokens))?;
         let own: &Student<'_> = student;
-        let (loss, slopes) = self.slopes(own, targets, lessons, &batch, &windows)?;
-        let length = self.pool.install(|| optimizer::length(&own.walk.device, &own.grids, &slopes));
+        let slopes = slopes::slopes(own, targets, lessons, &batch, (self.pool, self.observer))?;
+        let length = self.pool.install(|| optimizer::length(own, &slopes));
         let length = length.map_err(WeightsError::from)?;
+        let loss = slopes.loss;
         if !(loss.is_finite() && length.is_finite()) {
             journey.stopped = Some(format!(
                 "the loss of step {} is {loss} and its gradient's length {length}",
@@ -316,50 +261,10 @@ impl Distillation<'_> {
         };
         let part = optimizer::schedule(journey.step, self.settings.iterations);
         let going = Going { rate, part, clip, step: journey.step };
-        let Student { walk, grids, .. } = student;
-        let advance = |(grid, slopes): (&mut Grid, &Slopes)| optimizer::advance(grid, slopes, going);
-        each(&walk.device, self.pool, grids.iter_mut().zip(&slopes), advance).map_err(WeightsError::from)?;
+        optimizer::advance(student, &slopes, going, self.pool).map_err(WeightsError::from)?;
         journey.step += 1;
         journey.losses.push(loss);
         Ok(())
-    }
-
-    /// Loss of a batch and its gradient with respect to every grid.
-    fn slopes(
-        &self,
-        own: &Student<'_>,
-        targets: &Targets<'_>,
-        lessons: &Lessons<'_>,
-        batch: &[usize],
-        windows: &[&[u32]],
-    ) -> Result<(f64, Vec<Slopes>), Error> {
-        let decoder = &own.walk.decoder;
-        let forward = own.walk.forward(self.training.sequence_length)?;
-        let (trail, hidden) = self.forward(own, &forward, windows, true)?;
-        let head = |rows| own.head_tile(rows);
-        let temperature = lessons.temperature(Part::Training);
-        let sizes = (decoder.vocabulary, self.training.sequence_length);
-        let of_head = targets.with(Part::Training, batch, sizes, |teacher| {
-            let pass = HeadPass { forward: &forward, decoder, pool: self.pool };
-            divergence(pass, &head, &hidden, teacher, (temperature, true))
-        })?;
-        let Divergence { losses, gradients, head } = of_head;
-        let loss = losses.iter().sum::<f64>() / losses.len().max(1) as f64;
-        drop(hidden);
-        let mut slopes: Vec<Option<Slopes>> = vec![None; own.grids.len()];
-        if let Some(at) = own.head_grid() {
-            slopes[at] = head;
-        }
-        let start = Start { trail, norm: &own.walk.last_norm()?, gradients };
-        let context = (self.pool, self.observer);
-        let mut blocks = Blocks { student: own, slopes: &mut slopes };
-        let load = |index| own.trained_block(index);
-        let embedded = backward(&forward, &own.walk.weights, windows, start, &load, &mut blocks, context)?;
-        own.add_embedding(windows, &embedded, &mut slopes)?;
-        let all = slopes.into_iter().zip(&own.grids);
-        let all = all.map(|(slopes, grid)| slopes.map_or_else(|| grid.flat(), Ok));
-        let slopes = all.collect::<mlx_quant_engine::Result<_>>().map_err(WeightsError::from)?;
-        Ok((loss, slopes))
     }
 
     /// Looks at the held-out windows and keeps what is best.
@@ -381,7 +286,7 @@ impl Distillation<'_> {
         journey.held_out.push((journey.step, kl));
         if better && self.storable(student)? {
             journey.best = journey.step;
-            *best = values(&student.grids);
+            *best = Best::of(student);
         }
         let loss = journey.losses.last().copied().unwrap_or(f64::NAN);
         let text = format!("step {}: loss {loss:.5}, held-out KL {kl:.5}", journey.step);
@@ -391,8 +296,11 @@ impl Distillation<'_> {
 
     /// Whether the student's numbers can be stored; they are read for that.
     fn storable(&self, student: &Student<'_>) -> Result<bool, Error> {
-        let finite = each(&student.walk.device, self.pool, &student.grids, Grid::is_finite);
-        Ok(finite.map_err(WeightsError::from)?.into_iter().all(|finite| finite))
+        let device = &student.walk.device;
+        let grids = each(device, self.pool, &student.grids, Grid::is_finite).map_err(WeightsError::from)?;
+        let norms =
+            each(device, self.pool, &student.norms, NormWeight::is_finite).map_err(WeightsError::from)?;
+        Ok(grids.into_iter().chain(norms).all(|finite| finite))
     }
 
     /// KL on the held-out windows at temperature 1; not finite if the student's logits are not.
@@ -414,7 +322,8 @@ impl Distillation<'_> {
             let decoder = &looked.walk.decoder;
             let forward = Forward::new(decoder, self.held_out.sequence_length, &looked.walk.device);
             let forward = forward.map_err(WeightsError::from)?;
-            let (_, hidden) = self.forward(looked, &forward, &windows, false)?;
+            let context = (self.pool, self.observer);
+            let (_, hidden) = slopes::forward(looked, &forward, &windows, false, context)?;
             let head = |rows| looked.head_tile(rows);
             let temperature = lessons.temperature(Part::HeldOut);
             let sizes = (decoder.vocabulary, self.held_out.sequence_length);
@@ -484,8 +393,4 @@ pub(crate) fn preflight(
         Some(_) => Ok(()),
         None => targets::check_complete(directory, &lessons),
     }
-}
-
-fn values(grids: &[Grid]) -> Best {
-    grids.iter().map(|grid| [grid.scales.clone(), grid.centers.clone()]).collect()
 }

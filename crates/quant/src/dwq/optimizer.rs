@@ -2,11 +2,14 @@
 //!
 //! A group's natural unit is its own step between codes: a change of the center by a step moves every weight by one code, and so does,
 //! on average, a change of the scale by a step over the spread of the codes. Rates are fractions of these, so that the same
-//! rate fits any width, any layer and any model.
+//! rate fits any width, any layer and any model. A norm's weight is measured in what the norm multiplies with.
 
-use mlx_quant_engine::{AdamInputs, AdamStep, Device, GridSlopes, Result as EngineResult, Unit};
+use mlx_quant_engine::{AdamInputs, AdamStep, GridSlopes, Result as EngineResult, Tensor, Unit};
 
 use super::grids::{Grid, Slopes};
+use super::norms::NormWeight;
+use super::student::{BatchSlopes, Student};
+use crate::walks::each;
 
 /// Of the first and the second moment.
 const BETAS: [f32; 2] = [0.9, 0.999];
@@ -45,18 +48,25 @@ fn units(grid: &Grid) -> [Unit; 2] {
     [Unit { factor: 12f32.sqrt(), divisor: codes }, Unit { factor: 1.0, divisor: 1.0 }]
 }
 
+/// A norm's unit: what it multiplies with.
+const NORM: Unit = Unit { factor: 1.0, divisor: 1.0 };
+
 /// Length of all slopes, each in its unit; sums in a fixed order. The device is waited for once.
-pub(super) fn length(device: &Device, grids: &[Grid], slopes: &[Slopes]) -> EngineResult<f64> {
-    let all: Vec<GridSlopes<'_>> = grids
-        .iter()
-        .zip(slopes)
-        .map(|(grid, slopes)| GridSlopes {
-            scales: &grid.scales,
-            slopes: slopes.each_ref(),
-            units: units(grid),
-        })
-        .collect();
-    Ok(device.grid_squares(&all)?.iter().sum::<f64>().sqrt())
+pub(super) fn length(student: &Student<'_>, slopes: &BatchSlopes) -> EngineResult<f64> {
+    let factors = student.norms.iter().map(NormWeight::factors).collect::<EngineResult<Vec<_>>>()?;
+    let of_grids = student.grids.iter().zip(&slopes.grids).map(|(grid, slopes)| GridSlopes {
+        scales: &grid.scales,
+        slopes: slopes.each_ref(),
+        units: units(grid),
+    });
+    let nothing = Unit { factor: 0.0, divisor: 1.0 };
+    let of_norms = factors.iter().zip(&slopes.norms).map(|(factors, slopes)| GridSlopes {
+        scales: factors,
+        slopes: [slopes, slopes],
+        units: [NORM, nothing],
+    });
+    let all: Vec<GridSlopes<'_>> = of_grids.chain(of_norms).collect();
+    Ok(student.walk.device.grid_squares(&all)?.iter().sum::<f64>().sqrt())
 }
 
 /// By how much a gradient is shortened, and what is usual from now on.
@@ -78,31 +88,58 @@ pub(super) struct Going {
     pub(super) step: usize,
 }
 
-/// One step of a grid.
-pub(super) fn advance(grid: &mut Grid, slopes: &Slopes, going: Going) -> EngineResult<()> {
-    let Going { rate, part, clip, step } = going;
-    let count = i32::try_from(step).unwrap_or(i32::MAX - 1) + 1;
-    // Scales as they are give the units of both.
-    let scales = grid.scales.clone();
-    for (leaf, unit) in units(grid).into_iter().enumerate() {
-        let (rate, unit) = match rate {
+impl Going {
+    /// The step of numbers that have this unit.
+    fn step(self, unit: Unit) -> AdamStep {
+        let count = i32::try_from(self.step).unwrap_or(i32::MAX - 1) + 1;
+        let (rate, unit) = match self.rate {
             Rate::Relative(rate) => (rate, Some(unit)),
             Rate::Absolute(rate) => (rate, None),
         };
-        let step = AdamStep {
+        AdamStep {
             betas: BETAS,
             corrections: BETAS.map(|beta| 1.0 - beta.powi(count)),
-            clip: clip as f32,
-            rate: (rate * part) as f32,
+            clip: self.clip as f32,
+            rate: (rate * self.part) as f32,
             unit,
-        };
+        }
+    }
+}
+
+/// One step of everything that is trained.
+pub(super) fn advance(
+    student: &mut Student<'_>,
+    slopes: &BatchSlopes,
+    going: Going,
+    pool: &rayon::ThreadPool,
+) -> EngineResult<()> {
+    let Student { walk, grids, norms, .. } = student;
+    let of_grid = |(grid, slopes): (&mut Grid, &Slopes)| advance_grid(grid, slopes, going);
+    each(&walk.device, pool, grids.iter_mut().zip(&slopes.grids), of_grid)?;
+    let of_norm = |(norm, slopes): (&mut NormWeight, &Tensor)| advance_norm(norm, slopes, going);
+    each(&walk.device, pool, norms.iter_mut().zip(&slopes.norms), of_norm)?;
+    Ok(())
+}
+
+fn advance_grid(grid: &mut Grid, slopes: &Slopes, going: Going) -> EngineResult<()> {
+    // Scales as they are give the units of both.
+    let scales = grid.scales.clone();
+    for (leaf, unit) in units(grid).into_iter().enumerate() {
         let values = if leaf == 0 { &grid.scales } else { &grid.centers };
         let moments = [&grid.moments[2 * leaf], &grid.moments[2 * leaf + 1]];
         let inputs = AdamInputs { values, moments, slopes: &slopes[leaf], scales: &scales };
-        let [value, first, second] = scales.device().adam(&step, inputs)?;
+        let [value, first, second] = scales.device().adam(&going.step(unit), inputs)?;
         *(if leaf == 0 { &mut grid.scales } else { &mut grid.centers }) = value;
         (grid.moments[2 * leaf], grid.moments[2 * leaf + 1]) = (first, second);
     }
+    Ok(())
+}
+
+fn advance_norm(norm: &mut NormWeight, slopes: &Tensor, going: Going) -> EngineResult<()> {
+    let (values, factors) = (&norm.weights, norm.factors()?);
+    let inputs = AdamInputs { values, moments: norm.moments.each_ref(), slopes, scales: &factors };
+    let [weights, first, second] = values.device().adam(&going.step(NORM), inputs)?;
+    (norm.weights, norm.moments) = (weights, [first, second]);
     Ok(())
 }
 

@@ -23,6 +23,9 @@ pub struct DwqSettings {
     pub target_dir: Option<PathBuf>,
     /// Directory in which the teacher's final hidden states are kept for other runs with the same windows; `None`: they go with the run.
     pub teacher_states: Option<PathBuf>,
+    /// Whether weights of norms are trained, too; `None`: where the trained layers of blocks have 3.5 bits at most, on
+    /// average over their weights.
+    pub norms: Option<bool>,
     /// Of the order of windows.
     pub seed: u64,
 }
@@ -38,6 +41,7 @@ impl Default for DwqSettings {
             save_seconds: 90,
             target_dir: None,
             teacher_states: None,
+            norms: None,
             seed: 123,
         }
     }
@@ -70,6 +74,8 @@ pub struct Distilled {
     pub stopped: Option<String>,
     /// Scales and biases that were trained.
     pub trained: u64,
+    /// Norms whose weights were trained beside them; 0 where bits are not few.
+    pub norms: usize,
 }
 
 /// JSON has no NaN: what was none comes back as null.

@@ -8,6 +8,8 @@ use mlx_quant_model::WeightsError;
 use serde::{Deserialize, Serialize};
 
 use super::grids::Grid;
+use super::norms::NormWeight;
+use super::student::Student;
 use crate::{Error, kept};
 
 /// How far it came.
@@ -36,26 +38,61 @@ impl Journey {
     }
 }
 
-/// Best values of every grid: scales, centers.
-pub(super) type Best = Vec<[Tensor; 2]>;
+/// Best values.
+pub(super) struct Best {
+    /// Scales and centers of every grid.
+    grids: Vec<[Tensor; 2]>,
+    /// Of every norm.
+    norms: Vec<Tensor>,
+}
+
+impl Best {
+    /// What a student has now.
+    pub(super) fn of(student: &Student<'_>) -> Self {
+        let grids = student.grids.iter().map(|grid| [grid.scales.clone(), grid.centers.clone()]);
+        let norms = student.norms.iter().map(|norm| norm.weights.clone());
+        Self { grids: grids.collect(), norms: norms.collect() }
+    }
+
+    /// Gives them back to the student.
+    pub(super) fn restore(self, student: &mut Student<'_>) {
+        for (grid, best) in student.grids.iter_mut().zip(self.grids) {
+            [grid.scales, grid.centers] = best;
+        }
+        for (norm, best) in student.norms.iter_mut().zip(self.norms) {
+            norm.weights = best;
+        }
+    }
+}
 
 pub(super) struct StateFile(pub(super) PathBuf);
 
 const LEAVES: [&str; 8] =
     ["scales", "centers", "m.scales", "v.scales", "m.centers", "v.centers", "best.scales", "best.centers"];
+const NORM_LEAVES: [&str; 4] = ["value", "m", "v", "best"];
 
-/// Values of a grid, in the order of [`LEAVES`].
-type Leaves = [Vec<f32>; LEAVES.len()];
+/// What a file holds of one grid or norm, in the order of [`LEAVES`] or [`NORM_LEAVES`].
+type Leaves<const N: usize> = [Vec<f32>; N];
 
 impl StateFile {
-    pub(super) fn save(&self, journey: &Journey, grids: &[Grid], best: &Best) -> Result<(), Error> {
+    pub(super) fn save(&self, journey: &Journey, student: &Student<'_>, best: &Best) -> Result<(), Error> {
         let mut all = Arrays::new();
-        for (grid, [best_scales, best_centers]) in grids.iter().zip(best) {
+        let mut add = |name: &str, leaf: &str, values: &Tensor| -> Result<(), Error> {
+            let values = values.to_vec().map_err(WeightsError::from)?;
+            all.insert(format!("{name}.{leaf}"), Array::flat(values));
+            Ok(())
+        };
+        for (grid, [best_scales, best_centers]) in student.grids.iter().zip(&best.grids) {
             let [ms, vs, mc, vc] = &grid.moments;
             let own = [&grid.scales, &grid.centers, ms, vs, mc, vc, best_scales, best_centers];
             for (leaf, values) in LEAVES.iter().zip(own) {
-                let values = values.to_vec().map_err(WeightsError::from)?;
-                all.insert(format!("{}.{leaf}", grid.path), Array::flat(values));
+                add(&grid.path, leaf, values)?;
+            }
+        }
+        for (norm, best) in student.norms.iter().zip(&best.norms) {
+            let [m, v] = &norm.moments;
+            for (leaf, values) in NORM_LEAVES.iter().zip([&norm.weights, m, v, best]) {
+                add(&norm.name, leaf, values)?;
             }
         }
         let text = serde_json::to_vec(journey).unwrap_or_default();
@@ -68,7 +105,10 @@ impl StateFile {
     ///
     /// # Errors
     /// If the device has no room for it: the file stays as it is.
-    pub(super) fn load(&self, grids: &mut [Grid]) -> Result<Result<Option<(Journey, Best)>, String>, Error> {
+    pub(super) fn load(
+        &self,
+        student: &mut Student<'_>,
+    ) -> Result<Result<Option<(Journey, Best)>, String>, Error> {
         if !self.0.is_file() {
             return Ok(Ok(None));
         }
@@ -76,33 +116,67 @@ impl StateFile {
             Ok(all) => all,
             Err(error) => return Ok(Err(error.to_string())),
         };
-        let Some((journey, found)) = Self::fitting(all, grids) else {
+        let Some(Found { journey, grids, norms }) = Found::in_file(all, student) else {
             return Ok(Err("it is the state of another training".to_owned()));
         };
-        let mut best = Best::with_capacity(grids.len());
-        for (grid, own) in grids.iter_mut().zip(found) {
-            let (shape, device) = (grid.scales.dims().to_vec(), grid.scales.device().clone());
-            let bring = |values| Tensor::from_vec(values, &*shape, &device).map_err(WeightsError::from);
-            let [scales, centers, ms, vs, mc, vc, best_scales, best_centers] = own.map(bring);
-            (grid.scales, grid.centers, grid.moments) = (scales?, centers?, [ms?, vs?, mc?, vc?]);
-            best.push([best_scales?, best_centers?]);
+        let mut best =
+            Best { grids: Vec::with_capacity(grids.len()), norms: Vec::with_capacity(norms.len()) };
+        for (grid, own) in student.grids.iter_mut().zip(grids) {
+            let [scales, centers, ms, vs, mc, vc, best_scales, best_centers] = brought(&grid.scales, own)?;
+            (grid.scales, grid.centers, grid.moments) = (scales, centers, [ms, vs, mc, vc]);
+            best.grids.push([best_scales, best_centers]);
+        }
+        for (norm, own) in student.norms.iter_mut().zip(norms) {
+            let [weights, m, v, best_weights] = brought(&norm.weights, own)?;
+            (norm.weights, norm.moments) = (weights, [m, v]);
+            best.norms.push(best_weights);
         }
         Ok(Ok(Some((journey, best))))
     }
+}
 
-    /// What a file holds, if it is this training's.
-    fn fitting(mut all: Arrays<'static>, grids: &[Grid]) -> Option<(Journey, Vec<Leaves>)> {
+/// Leaves to where a tensor of their shape lies.
+fn brought<const N: usize>(like: &Tensor, leaves: Leaves<N>) -> Result<[Tensor; N], Error> {
+    let mut made = Vec::with_capacity(N);
+    for values in leaves {
+        made.push(Tensor::from_vec(values, like.dims(), like.device()).map_err(WeightsError::from)?);
+    }
+    let missing = |_| Error::from(WeightsError::Tensor(mlx_quant_engine::Error::msg("a leaf is missing")));
+    made.try_into().map_err(missing)
+}
+
+/// What a file holds.
+struct Found {
+    journey: Journey,
+    grids: Vec<Leaves<{ LEAVES.len() }>>,
+    norms: Vec<Leaves<{ NORM_LEAVES.len() }>>,
+}
+
+impl Found {
+    /// If it is this training's.
+    fn in_file(mut all: Arrays<'static>, student: &Student<'_>) -> Option<Self> {
         let journey = all.remove("journey").and_then(Array::into_u8)?;
         let journey = serde_json::from_slice(&journey).ok()?;
-        let mut found = Vec::with_capacity(grids.len());
-        for grid in grids {
-            let mut get = |leaf: &&str| {
-                let values = all.remove(&format!("{}.{leaf}", grid.path)).and_then(Array::into_f32)?;
-                (values.len() == grid.scales.elem_count()).then_some(values)
-            };
-            let own: Vec<Vec<f32>> = LEAVES.iter().map(&mut get).collect::<Option<_>>()?;
-            found.push(Leaves::try_from(own).ok()?);
-        }
-        Some((journey, found))
+        let of_grid = |grid: &Grid| taken(&mut all, &grid.path, &LEAVES, grid.scales.elem_count());
+        let grids = student.grids.iter().map(of_grid).collect::<Option<_>>()?;
+        let of_norm =
+            |norm: &NormWeight| taken(&mut all, &norm.name, &NORM_LEAVES, norm.weights.elem_count());
+        let norms = student.norms.iter().map(of_norm).collect::<Option<_>>()?;
+        Some(Self { journey, grids, norms })
     }
+}
+
+/// The leaves of one name, each of so many numbers.
+fn taken<const N: usize>(
+    all: &mut Arrays<'static>,
+    name: &str,
+    leaves: &[&str; N],
+    count: usize,
+) -> Option<Leaves<N>> {
+    let mut get = |leaf: &&str| {
+        let values = all.remove(&format!("{name}.{leaf}")).and_then(Array::into_f32)?;
+        (values.len() == count).then_some(values)
+    };
+    let own: Vec<Vec<f32>> = leaves.iter().map(&mut get).collect::<Option<_>>()?;
+    own.try_into().ok()
 }

@@ -9,7 +9,9 @@ use mlx_quant_engine::{Codes, Device, Held, Tensor, by_group};
 use mlx_quant_model::decoder::Block;
 use mlx_quant_model::{Parameters, Reader, WeightsError};
 
+use super::DwqSettings;
 use super::grids::{Grid, Slopes};
+use super::norms::{self, NormWeight};
 use crate::device::card_bytes;
 use crate::walks::Walk;
 use crate::{Error, Model};
@@ -44,12 +46,32 @@ impl Reader for Trained {
     }
 }
 
-/// Variables of a block: grid, scales and centers. Experts of a grid stand in their order.
-pub(super) type Variables = Vec<(usize, [Tensor; 2])>;
+/// Variables of a block.
+#[derive(Default)]
+pub(super) struct Variables {
+    /// Grid, scales and centers. Experts of a grid stand in their order.
+    pub(super) grids: Vec<(usize, [Tensor; 2])>,
+    pub(super) norms: NormVariables,
+}
+
+/// Norms and their weights as they will be stored.
+pub(super) type NormVariables = Vec<(usize, Tensor)>;
+
+/// Gradients of a batch with respect to everything that is trained.
+pub(super) struct BatchSlopes {
+    /// Mean over its windows.
+    pub(super) loss: f64,
+    /// Of every grid.
+    pub(super) grids: Vec<Slopes>,
+    /// Of every norm that is trained, as its weights.
+    pub(super) norms: Vec<Tensor>,
+}
 
 pub(super) struct Student<'m> {
     pub(super) walk: Walk<'m>,
     pub(super) grids: Vec<Grid>,
+    /// None where bits are not few.
+    pub(super) norms: Vec<NormWeight>,
     by_path: BTreeMap<String, usize>,
     /// Whether all codes stay on the card: they are read once then, not in every step.
     stays: bool,
@@ -78,8 +100,8 @@ pub(super) fn trainable(walk: &Walk<'_>) -> Vec<(String, bool)> {
 }
 
 impl<'m> Student<'m> {
-    /// Everything that can be trained ([`trainable`]), brought to the walk's device.
-    pub(super) fn open(model: &'m Model) -> Result<Self, Error> {
+    /// Everything that is trained ([`trainable`], [`norms::open`]), brought to the walk's device.
+    pub(super) fn open(model: &'m Model, settings: &DwqSettings) -> Result<Self, Error> {
         let walk = Walk::open(model)?;
         let mut grids = Vec::new();
         for (path, routed) in trainable(&walk) {
@@ -93,7 +115,8 @@ impl<'m> Student<'m> {
         let by_path = grids.iter().enumerate().map(|(at, grid)| (grid.path.clone(), at)).collect();
         let codes: u64 = grids.iter().map(Grid::codes).sum();
         let stays = stays(codes, &walk.device);
-        Ok(Self { walk, grids, by_path, stays, on_card: Mutex::default() })
+        let norms = norms::open(settings, &walk, &grids)?;
+        Ok(Self { walk, grids, norms, by_path, stays, on_card: Mutex::default() })
     }
 
     fn grid(&self, path: &str) -> Option<usize> {
@@ -139,6 +162,9 @@ impl<'m> Student<'m> {
             let tensor = codes.weight.reshape(shape).map_err(WeightsError::from)?;
             parameters.insert(format!("{}.weight", grid.path), tensor);
         }
+        for (at, weights) in self.norms_of(index)? {
+            parameters.insert(self.norms[at].name.clone(), weights);
+        }
         self.walk.weights.release();
         Ok(Arc::new(parameters))
     }
@@ -156,20 +182,32 @@ impl<'m> Student<'m> {
     /// A block whose grids have gradients.
     pub(super) fn trained_block(&self, index: usize) -> Result<(Parameters, Variables), Error> {
         let (mut parameters, grids) = self.untrained(index)?;
-        let mut variables = Variables::new();
+        let mut variables = Variables::default();
         for at in grids {
             let grid = &self.grids[at];
             let mut experts = Vec::with_capacity(grid.experts);
             for expert in 0..grid.experts {
                 let rows = expert * grid.rows..(expert + 1) * grid.rows;
                 let one = self.trained_rows(grid, rows)?;
-                variables.push((at, one.1.clone()));
+                variables.grids.push((at, one.1.clone()));
                 experts.push(one);
             }
             parameters.set_reader(&grid.path, Arc::new(Trained { experts }));
         }
+        for (at, weights) in self.norms_of(index)? {
+            let variable = weights.variable();
+            parameters.insert(self.norms[at].name.clone(), variable.clone());
+            variables.norms.push((at, variable));
+        }
         self.walk.weights.release();
         Ok((parameters, variables))
+    }
+
+    /// Trained norms of a block and their weights as they will be stored.
+    fn norms_of(&self, index: usize) -> Result<NormVariables, Error> {
+        let own = self.norms.iter().enumerate().filter(|(_, norm)| norm.block == index);
+        let stored = own.map(|(at, norm)| Ok((at, norm.stored().map_err(WeightsError::from)?)));
+        stored.collect()
     }
 
     fn trained_rows(&self, grid: &Grid, rows: Range<usize>) -> Result<(Arc<Codes>, [Tensor; 2]), Error> {

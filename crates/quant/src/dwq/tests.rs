@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use mlx_format::checkpoint::Directory;
 use mlx_format::{FloatType, Scheme};
+use mlx_quant_engine::Tensor;
 
 use super::*;
 use crate::plan::{Plan, Settings};
@@ -44,15 +45,23 @@ struct Bench<'b> {
 }
 
 impl Bench<'_> {
-    fn slopes(&self, student: &mut Student<'_>) -> (f64, Vec<Numbers>) {
+    /// The loss, and slopes of grids and of norms.
+    fn all_slopes(&self, student: &mut Student<'_>) -> (f64, Vec<Numbers>, Vec<Vec<f32>>) {
         let batch: Vec<usize> = (0..self.distillation.training.picked.len()).collect();
         let windows: Vec<&[u32]> =
             self.distillation.training.picked.iter().map(|window| &*window.tokens).collect();
         let tokens = windows.iter().flat_map(|window| window.iter().copied()).collect();
         student.prepare(&tokens).unwrap();
-        let found = self.distillation.slopes(student, &self.targets, &self.lessons, &batch, &windows);
-        let (loss, slopes) = found.unwrap();
-        (loss, slopes.iter().map(|both| both.each_ref().map(|leaf| leaf.to_vec().unwrap())).collect())
+        let Distillation { pool, observer, .. } = self.distillation;
+        let found = slopes::slopes(student, &self.targets, &self.lessons, &batch, (pool, observer));
+        let student::BatchSlopes { loss, grids, norms } = found.unwrap();
+        let grids = grids.iter().map(|both| both.each_ref().map(|leaf| leaf.to_vec().unwrap()));
+        (loss, grids.collect(), norms.iter().map(|norm| norm.to_vec().unwrap()).collect())
+    }
+
+    fn slopes(&self, student: &mut Student<'_>) -> (f64, Vec<Numbers>) {
+        let (loss, grids, _) = self.all_slopes(student);
+        (loss, grids)
     }
 }
 
@@ -65,8 +74,12 @@ fn with_bench<R>(
     let files = tempfile::tempdir().unwrap();
     let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
     let (training, held_out) = (windows(teacher, 3, 2, 24), windows(teacher, 4, 2, 24));
-    let settings = DwqSettings { target_dir: target_dir.map(Path::to_owned), ..DwqSettings::default() };
-    let own = Student::open(student).unwrap();
+    let settings = DwqSettings {
+        target_dir: target_dir.map(Path::to_owned),
+        norms: Some(true),
+        ..DwqSettings::default()
+    };
+    let own = Student::open(student, &settings).unwrap();
     let lessons = Lessons { training: &training, held_out: &held_out, temperature: 2.0 };
     let prefix = files.path().join("t-");
     let targets =
@@ -133,7 +146,62 @@ fn push_anyhow(grids: &mut [Grid], slopes: &[Numbers], which: usize, by: f64) ->
     promised
 }
 
-/// The gradient of the loss with respect to every trained grid of every family, block by block, is what central differences say.
+/// Moves a norm along its gradient, by at most `by` of what it multiplies with; gives the change that the gradient
+/// promises.
+fn push_norm(norm: &mut NormWeight, slopes: &[f32], by: f64) -> f64 {
+    let units = norm.factors().unwrap().to_vec().unwrap();
+    let steps: Vec<f64> =
+        slopes.iter().zip(&units).map(|(slope, unit)| f64::from(slope * unit.abs())).collect();
+    let most = steps.iter().fold(1e-30f64, |most, step| most.max(step.abs()));
+    let mut promised = 0.0;
+    let mut weights = norm.weights.to_vec().unwrap();
+    for ((weight, slope), (step, unit)) in weights.iter_mut().zip(slopes).zip(steps.iter().zip(&units)) {
+        let before = *weight;
+        *weight += (step / most * by * f64::from(unit.abs())) as f32;
+        promised += f64::from(*slope) * f64::from(*weight - before);
+    }
+    norm.weights = Tensor::from_vec(weights, norm.weights.dims(), norm.weights.device()).unwrap();
+    promised
+}
+
+/// What is wrong with the gradients of norms, by central differences; how many there are, and the worst.
+fn wrong_norms(bench: &Bench<'_>, student: &mut Student<'_>) -> (Vec<String>, usize, f64) {
+    let (loss, _, slopes) = bench.all_slopes(student);
+    let before = student.norms.clone();
+    let (mut failed, mut worst) = (Vec::new(), 0f64);
+    for (at, norm) in before.iter().enumerate() {
+        assert!(slopes[at].iter().any(|slope| *slope != 0.0), "{} has no gradient", norm.name);
+        let mut wrong = f64::INFINITY;
+        let mut figures = String::new();
+        // Smaller steps cross no border between experts, larger ones stand above what float32 loses of a small loss; where
+        // a token stands between two experts, one side says nothing.
+        for by in [0.004, 0.016, 0.0005] {
+            let sides = [by, -by].map(|by| {
+                let promised = push_norm(&mut student.norms[at], &slopes[at], by);
+                let found = bench.slopes(student).0 - loss;
+                student.norms.clone_from(&before);
+                (found, promised)
+            });
+            let [(up, up_promised), (down, down_promised)] = sides;
+            let error = |found: f64, promised: f64| (found - promised).abs() / (promised.abs() + loss * 2e-4);
+            wrong = wrong.min(error(up - down, up_promised - down_promised));
+            if student.grids.iter().any(|grid| grid.routed) {
+                wrong = wrong.min(error(up, up_promised)).min(error(down, down_promised));
+            }
+            figures += &format!(" {:.3e} {:.3e}", up_promised - down_promised, up - down);
+            if wrong < 0.05 {
+                break;
+            }
+        }
+        if wrong > 0.05 {
+            failed.push(format!("{}: by gradient and by difference{figures}", norm.name));
+        }
+        worst = worst.max(wrong);
+    }
+    (failed, before.len(), worst)
+}
+
+/// The gradient of the loss with respect to every trained grid and norm of every family, block by block, is what central differences say.
 fn gradients_are_differences(zoo: &Path) {
     let mut all: Vec<PathBuf> = std::fs::read_dir(zoo).unwrap().map(|entry| entry.unwrap().path()).collect();
     all.retain(|path| path.join("config.json").is_file());
@@ -204,7 +272,12 @@ fn gradients_are_differences(zoo: &Path) {
                     failed.push(format!("{name} embedding anyhow: {promised:.3e} by gradient, {found:.3e}"));
                 }
             }
-            println!("{name:<20} {:>3} grids, loss {loss:.5}, worst {worst:.4}", before.len());
+            let (wrong, norms, worst_norm) = wrong_norms(bench, &mut student);
+            failed.extend(wrong.into_iter().map(|wrong| format!("{name} {wrong}")));
+            println!(
+                "{name:<20} {:>3} grids, loss {loss:.5}, worst {worst:.4}; {norms} norms, {worst_norm:.4}",
+                before.len()
+            );
         });
     }
     assert!(failed.is_empty(), "{} wrong:\n{}", failed.len(), failed.join("\n"));

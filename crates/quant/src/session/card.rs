@@ -40,10 +40,14 @@ pub(super) fn calibrated_card(
         row(name, value);
     }
     if let Some(distilled) = &made.distilled {
+        let norms = match distilled.norms {
+            0 => String::new(),
+            norms => format!(", weights of {norms} norms trained, too"),
+        };
         row(
             "dwq",
             format!(
-                "{} steps of {} windows, step {} kept, KL {:.5} before and {:.5} after on its held-out windows, rate {:.3e}, temperature {}, seed {}",
+                "{} steps of {} windows, step {} kept, KL {:.5} before and {:.5} after on its held-out windows, rate {:.3e}, temperature {}, seed {}{norms}",
                 distilled.steps,
                 settings.dwq.batch_size,
                 distilled.best_step,

@@ -283,8 +283,9 @@ pub(crate) fn divergence(
         let Some(variables) = variables.filter(|_| gradients) else { continue };
         let stores =
             pupils.iter().enumerate().filter_map(|(window, pupil)| Some((window, pupil.store.as_ref()?)));
-        let sums = sum_of(&variables, stores, false)?;
-        head_gradients.iter_mut().zip(sums).for_each(|(all, sum)| all.push(sum));
+        for (all, variable) in head_gradients.iter_mut().zip(&variables) {
+            all.push(sum_of(variable, stores.clone(), false)?);
+        }
     }
     let losses = pupils.iter().map(|pupil| pupil.loss / pupil.lse.len().max(1) as f64).collect();
     let gradients = pupils.into_iter().filter_map(|pupil| pupil.gradient).collect();
@@ -302,26 +303,23 @@ pub(crate) fn joined(parts: &[Tensor]) -> Result<Option<Tensor>, Error> {
     }
 }
 
-/// Sums of gradients of scales and centers over windows: `stores` has those of each batch of them, with its first window,
-/// in their order. Unless `some`, both must have a gradient in each; where none has one, the sum is zeros.
+/// The sum of a variable's gradients over windows: `stores` has those of each batch of them, with its first window, in
+/// their order. Unless `some`, each must have one; where none has one, the sum is zeros.
 pub(crate) fn sum_of<'s>(
-    variables: &[Tensor; 2],
-    stores: impl Iterator<Item = (usize, &'s Gradients)> + Clone,
+    variable: &Tensor,
+    stores: impl Iterator<Item = (usize, &'s Gradients)>,
     some: bool,
-) -> Result<[Tensor; 2], Error> {
-    let missing = || mlx_quant_engine::Error::msg("a trained scale has no gradient");
-    let one = |variable: &Tensor| -> mlx_quant_engine::Result<Tensor> {
-        let mut sum = InOrder::default();
-        for (window, store) in stores.clone() {
-            match store.get(variable) {
-                None if some => {}
-                found => sum.add(window, found.cloned().ok_or_else(missing)),
-            }
+) -> Result<Tensor, Error> {
+    let missing = || mlx_quant_engine::Error::msg("what is trained has no gradient");
+    let mut sum = InOrder::default();
+    for (window, store) in stores {
+        match store.get(variable) {
+            None if some => {}
+            found => sum.add(window, found.cloned().ok_or_else(missing)),
         }
-        sum.finish().unwrap_or_else(|| Tensor::full(0.0, variable.dims(), variable.device()))
-    };
-    let [scales, centers] = variables.each_ref().map(one);
-    Ok([scales.map_err(WeightsError::from)?, centers.map_err(WeightsError::from)?])
+    }
+    let flat = || Tensor::full(0.0, variable.dims(), variable.device());
+    Ok(sum.finish().unwrap_or_else(flat).map_err(WeightsError::from)?)
 }
 
 impl Top {

@@ -96,7 +96,7 @@ pub(super) fn card_memory(
         // What stays there from the first step to the last.
         // (The teacher's head has the student's shape.)
         let head = if walk.keeps_head() { walk.head_bytes() } else { 0 };
-        let (codes, grids) = (own.held(model) + head, dwq::grid_bytes(plan));
+        let (codes, grids) = (own.held(model) + head, dwq::trained_bytes(&walk, plan));
         let mut steps = own.backward(step, own.trained(), 4, "dwq");
         steps.peak += codes + grids;
         most = most.max(steps);
