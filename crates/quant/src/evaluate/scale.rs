@@ -1,5 +1,5 @@
 //! What a divergence is like, in words: one scale for the report, the command line and the documentation, so that no two
-//! of them disagree. docs/guide.md and docs/methods.md quote it, and a test compares them.
+//! of them disagree. docs/guide.md and docs/quality.md quote it, and a test compares them.
 
 /// A stretch of the scale.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -74,7 +74,7 @@ mod tests {
         let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
         let line = |reading: &Reading| format!("| {} | {} |", reading.range(), reading.words);
         let table = SCALE.iter().map(line).collect::<Vec<_>>().join("\n");
-        for name in ["docs/guide.md", "docs/methods.md"] {
+        for name in ["docs/guide.md", "docs/quality.md"] {
             let text = std::fs::read_to_string(root.join(name)).unwrap();
             assert!(text.contains(&table), "{name} does not have\n{table}");
         }
