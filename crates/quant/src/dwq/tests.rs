@@ -188,7 +188,8 @@ fn wrong_norms(bench: &Bench<'_>, student: &mut Student<'_>) -> (Vec<String>, us
             if student.grids.iter().any(|grid| grid.routed) {
                 wrong = wrong.min(error(up, up_promised)).min(error(down, down_promised));
             }
-            figures += &format!(" {:.3e} {:.3e}", up_promised - down_promised, up - down);
+            let (promised, found) = (up_promised - down_promised, up - down);
+            figures = format!("{figures} {promised:.3e} {found:.3e}");
             if wrong < 0.05 {
                 break;
             }
