@@ -75,6 +75,7 @@ def cases(scale):
         "dynamic-kept": ["dynamic-quant", "--sensitivities", "kept.json", *windows(3), *light, *out],
         "dynamic-kl": ["quantize", "--recipe", "dynamic+search", "--target-kl", "0.08", *windows(3), "--eval-windows", "2", *out],
         "dwq": ["dwq", *windows(6), *dwq, *light, *out],
+        "dwq-norms": ["dwq", "--bits", "2", *windows(6), *dwq, *light, *out],
         "dwq-targets": ["dwq", "--target-dir", "kept", *windows(6), *dwq, *light, *out],
         "dwq-low-memory": ["dwq", "--low-memory", *windows(6), *dwq, *light, *out],
         "learn": ["quantize", "--recipe", "gptq+learn", "--learn-steps", str(4 * scale), "--learn-batch", "2", *windows(4), *light, *out],

@@ -10,7 +10,7 @@ use crate::setting::{Setting, SettingError};
 
 /// Raised whenever the same input, settings and engine give other bytes than before. 2: windows are summed in chunks
 /// and a tree ([`crate::reduce`]). 3: layers in an fp mode are rounded by the recipe. 4: sweeps and dwq on cards. 5: dwq
-/// trains norms at 2 and 3 bits.
+/// trains norms at 2 and 3 bits, and what learns does so on the card.
 pub(crate) const ALGORITHM: u32 = 5;
 
 /// What somebody asks for.

@@ -82,7 +82,7 @@ fn rows(gpu: &Gpu, name: &str, (count, tokens): (usize, usize)) -> Vec<Row> {
     let whole = name != "demo";
     recipes.truncate(if whole { recipes.len() } else { 1 });
     for (recipe, low_memory) in recipes {
-        let dwq = DwqSettings { iterations: 1, batch_size: 4, ..DwqSettings::default() };
+        let dwq = DwqSettings { iterations: 1, batch_size: 4, norms: Some(true), ..DwqSettings::default() };
         let learn = LearnSettings { steps: 3, ..LearnSettings::default() };
         let lessons = Some((windows(&model, count, tokens), windows(&model, 4, tokens)));
         let how = QuantizeSettings {

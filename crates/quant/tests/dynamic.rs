@@ -95,6 +95,22 @@ fn predictions_rank_as_the_truth() {
     assert!(correlation > 0.95, "{correlation}");
 }
 
+/// Layers that learn afterwards lose less by few bits, and the table, which does not learn, gets what they leave.
+#[test]
+fn what_learns_leaves_bits_to_the_table() {
+    let model = demo();
+    let all = measure(&model, &calibration(&model));
+    let plan = |learned| {
+        let dynamic = DynamicSettings { learned, ..DynamicSettings::new(Target::BitsPerWeight(2.5)) };
+        DynamicPlan::new(&model, &settings(64), &all, &dynamic).unwrap()
+    };
+    let bits = |plan: &DynamicPlan| plan.plan.settings.schemes["model.embed_tokens"].bits();
+    let [usual, learned] = [plan(false), plan(true)];
+    assert!(bits(&learned) > bits(&usual), "{} and {}", bits(&learned), bits(&usual));
+    assert!(learned.plan.bits_per_weight() <= 2.5);
+    assert!(learned.predicted_kl < 0.7 * usual.predicted_kl);
+}
+
 /// Never above the target, hardly below it, whatever is asked, and no more bits than allowed.
 #[test]
 fn targets_are_met() {

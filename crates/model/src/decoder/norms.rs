@@ -9,7 +9,6 @@ impl Block {
     /// indexers' and norms of keys that nobody reads are not among them. A norm that several branches share comes once.
     pub fn norms(&self) -> Vec<&Norm> {
         let mut norms: Vec<&Norm> = self.norm.iter().collect();
-        norms.extend(self.update.iter().map(|update| &update.norm));
         for branch in self.branches() {
             norms.extend(branch.norm.iter().chain(&branch.post_norm));
             match &branch.layer {

@@ -138,12 +138,18 @@ fn check(model: &Model, settings: &CompareSettings) -> Result<Vec<Plan>, Error> 
         }
         let plan = Plan::new(&model.checkpoint, &model.config, contestant.settings(model))?;
         if contestant.recipe.allocates() {
-            let dynamic = DynamicSettings::new(target(model, contestant.scheme)?);
+            let dynamic = allocation(model, contestant)?;
             DynamicPlan::check(model, &plan.settings, &dynamic)?;
         }
         Ok(plan)
     };
     settings.contestants.iter().map(plan).collect()
+}
+
+/// What dynamic is asked for where a contestant has it.
+fn allocation(model: &Model, contestant: &Contestant) -> Result<DynamicSettings, Error> {
+    let usual = DynamicSettings::new(target(model, contestant.scheme)?);
+    Ok(DynamicSettings { learned: contestant.recipe.learns(), ..usual })
 }
 
 fn target(model: &Model, scheme: Scheme) -> Result<Target, Error> {
@@ -254,7 +260,7 @@ impl Run<'_> {
         let work = || sensitivities(self.model, &settings.calibration, &measure, Some(&file), self.observer);
         let (all, part) = self.store.once("sensitivities", self.observer, work)?;
         how.columns = all.columns();
-        let dynamic = DynamicSettings::new(target(self.model, contestant.scheme)?);
+        let dynamic = allocation(self.model, contestant)?;
         let allocated = DynamicPlan::new(self.model, &plan.settings, &all, &dynamic)?;
         self.sensitivities = Some(all);
         Ok((allocated.plan, Some(allocated.predicted_kl), vec![part]))

@@ -162,7 +162,7 @@ impl Found {
         let of_norm =
             |norm: &NormWeight| taken(&mut all, &norm.name, &NORM_LEAVES, norm.weights.elem_count());
         let norms = student.norms.iter().map(of_norm).collect::<Option<_>>()?;
-        Some(Self { journey, grids, norms })
+        all.is_empty().then_some(Self { journey, grids, norms })
     }
 }
 

@@ -34,6 +34,8 @@ pub struct DynamicSettings {
     pub group_sizes: Vec<usize>,
     /// By how much the model's divergence exceeds the sum over its layers. [`DynamicPlan::usual_factor`] before anything was measured.
     pub factor: f64,
+    /// Blocks learn their rounding afterwards (a recipe with `learn`): what costs are left then decides.
+    pub learned: bool,
 }
 
 impl DynamicSettings {
@@ -45,6 +47,7 @@ impl DynamicSettings {
             max_bits: BITS[BITS.len() - 1],
             group_sizes: GROUP_SIZES.to_vec(),
             factor: DynamicPlan::usual_factor(),
+            learned: false,
         }
     }
 }
@@ -62,6 +65,20 @@ pub struct DynamicPlan {
     pub range: (f64, f64),
     /// Predicted divergence at both ends of the range.
     pub range_kl: (f64, f64),
+}
+
+/// What of the cost of so many bits is left to a layer of a block that learns afterwards. At 2, 3 and 4 bits measured on
+/// the demo model (benches/results/allocation-2026-11-30.md), and continued for more. What does not learn keeps its
+/// cost: tables get more bits then.
+const fn left(bits: u32) -> f64 {
+    match bits {
+        0..=2 => 0.49,
+        3 => 0.63,
+        4 => 0.68,
+        5 => 0.72,
+        6 => 0.75,
+        _ => 0.8,
+    }
 }
 
 /// A layer that bits are chosen for.
@@ -121,7 +138,9 @@ impl DynamicPlan {
         dynamic: &DynamicSettings,
     ) -> Result<Self, Error> {
         let base = Plan::new(&model.checkpoint, &model.config, settings.clone())?;
-        let (items, fixed) = items(&base, sensitivities, dynamic)?;
+        let blocks = if dynamic.learned { Walk::open(model)?.decoder.blocks } else { Vec::new() };
+        let learns = |path: &str| blocks.iter().any(|block| path.starts_with(&block.prefix));
+        let (items, fixed) = items(&base, sensitivities, dynamic, learns)?;
         let choices: Vec<Vec<Choice>> = items.iter().map(|item| item.choices.clone()).collect();
         let end = |better: fn(&Choice, &Choice) -> bool| -> (u64, f64) {
             let ends = choices.iter().map(|choices| {
@@ -237,6 +256,7 @@ fn items(
     base: &Plan,
     sensitivities: &Sensitivities,
     dynamic: &DynamicSettings,
+    learns: impl Fn(&str) -> bool,
 ) -> Result<(Vec<Item>, u64), Error> {
     let known: BTreeMap<&str, &Layer> =
         sensitivities.layers.iter().map(|layer| (layer.path.as_str(), layer)).collect();
@@ -267,9 +287,11 @@ fn items(
                 .any(|other| matches!(other.job, Job::Repeat { of } if of == item.first_output));
         let copies = if twice { 2 } else { 1 };
         let bytes = |scheme: Scheme| stored_bytes(scheme, view.rows(), view.columns(), *float) * copies;
+        let learned = learns(&item.name);
         let choice = |cost: &Cost| -> Result<Choice, Error> {
             let scheme = Scheme::affine(cost.bits, cost.group_size).map_err(PlanError::from)?;
-            Ok(Choice { bytes: bytes(scheme), cost: cost.kl })
+            let left = if learned { left(cost.bits) } else { 1.0 };
+            Ok(Choice { bytes: bytes(scheme), cost: cost.kl * left })
         };
         let choices = candidates.iter().map(choice).collect::<Result<_, _>>()?;
         fixed -= bytes(*scheme);

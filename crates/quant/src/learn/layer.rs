@@ -5,6 +5,7 @@ use mlx_format::FloatType;
 use mlx_quant_engine::rounding::Rounded;
 use mlx_quant_engine::{Device, Held, LearningStart, LearningState, Result, Tensor};
 use rayon::prelude::*;
+use sha2::{Digest, Sha256};
 
 use crate::methods::Pending;
 
@@ -17,6 +18,8 @@ const MARGIN: f32 = 0.4;
 pub(crate) struct Layer {
     start: LearningStart,
     state: LearningState,
+    /// Recognises where it began, and who computes: SHA-256.
+    began: [u8; 32],
 }
 
 /// Codes and ranges of a step.
@@ -36,6 +39,19 @@ fn named<const N: usize>(names: [&'static str; N], tensors: [&Tensor; N]) -> Res
     names.into_iter().zip(tensors).map(|(name, tensor)| Ok((name, tensor.to_vec()?))).collect()
 }
 
+/// A hash of an engine's name and what a layer begins with.
+fn began(device: &Device, codes: &[u8], grids: [&[f32]; 2]) -> [u8; 32] {
+    let mut hash = Sha256::new();
+    hash.update(device.name());
+    hash.update(codes);
+    for numbers in grids {
+        for number in numbers {
+            hash.update(number.to_le_bytes());
+        }
+    }
+    hash.finalize().into()
+}
+
 impl Layer {
     /// From rounded numbers, and what the weight is above what they decode to, `[rows, columns]`; on a device.
     ///
@@ -44,6 +60,7 @@ impl Layer {
     pub(crate) fn new(rounded: Rounded, float: FloatType, above: &[f32], device: &Device) -> Result<Self> {
         let (rows, scheme) = (rounded.rows(), rounded.scheme);
         let Rounded { columns, codes, scales, biases, .. } = rounded;
+        let began = began(device, &codes, [&scales, &biases]);
         let group = scheme.group_size();
         let position = |(at, (code, above)): (usize, (&u8, &f32))| {
             let scale = scales[at / group];
@@ -66,7 +83,7 @@ impl Layer {
             ranges: [Tensor::from_vec(biases, size, device)?, Tensor::from_vec(high, size, device)?],
             scales: Tensor::from_vec(scales, size, device)?,
         };
-        Ok(Self { start, state })
+        Ok(Self { start, state, began })
     }
 
     fn device(&self) -> &Device {
@@ -81,6 +98,11 @@ impl Layer {
     /// Weights and groups.
     pub(super) fn counts(&self) -> (usize, usize) {
         (self.state.positions.elem_count(), self.start.scales.elem_count())
+    }
+
+    /// Recognises codes, scales and biases that it began with, and the engine.
+    pub(super) const fn began(&self) -> &[u8; 32] {
+        &self.began
     }
 
     /// What steps moved, fetched.

@@ -1,7 +1,8 @@
 //! How far a block has learned, in a file: a run that was stopped within a block goes on at a step of it.
 //!
 //! What lies there are the exact numbers that the next step would have met, so that a run that goes on writes the bytes of
-//! one that was never stopped. A file that is missing, damaged or of other layers costs the steps and nothing else.
+//! one that was never stopped. A file that is missing, damaged, of other layers or of layers that began elsewhere costs
+//! the steps and nothing else.
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -47,6 +48,8 @@ fn fetched(layer: &Layer, best: &Standing) -> mlx_quant_engine::Result<(Named, N
 
 /// Steps, the best of them, and the bits of both errors.
 const COURSE: &str = "course";
+/// What a layer began with.
+const BEGAN: &str = "began";
 
 fn name(at: usize, part: &str) -> String {
     format!("{at}.{part}")
@@ -85,6 +88,7 @@ impl Kept {
                 arrays.insert(name(at, part), Array::flat(values));
             }
             arrays.insert(name(at, "best.codes"), Array::flat(codes));
+            arrays.insert(name(at, BEGAN), Array::flat(layer.began().to_vec()));
         }
         kept::store(&self.path, &arrays).map_err(|error| Error::state(&self.path, &error))?;
         *last = Instant::now();
@@ -112,6 +116,8 @@ impl Kept {
         let mut found = Vec::new();
         for (at, layer) in layers(learners).enumerate() {
             let (weights, groups) = layer.counts();
+            // Steps that began elsewhere, or by another engine, are no steps of this layer.
+            taken(&mut arrays, &name(at, BEGAN), 32, Array::into_u8).filter(|own| own == layer.began())?;
             let mut values = |part, count| taken(&mut arrays, &name(at, part), count, Array::into_f32);
             let positions = values("positions", weights)?;
             let factors = [values("low", groups)?, values("high", groups)?];

@@ -41,7 +41,7 @@ pub(super) fn calibrated_card(
     }
     if let Some(distilled) = &made.distilled {
         let norms = match distilled.norms {
-            0 => String::new(),
+            norms if norms == 0 || distilled.best_step == 0 => String::new(),
             norms => format!(", weights of {norms} norms trained, too"),
         };
         row(

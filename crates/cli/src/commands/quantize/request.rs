@@ -103,7 +103,12 @@ impl Request<'_> {
             _ => Target::BitsPerWeight(flags.target_bpw.unwrap_or(4.0)),
         };
         let (min_bits, max_bits) = (flags.min_bits, flags.max_bits);
-        let settings = DynamicSettings { min_bits, max_bits, ..DynamicSettings::new(target) };
+        let settings = DynamicSettings {
+            min_bits,
+            max_bits,
+            learned: self.recipe.learns(),
+            ..DynamicSettings::new(target)
+        };
         check_allocation(&settings)?;
         Ok(Some(settings))
     }

@@ -157,8 +157,11 @@ fn distillation(made: &Distilled, printer: Printer) {
         0 => "no step was better than the start, which is kept".to_owned(),
         step => format!("step {step} is kept"),
     };
-    let norms =
-        if made.norms > 0 { format!("; {} norms were trained, too", made.norms) } else { String::new() };
+    let norms = if made.norms > 0 && made.best_step > 0 {
+        format!("; {} norms were trained, too", made.norms)
+    } else {
+        String::new()
+    };
     printer.say(&format!(
         "dwq: KL {:.5} -> {:.5} on held-out windows in {} steps, {kept}{norms}",
         made.start_kl, made.best_kl, made.steps
