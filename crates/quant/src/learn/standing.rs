@@ -144,11 +144,15 @@ mod tests {
     use super::*;
 
     fn learners(weights: usize) -> Vec<Learner> {
+        learners_on(weights, 0.5)
+    }
+
+    fn learners_on(weights: usize, scale: f32) -> Vec<Learner> {
         let rounded = Rounded {
             scheme: Scheme::affine(2, 32).unwrap(),
             columns: 64,
             codes: (0..weights).map(|at| (at % 4) as u8).collect(),
-            scales: vec![0.5; weights / 32],
+            scales: vec![scale; weights / 32],
             biases: vec![-1.0; weights / 32],
         };
         let above: Vec<f32> = (0..weights).map(|at| at as f32 / weights as f32 - 0.5).collect();
@@ -194,10 +198,11 @@ mod tests {
             decoded(learners)
         };
         assert_eq!(stood(&mut learns, &course.standing[0]), stood(&mut again, &found.standing[0]));
-        // More steps than are wanted, other layers, a damaged file.
+        // More steps than are wanted, other layers, layers that began on another grid, a damaged file.
         let before = decoded(&mut again);
         assert!(kept.resume(&mut again, 1).unwrap().is_none());
         assert!(kept.resume(&mut learners(64), 2).unwrap().is_none());
+        assert!(kept.resume(&mut learners_on(128, 0.25), 2).unwrap().is_none());
         let bytes = std::fs::read(&kept.path).unwrap();
         std::fs::write(&kept.path, &bytes[..bytes.len() - 1]).unwrap();
         assert!(kept.resume(&mut again, 2).unwrap().is_none());
