@@ -213,6 +213,11 @@ pub struct Decoder {
 }
 
 impl Decoder {
+    /// Whether a tensor or layer of this name is of a block, and not an embedding, a head or what stands between.
+    pub fn in_block(&self, name: &str) -> bool {
+        self.blocks.iter().any(|block| name.starts_with(&*block.prefix))
+    }
+
     /// Tokens up to which attention is computed in full; beyond, layers would choose what they look at.
     pub fn dense_tokens(&self) -> Option<usize> {
         let of = |layer: &Layer| match layer {

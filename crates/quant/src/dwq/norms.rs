@@ -89,9 +89,7 @@ fn trainable<'w>(walk: &'w Walk<'_>) -> impl Iterator<Item = (String, &'w Norm, 
 
 /// Whether norms are trained beside these grids.
 fn wanted(settings: &DwqSettings, walk: &Walk<'_>, grids: &[Grid]) -> bool {
-    let in_block =
-        |grid: &&Grid| walk.decoder.blocks.iter().any(|block| grid.path.starts_with(&block.prefix));
-    let of_blocks = || grids.iter().filter(in_block);
+    let of_blocks = || grids.iter().filter(|grid| walk.decoder.in_block(&grid.path));
     let codes: u64 = of_blocks().map(Grid::codes).sum();
     let bits: u64 = of_blocks().map(|grid| grid.codes() * u64::from(grid.scheme.bits())).sum();
     settings.norms.unwrap_or(codes > 0 && bits as f64 <= BITS * codes as f64)

@@ -138,8 +138,8 @@ impl DynamicPlan {
         dynamic: &DynamicSettings,
     ) -> Result<Self, Error> {
         let base = Plan::new(&model.checkpoint, &model.config, settings.clone())?;
-        let blocks = if dynamic.learned { Walk::open(model)?.decoder.blocks } else { Vec::new() };
-        let learns = |path: &str| blocks.iter().any(|block| path.starts_with(&block.prefix));
+        let decoder = if dynamic.learned { Some(Walk::open(model)?.decoder) } else { None };
+        let learns = |path: &str| decoder.as_ref().is_some_and(|decoder| decoder.in_block(path));
         let (items, fixed) = items(&base, sensitivities, dynamic, learns)?;
         let choices: Vec<Vec<Choice>> = items.iter().map(|item| item.choices.clone()).collect();
         let end = |better: fn(&Choice, &Choice) -> bool| -> (u64, f64) {

@@ -17,7 +17,7 @@ fn parent(path: &Path) -> &Path {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// An empty file beside `path` that no other process has, `NAME.XXXXXX.partial`. It is locked, so that [`sweep`] leaves
+/// An empty file beside `path` that no other process has, `NAME.RANDOM.partial`. It is locked, so that [`sweep`] leaves
 /// it alone; it goes when it is dropped.
 pub(super) fn partial(path: &Path) -> Result<NamedTempFile> {
     let mut prefix = path.file_name().map_or_else(OsString::new, OsString::from);

@@ -248,8 +248,7 @@ impl<'m> Walk<'m> {
 
     /// Numbers of the largest tensor of any block; stacked experts are one.
     pub(crate) fn largest_tensor(&self) -> u64 {
-        let inside = |name: &str| self.decoder.blocks.iter().any(|block| name.starts_with(&*block.prefix));
-        let sizes = self.weights.shapes().filter(|(name, _)| inside(name));
+        let sizes = self.weights.shapes().filter(|(name, _)| self.decoder.in_block(name));
         sizes.map(|(_, shape)| shape.iter().product::<usize>() as u64).max().unwrap_or(0)
     }
 
