@@ -21,6 +21,7 @@ mod card;
 mod commands;
 mod delta;
 mod elementary;
+mod factor;
 mod kernel;
 mod launch;
 mod learning;
@@ -36,10 +37,12 @@ mod product;
 mod profile;
 mod program;
 mod rotary;
+mod rounded;
 mod rounding;
 mod routing;
 mod second_order;
 mod softmax;
+mod square;
 mod squares;
 mod staging;
 mod stream;
@@ -53,7 +56,7 @@ mod units;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
-use mlx_format::{FloatType, Scheme};
+use mlx_format::FloatType;
 
 pub use self::adapter::{Adapter, AdapterChoice, AdapterKind, adapters};
 use self::card::{Card, locked};
@@ -67,8 +70,7 @@ use crate::elementary::{Buffer, Combine, Map, Reduce};
 use crate::engine::Engine;
 use crate::error::Result;
 use crate::losses::{Candidates, Labels, Likeliest};
-use crate::plain::{check_round, check_same};
-use crate::rounding::{How, Pending};
+use crate::plain::check_same;
 use crate::routing::Selection;
 use crate::running::{RunningDivergence, RunningScore};
 use crate::settings::{
@@ -320,57 +322,6 @@ impl Engine for Gpu {
 
     fn softmax(&self, x: &Tensor) -> Result<Tensor> {
         softmax::softmax(&self.card, x)
-    }
-
-    fn gram_add(&self, sum: &mut Tensor, x: &Tensor) -> Result<()> {
-        let _operation = Operation::new("Gram");
-        second_order::gram_add(&self.card, sum, x)
-    }
-
-    fn gram_place(&self, whole: &mut Tensor, rows: &Tensor, factor: f32) -> Result<()> {
-        let _operation = Operation::new("Gram");
-        second_order::gram_place(&self.card, whole, rows, factor)
-    }
-
-    fn gram_finish(&self, sum: Tensor, factor: f32) -> Result<Tensor> {
-        let _operation = Operation::new("Gram");
-        second_order::gram_finish(&self.card, &sum, factor)
-    }
-
-    fn gram_scaled(&self, gram: &Tensor, factors: &[f32]) -> Result<Tensor> {
-        let _operation = Operation::new("Gram");
-        second_order::gram_scaled(&self.card, gram, factors)
-    }
-
-    fn quadratic(&self, gram: &Tensor, changes: &Tensor) -> Result<f64> {
-        let _operation = Operation::new("quadratic");
-        second_order::quadratic(&self.card, gram, changes)
-    }
-
-    fn permuted(&self, gram: &Tensor, order: &[usize], kept: f32) -> Result<Tensor> {
-        let _operation = Operation::new("factor");
-        second_order::permuted(&self.card, gram, order, kept)
-    }
-
-    fn factor(&self, hessian: &mut Tensor, added: f32) -> Result<Option<Tensor>> {
-        let _operation = Operation::new("factor");
-        second_order::factor(&self.card, hessian, added)
-    }
-
-    fn round(
-        &self,
-        weight: &Tensor,
-        scheme: Scheme,
-        float: FloatType,
-        how: How<'_>,
-    ) -> Result<(Pending, Tensor)> {
-        let _operation = Operation::new("rounding");
-        check_round(weight, scheme)?;
-        if !scheme.has_biases() {
-            self.leave("rounding to mxfp4, mxfp8 and nvfp4", "cards have kernels for the affine mode");
-            return crate::plain::round(weight, scheme, float, how);
-        }
-        rounding::round(&self.card, weight, scheme, float, how)
     }
 
     fn route(&self, scores: &Tensor, selection: &Selection) -> Result<Vec<Vec<u32>>> {

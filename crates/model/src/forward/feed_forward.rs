@@ -3,6 +3,7 @@
 use mlx_quant_engine::{Activation, LAST, REST, Result, Selection, Tensor};
 
 use super::pass::{Pass, scaled};
+use super::watcher::{Given, Reading};
 use crate::decoder::{Experts, Gate, Linear, Mlp, Moe, Router, RouterNorm, Scores};
 
 /// Which experts a token goes to.
@@ -11,6 +12,19 @@ struct Routing {
     chosen: Vec<Vec<u32>>,
     /// `[tokens, top_k]`, float32.
     weights: Tensor,
+}
+
+/// What some linears of an expert read of the tokens that were routed to it.
+struct Routed<'l> {
+    readers: Vec<&'l Linear>,
+    expert: usize,
+    input: Tensor,
+}
+
+impl Routed<'_> {
+    fn reading(&self) -> Reading<'_> {
+        Reading { readers: self.readers.clone(), expert: Some(self.expert), input: &self.input }
+    }
 }
 
 /// max(x - mean(x) - cutoff * deviation(x), 0), mean and standard deviation over features.
@@ -192,10 +206,14 @@ impl Pass<'_> {
             sorted = sorted.broadcast_mul(&routing.weights.reshape((order.len(), 1))?.rows(&order)?)?;
         }
         let (mut outputs, mut start) = (Vec::new(), 0);
-        for (expert, pairs) in by_expert.iter().enumerate().filter(|(_, pairs)| !pairs.is_empty()) {
-            let x = sorted.narrow(0, start, pairs.len())?;
-            outputs.push(self.expert(experts, expert, &x).await?);
-            start += pairs.len();
+        let together = self.watcher.experts();
+        for (group, pairs) in by_expert.chunks(together).enumerate() {
+            let mut inputs = Vec::new();
+            for (at, pairs) in pairs.iter().enumerate().filter(|(_, pairs)| !pairs.is_empty()) {
+                inputs.push((group * together + at, sorted.narrow(0, start, pairs.len())?));
+                start += pairs.len();
+            }
+            outputs.extend(self.of_experts(experts, inputs).await?);
         }
         let outputs = Tensor::cat(&outputs, 0)?.rows(&position)?; // [n * k, hidden]
         let outputs = outputs.reshape((x.dim(0)?, top_k, REST))?;
@@ -205,30 +223,47 @@ impl Pass<'_> {
         outputs.broadcast_mul(&routing.weights.unsqueeze(2)?)?.sum(1)
     }
 
-    async fn expert(&mut self, experts: &Experts, expert: usize, x: &Tensor) -> Result<Tensor> {
-        let (mlp, slice) = experts.of(expert);
-        let projected = self.read_expert(&mlp.gate.linears(), (expert, slice), x).await?;
-        let product = self.product(mlp, &projected)?;
+    /// What some experts make of their tokens.
+    async fn of_experts(&mut self, experts: &Experts, inputs: Vec<(usize, Tensor)>) -> Result<Vec<Tensor>> {
+        let mlp = |expert: usize| experts.of(expert).0;
+        let first = |(expert, input)| Routed { readers: mlp(expert).gate.linears(), expert, input };
+        let inputs: Vec<Routed<'_>> = inputs.into_iter().map(first).collect();
+        let projected = self.read_experts(experts, &inputs).await?;
+        let product = |(own, projected): (&Routed<'_>, &Vec<Tensor>)| {
+            let input = self.product(mlp(own.expert), projected)?;
+            Ok(Routed { readers: vec![&mlp(own.expert).down], expert: own.expert, input })
+        };
+        let products = inputs.iter().zip(&projected).map(product).collect::<Result<Vec<_>>>()?;
         drop(projected);
-        Ok(self.read_expert(&[&mlp.down], (expert, slice), &product).await?.remove(0))
+        Ok(self.read_experts(experts, &products).await?.into_iter().flatten().collect())
     }
 
-    /// x @ weight^T + bias of each linear, of its slice where experts are stacked
-    async fn read_expert(
-        &mut self,
+    /// x @ weight^T + bias of linears of several experts, each of its own input.
+    async fn read_experts(&mut self, experts: &Experts, all: &[Routed<'_>]) -> Result<Vec<Vec<Tensor>>> {
+        let given = self.watcher.see(&all.iter().map(Routed::reading).collect::<Vec<_>>()).await?;
+        let read = |(own, given): (&Routed<'_>, Given)| {
+            self.read_expert(&own.readers, experts.of(own.expert).1, &own.input, given)
+        };
+        all.iter().zip(given).map(read).collect()
+    }
+
+    /// x @ weight^T + bias of each linear, of its slice where experts are stacked; with other weights than the block's if
+    /// some are given.
+    fn read_expert(
+        &self,
         linears: &[&Linear],
-        (expert, slice): (usize, Option<usize>),
+        slice: Option<usize>,
         x: &Tensor,
+        given: Given,
     ) -> Result<Vec<Tensor>> {
         let own = |tensor: &Tensor| match slice {
             Some(slice) => tensor.get(slice),
             None => Ok(tensor.clone()),
         };
-        let weights = self.watcher.see(linears, Some(expert), x).await?;
         let multiply = |(at, linear): (usize, &&Linear)| {
             let bias = self.parameters.get(&format!("{}.bias", linear.path));
             let bias = bias.map(own).transpose()?;
-            if let Some(weights) = &weights {
+            if let Some(weights) = &given {
                 return self.engine.linear(x, &weights[at], bias.as_ref());
             }
             if let Some(reader) = self.parameters.reader(&linear.path) {

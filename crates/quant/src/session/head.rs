@@ -35,7 +35,7 @@ pub(super) struct Head {
 
 impl Head {
     fn new(session: &Session<'_>, gram: Gram, even: f32) -> Result<Self, WeightsError> {
-        let gptq = matches!(session.recipe.rounding(), Method::Gptq | Method::Refine);
+        let gptq = session.recipe.is_second_order();
         let damping = session.settings.method.damping + even;
         let mut diagonal = gram.diagonal()?;
         let order = (0..gram.size).collect();

@@ -18,6 +18,7 @@ mod identity;
 mod learned;
 mod memory;
 mod range;
+mod readers;
 mod report;
 mod settings;
 mod steps;
@@ -48,6 +49,7 @@ pub(crate) use self::head::HEAD_ROWS;
 use self::identity::run_line;
 use self::learned::Teacher;
 pub use self::memory::{QuantizeMemory, quantize_memory};
+pub(crate) use self::readers::experts_at_once;
 pub use self::report::{Computed, ExpertTokens, Quantized};
 pub use self::settings::QuantizeSettings;
 use self::settings::{saving, wave};
@@ -230,6 +232,7 @@ impl Session<'_> {
                     sites: &sites,
                     parameters: &rounded,
                     wave,
+                    experts: experts_at_once(&own.walk, &sites, own.recipe.is_second_order()),
                     batch,
                     pool,
                 };
