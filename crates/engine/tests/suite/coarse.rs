@@ -425,6 +425,7 @@ fn nan_passes_without_a_panic() {
         assert!(all_nan(device.attention(&nan, &nan, &nan, &settings(None, Some(2.0))).unwrap()));
         assert!(all_nan(device.rms_norm(&nan, None, 1e-5).unwrap()));
         assert!(all_nan(device.softmax(&nan).unwrap()));
+        assert!(all_nan(nan.clamp(-1.0, 1.0).unwrap()));
         let rows = nan.reshape((20, 8)).unwrap();
         assert!(all_nan(device.linear(&rows, &on(&device, &tensor(&[4, 8], 1)), None).unwrap()));
         for activation in ACTIVATIONS {

@@ -549,17 +549,26 @@ fn rows_of_several_are_rounded_as_those_of_each() {
                     factors.iter().enumerate().map(mixed).collect(),
                 ];
                 for hows in ways {
-                    let what = format!("{rows} rows, {hows:?} on {}", device.name());
-                    let what = what.chars().take(60).collect::<String>();
+                    let way = hows.iter().map(|how| format!("{how:?}").chars().take(4).collect::<String>());
+                    let way = way.collect::<Vec<_>>().join(" ");
+                    let what = format!(
+                        "{rows} rows, apart {apart}, order {act_order}, {sweeps} sweeps, {way} on {}",
+                        device.name()
+                    );
                     let (pending, decoded) =
                         device.round_parts(&weight, scheme, FloatType::Bf16, &hows).unwrap();
                     let rounded = pending.fetch().unwrap();
                     for (at, how) in hows.iter().enumerate() {
                         let own = weight.narrow(0, at * rows, rows).unwrap();
                         let (alone, single) = device.round(&own, scheme, FloatType::Bf16, *how).unwrap();
+                        let (alone, part) =
+                            (alone.fetch().unwrap(), rounded.rows_of(at * rows..(at + 1) * rows));
+                        let other = |a: &[f32], b: &[f32]| a.iter().zip(b).filter(|(a, b)| a != b).count();
+                        let codes = alone.codes.iter().zip(&part.codes).filter(|(a, b)| a != b).count();
+                        let apart = (other(&alone.scales, &part.scales), other(&alone.biases, &part.biases));
                         assert!(
-                            alone.fetch().unwrap() == rounded.rows_of(at * rows..(at + 1) * rows),
-                            "{what}"
+                            alone == part,
+                            "{what}: of member {at} {codes} codes, {apart:?} scales and biases"
                         );
                         let part = decoded.narrow(0, at * rows, rows).unwrap();
                         assert_eq!(bits(&single), bits(&part), "{what}");
