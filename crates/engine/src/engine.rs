@@ -38,6 +38,11 @@ pub trait Engine: Learning + SecondOrder + std::fmt::Debug + Send + Sync + 'stat
         1
     }
 
+    /// How many experts of a layer a forward pass takes at once, for [`Engine::linears`].
+    fn experts_at_once(&self) -> usize {
+        1
+    }
+
     /// What its tensors take of a memory that is not this process's; `None` where there is no such memory.
     fn memory(&self) -> Option<MemoryUse> {
         None
@@ -133,6 +138,12 @@ pub trait Engine: Learning + SecondOrder + std::fmt::Debug + Send + Sync + 'stat
     /// Shapes that do not fit together. The other coarse operations fail in the same case.
     fn linear(&self, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
         crate::plain::linear(x, weight, bias)
+    }
+
+    /// [`Engine::linear`] of several experts: rows of `x [tokens, k]`, the first `rows[0]` by `weights[0] [n, k]`, those behind
+    /// them by the next one, as `[tokens, n]`. A card takes them in one launch.
+    fn linears(&self, x: &Tensor, rows: &[usize], weights: &[Tensor]) -> Result<Tensor> {
+        crate::plain::linears(x, rows, weights)
     }
 
     /// [`Engine::linear`] that adds squares of its inputs to `notebook` now, and squares of output gradients when

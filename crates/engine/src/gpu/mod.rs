@@ -22,6 +22,7 @@ mod commands;
 mod delta;
 mod elementary;
 mod factor;
+mod grouped;
 mod kernel;
 mod launch;
 mod learning;
@@ -70,7 +71,7 @@ use crate::elementary::{Buffer, Combine, Map, Reduce};
 use crate::engine::Engine;
 use crate::error::Result;
 use crate::losses::{Candidates, Labels, Likeliest};
-use crate::plain::check_same;
+use crate::plain::{check_linears, check_same};
 use crate::routing::Selection;
 use crate::running::{RunningDivergence, RunningScore};
 use crate::settings::{
@@ -79,6 +80,9 @@ use crate::settings::{
 };
 use crate::shape::View;
 use crate::usage::{Capacity, MemoryUse, Spent};
+
+/// Experts of a layer that a forward pass takes at once.
+const EXPERTS: usize = 32;
 
 /// The engine of one card.
 #[derive(Clone, Debug)]
@@ -189,6 +193,19 @@ impl Engine for Gpu {
     fn linear(&self, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
         let _operation = Operation::new("linear");
         linear::linear(&self.card, x, weight, bias)
+    }
+
+    fn experts_at_once(&self) -> usize {
+        EXPERTS
+    }
+
+    fn linears(&self, x: &Tensor, rows: &[usize], weights: &[Tensor]) -> Result<Tensor> {
+        check_linears(x, rows, weights)?;
+        let grouped = {
+            let _operation = Operation::new("linear");
+            grouped::linears(&self.card, x, rows, weights)?
+        };
+        grouped.map_or_else(|| crate::plain::linears(x, rows, weights), Ok)
     }
 
     fn observed_linear(

@@ -31,6 +31,7 @@ pub(crate) use self::linear::{
     check as check_linear, check_codes, decode, linear, observed_linear, packed_linear,
     shape as linear_shape, sum_of_rows,
 };
+pub(crate) use self::linear::{check_linears, linears};
 pub(crate) use self::linear_attention::{
     Way, check_linear_attention, linear_attention, linear_attention_gradients,
 };

@@ -14,19 +14,6 @@ struct Routing {
     weights: Tensor,
 }
 
-/// What some linears of an expert read of the tokens that were routed to it.
-struct Routed<'l> {
-    readers: Vec<&'l Linear>,
-    expert: usize,
-    input: Tensor,
-}
-
-impl Routed<'_> {
-    fn reading(&self) -> Reading<'_> {
-        Reading { readers: self.readers.clone(), expert: Some(self.expert), input: &self.input }
-    }
-}
-
 /// max(x - mean(x) - cutoff * deviation(x), 0), mean and standard deviation over features.
 fn above(x: &Tensor, cutoff: f64) -> Result<Tensor> {
     let around = x.broadcast_sub(&x.mean_keepdim(LAST)?)?;
@@ -206,14 +193,15 @@ impl Pass<'_> {
             sorted = sorted.broadcast_mul(&routing.weights.reshape((order.len(), 1))?.rows(&order)?)?;
         }
         let (mut outputs, mut start) = (Vec::new(), 0);
-        let together = self.watcher.experts();
+        let together = self.watcher.experts(self.engine.experts_at_once());
         for (group, pairs) in by_expert.chunks(together).enumerate() {
-            let mut inputs = Vec::new();
-            for (at, pairs) in pairs.iter().enumerate().filter(|(_, pairs)| !pairs.is_empty()) {
-                inputs.push((group * together + at, sorted.narrow(0, start, pairs.len())?));
-                start += pairs.len();
+            let some = pairs.iter().enumerate().filter(|(_, pairs)| !pairs.is_empty());
+            let some: Vec<_> = some.map(|(at, pairs)| (group * together + at, pairs.len())).collect();
+            let tokens = some.iter().map(|(_, tokens)| tokens).sum();
+            if tokens > 0 {
+                outputs.push(self.of_experts(experts, &some, &sorted.narrow(0, start, tokens)?).await?);
+                start += tokens;
             }
-            outputs.extend(self.of_experts(experts, inputs).await?);
         }
         let outputs = Tensor::cat(&outputs, 0)?.rows(&position)?; // [n * k, hidden]
         let outputs = outputs.reshape((x.dim(0)?, top_k, REST))?;
@@ -223,28 +211,94 @@ impl Pass<'_> {
         outputs.broadcast_mul(&routing.weights.unsqueeze(2)?)?.sum(1)
     }
 
-    /// What some experts make of their tokens.
-    async fn of_experts(&mut self, experts: &Experts, inputs: Vec<(usize, Tensor)>) -> Result<Vec<Tensor>> {
-        let mlp = |expert: usize| experts.of(expert).0;
-        let first = |(expert, input)| Routed { readers: mlp(expert).gate.linears(), expert, input };
-        let inputs: Vec<Routed<'_>> = inputs.into_iter().map(first).collect();
-        let projected = self.read_experts(experts, &inputs).await?;
-        let product = |(own, projected): (&Routed<'_>, &Vec<Tensor>)| {
-            let input = self.product(mlp(own.expert), projected)?;
-            Ok(Routed { readers: vec![&mlp(own.expert).down], expert: own.expert, input })
+    /// What some experts make of their tokens, which lie behind each other in `x`.
+    async fn of_experts(&mut self, experts: &Experts, some: &[(usize, usize)], x: &Tensor) -> Result<Tensor> {
+        let mlp = |(expert, _): &(usize, usize)| experts.of(*expert).0;
+        let enter: Vec<_> = some.iter().map(|own| (mlp(own).gate.linears(), *own)).collect();
+        let projected = self.read_experts(experts, &enter, x).await?;
+        // Xielu has numbers of its own in each expert.
+        let product = if some.len() == 1 || !matches!(mlp(&some[0]).gate, Gate::Xielu { .. }) {
+            self.product(mlp(&some[0]), &projected)?
+        } else {
+            let mut first = 0;
+            let mut parts = Vec::new();
+            for own in some {
+                let part = |all: &Tensor| all.narrow(0, first, own.1);
+                let projected = projected.iter().map(part).collect::<Result<Vec<_>>>()?;
+                parts.push(self.product(mlp(own), &projected)?);
+                first += own.1;
+            }
+            Tensor::cat(&parts, 0)?
         };
-        let products = inputs.iter().zip(&projected).map(product).collect::<Result<Vec<_>>>()?;
         drop(projected);
-        Ok(self.read_experts(experts, &products).await?.into_iter().flatten().collect())
+        let leave: Vec<_> = some.iter().map(|own| (vec![&mlp(own).down], *own)).collect();
+        Ok(self.read_experts(experts, &leave, &product).await?.remove(0))
     }
 
-    /// x @ weight^T + bias of linears of several experts, each of its own input.
-    async fn read_experts(&mut self, experts: &Experts, all: &[Routed<'_>]) -> Result<Vec<Vec<Tensor>>> {
-        let given = self.watcher.see(&all.iter().map(Routed::reading).collect::<Vec<_>>()).await?;
-        let read = |(own, given): (&Routed<'_>, Given)| {
-            self.read_expert(&own.readers, experts.of(own.expert).1, &own.input, given)
+    /// x @ weight^T + bias of linears of several experts, each of its own tokens of `x`: of each linear what all give.
+    async fn read_experts(
+        &mut self,
+        experts: &Experts,
+        some: &[(Vec<&Linear>, (usize, usize))],
+        x: &Tensor,
+    ) -> Result<Vec<Tensor>> {
+        let (mut inputs, mut first) = (Vec::new(), 0);
+        for (_, (_, tokens)) in some {
+            inputs.push(x.narrow(0, first, *tokens)?);
+            first += tokens;
+        }
+        let readings: Vec<Reading<'_>> = some
+            .iter()
+            .zip(&inputs)
+            .map(|((readers, (expert, _)), input)| Reading {
+                readers: readers.clone(),
+                expert: Some(*expert),
+                input,
+            })
+            .collect();
+        let given = self.watcher.see(&readings).await?;
+        if let Some(weights) = self.plain_weights(experts, &readings, &given)? {
+            let rows: Vec<usize> = some.iter().map(|(_, (_, tokens))| *tokens).collect();
+            return weights.iter().map(|weights| self.engine.linears(x, &rows, weights)).collect();
+        }
+        let mut all: Vec<Vec<Tensor>> = vec![Vec::new(); some[0].0.len()];
+        for (((readers, (expert, _)), input), given) in some.iter().zip(&inputs).zip(given) {
+            let read = self.read_expert(readers, experts.of(*expert).1, input, given)?;
+            all.iter_mut().zip(read).for_each(|(all, output)| all.push(output));
+        }
+        let joined = |mut parts: Vec<Tensor>| match parts.len() {
+            1 => Ok(parts.remove(0)),
+            _ => Tensor::cat(&parts, 0),
         };
-        all.iter().zip(given).map(read).collect()
+        all.into_iter().map(joined).collect()
+    }
+
+    /// Weights of several experts' first linears, then of their second ones, and so on; `None` where there is one expert, or
+    /// a linear is more than its weight: has a bias, or is read by something else.
+    fn plain_weights(
+        &self,
+        experts: &Experts,
+        readings: &[Reading<'_>],
+        given: &[Given],
+    ) -> Result<Option<Vec<Vec<Tensor>>>> {
+        let more = |linear: &&Linear| {
+            let bias = self.parameters.get(&format!("{}.bias", linear.path));
+            bias.is_some() || self.parameters.reader(&linear.path).is_some()
+        };
+        if readings.len() < 2 || readings.iter().any(|own| own.readers.iter().any(more)) {
+            return Ok(None);
+        }
+        let weight = |at: usize, (own, given): (&Reading<'_>, &Given)| {
+            if let Some(weights) = given {
+                return Ok(weights[at].clone());
+            }
+            let whole = self.parameters.tensor(&format!("{}.weight", own.readers[at].path))?;
+            let slice = own.expert.and_then(|expert| experts.of(expert).1);
+            slice.map_or_else(|| Ok(whole.clone()), |slice| whole.get(slice))
+        };
+        let of =
+            |at: usize| readings.iter().zip(given).map(|own| weight(at, own)).collect::<Result<Vec<_>>>();
+        (0..readings[0].readers.len()).map(of).collect::<Result<Vec<_>>>().map(Some)
     }
 
     /// x @ weight^T + bias of each linear, of its slice where experts are stacked; with other weights than the block's if

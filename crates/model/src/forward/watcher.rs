@@ -76,10 +76,10 @@ pub(crate) enum Watcher<'p> {
 }
 
 impl Watcher<'_> {
-    /// How many experts of a layer it sees at once.
-    pub(super) fn experts(&self) -> usize {
+    /// How many experts of a layer it sees at once; as many as `usual` where it lets pass.
+    pub(super) fn experts(&self, usual: usize) -> usize {
         match self {
-            Self::Tap(_) => 1,
+            Self::Tap(_) => usual.max(1),
             Self::Mailbox(_, experts) => (*experts).max(1),
         }
     }
