@@ -170,6 +170,10 @@ impl Visitor for BlockWork<'_> {
         self.round_readers(all)
     }
 
+    fn wants_samples(&self) -> bool {
+        self.session.recipe.folds()
+    }
+
     fn cancelled(&self) -> bool {
         self.session.observer.cancelled()
     }

@@ -10,15 +10,17 @@ mod gram;
 mod states;
 mod statistics;
 
-use mlx_quant_engine::Tensor;
+use mlx_quant_engine::{Device, Tensor};
 use mlx_quant_model::{Course, Forward, Parameters, Progress, Site, State, Stop, WeightsError};
 
 use self::gram::GramTree;
-pub(crate) use self::gram::{add_gram, gram_of, held_in_parts};
+use self::gram::gram_of;
+pub(crate) use self::gram::{add_gram, held_in_parts, sum_of_team};
 pub(crate) use self::states::{Batches, Saving, States, apart, together};
 pub(crate) use self::statistics::{Collector, Statistics};
 use crate::Error;
 use crate::methods::Gram;
+use crate::team::{Part, Team};
 use crate::walks::spread::each;
 
 /// The visitor of a calibrating walk: what is done at the sites of a block.
@@ -32,6 +34,11 @@ pub(crate) trait Visitor {
     /// [`Visitor::visit`] for sites of several experts, at which tokens stand at once.
     fn visit_all(&mut self, stands: Vec<Stand>) -> Result<Vec<Vec<Tensor>>, Error> {
         stands.into_iter().map(|stand| self.visit(stand.site, stand.gram, &stand.sample)).collect()
+    }
+
+    /// Whether it looks at samples.
+    fn wants_samples(&self) -> bool {
+        true
     }
 
     /// Whether to stop.
@@ -172,6 +179,10 @@ pub(crate) struct Passage<'p> {
     /// Windows of a batch; the last one may have fewer.
     pub(crate) batch: usize,
     pub(crate) pool: &'p rayon::ThreadPool,
+    /// Who else takes windows through it.
+    pub(crate) team: &'p Team,
+    /// Windows of members before this one, and of all.
+    pub(crate) windows: (usize, usize),
 }
 
 /// What is gathered at a site that windows come to a few at a time.
@@ -182,29 +193,11 @@ struct Gathered {
 }
 
 impl Gathered {
-    fn finish(self) -> Result<(Option<Gram>, Vec<Tensor>), Error> {
-        let gram = self.sum.finish().map(|sum| sum.and_then(|sum| sum.0.finish()));
+    fn finish(self, size: usize, passage: &Passage<'_>) -> Result<(Option<Gram>, Vec<Tensor>), Error> {
+        let sum = sum_of_team(self.sum, size, passage.who())?;
+        let gram = sum.map(|sum| passage.pool.install(|| sum.finish()));
         Ok((gram.transpose().map_err(WeightsError::from)?, self.sample))
     }
-}
-
-/// What stands at a site of the first [`SAMPLE`] windows, as far as these batches, the first of which is `from`, hold
-/// them.
-fn sample(
-    travellers: &[Traveller<'_>],
-    site: usize,
-    from: usize,
-    batch: usize,
-) -> Result<Vec<Tensor>, WeightsError> {
-    let mut all = Vec::new();
-    for (at, traveller) in travellers.iter().enumerate() {
-        let left = SAMPLE.saturating_sub((from + at) * batch);
-        if left == 0 {
-            break;
-        }
-        all.extend(traveller.sample(site, left)?);
-    }
-    Ok(all)
 }
 
 impl<'p> Passage<'p> {
@@ -243,7 +236,7 @@ impl<'p> Passage<'p> {
                 let earlier = answers.iter_mut().zip(&steps.of).filter(|(_, own)| **own < step);
                 earlier.for_each(|(weights, _)| *weights = None);
                 for site in sites {
-                    all.push((self.gram(&held, *site)?, sample(&held, *site, 0, self.batch)?));
+                    all.push((self.gram(&held, *site)?, self.sample(&held, *site, 0)?));
                 }
             } else {
                 let mut gathered: Vec<Gathered> = sites.iter().map(|_| Gathered::default()).collect();
@@ -254,8 +247,14 @@ impl<'p> Passage<'p> {
                         self.gather(&travellers, *site, from, gathered)?;
                     }
                 }
-                let finish = || gathered.into_iter().map(Gathered::finish).collect::<Result<Vec<_>, _>>();
-                all = self.pool.install(finish)?;
+                for (site, gathered) in sites.iter().zip(gathered) {
+                    all.push(gathered.finish(self.size(*site), self)?);
+                }
+            }
+            if visitor.wants_samples() {
+                for (_, sample) in &mut all {
+                    *sample = self.leaders(std::mem::take(sample))?;
+                }
             }
             let stand = |(site, (gram, sample)): (&usize, (Option<Gram>, Vec<Tensor>))| {
                 gram.map(|gram| Stand { site: *site, gram, sample })
@@ -314,19 +313,72 @@ impl<'p> Passage<'p> {
     ) -> Result<(), Error> {
         for (at, traveller) in travellers.iter().enumerate() {
             let Some(input) = traveller.input(site) else { continue };
-            self.pool.install(|| add_gram(&mut gathered.sum, (from + at) * self.batch, input))?;
+            let window = self.windows.0 + (from + at) * self.batch;
+            self.pool.install(|| add_gram(&mut gathered.sum, window, input))?;
         }
-        gathered.sample.extend(sample(travellers, site, from, self.batch)?);
+        gathered.sample.extend(self.sample(travellers, site, from)?);
         Ok(())
     }
 
     /// The Gram matrix of all windows, which stand at a site; `None` where no token came there.
     fn gram(&self, travellers: &[Traveller<'p>], site: usize) -> Result<Option<Gram>, Error> {
         let at = |(at, traveller): (usize, &Traveller<'p>)| {
-            traveller.input(site).map(|input| (at * self.batch, input.clone()))
+            let window = self.windows.0 + at * self.batch;
+            traveller.input(site).map(|input| (window, input.clone()))
         };
         let inputs: Vec<(usize, Tensor)> = travellers.iter().enumerate().filter_map(at).collect();
-        Ok(self.pool.install(|| gram_of(&inputs))?)
+        gram_of(&inputs, (self.size(site), self.windows.1), self.who())
+    }
+
+    fn who(&self) -> (&'p Team, &'p Device, &'p rayon::ThreadPool) {
+        (self.team, self.forward.device(), self.pool)
+    }
+
+    /// Input features of a site.
+    fn size(&self, site: usize) -> usize {
+        let name = format!("{}.weight", self.sites[site].readers[0].path);
+        self.parameters.get(&name).and_then(|weight| weight.dims().last().copied()).unwrap_or(1)
+    }
+
+    /// What stands at a site of the first [`SAMPLE`] windows, as far as these batches, the first of which is `from` of this
+    /// member's, hold them.
+    fn sample(
+        &self,
+        travellers: &[Traveller<'_>],
+        site: usize,
+        from: usize,
+    ) -> Result<Vec<Tensor>, WeightsError> {
+        let mut all = Vec::new();
+        for (at, traveller) in travellers.iter().enumerate() {
+            let left = SAMPLE.saturating_sub(self.windows.0 + (from + at) * self.batch);
+            if left == 0 {
+                break;
+            }
+            all.extend(traveller.sample(site, left)?);
+        }
+        Ok(all)
+    }
+
+    /// The samples of the leader, which has the first windows.
+    fn leaders(&self, sample: Vec<Tensor>) -> Result<Vec<Tensor>, Error> {
+        if self.team.is_alone() {
+            return Ok(sample);
+        }
+        let mut part = Part::default();
+        for tensor in &sample {
+            part.head.push(tensor.rank() as u64);
+            part.head.extend(tensor.dims().iter().map(|size| *size as u64));
+            part.numbers.push(tensor.to_vec().map_err(WeightsError::from)?);
+        }
+        let all = self.team.gather(part)?;
+        let (mut head, mut tensors) = (all[0].head.iter(), Vec::new());
+        for numbers in &all[0].numbers {
+            let rank = head.next().copied().unwrap_or(0) as usize;
+            let dims: Vec<usize> = head.by_ref().take(rank).map(|size| *size as usize).collect();
+            let tensor = Tensor::from_slice(numbers, dims, self.forward.device());
+            tensors.push(tensor.map_err(WeightsError::from)?);
+        }
+        Ok(tensors)
     }
 
     /// Behind the block.
