@@ -84,6 +84,14 @@ pub trait Engine: Learning + SecondOrder + std::fmt::Debug + Send + Sync + 'stat
     /// If the device has no room.
     fn upload(&self, values: Vec<f32>) -> Result<Buffer>;
 
+    /// Numbers of a tensor of another device.
+    ///
+    /// # Errors
+    /// If either device has no room or does not answer.
+    fn adopt(&self, x: &Tensor) -> Result<Buffer> {
+        self.upload(x.to_vec()?)
+    }
+
     /// One number, `count` times.
     ///
     /// # Errors
@@ -434,6 +442,11 @@ impl Device {
     /// Of an engine.
     pub fn new(engine: impl Engine) -> Self {
         Self(Arc::new(engine))
+    }
+
+    /// Whether another handle is of the same engine.
+    pub fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
     }
 
     /// Whether it has a memory of its own.

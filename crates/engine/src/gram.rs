@@ -72,26 +72,16 @@ impl GramSum {
         Ok(())
     }
 
-    /// A sum that another device has made: rows `[rows, end]` over `tokens` tokens.
+    /// A sum that another device has made ([`GramSum::values`]), over `tokens` tokens.
     ///
     /// # Errors
-    /// Numbers that do not fill the shape, rows that no such matrix has; if the device has no room.
-    pub fn of_values(
-        size: usize,
-        tokens: u64,
-        values: &[f32],
-        [rows, end]: [usize; 2],
-        device: &Device,
-    ) -> Result<Self> {
+    /// Rows that no such matrix has; if a device has no room or does not answer.
+    pub fn of_values(size: usize, tokens: u64, values: &Tensor, device: &Device) -> Result<Self> {
+        let (rows, end) = values.dims2()?;
         if end > size || rows > end {
             bail!("rows [{rows}, {end}] of a Gram matrix of {size} features");
         }
-        Ok(Self { size, tokens, values: Tensor::from_slice(values, (rows, end), device)? })
-    }
-
-    /// Rows, and columns of the last of them.
-    pub fn dims(&self) -> [usize; 2] {
-        [self.values.dims()[0], self.values.dims()[1]]
+        Ok(Self { size, tokens, values: values.on(device)? })
     }
 
     /// Tokens summed over.
@@ -100,11 +90,8 @@ impl GramSum {
     }
 
     /// What another device goes on with ([`GramSum::of_values`]).
-    ///
-    /// # Errors
-    /// If the device does not answer.
-    pub fn to_vec(&self) -> Result<Vec<f32>> {
-        self.values.to_vec()
+    pub fn values(&self) -> &Tensor {
+        &self.values
     }
 
     /// Puts the mean over all tokens into a matrix: the rows that were summed, and the columns that mirror them.

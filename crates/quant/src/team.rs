@@ -7,16 +7,21 @@
 use std::ops::Range;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
+use mlx_quant_engine::Tensor;
+
 use crate::Error;
+use crate::methods::Rounded;
 use crate::reduce::CHUNK;
 
 /// What a member brings to an exchange.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Part {
-    /// What the numbers are.
+    /// What the rest is.
     pub(crate) head: Vec<u64>,
-    /// One tensor after the other.
-    pub(crate) numbers: Vec<Vec<f32>>,
+    /// Tensors where they lie.
+    pub(crate) tensors: Vec<Tensor>,
+    /// Codes, scales and biases.
+    pub(crate) rounded: Vec<Arc<Rounded>>,
 }
 
 /// An exchange that is under way, and the last one.
@@ -77,18 +82,25 @@ impl Team {
         self.rank == 0
     }
 
+    /// All members, the leader first.
+    pub(crate) fn members(&self) -> Vec<Self> {
+        (0..self.count).map(|rank| Self { rank, ..self.clone() }).collect()
+    }
+
+    /// Whether another one is this member.
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        self.rank == other.rank
+    }
+
     /// Its windows among so many: neighbours, and whole chunks of those that are summed in order.
     pub(crate) fn share(&self, windows: usize) -> Range<usize> {
-        self.part(windows.div_ceil(CHUNK), 1, |chunk| (chunk * CHUNK).min(windows))
+        self.shared(windows, CHUNK)
     }
 
-    /// Its part of `count` things, of whole `step`s.
-    pub(crate) fn rows(&self, count: usize, step: usize) -> Range<usize> {
-        self.part(count.div_ceil(step.max(1)), 1, |at| (at * step).min(count))
-    }
-
-    fn part(&self, count: usize, step: usize, place: impl Fn(usize) -> usize) -> Range<usize> {
-        let end = |rank: usize| place(count * rank / self.count * step);
+    /// Its part of `count` things, in whole `step`s.
+    pub(crate) fn shared(&self, count: usize, step: usize) -> Range<usize> {
+        let steps = count.div_ceil(step);
+        let end = |rank: usize| (steps * rank / self.count * step).min(count);
         end(self.rank)..end(self.rank + 1)
     }
 
@@ -125,7 +137,7 @@ impl Team {
             return Ok(own());
         }
         let head = if self.leads() { vec![own()] } else { Vec::new() };
-        let all = self.gather(Part { head, numbers: Vec::new() })?;
+        let all = self.gather(Part { head, ..Part::default() })?;
         Ok(all[0].head[0])
     }
 
@@ -134,7 +146,7 @@ impl Team {
     /// # Errors
     /// As [`Team::gather`].
     pub(crate) fn agrees(&self, own: u64) -> Result<bool, Error> {
-        let all = self.gather(Part { head: vec![own], numbers: Vec::new() })?;
+        let all = self.gather(Part { head: vec![own], ..Part::default() })?;
         Ok(all.iter().all(|part| part.head == [own]))
     }
 
@@ -198,6 +210,8 @@ pub(crate) fn together<T>(
 
 #[cfg(test)]
 mod tests {
+    use mlx_quant_engine::cpu;
+
     use super::*;
 
     #[test]
@@ -210,7 +224,7 @@ mod tests {
                 assert!(pair[0].end == windows || pair[0].end % CHUNK == 0, "{shares:?}");
             }
         }
-        let rows: Vec<_> = Team::of(3).iter().map(|team| team.rows(100, 32)).collect();
+        let rows: Vec<_> = Team::of(3).iter().map(|team| team.shared(100, 32)).collect();
         assert_eq!(rows, [0..32, 32..64, 64..100]);
     }
 
@@ -223,10 +237,11 @@ mod tests {
                     std::thread::yield_now();
                 }
                 let head = vec![round as u64 * 10 + team.rank as u64];
-                let all = team.gather(Part { head, numbers: vec![vec![team.rank as f32]] })?;
+                let all =
+                    team.gather(Part { head, numbers: vec![vec![team.rank as f32]], ..Part::default() })?;
                 let heads: Vec<u64> = all.iter().map(|part| part.head[0]).collect();
                 assert_eq!(heads, (0..3).map(|rank| round as u64 * 10 + rank).collect::<Vec<_>>());
-                assert_eq!(all[2].numbers, [[2.0]]);
+                assert_eq!(all[2].tensors[0].to_vec().unwrap(), [2.0]);
                 sum += team.said(|| round as u64)?;
                 assert!(team.agrees(sum)? && !team.agrees(team.rank as u64)?);
             }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::card::{Card, locked};
+use super::launch::Slice;
 use super::pool::{STAGED, class};
 use crate::elementary::{Buffer, Opaque};
 use crate::error::{Result, bail};
@@ -119,8 +120,24 @@ impl Card {
     pub(super) fn put(self: &Arc<Self>, bytes: &[u8]) -> Result<Memory> {
         let since = Instant::now();
         let memory = self.room(bytes.len().div_ceil(4))?;
-        self.bring(bytes, &memory)?;
+        self.bring(bytes, &memory, 0)?;
         self.spent("uploads", since);
+        Ok(memory)
+    }
+
+    /// Numbers that lie on another card, piece by piece through memory that processor and cards see.
+    pub(super) fn adopt(self: &Arc<Self>, x: Slice<'_>) -> Result<Memory> {
+        let since = Instant::now();
+        let memory = self.room(x.count)?;
+        let (mut at, mut brought) = (0u64, Ok(()));
+        x.memory.card().fetch(x.memory, x.first, x.count, &mut |part| {
+            if brought.is_ok() {
+                brought = self.bring(bytemuck::cast_slice(part), &memory, at);
+            }
+            at += 4 * part.len() as u64;
+        })?;
+        brought?;
+        self.spent("exchanges", since);
         Ok(memory)
     }
 

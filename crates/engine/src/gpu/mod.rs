@@ -143,6 +143,14 @@ impl Engine for Gpu {
         Ok(elementary::fill(&self.card, value, count)?.shared())
     }
 
+    fn adopt(&self, x: &Tensor) -> Result<Buffer> {
+        let _operation = Operation::new("exchange");
+        match Slice::of(x) {
+            Ok(other) => Ok(self.card.adopt(other)?.shared()),
+            Err(_) => self.upload(x.to_vec()?),
+        }
+    }
+
     fn read(&self, x: &Tensor, to: &mut dyn FnMut(&[f32])) -> Result<()> {
         let Slice { memory, first, count } = Slice::of(x)?;
         self.card.get(memory, first, count, to)

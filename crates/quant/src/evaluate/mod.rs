@@ -169,7 +169,7 @@ fn by_team(
         } else {
             measured((&own, other.as_ref()), share, None, &pool, observer)?.0
         };
-        let all = team.gather(Part { head: result::words(&measures), numbers: Vec::new() })?;
+        let all = team.gather(Part { head: result::words(&measures), ..Part::default() })?;
         Ok::<_, Error>(all.iter().flat_map(|part| result::of_words(&part.head)).collect())
     };
     let quiet = Quiet(observer);

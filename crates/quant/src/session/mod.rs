@@ -21,6 +21,7 @@ mod range;
 mod readers;
 mod report;
 mod settings;
+mod shared;
 mod steps;
 #[cfg(test)]
 mod tests;

@@ -1,6 +1,7 @@
 //! Readers of sites, rounded: those of one site, or of several experts' sites at once.
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 
 use mlx_quant_engine::Tensor;
 use mlx_quant_model::{Site, WeightsError};
@@ -20,7 +21,7 @@ pub(super) const FEW_TOKENS: f64 = 0.25;
 const TOGETHER: usize = 256 << 20;
 
 /// A weight as it is rounded: codes, where it is quantized, and what they decode to on the unscaled input.
-type Done = (Option<Pending>, Tensor);
+pub(super) type Done = (Option<Pending>, Tensor);
 
 /// How many experts of a layer are calibrated at once, of a block with these sites: a card makes their factors in one
 /// launch, and rounds their weights in one.
@@ -46,14 +47,16 @@ pub(super) struct Standing<'w> {
 }
 
 /// The same, with what rounding needs.
-struct Ready<'w> {
+pub(super) struct Ready<'w> {
     site: &'w Site<'w>,
-    factors: Option<Vec<f32>>,
+    pub(super) factors: Option<Vec<f32>>,
     tokens: u64,
-    stored: Vec<Stored>,
-    diagonal: Vec<f32>,
-    factor: Option<Factor>,
-    weights: Vec<Tensor>,
+    pub(super) stored: Vec<Stored>,
+    pub(super) diagonal: Vec<f32>,
+    pub(super) factor: Option<Factor>,
+    /// Whether there is a factor, here or where it is rounded.
+    pub(super) compensated: bool,
+    pub(super) weights: Vec<Tensor>,
     /// Where losses are asked for.
     noted: Option<Gram>,
 }
@@ -77,7 +80,24 @@ impl Ready<'_> {
         alike.then_some(first)
     }
 
-    fn rows(&self) -> Result<Vec<usize>, WeightsError> {
+    /// The same with some rows of some readers alone.
+    pub(super) fn of_rows(&self, rows: &[(usize, Range<usize>)]) -> Result<Self, WeightsError> {
+        let part =
+            |(reader, rows): &(usize, Range<usize>)| self.weights[*reader].narrow(0, rows.start, rows.len());
+        Ok(Self {
+            site: self.site,
+            factors: self.factors.clone(),
+            tokens: self.tokens,
+            stored: rows.iter().map(|(reader, _)| self.stored[*reader]).collect(),
+            diagonal: self.diagonal.clone(),
+            factor: self.factor.clone(),
+            compensated: self.compensated,
+            weights: rows.iter().map(part).collect::<mlx_quant_engine::Result<_>>()?,
+            noted: None,
+        })
+    }
+
+    pub(super) fn rows(&self) -> Result<Vec<usize>, WeightsError> {
         Ok(self.weights.iter().map(|weight| weight.dim(0)).collect::<mlx_quant_engine::Result<_>>()?)
     }
 }
@@ -115,8 +135,18 @@ impl<'b> BlockWork<'b> {
                 None => gram,
             });
             let stored = site.readers.iter().map(|reader| self.stored(reader)).collect();
-            let (diagonal, factor, weights) = (Vec::new(), None, Vec::new());
-            ready.push(Ready { site, factors, tokens, stored, diagonal, factor, weights, noted });
+            let (diagonal, factor, weights, compensated) = (Vec::new(), None, Vec::new(), false);
+            ready.push(Ready {
+                site,
+                factors,
+                tokens,
+                stored,
+                diagonal,
+                factor,
+                compensated,
+                weights,
+                noted,
+            });
         }
         let diagonals = Gram::diagonals(&grams.iter().collect::<Vec<_>>()).map_err(WeightsError::from)?;
         ready.iter_mut().zip(diagonals).for_each(|(own, diagonal)| own.diagonal = diagonal);
@@ -126,16 +156,17 @@ impl<'b> BlockWork<'b> {
             let weight = |reader| self.weight(reader, site.slice);
             own.weights = site.readers.iter().map(|reader| weight(reader)).collect::<Result<_, _>>()?;
         }
-        let done = self.round(&ready)?;
+        let done = if session.team.is_alone() { self.round(&ready)? } else { self.round_shared(&mut ready)? };
         ready.into_iter().zip(done).map(|(own, done)| self.note(own, done)).collect()
     }
 
     /// Makes the factors of those sites whose rounding asks for one.
-    fn factor(&mut self, ready: &mut [Ready<'_>], grams: Vec<Gram>) -> Result<(), Error> {
+    fn factor(&self, ready: &mut [Ready<'_>], grams: Vec<Gram>) -> Result<(), Error> {
         let session = self.session;
         let second_order = session.recipe.is_second_order();
         let (mut asked, mut inputs) = (Vec::new(), Vec::new());
-        for (at, (own, gram)) in ready.iter().zip(grams).enumerate() {
+        let mine = self.factored(ready.len());
+        for (at, (own, gram)) in ready.iter().zip(grams).enumerate().filter(|(at, _)| mine.contains(at)) {
             let few = own.site.expert.is_some() && (own.tokens as f64) < FEW_TOKENS * gram.size as f64;
             let size = |stored: &Stored| match stored {
                 Stored::Quantized(scheme, _) => Some(scheme.group_size()),
@@ -154,20 +185,14 @@ impl<'b> BlockWork<'b> {
         };
         let factors = session.pool.install(make).map_err(WeightsError::from)?;
         for (at, factor) in asked.into_iter().zip(factors) {
+            ready[at].compensated = factor.is_some();
             ready[at].factor = factor;
-        }
-        for own in ready.iter().filter(|own| own.site.expert.is_some()) {
-            let fell_back = second_order && own.factor.is_none();
-            for reader in &own.site.readers {
-                let seen = self.experts.entry(reader.path.clone()).or_default();
-                seen.set(own.site.slice.unwrap_or(0), own.tokens, fell_back);
-            }
         }
         Ok(())
     }
 
     /// Rounds all weights: on a card those of a site as rows of one, and of all sites that are alike.
-    fn round(&self, ready: &[Ready<'_>]) -> Result<Vec<Vec<Done>>, WeightsError> {
+    pub(super) fn round(&self, ready: &[Ready<'_>]) -> Result<Vec<Vec<Done>>, WeightsError> {
         let session = self.session;
         let card = session.walk.device.is_card();
         let like = |own: &Ready<'_>| -> Result<Option<(Stored, Vec<usize>, usize)>, WeightsError> {
@@ -202,7 +227,14 @@ impl<'b> BlockWork<'b> {
     /// Takes down what a site's readers became.
     fn note(&mut self, own: Ready<'_>, done: Vec<Done>) -> Result<Vec<Tensor>, Error> {
         let session = self.session;
-        let Ready { site, factors, stored, weights, noted, .. } = own;
+        let Ready { site, factors, stored, weights, noted, tokens, compensated, .. } = own;
+        if site.expert.is_some() {
+            let fell_back = session.recipe.is_second_order() && !compensated;
+            for reader in &site.readers {
+                let seen = self.experts.entry(reader.path.clone()).or_default();
+                seen.set(site.slice.unwrap_or(0), tokens, fell_back);
+            }
+        }
         let factors = factors.as_deref();
         if let Some(gram) = noted {
             self.losses(&gram, &weights, &stored, &done)?;

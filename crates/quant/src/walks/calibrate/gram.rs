@@ -31,8 +31,8 @@ impl Sum for Result<OfChunk> {
     }
 }
 
-/// Numbers of an exchange that describe a node: level, place, tokens, rows, columns.
-const NODE: usize = 5;
+/// Numbers of an exchange that describe a node: level, place, tokens.
+const NODE: usize = 3;
 
 /// Bytes of a matrix from which on rows are summed some at a time.
 const LARGE: usize = 64 << 20;
@@ -69,7 +69,7 @@ pub(crate) fn gram_of(
     (size, windows): (usize, usize),
     (team, device, pool): (&Team, &Device, &rayon::ThreadPool),
 ) -> std::result::Result<Option<Gram>, Error> {
-    let rows = stripes(size, windows.div_ceil(CHUNK), device);
+    let rows = stripes(size, windows.div_ceil(CHUNK), device, team);
     summed(inputs, size, &rows, (team, device, pool))
 }
 
@@ -121,18 +121,17 @@ pub(crate) fn sum_of_team(
     let (mut own, mut part) = (BTreeMap::new(), Part::default());
     for ((level, place), sum) in nodes {
         let sum = sum.map_err(WeightsError::from)?.0;
-        let [rows, end] = sum.dims();
-        part.head.extend([u64::from(level), place as u64, sum.tokens(), rows as u64, end as u64]);
-        part.numbers.push(sum.to_vec().map_err(WeightsError::from)?);
+        part.head.extend([u64::from(level), place as u64, sum.tokens()]);
+        part.tensors.push(sum.values().clone());
         own.insert((level, place), sum);
     }
     let all = team.gather(part)?;
     let mut tree = Tree::default();
-    for (node, numbers) in all.iter().flat_map(|part| part.head.chunks_exact(NODE).zip(&part.numbers)) {
-        let (level, place, shape) = (node[0] as u32, node[1] as usize, [node[3] as usize, node[4] as usize]);
+    for (node, values) in all.iter().flat_map(|part| part.head.chunks_exact(NODE).zip(&part.tensors)) {
+        let (level, place) = (node[0] as u32, node[1] as usize);
         let sum = match own.remove(&(level, place)) {
             Some(sum) => Ok(sum),
-            None => GramSum::of_values(size, node[2], numbers, shape, device),
+            None => pool.install(|| GramSum::of_values(size, node[2], values, device)),
         };
         pool.install(|| tree.put_node((level, place), sum.map(OfChunk)));
     }
@@ -142,8 +141,10 @@ pub(crate) fn sum_of_team(
 
 /// Rows that are summed together: all of them, unless it is a card that holds the matrix, which is large, and several
 /// chunks are summed.
-fn stripes(size: usize, chunks: usize, device: &Device) -> Vec<Range<usize>> {
-    if !device.is_card() || chunks < 2 || size * size * 4 <= LARGE {
+fn stripes(size: usize, chunks: usize, device: &Device, team: &Team) -> Vec<Range<usize>> {
+    // What members exchange is half of the matrix then.
+    let large = if team.is_alone() { LARGE } else { LARGE / PARTS };
+    if !device.is_card() || chunks < 2 || size * size * 4 <= large {
         return std::iter::once(0..size).collect();
     }
     let most = size * size / PARTS;
@@ -163,7 +164,7 @@ fn stripes(size: usize, chunks: usize, device: &Device) -> Vec<Range<usize>> {
 /// Elements of the rows that are summed together at most, where inputs of all windows are held; `None` where that is the
 /// whole matrix.
 pub(crate) fn held_in_parts(size: usize, chunks: usize, device: &Device) -> Option<usize> {
-    let stripes = stripes(size, chunks, device);
+    let stripes = stripes(size, chunks, device, &Team::alone());
     let largest = || stripes.iter().map(|rows| rows.len() * rows.end).max();
     if stripes.len() > 1 { largest() } else { None }
 }
@@ -271,14 +272,15 @@ mod tests {
     #[test]
     fn rows_of_large_matrices_are_summed_some_at_a_time() {
         use mlx_quant_engine::gpu::{Gpu, adapters};
-        assert_eq!(stripes(14336, 8, &cpu()).len(), 1);
+        let alone = Team::alone();
+        assert_eq!(stripes(14336, 8, &cpu(), &alone).len(), 1);
         let Some(adapter) = adapters().into_iter().next() else { return };
         let gpu = Gpu::open(&format!("gpu:{}", adapter.index).parse().unwrap()).unwrap();
         let device = Device::new(gpu);
-        assert_eq!(stripes(4096, 8, &device).len(), 1);
-        assert_eq!(stripes(14336, 1, &device).len(), 1);
+        assert_eq!(stripes(4096, 8, &device, &alone).len(), 1);
+        assert_eq!(stripes(14336, 1, &device, &alone).len(), 1);
         for size in [4097, 8192, 14336, 28672, 53248] {
-            let all = stripes(size, 8, &device);
+            let all = stripes(size, 8, &device, &alone);
             assert!(all.len() < PARTS, "{size}: {all:?}");
             assert!(all[0].start == 0 && all[all.len() - 1].end == size);
             assert!(all.windows(2).all(|pair| pair[0].end == pair[1].start && pair[0].end % TILE == 0));

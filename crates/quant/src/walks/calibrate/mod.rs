@@ -364,21 +364,10 @@ impl<'p> Passage<'p> {
         if self.team.is_alone() {
             return Ok(sample);
         }
-        let mut part = Part::default();
-        for tensor in &sample {
-            part.head.push(tensor.rank() as u64);
-            part.head.extend(tensor.dims().iter().map(|size| *size as u64));
-            part.numbers.push(tensor.to_vec().map_err(WeightsError::from)?);
-        }
-        let all = self.team.gather(part)?;
-        let (mut head, mut tensors) = (all[0].head.iter(), Vec::new());
-        for numbers in &all[0].numbers {
-            let rank = head.next().copied().unwrap_or(0) as usize;
-            let dims: Vec<usize> = head.by_ref().take(rank).map(|size| *size as usize).collect();
-            let tensor = Tensor::from_slice(numbers, dims, self.forward.device());
-            tensors.push(tensor.map_err(WeightsError::from)?);
-        }
-        Ok(tensors)
+        let all = self.team.gather(Part { tensors: sample, ..Part::default() })?;
+        let here = |tensor: &Tensor| tensor.on(self.forward.device());
+        let tensors = self.pool.install(|| all[0].tensors.iter().map(here).collect::<Result<Vec<_>, _>>());
+        Ok(tensors.map_err(WeightsError::from)?)
     }
 
     /// Behind the block.
