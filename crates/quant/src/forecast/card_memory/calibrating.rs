@@ -1,7 +1,7 @@
 //! A calibrating walk: weights of blocks, windows within them, Gram matrices and their factors, rounding.
 
 use mlx_quant_model::Producer;
-use mlx_quant_model::decoder::{Block, Layer, Linear};
+use mlx_quant_model::decoder::{Block, Layer};
 
 use super::on_card::{CardMemory, OnCard, buffer};
 use crate::session::{HEAD_ROWS, QuantizeSettings, experts_at_once};
@@ -58,21 +58,15 @@ fn block_experts(block: &Block) -> u64 {
 }
 
 impl OnCard<'_, '_> {
-    /// Numbers of a token between the linears of experts that are calibrated at once: what the first ones give, and what is
-    /// made of that.
+    /// Numbers of a token between the linears of experts that are calibrated at once: what the last ones read.
     fn between_experts(&self, block: &Block, experts: u64) -> u64 {
         let own = |layer: &Layer| match layer {
             Layer::Moe(moe) if experts > 1 => {
                 let (mlp, _) = moe.experts.of(0);
-                let rows =
-                    |linear: &Linear| self.shape(&linear.path).iter().rev().nth(1).copied().unwrap_or(0);
-                let given: usize = mlp.gate.linears().into_iter().map(rows).sum();
-                let made = self.shape(&mlp.down.path).last().copied().unwrap_or(0);
-                let count = moe.experts.count() as u64;
+                let made = self.shape(&mlp.down.path).last().copied().unwrap_or(0) as u64;
+                let (count, all) = (moe.experts.count() as u64, moe.router.top_k as u64);
                 // Tokens are not even: the experts of a group may have twice their share.
-                let share =
-                    (2 * experts * moe.router.top_k as u64).div_ceil(count).min(moe.router.top_k as u64);
-                share * (given + made) as u64
+                (2 * experts * all).div_ceil(count).min(all) * made
             }
             _ => 0,
         };
@@ -108,10 +102,16 @@ impl OnCard<'_, '_> {
             for site in sites.iter().filter(|site| site.expert.is_none_or(|expert| expert == 0)) {
                 let size = self.shape(&site.readers[0].path).last().copied().unwrap_or(1) as u64;
                 let readers: u64 = site.readers.iter().map(|reader| self.elements(&reader.path)).sum();
-                let own =
-                    if matches!(site.producer, Producer::Norm(_) | Producer::Residual) { 0 } else { size };
+                let counted = site.expert.is_some() && between > 0;
+                let plain = matches!(site.producer, Producer::Norm(_) | Producer::Residual);
+                let own = if plain || counted { 0 } else { size };
                 let (pairs, together) = match (site.expert, block_experts(block)) {
-                    (Some(_), count) => (routed + between, experts.min(count)),
+                    (Some(_), count) => {
+                        let together = experts.min(count);
+                        // The last group's experts have given nothing yet.
+                        let given = routed / 2 - routed / 2 * together / count.max(1);
+                        (routed / 2 + (routed / 2).max(given + between), together)
+                    }
                     (None, _) => (0, 1),
                 };
                 let state = self.walk.state_elements() as u64 + self.hidden() + own + pairs.max(waiting);
