@@ -36,9 +36,9 @@ pub(crate) fn device(flags: &DeviceFlags) -> Result<Device, Refusal> {
 pub(crate) fn devices(flags: &DeviceFlags) -> Result<Vec<Device>, Refusal> {
     let devices = flags.device.devices_with(flags.precision)?;
     if std::env::var_os(PROFILE).is_some() {
-        devices.iter().for_each(|device| {
+        for device in &devices {
             device.note_times();
-        });
+        }
     }
     Ok(devices)
 }

@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::card::{Card, locked};
-use super::launch::Slice;
 use super::pool::{STAGED, class};
 use crate::elementary::{Buffer, Opaque};
 use crate::error::{Result, bail};
@@ -126,11 +125,11 @@ impl Card {
     }
 
     /// Numbers that lie on another card, piece by piece through memory that processor and cards see.
-    pub(super) fn adopt(self: &Arc<Self>, x: Slice<'_>) -> Result<Memory> {
+    pub(super) fn adopt(self: &Arc<Self>, x: &Memory, first: usize, count: usize) -> Result<Memory> {
         let since = Instant::now();
-        let memory = self.room(x.count)?;
+        let memory = self.room(count)?;
         let (mut at, mut brought) = (0u64, Ok(()));
-        x.memory.card().fetch(x.memory, x.first, x.count, &mut |part| {
+        x.card().fetch(x, first, count, &mut |part| {
             if brought.is_ok() {
                 brought = self.bring(bytemuck::cast_slice(part), &memory, at);
             }

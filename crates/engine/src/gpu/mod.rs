@@ -146,7 +146,7 @@ impl Engine for Gpu {
     fn adopt(&self, x: &Tensor) -> Result<Buffer> {
         let _operation = Operation::new("exchange");
         match Slice::of(x) {
-            Ok(other) => Ok(self.card.adopt(other)?.shared()),
+            Ok(other) => Ok(self.card.adopt(other.memory, other.first, other.count)?.shared()),
             Err(_) => self.upload(x.to_vec()?),
         }
     }

@@ -304,7 +304,6 @@ impl<'m> Product<'m> {
             Finish::Subtract => "old - sum",
         };
         let flag = |holds: bool| u8::from(holds).to_string();
-        let (a_line, b_line) = (tile.0 / 4 + 1, tile.1 / 4 + 1);
         let steps = form.map_or(16, |form| form.steps);
         let whole = self.grouped.is_none()
             && m.is_multiple_of(tile.0)
@@ -352,32 +351,7 @@ impl<'m> Product<'m> {
             return self.run_by_units(card, words, slices, &numbers);
         }
         words.push(("WHOLE", flag(self.in_fours() && whole)));
-        let mut number = |name, value: usize| words.push((name, value.to_string()));
-        number("A_LINE", a_line);
-        number("B_LINE", b_line);
-        if let Some(form) = form {
-            let fetched = |side: usize| form.steps * side / 4 / form.threads();
-            number("THREADS", form.threads());
-            number("ROWS", tile.0);
-            number("COLUMNS", tile.1);
-            number("QM", form.rows);
-            number("QN", form.columns);
-            number("DOWN", form.down);
-            number("ACROSS", form.across);
-            number("WARPS", form.across / 8);
-            number("STEPS", form.steps);
-            number("FOURS", form.steps / 4);
-            number("A_FETCHED", fetched(tile.0));
-            number("B_FETCHED", fetched(tile.1));
-            number("A_ROOM", 2 * form.steps * a_line);
-            number("B_ROOM", 2 * form.steps * b_line);
-        } else {
-            number("QM", tile.0 / 64);
-            number("QN", tile.1 / 64);
-            number("BRANCH", 1);
-            number("A_ROOM", 16 * a_line);
-            number("B_ROOM", 16 * b_line);
-        }
+        words.extend(words_of_tiles(form, tile));
         let program = if form.is_some() { &WIDE } else { &PRODUCT };
         card.launch(&Launch {
             program,
@@ -388,4 +362,37 @@ impl<'m> Product<'m> {
             work: self.work(),
         })
     }
+}
+
+/// What tiles are, in the words of the kernels.
+fn words_of_tiles(form: Option<Form>, tile: (usize, usize)) -> Vec<(&'static str, String)> {
+    let (a_line, b_line) = (tile.0 / 4 + 1, tile.1 / 4 + 1);
+    let mut words = Vec::new();
+    let mut number = |name, value: usize| words.push((name, value.to_string()));
+    number("A_LINE", a_line);
+    number("B_LINE", b_line);
+    if let Some(form) = form {
+        let fetched = |side: usize| form.steps * side / 4 / form.threads();
+        number("THREADS", form.threads());
+        number("ROWS", tile.0);
+        number("COLUMNS", tile.1);
+        number("QM", form.rows);
+        number("QN", form.columns);
+        number("DOWN", form.down);
+        number("ACROSS", form.across);
+        number("WARPS", form.across / 8);
+        number("STEPS", form.steps);
+        number("FOURS", form.steps / 4);
+        number("A_FETCHED", fetched(tile.0));
+        number("B_FETCHED", fetched(tile.1));
+        number("A_ROOM", 2 * form.steps * a_line);
+        number("B_ROOM", 2 * form.steps * b_line);
+    } else {
+        number("QM", tile.0 / 64);
+        number("QN", tile.1 / 64);
+        number("BRANCH", 1);
+        number("A_ROOM", 16 * a_line);
+        number("B_ROOM", 16 * b_line);
+    }
+    words
 }

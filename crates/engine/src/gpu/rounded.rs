@@ -55,7 +55,8 @@ impl<'t> Stack<'t> {
 /// nothing.
 struct Orders {
     columns: usize,
-    orders: Vec<u32>,
+    /// Columns in the order in which they are rounded.
+    rounded: Vec<u32>,
     places: Vec<u32>,
 }
 
@@ -71,7 +72,7 @@ impl Orders {
         for (order, places) in orders.chunks_exact(columns).zip(places.chunks_exact_mut(columns)) {
             (0u32..).zip(order).for_each(|(at, column)| places[*column as usize] = at);
         }
-        Some(Self { columns, orders, places })
+        Some(Self { columns, rounded: orders, places })
     }
 
     /// Where the groups of a member's weight lie.
@@ -271,7 +272,7 @@ impl<'s> Source<'s> {
         transposed(card, part, Slice::all(&turned, count), rows, columns)?;
         let values = match orders {
             None => turned,
-            Some(orders) => gathered_rows(card, Slice::all(&turned, count), (rows, own), &orders.orders)?,
+            Some(orders) => gathered_rows(card, Slice::all(&turned, count), (rows, own), &orders.rounded)?,
         };
         let groups = columns / scheme.group_size() * rows;
         Ok(Task {

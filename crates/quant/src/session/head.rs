@@ -78,25 +78,21 @@ impl Session<'_> {
         writer: Option<&mut Writer>,
     ) -> Result<(), Error> {
         let first = self.plan.items[item].first_output;
-        match &self.plan.items[item].job {
-            Job::Quantize { scheme, float, view } => {
-                let blocks = self.walk.decoder.blocks.len();
-                let make = || self.final_gram(forward, states, (before, view.columns()));
-                let gram = match statistics {
-                    None => make()?,
-                    Some(statistics) => statistics.or_make(blocks, view.columns(), make)?,
-                };
-                let Some(writer) = writer else { return Ok(()) };
-                let head = Head::new(self, gram, 0.0)?;
-                self.round_head(item, head.how(self), (*scheme, *float), writer)?;
-                writer.record([first])?;
-                Ok(())
-            }
-            _ => {
-                let Some(writer) = writer else { return Ok(()) };
-                self.carrier(&Quiet(self.observer)).carry(writer, [item]).map(|_| ())
-            }
-        }
+        let Job::Quantize { scheme, float, view } = &self.plan.items[item].job else {
+            let Some(writer) = writer else { return Ok(()) };
+            return self.carrier(&Quiet(self.observer)).carry(writer, [item]).map(|_| ());
+        };
+        let blocks = self.walk.decoder.blocks.len();
+        let make = || self.final_gram(forward, states, (before, view.columns()));
+        let gram = match statistics {
+            None => make()?,
+            Some(statistics) => statistics.or_make(blocks, view.columns(), make)?,
+        };
+        let Some(writer) = writer else { return Ok(()) };
+        let head = Head::new(self, gram, 0.0)?;
+        self.round_head(item, head.how(self), (*scheme, *float), writer)?;
+        writer.record([first])?;
+        Ok(())
     }
 
     fn final_gram(

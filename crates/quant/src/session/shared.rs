@@ -26,6 +26,9 @@ struct Task {
     rows: Range<usize>,
 }
 
+/// Rows that a member has rounded, and the weight that they stand for.
+type Piece = (Arc<Rounded>, Tensor);
+
 /// What a member rounds: whole sites where there are several, otherwise rows.
 fn tasks(team: &Team, ready: &[Ready<'_>]) -> Result<Vec<Task>, WeightsError> {
     let mut tasks = Vec::new();
@@ -87,7 +90,7 @@ impl BlockWork<'_> {
         }
         let all = team.gather(part)?;
         let mut held = held.into_iter();
-        let mut parts: Vec<Vec<Vec<(Arc<Rounded>, Tensor)>>> =
+        let mut parts: Vec<Vec<Vec<Piece>>> =
             ready.iter().map(|own| own.stored.iter().map(|_| Vec::new()).collect()).collect();
         for (member, brought) in team.members().iter().zip(all.iter()) {
             if ready.len() > 1 {
@@ -129,7 +132,7 @@ fn pending(rounded: Arc<Rounded>) -> Pending {
 }
 
 /// Rows that lie below each other as one weight; a weight that is not quantized as it is.
-fn joined(pieces: Vec<(Arc<Rounded>, Tensor)>, weight: &Tensor) -> Result<Done, WeightsError> {
+fn joined(pieces: Vec<Piece>, weight: &Tensor) -> Result<Done, WeightsError> {
     if pieces.is_empty() {
         return Ok((None, weight.clone()));
     }
