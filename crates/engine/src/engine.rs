@@ -3,16 +3,16 @@
 use std::ops::Deref;
 use std::sync::Arc;
 
-use mlx_format::{FloatType, Scheme};
+use mlx_format::FloatType;
 
 use crate::Tensor;
 use crate::elementary::{Buffer, Combine, Map, Reduce};
 use crate::error::Result;
 use crate::learning::Learning;
 use crate::losses::{Candidates, Labels, Likeliest};
-use crate::rounding::{How, Pending};
 use crate::routing::Selection;
 use crate::running::{RunningDivergence, RunningScore};
+use crate::second_order::SecondOrder;
 use crate::settings::{
     Activation, AdamInputs, AdamStep, AttentionSettings, Codes, GridSlopes, Held, Notebook, Pairing,
 };
@@ -27,7 +27,7 @@ use crate::usage::{Capacity, MemoryUse, Spent};
 ///
 /// What one engine, adapter and driver computes is the same bits on every run, whatever the number of threads, and for
 /// each window of a batch what it is for that window alone.
-pub trait Engine: Learning + std::fmt::Debug + Send + Sync + 'static {
+pub trait Engine: Learning + SecondOrder + std::fmt::Debug + Send + Sync + 'static {
     /// A name that changes whenever the bits of results may: `cpu x86-v4`. It stands in identities of runs and on model
     /// cards.
     fn name(&self) -> String;
@@ -35,6 +35,11 @@ pub trait Engine: Learning + std::fmt::Debug + Send + Sync + 'static {
     /// How many windows a walk hands over as one tensor, a divisor of 16: sums over windows are made in chunks of 16, which
     /// hold whole batches. The processor takes one at a time, each on a thread of its own.
     fn batch(&self) -> usize {
+        1
+    }
+
+    /// How many experts of a layer a forward pass takes at once, for [`Engine::linears`].
+    fn experts_at_once(&self) -> usize {
         1
     }
 
@@ -78,6 +83,14 @@ pub trait Engine: Learning + std::fmt::Debug + Send + Sync + 'static {
     /// # Errors
     /// If the device has no room.
     fn upload(&self, values: Vec<f32>) -> Result<Buffer>;
+
+    /// Numbers of a tensor of another device.
+    ///
+    /// # Errors
+    /// If either device has no room or does not answer.
+    fn adopt(&self, x: &Tensor) -> Result<Buffer> {
+        self.upload(x.to_vec()?)
+    }
 
     /// One number, `count` times.
     ///
@@ -133,6 +146,12 @@ pub trait Engine: Learning + std::fmt::Debug + Send + Sync + 'static {
     /// Shapes that do not fit together. The other coarse operations fail in the same case.
     fn linear(&self, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
         crate::plain::linear(x, weight, bias)
+    }
+
+    /// [`Engine::linear`] of several experts: rows of `x [tokens, k]`, the first `rows[0]` by `weights[0] [n, k]`, those behind
+    /// them by the next one, as `[tokens, n]`. A card takes them in one launch.
+    fn linears(&self, x: &Tensor, rows: &[usize], weights: &[Tensor]) -> Result<Tensor> {
+        crate::plain::linears(x, rows, weights)
     }
 
     /// [`Engine::linear`] that adds squares of its inputs to `notebook` now, and squares of output gradients when
@@ -312,66 +331,6 @@ pub trait Engine: Learning + std::fmt::Debug + Send + Sync + 'static {
         crate::plain::softmax(x)
     }
 
-    /// Adds `x^T x` of inputs `x [.., size]` to the lower triangle of `sum [size, size]`; in place if no other tensor
-    /// has its buffer. A `sum [rows, end]` is that of rows `end - rows..end` alone, with as many columns as the last of
-    /// them has: its elements are summed in the same order.
-    ///
-    /// # Errors
-    /// If the device has no room. The other operations on Gram matrices fail in the same case.
-    fn gram_add(&self, sum: &mut Tensor, x: &Tensor) -> Result<()> {
-        crate::plain::gram_add(sum, x)
-    }
-
-    /// Puts rows `[rows, end]` of a lower triangle (as in [`Engine::gram_add`]) times `factor` into a symmetric matrix
-    /// `whole [size, size]`: into its rows `end - rows..end` and into the columns that mirror them. In place if no other
-    /// tensor has its buffer.
-    fn gram_place(&self, whole: &mut Tensor, rows: &Tensor, factor: f32) -> Result<()> {
-        crate::plain::gram_place(whole, rows, factor)
-    }
-
-    /// The symmetric matrix whose lower triangle is that of `sum [size, size]` times `factor`.
-    fn gram_finish(&self, sum: Tensor, factor: f32) -> Result<Tensor> {
-        crate::plain::gram_finish(&sum, factor)
-    }
-
-    /// Each element of a Gram matrix `[size, size]` divided by the factors of its row and its column: the Gram matrix
-    /// of the inputs divided by `factors`.
-    fn gram_scaled(&self, gram: &Tensor, factors: &[f32]) -> Result<Tensor> {
-        crate::plain::gram_scaled(gram, factors)
-    }
-
-    /// `tr(D H D^T)` of a Gram matrix `H [size, size]` and changes `D [rows, size]`.
-    fn quadratic(&self, gram: &Tensor, changes: &Tensor) -> Result<f64> {
-        crate::plain::quadratic(gram, changes)
-    }
-
-    /// Rows and columns of a Gram matrix in `order`, with off-diagonal elements times `kept`.
-    fn permuted(&self, gram: &Tensor, order: &[usize], kept: f32) -> Result<Tensor> {
-        crate::plain::permuted(gram, order, kept)
-    }
-
-    /// `U [size, size]` with `(H + added)^-1 = U^T U`, upper triangular, where `added` goes to the diagonal of
-    /// `H [size, size]`, which becomes `H + added`, in place if no other tensor has its buffer. `None` if that is not
-    /// positive definite, and `H` stays as it is.
-    fn factor(&self, hessian: &mut Tensor, added: f32) -> Result<Option<Tensor>> {
-        crate::plain::factor(hessian, added)
-    }
-
-    /// Codes, scales and biases of a weight `[rows, columns]` at an affine scheme, and the weight that they decode to.
-    /// Without an override they are chosen on the processor.
-    ///
-    /// # Errors
-    /// A weight that is no matrix, or that the scheme does not divide.
-    fn round(
-        &self,
-        weight: &Tensor,
-        scheme: Scheme,
-        float: FloatType,
-        how: How<'_>,
-    ) -> Result<(Pending, Tensor)> {
-        crate::plain::round(weight, scheme, float, how)
-    }
-
     /// Which experts each token goes to: of each row of `scores [tokens, experts]` the `top_k` best, best first.
     ///
     /// # Errors
@@ -483,6 +442,11 @@ impl Device {
     /// Of an engine.
     pub fn new(engine: impl Engine) -> Self {
         Self(Arc::new(engine))
+    }
+
+    /// Whether another handle is of the same engine.
+    pub fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
     }
 
     /// Whether it has a memory of its own.

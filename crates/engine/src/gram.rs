@@ -72,6 +72,28 @@ impl GramSum {
         Ok(())
     }
 
+    /// A sum that another device has made ([`GramSum::values`]), over `tokens` tokens.
+    ///
+    /// # Errors
+    /// Rows that no such matrix has; if a device has no room or does not answer.
+    pub fn of_values(size: usize, tokens: u64, values: &Tensor, device: &Device) -> Result<Self> {
+        let (rows, end) = values.dims2()?;
+        if end > size || rows > end {
+            bail!("rows [{rows}, {end}] of a Gram matrix of {size} features");
+        }
+        Ok(Self { size, tokens, values: values.on(device)? })
+    }
+
+    /// Tokens summed over.
+    pub fn tokens(&self) -> u64 {
+        self.tokens
+    }
+
+    /// What another device goes on with ([`GramSum::of_values`]).
+    pub fn values(&self) -> &Tensor {
+        &self.values
+    }
+
     /// Puts the mean over all tokens into a matrix: the rows that were summed, and the columns that mirror them.
     ///
     /// # Errors
@@ -130,10 +152,31 @@ impl Gram {
     /// # Errors
     /// If the device does not answer.
     pub fn diagonal(&self) -> Result<Vec<f32>> {
-        self.values
-            .device()
-            .leave("factors, orders and searches by a Gram matrix's diagonal", "it is a vector");
+        self.note_diagonal();
         self.values.diagonal()?.to_vec()
+    }
+
+    /// [`Gram::diagonal`] of several matrices: the device is waited for once.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn diagonals(all: &[&Self]) -> Result<Vec<Vec<f32>>> {
+        let [first, _, ..] = all else { return all.iter().map(|gram| gram.diagonal()).collect() };
+        first.note_diagonal();
+        let own = all.iter().map(|gram| gram.values.diagonal()).collect::<Result<Vec<_>>>()?;
+        let numbers = Tensor::cat(&own.iter().collect::<Vec<_>>(), 0)?.to_vec()?;
+        let mut rest = &numbers[..];
+        let part = |gram: &&Self| {
+            let (own, behind) = rest.split_at(gram.size);
+            rest = behind;
+            own.to_vec()
+        };
+        Ok(all.iter().map(part).collect())
+    }
+
+    fn note_diagonal(&self) {
+        let device = self.values.device();
+        device.leave("factors, orders and searches by a Gram matrix's diagonal", "it is a vector");
     }
 
     /// The factor of off-diagonal elements, from 0 to 1. With few tokens for many features, products of two features
@@ -197,22 +240,71 @@ impl Factor {
     /// # Errors
     /// If the device has no room.
     pub fn of(gram: Gram, order: Vec<usize>, damping: f32) -> Result<Option<Self>> {
-        let size = gram.size;
-        let mean = gram.diagonal()?.iter().map(|value| *value as f64).sum::<f64>() / size.max(1) as f64;
-        if !(mean.is_finite() && mean > 0.0) {
-            return Ok(None);
-        }
+        let Some(mean) = mean_of(&gram.diagonal()?) else { return Ok(None) };
         let device = gram.values.device().clone();
-        let mut hessian = device.permuted(&gram.values, &order, gram.reliability())?;
+        let hessian = device.permuted(&gram.values, &order, gram.reliability())?;
         drop(gram);
-        let mut damping = damping.max(1e-6);
-        for _ in 0..TRIES {
-            let added = (mean * damping as f64) as f32;
-            if let Some(upper) = device.factor(&mut hessian, added)? {
-                return Ok(Some(Self { size, order, upper, hessian, damping }));
+        Self::damped(hessian, order, mean, damping.max(1e-6), TRIES)
+    }
+
+    /// Of a Hessian whose diagonal has this mean, with up to so many strengths of damping.
+    fn damped(
+        mut hessian: Tensor,
+        order: Vec<usize>,
+        mean: f64,
+        mut damping: f32,
+        tries: usize,
+    ) -> Result<Option<Self>> {
+        let device = hessian.device().clone();
+        for _ in 0..tries {
+            if let Some(upper) = device.factor(&mut hessian, added(mean, damping))? {
+                return Ok(Some(Self { size: order.len(), order, upper, hessian, damping }));
             }
             damping *= 10.0;
         }
         Ok(None)
     }
+
+    /// [`Factor::of`] of matrices of one size, whose diagonals are known already: what an engine makes of all of them at
+    /// once.
+    ///
+    /// # Errors
+    /// If the device has no room; matrices of different sizes.
+    pub fn of_all(all: Vec<(Gram, Vec<f32>, Vec<usize>)>, damping: f32) -> Result<Vec<Option<Self>>> {
+        let damping = damping.max(1e-6);
+        let mut factors: Vec<Option<Self>> = all.iter().map(|_| None).collect();
+        let (mut known, mut hessians) = (Vec::new(), Vec::new());
+        for (at, (gram, diagonal, order)) in all.into_iter().enumerate() {
+            let Some(mean) = mean_of(&diagonal) else { continue };
+            hessians.push(gram.values.device().permuted(&gram.values, &order, gram.reliability())?);
+            known.push((at, mean, order));
+        }
+        if hessians.is_empty() {
+            return Ok(factors);
+        }
+        let device = hessians[0].device().clone();
+        let mut stack = Tensor::stack(&hessians.iter().collect::<Vec<_>>(), 0)?;
+        drop(hessians);
+        let more: Vec<f32> = known.iter().map(|(_, mean, _)| added(*mean, damping)).collect();
+        let uppers = device.factors(&mut stack, &more)?;
+        for (own, ((at, mean, order), upper)) in known.into_iter().zip(uppers).enumerate() {
+            let hessian = stack.get(own)?;
+            factors[at] = match upper {
+                Some(upper) => Some(Self { size: order.len(), order, upper, hessian, damping }),
+                None => Self::damped(hessian, order, mean, damping * 10.0, TRIES - 1)?,
+            };
+        }
+        Ok(factors)
+    }
+}
+
+/// The mean of a diagonal; `None` if that is not positive.
+fn mean_of(diagonal: &[f32]) -> Option<f64> {
+    let mean = diagonal.iter().map(|value| f64::from(*value)).sum::<f64>() / diagonal.len().max(1) as f64;
+    (mean.is_finite() && mean > 0.0).then_some(mean)
+}
+
+/// What damping adds to a diagonal.
+fn added(mean: f64, damping: f32) -> f32 {
+    (mean * f64::from(damping)) as f32
 }

@@ -34,6 +34,7 @@ mod plain;
 pub mod rounding;
 mod routing;
 pub mod running;
+mod second_order;
 mod settings;
 mod shape;
 pub mod slopes;
@@ -51,6 +52,7 @@ pub use learning::{Learning, LearningStart, LearningState};
 pub use losses::{Candidates, Labels, Likeliest};
 pub use plain::Plain;
 pub use routing::{Groups, Selection};
+pub use second_order::SecondOrder;
 pub use settings::{
     Activation, AdamInputs, AdamStep, AttentionSettings, Codes, GridSlopes, Held, Notebook, Observed,
     Pairing, Precision, Unit, by_group,

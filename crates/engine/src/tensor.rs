@@ -36,6 +36,17 @@ impl Tensor {
         Self(Arc::new(Inner { shape, start, buffer, device: device.clone(), origin }))
     }
 
+    /// The same numbers on another device; no gradient passes.
+    ///
+    /// # Errors
+    /// If either device has no room or does not answer.
+    pub fn on(&self, device: &Device) -> Result<Self> {
+        if self.device().is(device) {
+            return Ok(self.detach());
+        }
+        Ok(Self::constant(self.dims().to_vec(), device.adopt(self)?, 0, device))
+    }
+
     /// Numbers in row-major order.
     ///
     /// # Errors

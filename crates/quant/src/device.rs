@@ -23,6 +23,10 @@ pub enum DeviceChoice {
     Cpu,
     /// A graphics card: `gpu`, `gpu:1` or `gpu:h100`.
     Gpu(String),
+    /// Several devices of one kind, which share out windows: `gpu:0,gpu:1`.
+    Several(Vec<DeviceChoice>),
+    /// All graphics cards like the best one: `gpu:all`.
+    All,
 }
 
 impl fmt::Display for DeviceChoice {
@@ -31,6 +35,11 @@ impl fmt::Display for DeviceChoice {
             Self::Auto => "auto",
             Self::Cpu => "cpu",
             Self::Gpu(which) => which,
+            Self::All => "gpu:all",
+            Self::Several(all) => {
+                let all: Vec<String> = all.iter().map(ToString::to_string).collect();
+                return f.write_str(&all.join(","));
+            }
         })
     }
 }
@@ -42,6 +51,10 @@ impl FromStr for DeviceChoice {
         match text {
             "auto" => Ok(Self::Auto),
             "cpu" => Ok(Self::Cpu),
+            "gpu:all" => Ok(Self::All),
+            _ if text.contains(',') => {
+                text.split(',').map(one_of_several).collect::<Result<_, _>>().map(Self::Several)
+            }
             _ if text == "gpu" || text.starts_with("gpu:") => Ok(Self::Gpu(text.to_owned())),
             _ => Err(refused(text, "is no device; hint: auto, cpu, gpu, gpu:N or gpu:NAME")),
         }
@@ -49,6 +62,31 @@ impl FromStr for DeviceChoice {
 }
 
 impl DeviceChoice {
+    /// All that will compute, before any work, the one that leads first.
+    ///
+    /// # Errors
+    /// As [`DeviceChoice::device_with`]; several that are not of one kind, whose bits would differ.
+    pub fn devices_with(&self, precision: Precision) -> Result<Vec<Device>, SettingError> {
+        let all = match self {
+            Self::All => cards_like_the_best()?,
+            Self::Several(all) => all.clone(),
+            one => vec![one.clone()],
+        };
+        let devices = all.iter().map(|one| one.device_with(precision)).collect::<Result<Vec<_>, _>>()?;
+        let name = devices[0].name();
+        match devices.iter().position(|device| device.name() != name) {
+            None => Ok(devices),
+            Some(other) => Err(refused(
+                &self.to_string(),
+                &format!(
+                    "names devices of different kinds, {name} and {}; hint: what they compute has other bits, name some of \
+                     one kind",
+                    devices[other].name()
+                ),
+            )),
+        }
+    }
+
     /// What will compute, before any work.
     ///
     /// # Errors
@@ -74,8 +112,29 @@ impl DeviceChoice {
             Self::Auto => card("gpu", precision)
                 .or_else(|why| if exact { Ok(mlx_quant_engine::cpu()) } else { Err(why) }),
             Self::Gpu(which) => card(which, precision),
+            Self::All | Self::Several(_) => Err(refused(
+                &self.to_string(),
+                "names several devices, and this computes on one; hint: name one of them",
+            )),
         }
     }
+}
+
+/// A device of a list.
+fn one_of_several(text: &str) -> Result<DeviceChoice, SettingError> {
+    match text.parse()? {
+        one @ (DeviceChoice::Cpu | DeviceChoice::Gpu(_)) => Ok(one),
+        _ => Err(refused(text, "cannot be one of several devices; hint: a list has gpu:N, gpu:NAME or cpu")),
+    }
+}
+
+/// All cards of the name that the best one has.
+fn cards_like_the_best() -> Result<Vec<DeviceChoice>, SettingError> {
+    let (adapters, best) = found();
+    let best = best.map_err(|why| refused("gpu:all", &format!("cannot be used: {why}")))?;
+    let name = adapters.iter().find(|adapter| adapter.device == best).map(|adapter| adapter.name.clone());
+    let like = adapters.into_iter().filter(|adapter| Some(&adapter.name) == name.as_ref());
+    Ok(like.map(|adapter| DeviceChoice::Gpu(adapter.device)).collect())
 }
 
 /// What a graphics driver offers to compute with.

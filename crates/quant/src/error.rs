@@ -24,6 +24,12 @@ pub struct VocabularyMismatch {
 /// Why a model was not converted.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// What is done on one device alone.
+    #[error("{0} computes on one device; hint: name one with --device")]
+    OneDevice(&'static str),
+    /// Another device of a run on several has stopped.
+    #[error("another device of this run has stopped; hint: its own message says why")]
+    Stopped,
     /// The source directory.
     #[error(transparent)]
     Directory(#[from] DirectoryError),
@@ -239,6 +245,7 @@ impl Error {
             | Self::NothingToTrain(_)
             | Self::Sensitivities { .. }
             | Self::Setting(_)
+            | Self::OneDevice(_)
             | Self::Overflow { .. } => true,
             Self::Write(error) => !matches!(error, WriteError::Io(_) | WriteError::DiskFull { .. }),
             Self::Cache { working, .. } => !working,
@@ -246,6 +253,7 @@ impl Error {
             | Self::Divergence { .. }
             | Self::State { .. }
             | Self::Lost { .. }
+            | Self::Stopped
             | Self::Fetch(_)
             | Self::Interrupted => false,
         }

@@ -74,6 +74,7 @@ pub mod setting;
 pub mod source;
 pub mod spelling;
 pub mod stream;
+mod team;
 #[cfg(test)]
 mod testing;
 pub mod threads;

@@ -21,6 +21,8 @@ pub struct Model {
     pub allow_unread: bool,
     /// What computes with it; decides bytes.
     pub device: Device,
+    /// Devices of the same kind that help it where a walk knows how; they decide no bytes.
+    pub helpers: Vec<Device>,
     /// Its tensors by MLX's names, once they were asked for.
     pub names: SharedNames,
 }
@@ -87,7 +89,7 @@ pub fn demo() -> Directory {
 impl Model {
     fn new(checkpoint: Checkpoint, config: Config) -> Self {
         let (device, names) = (mlx_quant_engine::cpu(), SharedNames::default());
-        Self { checkpoint, config, allow_unread: false, device, names }
+        Self { checkpoint, config, allow_unread: false, device, helpers: Vec::new(), names }
     }
 
     /// Computed on another device than the processor.
@@ -95,6 +97,21 @@ impl Model {
     pub fn on(mut self, device: &Device) -> Self {
         self.device = device.clone();
         self
+    }
+
+    /// Computed on several devices of one kind, the first of which leads.
+    #[must_use]
+    pub fn on_all(mut self, devices: &[Device]) -> Self {
+        if let [first, helpers @ ..] = devices {
+            self.device = first.clone();
+            self.helpers = helpers.to_vec();
+        }
+        self
+    }
+
+    /// All that compute with it, the one that leads first.
+    pub fn devices(&self) -> Vec<Device> {
+        std::iter::once(&self.device).chain(&self.helpers).cloned().collect()
     }
 
     /// Its id on the hub where it lies in a hub cache (`models--ORG--NAME/snapshots/COMMIT`), with the commit.

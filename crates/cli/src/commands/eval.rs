@@ -35,15 +35,16 @@ const SCHEMA: u32 = 3;
 /// Runs the command.
 pub(crate) fn run(args: &Eval, printer: Printer) -> Result<()> {
     let suite = args.suite.as_deref().map(Suite::read).transpose().map_err(Error::from)?;
-    let device = source::device(&args.device)?;
-    let _left = source::Left(&device, printer);
+    let devices = source::devices(&args.device)?;
+    let device = &devices[0];
+    let _left = source::Left(device, printer);
     let report = args.report.as_deref().map(Report::create).transpose()?;
     let need = Need::of(args.dry_run);
     let asked = Asked::new(args.model.given(), args.revision.as_deref());
     let reference = args.reference.as_deref().map(|path| Asked::new(Some(path), None));
     source::check(&[asked, reference.unwrap_or(asked)], &[args.data.as_deref()])?;
     let open = |asked| -> Result<_> {
-        Ok(source::open(asked, need, printer)?.allow_unread(args.allow_unread).on(&device))
+        Ok(source::open(asked, need, printer)?.allow_unread(args.allow_unread).on_all(&devices))
     };
     let model = open(asked)?;
     let reference = reference.map(open).transpose()?;
@@ -78,7 +79,7 @@ pub(crate) fn run(args: &Eval, printer: Printer) -> Result<()> {
     }
     card_fits(obstacle(&card))?;
     if args.dry_run {
-        return dry_run(&windows, suite.as_ref(), memory, (card, &device), printer);
+        return dry_run(&windows, suite.as_ref(), memory, (card, device), printer);
     }
     let screen = Screen::new(printer);
     let against = reference.is_some();
@@ -103,7 +104,7 @@ pub(crate) fn run(args: &Eval, printer: Printer) -> Result<()> {
         let mut document = versioned(&evaluation, answers.as_ref())?;
         document["peak_memory_bytes"] = json!(peak);
         document["predicted_memory_bytes"] = json!(memory.peak);
-        document["card_peak_memory_bytes"] = json!(card_peak(&device));
+        document["card_peak_memory_bytes"] = json!(card_peak(device));
         document["card_predicted_memory_bytes"] = json!(card.map(|card| card.peak));
         printer.data(&report::json(&document)?);
         return Ok(());
@@ -126,7 +127,7 @@ pub(crate) fn run(args: &Eval, printer: Printer) -> Result<()> {
         "{}, {:.0} tokens/s{}{}",
         report::duration(seconds),
         tokens as f64 / seconds.max(1e-9),
-        peak.map_or_else(String::new, |peak| format!(", peak memory {}", bytes(peak))) + &card_used(&device),
+        peak.map_or_else(String::new, |peak| format!(", peak memory {}", bytes(peak))) + &card_used(device),
         if evaluation.subject.reference_cached { ", reference from the cache" } else { "" },
     ));
     Ok(())

@@ -32,6 +32,17 @@ pub(crate) fn device(flags: &DeviceFlags) -> Result<Device, Refusal> {
     Ok(device)
 }
 
+/// All that a command computes with, for those that know how to use several.
+pub(crate) fn devices(flags: &DeviceFlags) -> Result<Vec<Device>, Refusal> {
+    let devices = flags.device.devices_with(flags.precision)?;
+    if std::env::var_os(PROFILE).is_some() {
+        for device in &devices {
+            device.note_times();
+        }
+    }
+    Ok(devices)
+}
+
 /// Says for curious people what a card left to the processor, when a command ends.
 pub(crate) struct Left<'d>(pub(crate) &'d Device, pub(crate) Printer);
 
@@ -227,6 +238,16 @@ impl Opened {
     #[must_use]
     pub(crate) fn on(mut self, device: &Device) -> Self {
         self.model.device = device.clone();
+        self
+    }
+
+    /// Computed on several devices.
+    #[must_use]
+    pub(crate) fn on_all(mut self, devices: &[Device]) -> Self {
+        if let [first, helpers @ ..] = devices {
+            self.model.device = first.clone();
+            self.model.helpers = helpers.to_vec();
+        }
         self
     }
 

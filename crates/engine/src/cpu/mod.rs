@@ -25,6 +25,7 @@ use crate::engine::Engine;
 use crate::error::Result;
 use crate::learning::Learning;
 use crate::plain::{check_norm, check_rotary, check_same};
+use crate::second_order::SecondOrder;
 use crate::settings::{Activation, AttentionSettings, Codes, Notebook, Pairing};
 use crate::shape::View;
 use crate::{LAST, Tensor};
@@ -196,7 +197,9 @@ impl Engine for Cpu {
     fn softmax(&self, x: &Tensor) -> Result<Tensor> {
         softmax::softmax(x)
     }
+}
 
+impl SecondOrder for Cpu {
     fn gram_add(&self, sum: &mut Tensor, x: &Tensor) -> Result<()> {
         let size = x.dim(LAST)?;
         if sum.dims() != [size, size] {

@@ -139,6 +139,7 @@ impl Attention {
             triangle: None,
             loose: false,
             peak: None,
+            grouped: None,
         }
     }
 
@@ -191,6 +192,7 @@ impl Attention {
                 triangle: None,
                 loose: false,
                 peak: None,
+                grouped: None,
             };
             product.run(card)?;
         }

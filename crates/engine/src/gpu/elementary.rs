@@ -255,28 +255,36 @@ pub(super) fn reduce(
 }
 
 pub(super) fn rows(card: &Arc<Card>, x: &Tensor, width: usize, ids: &[u32]) -> Result<Memory> {
-    gathered_rows(card, Slice::of(x)?, width, ids)
+    gathered_rows(card, Slice::of(x)?, (width, width), ids)
 }
 
-/// Rows `ids` of rows of `width` elements.
-pub(super) fn gathered_rows(card: &Arc<Card>, x: Slice<'_>, width: usize, ids: &[u32]) -> Result<Memory> {
-    let out = card.room(ids.len() * width)?;
+/// Rows `ids` of `x`, seen as rows of `width` elements. With several lists of ids, one behind the other, each is for
+/// `own` of a row's elements.
+pub(super) fn gathered_rows(
+    card: &Arc<Card>,
+    x: Slice<'_>,
+    (width, own): (usize, usize),
+    ids: &[u32],
+) -> Result<Memory> {
+    let lists = width / own.max(1);
+    let chosen = ids.len() / lists.max(1);
+    let out = card.room(chosen * width)?;
     if width == 0 || ids.is_empty() {
         return Ok(out);
     }
     let list = card.put(bytes_of(ids))?;
-    by_parts(card, (x.count / width, ids.len(), width), |own, to| {
+    by_parts(card, (x.count / width, chosen, width), |rows, to| {
         let count = to.len() * width;
-        let numbers = [count, width, own.start, own.end, 0, to.start].map(|number| number as u32);
+        let numbers = [count, width, rows.start, rows.end, 0, to.start, own, chosen];
         card.launch(&Launch {
             program: &ROWS,
             words: &[],
             slices: &[
-                x.part(own.start * width, own.len() * width),
+                x.part(rows.start * width, rows.len() * width),
                 Slice::all(&list, ids.len()),
-                Slice::all(&out, ids.len() * width).part(to.start * width, count),
+                Slice::all(&out, chosen * width).part(to.start * width, count),
             ],
-            numbers: &numbers,
+            numbers: &numbers.map(|number| number as u32),
             groups: card.row_of_groups(count),
             work: count as u64,
         })
@@ -322,7 +330,8 @@ pub(super) fn add_rows(
                 Slice::all(&list, numbers.len()),
                 Slice::all(&out, count * width).part(to.start * width, results),
             ],
-            numbers: &[results, width, own.start, own.end, begin, to.start].map(|number| number as u32),
+            numbers: &[results, width, own.start, own.end, begin, to.start, width, 0]
+                .map(|number| number as u32),
             groups: card.row_of_groups(results),
             work: results as u64,
         })

@@ -14,7 +14,7 @@ use super::memory::Memory;
 use super::parts::row_parts;
 use super::profile::Operation;
 use super::program::{Program, program};
-use super::second_order::made_alone;
+use super::square::made_alone;
 use super::trained::{memory_of, on_card};
 use crate::Tensor;
 use crate::error::{Result, bail};

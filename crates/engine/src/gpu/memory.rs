@@ -119,8 +119,24 @@ impl Card {
     pub(super) fn put(self: &Arc<Self>, bytes: &[u8]) -> Result<Memory> {
         let since = Instant::now();
         let memory = self.room(bytes.len().div_ceil(4))?;
-        self.bring(bytes, &memory)?;
+        self.bring(bytes, &memory, 0)?;
         self.spent("uploads", since);
+        Ok(memory)
+    }
+
+    /// Numbers that lie on another card, piece by piece through memory that processor and cards see.
+    pub(super) fn adopt(self: &Arc<Self>, x: &Memory, first: usize, count: usize) -> Result<Memory> {
+        let since = Instant::now();
+        let memory = self.room(count)?;
+        let (mut at, mut brought) = (0u64, Ok(()));
+        x.card().fetch(x, first, count, &mut |part| {
+            if brought.is_ok() {
+                brought = self.bring(bytemuck::cast_slice(part), &memory, at);
+            }
+            at += 4 * part.len() as u64;
+        })?;
+        brought?;
+        self.spent("exchanges", since);
         Ok(memory)
     }
 

@@ -21,6 +21,8 @@ mod card;
 mod commands;
 mod delta;
 mod elementary;
+mod factor;
+mod grouped;
 mod kernel;
 mod launch;
 mod learning;
@@ -36,10 +38,12 @@ mod product;
 mod profile;
 mod program;
 mod rotary;
+mod rounded;
 mod rounding;
 mod routing;
 mod second_order;
 mod softmax;
+mod square;
 mod squares;
 mod staging;
 mod stream;
@@ -53,7 +57,7 @@ mod units;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
-use mlx_format::{FloatType, Scheme};
+use mlx_format::FloatType;
 
 pub use self::adapter::{Adapter, AdapterChoice, AdapterKind, adapters};
 use self::card::{Card, locked};
@@ -67,8 +71,7 @@ use crate::elementary::{Buffer, Combine, Map, Reduce};
 use crate::engine::Engine;
 use crate::error::Result;
 use crate::losses::{Candidates, Labels, Likeliest};
-use crate::plain::{check_round, check_same};
-use crate::rounding::{How, Pending};
+use crate::plain::{check_linears, check_same};
 use crate::routing::Selection;
 use crate::running::{RunningDivergence, RunningScore};
 use crate::settings::{
@@ -77,6 +80,9 @@ use crate::settings::{
 };
 use crate::shape::View;
 use crate::usage::{Capacity, MemoryUse, Spent};
+
+/// Experts of a layer that a forward pass takes at once.
+const EXPERTS: usize = 32;
 
 /// The engine of one card.
 #[derive(Clone, Debug)]
@@ -137,6 +143,14 @@ impl Engine for Gpu {
         Ok(elementary::fill(&self.card, value, count)?.shared())
     }
 
+    fn adopt(&self, x: &Tensor) -> Result<Buffer> {
+        let _operation = Operation::new("exchange");
+        match Slice::of(x) {
+            Ok(other) => Ok(self.card.adopt(other.memory, other.first, other.count)?.shared()),
+            Err(_) => self.upload(x.to_vec()?),
+        }
+    }
+
     fn read(&self, x: &Tensor, to: &mut dyn FnMut(&[f32])) -> Result<()> {
         let Slice { memory, first, count } = Slice::of(x)?;
         self.card.get(memory, first, count, to)
@@ -187,6 +201,19 @@ impl Engine for Gpu {
     fn linear(&self, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
         let _operation = Operation::new("linear");
         linear::linear(&self.card, x, weight, bias)
+    }
+
+    fn experts_at_once(&self) -> usize {
+        EXPERTS
+    }
+
+    fn linears(&self, x: &Tensor, rows: &[usize], weights: &[Tensor]) -> Result<Tensor> {
+        check_linears(x, rows, weights)?;
+        let grouped = {
+            let _operation = Operation::new("linear");
+            grouped::linears(&self.card, x, rows, weights)?
+        };
+        grouped.map_or_else(|| crate::plain::linears(x, rows, weights), Ok)
     }
 
     fn observed_linear(
@@ -320,57 +347,6 @@ impl Engine for Gpu {
 
     fn softmax(&self, x: &Tensor) -> Result<Tensor> {
         softmax::softmax(&self.card, x)
-    }
-
-    fn gram_add(&self, sum: &mut Tensor, x: &Tensor) -> Result<()> {
-        let _operation = Operation::new("Gram");
-        second_order::gram_add(&self.card, sum, x)
-    }
-
-    fn gram_place(&self, whole: &mut Tensor, rows: &Tensor, factor: f32) -> Result<()> {
-        let _operation = Operation::new("Gram");
-        second_order::gram_place(&self.card, whole, rows, factor)
-    }
-
-    fn gram_finish(&self, sum: Tensor, factor: f32) -> Result<Tensor> {
-        let _operation = Operation::new("Gram");
-        second_order::gram_finish(&self.card, &sum, factor)
-    }
-
-    fn gram_scaled(&self, gram: &Tensor, factors: &[f32]) -> Result<Tensor> {
-        let _operation = Operation::new("Gram");
-        second_order::gram_scaled(&self.card, gram, factors)
-    }
-
-    fn quadratic(&self, gram: &Tensor, changes: &Tensor) -> Result<f64> {
-        let _operation = Operation::new("quadratic");
-        second_order::quadratic(&self.card, gram, changes)
-    }
-
-    fn permuted(&self, gram: &Tensor, order: &[usize], kept: f32) -> Result<Tensor> {
-        let _operation = Operation::new("factor");
-        second_order::permuted(&self.card, gram, order, kept)
-    }
-
-    fn factor(&self, hessian: &mut Tensor, added: f32) -> Result<Option<Tensor>> {
-        let _operation = Operation::new("factor");
-        second_order::factor(&self.card, hessian, added)
-    }
-
-    fn round(
-        &self,
-        weight: &Tensor,
-        scheme: Scheme,
-        float: FloatType,
-        how: How<'_>,
-    ) -> Result<(Pending, Tensor)> {
-        let _operation = Operation::new("rounding");
-        check_round(weight, scheme)?;
-        if !scheme.has_biases() {
-            self.leave("rounding to mxfp4, mxfp8 and nvfp4", "cards have kernels for the affine mode");
-            return crate::plain::round(weight, scheme, float, how);
-        }
-        rounding::round(&self.card, weight, scheme, float, how)
     }
 
     fn route(&self, scores: &Tensor, selection: &Selection) -> Result<Vec<Vec<u32>>> {

@@ -47,6 +47,17 @@ impl<'m> Matrix<'m> {
     }
 }
 
+/// Members of a batch that have different numbers of rows.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Grouped<'m> {
+    /// Of each member, as numbers of 32 bits: its rows, and where its a, b and c begin.
+    pub(super) table: Slice<'m>,
+    /// Rows of the largest.
+    pub(super) most: usize,
+    /// Elements that each operand reaches over.
+    pub(super) reaches: [usize; 3],
+}
+
 /// What becomes of the sums.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Finish<'m> {
@@ -81,6 +92,8 @@ pub(super) struct Product<'m> {
     pub(super) loose: bool,
     /// The largest size among operands that lie across k, where it is known.
     pub(super) peak: Option<Slice<'m>>,
+    /// Where members have different numbers of rows, of which `sizes` has the mean. All operands fit a binding then.
+    pub(super) grouped: Option<Grouped<'m>>,
 }
 
 impl<'m> Product<'m> {
@@ -99,6 +112,7 @@ impl<'m> Product<'m> {
             triangle: None,
             loose: false,
             peak: None,
+            grouped: None,
         }
     }
 
@@ -113,6 +127,9 @@ impl<'m> Product<'m> {
 
     /// Elements that each operand reaches over.
     fn reaches(&self) -> [usize; 3] {
+        if let Some(grouped) = &self.grouped {
+            return grouped.reaches;
+        }
         let [m, k, n] = self.sizes;
         let lines = |along: bool, own: usize| if along { (own, k) } else { (k, own) };
         let ((a_lines, a_length), (b_lines, b_length)) = (lines(self.a_along, m), lines(self.b_along, n));
@@ -125,6 +142,9 @@ impl<'m> Product<'m> {
 
     /// Parts, if an operand does not fit a binding.
     fn parts(&self, card: &Card) -> Result<Option<Vec<Self>>> {
+        if self.grouped.is_some() {
+            return Ok(None);
+        }
         let room = card.binding - card.alignment as usize / 4;
         let [a, b, c] = self.reaches().map(|reach| reach > room);
         let [outer, inner] = self.batch;
@@ -238,7 +258,12 @@ impl<'m> Product<'m> {
     fn by_units(&self, card: &Card) -> bool {
         let [_, k, n] = self.sizes;
         let large = self.triangle.is_some() || k.min(n) >= squares::LEAST;
-        card.precision == Precision::Fast && self.loose && self.batch == [1, 1] && self.in_fours() && large
+        card.precision == Precision::Fast
+            && self.loose
+            && self.batch == [1, 1]
+            && self.grouped.is_none()
+            && self.in_fours()
+            && large
     }
 
     /// Computes it by matrix units; words, slices and numbers are those of all kernels of products.
@@ -267,7 +292,8 @@ impl<'m> Product<'m> {
         }
         let by_units = self.by_units(card);
         let (form, tile) = if by_units { (None, squares::TILE) } else { self.form(card) };
-        let (rows, columns) = (m.div_ceil(tile.0), n.div_ceil(tile.1));
+        let largest = self.grouped.map_or(m, |grouped| grouped.most);
+        let (rows, columns) = (largest.div_ceil(tile.0), n.div_ceil(tile.1));
         if rows > card.groups as usize || columns > card.groups as usize {
             bail!("a product of {m} rows and {n} columns has more tiles than {} starts", card.adapter.name);
         }
@@ -278,9 +304,11 @@ impl<'m> Product<'m> {
             Finish::Subtract => "old - sum",
         };
         let flag = |holds: bool| u8::from(holds).to_string();
-        let (a_line, b_line) = (tile.0 / 4 + 1, tile.1 / 4 + 1);
         let steps = form.map_or(16, |form| form.steps);
-        let whole = m.is_multiple_of(tile.0) && n.is_multiple_of(tile.1) && k.is_multiple_of(steps);
+        let whole = self.grouped.is_none()
+            && m.is_multiple_of(tile.0)
+            && n.is_multiple_of(tile.1)
+            && k.is_multiple_of(steps);
         let mut words = vec![
             ("VEC", flag(self.in_fours())),
             ("A_ALONG", flag(self.a_along)),
@@ -289,11 +317,17 @@ impl<'m> Product<'m> {
             ("BIAS", flag(matches!(self.finish, Finish::Bias(_)))),
             ("OLD", flag(matches!(self.finish, Finish::Add | Finish::Subtract))),
             ("FINISH", finish.to_owned()),
+            ("GROUPED", flag(self.grouped.is_some())),
+            ("ROWS_OF_A", if self.grouped.is_some() { "own_rows" } else { "p.m" }.to_owned()),
         ];
         let [a, b, c] = self.reaches();
         let slice = |x: &Matrix<'m>, count| Slice { memory: x.memory, first: x.first, count };
         let b_slice = slice(&self.b, b);
-        let bias = if let Finish::Bias(bias) = self.finish { bias } else { b_slice };
+        let bias = match (self.grouped, self.finish) {
+            (Some(grouped), _) => grouped.table,
+            (None, Finish::Bias(bias)) => bias,
+            _ => b_slice,
+        };
         let slices = [slice(&self.a, a), b_slice, bias, slice(&self.c, c)];
         let numbers = [
             m,
@@ -317,32 +351,7 @@ impl<'m> Product<'m> {
             return self.run_by_units(card, words, slices, &numbers);
         }
         words.push(("WHOLE", flag(self.in_fours() && whole)));
-        let mut number = |name, value: usize| words.push((name, value.to_string()));
-        number("A_LINE", a_line);
-        number("B_LINE", b_line);
-        if let Some(form) = form {
-            let fetched = |side: usize| form.steps * side / 4 / form.threads();
-            number("THREADS", form.threads());
-            number("ROWS", tile.0);
-            number("COLUMNS", tile.1);
-            number("QM", form.rows);
-            number("QN", form.columns);
-            number("DOWN", form.down);
-            number("ACROSS", form.across);
-            number("WARPS", form.across / 8);
-            number("STEPS", form.steps);
-            number("FOURS", form.steps / 4);
-            number("A_FETCHED", fetched(tile.0));
-            number("B_FETCHED", fetched(tile.1));
-            number("A_ROOM", 2 * form.steps * a_line);
-            number("B_ROOM", 2 * form.steps * b_line);
-        } else {
-            number("QM", tile.0 / 64);
-            number("QN", tile.1 / 64);
-            number("BRANCH", 1);
-            number("A_ROOM", 16 * a_line);
-            number("B_ROOM", 16 * b_line);
-        }
+        words.extend(words_of_tiles(form, tile));
         let program = if form.is_some() { &WIDE } else { &PRODUCT };
         card.launch(&Launch {
             program,
@@ -353,4 +362,37 @@ impl<'m> Product<'m> {
             work: self.work(),
         })
     }
+}
+
+/// What tiles are, in the words of the kernels.
+fn words_of_tiles(form: Option<Form>, tile: (usize, usize)) -> Vec<(&'static str, String)> {
+    let (a_line, b_line) = (tile.0 / 4 + 1, tile.1 / 4 + 1);
+    let mut words = Vec::new();
+    let mut number = |name, value: usize| words.push((name, value.to_string()));
+    number("A_LINE", a_line);
+    number("B_LINE", b_line);
+    if let Some(form) = form {
+        let fetched = |side: usize| form.steps * side / 4 / form.threads();
+        number("THREADS", form.threads());
+        number("ROWS", tile.0);
+        number("COLUMNS", tile.1);
+        number("QM", form.rows);
+        number("QN", form.columns);
+        number("DOWN", form.down);
+        number("ACROSS", form.across);
+        number("WARPS", form.across / 8);
+        number("STEPS", form.steps);
+        number("FOURS", form.steps / 4);
+        number("A_FETCHED", fetched(tile.0));
+        number("B_FETCHED", fetched(tile.1));
+        number("A_ROOM", 2 * form.steps * a_line);
+        number("B_ROOM", 2 * form.steps * b_line);
+    } else {
+        number("QM", tile.0 / 64);
+        number("QN", tile.1 / 64);
+        number("BRANCH", 1);
+        number("A_ROOM", 16 * a_line);
+        number("B_ROOM", 16 * b_line);
+    }
+    words
 }

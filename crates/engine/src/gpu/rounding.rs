@@ -3,36 +3,31 @@
 //!
 //! A weight lies transposed, `[columns, rows]`, in the order in which columns are rounded. A launch takes a group of
 //! columns; what its errors do to later columns of its block, and then to those behind the block, are products. Rows
-//! are independent, so a weight that is larger than a binding goes in parts of its rows.
+//! are independent, so a weight that is larger than a binding goes in parts of its rows, and weights of several experts
+//! lie side by side as rows of one, each with its own factor. `rounded` brings weights here and takes them away.
 
 use std::ops::Range;
 use std::sync::Arc;
 
-use mlx_format::{FloatType, Scheme};
+use mlx_format::FloatType;
 
 use super::card::Card;
-use super::elementary::{gathered_rows, rounded_to};
+use super::elementary::rounded_to;
 use super::launch::{Launch, Slice};
-use super::linear::tensor;
 use super::memory::Memory;
 use super::product::{Finish, Matrix, Product};
 use super::program::{Program, program};
 use super::strided::{Strided, Value, elements};
-use super::transposed::transposed;
-use crate::error::Result;
-use crate::rounding::{How, Pending, Rounded};
-use crate::{Factor, Tensor};
+use crate::error::{Error, Result};
+use crate::rounding::How;
 
 static SEARCH: Program = program!("search", 2, 2, "grid");
 static NEAREST: Program = program!("nearest", 2, 2, "grid");
 static COMPENSATE: Program = program!("compensate", 3, 3, "grid");
 static SWEEP: Program = program!("sweep", 2, 5, "grid");
-static PACK: Program = program!("pack", 1, 1);
 
-/// Elements of a part of a weight, about.
-const PART: usize = 128 << 20;
-/// Rows of a part are a multiple of this.
-const ROWS: usize = 32;
+/// Rows of a task, and of a member, are a multiple of this.
+pub(super) const ROWS: usize = 32;
 /// Columns of a block at least: with fewer, what its errors do to later columns is more memory traffic than arithmetic.
 const BLOCK: usize = 512;
 /// Columns of a block of a sweep: the gradient of fewer is a product that leaves a card's processors idle.
@@ -52,22 +47,33 @@ fn reach(bits: u32) -> f32 {
     }
 }
 
-/// Some rows of a weight while they are rounded.
-struct Task<'t> {
-    card: &'t Arc<Card>,
-    rows: usize,
-    columns: usize,
-    group: usize,
-    bits: u32,
-    float: FloatType,
+/// Upper factors and Hessians `[columns, columns]` of the members of a task, so many elements from one to the next.
+#[derive(Clone, Copy)]
+pub(super) struct Squares<'s> {
+    pub(super) upper: Slice<'s>,
+    pub(super) hessian: Slice<'s>,
+    pub(super) apart: usize,
+}
+
+/// Some rows of a weight, or weights of several members side by side, while they are rounded.
+pub(super) struct Task<'t> {
+    pub(super) card: &'t Arc<Card>,
+    /// Of all members.
+    pub(super) rows: usize,
+    /// Of one.
+    pub(super) own: usize,
+    pub(super) columns: usize,
+    pub(super) group: usize,
+    pub(super) bits: u32,
+    pub(super) float: FloatType,
     /// `[columns, rows]`, in rounding order; after rounding, what the stored numbers decode to.
-    values: Memory,
+    pub(super) values: Memory,
     /// `[columns, rows]`, as numbers.
-    codes: Memory,
+    pub(super) codes: Memory,
     /// `[groups, rows]`.
-    scales: Memory,
+    pub(super) scales: Memory,
     /// `[groups, rows]`.
-    biases: Memory,
+    pub(super) biases: Memory,
 }
 
 impl<'t> Task<'t> {
@@ -75,7 +81,16 @@ impl<'t> Task<'t> {
         (((1u32 << self.bits) - 1) as f32).to_bits()
     }
 
-    fn all(&'t self, memory: &'t Memory) -> Slice<'t> {
+    fn members(&self) -> usize {
+        self.rows / self.own.max(1)
+    }
+
+    /// Rows `start..start + count` of each member's matrix.
+    fn lines(&self, matrix: Slice<'t>, apart: usize, start: usize, count: usize) -> Slice<'t> {
+        matrix.part(start * self.columns, (self.members() - 1) * apart + count * self.columns)
+    }
+
+    pub(super) fn all(&'t self, memory: &'t Memory) -> Slice<'t> {
         Slice::all(memory, self.columns * self.rows)
     }
 
@@ -95,7 +110,7 @@ impl<'t> Task<'t> {
         ("STORED", rounded_to(self.float).to_owned())
     }
 
-    /// Chooses the grids of `count` columns from `start` on, whole groups.
+    /// Chooses the grids of `count` columns from `start` on, whole groups; `weights` are `[columns]` of each member.
     fn search(
         &self,
         start: usize,
@@ -115,7 +130,7 @@ impl<'t> Task<'t> {
                 words: &[self.words(), ("BLIND", u8::from(blind).to_string())],
                 slices: &[
                     self.columns_of(&self.values, begin, own * self.group),
-                    weights.part(begin, own * self.group),
+                    weights.part(begin, weights.count - self.columns + own * self.group),
                     scales,
                     biases,
                 ],
@@ -127,6 +142,8 @@ impl<'t> Task<'t> {
                     unit.to_bits(),
                     0,
                     f32::INFINITY.to_bits(),
+                    self.own as u32,
+                    self.columns as u32,
                 ],
                 groups: [self.rows.div_ceil(4) as u32, own as u32, 1],
                 work: 600 * (own * self.group * self.rows) as u64,
@@ -150,11 +167,11 @@ impl<'t> Task<'t> {
         })
     }
 
-    /// `to -= matrix[first..first + count, columns]^T @ from`, `matrix [columns, columns]`, `from [count, rows]` and `to`
-    /// these columns.
+    /// `to -= matrix[first..first + count, columns]^T @ from` of each member, `matrix [columns, columns]`, `from [count,
+    /// rows]` and `to` these columns.
     fn subtract(
         &self,
-        matrix: Slice<'_>,
+        (matrix, apart): (Slice<'_>, usize),
         (first, count): (usize, usize),
         columns: Range<usize>,
         from: Slice<'_>,
@@ -163,39 +180,51 @@ impl<'t> Task<'t> {
         if columns.is_empty() {
             return Ok(());
         }
-        let product = Product::new(matrix, from, to, [columns.len(), count, self.rows]);
+        let matrix = Matrix { outer: apart, ..Matrix::of(matrix, self.columns) };
         Product {
-            a: Matrix::of(matrix, self.columns).from(first * self.columns + columns.start),
+            a: matrix.from(first * self.columns + columns.start),
             a_along: false,
-            b: Matrix::of(from, self.rows),
-            b_along: false,
             finish: Finish::Subtract,
-            loose: true,
-            ..product
+            sizes: [columns.len(), count, self.own],
+            ..self.product(matrix, from, to)
         }
         .run(self.card)
     }
 
+    /// A product of each member's matrix and its rows of `from` to its rows of `to`.
+    fn product<'m>(&self, matrix: Matrix<'m>, from: Slice<'m>, to: Slice<'m>) -> Product<'m> {
+        let [from_rows, to_rows] = [from, to].map(|x| Matrix { outer: self.own, ..Matrix::of(x, self.rows) });
+        Product {
+            a: matrix,
+            b: from_rows,
+            b_along: false,
+            c: to_rows,
+            batch: [self.members(), 1],
+            loose: true,
+            ..Product::new(from, from, to, [0; 3])
+        }
+    }
+
     /// GPTQ, `block` columns at a time.
-    fn compensate(&self, factor: &Factor, block: usize) -> Result<()> {
+    fn compensate(&self, squares: &Squares<'_>, block: usize) -> Result<()> {
         let (size, group) = (self.columns, self.group);
-        let upper = Slice::of(&factor.upper)?;
+        let Squares { upper, apart, .. } = *squares;
         // What an error of one unit costs if later columns make up for it as well as they can.
-        let weights = self.diagonal(upper, "1.0 / (x * x)")?;
+        let weights = self.diagonal(upper, apart, "1.0 / (x * x)")?;
         let errors = self.card.room(block * self.rows)?;
         let errors = Slice::all(&errors, block * self.rows);
         for first in (0..size).step_by(block) {
             let end = (first + block).min(size);
             for start in (first..end).step_by(group) {
-                self.search(start, group, Slice::all(&weights, size), true, false)?;
+                self.search(start, group, self.of_members(&weights), true, false)?;
                 let own = errors.part((start - first) * self.rows, group * self.rows);
                 let [scales, biases] = self.grids(start, 1);
-                let numbers = [self.rows, group, size, start].map(|number| number as u32);
+                let numbers = [self.rows, group, size, start, self.own, apart].map(|number| number as u32);
                 self.card.launch(&Launch {
                     program: &COMPENSATE,
                     words: &[self.words()],
                     slices: &[
-                        upper.part(start * size, group * size),
+                        self.lines(upper, apart, start, group),
                         scales,
                         biases,
                         self.columns_of(&self.values, start, group),
@@ -207,11 +236,11 @@ impl<'t> Task<'t> {
                     work: (2 * group * group * self.rows) as u64,
                 })?;
                 let later = self.columns_of(&self.values, start + group, end - start - group);
-                self.subtract(upper, (start, group), start + group..end, own, later)?;
+                self.subtract((upper, apart), (start, group), start + group..end, own, later)?;
             }
             let own = errors.part(0, (end - first) * self.rows);
             let later = self.columns_of(&self.values, end, size - end);
-            self.subtract(upper, (first, end - first), end..size, own, later)?;
+            self.subtract((upper, apart), (first, end - first), end..size, own, later)?;
         }
         Ok(())
     }
@@ -219,13 +248,13 @@ impl<'t> Task<'t> {
     /// Coordinate descent from what the values were at first: each group's scale and bias by least squares, then each of
     /// its codes. A block's gradient is a product when its turn comes; what its groups change goes to later ones of the
     /// block as they do, and to what is lost, which the next block's gradient is made of.
-    fn descend(&self, factor: &Factor, original: Memory, sweeps: usize) -> Result<()> {
+    fn descend(&self, squares: &Squares<'_>, original: Memory, sweeps: usize) -> Result<()> {
         if sweeps == 0 {
             return Ok(());
         }
         let (size, rows, group) = (self.columns, self.rows, self.group);
         let block = SWEPT.min(size).next_multiple_of(group);
-        let hessian = Slice::of(&factor.hessian)?;
+        let Squares { hessian, apart, .. } = *squares;
         let (gradient, changes) = (self.card.room(block * rows)?, self.card.room(block * rows)?);
         let [gradient, changes] = [&gradient, &changes].map(|memory| Slice::all(memory, block * rows));
         // What each value has lost so far, block by block in the place of what it was.
@@ -239,21 +268,20 @@ impl<'t> Task<'t> {
             for (first, own) in blocks() {
                 // Of H (original - value): half the negative gradient of the error.
                 let slope = gradient.part(0, own * rows);
-                let product = Product::new(hessian, lost, slope, [own, size, rows]);
-                Product {
-                    a: Matrix::of(hessian, size).from(first * size),
-                    b: Matrix::of(lost, rows),
-                    b_along: false,
-                    loose: true,
-                    ..product
-                }
-                .run(self.card)?;
+                let matrix = Matrix { outer: apart, ..Matrix::of(hessian, size) }.from(first * size);
+                Product { sizes: [own, size, self.own], ..self.product(matrix, lost, slope) }
+                    .run(self.card)?;
                 for start in (0..own).step_by(group) {
                     let (next, changed) = (start + group, changes.part(start * rows, group * rows));
-                    self.sweep(hessian, slope.part(start * rows, group * rows), first + start, changed)?;
+                    self.sweep(
+                        (hessian, apart),
+                        slope.part(start * rows, group * rows),
+                        first + start,
+                        changed,
+                    )?;
                     let later = slope.part(next * rows, (own - next) * rows);
                     self.subtract(
-                        hessian,
+                        (hessian, apart),
                         (first + start, group),
                         first + next..first + own,
                         changed,
@@ -276,15 +304,21 @@ impl<'t> Task<'t> {
     }
 
     /// One group of a sweep.
-    fn sweep(&self, hessian: Slice<'_>, gradient: Slice<'_>, start: usize, changes: Slice<'_>) -> Result<()> {
+    fn sweep(
+        &self,
+        (hessian, apart): (Slice<'_>, usize),
+        gradient: Slice<'_>,
+        start: usize,
+        changes: Slice<'_>,
+    ) -> Result<()> {
         let (group, rows) = (self.group, 1024 / self.group);
         let [scales, biases] = self.grids(start, 1);
-        let numbers = [self.rows, group, self.columns, start].map(|number| number as u32);
+        let numbers = [self.rows, group, self.columns, start, self.own, apart].map(|number| number as u32);
         self.card.launch(&Launch {
             program: &SWEEP,
             words: &[self.words(), ("ROWS", rows.to_string()), ("LANES", (256 / rows).to_string())],
             slices: &[
-                hessian.part(start * self.columns, group * self.columns),
+                self.lines(hessian, apart, start, group),
                 gradient,
                 scales,
                 biases,
@@ -298,16 +332,23 @@ impl<'t> Task<'t> {
         })
     }
 
-    /// A function `text` of the diagonal of a matrix `[columns, columns]`.
-    fn diagonal(&self, matrix: Slice<'_>, text: &str) -> Result<Memory> {
-        let out = self.card.room(self.columns)?;
-        let from = Strided::new(matrix, 0, &[self.columns + 1]);
-        let to = Strided::new(Slice::all(&out, self.columns), 0, &[1]);
-        elements(self.card, vec![self.columns], [from.clone(), from, to], Value::of(text))?;
+    /// A function `text` of the diagonal of each member's matrix `[columns, columns]`.
+    fn diagonal(&self, matrix: Slice<'_>, apart: usize, text: &str) -> Result<Memory> {
+        let (members, columns) = (self.members(), self.columns);
+        let out = self.card.room(members * columns)?;
+        let from = Strided::new(matrix, 0, &[apart, columns + 1]);
+        let to = Strided::new(Slice::all(&out, members * columns), 0, &[columns, 1]);
+        elements(self.card, vec![members, columns], [from.clone(), from, to], Value::of(text))?;
         Ok(out)
     }
 
-    fn run(&self, how: How<'_>) -> Result<()> {
+    /// A number for each column of each member.
+    fn of_members(&self, memory: &'t Memory) -> Slice<'t> {
+        Slice::all(memory, self.members() * self.columns)
+    }
+
+    /// Rounds the values; several members have a factor each, in `squares`.
+    pub(super) fn run(&self, how: How<'_>, squares: Option<&Squares<'_>>) -> Result<()> {
         let brought = |weights: &[f32]| self.card.put(bytemuck::cast_slice(weights));
         let original = |sweeps: usize| {
             let count = if sweeps > 0 { self.columns * self.rows } else { 0 };
@@ -321,155 +362,20 @@ impl<'t> Task<'t> {
             How::Plain => self.nearest(all(&brought(&vec![0.0; self.columns])?), false, false),
             How::Blind { weights } => self.nearest(all(&brought(weights)?), true, true),
             How::Nearest { weights } => self.nearest(all(&brought(weights)?), true, false),
-            How::Refined { factor, sweeps, .. } => {
+            How::Refined { sweeps, .. } => {
+                let squares = squares.ok_or_else(|| Error::msg("a weight to be refined has no factor"))?;
                 let original: Result<Memory> = original(sweeps);
-                let weights = self.diagonal(Slice::of(&factor.hessian)?, "x")?;
-                self.nearest(all(&weights), true, false)?;
-                self.descend(factor, original?, sweeps)
+                let weights = self.diagonal(squares.hessian, squares.apart, "x")?;
+                self.nearest(self.of_members(&weights), true, false)?;
+                self.descend(squares, original?, sweeps)
             }
-            How::Compensated { factor, block_size, sweeps } => {
+            How::Compensated { block_size, sweeps, .. } => {
+                let squares =
+                    squares.ok_or_else(|| Error::msg("a weight to be compensated has no factor"))?;
                 let original: Result<Memory> = original(sweeps);
-                self.compensate(factor, block(block_size))?;
-                self.descend(factor, original?, sweeps)
+                self.compensate(squares, block(block_size))?;
+                self.descend(squares, original?, sweeps)
             }
         }
     }
-
-    /// Something `[columns, rows]` as `[rows, columns]`, in the weight's own order.
-    fn in_order(&self, memory: &Memory, places: Option<&[u32]>, out: Slice<'_>) -> Result<()> {
-        let all = self.all(memory);
-        let gathered = places.map(|places| gathered_rows(self.card, all, self.rows, places)).transpose()?;
-        let all = gathered.as_ref().map_or(all, |gathered| self.all(gathered));
-        transposed(self.card, all, out, self.columns, self.rows)
-    }
-
-    /// Into the places of the weight's own order: the decoded weight to `decoded`; gives everything else.
-    fn give(mut self, places: Option<&[u32]>, decoded: Slice<'_>) -> Result<Part> {
-        self.in_order(&self.values, places, decoded)?;
-        let count = self.columns * self.rows;
-        // Codes go where values were.
-        let codes = std::mem::replace(&mut self.values, self.card.room(0)?);
-        self.in_order(&self.codes, places, Slice::all(&codes, count))?;
-        // Packed codes, scales and biases one after the other: the card is waited for once.
-        let groups = self.columns / self.group;
-        let (words, grids) = (count / 4, groups * self.rows);
-        let all = self.card.room(words + 2 * grids)?;
-        self.card.launch(&Launch {
-            program: &PACK,
-            words: &[],
-            slices: &[Slice::all(&codes, count), Slice::all(&all, words)],
-            numbers: &[words as u32],
-            groups: self.card.row_of_groups(words),
-            work: count as u64,
-        })?;
-        let bytes = |numbers: usize| 4 * numbers as u64;
-        for (from, first) in [(&self.scales, words), (&self.biases, words + grids)] {
-            self.card.copy(from.buffer()?, 0, all.buffer()?, bytes(first), bytes(grids))?;
-        }
-        let group = |group: usize| match places {
-            None => group,
-            Some(places) => places[group * self.group] as usize / self.group,
-        };
-        Ok(Part { all, rows: self.rows, words, groups: (0..groups).map(group).collect() })
-    }
-}
-
-/// Some rows of a rounded weight on a card.
-struct Part {
-    /// Packed codes, scales and biases one after the other.
-    all: Memory,
-    rows: usize,
-    /// Numbers of four codes.
-    words: usize,
-    /// Where each group of a row lies.
-    groups: Vec<usize>,
-}
-
-impl Part {
-    fn fetch(&self, rounded: &mut Rounded) -> Result<()> {
-        let Self { all, rows, words, groups } = self;
-        let grids = rows * groups.len();
-        all.card().get(all, 0, words + 2 * grids, &mut |numbers| {
-            let (codes, numbers) = numbers.split_at(*words);
-            rounded.codes.extend_from_slice(bytemuck::cast_slice(codes));
-            let (scales, biases) = numbers.split_at(grids);
-            for (numbers, to) in [(scales, &mut rounded.scales), (biases, &mut rounded.biases)] {
-                for row in 0..*rows {
-                    to.extend(groups.iter().map(|own| numbers[own * rows + row]));
-                }
-            }
-        })
-    }
-}
-
-pub(super) fn round(
-    card: &Arc<Card>,
-    weight: &Tensor,
-    scheme: Scheme,
-    float: FloatType,
-    how: How<'_>,
-) -> Result<(Pending, Tensor)> {
-    let (rows, columns) = weight.dims2()?;
-    let (all, decoded) = (Slice::of(weight)?, card.room(rows * columns)?);
-    let order = match how {
-        How::Refined { factor, .. } | How::Compensated { factor, .. } => Some(&factor.order),
-        _ => None,
-    };
-    let order = order.filter(|order| order.iter().enumerate().any(|(at, column)| at != *column));
-    let order: Option<Vec<u32>> = order.map(|order| order.iter().map(|column| *column as u32).collect());
-    // Where each column of the weight stands in the order.
-    let places = order.as_ref().map(|order| {
-        let mut places = vec![0u32; columns];
-        (0u32..).zip(order).for_each(|(at, column)| places[*column as usize] = at);
-        places
-    });
-    let mut parts = Vec::new();
-    let room = PART.min(card.binding - card.alignment as usize / 4) / columns.max(1);
-    // The search takes 4 rows with each of its workgroups.
-    let most = (room / ROWS * ROWS).clamp(ROWS, 2 * card.groups as usize / ROWS * ROWS);
-    // Parts of about one size: a small last one would leave a card idle.
-    let step = rows.div_ceil(rows.div_ceil(most).max(1)).next_multiple_of(ROWS).max(ROWS);
-    for first in (0..rows).step_by(step) {
-        let own = step.min(rows - first);
-        let count = own * columns;
-        let part = all.part(first * columns, count);
-        let turned = || {
-            let turned = card.room(count)?;
-            transposed(card, part, Slice::all(&turned, count), own, columns)?;
-            Ok(turned)
-        };
-        let values = match &order {
-            None => turned()?,
-            Some(order) => gathered_rows(card, Slice::all(&turned()?, count), own, order)?,
-        };
-        let groups = columns / scheme.group_size() * own;
-        let task = Task {
-            card,
-            rows: own,
-            columns,
-            group: scheme.group_size(),
-            bits: scheme.bits(),
-            float,
-            values,
-            codes: card.room(count)?,
-            scales: card.room(groups)?,
-            biases: card.room(groups)?,
-        };
-        task.run(how)?;
-        let to = Slice::all(&decoded, rows * columns).part(first * columns, count);
-        parts.push(task.give(places.as_deref(), to)?);
-    }
-    let pending = Pending::new(rows, move || {
-        let count = rows * columns / scheme.group_size();
-        let mut rounded = Rounded {
-            scheme,
-            columns,
-            codes: Vec::with_capacity(rows * columns),
-            scales: Vec::with_capacity(count),
-            biases: Vec::with_capacity(count),
-        };
-        parts.iter().try_for_each(|part| part.fetch(&mut rounded))?;
-        Ok(rounded)
-    });
-    Ok((pending, tensor(decoded, weight.dims(), weight)))
 }

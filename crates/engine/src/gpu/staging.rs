@@ -60,8 +60,8 @@ impl Card {
         }
     }
 
-    /// Brings bytes to memory of the device.
-    pub(super) fn bring(&self, bytes: &[u8], to: &Memory) -> Result<()> {
+    /// Brings bytes to memory of the device, from byte `first` of it on.
+    pub(super) fn bring(&self, bytes: &[u8], to: &Memory, first: u64) -> Result<()> {
         let mut at = 0;
         while at < bytes.len() {
             let left = (bytes.len() - at) as u64;
@@ -82,7 +82,7 @@ impl Card {
             }
             staging.unmap();
             let size = own.len().next_multiple_of(4) as u64;
-            self.copy_from(staging, to.buffer()?, at as u64, size, !few)?;
+            self.copy_from(staging, to.buffer()?, first + at as u64, size, !few)?;
             at += own.len();
         }
         Ok(())

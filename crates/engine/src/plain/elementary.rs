@@ -7,6 +7,7 @@ use crate::elementary::{Buffer, Combine, Map, Reduce};
 use crate::engine::Engine;
 use crate::error::Result;
 use crate::learning::Learning;
+use crate::second_order::SecondOrder;
 use crate::shape::View;
 
 /// The engine of the tests: slow and obvious.
@@ -64,6 +65,8 @@ fn places(view: &View) -> Vec<usize> {
 }
 
 impl Learning for Plain {}
+
+impl SecondOrder for Plain {}
 
 impl Engine for Plain {
     fn name(&self) -> String {

@@ -103,6 +103,34 @@ fn squares(sums: &mut Vec<f64>, rows: &[f32], features: usize) {
     }
 }
 
+/// Refuses rows that are not those of `x`, and weights of another number.
+pub(crate) fn check_linears(x: &Tensor, rows: &[usize], weights: &[Tensor]) -> Result<()> {
+    let (tokens, _) = x.dims2()?;
+    if rows.len() != weights.len() || weights.is_empty() || rows.iter().sum::<usize>() != tokens {
+        bail!("rows {rows:?} of inputs {:?} cannot be multiplied by {} weights", x.dims(), weights.len());
+    }
+    let mut first = 0;
+    for (rows, weight) in rows.iter().zip(weights) {
+        check(&x.narrow(0, first, *rows)?, weight, None)?;
+        first += rows;
+    }
+    Ok(())
+}
+
+/// One after the other.
+pub(crate) fn linears(x: &Tensor, rows: &[usize], weights: &[Tensor]) -> Result<Tensor> {
+    check_linears(x, rows, weights)?;
+    if let [weight] = weights {
+        return x.device().linear(x, weight, None);
+    }
+    let (mut all, mut first) = (Vec::new(), 0);
+    for (rows, weight) in rows.iter().zip(weights) {
+        all.push(x.device().linear(&x.narrow(0, first, *rows)?, weight, None)?);
+        first += rows;
+    }
+    Tensor::cat(&all, 0)
+}
+
 pub(crate) fn observed_linear(
     x: &Tensor,
     weight: &Tensor,

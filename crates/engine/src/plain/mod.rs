@@ -31,6 +31,7 @@ pub(crate) use self::linear::{
     check as check_linear, check_codes, decode, linear, observed_linear, packed_linear,
     shape as linear_shape, sum_of_rows,
 };
+pub(crate) use self::linear::{check_linears, linears};
 pub(crate) use self::linear_attention::{
     Way, check_linear_attention, linear_attention, linear_attention_gradients,
 };
@@ -40,9 +41,9 @@ pub(crate) use self::losses::{
     compare, divergence_slopes, keep_likeliest, label_slopes, likeliest_probability, likeliest_slopes, score,
 };
 #[cfg(feature = "gpu")]
-pub(crate) use self::second_order::check_round;
+pub(crate) use self::second_order::{check_count as check_matrices, check_parts, check_round};
 pub(crate) use self::second_order::{
-    factor, gram_add, gram_finish, gram_place, gram_scaled, permuted, quadratic, round,
+    factor, factors, gram_add, gram_finish, gram_place, gram_scaled, permuted, quadratic, round, round_parts,
 };
 #[cfg(feature = "gpu")]
 pub(crate) use self::training::{EPSILON, check_adam, check_grid};

@@ -115,6 +115,27 @@ pub(crate) fn factor(hessian: &mut Tensor, added: f32) -> Result<Option<Tensor>>
     Ok(Some(upper))
 }
 
+/// [`factor`](crate::SecondOrder::factor) of one matrix after the other.
+pub(crate) fn factors(hessians: &mut Tensor, added: &[f32]) -> Result<Vec<Option<Tensor>>> {
+    let (count, _, _) = hessians.dims3()?;
+    check_count(hessians, added.len())?;
+    let device = hessians.device().clone();
+    let mut all = (0..count).map(|at| hessians.get(at)).collect::<Result<Vec<_>>>()?;
+    let uppers = all.iter_mut().zip(added).map(|(own, added)| device.factor(own, *added));
+    let uppers = uppers.collect::<Result<Vec<_>>>()?;
+    *hessians = Tensor::stack(&all.iter().collect::<Vec<_>>(), 0)?;
+    Ok(uppers)
+}
+
+/// Refuses numbers for another number of matrices.
+pub(crate) fn check_count(matrices: &Tensor, count: usize) -> Result<()> {
+    let (own, rows, columns) = matrices.dims3()?;
+    if rows != columns || own != count || own == 0 {
+        bail!("matrices {:?} with {count} numbers cannot be factored", matrices.dims());
+    }
+    Ok(())
+}
+
 /// Refuses a weight that a scheme does not round.
 pub(crate) fn check_round(weight: &Tensor, scheme: Scheme) -> Result<()> {
     let (_, columns) = weight.dims2()?;
@@ -142,4 +163,29 @@ pub(crate) fn round(
     let rounded = weight.read(|values| rounding::run(values, columns, scheme, float, way))?;
     let decoded = Tensor::from_vec(rounded.decoded(), (rows, columns), weight.device())?;
     Ok((rounded.into(), decoded))
+}
+
+/// Refuses rows that do not go into so many equal parts; gives the rows of one.
+pub(crate) fn check_parts(weight: &Tensor, parts: usize) -> Result<usize> {
+    let (rows, _) = weight.dims2()?;
+    if parts == 0 || !rows.is_multiple_of(parts) {
+        bail!("a weight {:?} cannot be rounded in {parts} equal parts", weight.dims());
+    }
+    Ok(rows / parts)
+}
+
+/// [`round`](crate::SecondOrder::round) of one part after the other.
+pub(crate) fn round_parts(
+    weight: &Tensor,
+    scheme: Scheme,
+    float: FloatType,
+    hows: &[How<'_>],
+) -> Result<(Pending, Tensor)> {
+    let rows = check_parts(weight, hows.len())?;
+    let one = |(at, how): (usize, &How<'_>)| {
+        weight.device().round(&weight.narrow(0, at * rows, rows)?, scheme, float, *how)
+    };
+    let all = hows.iter().enumerate().map(one).collect::<Result<Vec<_>>>()?;
+    let (pending, decoded): (Vec<Pending>, Vec<Tensor>) = all.into_iter().unzip();
+    Ok((Pending::joined(pending), Tensor::cat(&decoded.iter().collect::<Vec<_>>(), 0)?))
 }

@@ -55,6 +55,22 @@ impl Pending {
         Self { rows, factors: Vec::new(), room: None, numbers: Box::new(numbers) }
     }
 
+    /// Weights of one scheme and width below each other, as one.
+    pub fn joined(parts: Vec<Self>) -> Self {
+        let rows = parts.iter().map(|part| part.rows).sum();
+        let room = parts.iter().map(|part| part.room.clone()).collect::<Option<Vec<_>>>();
+        let numbers = move || {
+            let mut parts = parts.into_iter();
+            let first = parts.next().ok_or_else(|| Error::msg("no weight"))?;
+            let mut all = first.fetch()?;
+            for part in parts {
+                all.append(part.fetch()?);
+            }
+            Ok(all)
+        };
+        Self { room: room.map(|rooms| rooms.concat()), ..Self::new(rows, numbers) }
+    }
+
     /// As several weights, which have so many rows each.
     #[must_use]
     pub fn split(self, rows: &[usize]) -> Vec<Self> {

@@ -90,6 +90,13 @@ impl Rounded {
         }
     }
 
+    /// Puts the rows of another weight of this scheme and width below these.
+    pub(crate) fn append(&mut self, mut below: Self) {
+        self.codes.append(&mut below.codes);
+        self.scales.append(&mut below.scales);
+        self.biases.append(&mut below.biases);
+    }
+
     /// Number of rows.
     pub fn rows(&self) -> usize {
         self.codes.len() / self.columns.max(1)

@@ -425,6 +425,7 @@ fn nan_passes_without_a_panic() {
         assert!(all_nan(device.attention(&nan, &nan, &nan, &settings(None, Some(2.0))).unwrap()));
         assert!(all_nan(device.rms_norm(&nan, None, 1e-5).unwrap()));
         assert!(all_nan(device.softmax(&nan).unwrap()));
+        assert!(all_nan(nan.clamp(-1.0, 1.0).unwrap()));
         let rows = nan.reshape((20, 8)).unwrap();
         assert!(all_nan(device.linear(&rows, &on(&device, &tensor(&[4, 8], 1)), None).unwrap()));
         for activation in ACTIVATIONS {
@@ -471,5 +472,51 @@ fn wrong_shapes_are_errors_that_show_them() {
             assert!(message.contains('[') || message.contains("sinks"), "{i}: {message}");
         }
         assert!(device.activate(&x(&[2]), CLAMPED).is_err());
+    }
+}
+
+/// Experts' tokens that are taken together get what each expert's get alone, bit for bit: of one stack of weights, of
+/// weights that lie apart, and of some without tokens.
+#[test]
+fn linears_of_several_experts_are_those_of_each() {
+    for device in engines().into_iter().chain([plain()]) {
+        for (k, n, rows) in
+            [(64, 48, vec![3, 130, 70]), (30, 7, vec![5, 1, 0, 9]), (192, 256, vec![200, 1, 64, 65, 300])]
+        {
+            let tokens: usize = rows.iter().sum();
+            let x = on(&device, &tensor(&[tokens, k], 3));
+            let stack = on(&device, &tensor(&[rows.len(), n, k], 4));
+            let stacked: Vec<Tensor> = (0..rows.len()).rev().map(|at| stack.get(at).unwrap()).collect();
+            let mut apart = stacked.clone();
+            apart[1] = on(&device, &tensor(&[n, k], 5));
+            for weights in [stacked, apart] {
+                let together = device.linears(&x, &rows, &weights).unwrap();
+                assert_eq!(together.dims(), [tokens, n]);
+                let mut first = 0;
+                for (rows, weight) in rows.iter().zip(&weights) {
+                    let own = x.narrow(0, first, *rows).unwrap();
+                    let alone = device.linear(&own, weight, None).unwrap();
+                    let part = together.narrow(0, first, *rows).unwrap();
+                    assert_eq!(bits(&alone), bits(&part), "{k} {n} {rows} on {}", device.name());
+                    first += rows;
+                }
+                assert!(device.linears(&x, &rows[1..], &weights[1..]).is_err());
+                assert!(device.linears(&x, &rows, &weights[1..]).is_err());
+            }
+            // Gradients pass as those of one expert after the other.
+            let (input, weights) = (x.variable(), [stack.get(0).unwrap(), stack.get(1).unwrap().variable()]);
+            let halves = [tokens / 2, tokens - tokens / 2];
+            let together = device.linears(&input, &halves, &weights).unwrap();
+            let gradients = together.gradients(&together.detach()).unwrap();
+            let one = |at: usize| {
+                let own = input.narrow(0, at * halves[0], halves[at]).unwrap();
+                device.linear(&own, &weights[at], None).unwrap()
+            };
+            let alone = Tensor::cat(&[one(0), one(1)], 0).unwrap();
+            let expected = alone.gradients(&alone.detach()).unwrap();
+            for variable in [&input, &weights[1]] {
+                assert_eq!(bits(gradients.get(variable).unwrap()), bits(expected.get(variable).unwrap()));
+            }
+        }
     }
 }

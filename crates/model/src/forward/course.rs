@@ -21,8 +21,8 @@ use crate::parameters::Parameters;
 /// How far a window came.
 #[derive(Debug)]
 pub enum Progress {
-    /// Before a site.
-    At(Stop),
+    /// Before a site, or before those of several experts.
+    At(Vec<Stop>),
     /// Through the block.
     Done(State),
 }
@@ -40,12 +40,12 @@ impl std::fmt::Debug for Course<'_> {
 }
 
 impl Course<'_> {
-    /// Goes on to the next site, or to the end. `weights` are used at the site where it stands instead of
-    /// the block's own: `[out, in]` of each reader, in their order.
+    /// Goes on to the next site, or to the end. `weights` are used at each of the sites where it stands instead of
+    /// the block's own: `[out, in]` of each reader, in their order. For sites that are left out the block's own are used.
     ///
     /// # Errors
     /// As [`Forward::block`]; a course that is over.
-    pub fn advance(&mut self, weights: Option<Vec<Tensor>>) -> Result<Progress> {
+    pub fn advance(&mut self, weights: Vec<Option<Vec<Tensor>>>) -> Result<Progress> {
         self.mailbox.slot().weights = weights;
         match self.future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
             Poll::Ready(state) => {
@@ -53,21 +53,32 @@ impl Course<'_> {
                 state.map(Progress::Done)
             }
             Poll::Pending => {
-                let stop = self.mailbox.slot().stop.take();
-                stop.map(Progress::At).ok_or_else(|| Error::msg("a forward pass waits for nothing"))
+                let stops = std::mem::take(&mut self.mailbox.slot().stops);
+                if stops.is_empty() {
+                    return Err(Error::msg("a forward pass waits for nothing"));
+                }
+                Ok(Progress::At(stops))
             }
         }
     }
 }
 
 impl<'d> Forward<'d> {
-    /// Sets out through block `index`; nothing is computed before [`Course::advance`].
-    pub fn course<'f>(&'f self, index: usize, parameters: &'f Parameters, state: State) -> Course<'f>
+    /// Sets out through block `index`; nothing is computed before [`Course::advance`]. It stops at `experts` experts of a
+    /// layer at once, first at what they all read, then at what they read next: experts `0..experts`, then those behind
+    /// them.
+    pub fn course<'f>(
+        &'f self,
+        index: usize,
+        parameters: &'f Parameters,
+        state: State,
+        experts: usize,
+    ) -> Course<'f>
     where
         'd: 'f,
     {
         let mailbox = Mailbox::default();
-        let watcher = Watcher::Mailbox(mailbox.clone());
+        let watcher = Watcher::Mailbox(mailbox.clone(), experts);
         Course { future: Box::pin(self.take(index, parameters, state, watcher)), mailbox }
     }
 

@@ -3,6 +3,7 @@
 use mlx_quant_engine::{Activation, LAST, REST, Result, Selection, Tensor};
 
 use super::pass::{Pass, scaled};
+use super::watcher::{Given, Reading};
 use crate::decoder::{Experts, Gate, Linear, Mlp, Moe, Router, RouterNorm, Scores};
 
 /// Which experts a token goes to.
@@ -192,10 +193,15 @@ impl Pass<'_> {
             sorted = sorted.broadcast_mul(&routing.weights.reshape((order.len(), 1))?.rows(&order)?)?;
         }
         let (mut outputs, mut start) = (Vec::new(), 0);
-        for (expert, pairs) in by_expert.iter().enumerate().filter(|(_, pairs)| !pairs.is_empty()) {
-            let x = sorted.narrow(0, start, pairs.len())?;
-            outputs.push(self.expert(experts, expert, &x).await?);
-            start += pairs.len();
+        let together = self.watcher.experts(self.engine.experts_at_once());
+        for (group, pairs) in by_expert.chunks(together).enumerate() {
+            let some = pairs.iter().enumerate().filter(|(_, pairs)| !pairs.is_empty());
+            let some: Vec<_> = some.map(|(at, pairs)| (group * together + at, pairs.len())).collect();
+            let tokens = some.iter().map(|(_, tokens)| tokens).sum();
+            if tokens > 0 {
+                outputs.push(self.of_experts(experts, &some, &sorted.narrow(0, start, tokens)?).await?);
+                start += tokens;
+            }
         }
         let outputs = Tensor::cat(&outputs, 0)?.rows(&position)?; // [n * k, hidden]
         let outputs = outputs.reshape((x.dim(0)?, top_k, REST))?;
@@ -205,30 +211,113 @@ impl Pass<'_> {
         outputs.broadcast_mul(&routing.weights.unsqueeze(2)?)?.sum(1)
     }
 
-    async fn expert(&mut self, experts: &Experts, expert: usize, x: &Tensor) -> Result<Tensor> {
-        let (mlp, slice) = experts.of(expert);
-        let projected = self.read_expert(&mlp.gate.linears(), (expert, slice), x).await?;
-        let product = self.product(mlp, &projected)?;
+    /// What some experts make of their tokens, which lie behind each other in `x`.
+    async fn of_experts(&mut self, experts: &Experts, some: &[(usize, usize)], x: &Tensor) -> Result<Tensor> {
+        let mlp = |(expert, _): &(usize, usize)| experts.of(*expert).0;
+        let enter: Vec<_> = some.iter().map(|own| (mlp(own).gate.linears(), *own)).collect();
+        let projected = self.read_experts(experts, &enter, x).await?;
+        // Xielu has numbers of its own in each expert.
+        let product = if some.len() == 1 || !matches!(mlp(&some[0]).gate, Gate::Xielu { .. }) {
+            self.product(mlp(&some[0]), &projected)?
+        } else {
+            let mut first = 0;
+            let mut parts = Vec::new();
+            for own in some {
+                let part = |all: &Tensor| all.narrow(0, first, own.1);
+                let projected = projected.iter().map(part).collect::<Result<Vec<_>>>()?;
+                parts.push(self.product(mlp(own), &projected)?);
+                first += own.1;
+            }
+            Tensor::cat(&parts, 0)?
+        };
         drop(projected);
-        Ok(self.read_expert(&[&mlp.down], (expert, slice), &product).await?.remove(0))
+        let leave: Vec<_> = some.iter().map(|own| (vec![&mlp(own).down], *own)).collect();
+        Ok(self.read_experts(experts, &leave, &product).await?.remove(0))
     }
 
-    /// x @ weight^T + bias of each linear, of its slice where experts are stacked
-    async fn read_expert(
+    /// x @ weight^T + bias of linears of several experts, each of its own tokens of `x`: of each linear what all give.
+    async fn read_experts(
         &mut self,
-        linears: &[&Linear],
-        (expert, slice): (usize, Option<usize>),
+        experts: &Experts,
+        some: &[(Vec<&Linear>, (usize, usize))],
         x: &Tensor,
+    ) -> Result<Vec<Tensor>> {
+        let (mut inputs, mut first) = (Vec::new(), 0);
+        for (_, (_, tokens)) in some {
+            inputs.push(x.narrow(0, first, *tokens)?);
+            first += tokens;
+        }
+        let readings: Vec<Reading<'_>> = some
+            .iter()
+            .zip(&inputs)
+            .map(|((readers, (expert, _)), input)| Reading {
+                readers: readers.clone(),
+                expert: Some(*expert),
+                input,
+            })
+            .collect();
+        let given = self.watcher.see(&readings).await?;
+        if let Some(weights) = self.plain_weights(experts, &readings, &given)? {
+            let rows: Vec<usize> = some.iter().map(|(_, (_, tokens))| *tokens).collect();
+            return weights.iter().map(|weights| self.engine.linears(x, &rows, weights)).collect();
+        }
+        let mut all: Vec<Vec<Tensor>> = vec![Vec::new(); some[0].0.len()];
+        for (((readers, (expert, _)), input), given) in some.iter().zip(&inputs).zip(given) {
+            let read = self.read_expert(readers, experts.of(*expert).1, input, given)?;
+            all.iter_mut().zip(read).for_each(|(all, output)| all.push(output));
+        }
+        let joined = |mut parts: Vec<Tensor>| match parts.len() {
+            1 => Ok(parts.remove(0)),
+            _ => Tensor::cat(&parts, 0),
+        };
+        all.into_iter().map(joined).collect()
+    }
+
+    /// Weights of several experts' first linears, then of their second ones, and so on; `None` where there is one expert, or
+    /// a linear is more than its weight: has a bias, or is read by something else.
+    fn plain_weights(
+        &self,
+        experts: &Experts,
+        readings: &[Reading<'_>],
+        given: &[Given],
+    ) -> Result<Option<Vec<Vec<Tensor>>>> {
+        let more = |linear: &&Linear| {
+            let bias = self.parameters.get(&format!("{}.bias", linear.path));
+            bias.is_some() || self.parameters.reader(&linear.path).is_some()
+        };
+        if readings.len() < 2 || readings.iter().any(|own| own.readers.iter().any(more)) {
+            return Ok(None);
+        }
+        let weight = |at: usize, (own, given): (&Reading<'_>, &Given)| {
+            if let Some(weights) = given {
+                return Ok(weights[at].clone());
+            }
+            let whole = self.parameters.tensor(&format!("{}.weight", own.readers[at].path))?;
+            let slice = own.expert.and_then(|expert| experts.of(expert).1);
+            slice.map_or_else(|| Ok(whole.clone()), |slice| whole.get(slice))
+        };
+        let of =
+            |at: usize| readings.iter().zip(given).map(|own| weight(at, own)).collect::<Result<Vec<_>>>();
+        (0..readings[0].readers.len()).map(of).collect::<Result<Vec<_>>>().map(Some)
+    }
+
+    /// x @ weight^T + bias of each linear, of its slice where experts are stacked; with other weights than the block's if
+    /// some are given.
+    fn read_expert(
+        &self,
+        linears: &[&Linear],
+        slice: Option<usize>,
+        x: &Tensor,
+        given: Given,
     ) -> Result<Vec<Tensor>> {
         let own = |tensor: &Tensor| match slice {
             Some(slice) => tensor.get(slice),
             None => Ok(tensor.clone()),
         };
-        let weights = self.watcher.see(linears, Some(expert), x).await?;
         let multiply = |(at, linear): (usize, &&Linear)| {
             let bias = self.parameters.get(&format!("{}.bias", linear.path));
             let bias = bias.map(own).transpose()?;
-            if let Some(weights) = &weights {
+            if let Some(weights) = &given {
                 return self.engine.linear(x, &weights[at], bias.as_ref());
             }
             if let Some(reader) = self.parameters.reader(&linear.path) {

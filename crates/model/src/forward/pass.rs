@@ -3,7 +3,7 @@
 use mlx_quant_engine::{Device, LAST, Result, Tensor};
 
 use super::tables::Table;
-use super::watcher::Watcher;
+use super::watcher::{Reading, Watcher};
 use crate::decoder::{Linear, Norm, NormKind};
 use crate::parameters::Parameters;
 
@@ -49,7 +49,8 @@ impl Pass<'_> {
 
     /// What several linears make of one site: shows it to the watcher, then multiplies.
     pub(crate) async fn read(&mut self, linears: &[&Linear], x: &Tensor) -> Result<Vec<Tensor>> {
-        match self.watcher.see(linears, None, x).await? {
+        let own = Reading { readers: linears.to_vec(), expert: None, input: x };
+        match self.watcher.see(&[own]).await?.remove(0) {
             None => linears.iter().map(|linear| self.linear(linear, x)).collect(),
             Some(weights) => {
                 let multiply = |(linear, weight): (&&Linear, &Tensor)| {

@@ -36,10 +36,24 @@ pub struct Stop {
     pub input: Tensor,
 }
 
+/// What some linears are about to read.
+pub(super) struct Reading<'r> {
+    pub(super) readers: Vec<&'r Linear>,
+    /// Which expert of stacked readers.
+    pub(super) expert: Option<usize>,
+    /// `[.., in]`
+    pub(super) input: &'r Tensor,
+}
+
+/// Weights to be used instead of the block's own, one of each reader.
+pub(super) type Given = Option<Vec<Tensor>>;
+
 #[derive(Debug, Default)]
 pub(super) struct Slot {
-    pub(super) stop: Option<Stop>,
-    pub(super) weights: Option<Vec<Tensor>>,
+    /// One, or those of several experts.
+    pub(super) stops: Vec<Stop>,
+    /// One of each stop; of those at the end that are left out, none.
+    pub(super) weights: Vec<Given>,
 }
 
 /// Shared between a course and its forward pass.
@@ -57,31 +71,43 @@ impl Mailbox {
 pub(crate) enum Watcher<'p> {
     /// Sees and lets pass.
     Tap(&'p mut (dyn Tap + 'p)),
-    /// Stops it.
-    Mailbox(Mailbox),
+    /// Stops it, at so many experts of a layer at once.
+    Mailbox(Mailbox, usize),
 }
 
 impl Watcher<'_> {
-    /// Weights to be used instead of the block's own, one of each reader, if any.
-    pub(crate) async fn see(
-        &mut self,
-        readers: &[&Linear],
-        expert: Option<usize>,
-        input: &Tensor,
-    ) -> Result<Option<Vec<Tensor>>> {
+    /// How many experts of a layer it sees at once; as many as `usual` where it lets pass.
+    pub(super) fn experts(&self, usual: usize) -> usize {
         match self {
-            Self::Tap(tap) => tap.see(readers, expert, input).map(|()| None),
-            Self::Mailbox(mailbox) => {
-                let readers = readers.iter().copied().cloned().collect();
-                mailbox.slot().stop = Some(Stop { readers, expert, input: input.clone() });
+            Self::Tap(_) => usual.max(1),
+            Self::Mailbox(_, experts) => (*experts).max(1),
+        }
+    }
+
+    /// Shows it what is about to be read; gives the weights that are to be used, one of each reading.
+    pub(super) async fn see(&mut self, readings: &[Reading<'_>]) -> Result<Vec<Given>> {
+        let mut given = match self {
+            Self::Tap(tap) => {
+                readings.iter().try_for_each(|own| tap.see(&own.readers, own.expert, own.input))?;
+                Vec::new()
+            }
+            Self::Mailbox(mailbox, _) => {
+                let stop = |own: &Reading<'_>| Stop {
+                    readers: own.readers.iter().copied().cloned().collect(),
+                    expert: own.expert,
+                    input: own.input.clone(),
+                };
+                mailbox.slot().stops = readings.iter().map(stop).collect();
                 let mut asked = false;
                 std::future::poll_fn(|_| {
                     if std::mem::replace(&mut asked, true) { Poll::Ready(()) } else { Poll::Pending }
                 })
                 .await;
-                Ok(mailbox.slot().weights.take())
+                std::mem::take(&mut mailbox.slot().weights)
             }
-        }
+        };
+        given.resize(readings.len(), None);
+        Ok(given)
     }
 }
 

@@ -18,7 +18,7 @@ pub mod suite;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use mlx_quant_engine::Tensor;
+use mlx_quant_engine::{Device, Tensor};
 
 pub use self::head::{States, measure};
 pub(crate) use self::memory::operations;
@@ -28,7 +28,8 @@ pub use self::scale::{Reading, SCALE, reading};
 pub(crate) use self::statistics::{mean, standard_error};
 use crate::data::Windows;
 pub use crate::error::VocabularyMismatch;
-use crate::observer::{Event, Observer, Step, Unit};
+use crate::observer::{Event, Observer, Quiet, Step, Unit};
+use crate::team::{Part, Team};
 use crate::walks::Walk;
 use crate::{Error, Model, threads_or_all};
 
@@ -71,13 +72,8 @@ pub fn evaluate(
     observer.event(Event::Job { steps: &[step(reference.is_some())] });
     let threads = threads_or_all(settings.threads);
     let pool = crate::threads::pool(threads)?;
-    let open = |model| -> Result<_, Error> {
-        let walk = Walk::open(model)?;
-        let residency = walk.residency(settings.low_memory, windows);
-        Ok(walk.with(residency))
-    };
-    let own = open(model)?;
-    let other = reference.map(open).transpose()?;
+    let own = open(model, settings, windows)?;
+    let other = reference.map(|reference| open(reference, settings, windows)).transpose()?;
     if let (Some(reference), Some(other)) = (reference, &other)
         && other.decoder.vocabulary != own.decoder.vocabulary
     {
@@ -93,28 +89,13 @@ pub fn evaluate(
         _ => None,
     };
     let tokens: Vec<&[u32]> = windows.picked.iter().map(|window| window.tokens.as_slice()).collect();
-
-    let mut reference_cached = false;
-    let theirs = match &other {
-        None => None,
-        Some(walk) => {
-            let known =
-                cache.as_ref().map(|cache| cache.load(walk.decoder.hidden_size)).transpose()?.flatten();
-            reference_cached = known.is_some();
-            let hidden = if let Some(hidden) = known {
-                hidden
-            } else {
-                let hidden = states(walk, "reference", &tokens, &pool, observer)?;
-                if let Some(cache) = &cache {
-                    cache.store(&hidden)?;
-                }
-                hidden
-            };
-            Some((walk, hidden))
-        }
+    let (measures, reference_cached) = if model.helpers.is_empty() {
+        measured((&own, other.as_ref()), &tokens, cache.as_ref(), &pool, observer)?
+    } else if cache.is_some() {
+        return Err(Error::OneDevice("an evaluation with --cache"));
+    } else {
+        (by_team(model, reference, (&tokens, windows), settings, observer)?, false)
     };
-    let hidden = states(&own, "model", &tokens, &pool, observer)?;
-    let measures = head::measure((&own, hidden), theirs, &tokens, &pool, observer)?;
 
     let inspection = crate::inspect::inspect(model)?;
     let label = Model::label;
@@ -129,6 +110,71 @@ pub fn evaluate(
         seconds: start.elapsed().as_secs_f64(),
     };
     Evaluation::of(subject, windows, &measures)
+}
+
+fn open<'m>(model: &'m Model, settings: &EvaluationSettings, windows: &Windows) -> Result<Walk<'m>, Error> {
+    let walk = Walk::open(model)?;
+    let residency = walk.residency(settings.low_memory, windows);
+    Ok(walk.with(residency))
+}
+
+/// What is measured of each token, by window, and whether the reference's states were known.
+fn measured(
+    (own, other): (&Walk<'_>, Option<&Walk<'_>>),
+    tokens: &[&[u32]],
+    cache: Option<&cache::Cache>,
+    pool: &rayon::ThreadPool,
+    observer: &dyn Observer,
+) -> Result<(Vec<Vec<TokenMeasure>>, bool), Error> {
+    let mut reference_cached = false;
+    let theirs = match other {
+        None => None,
+        Some(walk) => {
+            let known = cache.map(|cache| cache.load(walk.decoder.hidden_size)).transpose()?.flatten();
+            reference_cached = known.is_some();
+            let hidden = if let Some(hidden) = known {
+                hidden
+            } else {
+                let hidden = states(walk, "reference", tokens, pool, observer)?;
+                if let Some(cache) = cache {
+                    cache.store(&hidden)?;
+                }
+                hidden
+            };
+            Some((walk, hidden))
+        }
+    };
+    let hidden = states(own, "model", tokens, pool, observer)?;
+    Ok((head::measure((own, hidden), theirs, tokens, pool, observer)?, reference_cached))
+}
+
+/// [`measured`] on all devices of a model, each with its windows.
+fn by_team(
+    model: &Model,
+    reference: Option<&Model>,
+    (tokens, windows): (&[&[u32]], &Windows),
+    settings: &EvaluationSettings,
+    observer: &dyn Observer,
+) -> Result<Vec<Vec<TokenMeasure>>, Error> {
+    let devices: Vec<&Device> = std::iter::once(&model.device).chain(&model.helpers).collect();
+    let threads = (threads_or_all(settings.threads) / devices.len()).max(1);
+    let part = |team: &Team, device: &Device, observer: &dyn Observer| {
+        let own = open(model, settings, windows)?.on(device);
+        let other = reference.map(|reference| open(reference, settings, windows)).transpose()?;
+        let other = other.map(|walk| walk.on(device));
+        let pool = crate::threads::pool(threads)?;
+        let share = &tokens[team.share(tokens.len())];
+        let measures = if share.is_empty() {
+            Vec::new()
+        } else {
+            measured((&own, other.as_ref()), share, None, &pool, observer)?.0
+        };
+        let all = team.gather(Part { head: result::words(&measures), ..Part::default() })?;
+        Ok::<_, Error>(all.iter().flat_map(|part| result::of_words(&part.head)).collect())
+    };
+    let quiet = Quiet(observer);
+    let follow = |team: &Team, rank: usize| part(team, devices[rank], &quiet).map(drop);
+    crate::team::together(devices.len(), |team| part(team, devices[0], observer), follow)
 }
 
 fn states(

@@ -26,6 +26,41 @@ pub struct Divergence {
     pub reference_nll: f64,
 }
 
+/// Measures of windows as numbers that another member of a team reads ([`of_words`]).
+pub(super) fn words(windows: &[Vec<TokenMeasure>]) -> Vec<u64> {
+    let mut words = Vec::new();
+    for window in windows {
+        words.push(window.len() as u64);
+        for TokenMeasure { nll, divergence } in window {
+            words.extend([nll.to_bits(), u64::from(divergence.is_some())]);
+            if let Some(Divergence { kl, agrees, reference_nll }) = divergence {
+                words.extend([kl.to_bits(), u64::from(*agrees), reference_nll.to_bits()]);
+            }
+        }
+    }
+    words
+}
+
+/// What [`words`] stand for.
+pub(super) fn of_words(words: &[u64]) -> Vec<Vec<TokenMeasure>> {
+    let mut rest = words.iter().copied();
+    let mut windows = Vec::new();
+    while let Some(tokens) = rest.next() {
+        let mut next = || rest.next().unwrap_or_default();
+        let token = |_| {
+            let (nll, beside) = (f64::from_bits(next()), next() > 0);
+            let mut divergence = || Divergence {
+                kl: f64::from_bits(next()),
+                agrees: next() > 0,
+                reference_nll: f64::from_bits(next()),
+            };
+            TokenMeasure { nll, divergence: beside.then(&mut divergence) }
+        };
+        windows.push((0..tokens).map(token).collect());
+    }
+    windows
+}
+
 /// What was evaluated, and how.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Subject {

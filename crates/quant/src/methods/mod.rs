@@ -144,9 +144,14 @@ impl Recipe {
         rounding.unwrap_or(if self.folds() { Method::Search } else { Method::Refine })
     }
 
+    /// Whether rounding makes up for errors by a Hessian.
+    pub fn is_second_order(&self) -> bool {
+        matches!(self.rounding(), Method::Gptq | Method::Refine)
+    }
+
     /// Whether windows of calibration text pass the blocks while these are rounded.
     pub fn walks(&self) -> bool {
-        self.folds() || self.learns() || matches!(self.rounding(), Method::Gptq | Method::Refine)
+        self.folds() || self.learns() || self.is_second_order()
     }
 
     /// Whether it looks at calibration text.

@@ -84,7 +84,12 @@ impl<T> Default for Tree<T> {
 impl<T: Sum> Tree<T> {
     /// Takes the sum of chunk `index`; of each chunk once.
     pub fn put(&mut self, index: usize, sum: T) {
-        let (mut level, mut place, mut sum) = (0, index, sum);
+        self.put_node((0, index), sum);
+    }
+
+    /// Takes a sum of all chunks below a node: its level, and its place in the level.
+    pub fn put_node(&mut self, (level, place): (u32, usize), sum: T) {
+        let (mut level, mut place, mut sum) = (level, place, sum);
         let partner = |nodes: &Vec<(u32, usize, T)>, level, place: usize| {
             nodes.iter().position(|node| (node.0, node.1) == (level, place ^ 1))
         };
@@ -94,6 +99,11 @@ impl<T: Sum> Tree<T> {
             (level, place) = (level + 1, place / 2);
         }
         self.nodes.push((level, place, sum));
+    }
+
+    /// Sums that wait for their partners, with level and place: what another tree goes on with ([`Tree::put_node`]).
+    pub fn into_nodes(self) -> Vec<((u32, usize), T)> {
+        self.nodes.into_iter().map(|(level, place, sum)| ((level, place), sum)).collect()
     }
 
     /// The sum of all chunks; `None` if there are none. A chunk may be left out only if its windows have nothing to
@@ -154,11 +164,16 @@ impl<T: Sum> InOrder<T> {
     }
 
     /// The sum over all windows; `None` if there are none.
-    pub fn finish(mut self) -> Option<T> {
+    pub fn finish(self) -> Option<T> {
+        self.into_tree().finish()
+    }
+
+    /// The tree over all chunks that have come.
+    pub fn into_tree(mut self) -> Tree<T> {
         if let Some((index, sum)) = self.open.take() {
             self.tree.put(index, sum);
         }
-        self.tree.finish()
+        self.tree
     }
 }
 
@@ -202,6 +217,25 @@ mod tests {
             let in_order = tree(&order);
             order.sort_by_key(|chunk| (chunk + 1).wrapping_mul(seed.wrapping_mul(2_654_435_761)) % 1009);
             assert_eq!(tree(&order), in_order, "{order:?}");
+        }
+    }
+
+    /// Members that have neighbouring chunks each hand on what waits for a partner.
+    #[test]
+    fn a_tree_goes_on_with_nodes_of_others() {
+        for chunks in 1..20 {
+            let whole = tree(&(0..chunks).collect::<Vec<_>>());
+            for members in 1..5 {
+                let mut all = Tree::default();
+                for member in (0..members).rev() {
+                    let mut own = Tree::default();
+                    for chunk in chunks * member / members..chunks * (member + 1) / members {
+                        own.put(chunk, Written(chunk.to_string()));
+                    }
+                    own.into_nodes().into_iter().for_each(|(node, sum)| all.put_node(node, sum));
+                }
+                assert_eq!(all.finish().unwrap().0, whole, "{chunks} by {members}");
+            }
         }
     }
 

@@ -10,158 +10,16 @@ use mlx_quant_model::{Parameters, Producer, Site, View, WeightsError};
 use rayon::prelude::*;
 
 use super::Session;
+use super::readers::{Standing, round_one};
 use super::work::{AllCodes, BlockWork, Stored};
 use crate::Error;
 use crate::carry::write_rounded;
-use crate::methods::awq;
-use crate::methods::{Factor, Gram, How, Method, Pending};
+use crate::methods::{Gram, How, Method, Pending};
 use crate::observer::Event;
 use crate::plan::Job;
-use crate::walks::calibrate::Visitor;
-
-/// An expert that saw fewer tokens than this part of its input features has no Hessian worth the name.
-pub(super) const FEW_TOKENS: f64 = 0.25;
+use crate::walks::calibrate::{Stand, Visitor};
 
 impl BlockWork<'_> {
-    /// Order in which columns are rounded: groups of every size that a reader has stay together.
-    fn order(&self, diagonal: &[f32], sizes: &BTreeSet<usize>) -> Vec<usize> {
-        let mut order: Vec<usize> = (0..diagonal.len()).collect();
-        if self.session.settings.method.act_order {
-            order.sort_by(|a, b| diagonal[*b].total_cmp(&diagonal[*a]));
-            // From the smallest to the largest: a stable sort keeps what was sorted within.
-            for &size in sizes {
-                let mut loud = vec![0f32; diagonal.len().div_ceil(size)];
-                diagonal.iter().enumerate().for_each(|(at, square)| loud[at / size] += square);
-                let key = |at: usize| (loud[at / size], at / size);
-                order.sort_by(|a, b| {
-                    let (a, b) = (key(*a), key(*b));
-                    b.0.total_cmp(&a.0).then(a.1.cmp(&b.1))
-                });
-            }
-        }
-        order
-    }
-
-    /// Rounds one site's readers; gives what their stored form computes with. Of the Gram matrix nothing is held while the
-    /// Hessian is factored, unless losses are asked for.
-    fn round_readers(
-        &mut self,
-        site: &Site<'_>,
-        gram: Gram,
-        factors: Option<&[f32]>,
-    ) -> Result<Vec<Tensor>, Error> {
-        let session = self.session;
-        let (tokens, size) = (gram.tokens, gram.size);
-        let noted = session.observer.wants_notes().then(|| gram.clone());
-        let own = match factors {
-            Some(factors) => {
-                let scaled = gram.scaled(factors).map_err(WeightsError::from)?;
-                drop(gram);
-                scaled
-            }
-            None => gram,
-        };
-        let diagonal = own.diagonal().map_err(WeightsError::from)?;
-        let few = site.expert.is_some() && (tokens as f64) < FEW_TOKENS * size as f64;
-        let stored: Vec<Stored> = site.readers.iter().map(|reader| self.stored(reader)).collect();
-        let sizes: BTreeSet<usize> = stored
-            .iter()
-            .filter_map(|stored| match stored {
-                Stored::Quantized(scheme, _) => Some(scheme.group_size()),
-                _ => None,
-            })
-            .collect();
-        let method = &session.settings.method;
-        let second_order = matches!(session.recipe.rounding(), Method::Gptq | Method::Refine);
-        let compensate = second_order && !few && !sizes.is_empty();
-        let factor = if compensate {
-            let factor = || Factor::of(own, self.order(&diagonal, &sizes), method.damping);
-            session.pool.install(factor).map_err(WeightsError::from)?
-        } else {
-            drop(own);
-            None
-        };
-        if site.expert.is_some() {
-            let fell_back = second_order && factor.is_none();
-            for reader in &site.readers {
-                let seen = self.experts.entry(reader.path.clone()).or_default();
-                seen.set(site.slice.unwrap_or(0), tokens, fell_back);
-            }
-        }
-        let how = match (&factor, session.recipe.rounding()) {
-            (Some(factor), Method::Refine) => {
-                How::Refined { factor, block_size: method.block_size, sweeps: method.sweeps }
-            }
-            (Some(factor), _) => {
-                How::Compensated { factor, block_size: method.block_size, sweeps: method.sweeps }
-            }
-            (None, Method::Rtn) => How::Plain,
-            (None, _) => How::Nearest { weights: &diagonal },
-        };
-        let weights = site
-            .readers
-            .iter()
-            .map(|reader| self.weight(reader, site.slice))
-            .collect::<Result<Vec<_>, _>>()?;
-        // A card rounds all rows of a site together.
-        let together = session.walk.device.memory().is_some() && weights.len() > 1;
-        let done = session.pool.install(|| match stored[0] {
-            Stored::Quantized(..) if together && stored.iter().all(|other| *other == stored[0]) => {
-                round_together(&weights, stored[0], factors, how)
-            }
-            _ => {
-                let one = |(weight, stored): (&Tensor, &Stored)| round_one(weight, *stored, factors, how);
-                weights.par_iter().zip(&stored).map(one).collect::<Result<Vec<_>, WeightsError>>()
-            }
-        })?;
-        if let Some(gram) = noted {
-            self.losses(&gram, &weights, &stored, &done)?;
-        }
-        let mut passed = Vec::new();
-        for ((reader, original), (codes, weight)) in site.readers.iter().zip(&weights).zip(done) {
-            if session.recipe.learns() {
-                self.note_for_learning(reader, site.slice, (original, &weight), factors, codes.is_some())?;
-            }
-            passed.push(weight);
-            if let Some(codes) = codes {
-                self.codes.insert((reader.path.clone(), site.slice), codes);
-            } else if let Some(factors) = factors {
-                let name = format!("{}.weight", reader.path);
-                let elements = passed[passed.len() - 1].elem_count();
-                let start = site.slice.unwrap_or(0) * elements;
-                let own = &mut self.edit(&name)?[start..start + elements];
-                for row in own.chunks_exact_mut(factors.len().max(1)) {
-                    row.iter_mut().zip(factors).for_each(|(value, factor)| *value *= factor);
-                }
-            }
-        }
-        Ok(passed)
-    }
-
-    /// Adds what a site's readers lose, beside what plain rounding would.
-    fn losses(
-        &mut self,
-        gram: &Gram,
-        weights: &[Tensor],
-        stored: &[Stored],
-        done: &[(Option<Pending>, Tensor)],
-    ) -> Result<(), WeightsError> {
-        for ((weight, stored), (_, passed)) in weights.iter().zip(stored).zip(done) {
-            let plain = self.session.pool.install(|| round_one(weight, *stored, None, How::Plain))?.1;
-            let lost = |other: &Tensor| -> Result<f64, WeightsError> {
-                let changes = (other - weight)?;
-                let rows = changes.dim(0)?;
-                let parts: Vec<usize> = (0..rows).step_by(128).collect();
-                let part = |start: &usize| gram.loss(&changes.narrow(0, *start, 128.min(rows - start))?);
-                let parts = self.session.pool.install(|| parts.par_iter().map(part).collect::<Vec<_>>());
-                Ok(parts.into_iter().sum::<mlx_quant_engine::Result<f64>>()?)
-            };
-            let (own, usual) = (lost(passed)?, lost(&plain)?);
-            self.losses = (self.losses.0 + own, self.losses.1 + usual);
-        }
-        Ok(())
-    }
-
     /// Tells what the block's readers lose, where somebody asks.
     pub(super) fn note_losses(&self) {
         let observer = self.session.observer;
@@ -192,7 +50,7 @@ impl BlockWork<'_> {
                 factors = self.norms.get(path).cloned().flatten();
             }
             let gram = Gram::of_squares(&squares, weight.device()).map_err(WeightsError::from)?;
-            self.round_readers(site, gram, factors.as_deref())?;
+            self.round_readers(vec![Standing { site, gram, factors }])?;
             self.visited.insert(index);
         }
         Ok(())
@@ -297,7 +155,23 @@ impl Visitor for BlockWork<'_> {
         let sites = self.sites;
         self.visited.insert(index);
         let factors = self.factors(index, &gram, sample)?;
-        self.round_readers(&sites[index], gram, factors.as_deref())
+        let mut passed = self.round_readers(vec![Standing { site: &sites[index], gram, factors }])?;
+        Ok(passed.pop().unwrap_or_default())
+    }
+
+    fn visit_all(&mut self, stands: Vec<Stand>) -> Result<Vec<Vec<Tensor>>, Error> {
+        let sites = self.sites;
+        let mut all = Vec::new();
+        for Stand { site, gram, sample } in stands {
+            self.visited.insert(site);
+            let factors = self.factors(site, &gram, &sample)?;
+            all.push(Standing { site: &sites[site], gram, factors });
+        }
+        self.round_readers(all)
+    }
+
+    fn wants_samples(&self) -> bool {
+        self.session.recipe.folds()
     }
 
     fn cancelled(&self) -> bool {
@@ -356,40 +230,4 @@ fn as_written(
         if view.change.is_some() { tensor.rounded(from)?.rounded(float)? } else { tensor.rounded(float)? };
     parameters.insert(name.to_owned(), tensor);
     Ok(())
-}
-
-/// [`round_one`] for weights of a site, whose rows lie below each other meanwhile: the numbers are the same.
-fn round_together(
-    weights: &[Tensor],
-    stored: Stored,
-    factors: Option<&[f32]>,
-    how: How<'_>,
-) -> Result<Vec<(Option<Pending>, Tensor)>, WeightsError> {
-    let rows = weights.iter().map(|weight| weight.dim(0)).collect::<mlx_quant_engine::Result<Vec<_>>>()?;
-    let all = Tensor::cat(&weights.iter().collect::<Vec<_>>(), 0)?;
-    let (codes, decoded) = round_one(&all, stored, factors, how)?;
-    let parts = codes.map(|pending| pending.split(&rows)).unwrap_or_default();
-    let mut first = 0;
-    let mut done = Vec::new();
-    for (codes, rows) in parts.into_iter().zip(rows) {
-        done.push((Some(codes), decoded.narrow(0, first, rows)?));
-        first += rows;
-    }
-    Ok(done)
-}
-
-/// Codes of one weight after scaling, and the weight that they stand for on the unscaled input.
-fn round_one(
-    weight: &Tensor,
-    stored: Stored,
-    factors: Option<&[f32]>,
-    how: How<'_>,
-) -> Result<(Option<Pending>, Tensor), WeightsError> {
-    let Stored::Quantized(scheme, float) = stored else { return Ok((None, weight.clone())) };
-    let scaled = factors.map_or_else(|| Ok(weight.clone()), |factors| awq::times(weight, factors))?;
-    let (codes, decoded) = weight.device().round(&scaled, scheme, float, how)?;
-    match factors {
-        None => Ok((Some(codes), decoded)),
-        Some(factors) => Ok((Some(codes), awq::over(&decoded, factors)?)),
-    }
 }

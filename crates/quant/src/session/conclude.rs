@@ -27,8 +27,8 @@ pub(super) fn conclude(
     // Training has changed the table since.
     crate::convert::repeat(&writer, plan)?;
     if let (Some(held_out), Some(source)) = (&settings.evaluate, source) {
-        let written =
-            crate::open(&mlx_format::checkpoint::Directory::open(writer.partial())?)?.on(&source.device);
+        let directory = mlx_format::checkpoint::Directory::open(writer.partial())?;
+        let written = crate::open(&directory)?.on_all(&source.devices());
         let threads = threads_or_all(settings.threads);
         let (low_memory, cache) = (settings.low_memory, settings.reference_cache.clone());
         let quality = EvaluationSettings { threads, low_memory, cache };

@@ -9,6 +9,7 @@ use crate::carry::{Carrier, ColumnWeights};
 use crate::methods::{Method, Recipe};
 use crate::observer::Observer;
 use crate::plan::{Job, Plan, TensorId};
+use crate::team::Team;
 use crate::walks::Walk;
 
 /// What a run works with.
@@ -23,6 +24,8 @@ pub(super) struct Session<'a> {
     /// What is rounded without data here (tables of untied models, inputs beside the residual stream) stands behind no norm.
     pub(super) even: ColumnWeights,
     pub(super) hooks: &'a Hooks<'a>,
+    /// Who else computes.
+    pub(super) team: &'a Team,
 }
 
 impl Session<'_> {

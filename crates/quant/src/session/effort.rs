@@ -103,7 +103,7 @@ impl Effort {
                 if site.expert.is_some() { (experts, tokens * routed) } else { (1.0, tokens) };
             self.forward += seen * (2.0 * rows * size + size * size);
             self.search += copies * rows * size * SEARCH;
-            if matches!(settings.recipe.rounding(), Method::Gptq | Method::Refine) {
+            if settings.recipe.is_second_order() {
                 let compensates = if settings.recipe.rounding() == Method::Gptq { 1.0 } else { 0.0 };
                 let passes = 2.0 + compensates + 2.0 * settings.method.sweeps as f64;
                 self.rounding += copies * rounding_operations(rows, size, passes);

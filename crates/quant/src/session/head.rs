@@ -13,6 +13,7 @@ use crate::methods::{Factor, Gram, GramSum, How, Method, Pending};
 use crate::observer::Quiet;
 use crate::plan::Job;
 use crate::reduce::InOrder;
+use crate::team::Team;
 use crate::walks;
 use crate::walks::calibrate::{States, Statistics};
 
@@ -35,7 +36,7 @@ pub(super) struct Head {
 
 impl Head {
     fn new(session: &Session<'_>, gram: Gram, even: f32) -> Result<Self, WeightsError> {
-        let gptq = matches!(session.recipe.rounding(), Method::Gptq | Method::Refine);
+        let gptq = session.recipe.is_second_order();
         let damping = session.settings.method.damping + even;
         let mut diagonal = gram.diagonal()?;
         let order = (0..gram.size).collect();
@@ -73,40 +74,45 @@ impl Session<'_> {
         item: usize,
         forward: &Forward<'_>,
         states: &States,
-        statistics: Option<&Statistics>,
-        writer: &mut Writer,
+        (before, statistics): (usize, Option<&Statistics>),
+        writer: Option<&mut Writer>,
     ) -> Result<(), Error> {
         let first = self.plan.items[item].first_output;
-        match &self.plan.items[item].job {
-            Job::Quantize { scheme, float, view } => {
-                let blocks = self.walk.decoder.blocks.len();
-                let make = || self.final_gram(forward, states, view.columns());
-                let gram = match statistics {
-                    None => make()?,
-                    Some(statistics) => statistics.or_make(blocks, view.columns(), make)?,
-                };
-                let head = Head::new(self, gram, 0.0)?;
-                self.round_head(item, head.how(self), (*scheme, *float), writer)?;
-                writer.record([first])?;
-                Ok(())
-            }
-            _ => self.carrier(&Quiet(self.observer)).carry(writer, [item]).map(|_| ()),
-        }
+        let Job::Quantize { scheme, float, view } = &self.plan.items[item].job else {
+            let Some(writer) = writer else { return Ok(()) };
+            return self.carrier(&Quiet(self.observer)).carry(writer, [item]).map(|_| ());
+        };
+        let blocks = self.walk.decoder.blocks.len();
+        let make = || self.final_gram(forward, states, (before, view.columns()));
+        let gram = match statistics {
+            None => make()?,
+            Some(statistics) => statistics.or_make(blocks, view.columns(), make)?,
+        };
+        let Some(writer) = writer else { return Ok(()) };
+        let head = Head::new(self, gram, 0.0)?;
+        self.round_head(item, head.how(self), (*scheme, *float), writer)?;
+        writer.record([first])?;
+        Ok(())
     }
 
-    fn final_gram(&self, forward: &Forward<'_>, states: &States, size: usize) -> Result<Gram, Error> {
+    fn final_gram(
+        &self,
+        forward: &Forward<'_>,
+        states: &States,
+        (before, size): (usize, usize),
+    ) -> Result<Gram, Error> {
         let last = self.walk.last_norm()?;
         let hidden = |batch: usize| -> Result<_, Error> {
             let hidden = forward.finish(&last, &states.get(batch)?).map_err(WeightsError::from)?;
-            Ok((batch * self.walk.batch(), hidden))
+            Ok((before + batch * self.walk.batch(), hidden))
         };
-        self.gram(size, (0..states.len()).map(hidden))
+        self.gram((size, self.team), (0..states.len()).map(hidden))
     }
 
-    /// Of hidden states of batches of windows, each with its first window.
+    /// Of hidden states of batches of windows, each with its first window; with those of a team's other members.
     fn gram(
         &self,
-        size: usize,
+        (size, team): (usize, &Team),
         hidden: impl Iterator<Item = Result<(usize, Tensor), Error>>,
     ) -> Result<Gram, Error> {
         let mut sum = InOrder::default();
@@ -114,10 +120,10 @@ impl Session<'_> {
             let (window, hidden) = batch?;
             self.pool.install(|| walks::calibrate::add_gram(&mut sum, window, &hidden))?;
         }
-        let sum = self.pool.install(|| sum.finish()).transpose().map_err(WeightsError::from)?;
-        let sum = match sum {
-            Some(sum) => sum.0,
-            None => GramSum::new(size, &self.walk.device).map_err(WeightsError::from)?,
+        let device = &self.walk.device;
+        let sum = match walks::calibrate::sum_of_team(sum, size, (team, device, self.pool))? {
+            Some(sum) => sum,
+            None => GramSum::new(size, device).map_err(WeightsError::from)?,
         };
         Ok(self.pool.install(|| sum.finish()).map_err(WeightsError::from)?)
     }
@@ -128,7 +134,7 @@ impl Session<'_> {
         item: usize,
         windows: &Windows,
         statistics: Option<&Statistics>,
-        writer: &Writer,
+        writer: Option<&Writer>,
     ) -> Result<Head, Error> {
         let gram = match statistics {
             None => self.pilot(windows)?,
@@ -138,7 +144,7 @@ impl Session<'_> {
             }
         };
         let table = Head::new(self, gram, EVEN)?;
-        if let Job::Quantize { scheme, float, .. } = &self.plan.items[item].job {
+        if let (Job::Quantize { scheme, float, .. }, Some(writer)) = (&self.plan.items[item].job, writer) {
             self.round_head(item, table.how(self), (*scheme, *float), writer)?;
         }
         Ok(table)
@@ -150,7 +156,9 @@ impl Session<'_> {
         let few: Vec<&[u32]> =
             windows.picked.iter().take(PILOT).map(|window| window.tokens.as_slice()).collect();
         let hidden = self.walk.hidden(&few, self.pool, &Quiet(self.observer), &mut 0)?;
-        self.gram(self.walk.decoder.hidden_size, hidden.into_iter().enumerate().map(Ok))
+        // Few enough for each member to take all of them.
+        let alone = Team::alone();
+        self.gram((self.walk.decoder.hidden_size, &alone), hidden.into_iter().enumerate().map(Ok))
     }
 
     /// Rounds a head, a tile of its rows at a time.

@@ -7,7 +7,7 @@ use mlx_quant_model::decoder::{self, Linear};
 use mlx_quant_model::{Forward, Parameters, State, WeightsError};
 
 use super::Session;
-use super::block::FEW_TOKENS;
+use super::readers::FEW_TOKENS;
 use super::settings::saving;
 use super::work::{BlockWork, Stored};
 use crate::Error;

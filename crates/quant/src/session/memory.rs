@@ -8,7 +8,6 @@ use super::{QuantizeSettings, wave};
 use crate::carry::{CHUNK_BYTES, CHUNKS_PER_THREAD};
 use crate::data::Windows;
 use crate::evaluate::{EvaluationSettings, memory};
-use crate::methods::Method;
 use crate::walks::{Walk, backward_bytes};
 use crate::{Error, Model, reduce, threads_or_all};
 
@@ -65,7 +64,7 @@ pub fn quantize_memory(
         walk.weights.shape(&format!("{path}.weight")).unwrap_or(&[]).iter().rev().take(2).product::<usize>()
             as u64
     };
-    let gptq = matches!(settings.recipe.rounding(), Method::Gptq | Method::Refine);
+    let gptq = settings.recipe.is_second_order();
     let folds = settings.recipe.folds();
     let sums = reduce::alive(windows.picked.len()) as u64;
     let mut largest = QuantizeMemory::default();

@@ -18,8 +18,10 @@ mod identity;
 mod learned;
 mod memory;
 mod range;
+mod readers;
 mod report;
 mod settings;
+mod shared;
 mod steps;
 #[cfg(test)]
 mod tests;
@@ -27,7 +29,9 @@ mod work;
 mod writing;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt as _;
+use std::path::{Path, PathBuf};
 use std::sync::RwLock;
 use std::time::Instant;
 
@@ -48,6 +52,7 @@ pub(crate) use self::head::HEAD_ROWS;
 use self::identity::run_line;
 use self::learned::Teacher;
 pub use self::memory::{QuantizeMemory, quantize_memory};
+pub(crate) use self::readers::experts_at_once;
 pub use self::report::{Computed, ExpertTokens, Quantized};
 pub use self::settings::QuantizeSettings;
 use self::settings::{saving, wave};
@@ -60,6 +65,7 @@ use crate::data::Windows;
 use crate::methods::{How, Method};
 use crate::observer::{Event, Observer, Quiet, Unit, Within};
 use crate::plan::{Job, Plan};
+use crate::team::{Part, Team};
 use crate::walks::calibrate::{Batches, Collector, Passage, States, Statistics, Visitor as _};
 use crate::walks::{Walk, in_turn};
 use crate::{Error, Model, threads_or_all};
@@ -99,6 +105,7 @@ fn quantize_with(
     }
     let threads = threads_or_all(settings.threads);
     let pool = crate::threads::pool(threads)?;
+    let alone = Team::alone();
     let session = Session {
         model,
         plan,
@@ -109,6 +116,7 @@ fn quantize_with(
         observer,
         even: ColumnWeights::new(),
         hooks,
+        team: &alone,
     };
     session.check(windows, target.path)?;
     if settings.recipe.trains() {
@@ -127,10 +135,12 @@ fn quantize_with(
     }
     let run = run_line(model, plan, windows, settings)?;
     let mut writer = open_writer(target, plan, run.run(), observer)?;
-    let worked = if settings.recipe.walks() {
-        session.run(&mut writer, windows, run.run())
-    } else {
+    let worked = if !settings.recipe.walks() {
         session.carry_all(&mut writer)
+    } else if model.helpers.is_empty() {
+        session.run(Some(&mut writer), windows, run.run())
+    } else {
+        session.run_together(&mut writer, windows, run.run())
     };
     let mut made = match worked {
         Ok(made) => made,
@@ -166,6 +176,9 @@ impl Session<'_> {
                     .to_owned();
             return Err(Error::Statistics { path: path.display().to_string(), reason });
         }
+        if !self.model.helpers.is_empty() && (self.recipe.learns() || self.settings.statistics.is_some()) {
+            return Err(Error::OneDevice(if self.recipe.learns() { "learn" } else { "--statistics" }));
+        }
         // Tokens and positions that the model does not have.
         let (decoder, device) = (&self.walk.decoder, &self.walk.device);
         let forward = Forward::new(decoder, windows.sequence_length, device).map_err(WeightsError::from)?;
@@ -185,7 +198,35 @@ impl Session<'_> {
         Ok(Quantized { engines: Computed::of(writer, &[]), ..Quantized::default() })
     }
 
-    fn run(mut self, writer: &mut Writer, windows: &Windows, run: Run<'_>) -> Result<Quantized, Error> {
+    /// With all devices: each takes its windows through the blocks, and the first one writes.
+    fn run_together(self, writer: &mut Writer, windows: &Windows, run: Run<'_>) -> Result<Quantized, Error> {
+        let Self { model, plan, recipe, settings, observer, hooks, .. } = self;
+        let members = 1 + model.helpers.len();
+        let threads = (threads_or_all(settings.threads) / members).max(1);
+        let quiet = Quiet(observer);
+        let hooks_of_others = Hooks { left: None, ..*hooks };
+        let follow = |team: &Team, rank: usize| {
+            let walk = Walk::open(model)?.on(&model.helpers[rank - 1]);
+            let pool = crate::threads::pool(threads)?;
+            let (pool, even) = (&pool, ColumnWeights::new());
+            let (observer, hooks) = (&quiet, &hooks_of_others);
+            let session = Session { model, plan, walk, recipe, settings, pool, observer, even, hooks, team };
+            session.run(None, windows, run).map(drop)
+        };
+        let lead = |team: &Team| {
+            let pool = crate::threads::pool(threads)?;
+            Session { pool: &pool, team, ..self }.run(Some(writer), windows, run)
+        };
+        crate::team::together(members, lead, follow)
+    }
+
+    /// Takes windows through the blocks. Without a writer this is a member of a team that does not lead.
+    fn run(
+        mut self,
+        mut writer: Option<&mut Writer>,
+        windows: &Windows,
+        run: Run<'_>,
+    ) -> Result<Quantized, Error> {
         let observer = self.observer;
         let blocks = self.walk.decoder.blocks.len();
         let statistics = self.settings.statistics.as_deref();
@@ -197,7 +238,7 @@ impl Session<'_> {
         let all = (windows.picked.len() * windows.sequence_length) as u64;
         let total = blocks as u64 + 1;
         observer.event(Event::Phase { name: steps::ROUNDING, unit: Unit::Blocks, total, tokens: all });
-        let mut states = self.begin(writer, windows, run, statistics)?;
+        let mut states = self.begin(writer.as_deref_mut(), windows, run, statistics)?;
         let tokens = windows.sequence_length;
         let forward =
             Forward::new(&self.walk.decoder, tokens, &self.walk.device).map_err(WeightsError::from)?;
@@ -213,8 +254,10 @@ impl Session<'_> {
             None
         };
         let load = |index| pool.install(|| own.walk.block(index));
-        let files = writer.state_path("");
-        let shared = RwLock::new(&mut *writer);
+        let team = self.team;
+        let share = team.share(windows.picked.len());
+        let files = states.files().to_owned();
+        let shared = RwLock::new(writer.as_deref_mut());
         let written = std::thread::scope(|scope| -> Result<_, Error> {
             let mut writing = Writing::new(scope, &shared);
             in_turn(&self.walk.device, states.block()..blocks, &load, |index, parameters| {
@@ -230,9 +273,15 @@ impl Session<'_> {
                     sites: &sites,
                     parameters: &rounded,
                     wave,
+                    experts: experts_at_once(&own.walk, &sites, own.recipe.is_second_order()),
                     batch,
                     pool,
+                    team,
+                    windows: (share.start, windows.picked.len()),
                 };
+                if !team.is_alone() {
+                    states.save_next(team.said(|| u64::from(states.are_due()))? > 0);
+                }
                 let lesson = match &mut teacher {
                     Some(teacher) => Some((states.all()?, teacher.teach(index, &parameters)?)),
                     None => None,
@@ -252,8 +301,14 @@ impl Session<'_> {
                 work.note_losses();
                 let outputs = work.outputs(own)?;
                 drop((parameters, rounded));
+                // What leaves the block lies in files of all before it counts as done.
+                if !team.is_alone() && states.is_saved() {
+                    team.agrees(index as u64)?;
+                }
                 // Blocks behind which no states lie would be done again.
-                writing.block(own, outputs, states.is_saved())?;
+                if team.leads() {
+                    writing.block(own, outputs, states.is_saved())?;
+                }
                 states.passed();
                 observer.event(Event::Progress { done: index as u64 + 1 });
                 Ok(())
@@ -261,8 +316,9 @@ impl Session<'_> {
             writing.finish()
         })?;
         if let Some(head) = self.head_item() {
-            self.head(head, &forward, &states, statistics, writer)?;
+            self.head(head, &forward, &states, (share.start, statistics), writer.as_deref_mut())?;
         }
+        let Some(writer) = writer else { return Ok(made) };
         writer.record(written)?;
         observer.event(Event::Progress { done: blocks as u64 + 1 });
         let outputs = |items: Vec<usize>| items.into_iter().map(|item| self.plan.items[item].first_output);
@@ -283,7 +339,7 @@ impl Session<'_> {
     /// Tables, then all windows in front of the first block; or where an interrupted run left them.
     fn begin(
         &mut self,
-        writer: &mut Writer,
+        mut writer: Option<&mut Writer>,
         windows: &Windows,
         run: Run<'_>,
         statistics: Option<&Statistics>,
@@ -296,19 +352,29 @@ impl Session<'_> {
         let done = |writer: &Writer, items: &[usize]| {
             items.iter().all(|item| writer.done().contains(&self.plan.items[*item].first_output))
         };
-        let finished = by_block.iter().take_while(|items| done(writer, items)).count();
+        // One more than the blocks that are finished; 0 where not even the tables are.
+        let count = |writer: &Writer| {
+            let finished = by_block.iter().take_while(|items| done(writer, items)).count() as u64;
+            if done(writer, &tables) { finished + 1 } else { 0 }
+        };
+        let finished = self.team.said(|| writer.as_deref().map_or(0, count))? as usize;
         let spill = self.settings.low_memory;
         let saving = self.hooks.saving.unwrap_or_else(|| saving(self.settings));
-        let files = writer.state_path("");
+        let files = self.state_files(writer.as_deref())?;
         // With all statistics no window has to travel, and finished blocks are all that there is to know.
         let known = statistics.is_some_and(|statistics| self.has_all(statistics));
-        if done(writer, &tables) {
+        let share = self.team.share(windows.picked.len());
+        let batches = Batches { windows: share.len(), before: share.start, size: self.walk.batch() };
+        if let Some(finished) = finished.checked_sub(1) {
             if known {
                 return Ok(States::still(files, finished, &self.walk.device));
             }
-            let batches = Batches { windows: windows.picked.len(), size: self.walk.batch() };
             let how = (saving, &self.walk.device);
-            if let Some(states) = States::resume(batches, files.clone(), spill, finished, how, self.observer)
+            let found = States::resume(batches, files.clone(), spill, finished, how, self.observer);
+            let blocks = found.as_ref().map_or(0, |states| states.block() as u64 + 1);
+            let found = found.filter(|_| self.team.is_alone() || share.is_empty() || blocks > 0);
+            if self.team.agrees(if share.is_empty() { finished as u64 + 1 } else { blocks })?
+                && let Some(states) = found
             {
                 return Ok(states);
             }
@@ -317,14 +383,17 @@ impl Session<'_> {
                 self.observer.event(Event::Warning { text });
             }
         }
-        if !writer.done().is_empty() {
+        if let Some(writer) = writer.as_deref_mut().filter(|writer| !writer.done().is_empty()) {
             writer.forget(run)?;
         }
         let tied = self.tied_item();
-        let table = tied.map(|item| self.round_tied(item, windows, statistics, writer)).transpose()?;
+        let lent = writer.as_deref();
+        let table = tied.map(|item| self.round_tied(item, windows, statistics, lent)).transpose()?;
         let others = tables.iter().copied().filter(|item| Some(*item) != tied);
-        self.carrier(&Quiet(self.observer)).carry(writer, others)?;
-        writer.record(tables.iter().map(|item| self.plan.items[*item].first_output))?;
+        if let Some(writer) = writer {
+            self.carrier(&Quiet(self.observer)).carry(writer, others)?;
+            writer.record(tables.iter().map(|item| self.plan.items[*item].first_output))?;
+        }
         if known {
             return Ok(States::still(files, 0, &self.walk.device));
         }
@@ -334,15 +403,29 @@ impl Session<'_> {
         }
         let (decoder, device) = (&self.walk.decoder, &self.walk.device);
         let forward = Forward::new(decoder, windows.sequence_length, device).map_err(WeightsError::from)?;
-        let all: Vec<&[u32]> = windows.picked.iter().map(|window| &*window.tokens).collect();
-        let batches: Vec<&[&[u32]]> = all.chunks(self.walk.batch()).collect();
-        let all = Batches { windows: all.len(), size: self.walk.batch() };
-        let states = States::new(all, files, spill, saving, &self.walk.device, |batch| {
-            Ok(forward.embed(&self.walk.weights, batches[batch])?)
+        let all: Vec<&[u32]> = windows.picked[share].iter().map(|window| &*window.tokens).collect();
+        let own: Vec<&[&[u32]]> = all.chunks(self.walk.batch()).collect();
+        let states = States::new(batches, files, spill, saving, &self.walk.device, |batch| {
+            Ok(forward.embed(&self.walk.weights, own[batch])?)
         });
         self.walk.weights.restore_rows();
         self.walk.weights.release();
         states
+    }
+
+    /// How names of files begin in which states wait: beside what the leader writes.
+    fn state_files(&self, writer: Option<&Writer>) -> Result<PathBuf, Error> {
+        let mut part = Part::default();
+        if let Some(writer) = writer {
+            let path = writer.state_path("");
+            if self.team.is_alone() {
+                return Ok(path);
+            }
+            part.head.extend(path.as_os_str().as_encoded_bytes().iter().map(|byte| u64::from(*byte)));
+        }
+        let all = self.team.gather(part)?;
+        let bytes = all[0].head.iter().map(|byte| *byte as u8).collect();
+        Ok(OsString::from_vec(bytes).into())
     }
 
     /// Whether statistics of all blocks, and of the final hidden states where they are needed, are there.

@@ -10,8 +10,8 @@ use super::block::Outputs;
 use crate::Error;
 use crate::observer::Quiet;
 
-/// A writer that one thread writes with, and another one records.
-type Shared<'w> = RwLock<&'w mut Writer>;
+/// A writer that one thread writes with, and another one records; none where another member of a team writes.
+type Shared<'w> = RwLock<Option<&'w mut Writer>>;
 
 /// Writes blocks, the last one on a thread of its own.
 pub(super) struct Writing<'s, 'e, 'w> {
@@ -49,11 +49,15 @@ impl<'s, 'e, 'w> Writing<'s, 'e, 'w> {
         let left = outputs.left();
         {
             let mut writer = self.writer.write().unwrap_or_else(PoisonError::into_inner);
-            session.carrier(&Quiet(session.observer)).carry(&mut writer, left.iter().copied())?;
+            let Some(writer) = writer.as_deref_mut() else { return Ok(()) };
+            session.carrier(&Quiet(session.observer)).carry(writer, left.iter().copied())?;
         }
         self.written.extend(left.iter().map(|item| session.plan.items[*item].first_output));
         let shared = self.writer;
-        let write = move || outputs.write(&shared.read().unwrap_or_else(PoisonError::into_inner));
+        let write = move || {
+            let writer = shared.read().unwrap_or_else(PoisonError::into_inner);
+            writer.as_deref().map_or_else(|| Ok(Vec::new()), |writer| outputs.write(writer))
+        };
         if session.walk.device.memory().is_none() {
             self.written.extend(write()?);
         } else {
@@ -62,7 +66,9 @@ impl<'s, 'e, 'w> Writing<'s, 'e, 'w> {
         if recorded {
             self.join()?;
             let mut writer = shared.write().unwrap_or_else(PoisonError::into_inner);
-            writer.record(std::mem::take(&mut self.written))?;
+            if let Some(writer) = writer.as_deref_mut() {
+                writer.record(std::mem::take(&mut self.written))?;
+            }
         }
         Ok(())
     }

@@ -106,6 +106,13 @@ impl<'m> Walk<'m> {
         })
     }
 
+    /// On another device than the model's.
+    #[must_use]
+    pub(crate) fn on(mut self, device: &Device) -> Self {
+        self.device = device.clone();
+        self
+    }
+
     /// Whether blocks stay in memory from now on.
     #[must_use]
     pub fn with(mut self, residency: Residency) -> Self {

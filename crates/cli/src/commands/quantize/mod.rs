@@ -37,7 +37,8 @@ pub(crate) fn run(request: &Request<'_>, printer: Printer) -> Result<()> {
     let args = request.common;
     let base = request.scheme()?;
     let tables = request.tables(base)?;
-    let device = source::device(&args.machine.device)?;
+    let devices = source::devices(&args.machine.device)?;
+    let device = devices[0].clone();
     let _left = source::Left(&device, printer);
     request.check()?;
     let dynamic = request.allocation()?;
@@ -56,7 +57,7 @@ pub(crate) fn run(request: &Request<'_>, printer: Printer) -> Result<()> {
     }
     let upload = Target::of(&args.hub, args.target.dry_run || targets_only, printer)?;
     let model = source::open(request.asked(), Need::of(args.target.dry_run), printer)?;
-    let model = model.allow_unread(args.target.allow_unread).on(&device);
+    let model = model.allow_unread(args.target.allow_unread).on_all(&devices);
     let calibrated = request.recipe.needs_calibration();
     let schemes = if tables == base { BTreeMap::new() } else { table_schemes(&model, tables)? };
     let settings = Settings {

@@ -106,7 +106,11 @@ fn sign_of(x: f32) -> f32 {
 
 fn clamped(x: f32, low: f32, high: f32) -> f32 {
     let above = select(x, low, x < low);
-    return select(above, high, above > high);
+    return select(select(above, high, above > high), x, is_nan(x));
+}
+
+fn above_zero(x: f32) -> f32 {
+    return select(select(x, 0.0, x < 0.0), x, is_nan(x));
 }
 
 // The nearest bfloat16, halves to even.

@@ -16,6 +16,9 @@ struct Parameters {
     group: u32,
     line: u32,
     start: u32,
+    // Rows of a member, and elements from one member's matrix to the next one's.
+    own: u32,
+    apart: u32,
     most: f32,
     zero: u32,
 }
@@ -36,6 +39,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let place = own % 32u;
     let row = group.x * 32u + place;
     let there = row < p.rows;
+    let upper_at = p.upper_at + (group.x * 32u / p.own) * p.apart;
     var scale = 1.0;
     var bias = 0.0;
     if (there) {
@@ -55,7 +59,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         let value = x[at * 32u + place];
         let code = code_of(value, inverse, bias, p.most);
         let now = decoded(code, scale, bias, p.zero);
-        let line = p.upper_at + at * p.line + p.start;
+        let line = upper_at + at * p.line + p.start;
         let error = (value - now) * (1.0 / upper[line + at]);
         for (var i = at + 1u + lane; i < p.group; i += 8u) {
             x[i * 32u + place] = fma(-upper[line + i], error, x[i * 32u + place]);

@@ -35,7 +35,13 @@ struct Parameters {
 @group(0) @binding(1) var<storage, read> b: array<f32>;
 @group(0) @binding(3) var<storage, read_write> c: array<f32>;
 #end
+#if GROUPED
+// Of each member of the batch: rows of a and c, and where its a, b and c begin.
+@group(0) @binding(2) var<storage, read> members: array<u32>;
+var<private> own_rows: u32;
+#else
 @group(0) @binding(2) var<storage, read> biases: array<f32>;
+#end
 var<immediate> p: Parameters;
 
 // Four neighbours in a line of `length`, zeros beyond it and in lines that are not there. With WHOLE nothing lies beyond.
@@ -117,7 +123,7 @@ fn four_of_b(start: u32, line: u32, lines: u32, at: u32, length: u32) -> vec4<f3
 }
 
 fn write(start: u32, row: u32, column: u32, sum: vec4<f32>) {
-    if (row >= p.m || column >= p.n) {
+    if (row >= $ROWS_OF_A || column >= p.n) {
         return;
     }
     let place = start + row * p.c_line + column;

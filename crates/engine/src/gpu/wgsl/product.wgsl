@@ -2,7 +2,8 @@
 //
 // Shapes: a [m, k], b [k, n], c [m, n]. Each operand is stored along k or across it (A_ALONG, B_ALONG: neighbours of
 // the axis k lie side by side), with a distance between its lines; so transposed forms need no copy. The batch has two
-// axes, outer and inner, with a distance for each; of b, `share` neighbours of the inner axis are one.
+// axes, outer and inner, with a distance for each; of b, `share` neighbours of the inner axis are one. With GROUPED each
+// member of the batch has rows of its own number, and a table says where its operands lie.
 //
 // Tiling: a workgroup of 16 x 16 threads makes a tile of 64 * QM x 64 * QN, a thread 4 * QM x 4 * QN of it, in
 // registers. Tiles of a and b go through workgroup memory 16 steps of k at a time, across k, in lines of vec4 with one
@@ -23,11 +24,22 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         return;
     }
 #end
+#if GROUPED
+    let member = p.bias_at + group.z * 4u;
+    own_rows = members[member];
+    if (row >= own_rows) {
+        return;
+    }
+    let a_start = p.a_at + members[member + 1u];
+    let b_start = p.b_at + members[member + 2u];
+    let c_start = p.c_at + members[member + 3u];
+#else
     let outer = group.z / p.inner;
     let inner = group.z % p.inner;
     let a_start = p.a_at + outer * p.a_outer + inner * p.a_inner;
     let b_start = p.b_at + outer * p.b_outer + (inner / p.share) * p.b_inner;
     let c_start = p.c_at + outer * p.c_outer + inner * p.c_inner;
+#end
     let tx = own % 16u;
     let ty = own / 16u;
     let quarter = own / 4u;
@@ -72,9 +84,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         if (k < p.k) {
 #repeat q QM
 #if A_ALONG
-            next_a$q = four_of_a(a_start, row + quarter + $qu * 64u, p.m, k + step, p.k);
+            next_a$q = four_of_a(a_start, row + quarter + $qu * 64u, $ROWS_OF_A, k + step, p.k);
 #else
-            next_a$q = four_of_a(a_start, k + ty, p.k, row + 4u * tx + $qu * 64u, p.m);
+            next_a$q = four_of_a(a_start, k + ty, p.k, row + 4u * tx + $qu * 64u, $ROWS_OF_A);
 #end
 #end
 #repeat r QN

@@ -1,6 +1,7 @@
 // Rows that are chosen, or added up.
 //
-// Without ADD: row i of the result is row ids[i] of x [.., width]. With ADD: row i of the result is the sum of the rows
+// Without ADD: row i of the result is row ids[i] of x [.., width]; with several lists of `many` ids each is for `own` of a
+// row's elements. With ADD: row i of the result is the sum of the rows
 // list[starts[i]], .., list[starts[i + 1] - 1] of x, in this order. Of x only rows first .. end are in reach; with KEEP
 // the sum goes on from what is there. One thread an element.
 
@@ -14,6 +15,8 @@ struct Parameters {
     end: u32,
     list: u32,
     row: u32,
+    own: u32,
+    many: u32,
 }
 
 @group(0) @binding(0) var<storage, read> xs: array<f32>;
@@ -43,7 +46,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     }
     outs[p.out_at + at] = sum;
 #else
-    let source = ids[p.ids_at + row];
+    let source = ids[p.ids_at + (column / p.own) * p.many + row];
     if (source >= p.first && source < p.end) {
         outs[p.out_at + at] = xs[p.x_at + (source - p.first) * p.width + column];
     }

@@ -1,7 +1,7 @@
 // The searched grid of each group of each row: both edges of the range are moved inwards in 7 x 7 steps, beside the
 // grid of mx.quantize, and the best is improved by weighted least squares three times (src/rounding/grid.rs).
 //
-// values [columns, rows], weights [columns], scales and biases [groups, rows]. A workgroup takes one group of 4 rows,
+// values [columns, rows], weights [columns] for each member, whose rows are side by side, scales and biases [groups, rows]. A workgroup takes one group of 4 rows,
 // 64 threads each: thread i judges candidate i, all at a time, over the group's columns in order; the first of the best
 // is taken. Least squares: thread i adds columns i, i + 64, then threads are added as a binary tree.
 
@@ -18,6 +18,9 @@ struct Parameters {
     unit: f32,
     zero: u32,
     highest: f32,
+    // Rows of a member, and weights from one member's to the next one's.
+    own: u32,
+    apart: u32,
 }
 
 @group(0) @binding(0) var<storage, read> values: array<f32>;
@@ -93,7 +96,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         x[at] = value;
     }
     if (own < p.group) {
-        w[own] = weights[p.weights_at + first + own];
+        w[own] = weights[p.weights_at + (group.x * 4u / p.own) * p.apart + first + own];
     }
     workgroupBarrier();
     let row = own / 64u;

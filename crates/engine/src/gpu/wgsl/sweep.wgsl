@@ -18,6 +18,9 @@ struct Parameters {
     group: u32,
     line: u32,
     start: u32,
+    // Rows of a member, and elements from one member's matrix to the next one's.
+    own: u32,
+    apart: u32,
     most: f32,
     zero: u32,
 }
@@ -57,6 +60,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let place = own % ROWS;
     let row = group.x * ROWS + place;
     let there = row < p.rows;
+    let hessian_at = p.hessian_at + (group.x * ROWS / p.own) * p.apart;
     var scale = 1.0;
     var bias = 0.0;
     if (there) {
@@ -79,7 +83,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     var part = vec4<f32>();
     var part_ones = 0.0;
     for (var at = lane; at < p.group; at += LANES) {
-        let line = p.hessian_at + at * p.line + p.start;
+        let line = hessian_at + at * p.line + p.start;
         var product = 0.0;
         var sum = 0.0;
         for (var i = 0u; i < p.group; i += 1u) {
@@ -109,7 +113,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         var lost = 0.0;
         for (var i = 0u; i < p.group; i += 1u) {
             let moved = decoded(code[i * ROWS + place], scale, bias, p.zero) - value[i * ROWS + place];
-            lost = fma(hessian[p.hessian_at + i * p.line + p.start + at], select(0.0, moved, better), lost);
+            lost = fma(hessian[hessian_at + i * p.line + p.start + at], select(0.0, moved, better), lost);
         }
         slope[at * ROWS + place] -= lost;
     }
@@ -126,7 +130,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     for (var at = 0u; at < p.group; at += 1u) {
         workgroupBarrier();
         let i = at * ROWS + place;
-        let line = p.hessian_at + at * p.line + p.start;
+        let line = hessian_at + at * p.line + p.start;
         let wanted = value[i] + slope[i] * (1.0 / hessian[line + at]);
         let next = code_of(wanted, inverse, bias, p.most);
         let now = select(value[i], decoded(next, scale, bias, p.zero), next != code[i]);

@@ -19,11 +19,22 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         return;
     }
 #end
+#if GROUPED
+    let member = p.bias_at + group.z * 4u;
+    own_rows = members[member];
+    if (row >= own_rows) {
+        return;
+    }
+    let a_start = p.a_at + members[member + 1u];
+    let b_start = p.b_at + members[member + 2u];
+    let c_start = p.c_at + members[member + 3u];
+#else
     let outer = group.z / p.inner;
     let inner = group.z % p.inner;
     let a_start = p.a_at + outer * p.a_outer + inner * p.a_inner;
     let b_start = p.b_at + outer * p.b_outer + (inner / p.share) * p.b_inner;
     let c_start = p.c_at + outer * p.c_outer + inner * p.c_inner;
+#end
     let lane = own % 32u;
     let warp = own / 32u;
     let ty = (warp / $WARPSu) * 4u + lane / 8u;
@@ -113,9 +124,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
 // Vec4 number `at` of the tile of a from step `k` on.
 fn fetched_a(start: u32, row: u32, k: u32, at: u32) -> vec4<f32> {
 #if A_ALONG
-    return four_of_a(start, row + at / $FOURSu, p.m, k + at % $FOURSu * 4u, p.k);
+    return four_of_a(start, row + at / $FOURSu, $ROWS_OF_A, k + at % $FOURSu * 4u, p.k);
 #else
-    return four_of_a(start, k + at / ($ROWSu / 4u), p.k, row + at % ($ROWSu / 4u) * 4u, p.m);
+    return four_of_a(start, k + at / ($ROWSu / 4u), p.k, row + at % ($ROWSu / 4u) * 4u, $ROWS_OF_A);
 #end
 }
 

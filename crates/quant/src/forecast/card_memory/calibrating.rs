@@ -1,11 +1,10 @@
 //! A calibrating walk: weights of blocks, windows within them, Gram matrices and their factors, rounding.
 
 use mlx_quant_model::Producer;
-use mlx_quant_model::decoder::Layer;
+use mlx_quant_model::decoder::{Block, Layer};
 
 use super::on_card::{CardMemory, OnCard, buffer};
-use crate::methods::Method;
-use crate::session::{HEAD_ROWS, QuantizeSettings};
+use crate::session::{HEAD_ROWS, QuantizeSettings, experts_at_once};
 use crate::walks::calibrate::held_in_parts;
 use crate::{reduce, threads_or_all};
 
@@ -49,13 +48,37 @@ fn waiting_width(layer: &Layer) -> u64 {
     }
 }
 
+/// Experts of a block's layer.
+fn block_experts(block: &Block) -> u64 {
+    let count = |layer: &Layer| match layer {
+        Layer::Moe(moe) => Some(moe.experts.count() as u64),
+        _ => None,
+    };
+    block.layers().find_map(count).unwrap_or(1)
+}
+
 impl OnCard<'_, '_> {
+    /// Numbers of a token between the linears of experts that are calibrated at once: what the last ones read.
+    fn between_experts(&self, block: &Block, experts: u64) -> u64 {
+        let own = |layer: &Layer| match layer {
+            Layer::Moe(moe) if experts > 1 => {
+                let (mlp, _) = moe.experts.of(0);
+                let made = self.shape(&mlp.down.path).last().copied().unwrap_or(0) as u64;
+                let (count, all) = (moe.experts.count() as u64, moe.router.top_k as u64);
+                // Tokens are not even: the experts of a group may have twice their share.
+                (2 * experts * all).div_ceil(count).min(all) * made
+            }
+            _ => 0,
+        };
+        block.layers().map(own).max().unwrap_or(0)
+    }
+
     /// A calibrating walk.
     pub(super) fn calibrating(&self, windows: u64, settings: &QuantizeSettings) -> CardMemory {
         let batch = self.walk.batch() as u64;
         let waves = threads_or_all(settings.threads) as u64 * batch;
         let within = if settings.low_memory { waves.min(windows) } else { windows };
-        let gptq = matches!(settings.recipe.rounding(), Method::Gptq | Method::Refine);
+        let gptq = settings.recipe.is_second_order();
         let folds = u64::from(settings.recipe.folds());
         let (sums, chunks) = (sums(windows), (windows as usize).div_ceil(reduce::CHUNK));
         let sweeps = gptq && settings.method.sweeps > 0;
@@ -73,37 +96,53 @@ impl OnCard<'_, '_> {
             });
             let routed = routed.max().unwrap_or(0) * self.hidden();
             let waiting = block.layers().map(waiting_width).max().unwrap_or(0);
-            for site in block.sites().iter().filter(|site| site.expert.is_none_or(|expert| expert == 0)) {
+            let sites = block.sites();
+            let experts = experts_at_once(self.walk, &sites, gptq) as u64;
+            let between = self.between_experts(block, experts);
+            for site in sites.iter().filter(|site| site.expert.is_none_or(|expert| expert == 0)) {
                 let size = self.shape(&site.readers[0].path).last().copied().unwrap_or(1) as u64;
                 let readers: u64 = site.readers.iter().map(|reader| self.elements(&reader.path)).sum();
-                let own =
-                    if matches!(site.producer, Producer::Norm(_) | Producer::Residual) { 0 } else { size };
-                let pairs = if site.expert.is_some() { routed } else { 0 };
+                let counted = site.expert.is_some() && between > 0;
+                let plain = matches!(site.producer, Producer::Norm(_) | Producer::Residual);
+                let own = if plain || counted { 0 } else { size };
+                let (pairs, together) = match (site.expert, block_experts(block)) {
+                    (Some(_), count) => {
+                        let together = experts.min(count);
+                        // The last group's experts have given nothing yet.
+                        let given = routed / 2 - routed / 2 * together / count.max(1);
+                        (routed / 2 + (routed / 2).max(given + between), together)
+                    }
+                    (None, _) => (0, 1),
+                };
                 let state = self.walk.state_elements() as u64 + self.hidden() + own + pairs.max(waiting);
                 let square = buffer(size * size * 4);
                 // Readers of a site are rounded together, from a copy.
-                let rounded = buffer(readers.min(ROUNDED) * 4);
-                let together = if site.readers.len() > 1 { buffer(readers * 4) } else { 0 };
+                let read = together * readers;
+                let rounded = buffer(read.min(ROUNDED) * 4);
+                let copy = if site.readers.len() > 1 || together > 1 { buffer(read * 4) } else { 0 };
                 // Weights are scaled and scaled back where factors are folded.
-                let rounding = rounding(rounded, size, sweeps) + together + 2 * folds * rounded;
+                let rounding = rounding(rounded, size, sweeps) + copy + 2 * folds * rounded;
                 let factored = if gptq { FACTORED + folds } else { 1 + folds };
-                let factor = if gptq { factoring(size) } else { 0 };
+                // Several factors are turned into matrices of their own.
+                let factoring_of = together * (factoring(size) + if together > 1 { square } else { 0 });
+                let factor = if gptq { factoring_of } else { 0 };
                 let gathering = self.within(within);
                 let parts = held_in_parts(size as usize, chunks, &self.walk.device);
                 let gathered = match parts.filter(|_| within == windows) {
                     Some(part) => square + sums * buffer(part as u64 * 4),
-                    None => sums.max(2) * square,
+                    None if within == windows => (together - 1 + sums.max(2)) * square,
+                    None => together * sums.max(2) * square,
                 };
                 // Windows come, and their sums; where all are held, sums come when they stand there.
                 let (with, after) = if within == windows { (0, gathered) } else { (gathered, 0) };
                 let moments = [
                     (with, gathering),
-                    (after.max((2 + folds) * square), 0),
-                    (factored * square, factor),
-                    (factored * square, rounding),
+                    (after.max((2 + folds) * together * square), 0),
+                    (factored * together * square, factor),
+                    (factored * together * square, rounding),
                 ];
                 for (hessians, scratch) in moments {
-                    let passed = if within < windows { bytes } else { readers * 4 };
+                    let passed = if within < windows { bytes } else { read * 4 };
                     // Codes and grids of this block, and of the last one, which is being written.
                     let codes = 5 * bytes / 8;
                     let sum = CardMemory {

@@ -14,6 +14,7 @@ use crate::data::Windows;
 use crate::dynamic::windows_together;
 use crate::evaluate::EvaluationSettings;
 use crate::plan::Plan;
+use crate::reduce::CHUNK;
 use crate::session::QuantizeSettings;
 use crate::walks::{Residency, Walk};
 use crate::{Error, Model, dwq, threads_or_all};
@@ -75,7 +76,10 @@ pub(super) fn card_memory(
     let count = windows.picked.len() as u64;
     let mut most = CardMemory::default();
     if settings.recipe.walks() {
-        most = most.max(own.calibrating(count, settings));
+        // Of the largest share of windows, where several cards have them.
+        let members = 1 + model.helpers.len() as u64;
+        let share = count.div_ceil(CHUNK as u64).div_ceil(members) * CHUNK as u64;
+        most = most.max(own.calibrating(share.min(count), settings));
     }
     if settings.recipe.learns() {
         most = most.max(own.learning(count, settings.learn.batch as u64));

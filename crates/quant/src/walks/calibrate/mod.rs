@@ -10,15 +10,17 @@ mod gram;
 mod states;
 mod statistics;
 
-use mlx_quant_engine::Tensor;
+use mlx_quant_engine::{Device, Tensor};
 use mlx_quant_model::{Course, Forward, Parameters, Progress, Site, State, Stop, WeightsError};
 
 use self::gram::GramTree;
-pub(crate) use self::gram::{add_gram, gram_of, held_in_parts};
+use self::gram::gram_of;
+pub(crate) use self::gram::{add_gram, held_in_parts, sum_of_team};
 pub(crate) use self::states::{Batches, Saving, States, apart, together};
 pub(crate) use self::statistics::{Collector, Statistics};
 use crate::Error;
 use crate::methods::Gram;
+use crate::team::{Part, Team};
 use crate::walks::spread::each;
 
 /// The visitor of a calibrating walk: what is done at the sites of a block.
@@ -29,8 +31,25 @@ pub(crate) trait Visitor {
     /// `sample` holds the inputs of the first [`SAMPLE`] windows, without those of which no token came here.
     fn visit(&mut self, index: usize, gram: Gram, sample: &[Tensor]) -> Result<Vec<Tensor>, Error>;
 
+    /// [`Visitor::visit`] for sites of several experts, at which tokens stand at once.
+    fn visit_all(&mut self, stands: Vec<Stand>) -> Result<Vec<Vec<Tensor>>, Error> {
+        stands.into_iter().map(|stand| self.visit(stand.site, stand.gram, &stand.sample)).collect()
+    }
+
+    /// Whether it looks at samples.
+    fn wants_samples(&self) -> bool {
+        true
+    }
+
     /// Whether to stop.
     fn cancelled(&self) -> bool;
+}
+
+/// What stands before a site, as [`Visitor::visit`] sees it.
+pub(crate) struct Stand {
+    pub(crate) site: usize,
+    pub(crate) gram: Gram,
+    pub(crate) sample: Vec<Tensor>,
 }
 
 /// Windows whose inputs are shown to the visitor as they are.
@@ -40,8 +59,8 @@ pub(crate) const SAMPLE: usize = 2;
 struct Traveller<'f> {
     course: Course<'f>,
     windows: usize,
-    /// Where it stands: site, and what stands there.
-    at: Option<(usize, Stop)>,
+    /// Where it stands: the step, its sites that some of the batch's tokens stand before, and what stands there.
+    at: Option<(usize, Vec<(usize, Stop)>)>,
     done: Option<State>,
 }
 
@@ -63,33 +82,38 @@ impl<'f> Traveller<'f> {
         Self { course, windows, at: None, done: None }
     }
 
-    fn advance(&mut self, sites: &[Site<'_>], weights: Option<Vec<Tensor>>) -> Result<(), Error> {
+    fn advance(&mut self, steps: &Steps<'_>, weights: Vec<Option<Vec<Tensor>>>) -> Result<(), Error> {
         match self.course.advance(weights).map_err(WeightsError::from)? {
-            Progress::At(stop) => self.at = Some((site_of(sites, &stop)?, stop)),
+            Progress::At(stops) => {
+                let stand = |stop: Stop| Ok((site_of(steps.sites, &stop)?, stop));
+                let stands = stops.into_iter().map(stand).collect::<Result<Vec<_>, Error>>()?;
+                self.at = stands.first().map(|(site, _)| steps.of[*site]).map(|step| (step, stands));
+            }
             Progress::Done(state) => (self.at, self.done) = (None, Some(state)),
         }
         Ok(())
     }
 
-    /// Goes on until it stands at `site` or behind it; `answers` holds the weights of the sites that were visited.
+    /// Goes on until it stands at a step or behind it; `answers` holds the weights of the sites that were visited.
     fn reach(
         &mut self,
-        sites: &[Site<'_>],
-        site: usize,
+        steps: &Steps<'_>,
+        step: usize,
         answers: &[Option<Vec<Tensor>>],
     ) -> Result<(), Error> {
         if self.at.is_none() && self.done.is_none() {
-            self.advance(sites, None)?;
+            self.advance(steps, Vec::new())?;
         }
-        while let Some((at, _)) = self.at.as_ref().filter(|(at, _)| *at < site) {
-            let weights = answers[*at].clone();
-            self.advance(sites, weights)?;
+        while let Some((_, stands)) = self.at.as_ref().filter(|(at, _)| *at < step) {
+            let weights = stands.iter().map(|(site, _)| answers[*site].clone()).collect();
+            self.advance(steps, weights)?;
         }
         Ok(())
     }
 
     fn input(&self, site: usize) -> Option<&Tensor> {
-        self.at.as_ref().filter(|(at, _)| *at == site).map(|(_, stop)| &stop.input)
+        let (_, stands) = self.at.as_ref()?;
+        stands.iter().find(|(own, _)| *own == site).map(|(_, stop)| &stop.input)
     }
 
     /// What stands at a site of the first `windows` windows, one by one; where tokens were sorted out of them (before an
@@ -105,9 +129,39 @@ impl<'f> Traveller<'f> {
     }
 }
 
-/// Weights of sites that no window stands before any more.
-fn passed(answers: &mut [Option<Vec<Tensor>>], site: usize) {
-    answers[..site].iter_mut().for_each(|weights| *weights = None);
+/// A block's sites in the order in which windows come to them: one at a time, but those of several experts at once.
+struct Steps<'s> {
+    sites: &'s [Site<'s>],
+    all: Vec<Vec<usize>>,
+    /// The step of each site.
+    of: Vec<usize>,
+}
+
+impl<'s> Steps<'s> {
+    /// With so many experts of a layer at once: what they all read first, then what they read next.
+    fn new(sites: &'s [Site<'s>], experts: usize) -> Self {
+        let experts = experts.max(1);
+        let group = |site: &Site<'_>| site.expert.map(|expert| expert / experts);
+        let (mut all, mut of): (Vec<Vec<usize>>, Vec<usize>) = (Vec::new(), Vec::new());
+        // First step of the group that is under way, and how many sites of the last expert have come.
+        let (mut first, mut own) = (0, 0);
+        for (at, site) in sites.iter().enumerate() {
+            let before = at.checked_sub(1).map(|before| &sites[before]);
+            if site.expert.is_none() || before.is_none_or(|before| group(before) != group(site)) {
+                (first, own) = (all.len(), 0);
+            } else if before.is_some_and(|before| before.expert != site.expert) {
+                own = 0;
+            }
+            let step = first + own;
+            if step == all.len() {
+                all.push(Vec::new());
+            }
+            all[step].push(at);
+            of.push(step);
+            own += 1;
+        }
+        Self { sites, all, of }
+    }
 }
 
 /// A block that windows are taken through.
@@ -120,9 +174,15 @@ pub(crate) struct Passage<'p> {
     /// How many batches of windows are within the block at a time: all of them travel once; fewer travel once for each
     /// site.
     pub(crate) wave: usize,
+    /// How many experts of a layer are visited at once.
+    pub(crate) experts: usize,
     /// Windows of a batch; the last one may have fewer.
     pub(crate) batch: usize,
     pub(crate) pool: &'p rayon::ThreadPool,
+    /// Who else takes windows through it.
+    pub(crate) team: &'p Team,
+    /// Windows of members before this one, and of all.
+    pub(crate) windows: (usize, usize),
 }
 
 /// What is gathered at a site that windows come to a few at a time.
@@ -133,29 +193,11 @@ struct Gathered {
 }
 
 impl Gathered {
-    fn finish(self) -> Result<(Option<Gram>, Vec<Tensor>), Error> {
-        let gram = self.sum.finish().map(|sum| sum.and_then(|sum| sum.0.finish()));
+    fn finish(self, size: usize, passage: &Passage<'_>) -> Result<(Option<Gram>, Vec<Tensor>), Error> {
+        let sum = sum_of_team(self.sum, size, passage.who())?;
+        let gram = sum.map(|sum| passage.pool.install(|| sum.finish()));
         Ok((gram.transpose().map_err(WeightsError::from)?, self.sample))
     }
-}
-
-/// What stands at a site of the first [`SAMPLE`] windows, as far as these batches, the first of which is `from`, hold
-/// them.
-fn sample(
-    travellers: &[Traveller<'_>],
-    site: usize,
-    from: usize,
-    batch: usize,
-) -> Result<Vec<Tensor>, WeightsError> {
-    let mut all = Vec::new();
-    for (at, traveller) in travellers.iter().enumerate() {
-        let left = SAMPLE.saturating_sub((from + at) * batch);
-        if left == 0 {
-            break;
-        }
-        all.extend(traveller.sample(site, left)?);
-    }
-    Ok(all)
 }
 
 impl<'p> Passage<'p> {
@@ -172,6 +214,7 @@ impl<'p> Passage<'p> {
     fn go(&self, states: &mut States, visitor: &mut dyn Visitor, arrives: bool) -> Result<(), Error> {
         let batches = states.len();
         let once = self.wave >= batches;
+        let steps = Steps::new(self.sites, self.experts);
         let mut answers: Vec<Option<Vec<Tensor>>> = vec![None; self.sites.len()];
         let mut held = Vec::new();
         if once {
@@ -182,44 +225,66 @@ impl<'p> Passage<'p> {
                 .collect::<Result<_, _>>()?;
         }
         let mut beyond = 0;
-        for site in 0..self.sites.len() {
+        for (step, sites) in steps.all.iter().enumerate() {
             if visitor.cancelled() {
                 return Err(Error::Interrupted);
             }
-            let (gram, sample) = if once {
-                self.reach(&mut held, site, &answers)?;
-                passed(&mut answers, site);
-                (self.gram(&held, site)?, sample(&held, site, 0, self.batch)?)
+            let mut all = Vec::new();
+            if once {
+                self.reach(&mut held, &steps, step, &answers)?;
+                // No window stands any more before those of earlier steps.
+                let earlier = answers.iter_mut().zip(&steps.of).filter(|(_, own)| **own < step);
+                earlier.for_each(|(weights, _)| *weights = None);
+                for site in sites {
+                    all.push((self.gram(&held, *site)?, self.sample(&held, *site, 0)?));
+                }
             } else {
-                let mut gathered = Gathered::default();
+                let mut gathered: Vec<Gathered> = sites.iter().map(|_| Gathered::default()).collect();
                 for from in (0..batches).step_by(self.wave) {
                     let mut travellers = self.depart(states, from)?;
-                    self.reach(&mut travellers, site, &answers)?;
-                    self.gather(&travellers, site, from, &mut gathered)?;
+                    self.reach(&mut travellers, &steps, step, &answers)?;
+                    for (site, gathered) in sites.iter().zip(&mut gathered) {
+                        self.gather(&travellers, *site, from, gathered)?;
+                    }
                 }
-                self.pool.install(|| gathered.finish())?
-            };
-            if let Some(gram) = gram {
-                answers[site] = Some(visitor.visit(site, gram, &sample)?);
-                beyond = site + 1;
+                for (site, gathered) in sites.iter().zip(gathered) {
+                    all.push(gathered.finish(self.size(*site), self)?);
+                }
             }
+            if visitor.wants_samples() {
+                for (_, sample) in &mut all {
+                    *sample = self.leaders(std::mem::take(sample))?;
+                }
+            }
+            let stand = |(site, (gram, sample)): (&usize, (Option<Gram>, Vec<Tensor>))| {
+                gram.map(|gram| Stand { site: *site, gram, sample })
+            };
+            let stands: Vec<Stand> = sites.iter().zip(all).filter_map(stand).collect();
+            if stands.is_empty() {
+                continue;
+            }
+            let visited: Vec<usize> = stands.iter().map(|stand| stand.site).collect();
+            for (site, weights) in visited.into_iter().zip(visitor.visit_all(stands)?) {
+                answers[site] = Some(weights);
+            }
+            beyond = step + 1;
         }
         if !arrives {
             return Ok(());
         }
         if once {
-            return self.arrive(held, beyond, &answers, states, 0);
+            return self.arrive(held, (&steps, beyond), &answers, states, 0);
         }
         for from in (0..batches).step_by(self.wave) {
             let travellers = self.depart(states, from)?;
-            self.arrive(travellers, beyond, &answers, states, from)?;
+            self.arrive(travellers, (&steps, beyond), &answers, states, from)?;
         }
         Ok(())
     }
 
     fn traveller(&self, state: State) -> Result<Traveller<'p>, Error> {
         let windows = state.hidden.dim(0).map_err(WeightsError::from)?;
-        Ok(Traveller::new(self.forward.course(self.index, self.parameters, state), windows))
+        Ok(Traveller::new(self.forward.course(self.index, self.parameters, state, self.experts), windows))
     }
 
     /// A wave of batches in front of the block.
@@ -231,10 +296,11 @@ impl<'p> Passage<'p> {
     fn reach(
         &self,
         travellers: &mut [Traveller<'p>],
-        site: usize,
+        steps: &Steps<'_>,
+        step: usize,
         answers: &[Option<Vec<Tensor>>],
     ) -> Result<(), Error> {
-        let reach = |traveller: &mut Traveller<'p>| traveller.reach(self.sites, site, answers);
+        let reach = |traveller: &mut Traveller<'p>| traveller.reach(steps, step, answers);
         each(self.forward.device(), self.pool, travellers, reach).map(drop)
     }
 
@@ -247,35 +313,108 @@ impl<'p> Passage<'p> {
     ) -> Result<(), Error> {
         for (at, traveller) in travellers.iter().enumerate() {
             let Some(input) = traveller.input(site) else { continue };
-            self.pool.install(|| add_gram(&mut gathered.sum, (from + at) * self.batch, input))?;
+            let window = self.windows.0 + (from + at) * self.batch;
+            self.pool.install(|| add_gram(&mut gathered.sum, window, input))?;
         }
-        gathered.sample.extend(sample(travellers, site, from, self.batch)?);
+        gathered.sample.extend(self.sample(travellers, site, from)?);
         Ok(())
     }
 
     /// The Gram matrix of all windows, which stand at a site; `None` where no token came there.
     fn gram(&self, travellers: &[Traveller<'p>], site: usize) -> Result<Option<Gram>, Error> {
         let at = |(at, traveller): (usize, &Traveller<'p>)| {
-            traveller.input(site).map(|input| (at * self.batch, input.clone()))
+            let window = self.windows.0 + at * self.batch;
+            traveller.input(site).map(|input| (window, input.clone()))
         };
         let inputs: Vec<(usize, Tensor)> = travellers.iter().enumerate().filter_map(at).collect();
-        Ok(self.pool.install(|| gram_of(&inputs))?)
+        gram_of(&inputs, (self.size(site), self.windows.1), self.who())
+    }
+
+    fn who(&self) -> (&'p Team, &'p Device, &'p rayon::ThreadPool) {
+        (self.team, self.forward.device(), self.pool)
+    }
+
+    /// Input features of a site.
+    fn size(&self, site: usize) -> usize {
+        let name = format!("{}.weight", self.sites[site].readers[0].path);
+        self.parameters.get(&name).and_then(|weight| weight.dims().last().copied()).unwrap_or(1)
+    }
+
+    /// What stands at a site of the first [`SAMPLE`] windows, as far as these batches, the first of which is `from` of this
+    /// member's, hold them.
+    fn sample(
+        &self,
+        travellers: &[Traveller<'_>],
+        site: usize,
+        from: usize,
+    ) -> Result<Vec<Tensor>, WeightsError> {
+        let mut all = Vec::new();
+        for (at, traveller) in travellers.iter().enumerate() {
+            let left = SAMPLE.saturating_sub(self.windows.0 + (from + at) * self.batch);
+            if left == 0 {
+                break;
+            }
+            all.extend(traveller.sample(site, left)?);
+        }
+        Ok(all)
+    }
+
+    /// The samples of the leader, which has the first windows.
+    fn leaders(&self, sample: Vec<Tensor>) -> Result<Vec<Tensor>, Error> {
+        if self.team.is_alone() {
+            return Ok(sample);
+        }
+        let all = self.team.gather(Part { tensors: sample, ..Part::default() })?;
+        let here = |tensor: &Tensor| tensor.on(self.forward.device());
+        let tensors = self.pool.install(|| all[0].tensors.iter().map(here).collect::<Result<Vec<_>, _>>());
+        Ok(tensors.map_err(WeightsError::from)?)
     }
 
     /// Behind the block.
     fn arrive(
         &self,
         mut travellers: Vec<Traveller<'p>>,
-        beyond: usize,
+        (steps, beyond): (&Steps<'_>, usize),
         answers: &[Option<Vec<Tensor>>],
         states: &mut States,
         from: usize,
     ) -> Result<(), Error> {
-        self.reach(&mut travellers, beyond, answers)?;
+        self.reach(&mut travellers, steps, beyond, answers)?;
         let unfinished =
             || WeightsError::Tensor(mlx_quant_engine::Error::msg("a window did not leave its block"));
         let done = travellers.into_iter().map(|traveller| Ok(traveller.done.ok_or_else(unfinished)?));
         let done = done.collect::<Result<Vec<State>, Error>>()?;
         self.pool.install(|| states.put(from, done))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mlx_quant_model::decoder::Linear;
+    use mlx_quant_model::{Producer, Site};
+
+    use super::Steps;
+
+    /// Sites in front of, of and behind a layer of experts, whose readers each have `per` sites.
+    fn steps(experts: usize, per: usize, together: usize) -> (Vec<Vec<usize>>, Vec<usize>) {
+        let linear = Linear { path: "a".to_owned() };
+        let site = |expert| Site { producer: Producer::Other, readers: vec![&linear], expert, slice: expert };
+        let of_experts = (0..experts).flat_map(|expert| (0..per).map(move |_| Some(expert)));
+        let sites: Vec<Site<'_>> =
+            [None].into_iter().chain(of_experts).chain([None, None]).map(site).collect();
+        let Steps { all, of, .. } = Steps::new(&sites, together);
+        (all, of)
+    }
+
+    #[test]
+    fn experts_of_a_group_come_to_each_of_their_sites_together() {
+        let (all, of) = steps(3, 2, 1);
+        assert_eq!(all, (0..9).map(|site| vec![site]).collect::<Vec<_>>());
+        assert_eq!(of, (0..9).collect::<Vec<_>>());
+        let (all, of) = steps(5, 2, 2);
+        let expected: [&[usize]; 9] = [&[0], &[1, 3], &[2, 4], &[5, 7], &[6, 8], &[9], &[10], &[11], &[12]];
+        assert_eq!(all, expected);
+        assert_eq!(of, [0, 1, 2, 1, 2, 3, 4, 3, 4, 5, 6, 7, 8]);
+        assert_eq!(steps(4, 1, 64).0, [vec![0], vec![1, 2, 3, 4], vec![5], vec![6]]);
     }
 }

@@ -31,8 +31,10 @@ pub(crate) struct Saving {
 /// How windows are shared out to batches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Batches {
-    /// All windows.
+    /// Windows of this member's.
     pub(crate) windows: usize,
+    /// Windows of members before it, whole batches of any size.
+    pub(crate) before: usize,
     /// Windows of a batch; the last one may have fewer.
     pub(crate) size: usize,
 }
@@ -49,6 +51,7 @@ impl Batches {
     fn file(self, files: &Path, block: usize, batch: usize) -> PathBuf {
         let size = if self.size == 1 { String::new() } else { format!("x{}", self.size) };
         let mut name = files.as_os_str().to_owned();
+        let batch = self.before / self.size + batch;
         name.push(format!("{block}-{batch}{size}.safetensors"));
         PathBuf::from(name)
     }
@@ -73,6 +76,8 @@ pub(crate) struct States {
     saved_at: Instant,
     /// Whether states that leave the block that is under way are saved.
     saves: bool,
+    /// Whether that is decided here.
+    alone: bool,
     /// Beginning of the names of the files.
     files: PathBuf,
     /// `None`: in files alone.
@@ -108,6 +113,7 @@ impl States {
             saved: Vec::new(),
             saved_at: Instant::now(),
             saves: true,
+            alone: true,
             files,
             held: if spill { None } else { Some(vec![None; batches.count()]) },
             still: false,
@@ -141,6 +147,16 @@ impl States {
         }
         own.saved.extend(own.saves_always().then_some(0));
         Ok(own)
+    }
+
+    /// Whether what leaves the next block is to be saved.
+    pub(crate) fn are_due(&self) -> bool {
+        self.saves_always() || self.saved_at.elapsed() >= self.saving.every
+    }
+
+    /// Lets somebody else decide so from now on, block by block.
+    pub(crate) fn save_next(&mut self, saves: bool) {
+        (self.alone, self.saves) = (false, saves);
     }
 
     fn saves_always(&self) -> bool {
@@ -225,8 +241,13 @@ impl States {
     /// No windows, in front of a block: for runs that have all statistics. Nothing is kept in files.
     pub(crate) fn still(files: PathBuf, block: usize, device: &Device) -> Self {
         let saving = Saving { small: 0, every: Duration::ZERO };
-        let batches = Batches { windows: 0, size: 1 };
+        let batches = Batches { windows: 0, before: 0, size: 1 };
         Self { block, still: true, ..Self::empty(batches, files, true, saving, device) }
+    }
+
+    /// How names of files begin.
+    pub(crate) fn files(&self) -> &Path {
+        &self.files
     }
 
     /// Whether no window travels.
@@ -273,8 +294,8 @@ impl States {
     /// follows when all have.
     pub(crate) fn put(&mut self, first: usize, states: Vec<State>) -> Result<(), Error> {
         let next = self.block + 1;
-        if first == 0 {
-            self.saves = self.saves_always() || self.saved_at.elapsed() >= self.saving.every;
+        if first == 0 && self.alone {
+            self.saves = self.are_due();
         }
         if self.saves {
             let old = &self.saved[..self.saved.len().saturating_sub(1)];
@@ -366,7 +387,7 @@ mod tests {
         states.get(window).unwrap().hidden.to_vec().unwrap()[0]
     }
 
-    const THREE: Batches = Batches { windows: 3, size: 1 };
+    const THREE: Batches = Batches { windows: 3, before: 0, size: 1 };
     const ALWAYS: Saving = Saving { small: u64::MAX, every: Duration::MAX };
 
     /// Three windows in front of the first block.
@@ -425,7 +446,7 @@ mod tests {
         for (from, to) in SIZES.into_iter().flat_map(|from| SIZES.map(|to| (from, to))) {
             let directory = tempfile::tempdir().unwrap();
             let files = directory.path().join(".state-");
-            let batches = |size| Batches { windows: 7, size };
+            let batches = |size| Batches { windows: 7, before: 0, size };
             let batch = |size: usize, batch: usize| {
                 let windows: Vec<State> =
                     (batch * size..7.min((batch + 1) * size)).map(|window| state(window as f32)).collect();
