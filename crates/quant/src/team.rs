@@ -237,8 +237,8 @@ mod tests {
                     std::thread::yield_now();
                 }
                 let head = vec![round as u64 * 10 + team.rank as u64];
-                let all =
-                    team.gather(Part { head, numbers: vec![vec![team.rank as f32]], ..Part::default() })?;
+                let tensor = Tensor::full(team.rank as f32, (1, 1), &cpu()).unwrap();
+                let all = team.gather(Part { head, tensors: vec![tensor], ..Part::default() })?;
                 let heads: Vec<u64> = all.iter().map(|part| part.head[0]).collect();
                 assert_eq!(heads, (0..3).map(|rank| round as u64 * 10 + rank).collect::<Vec<_>>());
                 assert_eq!(all[2].tensors[0].to_vec().unwrap(), [2.0]);
