@@ -18,7 +18,7 @@ use rayon::prelude::*;
 use crate::methods::{How, Rounded, round};
 use crate::observer::{Event, Observer};
 use crate::plan::{Item, Job, Plan};
-use crate::{Error, Model};
+use crate::{Error, Model, spread};
 
 /// Input bytes of one chunk: small enough for a core's cache, large enough for the disk.
 pub(crate) const CHUNK_BYTES: usize = 1 << 20;
@@ -111,6 +111,7 @@ impl Carrier<'_> {
         let mut next = self.next_round(&mut pending);
         let (mut read, mut unrecorded, mut recorded) = (0u64, 0u64, Instant::now());
         let mut finished = Vec::new();
+        let mut globals = BTreeMap::new();
         while !next.is_empty() {
             if observer.cancelled() {
                 writer.record(finished)?;
@@ -119,6 +120,12 @@ impl Carrier<'_> {
             let upcoming = self.next_round(&mut pending);
             let round = std::mem::replace(&mut next, upcoming);
             observer.event(Event::Working { name: &plan.items[round[0].item].name });
+            for chunk in &round {
+                if plan.is_spread(&plan.items[chunk.item]) && !globals.contains_key(&chunk.item) {
+                    globals
+                        .insert(chunk.item, pool.install(|| spread::globals(model, &plan.items[chunk.item])));
+                }
+            }
             // All results, so that the same chunk is blamed whatever the timing.
             let results: Vec<Result<(), Error>> = pool.install(|| {
                 let shared: &Writer = writer;
@@ -135,6 +142,7 @@ impl Carrier<'_> {
                             plan,
                             writer: shared,
                             item: &plan.items[chunk.item],
+                            globals: globals.get(&chunk.item).map(Vec::as_slice),
                             search: self.search,
                         };
                         task.run(chunk.rows.clone(), scratch)
@@ -173,6 +181,8 @@ impl Carrier<'_> {
 
 /// One item of a conversion.
 struct Task<'a> {
+    /// What scales of each expert are spread over, where the layer has that.
+    globals: Option<&'a [f32]>,
     model: &'a Model,
     plan: &'a Plan,
     writer: &'a Writer,
@@ -228,7 +238,14 @@ impl Task<'_> {
                     biases: &mut scratch.biases,
                 };
                 let allow = self.plan.settings.allow_nonfinite;
-                mlx_format::quantize(*scheme, *float, columns, &bytes, out, allow).map_err(|found| {
+                let done = match self.globals {
+                    None => mlx_format::quantize(*scheme, *float, columns, &bytes, out, allow),
+                    Some(globals) => {
+                        let height = view.rows() / globals.len();
+                        spread::quantize(*float, columns, &bytes, (globals, height), rows.start, out)
+                    }
+                };
+                done.map_err(|found| {
                     let (tensor, file, element) = self.place(view, rows.start, columns, found.element);
                     Error::NonFinite { tensor, file, element, value: found.value }
                 })?;
@@ -236,6 +253,10 @@ impl Task<'_> {
                 self.write(1, &rows, scale_bytes, &scratch.scales)?;
                 if scheme.has_biases() {
                     self.write(2, &rows, biases_row, &scratch.biases)?;
+                }
+                if let (Some(globals), 0) = (self.globals, rows.start) {
+                    let bytes: Vec<u8> = globals.iter().flat_map(|global| global.to_le_bytes()).collect();
+                    self.write(2, &(0..globals.len()), 4, &bytes)?;
                 }
             }
             Job::Dequantize { weight, scales, biases, float, scheme } => {

@@ -73,6 +73,7 @@ pub mod session;
 pub mod setting;
 pub mod source;
 pub mod spelling;
+mod spread;
 pub mod stream;
 #[cfg(test)]
 mod testing;
