@@ -5,7 +5,7 @@
 //! which thread does it or when, and the bytes are the same for every number of threads.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
@@ -42,6 +42,8 @@ pub(crate) struct Carrier<'a> {
     pub(crate) observer: &'a dyn Observer,
     /// Scales and biases are searched instead of taken from each group's extremes.
     pub(crate) search: Option<&'a ColumnWeights>,
+    /// Layers where the search stays near those extremes, by module path.
+    pub(crate) careful: Option<&'a BTreeSet<String>>,
 }
 
 /// Buffers of one thread.
@@ -144,6 +146,9 @@ impl Carrier<'_> {
                             item: &plan.items[chunk.item],
                             globals: globals.get(&chunk.item).map(Vec::as_slice),
                             search: self.search,
+                            careful: self
+                                .careful
+                                .is_some_and(|paths| paths.contains(&plan.items[chunk.item].name)),
                         };
                         task.run(chunk.rows.clone(), scratch)
                     })
@@ -188,6 +193,7 @@ struct Task<'a> {
     writer: &'a Writer,
     item: &'a Item,
     search: Option<&'a ColumnWeights>,
+    careful: bool,
 }
 
 impl Task<'_> {
@@ -317,7 +323,11 @@ impl Task<'_> {
         let known = known.filter(|weights| !weights.is_empty() && weights.len().is_multiple_of(columns));
         let Some(weights) = known else {
             let even = vec![1.0; columns];
-            let rounded = round(&values, columns, scheme, float, How::Blind { weights: &even });
+            let how = match self.careful {
+                true => How::Careful { weights: &even, blind: true },
+                false => How::Blind { weights: &even },
+            };
+            let rounded = round(&values, columns, scheme, float, how);
             let rounded = rounded.map_err(mlx_quant_model::WeightsError::from)?;
             return write_rounded(self.writer, self.item.first_output, rows.start, float, &rounded);
         };
@@ -328,7 +338,11 @@ impl Task<'_> {
             let expert = start / per_expert;
             let end = rows.end.min((expert + 1) * per_expert);
             let own = &values[(start - rows.start) * columns..(end - rows.start) * columns];
-            let how = How::Nearest { weights: &weights[expert * columns..][..columns] };
+            let weights = &weights[expert * columns..][..columns];
+            let how = match self.careful {
+                true => How::Careful { weights, blind: false },
+                false => How::Nearest { weights },
+            };
             let rounded =
                 round(own, columns, scheme, float, how).map_err(mlx_quant_model::WeightsError::from)?;
             write_rounded(self.writer, self.item.first_output, start, float, &rounded)?;
