@@ -361,9 +361,8 @@ impl Planner {
                 self.packed.rounded(path);
                 self.quantized += 1;
                 let mut specs = packed_specs(path, &view.shape(), scheme, float);
-                if self.settings.global_scale && self.architecture.is_experts(path, axes) {
-                    self.entries.extend(spread(path, view.shape()[0], scheme, &mut specs));
-                }
+                let experts = self.settings.global_scale && self.architecture.is_experts(path, axes);
+                self.entries.extend(spread(path, experts.then(|| view.shape()[0]), scheme, &mut specs));
                 self.push(path, Job::Quantize { view, float, scheme }, specs);
                 Ok(())
             }

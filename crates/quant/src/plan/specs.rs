@@ -17,10 +17,11 @@ pub(super) fn entry(scheme: Scheme) -> Value {
 /// Adds the `global_scale` of stacked experts in nvfp4, a float32 for each, to a layer's tensors. Gives its entry.
 pub(super) fn spread(
     path: &str,
-    experts: usize,
+    experts: Option<usize>,
     scheme: Scheme,
     specs: &mut Vec<TensorSpec>,
 ) -> Option<(String, Value)> {
+    let experts = experts?;
     let mut entry = (scheme.mode() == Mode::Nvfp4).then(|| entry(scheme))?;
     entry["global_scale"] = true.into();
     let name = format!("{path}.global_scale");
