@@ -323,10 +323,9 @@ impl Task<'_> {
         let known = known.filter(|weights| !weights.is_empty() && weights.len().is_multiple_of(columns));
         let Some(weights) = known else {
             let even = vec![1.0; columns];
-            let how = match self.careful {
-                true => How::Careful { weights: &even, blind: true },
-                false => How::Blind { weights: &even },
-            };
+            let weights = &even[..];
+            let how =
+                if self.careful { How::Careful { weights, blind: true } } else { How::Blind { weights } };
             let rounded = round(&values, columns, scheme, float, how);
             let rounded = rounded.map_err(mlx_quant_model::WeightsError::from)?;
             return write_rounded(self.writer, self.item.first_output, rows.start, float, &rounded);
@@ -339,10 +338,8 @@ impl Task<'_> {
             let end = rows.end.min((expert + 1) * per_expert);
             let own = &values[(start - rows.start) * columns..(end - rows.start) * columns];
             let weights = &weights[expert * columns..][..columns];
-            let how = match self.careful {
-                true => How::Careful { weights, blind: false },
-                false => How::Nearest { weights },
-            };
+            let how =
+                if self.careful { How::Careful { weights, blind: false } } else { How::Nearest { weights } };
             let rounded =
                 round(own, columns, scheme, float, how).map_err(mlx_quant_model::WeightsError::from)?;
             write_rounded(self.writer, self.item.first_output, start, float, &rounded)?;

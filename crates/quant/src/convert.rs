@@ -118,8 +118,11 @@ pub fn convert<'d>(
         model.checkpoint.directory().check_readable(file)?;
     }
     let pool = threads::pool(threads)?;
-    let (weights, careful) =
-        if plan.settings.search { known_of_inputs(model, plan) } else { Default::default() };
+    let (weights, careful) = if plan.settings.search {
+        known_of_inputs(model, plan)
+    } else {
+        (ColumnWeights::new(), BTreeSet::new())
+    };
     let search = plan.settings.search.then_some(&weights);
     let mut writer = open_writer(target, plan, Run::from(&*fingerprint(model, plan)?), observer)?;
     let carrier = Carrier { model, plan, pool: &pool, observer, search, careful: Some(&careful) };
