@@ -9,12 +9,14 @@ use mlx_quant_hub_fixture::Kind;
 
 use crate::common::{hub, knows, mlx_quant, two_blocks, with_heads};
 
-/// Command lines that take each flag once. `{}` is a directory with `model`, `heads`, `four` (quantized), `text.txt` and `recipe.toml`.
+/// Command lines that take each flag once. `{}` is a directory with `model`, `heads`, `four` (quantized), `text.txt` and `recipe.toml`,
+/// `{moe}` a mixture of experts.
 const LINES: &[&str] = &[
     "convert -m {}/model -q --q-bits 3 --q-group-size 32 --dtype float16 --recipe-file {}/recipe.toml --mlx-path {}/o1 --restart --overwrite --threads 1 --device cpu --precision float32 --seed 5 --low-memory --quiet",
     "convert --hf-path {}/model --quantize --bits 3 --group-size 128 --q-mode affine --search --mlx-path {}/o2 --json --verbose",
     "convert --model {}/model -q --quant-predicate mixed_3_6 --allow-nonfinite --allow-unread --text-only --keep-eos --dry-run",
     "convert --model {}/four -d --mlx-path {}/o3 --trust-remote-code",
+    "convert --model {moe} -q --q-mode nvfp4 --q-global-scale --mlx-path {}/o15",
     "convert --model {}/heads -q --mtp --mlx-path {}/o12",
     "gptq --model {}/heads --mtp --n-samples 2 --sequence-length 48 --eval-windows 0 --mlx-path {}/o13",
     "convert --model {}/four --dequantize --dry-run --revision main",
@@ -104,14 +106,16 @@ fn all_are_taken() {
     let question = "{\"question\": \"A text of\", \"choices\": [\"some\", \"words\"], \"answer\": 0}\n";
     std::fs::write(root.join("suite.jsonl"), question).unwrap();
     std::fs::write(root.join("recipe.toml"), "[[layer]]\npath = \"*.mlp.down_proj\"\nbits = 6\n").unwrap();
+    let moe = concat!(env!("CARGO_MANIFEST_DIR"), "/../quant/tests/fixtures/demo-moe");
     for line in LINES {
-        let line = line.replace("{}", root.to_str().unwrap());
+        let line = line.replace("{}", root.to_str().unwrap()).replace("{moe}", moe);
         let mut run = mlx_quant();
         knows(&mut run, &hub, root).args(line.split_whitespace()).current_dir(root);
         let made = run.output().unwrap();
         assert!(made.status.success(), "{line}\n{}", String::from_utf8_lossy(&made.stderr));
     }
-    for name in ["o1", "o2", "o4", "o7", "o9", "o10", "o11", "o12", "o12-mtp", "o13", "o13-mtp", "o14"] {
+    for name in ["o1", "o2", "o4", "o7", "o9", "o10", "o11", "o12", "o12-mtp", "o13", "o13-mtp", "o14", "o15"]
+    {
         assert!(root.join(name).join("config.json").exists(), "{name}");
     }
 }

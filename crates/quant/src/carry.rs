@@ -5,7 +5,7 @@
 //! which thread does it or when, and the bytes are the same for every number of threads.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
@@ -18,7 +18,7 @@ use rayon::prelude::*;
 use crate::methods::{How, Rounded, round};
 use crate::observer::{Event, Observer};
 use crate::plan::{Item, Job, Plan};
-use crate::{Error, Model};
+use crate::{Error, Model, spread};
 
 /// Input bytes of one chunk: small enough for a core's cache, large enough for the disk.
 pub(crate) const CHUNK_BYTES: usize = 1 << 20;
@@ -42,6 +42,8 @@ pub(crate) struct Carrier<'a> {
     pub(crate) observer: &'a dyn Observer,
     /// Scales and biases are searched instead of taken from each group's extremes.
     pub(crate) search: Option<&'a ColumnWeights>,
+    /// Layers where the search stays near those extremes, by module path.
+    pub(crate) careful: Option<&'a BTreeSet<String>>,
 }
 
 /// Buffers of one thread.
@@ -111,6 +113,7 @@ impl Carrier<'_> {
         let mut next = self.next_round(&mut pending);
         let (mut read, mut unrecorded, mut recorded) = (0u64, 0u64, Instant::now());
         let mut finished = Vec::new();
+        let mut globals = BTreeMap::new();
         while !next.is_empty() {
             if observer.cancelled() {
                 writer.record(finished)?;
@@ -119,6 +122,12 @@ impl Carrier<'_> {
             let upcoming = self.next_round(&mut pending);
             let round = std::mem::replace(&mut next, upcoming);
             observer.event(Event::Working { name: &plan.items[round[0].item].name });
+            for chunk in &round {
+                if plan.is_spread(&plan.items[chunk.item]) && !globals.contains_key(&chunk.item) {
+                    globals
+                        .insert(chunk.item, pool.install(|| spread::globals(model, &plan.items[chunk.item])));
+                }
+            }
             // All results, so that the same chunk is blamed whatever the timing.
             let results: Vec<Result<(), Error>> = pool.install(|| {
                 let shared: &Writer = writer;
@@ -135,7 +144,11 @@ impl Carrier<'_> {
                             plan,
                             writer: shared,
                             item: &plan.items[chunk.item],
+                            globals: globals.get(&chunk.item).map(Vec::as_slice),
                             search: self.search,
+                            careful: self
+                                .careful
+                                .is_some_and(|paths| paths.contains(&plan.items[chunk.item].name)),
                         };
                         task.run(chunk.rows.clone(), scratch)
                     })
@@ -173,11 +186,14 @@ impl Carrier<'_> {
 
 /// One item of a conversion.
 struct Task<'a> {
+    /// What scales of each expert are spread over, where the layer has that.
+    globals: Option<&'a [f32]>,
     model: &'a Model,
     plan: &'a Plan,
     writer: &'a Writer,
     item: &'a Item,
     search: Option<&'a ColumnWeights>,
+    careful: bool,
 }
 
 impl Task<'_> {
@@ -228,7 +244,14 @@ impl Task<'_> {
                     biases: &mut scratch.biases,
                 };
                 let allow = self.plan.settings.allow_nonfinite;
-                mlx_format::quantize(*scheme, *float, columns, &bytes, out, allow).map_err(|found| {
+                let done = match self.globals {
+                    None => mlx_format::quantize(*scheme, *float, columns, &bytes, out, allow),
+                    Some(globals) => {
+                        let height = view.rows() / globals.len();
+                        spread::quantize(*float, columns, &bytes, (globals, height), rows.start, out)
+                    }
+                };
+                done.map_err(|found| {
                     let (tensor, file, element) = self.place(view, rows.start, columns, found.element);
                     Error::NonFinite { tensor, file, element, value: found.value }
                 })?;
@@ -236,6 +259,10 @@ impl Task<'_> {
                 self.write(1, &rows, scale_bytes, &scratch.scales)?;
                 if scheme.has_biases() {
                     self.write(2, &rows, biases_row, &scratch.biases)?;
+                }
+                if let (Some(globals), 0) = (self.globals, rows.start) {
+                    let bytes: Vec<u8> = globals.iter().flat_map(|global| global.to_le_bytes()).collect();
+                    self.write(2, &(0..globals.len()), 4, &bytes)?;
                 }
             }
             Job::Dequantize { weight, scales, biases, float, scheme } => {
@@ -296,7 +323,10 @@ impl Task<'_> {
         let known = known.filter(|weights| !weights.is_empty() && weights.len().is_multiple_of(columns));
         let Some(weights) = known else {
             let even = vec![1.0; columns];
-            let rounded = round(&values, columns, scheme, float, How::Blind { weights: &even });
+            let weights = &even[..];
+            let how =
+                if self.careful { How::Careful { weights, blind: true } } else { How::Blind { weights } };
+            let rounded = round(&values, columns, scheme, float, how);
             let rounded = rounded.map_err(mlx_quant_model::WeightsError::from)?;
             return write_rounded(self.writer, self.item.first_output, rows.start, float, &rounded);
         };
@@ -307,7 +337,9 @@ impl Task<'_> {
             let expert = start / per_expert;
             let end = rows.end.min((expert + 1) * per_expert);
             let own = &values[(start - rows.start) * columns..(end - rows.start) * columns];
-            let how = How::Nearest { weights: &weights[expert * columns..][..columns] };
+            let weights = &weights[expert * columns..][..columns];
+            let how =
+                if self.careful { How::Careful { weights, blind: false } } else { How::Nearest { weights } };
             let rounded =
                 round(own, columns, scheme, float, how).map_err(mlx_quant_model::WeightsError::from)?;
             write_rounded(self.writer, self.item.first_output, start, float, &rounded)?;

@@ -1,6 +1,6 @@
 //! Carrying out a plan that needs no calibration.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt::Write as _;
 use std::path::Path;
 use std::time::Instant;
@@ -15,9 +15,13 @@ use crate::source::is_processor;
 
 const GENERATION_CONFIG: &str = "generation_config.json";
 
+/// Bits at which a search without data is careful: with fewer codes, grids that keep zero and an edge leave too little;
+/// with more, none does harm.
+const CAREFUL_BITS: u32 = 3;
+
 use crate::{Error, Model, model_card, threads};
-use mlx_quant_model::decoder::{Block, Norm};
-use mlx_quant_model::{Producer, View};
+use mlx_quant_model::decoder::{Block, Decoder, Layer, Norm};
+use mlx_quant_model::{Producer, Site, View};
 
 /// Starts or resumes the output, with a note where nothing keeps a second run out of it.
 pub(crate) fn open_writer(
@@ -114,10 +118,14 @@ pub fn convert<'d>(
         model.checkpoint.directory().check_readable(file)?;
     }
     let pool = threads::pool(threads)?;
-    let weights = if plan.settings.search { column_weights(model, plan) } else { ColumnWeights::new() };
+    let (weights, careful) = if plan.settings.search {
+        known_of_inputs(model, plan)
+    } else {
+        (ColumnWeights::new(), BTreeSet::new())
+    };
     let search = plan.settings.search.then_some(&weights);
     let mut writer = open_writer(target, plan, Run::from(&*fingerprint(model, plan)?), observer)?;
-    let carrier = Carrier { model, plan, pool: &pool, observer, search };
+    let carrier = Carrier { model, plan, pool: &pool, observer, search, careful: Some(&careful) };
     let read = match carrier.carry(&mut writer, 0..plan.items.len()) {
         Ok(read) => read,
         Err(error) => {
@@ -208,10 +216,40 @@ pub(crate) fn fingerprint_of(source: &str, plan: &Plan) -> String {
     format!("mlx-quant {}, algorithm {} {hash}", env!("CARGO_PKG_VERSION"), crate::device::ALGORITHM)
 }
 
-/// What is known without data of how loud the inputs of a layer's columns are: behind a norm, the squares of its
-/// weight, as what it normed has unit variance. Nothing for a model without a decoder description.
-fn column_weights(model: &Model, plan: &Plan) -> ColumnWeights {
-    let Ok(walk) = crate::Walk::open(model) else { return ColumnWeights::new() };
+/// What is known without data of the inputs of layers, and the layers of 3 bits where that may be far from what they are.
+/// For a model without a decoder description: nothing, and all.
+fn known_of_inputs(model: &Model, plan: &Plan) -> (ColumnWeights, BTreeSet<String>) {
+    let careful =
+        |item: &&Item| matches!(item.job, Job::Quantize { scheme, .. } if scheme.bits() == CAREFUL_BITS);
+    let mut careful: BTreeSet<String> =
+        plan.items.iter().filter(careful).map(|item| item.name.clone()).collect();
+    let Ok(walk) = crate::Walk::open(model) else { return (ColumnWeights::new(), careful) };
+    for path in bold(&walk.decoder) {
+        careful.remove(path);
+    }
+    (column_weights(&walk, plan), careful)
+}
+
+/// Layers whose inputs are about as loud as they seem: tables and head, which read tokens or the last norm; what gates
+/// and widens in a feed-forward network; and what reads the mean of values that attention is. Behind the norm of a mixer,
+/// and behind a gated product, some inputs are hundreds of times as loud as others.
+fn bold(decoder: &Decoder) -> impl Iterator<Item = &str> {
+    let stages = decoder.blocks.iter().flat_map(|block| &block.stages);
+    let blocks = stages.flat_map(|stage| &stage.branches).flat_map(|branch| {
+        let feeds = matches!(branch.layer, Layer::Mlp(_) | Layer::Moe(_));
+        let even = move |site: &Site<'_>| match site.producer {
+            Producer::Norm(_) | Producer::Residual => feeds,
+            Producer::Attention(_) => true,
+            Producer::Product(_) | Producer::Other => false,
+        };
+        branch.sites().into_iter().filter(even).flat_map(|site| site.readers)
+    });
+    blocks.map(|linear| linear.path.as_str()).chain(decoder.tables())
+}
+
+/// How loud the inputs of a layer's columns are behind a norm: the squares of its weight, as what it normed has unit
+/// variance.
+fn column_weights(walk: &crate::Walk, plan: &Plan) -> ColumnWeights {
     let mut weights = ColumnWeights::new();
     let of = |norm: &Norm| -> Option<Vec<f32>> {
         let path = norm.path.as_ref().filter(|path| !path.contains("{head}"))?;
@@ -220,9 +258,7 @@ fn column_weights(model: &Model, plan: &Plan) -> ColumnWeights {
         let one = if norm.plus_one { 1.0 } else { 0.0 };
         Some(weight.iter().map(|value| (value + one) * (value + one)).collect())
     };
-    for site in
-        walk.decoder.blocks.iter().flat_map(Block::sites).filter(mlx_quant_model::Site::has_own_readers)
-    {
+    for site in walk.decoder.blocks.iter().flat_map(Block::sites).filter(Site::has_own_readers) {
         if let Producer::Norm(norm) = site.producer
             && let Some(squares) = of(norm)
         {

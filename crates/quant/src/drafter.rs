@@ -64,7 +64,7 @@ pub fn write(
     let pool = threads::pool(threads)?;
     let observer = Unseen(observer);
     let mut writer = open_writer(target, plan, Run::from(&*identity), &observer)?;
-    let carrier = Carrier { model, plan, pool: &pool, observer: &observer, search: None };
+    let carrier = Carrier { model, plan, pool: &pool, observer: &observer, search: None, careful: None };
     if let Err(error) = carrier.carry(&mut writer, 0..plan.items.len()) {
         if error.is_refusal() {
             writer.discard_if_fresh()?;

@@ -73,6 +73,7 @@ pub mod session;
 pub mod setting;
 pub mod source;
 pub mod spelling;
+mod spread;
 pub mod stream;
 mod team;
 #[cfg(test)]

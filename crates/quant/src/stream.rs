@@ -172,7 +172,8 @@ pub fn convert_streamed<'d>(
         };
         let ready: Vec<usize> = wanted.into_iter().filter(ready).collect();
         let part = Part { whole: observer, before: resumed + read };
-        let carrier = Carrier { model: &model, plan, pool: &pool, observer: &part, search: None };
+        let carrier =
+            Carrier { model: &model, plan, pool: &pool, observer: &part, search: None, careful: None };
         match carrier.carry(&mut writer, ready.iter().copied()) {
             Ok(bytes) => read += bytes,
             Err(error) => {

@@ -465,3 +465,35 @@ fn prediction_heads_are_left_out_and_said() {
     assert_eq!(with.items.len(), without.items.len());
     assert!(mlx_quant::card::model_card(&with, &model).contains("head (2 tensors) is left out"));
 }
+
+/// Without data the search is careful at 3 bits where inputs may be far louder than weights tell: grids of q, k, v and down,
+/// of experts too, hold zero as plain rounding's do. It is not elsewhere, and not at other widths.
+#[test]
+fn a_search_without_data_is_careful_at_three_bits() {
+    let demo = mlx_quant::open(&mlx_quant::demo()).unwrap();
+    let moe = open_path(&common::fixtures().join("demo-moe")).unwrap();
+    for (model, bits) in [(&demo, 3), (&demo, 4), (&moe, 3)] {
+        let directory = tempfile::tempdir().unwrap();
+        let settings = Settings { search: true, ..quantize(bits, 64) };
+        let made = convert_to(model, settings, &directory.path().join("model")).unwrap();
+        let numbers = |name: String| -> Vec<f32> {
+            let bytes = made.bytes(&made.tensors()[&name]).chunks_exact(2);
+            bytes.map(|bytes| half::bf16::from_le_bytes([bytes[0], bytes[1]]).to_f32()).collect()
+        };
+        let mut seen = [0, 0];
+        let paths = made.tensors().keys().filter_map(|name| name.strip_suffix(".scales"));
+        // Routers have 8 bits.
+        for path in paths.filter(|path| !path.ends_with(".mlp.gate")) {
+            let [scales, biases] = ["scales", "biases"].map(|leaf| numbers(format!("{path}.{leaf}")));
+            let holds_zero = scales.iter().zip(&biases).all(|(scale, bias)| {
+                let code = (-bias / scale).round();
+                // Up to the rounding of the scale to bfloat16.
+                (code * scale + bias).abs() <= bias.abs() / 128.0
+            });
+            let loud = ["q_proj", "k_proj", "v_proj", "down_proj"].iter().any(|end| path.ends_with(end));
+            assert_eq!(holds_zero, loud && bits == 3, "{path}, {bits} bits");
+            seen[usize::from(loud)] += 1;
+        }
+        assert!(seen[0] > 5 && seen[1] > 5, "{seen:?}");
+    }
+}

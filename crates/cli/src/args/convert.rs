@@ -51,6 +51,10 @@ pub(crate) struct Convert {
     #[arg(long)]
     pub(crate) search: bool,
 
+    /// A float32 for each of stacked experts, over which its scales are spread (with --q-mode nvfp4; loads in mlx_lm 0.32.2 and later)
+    #[arg(long, requires = "quantize", conflicts_with = "search")]
+    pub(crate) q_global_scale: bool,
+
     /// Mixed-bit recipe: more bits for some layers' value and down projections and for the head
     #[arg(long, value_enum, value_name = "RECIPE")]
     pub(crate) quant_predicate: Option<RecipeArg>,

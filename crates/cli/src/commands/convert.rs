@@ -83,6 +83,7 @@ fn settings(args: &Convert, printer: Printer) -> Result<Settings> {
         overrides,
         keep_unreached: false,
         search: args.search && args.quantize,
+        global_scale: args.q_global_scale && args.quantize,
         schemes: std::collections::BTreeMap::new(),
         packed: if asks { PackedSource::Match } else { PackedSource::Keep },
         dequantize: args.dequantize,

@@ -19,7 +19,7 @@ use super::product::{Finish, Matrix, Product};
 use super::program::{Program, program};
 use super::strided::{Strided, Value, elements};
 use crate::error::{Error, Result};
-use crate::rounding::How;
+use crate::rounding::{CAREFUL, How, Search, reach};
 
 static SEARCH: Program = program!("search", 2, 2, "grid");
 static NEAREST: Program = program!("nearest", 2, 2, "grid");
@@ -34,18 +34,6 @@ const BLOCK: usize = 512;
 const SWEPT: usize = 1024;
 /// Candidates of the search: the grid of `mx.quantize`, and 7 positions of each edge.
 const CANDIDATES: u32 = 50;
-
-/// How far an edge moves inwards at most, as a fraction of the range: the fewer codes, the further.
-fn reach(bits: u32) -> f32 {
-    match bits {
-        0..=2 => 0.36,
-        3 => 0.27,
-        4 => 0.2,
-        5 => 0.14,
-        6 => 0.09,
-        _ => 0.04,
-    }
-}
 
 /// Upper factors and Hessians `[columns, columns]` of the members of a task, so many elements from one to the next.
 #[derive(Clone, Copy)]
@@ -116,7 +104,7 @@ impl<'t> Task<'t> {
         start: usize,
         count: usize,
         weights: Slice<'_>,
-        search: bool,
+        search: Search,
         blind: bool,
     ) -> Result<()> {
         let groups = count / self.group;
@@ -124,10 +112,14 @@ impl<'t> Task<'t> {
         for first in (0..groups).step_by(self.card.groups as usize) {
             let (own, begin) = ((groups - first).min(self.card.groups as usize), start + first * self.group);
             let [scales, biases] = self.grids(begin, own);
-            let unit = reach(self.bits) / 6.0;
+            let unit = reach(self.bits) * if search == Search::Careful { CAREFUL } else { 1.0 } / 6.0;
             self.card.launch(&Launch {
                 program: &SEARCH,
-                words: &[self.words(), ("BLIND", u8::from(blind).to_string())],
+                words: &[
+                    self.words(),
+                    ("BLIND", u8::from(blind).to_string()),
+                    ("CAREFUL", u8::from(search == Search::Careful).to_string()),
+                ],
                 slices: &[
                     self.columns_of(&self.values, begin, own * self.group),
                     weights.part(begin, weights.count - self.columns + own * self.group),
@@ -137,7 +129,7 @@ impl<'t> Task<'t> {
                 numbers: &[
                     self.rows as u32,
                     self.group as u32,
-                    if search { CANDIDATES } else { 0 },
+                    if search == Search::Plain { 0 } else { CANDIDATES },
                     self.most(),
                     unit.to_bits(),
                     0,
@@ -153,7 +145,7 @@ impl<'t> Task<'t> {
     }
 
     /// All columns to the nearest codes of their grids, which are chosen first.
-    fn nearest(&self, weights: Slice<'_>, search: bool, blind: bool) -> Result<()> {
+    fn nearest(&self, weights: Slice<'_>, search: Search, blind: bool) -> Result<()> {
         self.search(0, self.columns, weights, search, blind)?;
         let [scales, biases] = self.grids(0, self.columns / self.group);
         let count = self.columns * self.rows;
@@ -216,7 +208,7 @@ impl<'t> Task<'t> {
         for first in (0..size).step_by(block) {
             let end = (first + block).min(size);
             for start in (first..end).step_by(group) {
-                self.search(start, group, self.of_members(&weights), true, false)?;
+                self.search(start, group, self.of_members(&weights), Search::Full, false)?;
                 let own = errors.part((start - first) * self.rows, group * self.rows);
                 let [scales, biases] = self.grids(start, 1);
                 let numbers = [self.rows, group, size, start, self.own, apart].map(|number| number as u32);
@@ -359,14 +351,15 @@ impl<'t> Task<'t> {
         let block = |size: usize| size.max(BLOCK).min(self.columns).next_multiple_of(self.group);
         let all = |memory| Slice::all(memory, self.columns);
         match how {
-            How::Plain => self.nearest(all(&brought(&vec![0.0; self.columns])?), false, false),
-            How::Blind { weights } => self.nearest(all(&brought(weights)?), true, true),
-            How::Nearest { weights } => self.nearest(all(&brought(weights)?), true, false),
+            How::Plain => self.nearest(all(&brought(&vec![0.0; self.columns])?), Search::Plain, false),
+            How::Blind { weights } => self.nearest(all(&brought(weights)?), Search::Full, true),
+            How::Careful { weights, blind } => self.nearest(all(&brought(weights)?), Search::Careful, blind),
+            How::Nearest { weights } => self.nearest(all(&brought(weights)?), Search::Full, false),
             How::Refined { sweeps, .. } => {
                 let squares = squares.ok_or_else(|| Error::msg("a weight to be refined has no factor"))?;
                 let original: Result<Memory> = original(sweeps);
                 let weights = self.diagonal(squares.hessian, squares.apart, "x")?;
-                self.nearest(self.of_members(&weights), true, false)?;
+                self.nearest(self.of_members(&weights), Search::Full, false)?;
                 self.descend(squares, original?, sweeps)
             }
             How::Compensated { block_size, sweeps, .. } => {

@@ -23,8 +23,21 @@ const ROUND: f32 = 12_582_912.0;
 const STEPS: usize = 7;
 /// Rounds of least squares.
 const REFINEMENTS: usize = 3;
+/// How far edges move in a careful search, as a part of how far they move in a full one.
+pub(crate) const CAREFUL: f32 = 0.25;
 /// The smallest step, as in `mx.quantize`.
 const EPS: f32 = 1e-7;
+
+/// Which grids are tried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Search {
+    /// That of `mx.quantize` alone.
+    Plain,
+    /// Both edges of the range move, then least squares.
+    Full,
+    /// Edges move a quarter as far, and one of them and zero stay exact, as in `mx.quantize`.
+    Careful,
+}
 
 /// Scale and bias of one group of sixteen rows.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -34,7 +47,7 @@ pub(crate) struct Grid {
 }
 
 /// How far an edge moves inwards at most, as a fraction of the range: the fewer codes, the further.
-const fn reach(bits: u32) -> f32 {
+pub(crate) const fn reach(bits: u32) -> f32 {
     match bits {
         0..=2 => 0.36,
         3 => 0.27,
@@ -213,7 +226,7 @@ pub(crate) fn search_in(
     weights: &[f32],
     bits: u32,
     float: FloatType,
-    search: bool,
+    search: Search,
     blind: bool,
 ) -> Grid {
     let most = ((1u32 << bits) - 1) as f32;
@@ -225,13 +238,14 @@ pub(crate) fn search_in(
         }
     }
     let mut best = Grid::plain(&low, &high, most, float);
-    if !search {
+    if search == Search::Plain {
         return best;
     }
+    let careful = search == Search::Careful;
     let mean = mean_square(columns);
     let heavy = blind.then_some(&mean);
     let mut least = best.loss(columns, weights, heavy, most);
-    let unit = reach(bits) / (STEPS - 1) as f32;
+    let unit = reach(bits) * if careful { CAREFUL } else { 1.0 } / (STEPS - 1) as f32;
     for from_low in 0..STEPS {
         for from_high in 0..STEPS {
             let (mut lower, mut upper) = (low, high);
@@ -240,12 +254,16 @@ pub(crate) fn search_in(
                 lower[lane] = low[lane] + range * (unit * from_low as f32);
                 upper[lane] = high[lane] - range * (unit * from_high as f32);
             }
-            let grid = Grid::of_range(&lower, &upper, most, float);
+            let grid = if careful {
+                Grid::plain(&lower, &upper, most, float)
+            } else {
+                Grid::of_range(&lower, &upper, most, float)
+            };
             let loss = grid.loss(columns, weights, heavy, most);
             best.improve(&mut least, &grid, &loss);
         }
     }
-    for _ in 0..REFINEMENTS {
+    for _ in 0..if careful { 0 } else { REFINEMENTS } {
         let grid = best.refined(columns, weights, heavy, most, float);
         let loss = grid.loss(columns, weights, heavy, most);
         best.improve(&mut least, &grid, &loss);

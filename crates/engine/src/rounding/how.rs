@@ -15,6 +15,14 @@ pub enum How<'h> {
         /// `[columns]`, not negative.
         weights: &'h [f32],
     },
+    /// Searched grid without data that stays near that of `mx.quantize`, nearest codes: an edge and zero stay exact,
+    /// and edges move a quarter as far. For inputs some of which may be far louder than `weights` say.
+    Careful {
+        /// `[columns]`, not negative.
+        weights: &'h [f32],
+        /// Large weights weigh more, as in [`How::Blind`].
+        blind: bool,
+    },
     /// Searched grid, nearest codes; a weight for each column.
     Nearest {
         /// `[columns]`, not negative.
@@ -56,6 +64,7 @@ impl<'h> How<'h> {
         Ok(match self {
             Self::Plain => Way::Plain,
             Self::Blind { weights } => Way::Blind { weights },
+            Self::Careful { weights, blind } => Way::Careful { weights, blind },
             Self::Nearest { weights } => Way::Nearest { weights },
             Self::Refined { factor, block_size, sweeps } => {
                 Way::Refined { factor: held(factor)?, block_size, sweeps }

@@ -8,7 +8,7 @@ use mlx_format::{FloatType, Scheme};
 
 use super::elements::{Elements, Scales, numbers};
 use super::float_grid::search_float;
-use super::grid::{Grid, LANES, Lanes, search_in, stored};
+use super::grid::{Grid, LANES, Lanes, Search, search_in, stored};
 use super::way::{Held, ROWS, Way};
 use crate::exp::vectorised;
 
@@ -44,7 +44,7 @@ impl Task {
         let mut transposed = vec![[0f32; ROWS]; columns];
         for (lane, row) in values.chunks_exact(columns).enumerate() {
             match how {
-                Way::Plain | Way::Blind { .. } | Way::Nearest { .. } => {
+                Way::Plain | Way::Blind { .. } | Way::Careful { .. } | Way::Nearest { .. } => {
                     transposed.iter_mut().zip(row).for_each(|(column, value)| column[lane] = *value);
                 }
                 Way::Refined { factor, .. } | Way::Compensated { factor, .. } => {
@@ -71,15 +71,16 @@ impl Task {
     /// Chooses codes, scales and biases.
     pub(super) fn run(&mut self, how: Way<'_>) {
         match how {
-            Way::Plain => self.nearest(&vec![0.0; self.columns], false, false),
-            Way::Blind { weights } => self.nearest(weights, true, true),
-            Way::Nearest { weights } => self.nearest(weights, true, false),
+            Way::Plain => self.nearest(&vec![0.0; self.columns], Search::Plain, false),
+            Way::Blind { weights } => self.nearest(weights, Search::Full, true),
+            Way::Careful { weights, blind } => self.nearest(weights, Search::Careful, blind),
+            Way::Nearest { weights } => self.nearest(weights, Search::Full, false),
             Way::Refined { factor, block_size, sweeps } => {
                 let block = block_size.clamp(1, self.columns).next_multiple_of(self.group);
                 let original = self.values.clone();
                 let weights: Vec<f32> =
                     (0..self.columns).map(|at| factor.hessian[at * self.columns + at]).collect();
-                self.nearest(&weights, true, false);
+                self.nearest(&weights, Search::Full, false);
                 self.descend(factor, block, &original, sweeps);
             }
             Way::Compensated { factor, block_size, sweeps } => {
@@ -93,7 +94,7 @@ impl Task {
 
     /// Searches scale and bias of the group that begins at `start`.
     #[inline(always)]
-    fn search(&mut self, start: usize, weights: &[f32], search: bool, blind: bool) {
+    fn search(&mut self, start: usize, weights: &[f32], search: Search, blind: bool) {
         let mut tile = [[0f32; LANES]; MAX_GROUP];
         let tile = &mut tile[..self.group];
         for part in 0..ROWS / LANES {
@@ -140,7 +141,7 @@ impl Task {
         inverse
     }
 
-    fn nearest(&mut self, weights: &[f32], search: bool, blind: bool) {
+    fn nearest(&mut self, weights: &[f32], search: Search, blind: bool) {
         vectorised(
             #[inline(always)]
             || {
@@ -167,7 +168,7 @@ impl Task {
                 || {
                     for at in first..end {
                         if at % self.group == 0 {
-                            self.search(at, &weights, true, false);
+                            self.search(at, &weights, Search::Full, false);
                         }
                         let inverse = self.inverse(at / self.group);
                         let mut error = self.encode(at, &inverse);
@@ -349,7 +350,7 @@ impl Task {
     /// Into the places of the weight's own order.
     pub(super) fn give(&self, how: Way<'_>, codes: &mut [u8], scales: &mut [f32], biases: &mut [f32]) {
         let place = |at: usize| match how {
-            Way::Plain | Way::Blind { .. } | Way::Nearest { .. } => at,
+            Way::Plain | Way::Blind { .. } | Way::Careful { .. } | Way::Nearest { .. } => at,
             Way::Refined { factor, .. } | Way::Compensated { factor, .. } => factor.order[at],
         };
         let groups = self.columns / self.group;

@@ -25,6 +25,7 @@ impl Held<'_> {
 pub(crate) enum Way<'h> {
     Plain,
     Blind { weights: &'h [f32] },
+    Careful { weights: &'h [f32], blind: bool },
     Nearest { weights: &'h [f32] },
     Refined { factor: Held<'h>, block_size: usize, sweeps: usize },
     Compensated { factor: Held<'h>, block_size: usize, sweeps: usize },

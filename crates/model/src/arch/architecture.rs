@@ -183,6 +183,13 @@ impl Architecture {
         }
     }
 
+    /// Whether a linear of `axes` axes is what MLX stacks experts in (`SwitchLinear`), and not the heads of latent attention
+    /// (`MultiLinear`).
+    pub fn is_experts(&self, path: &str, axes: usize) -> bool {
+        let heads = ["embed_q", "unembed_out"];
+        axes == 3 && self.is_linear(path, axes) && !heads.iter().any(|leaf| ends_with_segments(path, leaf))
+    }
+
     /// Whether a head of its own is dropped, because it is the embedding's table.
     pub fn drops_head(&self) -> bool {
         let heads = ["lm_head.weight", "model.lm_head.weight"];

@@ -5,7 +5,7 @@ use mlx_quant_model::{Architecture, View};
 use serde::Serialize;
 
 use super::ids::Paths;
-use super::{GenerationConfig, Item, Settings, TensorId};
+use super::{GenerationConfig, Item, Job, Settings, TensorId};
 
 /// Parts that see and hear, which are carried along beside the language model.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -75,6 +75,13 @@ impl Plan {
     /// If it is another plan's.
     pub fn item(&self, id: TensorId) -> &Item {
         &self.items[id.index()]
+    }
+
+    /// Whether an item is a layer of stacked experts that gets a `global_scale`, its last tensor.
+    pub(crate) fn is_spread(&self, item: &Item) -> bool {
+        let last = self.layout.specs().get(item.first_output + 2);
+        matches!(item.job, Job::Quantize { .. })
+            && last.is_some_and(|spec| spec.name.strip_suffix(".global_scale") == Some(item.name.as_str()))
     }
 
     /// Stored bits per weight of the whole model, as mlx-lm counts them.

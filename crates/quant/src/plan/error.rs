@@ -34,6 +34,10 @@ pub enum PlanError {
         "layer {0} has a global_scale for each expert, which -d does not decode; hint: get the bfloat16 version of this model"
     )]
     GlobalScale(String),
+    #[error(
+        "nothing in this model has a global_scale: MLX has it for stacked experts in nvfp4 alone; hint: leave out --q-global-scale, or add --q-mode nvfp4 to a mixture of experts"
+    )]
+    NoGlobalScale,
     #[error("mixed-bit recipes are affine, not {0}; hint: leave out --q-mode or --quant-predicate")]
     MixedMode(&'static str),
     #[error(

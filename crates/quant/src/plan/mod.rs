@@ -65,6 +65,9 @@ impl Plan {
         let mtp = settings.mtp && !checkpoint.is_headers_only();
         let drafter = mtp.then(|| DrafterPlan::new(checkpoint, config, &settings)).transpose()?;
         let mut plan = Planner::new(named, settings, config)?.finish(config, eos)?;
+        if plan.settings.global_scale && !plan.items.iter().any(|item| plan.is_spread(item)) {
+            return Err(PlanError::NoGlobalScale);
+        }
         plan.drafter = drafter.map(Box::new);
         if plan.settings.mtp && !mtp {
             plan.notes.push(

@@ -15,7 +15,7 @@ use super::head::repeated;
 use super::ids::Paths;
 use super::mixed::Mixed;
 use super::packed::PackedLayers;
-use super::specs::{check_together, entry, packed_specs, settle_entry};
+use super::specs::{check_together, entry, packed_specs, settle_entry, spread};
 use super::{Item, Job, PackedSource, Plan, PlanError, Settings, Towers};
 use crate::parameters::OuterModules;
 use mlx_quant_model::{Architecture, Existing, Named, Taken, View, arch};
@@ -360,7 +360,9 @@ impl Planner {
                 }
                 self.packed.rounded(path);
                 self.quantized += 1;
-                let specs = packed_specs(path, &view.shape(), scheme, float);
+                let mut specs = packed_specs(path, &view.shape(), scheme, float);
+                let experts = self.settings.global_scale && self.architecture.is_experts(path, axes);
+                self.entries.extend(spread(path, experts.then(|| view.shape()[0]), scheme, &mut specs));
                 self.push(path, Job::Quantize { view, float, scheme }, specs);
                 Ok(())
             }

@@ -36,6 +36,9 @@ pub struct Settings {
     pub keep_unreached: bool,
     /// Search scales and biases instead of taking them from each group's extremes; same format, same size.
     pub search: bool,
+    /// With nvfp4: a float32 for each of stacked experts, over which its scales are spread (`global_scale` of mlx_lm's
+    /// `quantize_model`, read by mlx_lm 0.32.2 and later).
+    pub global_scale: bool,
     /// What becomes of layers that another quantizer has packed.
     pub packed: PackedSource,
     /// Decode a quantized model.

@@ -1,7 +1,7 @@
 //! What a planned layer leaves in files: its tensors, its entry in config.json.
 
 use mlx_format::checkpoint::TensorSpec;
-use mlx_format::{Dtype, FloatType, Scheme};
+use mlx_format::{Dtype, FloatType, Mode, Scheme};
 use mlx_quant_model::{Existing, SourceError, View, listed};
 use serde_json::{Map, Value};
 
@@ -12,6 +12,21 @@ pub(super) fn entry(scheme: Scheme) -> Value {
     map.insert("bits".to_owned(), scheme.bits().into());
     map.insert("mode".to_owned(), scheme.mode().name().into());
     map.into()
+}
+
+/// Adds the `global_scale` of stacked experts in nvfp4, a float32 for each, to a layer's tensors. Gives its entry.
+pub(super) fn spread(
+    path: &str,
+    experts: Option<usize>,
+    scheme: Scheme,
+    specs: &mut Vec<TensorSpec>,
+) -> Option<(String, Value)> {
+    let experts = experts?;
+    let mut entry = (scheme.mode() == Mode::Nvfp4).then(|| entry(scheme))?;
+    entry["global_scale"] = true.into();
+    let name = format!("{path}.global_scale");
+    specs.push(TensorSpec { name, dtype: Dtype::F32, shape: vec![experts] });
+    Some((path.to_owned(), entry))
 }
 
 /// Weight, scales and biases of a layer of `shape` `[.., out, in]`.

@@ -50,6 +50,6 @@ impl Session<'_> {
 
     pub(super) fn carrier<'s>(&'s self, observer: &'s dyn Observer) -> Carrier<'s> {
         let search = (self.recipe.rounding() != Method::Rtn).then_some(&self.even);
-        Carrier { model: self.model, plan: self.plan, pool: self.pool, observer, search }
+        Carrier { model: self.model, plan: self.plan, pool: self.pool, observer, search, careful: None }
     }
 }

@@ -43,7 +43,7 @@ pub fn distill<'d>(
     let mut run = run_line(student, plan, windows, settings)?;
     run.identity = format!("{} taught by {teacher_hash}", run.identity);
     let mut writer = open_writer(target, plan, run.run(), observer)?;
-    let carrier = Carrier { model: student, plan, pool: &pool, observer, search: None };
+    let carrier = Carrier { model: student, plan, pool: &pool, observer, search: None, careful: None };
     let items = 0..plan.items.len();
     let carried = carrier.carry(&mut writer, items.clone());
     if let Err(error) = carried {

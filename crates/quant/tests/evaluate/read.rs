@@ -142,3 +142,74 @@ fn experts_with_global_scales_decode_as_mlx_has_it() {
 fn converted_with_globals(model: &Model) -> Converted {
     converted(model, Settings { dtype: Some(mlx_format::FloatType::Bf16), ..Settings::default() })
 }
+
+/// Experts written with a `global_scale` hold what `mx.quantize` gives with the largest magnitude of each, and only they do.
+#[test]
+fn experts_are_written_with_global_scales() {
+    let source = zoo("qwen3_moe");
+    let scheme = Scheme::new(Mode::Nvfp4, None, None).unwrap();
+    let settings = || Settings { quantize: Some(scheme), ..Settings::default() };
+    let spread = converted(&source, Settings { global_scale: true, ..settings() });
+    let plain = converted(&source, settings());
+    let config: Value =
+        serde_json::from_slice(&std::fs::read(spread.path.join("config.json")).unwrap()).unwrap();
+    let tensors = spread.checkpoint.tensors();
+    let mut layers = 0;
+    for (name, tensor) in tensors {
+        let Some(path) = name.strip_suffix(".weight") else { continue };
+        let global = tensors.get(&format!("{path}.global_scale"));
+        let entry = &config["quantization"][path];
+        assert_eq!(global.is_some(), path.contains(".switch_mlp."), "{path}");
+        let Some(global) = global else {
+            assert!(entry["global_scale"].is_null(), "{path}: {entry}");
+            assert_eq!(
+                spread.checkpoint.bytes(tensor),
+                plain.checkpoint.bytes(&plain.checkpoint.tensors()[name])
+            );
+            continue;
+        };
+        let expected =
+            serde_json::json!({"group_size": 16, "bits": 4, "mode": "nvfp4", "global_scale": true});
+        assert_eq!(*entry, expected, "{path}");
+        let (experts, rows) = (tensor.shape[0], tensor.shape[1]);
+        assert_eq!((global.dtype, &global.shape[..]), (Dtype::F32, &[experts][..]));
+        let weights = decoded(&source, name);
+        let size = weights.len() / experts;
+        let numbers = spread.checkpoint.bytes(global).chunks_exact(4);
+        let [words, scales] =
+            [tensor, &tensors[&format!("{path}.scales")]].map(|one| spread.checkpoint.bytes(one));
+        for (expert, number) in numbers.enumerate() {
+            let own = &weights[expert * size..][..size];
+            let most = own.iter().fold(0f32, |most, value| most.max(value.abs()));
+            assert_eq!(number, most.to_le_bytes(), "{path}, expert {expert}");
+            let (mut weight, mut bytes) = (vec![0; size / 2], vec![0; size / 16]);
+            let out = mlx_format::PackedMut { weight: &mut weight, scales: &mut bytes, biases: &mut [] };
+            let values = common::bf16_bytes(own.iter().copied());
+            let float = mlx_format::FloatType::Bf16;
+            mlx_format::fp::quantize_reference(Mode::Nvfp4, float, &values, out, Some(most));
+            assert!(
+                weight == words[expert * size / 2..][..size / 2],
+                "{path}, expert {expert} of {rows} rows"
+            );
+            assert!(bytes == scales[expert * size / 16..][..size / 16], "{path}, expert {expert}");
+        }
+        let error = |model: &Model| {
+            let found = decoded(model, name);
+            found.iter().zip(&weights).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>()
+        };
+        assert!(error(&spread) < 1.1 * error(&plain), "{path}: {} {}", error(&spread), error(&plain));
+        layers += 1;
+    }
+    assert_eq!(layers, 3 * 2);
+    let verification = mlx_quant::inspect::verify(&spread, &Silent, 2).unwrap();
+    assert_eq!(verification.verdict, mlx_quant::inspect::Verdict::Loads, "{verification:?}");
+    let windows = windows(&source, 24, 3);
+    let result = evaluate(&spread, Some(&source), &windows, &EvaluationSettings::default(), &Silent).unwrap();
+    assert!(result.total.against.unwrap().kl_mean < 0.1);
+    // Dense models have nothing that could have one, and neither has another mode.
+    for (model, quantize) in [(zoo("llama_tied"), scheme), (source, Scheme::affine(4, 32).unwrap())] {
+        let settings = Settings { quantize: Some(quantize), global_scale: true, ..Settings::default() };
+        let error = convert_to(&model, settings, &spread.directory.path().join("none")).unwrap_err();
+        assert!(error.to_string().contains("global_scale") && error.is_refusal(), "{error}");
+    }
+}

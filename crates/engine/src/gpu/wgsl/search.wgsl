@@ -1,5 +1,6 @@
 // The searched grid of each group of each row: both edges of the range are moved inwards in 7 x 7 steps, beside the
-// grid of mx.quantize, and the best is improved by weighted least squares three times (src/rounding/grid.rs).
+// grid of mx.quantize, and the best is improved by weighted least squares three times (src/rounding/grid.rs). A careful
+// search moves edges a quarter as far, keeps zero and one of them exact as mx.quantize does, and leaves it there.
 //
 // values [columns, rows], weights [columns] for each member, whose rows are side by side, scales and biases [groups, rows]. A workgroup takes one group of 4 rows,
 // 64 threads each: thread i judges candidate i, all at a time, over the group's columns in order; the first of the best
@@ -51,6 +52,13 @@ fn of_range(low: f32, high: f32) -> vec2<f32> {
     let step = (high - low) / p.most;
     return vec2<f32>(stored(select(step, EPS, step < EPS)), stored(low));
 }
+
+// Rounds of least squares.
+#if CAREFUL
+const REFINEMENTS = 0u;
+#else
+const REFINEMENTS = 3u;
+#end
 
 // What an element weighs.
 fn weighed(column: u32, value: f32, mean: f32) -> f32 {
@@ -118,7 +126,13 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             if (lane > 0u) {
                 let range = high - low;
                 let step = lane - 1u;
-                grid = of_range(low + range * (p.unit * f32(step / 7u)), high - range * (p.unit * f32(step % 7u)));
+                let lower = low + range * (p.unit * f32(step / 7u));
+                let upper = high - range * (p.unit * f32(step % 7u));
+#if CAREFUL
+                grid = plain(lower, upper);
+#else
+                grid = of_range(lower, upper);
+#end
             }
             let inverse = inverse_of(grid.x);
             own_loss = 0.0;
@@ -136,7 +150,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         grid = sums[best].xy;
         var least = losses[best];
         let middle = p.most / 2.0;
-        for (var turn = 0u; turn < 3u; turn += 1u) {
+        for (var turn = 0u; turn < REFINEMENTS; turn += 1u) {
             let inverse = inverse_of(grid.x);
             var part = vec4<f32>();
             var other = 0.0;
