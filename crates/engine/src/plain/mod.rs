@@ -25,13 +25,12 @@ pub(crate) use self::learning::{LONGEST, check_count, check_learning, check_star
 pub(crate) use self::learning::{
     fetch_codes, learned_codes, learned_grid, learned_weight, learning_step, without_largest,
 };
-#[cfg(feature = "gpu")]
-pub(crate) use self::linear::check_decode;
 pub(crate) use self::linear::{
-    check as check_linear, check_codes, decode, linear, observed_linear, packed_linear,
+    check as check_linear, check_codes, decode, linear, linears, observed_linear, packed_linear,
     shape as linear_shape, sum_of_rows,
 };
-pub(crate) use self::linear::{check_linears, linears};
+#[cfg(feature = "gpu")]
+pub(crate) use self::linear::{check_decode, check_linears};
 pub(crate) use self::linear_attention::{
     Way, check_linear_attention, linear_attention, linear_attention_gradients,
 };

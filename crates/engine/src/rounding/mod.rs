@@ -24,6 +24,7 @@ mod way;
 
 use mlx_format::{FloatType, Scheme};
 
+#[cfg(feature = "gpu")]
 pub(crate) use self::grid::{CAREFUL, Search, reach};
 pub use self::how::How;
 pub use self::pending::Pending;

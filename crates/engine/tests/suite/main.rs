@@ -8,6 +8,7 @@ mod gpu;
 mod learned;
 mod learning;
 mod losses;
+mod members;
 mod second_order;
 mod training;
 #[cfg(feature = "gpu")]
