@@ -194,6 +194,8 @@ impl Pass<'_> {
         let (mut outputs, mut start) = (Vec::new(), 0);
         for (expert, pairs) in by_expert.iter().enumerate().filter(|(_, pairs)| !pairs.is_empty()) {
             let x = sorted.narrow(0, start, pairs.len())?;
+            let tokens = &rows[start..start + pairs.len()];
+            self.watcher.route((!moe.router.before && moe.latent.is_none()).then_some(tokens));
             outputs.push(self.expert(experts, expert, &x).await?);
             start += pairs.len();
         }
@@ -205,11 +207,20 @@ impl Pass<'_> {
         outputs.broadcast_mul(&routing.weights.unsqueeze(2)?)?.sum(1)
     }
 
+    /// activation(gate(x)) * up(x) of an expert: what its last linear reads
+    pub(super) async fn inner(
+        &mut self,
+        mlp: &Mlp,
+        of: (usize, Option<usize>),
+        x: &Tensor,
+    ) -> Result<Tensor> {
+        let projected = self.read_expert(&mlp.gate.linears(), of, x).await?;
+        self.product(mlp, &projected)
+    }
+
     async fn expert(&mut self, experts: &Experts, expert: usize, x: &Tensor) -> Result<Tensor> {
         let (mlp, slice) = experts.of(expert);
-        let projected = self.read_expert(&mlp.gate.linears(), (expert, slice), x).await?;
-        let product = self.product(mlp, &projected)?;
-        drop(projected);
+        let product = self.inner(mlp, (expert, slice), x).await?;
         Ok(self.read_expert(&[&mlp.down], (expert, slice), &product).await?.remove(0))
     }
 

@@ -34,12 +34,19 @@ pub struct Stop {
     pub expert: Option<usize>,
     /// `[.., in]`; of experts only the tokens routed to them.
     pub input: Tensor,
+    /// The residual stream that the stage reads and adds to, `[batch, tokens, hidden]`.
+    pub stream: Option<Tensor>,
+    /// Of experts: the tokens of the batch that were routed to it, a row of `input` each; `None` where rows are more than
+    /// tokens, as inputs times what routing makes of them.
+    pub tokens: Option<Vec<u32>>,
 }
 
 #[derive(Debug, Default)]
 pub(super) struct Slot {
     pub(super) stop: Option<Stop>,
     pub(super) weights: Option<Vec<Tensor>>,
+    pub(super) stream: Option<Tensor>,
+    pub(super) tokens: Option<Vec<u32>>,
 }
 
 /// Shared between a course and its forward pass.
@@ -62,6 +69,20 @@ pub(crate) enum Watcher<'p> {
 }
 
 impl Watcher<'_> {
+    /// A stage begins on this residual stream.
+    pub(super) fn begin(&mut self, stream: &Tensor) {
+        if let Self::Mailbox(mailbox) = self {
+            mailbox.slot().stream = Some(stream.clone());
+        }
+    }
+
+    /// What follows is of an expert that these tokens were routed to, if it reads them as they are.
+    pub(super) fn route(&mut self, tokens: Option<&[u32]>) {
+        if let Self::Mailbox(mailbox) = self {
+            mailbox.slot().tokens = tokens.map(<[u32]>::to_vec);
+        }
+    }
+
     /// Weights to be used instead of the block's own, one of each reader, if any.
     pub(crate) async fn see(
         &mut self,
@@ -73,7 +94,12 @@ impl Watcher<'_> {
             Self::Tap(tap) => tap.see(readers, expert, input).map(|()| None),
             Self::Mailbox(mailbox) => {
                 let readers = readers.iter().copied().cloned().collect();
-                mailbox.slot().stop = Some(Stop { readers, expert, input: input.clone() });
+                {
+                    let mut slot = mailbox.slot();
+                    let stream = slot.stream.clone();
+                    let tokens = slot.tokens.clone().filter(|_| expert.is_some());
+                    slot.stop = Some(Stop { readers, expert, input: input.clone(), stream, tokens });
+                }
                 let mut asked = false;
                 std::future::poll_fn(|_| {
                     if std::mem::replace(&mut asked, true) { Poll::Ready(()) } else { Poll::Pending }

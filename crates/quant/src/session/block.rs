@@ -10,6 +10,7 @@ use mlx_quant_model::{Parameters, Producer, Site, View, WeightsError};
 use rayon::prelude::*;
 
 use super::Session;
+use super::aim::corrected;
 use super::work::{AllCodes, BlockWork, Stored};
 use crate::Error;
 use crate::carry::write_rounded;
@@ -17,7 +18,7 @@ use crate::methods::awq;
 use crate::methods::{Factor, Gram, How, Method, Pending};
 use crate::observer::Event;
 use crate::plan::Job;
-use crate::walks::calibrate::Visitor;
+use crate::walks::calibrate::{Drift, Visitor};
 
 /// An expert that saw fewer tokens than this part of its input features has no Hessian worth the name.
 pub(super) const FEW_TOKENS: f64 = 0.25;
@@ -46,7 +47,7 @@ impl BlockWork<'_> {
     /// Hessian is factored, unless losses are asked for.
     fn round_readers(
         &mut self,
-        site: &Site<'_>,
+        (site, drift): (&Site<'_>, Option<&Drift>),
         gram: Gram,
         factors: Option<&[f32]>,
     ) -> Result<Vec<Tensor>, Error> {
@@ -103,6 +104,13 @@ impl BlockWork<'_> {
             .iter()
             .map(|reader| self.weight(reader, site.slice))
             .collect::<Result<Vec<_>, _>>()?;
+        let weights = match (&factor, drift) {
+            (Some(factor), Some(drift)) => {
+                let correct = || corrected(&weights, &stored, (factor, factors), drift, method.correction);
+                session.pool.install(correct).map_err(WeightsError::from)?
+            }
+            _ => weights,
+        };
         // A card rounds all rows of a site together.
         let together = session.walk.device.memory().is_some() && weights.len() > 1;
         let done = session.pool.install(|| match stored[0] {
@@ -192,7 +200,7 @@ impl BlockWork<'_> {
                 factors = self.norms.get(path).cloned().flatten();
             }
             let gram = Gram::of_squares(&squares, weight.device()).map_err(WeightsError::from)?;
-            self.round_readers(site, gram, factors.as_deref())?;
+            self.round_readers((site, None), gram, factors.as_deref())?;
             self.visited.insert(index);
         }
         Ok(())
@@ -297,7 +305,12 @@ impl Visitor for BlockWork<'_> {
         let sites = self.sites;
         self.visited.insert(index);
         let factors = self.factors(index, &gram, sample)?;
-        self.round_readers(&sites[index], gram, factors.as_deref())
+        let drift = self.drifts.remove(&index);
+        self.round_readers((&sites[index], drift.as_ref()), gram, factors.as_deref())
+    }
+
+    fn drifted(&mut self, index: usize, drift: Drift) {
+        self.drifts.insert(index, drift);
     }
 
     fn cancelled(&self) -> bool {

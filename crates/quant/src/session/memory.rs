@@ -32,7 +32,7 @@ pub struct QuantizeMemory {
     pub hessians: u64,
     /// The site's readers as they are rounded.
     pub weights: u64,
-    /// What learns of the block, its gradients, windows in front of and behind it once more; graphs of threads. Or, before the
+    /// All windows in full precision, and the block, where readers aim at them. What learns of the block, its gradients, windows in front of and behind it once more; graphs of threads. Or, before the
     /// first block, what windows leave in front of each, for what changes cost.
     pub learning: u64,
     /// What threads hold.
@@ -67,6 +67,8 @@ pub fn quantize_memory(
     };
     let gptq = matches!(settings.recipe.rounding(), Method::Gptq | Method::Refine);
     let folds = settings.recipe.folds();
+    let aims = settings.statistics.is_none()
+        && super::aim::aims(settings.recipe.rounding(), settings.method.correction);
     let sums = reduce::alive(windows.picked.len()) as u64;
     let mut largest = QuantizeMemory::default();
     let (within_a_block, state) = (walk.scratch_bytes(windows.sequence_length), walk.state_elements() as u64);
@@ -90,6 +92,7 @@ pub fn quantize_memory(
             // The residual stream, the norm's output, and the input itself where it is another.
             let own = if matches!(site.producer, Producer::Norm(_) | Producer::Residual) { 0 } else { size };
             // While windows come, sums of chunks wait for their partners.
+            let drift = if aims { (1 + sums) * size * (size + hidden) * 4 } else { 0 };
             let matrices = (1 + u64::from(folds) + if gptq { 3 } else { 0 }).max(sums);
             // A trial of a fold rounds all readers of the norm, experts included.
             let trial = match site.producer {
@@ -100,11 +103,18 @@ pub fn quantize_memory(
             let passed = if within < windows.picked.len() as u64 { *bytes } else { 0 };
             let mut sum = QuantizeMemory {
                 block: bytes + bytes * 5 / 16 + passed,
-                activations: within * tokens * 4 * (state + hidden + own + routed),
-                hessians: matrices * size * size * 4,
+                // Beside them in full precision.
+                activations: within * tokens * 4 * (state + hidden + own + routed) * if aims { 2 } else { 1 },
+                hessians: matrices * size * size * 4 + drift,
                 weights: trial.max(readers * 2),
                 // Of full precision, and as they stand in front of the block that learns.
-                learning: if settings.recipe.learns() { bytes + 2 * windows_held } else { 0 },
+                learning: if settings.recipe.learns() {
+                    bytes + 2 * windows_held
+                } else if aims {
+                    bytes + windows_held
+                } else {
+                    0
+                },
                 scratch: threads as u64 * (size * TASK).max(within_a_block),
                 ..QuantizeMemory::default()
             };

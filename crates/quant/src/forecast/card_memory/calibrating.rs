@@ -5,7 +5,7 @@ use mlx_quant_model::decoder::Layer;
 
 use super::on_card::{CardMemory, OnCard, buffer};
 use crate::methods::Method;
-use crate::session::{HEAD_ROWS, QuantizeSettings};
+use crate::session::{HEAD_ROWS, QuantizeSettings, aims};
 use crate::walks::calibrate::held_in_parts;
 use crate::{reduce, threads_or_all};
 
@@ -60,7 +60,16 @@ impl OnCard<'_, '_> {
         let (sums, chunks) = (sums(windows), (windows as usize).div_ceil(reduce::CHUNK));
         let sweeps = gptq && settings.method.sweeps > 0;
         // In full precision, and as they stand in front of the block that learns.
-        let taught = if settings.recipe.learns() { 2 * self.states(windows) } else { 0 };
+        let aims =
+            settings.statistics.is_none() && aims(settings.recipe.rounding(), settings.method.correction);
+        let taught = if settings.recipe.learns() {
+            2 * self.states(windows)
+        } else if aims {
+            self.states(windows)
+        } else {
+            0
+        };
+        let streams = if aims { 2 } else { 1 };
         let mut most = CardMemory::default();
         let all = self.walk.block_bytes();
         for (index, block) in self.walk.decoder.blocks.iter().enumerate() {
@@ -81,6 +90,7 @@ impl OnCard<'_, '_> {
                 let pairs = if site.expert.is_some() { routed } else { 0 };
                 let state = self.walk.state_elements() as u64 + self.hidden() + own + pairs.max(waiting);
                 let square = buffer(size * size * 4);
+                let drift = if aims { (1 + sums) * (square + buffer(size * self.hidden() * 4)) } else { 0 };
                 // Readers of a site are rounded together, from a copy.
                 let rounded = buffer(readers.min(ROUNDED) * 4);
                 let together = if site.readers.len() > 1 { buffer(readers * 4) } else { 0 };
@@ -109,8 +119,8 @@ impl OnCard<'_, '_> {
                     let sum = CardMemory {
                         part: "calibrating",
                         weights: bytes + next + passed + codes,
-                        activations: within * self.tokens * 4 * state + taught,
-                        hessians,
+                        activations: within * self.tokens * 4 * state * streams + taught,
+                        hessians: hessians + drift,
                         scratch,
                         largest: square.max(self.largest(within)),
                         peak: 0,

@@ -6,13 +6,18 @@
 //! memory, windows are taken through a block a few at a time and once for each of its sites instead of being held
 //! at each site all together; the sums are the same, window by window.
 
+mod drift;
 mod gram;
 mod states;
 mod statistics;
 
-use mlx_quant_engine::Tensor;
-use mlx_quant_model::{Course, Forward, Parameters, Progress, Site, State, Stop, WeightsError};
+use std::sync::PoisonError;
 
+use mlx_quant_engine::Tensor;
+use mlx_quant_model::{Course, Forward, Parameters, Producer, Progress, Site, State, Stop, WeightsError};
+
+pub(crate) use self::drift::{Drift, Second};
+use self::drift::{DriftTree, Pair, add_drift, flat};
 use self::gram::GramTree;
 pub(crate) use self::gram::{add_gram, gram_of, held_in_parts};
 pub(crate) use self::states::{Batches, Saving, States, apart, together};
@@ -29,6 +34,9 @@ pub(crate) trait Visitor {
     /// `sample` holds the inputs of the first [`SAMPLE`] windows, without those of which no token came here.
     fn visit(&mut self, index: usize, gram: Gram, sample: &[Tensor]) -> Result<Vec<Tensor>, Error>;
 
+    /// How far what stands at site `index` is from the full-precision stream, before it is visited.
+    fn drifted(&mut self, _index: usize, _drift: Drift) {}
+
     /// Whether to stop.
     fn cancelled(&self) -> bool;
 }
@@ -42,6 +50,8 @@ struct Traveller<'f> {
     windows: usize,
     /// Where it stands: site, and what stands there.
     at: Option<(usize, Stop)>,
+    /// What the router read, which stood at the site before the first expert's.
+    routed: Option<Tensor>,
     done: Option<State>,
 }
 
@@ -60,7 +70,7 @@ fn site_of(sites: &[Site<'_>], stop: &Stop) -> Result<usize, Error> {
 
 impl<'f> Traveller<'f> {
     fn new(course: Course<'f>, windows: usize) -> Self {
-        Self { course, windows, at: None, done: None }
+        Self { course, windows, at: None, routed: None, done: None }
     }
 
     fn advance(&mut self, sites: &[Site<'_>], weights: Option<Vec<Tensor>>) -> Result<(), Error> {
@@ -80,12 +90,23 @@ impl<'f> Traveller<'f> {
     ) -> Result<(), Error> {
         if self.at.is_none() && self.done.is_none() {
             self.advance(sites, None)?;
+            self.note_routed(sites);
         }
         while let Some((at, _)) = self.at.as_ref().filter(|(at, _)| *at < site) {
-            let weights = answers[*at].clone();
+            let weights = answers.get(*at).cloned().flatten();
             self.advance(sites, weights)?;
+            self.note_routed(sites);
         }
         Ok(())
+    }
+
+    fn note_routed(&mut self, sites: &[Site<'_>]) {
+        if let Some((at, stop)) = &self.at
+            && stop.expert.is_none()
+            && sites.get(at + 1).is_some_and(|next| next.expert.is_some())
+        {
+            self.routed = Some(stop.input.clone());
+        }
     }
 
     fn input(&self, site: usize) -> Option<&Tensor> {
@@ -105,9 +126,29 @@ impl<'f> Traveller<'f> {
     }
 }
 
+fn unfinished() -> WeightsError {
+    WeightsError::Tensor(mlx_quant_engine::Error::msg("a window did not leave its block"))
+}
+
 /// Weights of sites that no window stands before any more.
 fn passed(answers: &mut [Option<Vec<Tensor>>], site: usize) {
     answers[..site].iter_mut().for_each(|weights| *weights = None);
+}
+
+/// A batch of windows on both streams, where they stand at a site.
+struct Meeting {
+    own: Option<Stop>,
+    full: Option<Stop>,
+    routed: Option<Tensor>,
+}
+
+impl Meeting {
+    fn of(own: &Traveller<'_>, full: &Traveller<'_>, site: usize) -> Self {
+        let at = |traveller: &Traveller<'_>| {
+            traveller.at.as_ref().filter(|(at, _)| *at == site).map(|(_, stop)| stop.clone())
+        };
+        Self { own: at(own), full: at(full), routed: full.routed.clone() }
+    }
 }
 
 /// A block that windows are taken through.
@@ -123,6 +164,8 @@ pub(crate) struct Passage<'p> {
     /// Windows of a batch; the last one may have fewer.
     pub(crate) batch: usize,
     pub(crate) pool: &'p rayon::ThreadPool,
+    /// The full-precision stream, where it is compared with.
+    pub(crate) second: Option<&'p Second<'p>>,
 }
 
 /// What is gathered at a site that windows come to a few at a time.
@@ -130,13 +173,7 @@ pub(crate) struct Passage<'p> {
 struct Gathered {
     sum: GramTree,
     sample: Vec<Tensor>,
-}
-
-impl Gathered {
-    fn finish(self) -> Result<(Option<Gram>, Vec<Tensor>), Error> {
-        let gram = self.sum.finish().map(|sum| sum.and_then(|sum| sum.0.finish()));
-        Ok((gram.transpose().map_err(WeightsError::from)?, self.sample))
-    }
+    drift: DriftTree,
 }
 
 /// What stands at a site of the first [`SAMPLE`] windows, as far as these batches, the first of which is `from`, hold
@@ -181,29 +218,43 @@ impl<'p> Passage<'p> {
                 .map(|state| self.traveller(state))
                 .collect::<Result<_, _>>()?;
         }
+        let mut full = if once { self.second_from(0, batches)? } else { Vec::new() };
         let mut beyond = 0;
         for site in 0..self.sites.len() {
             if visitor.cancelled() {
                 return Err(Error::Interrupted);
             }
-            let (gram, sample) = if once {
+            let mut gathered = Gathered::default();
+            let gram = if once {
                 self.reach(&mut held, site, &answers)?;
                 passed(&mut answers, site);
-                (self.gram(&held, site)?, sample(&held, site, 0, self.batch)?)
+                self.reach(&mut full, site, &[])?;
+                self.gather_drift(&held, &full, site, 0, &mut gathered);
+                gathered.sample = sample(&held, site, 0, self.batch)?;
+                self.gram(&held, site)?
             } else {
-                let mut gathered = Gathered::default();
                 for from in (0..batches).step_by(self.wave) {
                     let mut travellers = self.depart(states, from)?;
                     self.reach(&mut travellers, site, &answers)?;
+                    let mut full = self.second_from(from, batches.min(from + self.wave))?;
+                    self.reach(&mut full, site, &[])?;
+                    self.gather_drift(&travellers, &full, site, from, &mut gathered);
                     self.gather(&travellers, site, from, &mut gathered)?;
                 }
-                self.pool.install(|| gathered.finish())?
+                let sum = std::mem::take(&mut gathered.sum);
+                let gram = self.pool.install(|| sum.finish().map(|sum| sum.and_then(|sum| sum.0.finish())));
+                gram.transpose().map_err(WeightsError::from)?
             };
-            if let Some(gram) = gram {
-                answers[site] = Some(visitor.visit(site, gram, &sample)?);
-                beyond = site + 1;
+            let Some(gram) = gram else { continue };
+            let multiplier = self.second.and_then(|second| second.writes[site]);
+            let drift = self.pool.install(|| drift::finish(gathered.drift, multiplier));
+            if let Some(drift) = drift.map_err(WeightsError::from)? {
+                visitor.drifted(site, drift);
             }
+            answers[site] = Some(visitor.visit(site, gram, &gathered.sample)?);
+            beyond = site + 1;
         }
+        self.second_arrives(full)?;
         if !arrives {
             return Ok(());
         }
@@ -253,6 +304,84 @@ impl<'p> Passage<'p> {
         Ok(())
     }
 
+    /// These batches of the full-precision stream in front of the block; none where nobody asks.
+    fn second_from(&self, from: usize, end: usize) -> Result<Vec<Traveller<'p>>, Error> {
+        let Some(second) = self.second else { return Ok(Vec::new()) };
+        let states = second.states.lock().unwrap_or_else(PoisonError::into_inner);
+        let course = |state: &State| {
+            let windows = state.hidden.dim(0).map_err(WeightsError::from)?;
+            let course = self.forward.course(self.index, second.parameters, state.clone());
+            Ok(Traveller::new(course, windows))
+        };
+        states[from..end].iter().map(course).collect()
+    }
+
+    /// Leaves the full-precision stream behind the block; `held` if all of it is on the way.
+    fn second_arrives(&self, held: Vec<Traveller<'p>>) -> Result<(), Error> {
+        let Some(second) = self.second else { return Ok(()) };
+        let behind = self.sites.len();
+        let count = second.states.lock().unwrap_or_else(PoisonError::into_inner).len();
+        let wave = if held.len() == count { count } else { self.wave };
+        let mut held = Some(held).filter(|held| held.len() == count);
+        for from in (0..count).step_by(wave.max(1)) {
+            let mut travellers = match held.take() {
+                Some(held) => held,
+                None => self.second_from(from, count.min(from + wave))?,
+            };
+            self.reach(&mut travellers, behind, &[])?;
+            let mut states = second.states.lock().unwrap_or_else(PoisonError::into_inner);
+            for (state, traveller) in states[from..].iter_mut().zip(travellers) {
+                *state = traveller.done.ok_or_else(unfinished)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds what stands at a site on both streams.
+    fn gather_drift(
+        &self,
+        own: &[Traveller<'p>],
+        full: &[Traveller<'p>],
+        site: usize,
+        from: usize,
+        gathered: &mut Gathered,
+    ) {
+        let meetings: Vec<_> = own.iter().zip(full).map(|(own, full)| Meeting::of(own, full, site)).collect();
+        self.pool.install(|| {
+            for (at, meeting) in meetings.into_iter().enumerate() {
+                if let Some(pair) = self.pair(meeting, site).transpose() {
+                    add_drift(&mut gathered.drift, (from + at) * self.batch, pair);
+                }
+            }
+        });
+    }
+
+    /// What stands at a site on both streams; `None` where that cannot be said. An expert is given the tokens that come to it on
+    /// the quantized stream, as they are on the full-precision one.
+    fn pair(&self, meeting: Meeting, site: usize) -> mlx_quant_engine::Result<Option<Pair>> {
+        let Meeting { own: Some(stop), full, routed } = meeting else { return Ok(None) };
+        let Some(second) = self.second else { return Ok(None) };
+        let (of, own) = (&self.sites[site], flat(&stop.input)?);
+        let Some(expert) = of.expert else {
+            let Some(other) = full else { return Ok(None) };
+            let streams = match (second.writes[site], other.stream, stop.stream) {
+                (Some(_), Some(full), Some(own)) => Some((flat(&full)?, flat(&own)?)),
+                _ => None,
+            };
+            return Ok(Some(Pair { own, full: flat(&other.input)?, streams }));
+        };
+        let (Some(routed), Some(tokens)) = (&routed, &stop.tokens) else { return Ok(None) };
+        let rows = flat(routed)?.rows(tokens)?;
+        let full = match of.producer {
+            Producer::Norm(_) => rows,
+            Producer::Product(mlp) => {
+                self.forward.inner(second.parameters, mlp, (expert, of.slice), &rows)?
+            }
+            _ => return Ok(None),
+        };
+        Ok(Some(Pair { own, full, streams: None }))
+    }
+
     /// The Gram matrix of all windows, which stand at a site; `None` where no token came there.
     fn gram(&self, travellers: &[Traveller<'p>], site: usize) -> Result<Option<Gram>, Error> {
         let at = |(at, traveller): (usize, &Traveller<'p>)| {
@@ -272,8 +401,6 @@ impl<'p> Passage<'p> {
         from: usize,
     ) -> Result<(), Error> {
         self.reach(&mut travellers, beyond, answers)?;
-        let unfinished =
-            || WeightsError::Tensor(mlx_quant_engine::Error::msg("a window did not leave its block"));
         let done = travellers.into_iter().map(|traveller| Ok(traveller.done.ok_or_else(unfinished)?));
         let done = done.collect::<Result<Vec<State>, Error>>()?;
         self.pool.install(|| states.put(from, done))
