@@ -38,6 +38,7 @@ impl From<SettingError> for Refusal {
     fn from(error: SettingError) -> Self {
         let flag = match error.setting {
             Setting::Damping => "--damping",
+            Setting::Correction => "--correction",
             Setting::Temperature => "--temperature",
             Setting::LearningRate => "--learning-rate",
             Setting::ValidationWindows => "--valid-samples",

@@ -22,7 +22,7 @@ const LINES: &[&str] = &[
     "convert --model {}/four --dequantize --dry-run --revision main",
     "awq --model {}/model --n-samples 2 --sequence-length 48 --data {}/text.txt --strict --batch-size 2 --n-grid 5 --embed-bits 6 --embed-group-size 32 --eval-windows 0 --mlx-path {}/o4 --restart --overwrite --quiet",
     "awq --hf-path {}/model --num-samples 2 --max-seq-length 48 --data-path {}/text.txt --statistics {}/statistics --restart-block --eval-windows 1 --mlx-path {}/o5 --json --verbose",
-    "gptq -m {}/model --bits 3 --group-size 32 --n-samples 2 --sequence-length 48 --block-size 32 --damping 0.02 --strict --allow-unread --text-only --keep-eos --sweeps 1 --act-order --fallback-bits 5 --fallback-group-size 32 --eval-windows 0 --mlx-path {}/o6 --restart --overwrite --dtype bfloat16 --recipe-file {}/recipe.toml --threads 2 --seed 7 --low-memory --device cpu --precision float32",
+    "gptq -m {}/model --bits 3 --group-size 32 --n-samples 2 --sequence-length 48 --block-size 32 --damping 0.02 --correction 0.25 --strict --allow-unread --text-only --keep-eos --sweeps 1 --act-order --fallback-bits 5 --fallback-group-size 32 --eval-windows 0 --mlx-path {}/o6 --restart --overwrite --dtype bfloat16 --recipe-file {}/recipe.toml --threads 2 --seed 7 --low-memory --device cpu --precision float32",
     "gptq --model {}/model --q-mode mxfp4 --n-samples 2 --sequence-length 48 --eval-windows 0 --mlx-path {}/o14",
     "gptq --model {}/model --q-bits 2 --q-group-size 64 --n-samples 2 --sequence-length 48 --dry-run --trust-remote-code --revision main",
     "dynamic-quant --model {}/model --target-bpw 4.5 --min-bits 3 --max-bits 6 --sensitivities {}/s.json --report-ppl --strict --n-samples 2 --sequence-length 48 --eval-windows 1 --mlx-path {}/o7 --restart --overwrite",
@@ -199,7 +199,10 @@ fn the_guide_is_covered() {
                 .concat(),
         ),
         ("awq", all(&["--n-grid", "--embed-bits", "--embed-group-size"])),
-        ("gptq", all(&["--block-size", "--damping", "--fallback-bits", "--fallback-group-size"])),
+        (
+            "gptq",
+            all(&["--block-size", "--correction", "--damping", "--fallback-bits", "--fallback-group-size"]),
+        ),
         (
             "dynamic-quant",
             all(&[

@@ -204,6 +204,7 @@ fn refuses_what_it_cannot_do() {
         (&["dynamic-quant", "--q-mode", "mxfp8"], "dynamic works on affine scales"),
         (&["quantize", "--recipe", "gptq+learn", "--q-mode", "mxfp4"], "learn works on affine scales"),
         (&["gptq", "--damping", "0"], "--damping"),
+        (&["gptq", "--correction", "1.5"], "--correction"),
         (&["gptq", "--damping", "NaN"], "--damping"),
         (&["gptq", "--block-size", "0"], "block-size"),
         (&["gptq", "--device", "gpu:no-such-card"], "--device gpu:no-such-card "),

@@ -12,6 +12,8 @@ use std::fmt;
 pub enum Setting {
     /// [`crate::methods::MethodSettings::damping`].
     Damping,
+    /// [`crate::methods::MethodSettings::correction`].
+    Correction,
     /// [`crate::dwq::DwqSettings::temperature`].
     Temperature,
     /// [`crate::dwq::DwqSettings::learning_rate`].
@@ -33,6 +35,7 @@ impl Setting {
     pub const fn name(self) -> &'static str {
         match self {
             Self::Damping => "damping",
+            Self::Correction => "correction",
             Self::Temperature => "temperature",
             Self::LearningRate => "learning rate",
             Self::ValidationWindows => "validation windows",

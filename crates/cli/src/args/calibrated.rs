@@ -244,6 +244,11 @@ pub(crate) struct GptqFlags {
     #[arg(long, value_name = "X", default_value_t = 0.01)]
     pub(crate) damping: f32,
 
+    /// Part of the difference between the full-precision and the quantized stream that weights make up for: 0 (each layer aims at what it
+    /// makes of the inputs that it gets) to 1; 0.5 was best where it was measured
+    #[arg(long, value_name = "X", default_value_t = 0.0)]
+    pub(crate) correction: f32,
+
     /// Sweeps of coordinate descent over scales, biases and codes after rounding
     #[arg(long, value_name = "N", default_value_t = 2)]
     pub(crate) sweeps: usize,

@@ -16,6 +16,7 @@ impl Pass<'_> {
         own: Option<&Tensor>,
         keys: &mut Keys,
     ) -> Result<Tensor> {
+        self.watcher.begin(x);
         let mut sum: Option<Tensor> = None;
         let mut normed: Option<(&Norm, Tensor)> = None;
         for branch in &stage.branches {

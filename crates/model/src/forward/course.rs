@@ -15,7 +15,7 @@ use super::Forward;
 use super::pass::Pass;
 use super::state::{Keys, State};
 use super::watcher::{Mailbox, Stop, Watcher, at_once};
-use crate::decoder::Block;
+use crate::decoder::{Block, Mlp};
 use crate::parameters::Parameters;
 
 /// How far a window came.
@@ -80,6 +80,27 @@ impl<'d> Forward<'d> {
         let mailbox = Mailbox::default();
         let watcher = Watcher::Mailbox(mailbox.clone(), experts);
         Course { future: Box::pin(self.take(index, parameters, state, watcher)), mailbox }
+    }
+
+    /// What the last linear of an expert reads, `[tokens, inner]`, where the expert reads `input` `[tokens, hidden]`.
+    ///
+    /// # Errors
+    /// As [`Forward::block`].
+    pub fn inner(
+        &self,
+        parameters: &Parameters,
+        mlp: &Mlp,
+        slice: Option<usize>,
+        input: &Tensor,
+    ) -> Result<Tensor> {
+        let mut tap = ();
+        let pass = Pass {
+            engine: &self.device,
+            parameters,
+            tables: &self.tables.all,
+            watcher: Watcher::Tap(&mut tap),
+        };
+        pass.inner(mlp, slice, input)
     }
 
     /// What one branch of a block makes of its (normed) input `[batch, tokens, hidden]`, before its post-norm.

@@ -199,7 +199,10 @@ impl Pass<'_> {
             let some: Vec<_> = some.map(|(at, pairs)| (group * together + at, pairs.len())).collect();
             let tokens = some.iter().map(|(_, tokens)| tokens).sum();
             if tokens > 0 {
-                outputs.push(self.of_experts(experts, &some, &sorted.narrow(0, start, tokens)?).await?);
+                let routed =
+                    (!moe.router.before && moe.latent.is_none()).then(|| &rows[start..start + tokens]);
+                let x = sorted.narrow(0, start, tokens)?;
+                outputs.push(self.of_experts(experts, &some, (&x, routed)).await?);
                 start += tokens;
             }
         }
@@ -211,11 +214,22 @@ impl Pass<'_> {
         outputs.broadcast_mul(&routing.weights.unsqueeze(2)?)?.sum(1)
     }
 
-    /// What some experts make of their tokens, which lie behind each other in `x`.
-    async fn of_experts(&mut self, experts: &Experts, some: &[(usize, usize)], x: &Tensor) -> Result<Tensor> {
+    /// activation(gate(x)) * up(x) of an expert: what its last linear reads
+    pub(super) fn inner(&self, mlp: &Mlp, slice: Option<usize>, x: &Tensor) -> Result<Tensor> {
+        let projected = self.read_expert(&mlp.gate.linears(), slice, x, None)?;
+        self.product(mlp, &projected)
+    }
+
+    /// What some experts make of their tokens, which lie behind each other in `x`; `tokens` are their numbers.
+    async fn of_experts(
+        &mut self,
+        experts: &Experts,
+        some: &[(usize, usize)],
+        (x, tokens): (&Tensor, Option<&[u32]>),
+    ) -> Result<Tensor> {
         let mlp = |(expert, _): &(usize, usize)| experts.of(*expert).0;
         let enter: Vec<_> = some.iter().map(|own| (mlp(own).gate.linears(), *own)).collect();
-        let projected = self.read_experts(experts, &enter, x).await?;
+        let projected = self.read_experts(experts, &enter, (x, tokens)).await?;
         // Xielu has numbers of its own in each expert.
         let product = if some.len() == 1 || !matches!(mlp(&some[0]).gate, Gate::Xielu { .. }) {
             self.product(mlp(&some[0]), &projected)?
@@ -232,7 +246,7 @@ impl Pass<'_> {
         };
         drop(projected);
         let leave: Vec<_> = some.iter().map(|own| (vec![&mlp(own).down], *own)).collect();
-        Ok(self.read_experts(experts, &leave, &product).await?.remove(0))
+        Ok(self.read_experts(experts, &leave, (&product, tokens)).await?.remove(0))
     }
 
     /// x @ weight^T + bias of linears of several experts, each of its own tokens of `x`: of each linear what all give.
@@ -240,20 +254,22 @@ impl Pass<'_> {
         &mut self,
         experts: &Experts,
         some: &[(Vec<&Linear>, (usize, usize))],
-        x: &Tensor,
+        (x, numbers): (&Tensor, Option<&[u32]>),
     ) -> Result<Vec<Tensor>> {
-        let (mut inputs, mut first) = (Vec::new(), 0);
+        let (mut inputs, mut routed, mut first) = (Vec::new(), Vec::new(), 0);
         for (_, (_, tokens)) in some {
             inputs.push(x.narrow(0, first, *tokens)?);
+            routed.push(numbers.map(|numbers| &numbers[first..first + tokens]));
             first += tokens;
         }
         let readings: Vec<Reading<'_>> = some
             .iter()
-            .zip(&inputs)
-            .map(|((readers, (expert, _)), input)| Reading {
+            .zip(inputs.iter().zip(&routed))
+            .map(|((readers, (expert, _)), (input, tokens))| Reading {
                 readers: readers.clone(),
                 expert: Some(*expert),
                 input,
+                tokens: *tokens,
             })
             .collect();
         let given = self.watcher.see(&readings).await?;

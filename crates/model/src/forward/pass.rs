@@ -49,7 +49,7 @@ impl Pass<'_> {
 
     /// What several linears make of one site: shows it to the watcher, then multiplies.
     pub(crate) async fn read(&mut self, linears: &[&Linear], x: &Tensor) -> Result<Vec<Tensor>> {
-        let own = Reading { readers: linears.to_vec(), expert: None, input: x };
+        let own = Reading { readers: linears.to_vec(), expert: None, input: x, tokens: None };
         match self.watcher.see(&[own]).await?.remove(0) {
             None => linears.iter().map(|linear| self.linear(linear, x)).collect(),
             Some(weights) => {

@@ -34,6 +34,11 @@ pub struct Stop {
     pub expert: Option<usize>,
     /// `[.., in]`; of experts only the tokens routed to them.
     pub input: Tensor,
+    /// The residual stream that the stage reads and adds to, `[batch, tokens, hidden]`.
+    pub stream: Option<Tensor>,
+    /// Of experts: the tokens of the batch that were routed to it, a row of `input` each; `None` where rows are more than
+    /// tokens, as inputs times what routing makes of them.
+    pub tokens: Option<Vec<u32>>,
 }
 
 /// What some linears are about to read.
@@ -43,6 +48,8 @@ pub(super) struct Reading<'r> {
     pub(super) expert: Option<usize>,
     /// `[.., in]`
     pub(super) input: &'r Tensor,
+    /// As [`Stop::tokens`].
+    pub(super) tokens: Option<&'r [u32]>,
 }
 
 /// Weights to be used instead of the block's own, one of each reader.
@@ -54,6 +61,7 @@ pub(super) struct Slot {
     pub(super) stops: Vec<Stop>,
     /// One of each stop; of those at the end that are left out, none.
     pub(super) weights: Vec<Given>,
+    pub(super) stream: Option<Tensor>,
 }
 
 /// Shared between a course and its forward pass.
@@ -84,6 +92,13 @@ impl Watcher<'_> {
         }
     }
 
+    /// A stage begins on this residual stream.
+    pub(super) fn begin(&mut self, stream: &Tensor) {
+        if let Self::Mailbox(mailbox, _) = self {
+            mailbox.slot().stream = Some(stream.clone());
+        }
+    }
+
     /// Shows it what is about to be read; gives the weights that are to be used, one of each reading.
     pub(super) async fn see(&mut self, readings: &[Reading<'_>]) -> Result<Vec<Given>> {
         let mut given = match self {
@@ -92,12 +107,16 @@ impl Watcher<'_> {
                 Vec::new()
             }
             Self::Mailbox(mailbox, _) => {
+                let stream = mailbox.slot().stream.clone();
                 let stop = |own: &Reading<'_>| Stop {
                     readers: own.readers.iter().copied().cloned().collect(),
                     expert: own.expert,
                     input: own.input.clone(),
+                    stream: stream.clone(),
+                    tokens: own.tokens.map(<[u32]>::to_vec),
                 };
-                mailbox.slot().stops = readings.iter().map(stop).collect();
+                let stops = readings.iter().map(stop).collect();
+                mailbox.slot().stops = stops;
                 let mut asked = false;
                 std::future::poll_fn(|_| {
                     if std::mem::replace(&mut asked, true) { Poll::Ready(()) } else { Poll::Pending }

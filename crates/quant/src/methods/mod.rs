@@ -196,6 +196,9 @@ pub struct MethodSettings {
     pub block_size: usize,
     /// GPTQ: part of the Hessian's mean diagonal added to its diagonal.
     pub damping: f32,
+    /// GPTQ: part of what the full-precision stream is beyond the quantized one that readers make up for, as far as inputs tell it; 0
+    /// to 1.
+    pub correction: f32,
     /// GPTQ: sweeps of coordinate descent after rounding.
     pub sweeps: usize,
     /// GPTQ: loud groups, and loud columns within them, first.
@@ -204,7 +207,7 @@ pub struct MethodSettings {
 
 impl Default for MethodSettings {
     fn default() -> Self {
-        Self { n_grid: 20, block_size: 128, damping: 0.01, sweeps: 2, act_order: false }
+        Self { n_grid: 20, block_size: 128, damping: 0.01, correction: 0.0, sweeps: 2, act_order: false }
     }
 }
 

@@ -12,8 +12,12 @@ const GROUP_SIZE: usize = 64;
 /// Figures of awq and gptq.
 ///
 /// # Errors
-/// [`Setting::Damping`].
+/// [`Setting::Damping`], [`Setting::Correction`].
 pub fn check_method(settings: &MethodSettings) -> Result<(), SettingError> {
+    if !(0.0..=1.0).contains(&settings.correction) {
+        let hint = "give a number from 0 to 1, such as 0.5";
+        return Err(SettingError::out_of_range(Setting::Correction, settings.correction, hint));
+    }
     if settings.damping > 0.0 && settings.damping <= 1.0 {
         return Ok(());
     }
@@ -81,6 +85,17 @@ mod tests {
             assert!(
                 error.named("--damping").starts_with(&format!("--damping {damping} is out of range; hint: "))
             );
+        }
+    }
+
+    #[test]
+    fn corrections_are_parts() {
+        let check = |correction| check_method(&MethodSettings { correction, ..MethodSettings::default() });
+        for correction in [0.0, 0.5, 1.0] {
+            assert_eq!(check(correction), Ok(()));
+        }
+        for correction in [-0.1, 1.1, f32::NAN, f32::INFINITY] {
+            assert_eq!(check(correction).unwrap_err().setting, Setting::Correction);
         }
     }
 

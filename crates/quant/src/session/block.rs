@@ -17,7 +17,7 @@ use crate::carry::write_rounded;
 use crate::methods::{Gram, How, Method, Pending};
 use crate::observer::Event;
 use crate::plan::Job;
-use crate::walks::calibrate::{Stand, Visitor};
+use crate::walks::calibrate::{Drift, Stand, Visitor};
 
 impl BlockWork<'_> {
     /// Tells what the block's readers lose, where somebody asks.
@@ -50,7 +50,7 @@ impl BlockWork<'_> {
                 factors = self.norms.get(path).cloned().flatten();
             }
             let gram = Gram::of_squares(&squares, weight.device()).map_err(WeightsError::from)?;
-            self.round_readers(vec![Standing { site, gram, factors }])?;
+            self.round_readers(vec![Standing { site, gram, factors, drift: None }])?;
             self.visited.insert(index);
         }
         Ok(())
@@ -155,7 +155,8 @@ impl Visitor for BlockWork<'_> {
         let sites = self.sites;
         self.visited.insert(index);
         let factors = self.factors(index, &gram, sample)?;
-        let mut passed = self.round_readers(vec![Standing { site: &sites[index], gram, factors }])?;
+        let (site, drift) = (&sites[index], self.drifts.remove(&index));
+        let mut passed = self.round_readers(vec![Standing { site, gram, factors, drift }])?;
         Ok(passed.pop().unwrap_or_default())
     }
 
@@ -165,9 +166,14 @@ impl Visitor for BlockWork<'_> {
         for Stand { site, gram, sample } in stands {
             self.visited.insert(site);
             let factors = self.factors(site, &gram, &sample)?;
-            all.push(Standing { site: &sites[site], gram, factors });
+            let drift = self.drifts.remove(&site);
+            all.push(Standing { site: &sites[site], gram, factors, drift });
         }
         self.round_readers(all)
+    }
+
+    fn drifted(&mut self, index: usize, drift: Drift) {
+        self.drifts.insert(index, drift);
     }
 
     fn wants_samples(&self) -> bool {

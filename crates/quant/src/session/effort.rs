@@ -103,6 +103,12 @@ impl Effort {
                 if site.expert.is_some() { (experts, tokens * routed) } else { (1.0, tokens) };
             self.forward += seen * (2.0 * rows * size + size * size);
             self.search += copies * rows * size * SEARCH;
+            if settings.statistics.is_none()
+                && super::aim::aims(settings.recipe.rounding(), settings.method.correction)
+            {
+                self.forward += seen * (2.0 * rows * size + 2.0 * size * size);
+                self.rounding += copies * 6.0 * rows * size * size;
+            }
             if settings.recipe.is_second_order() {
                 let compensates = if settings.recipe.rounding() == Method::Gptq { 1.0 } else { 0.0 };
                 let passes = 2.0 + compensates + 2.0 * settings.method.sweeps as f64;

@@ -43,7 +43,11 @@ impl<'t> Teacher<'t> {
         let tokens = windows.sequence_length;
         let together = walk.trail(tokens, session.pool.current_num_threads(), session.settings.low_memory);
         let measure = (session.settings.learn.seed, together);
-        let costs = costs(walk, windows, measure, (session.pool, session.observer))?;
+        let costs = if session.recipe.learns() {
+            costs(walk, windows, measure, (session.pool, session.observer))?
+        } else {
+            Vec::new()
+        };
         let mut own = Self { session, forward, states, costs };
         for before in 0..index {
             if session.observer.cancelled() {
@@ -55,13 +59,23 @@ impl<'t> Teacher<'t> {
         Ok(own)
     }
 
-    /// Takes them through a block; gives what leaves it, and what changes of that cost.
-    pub(super) fn teach(&mut self, index: usize, parameters: &Parameters) -> Result<Aim<'_>, Error> {
-        self.pass(index, parameters)?;
-        Ok(Aim { targets: &self.states, costs: &self.costs[index] })
+    /// What has left block `index`, and what changes of that cost.
+    pub(super) fn aim(&self, index: usize) -> Aim<'_> {
+        Aim { targets: &self.states, costs: &self.costs[index] }
     }
 
-    fn pass(&mut self, index: usize, parameters: &Parameters) -> Result<(), Error> {
+    /// Gives them away: somebody else takes them through the next block.
+    pub(super) fn depart(&mut self) -> Vec<State> {
+        std::mem::take(&mut self.states)
+    }
+
+    /// They have passed it.
+    pub(super) fn arrive(&mut self, states: Vec<State>) {
+        self.states = states;
+    }
+
+    /// Takes them through a block.
+    pub(super) fn pass(&mut self, index: usize, parameters: &Parameters) -> Result<(), Error> {
         let states = std::mem::take(&mut self.states);
         let step = |state: State| self.forward.block(index, parameters, state, &mut ());
         let passed = each(self.forward.device(), self.session.pool, states, step);

@@ -25,7 +25,8 @@ const LEARNING_ON_CARD: u64 = 24;
 pub struct QuantizeMemory {
     /// The block in float32, and its codes.
     pub block: u64,
-    /// Activations of all windows within the block.
+    /// Activations of all windows within the block; where readers aim at the full-precision stream those on it, and all windows on
+    /// it in front of the block.
     pub activations: u64,
     /// Gram matrix, Hessian and factors.
     pub hessians: u64,
@@ -66,6 +67,8 @@ pub fn quantize_memory(
     };
     let gptq = settings.recipe.is_second_order();
     let folds = settings.recipe.folds();
+    let aims = settings.statistics.is_none()
+        && super::aim::aims(settings.recipe.rounding(), settings.method.correction);
     let sums = reduce::alive(windows.picked.len()) as u64;
     let mut largest = QuantizeMemory::default();
     let (within_a_block, state) = (walk.scratch_bytes(windows.sequence_length), walk.state_elements() as u64);
@@ -89,6 +92,7 @@ pub fn quantize_memory(
             // The residual stream, the norm's output, and the input itself where it is another.
             let own = if matches!(site.producer, Producer::Norm(_) | Producer::Residual) { 0 } else { size };
             // While windows come, sums of chunks wait for their partners.
+            let drift = if aims { (1 + sums) * size * (size + hidden) * 4 } else { 0 };
             let matrices = (1 + u64::from(folds) + if gptq { 3 } else { 0 }).max(sums);
             // A trial of a fold rounds all readers of the norm, experts included.
             let trial = match site.producer {
@@ -97,10 +101,12 @@ pub fn quantize_memory(
             };
             // Where windows pass once for each site, the weights of those they passed are kept too.
             let passed = if within < windows.picked.len() as u64 { *bytes } else { 0 };
+            let streams = if aims { 2 } else { 1 };
+            let held = if aims && !settings.recipe.learns() { windows_held } else { 0 };
             let mut sum = QuantizeMemory {
                 block: bytes + bytes * 5 / 16 + passed,
-                activations: within * tokens * 4 * (state + hidden + own + routed),
-                hessians: matrices * size * size * 4,
+                activations: streams * within * tokens * 4 * (state + hidden + own + routed) + held,
+                hessians: matrices * size * size * 4 + drift,
                 weights: trial.max(readers * 2),
                 // Of full precision, and as they stand in front of the block that learns.
                 learning: if settings.recipe.learns() { bytes + 2 * windows_held } else { 0 },

@@ -5,6 +5,7 @@
 //! forgotten; then the head, on the final hidden states of the quantized blocks. Finished blocks are files: an
 //! interrupted run goes on behind the last of them.
 
+mod aim;
 mod block;
 mod card;
 mod choose;
@@ -32,7 +33,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::RwLock;
+use std::sync::{Mutex, PoisonError, RwLock};
 use std::time::Instant;
 
 use mlx_format::checkpoint::{Destination, Run, Writer};
@@ -41,6 +42,7 @@ use mlx_quant_engine::Tensor;
 use mlx_quant_model::decoder::Linear;
 use mlx_quant_model::{Forward, WeightsError};
 
+pub(crate) use self::aim::aims;
 use self::choose::Hooks;
 use self::conclude::conclude;
 use self::context::Session;
@@ -66,7 +68,7 @@ use crate::methods::{How, Method};
 use crate::observer::{Event, Observer, Quiet, Unit, Within};
 use crate::plan::{Job, Plan};
 use crate::team::{Part, Team};
-use crate::walks::calibrate::{Batches, Collector, Passage, States, Statistics, Visitor as _};
+use crate::walks::calibrate::{Batches, Collector, Passage, Second, States, Statistics, Visitor as _};
 use crate::walks::{Walk, in_turn};
 use crate::{Error, Model, threads_or_all};
 
@@ -179,6 +181,9 @@ impl Session<'_> {
         if !self.model.helpers.is_empty() && (self.recipe.learns() || self.settings.statistics.is_some()) {
             return Err(Error::OneDevice(if self.recipe.learns() { "learn" } else { "--statistics" }));
         }
+        if !self.model.helpers.is_empty() && self.aims() {
+            return Err(Error::OneDevice("--correction"));
+        }
         // Tokens and positions that the model does not have.
         let (decoder, device) = (&self.walk.decoder, &self.walk.device);
         let forward = Forward::new(decoder, windows.sequence_length, device).map_err(WeightsError::from)?;
@@ -248,7 +253,8 @@ impl Session<'_> {
             observer.event(Event::Resumed { done: states.block() as u64 });
         }
         let (own, pool) = (&self, self.pool);
-        let mut teacher = if self.recipe.learns() && states.block() < blocks {
+        let aims = self.aims();
+        let mut teacher = if (self.recipe.learns() || aims) && states.block() < blocks {
             Some(Teacher::in_front(own, &forward, windows, states.block())?)
         } else {
             None
@@ -267,25 +273,28 @@ impl Session<'_> {
                 let (rounded, others) = block::round_others(own, block, &sites, &parameters)?;
                 let mut work = BlockWork::new(own, &forward, index, &sites, &rounded, others);
                 let batch = own.walk.batch();
+                let second = teacher.as_mut().filter(|_| aims).map(|teacher| Second {
+                    parameters: &parameters,
+                    states: Mutex::new(teacher.depart()),
+                    writes: aim::writes(block, &sites),
+                });
                 let passage = Passage {
                     forward: &forward,
                     index,
                     sites: &sites,
                     parameters: &rounded,
                     wave,
-                    experts: experts_at_once(&own.walk, &sites, own.recipe.is_second_order()),
+                    experts: experts_at_once(&own.walk, &sites, own.recipe.is_second_order() && !aims),
                     batch,
                     pool,
                     team,
                     windows: (share.start, windows.picked.len()),
+                    second: second.as_ref(),
                 };
                 if !team.is_alone() {
                     states.save_next(team.said(|| u64::from(states.are_due()))? > 0);
                 }
-                let lesson = match &mut teacher {
-                    Some(teacher) => Some((states.all()?, teacher.teach(index, &parameters)?)),
-                    None => None,
-                };
+                let lesson = own.recipe.learns().then(|| states.all()).transpose()?;
                 match statistics {
                     None if lesson.is_some() => passage.visit(&mut states, &mut work)?,
                     None => passage.take(&mut states, &mut work)?,
@@ -294,8 +303,15 @@ impl Session<'_> {
                         own.with_statistics(passage, statistics, &mut states, &mut work)?;
                     }
                 }
-                if let Some((inputs, aim)) = lesson {
-                    states.put(0, work.learn(&inputs, &aim, &files)?)?;
+                let passed = second.map(|second| second.states.into_inner());
+                if let Some(teacher) = &mut teacher {
+                    match passed {
+                        Some(passed) => teacher.arrive(passed.unwrap_or_else(PoisonError::into_inner)),
+                        None => teacher.pass(index, &parameters)?,
+                    }
+                    if let Some(inputs) = lesson {
+                        states.put(0, work.learn(&inputs, &teacher.aim(index), &files)?)?;
+                    }
                 }
                 made.add(work.folded, &mut work.experts);
                 work.note_losses();

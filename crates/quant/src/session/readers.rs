@@ -8,11 +8,13 @@ use mlx_quant_model::{Site, WeightsError};
 use rayon::prelude::*;
 
 use super::Session;
+use super::aim::corrected;
 use super::work::{BlockWork, Stored};
 use crate::Error;
 use crate::methods::awq;
 use crate::methods::{Factor, Gram, How, Method, Pending};
 use crate::walks::Walk;
+use crate::walks::calibrate::Drift;
 
 /// An expert that saw fewer tokens than this part of its input features has no Hessian worth the name.
 pub(super) const FEW_TOKENS: f64 = 0.25;
@@ -44,6 +46,8 @@ pub(super) struct Standing<'w> {
     pub(super) gram: Gram,
     /// Factors that were folded in front of it.
     pub(super) factors: Option<Vec<f32>>,
+    /// How far what stands there is from the full-precision stream.
+    pub(super) drift: Option<Drift>,
 }
 
 /// The same, with what rounding needs.
@@ -127,7 +131,9 @@ impl<'b> BlockWork<'b> {
     pub(super) fn round_readers(&mut self, all: Vec<Standing<'b>>) -> Result<Vec<Vec<Tensor>>, Error> {
         let session = self.session;
         let (mut ready, mut grams) = (Vec::new(), Vec::new());
-        for Standing { site, gram, factors } in all {
+        let mut drifts = Vec::new();
+        for Standing { site, gram, factors, drift } in all {
+            drifts.push(drift);
             let noted = session.observer.wants_notes().then(|| gram.clone());
             let tokens = gram.tokens;
             grams.push(match &factors {
@@ -151,10 +157,15 @@ impl<'b> BlockWork<'b> {
         let diagonals = Gram::diagonals(&grams.iter().collect::<Vec<_>>()).map_err(WeightsError::from)?;
         ready.iter_mut().zip(diagonals).for_each(|(own, diagonal)| own.diagonal = diagonal);
         self.factor(&mut ready, grams)?;
-        for own in &mut ready {
+        for (own, drift) in ready.iter_mut().zip(drifts) {
             let site = own.site;
             let weight = |reader| self.weight(reader, site.slice);
             own.weights = site.readers.iter().map(|reader| weight(reader)).collect::<Result<_, _>>()?;
+            if let (Some(factor), Some(drift)) = (&own.factor, drift) {
+                let (how, part) = ((factor, own.factors.as_deref()), session.settings.method.correction);
+                let correct = || corrected(&own.weights, &own.stored, how, &drift, part);
+                own.weights = session.pool.install(correct).map_err(WeightsError::from)?;
+            }
         }
         let done = if session.team.is_alone() { self.round(&ready)? } else { self.round_shared(&mut ready)? };
         ready.into_iter().zip(done).map(|(own, done)| self.note(own, done)).collect()

@@ -11,6 +11,7 @@ use super::{ExpertTokens, Session};
 use crate::Error;
 use crate::methods::Pending;
 use crate::plan::Job;
+use crate::walks::calibrate::Drift;
 
 /// How a reader is stored.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -50,6 +51,8 @@ pub(super) struct BlockWork<'b> {
     pub(super) losses: (f64, f64),
     /// Where rounding is learned: what weights are above what their codes decode to, scaled as the codes are.
     pub(super) above: BTreeMap<(String, Option<usize>), Vec<f32>>,
+    /// How far what stands at a site is from the full-precision stream, by site.
+    pub(super) drifts: BTreeMap<usize, Drift>,
 }
 
 impl<'b> BlockWork<'b> {
@@ -78,6 +81,7 @@ impl<'b> BlockWork<'b> {
             folded: (0, 0),
             losses: (0.0, 0.0),
             above: BTreeMap::new(),
+            drifts: BTreeMap::new(),
         }
     }
 

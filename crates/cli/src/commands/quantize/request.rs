@@ -183,6 +183,7 @@ impl Request<'_> {
         if let Some(gptq) = self.gptq {
             settings.block_size = gptq.block_size as usize;
             settings.damping = gptq.damping;
+            settings.correction = gptq.correction;
             settings.sweeps = gptq.sweeps;
             settings.act_order = gptq.act_order;
         }

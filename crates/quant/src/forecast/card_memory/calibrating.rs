@@ -4,7 +4,7 @@ use mlx_quant_model::Producer;
 use mlx_quant_model::decoder::{Block, Layer};
 
 use super::on_card::{CardMemory, OnCard, buffer};
-use crate::session::{HEAD_ROWS, QuantizeSettings, experts_at_once};
+use crate::session::{HEAD_ROWS, QuantizeSettings, aims, experts_at_once};
 use crate::walks::calibrate::held_in_parts;
 use crate::{reduce, threads_or_all};
 
@@ -83,7 +83,16 @@ impl OnCard<'_, '_> {
         let (sums, chunks) = (sums(windows), (windows as usize).div_ceil(reduce::CHUNK));
         let sweeps = gptq && settings.method.sweeps > 0;
         // In full precision, and as they stand in front of the block that learns.
-        let taught = if settings.recipe.learns() { 2 * self.states(windows) } else { 0 };
+        let aims =
+            settings.statistics.is_none() && aims(settings.recipe.rounding(), settings.method.correction);
+        let taught = if settings.recipe.learns() {
+            2 * self.states(windows)
+        } else if aims {
+            self.states(windows)
+        } else {
+            0
+        };
+        let streams = if aims { 2 } else { 1 };
         let mut most = CardMemory::default();
         let all = self.walk.block_bytes();
         for (index, block) in self.walk.decoder.blocks.iter().enumerate() {
@@ -97,7 +106,7 @@ impl OnCard<'_, '_> {
             let routed = routed.max().unwrap_or(0) * self.hidden();
             let waiting = block.layers().map(waiting_width).max().unwrap_or(0);
             let sites = block.sites();
-            let experts = experts_at_once(self.walk, &sites, gptq) as u64;
+            let experts = experts_at_once(self.walk, &sites, gptq && !aims) as u64;
             let between = self.between_experts(block, experts);
             for site in sites.iter().filter(|site| site.expert.is_none_or(|expert| expert == 0)) {
                 let size = self.shape(&site.readers[0].path).last().copied().unwrap_or(1) as u64;
@@ -116,6 +125,7 @@ impl OnCard<'_, '_> {
                 };
                 let state = self.walk.state_elements() as u64 + self.hidden() + own + pairs.max(waiting);
                 let square = buffer(size * size * 4);
+                let drift = if aims { (1 + sums) * (square + buffer(size * self.hidden() * 4)) } else { 0 };
                 // Readers of a site are rounded together, from a copy.
                 let read = together * readers;
                 let rounded = buffer(read.min(ROUNDED) * 4);
@@ -148,8 +158,8 @@ impl OnCard<'_, '_> {
                     let sum = CardMemory {
                         part: "calibrating",
                         weights: bytes + next + passed + codes,
-                        activations: within * self.tokens * 4 * state + taught,
-                        hessians,
+                        activations: within * self.tokens * 4 * state * streams + taught,
+                        hessians: hessians + drift,
                         scratch,
                         largest: square.max(self.largest(within)),
                         peak: 0,

@@ -6,13 +6,18 @@
 //! memory, windows are taken through a block a few at a time and once for each of its sites instead of being held
 //! at each site all together; the sums are the same, window by window.
 
+mod drift;
 mod gram;
 mod states;
 mod statistics;
 
-use mlx_quant_engine::{Device, Tensor};
-use mlx_quant_model::{Course, Forward, Parameters, Progress, Site, State, Stop, WeightsError};
+use std::sync::PoisonError;
 
+use mlx_quant_engine::{Device, Tensor};
+use mlx_quant_model::{Course, Forward, Parameters, Producer, Progress, Site, State, Stop, WeightsError};
+
+pub(crate) use self::drift::{Drift, Second};
+use self::drift::{DriftTree, Pair, add_drift, flat};
 use self::gram::GramTree;
 use self::gram::gram_of;
 pub(crate) use self::gram::{add_gram, held_in_parts, sum_of_team};
@@ -35,6 +40,9 @@ pub(crate) trait Visitor {
     fn visit_all(&mut self, stands: Vec<Stand>) -> Result<Vec<Vec<Tensor>>, Error> {
         stands.into_iter().map(|stand| self.visit(stand.site, stand.gram, &stand.sample)).collect()
     }
+
+    /// How far what stands at site `index` is from the full-precision stream, before it is visited.
+    fn drifted(&mut self, _index: usize, _drift: Drift) {}
 
     /// Whether it looks at samples.
     fn wants_samples(&self) -> bool {
@@ -61,6 +69,8 @@ struct Traveller<'f> {
     windows: usize,
     /// Where it stands: the step, its sites that some of the batch's tokens stand before, and what stands there.
     at: Option<(usize, Vec<(usize, Stop)>)>,
+    /// What the router read, which stood at the site before the first expert's.
+    routed: Option<Tensor>,
     done: Option<State>,
 }
 
@@ -79,7 +89,7 @@ fn site_of(sites: &[Site<'_>], stop: &Stop) -> Result<usize, Error> {
 
 impl<'f> Traveller<'f> {
     fn new(course: Course<'f>, windows: usize) -> Self {
-        Self { course, windows, at: None, done: None }
+        Self { course, windows, at: None, routed: None, done: None }
     }
 
     fn advance(&mut self, steps: &Steps<'_>, weights: Vec<Option<Vec<Tensor>>>) -> Result<(), Error> {
@@ -103,12 +113,24 @@ impl<'f> Traveller<'f> {
     ) -> Result<(), Error> {
         if self.at.is_none() && self.done.is_none() {
             self.advance(steps, Vec::new())?;
+            self.note_routed(steps.sites);
         }
         while let Some((_, stands)) = self.at.as_ref().filter(|(at, _)| *at < step) {
-            let weights = stands.iter().map(|(site, _)| answers[*site].clone()).collect();
+            let weights = stands.iter().map(|(site, _)| answers.get(*site).cloned().flatten()).collect();
             self.advance(steps, weights)?;
+            self.note_routed(steps.sites);
         }
         Ok(())
+    }
+
+    fn note_routed(&mut self, sites: &[Site<'_>]) {
+        let Some((_, stands)) = &self.at else { return };
+        if let [(site, stop)] = &stands[..]
+            && stop.expert.is_none()
+            && sites.get(site + 1).is_some_and(|next| next.expert.is_some())
+        {
+            self.routed = Some(stop.input.clone());
+        }
     }
 
     fn input(&self, site: usize) -> Option<&Tensor> {
@@ -164,6 +186,27 @@ impl<'s> Steps<'s> {
     }
 }
 
+fn unfinished() -> WeightsError {
+    WeightsError::Tensor(mlx_quant_engine::Error::msg("a window did not leave its block"))
+}
+
+/// A batch of windows on both streams, where they stand at a site.
+struct Meeting {
+    own: Option<Stop>,
+    full: Option<Stop>,
+    routed: Option<Tensor>,
+}
+
+impl Meeting {
+    fn of(own: &Traveller<'_>, full: &Traveller<'_>, site: usize) -> Self {
+        let at = |traveller: &Traveller<'_>| {
+            let (_, stands) = traveller.at.as_ref()?;
+            stands.iter().find(|(own, _)| *own == site).map(|(_, stop)| stop.clone())
+        };
+        Self { own: at(own), full: at(full), routed: full.routed.clone() }
+    }
+}
+
 /// A block that windows are taken through.
 #[derive(Clone, Copy)]
 pub(crate) struct Passage<'p> {
@@ -183,6 +226,8 @@ pub(crate) struct Passage<'p> {
     pub(crate) team: &'p Team,
     /// Windows of members before this one, and of all.
     pub(crate) windows: (usize, usize),
+    /// The full-precision stream, where it is compared with.
+    pub(crate) second: Option<&'p Second<'p>>,
 }
 
 /// What is gathered at a site that windows come to a few at a time.
@@ -190,13 +235,14 @@ pub(crate) struct Passage<'p> {
 struct Gathered {
     sum: GramTree,
     sample: Vec<Tensor>,
+    drift: DriftTree,
 }
 
 impl Gathered {
-    fn finish(self, size: usize, passage: &Passage<'_>) -> Result<(Option<Gram>, Vec<Tensor>), Error> {
-        let sum = sum_of_team(self.sum, size, passage.who())?;
+    fn finish(&mut self, size: usize, passage: &Passage<'_>) -> Result<Option<Gram>, Error> {
+        let sum = sum_of_team(std::mem::take(&mut self.sum), size, passage.who())?;
         let gram = sum.map(|sum| passage.pool.install(|| sum.finish()));
-        Ok((gram.transpose().map_err(WeightsError::from)?, self.sample))
+        Ok(gram.transpose().map_err(WeightsError::from)?)
     }
 }
 
@@ -224,42 +270,55 @@ impl<'p> Passage<'p> {
                 .map(|state| self.traveller(state))
                 .collect::<Result<_, _>>()?;
         }
+        let mut full = if once { self.second_from(0, batches)? } else { Vec::new() };
         let mut beyond = 0;
         for (step, sites) in steps.all.iter().enumerate() {
             if visitor.cancelled() {
                 return Err(Error::Interrupted);
             }
-            let mut all = Vec::new();
+            let mut gathered: Vec<Gathered> = sites.iter().map(|_| Gathered::default()).collect();
+            let mut grams = Vec::new();
             if once {
                 self.reach(&mut held, &steps, step, &answers)?;
                 // No window stands any more before those of earlier steps.
                 let earlier = answers.iter_mut().zip(&steps.of).filter(|(_, own)| **own < step);
                 earlier.for_each(|(weights, _)| *weights = None);
-                for site in sites {
-                    all.push((self.gram(&held, *site)?, self.sample(&held, *site, 0)?));
+                self.reach(&mut full, &steps, step, &[])?;
+                for (site, gathered) in sites.iter().zip(&mut gathered) {
+                    self.gather_drift(&held, &full, *site, 0, gathered);
+                    gathered.sample = self.sample(&held, *site, 0)?;
+                    grams.push(self.gram(&held, *site)?);
                 }
             } else {
-                let mut gathered: Vec<Gathered> = sites.iter().map(|_| Gathered::default()).collect();
                 for from in (0..batches).step_by(self.wave) {
                     let mut travellers = self.depart(states, from)?;
                     self.reach(&mut travellers, &steps, step, &answers)?;
+                    let mut full = self.second_from(from, batches.min(from + self.wave))?;
+                    self.reach(&mut full, &steps, step, &[])?;
                     for (site, gathered) in sites.iter().zip(&mut gathered) {
+                        self.gather_drift(&travellers, &full, *site, from, gathered);
                         self.gather(&travellers, *site, from, gathered)?;
                     }
                 }
-                for (site, gathered) in sites.iter().zip(gathered) {
-                    all.push(gathered.finish(self.size(*site), self)?);
+                for (site, gathered) in sites.iter().zip(&mut gathered) {
+                    grams.push(gathered.finish(self.size(*site), self)?);
                 }
             }
             if visitor.wants_samples() {
-                for (_, sample) in &mut all {
-                    *sample = self.leaders(std::mem::take(sample))?;
+                for gathered in &mut gathered {
+                    gathered.sample = self.leaders(std::mem::take(&mut gathered.sample))?;
                 }
             }
-            let stand = |(site, (gram, sample)): (&usize, (Option<Gram>, Vec<Tensor>))| {
-                gram.map(|gram| Stand { site: *site, gram, sample })
-            };
-            let stands: Vec<Stand> = sites.iter().zip(all).filter_map(stand).collect();
+            let mut stands = Vec::new();
+            for ((site, gram), gathered) in sites.iter().zip(grams).zip(gathered) {
+                let Some(gram) = gram else { continue };
+                let multiplier = self.second.and_then(|second| second.writes[*site]);
+                let drift = self.pool.install(|| drift::finish(gathered.drift, multiplier));
+                if let Some(drift) = drift.map_err(WeightsError::from)? {
+                    visitor.drifted(*site, drift);
+                }
+                stands.push(Stand { site: *site, gram, sample: gathered.sample });
+            }
             if stands.is_empty() {
                 continue;
             }
@@ -269,6 +328,7 @@ impl<'p> Passage<'p> {
             }
             beyond = step + 1;
         }
+        self.second_arrives(full, &steps)?;
         if !arrives {
             return Ok(());
         }
@@ -318,6 +378,82 @@ impl<'p> Passage<'p> {
         }
         gathered.sample.extend(self.sample(travellers, site, from)?);
         Ok(())
+    }
+
+    /// These batches of the full-precision stream in front of the block; none where nobody asks.
+    fn second_from(&self, from: usize, end: usize) -> Result<Vec<Traveller<'p>>, Error> {
+        let Some(second) = self.second else { return Ok(Vec::new()) };
+        let states = second.states.lock().unwrap_or_else(PoisonError::into_inner);
+        let course = |state: &State| {
+            let windows = state.hidden.dim(0).map_err(WeightsError::from)?;
+            let course = self.forward.course(self.index, second.parameters, state.clone(), self.experts);
+            Ok(Traveller::new(course, windows))
+        };
+        states[from..end].iter().map(course).collect()
+    }
+
+    /// Leaves the full-precision stream behind the block; `held` if all of it is on the way.
+    fn second_arrives(&self, held: Vec<Traveller<'p>>, steps: &Steps<'_>) -> Result<(), Error> {
+        let Some(second) = self.second else { return Ok(()) };
+        let behind = steps.all.len();
+        let count = second.states.lock().unwrap_or_else(PoisonError::into_inner).len();
+        let wave = if held.len() == count { count } else { self.wave };
+        let mut held = Some(held).filter(|held| held.len() == count);
+        for from in (0..count).step_by(wave.max(1)) {
+            let mut travellers = match held.take() {
+                Some(held) => held,
+                None => self.second_from(from, count.min(from + wave))?,
+            };
+            self.reach(&mut travellers, steps, behind, &[])?;
+            let mut states = second.states.lock().unwrap_or_else(PoisonError::into_inner);
+            for (state, traveller) in states[from..].iter_mut().zip(travellers) {
+                *state = traveller.done.ok_or_else(unfinished)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds what stands at a site on both streams.
+    fn gather_drift(
+        &self,
+        own: &[Traveller<'p>],
+        full: &[Traveller<'p>],
+        site: usize,
+        from: usize,
+        gathered: &mut Gathered,
+    ) {
+        let meetings: Vec<_> = own.iter().zip(full).map(|(own, full)| Meeting::of(own, full, site)).collect();
+        self.pool.install(|| {
+            for (at, meeting) in meetings.into_iter().enumerate() {
+                if let Some(pair) = self.pair(meeting, site).transpose() {
+                    add_drift(&mut gathered.drift, self.windows.0 + (from + at) * self.batch, pair);
+                }
+            }
+        });
+    }
+
+    /// What stands at a site on both streams; `None` where that cannot be said. An expert is given the tokens that come to it on
+    /// the quantized stream, as they are on the full-precision one.
+    fn pair(&self, meeting: Meeting, site: usize) -> mlx_quant_engine::Result<Option<Pair>> {
+        let Meeting { own: Some(stop), full, routed } = meeting else { return Ok(None) };
+        let Some(second) = self.second else { return Ok(None) };
+        let (of, own) = (&self.sites[site], flat(&stop.input)?);
+        if of.expert.is_none() {
+            let Some(other) = full else { return Ok(None) };
+            let streams = match (second.writes[site], other.stream, stop.stream) {
+                (Some(_), Some(full), Some(own)) => Some((flat(&full)?, flat(&own)?)),
+                _ => None,
+            };
+            return Ok(Some(Pair { own, full: flat(&other.input)?, streams }));
+        }
+        let (Some(routed), Some(tokens)) = (&routed, &stop.tokens) else { return Ok(None) };
+        let rows = flat(routed)?.rows(tokens)?;
+        let full = match of.producer {
+            Producer::Norm(_) => rows,
+            Producer::Product(mlp) => self.forward.inner(second.parameters, mlp, of.slice, &rows)?,
+            _ => return Ok(None),
+        };
+        Ok(Some(Pair { own, full, streams: None }))
     }
 
     /// The Gram matrix of all windows, which stand at a site; `None` where no token came there.
@@ -380,8 +516,6 @@ impl<'p> Passage<'p> {
         from: usize,
     ) -> Result<(), Error> {
         self.reach(&mut travellers, steps, beyond, answers)?;
-        let unfinished =
-            || WeightsError::Tensor(mlx_quant_engine::Error::msg("a window did not leave its block"));
         let done = travellers.into_iter().map(|traveller| Ok(traveller.done.ok_or_else(unfinished)?));
         let done = done.collect::<Result<Vec<State>, Error>>()?;
         self.pool.install(|| states.put(from, done))
