@@ -202,7 +202,7 @@ pub struct MethodSettings {
 
 impl Default for MethodSettings {
     fn default() -> Self {
-        Self { n_grid: 20, block_size: 128, damping: 0.01, correction: 0.5, sweeps: 2, act_order: false }
+        Self { n_grid: 20, block_size: 128, damping: 0.01, correction: 0.0, sweeps: 2, act_order: false }
     }
 }
 

@@ -26,13 +26,14 @@ const LEARNING_ON_CARD: u64 = 24;
 pub struct QuantizeMemory {
     /// The block in float32, and its codes.
     pub block: u64,
-    /// Activations of all windows within the block.
+    /// Activations of all windows within the block; where readers aim at the full-precision stream those on it, and all windows on
+    /// it in front of the block.
     pub activations: u64,
     /// Gram matrix, Hessian and factors.
     pub hessians: u64,
     /// The site's readers as they are rounded.
     pub weights: u64,
-    /// All windows in full precision, and the block, where readers aim at them. What learns of the block, its gradients, windows in front of and behind it once more; graphs of threads. Or, before the
+    /// What learns of the block, its gradients, windows in front of and behind it once more; graphs of threads. Or, before the
     /// first block, what windows leave in front of each, for what changes cost.
     pub learning: u64,
     /// What threads hold.
@@ -101,20 +102,15 @@ pub fn quantize_memory(
             };
             // Where windows pass once for each site, the weights of those they passed are kept too.
             let passed = if within < windows.picked.len() as u64 { *bytes } else { 0 };
+            let streams = if aims { 2 } else { 1 };
+            let held = if aims && !settings.recipe.learns() { windows_held } else { 0 };
             let mut sum = QuantizeMemory {
                 block: bytes + bytes * 5 / 16 + passed,
-                // Beside them in full precision.
-                activations: within * tokens * 4 * (state + hidden + own + routed) * if aims { 2 } else { 1 },
+                activations: streams * within * tokens * 4 * (state + hidden + own + routed) + held,
                 hessians: matrices * size * size * 4 + drift,
                 weights: trial.max(readers * 2),
                 // Of full precision, and as they stand in front of the block that learns.
-                learning: if settings.recipe.learns() {
-                    bytes + 2 * windows_held
-                } else if aims {
-                    bytes + windows_held
-                } else {
-                    0
-                },
+                learning: if settings.recipe.learns() { bytes + 2 * windows_held } else { 0 },
                 scratch: threads as u64 * (size * TASK).max(within_a_block),
                 ..QuantizeMemory::default()
             };
