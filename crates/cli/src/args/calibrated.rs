@@ -245,7 +245,7 @@ pub(crate) struct GptqFlags {
     pub(crate) damping: f32,
 
     /// Part of the difference between the full-precision and the quantized stream that weights make up for: 0 (each layer aims at what it
-    /// makes of the inputs that it gets) to 1; 0.5 was best where it was measured
+    /// makes of the inputs that it gets) to 1; 0.5 is what was measured
     #[arg(long, value_name = "X", default_value_t = 0.0)]
     pub(crate) correction: f32,
 

@@ -6,6 +6,7 @@
 //! interrupted run goes on behind the last of them.
 
 mod aim;
+mod begin;
 mod block;
 mod card;
 mod choose;
@@ -30,9 +31,7 @@ mod work;
 mod writing;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ffi::OsString;
-use std::os::unix::ffi::OsStringExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Mutex, PoisonError, RwLock};
 use std::time::Instant;
 
@@ -57,7 +56,7 @@ pub use self::memory::{QuantizeMemory, quantize_memory};
 pub(crate) use self::readers::experts_at_once;
 pub use self::report::{Computed, ExpertTokens, Quantized};
 pub use self::settings::QuantizeSettings;
-use self::settings::{saving, wave};
+use self::settings::wave;
 pub use self::steps::{rounding_phase, steps};
 use self::work::BlockWork;
 use self::writing::Writing;
@@ -65,10 +64,10 @@ use crate::carry::{Carrier, ColumnWeights, plain};
 use crate::convert::{is_within, open_writer, write_companions};
 use crate::data::Windows;
 use crate::methods::{How, Method};
-use crate::observer::{Event, Observer, Quiet, Unit, Within};
+use crate::observer::{Event, Observer, Unit, Within};
 use crate::plan::{Job, Plan};
-use crate::team::{Part, Team};
-use crate::walks::calibrate::{Batches, Collector, Passage, Second, States, Statistics, Visitor as _};
+use crate::team::Team;
+use crate::walks::calibrate::{Collector, Passage, Second, States, Statistics, Visitor as _};
 use crate::walks::{Walk, in_turn};
 use crate::{Error, Model, threads_or_all};
 
@@ -203,28 +202,6 @@ impl Session<'_> {
         Ok(Quantized { engines: Computed::of(writer, &[]), ..Quantized::default() })
     }
 
-    /// With all devices: each takes its windows through the blocks, and the first one writes.
-    fn run_together(self, writer: &mut Writer, windows: &Windows, run: Run<'_>) -> Result<Quantized, Error> {
-        let Self { model, plan, recipe, settings, observer, hooks, .. } = self;
-        let members = 1 + model.helpers.len();
-        let threads = (threads_or_all(settings.threads) / members).max(1);
-        let quiet = Quiet(observer);
-        let hooks_of_others = Hooks { left: None, ..*hooks };
-        let follow = |team: &Team, rank: usize| {
-            let walk = Walk::open(model)?.on(&model.helpers[rank - 1]);
-            let pool = crate::threads::pool(threads)?;
-            let (pool, even) = (&pool, ColumnWeights::new());
-            let (observer, hooks) = (&quiet, &hooks_of_others);
-            let session = Session { model, plan, walk, recipe, settings, pool, observer, even, hooks, team };
-            session.run(None, windows, run).map(drop)
-        };
-        let lead = |team: &Team| {
-            let pool = crate::threads::pool(threads)?;
-            Session { pool: &pool, team, ..self }.run(Some(writer), windows, run)
-        };
-        crate::team::together(members, lead, follow)
-    }
-
     /// Takes windows through the blocks. Without a writer this is a member of a team that does not lead.
     fn run(
         mut self,
@@ -234,15 +211,9 @@ impl Session<'_> {
     ) -> Result<Quantized, Error> {
         let observer = self.observer;
         let blocks = self.walk.decoder.blocks.len();
-        let statistics = self.settings.statistics.as_deref();
-        let statistics = statistics.map(|path| Statistics::open(path, self.model, windows)).transpose()?;
+        let statistics = self.kept_statistics(windows)?;
         let statistics = statistics.as_ref();
-        if let Some(statistics) = statistics {
-            self.check_statistics(statistics)?;
-        }
-        let all = (windows.picked.len() * windows.sequence_length) as u64;
-        let total = blocks as u64 + 1;
-        observer.event(Event::Phase { name: steps::ROUNDING, unit: Unit::Blocks, total, tokens: all });
+        self.tell_phase(windows);
         let mut states = self.begin(writer.as_deref_mut(), windows, run, statistics)?;
         let tokens = windows.sequence_length;
         let forward =
@@ -291,9 +262,7 @@ impl Session<'_> {
                     windows: (share.start, windows.picked.len()),
                     second: second.as_ref(),
                 };
-                if !team.is_alone() {
-                    states.save_next(team.said(|| u64::from(states.are_due()))? > 0);
-                }
+                own.decide_saving(&mut states)?;
                 let lesson = own.recipe.learns().then(|| states.all()).transpose()?;
                 match statistics {
                     None if lesson.is_some() => passage.visit(&mut states, &mut work)?,
@@ -337,111 +306,30 @@ impl Session<'_> {
         let Some(writer) = writer else { return Ok(made) };
         writer.record(written)?;
         observer.event(Event::Progress { done: blocks as u64 + 1 });
-        let outputs = |items: Vec<usize>| items.into_iter().map(|item| self.plan.items[item].first_output);
-        let by_block: Vec<Vec<usize>> =
-            self.items_by_block().into_iter().map(|items| outputs(items).collect()).collect();
-        made.engines = Computed::of(writer, &by_block);
+        made.engines = self.engines(writer);
         if let Some(left) = self.hooks.left {
             left(states.all()?);
         }
         Ok(made)
     }
 
+    fn tell_phase(&self, windows: &Windows) {
+        let tokens = (windows.picked.len() * windows.sequence_length) as u64;
+        let total = self.walk.decoder.blocks.len() as u64 + 1;
+        self.observer.event(Event::Phase { name: steps::ROUNDING, unit: Unit::Blocks, total, tokens });
+    }
+
+    /// What computed each block.
+    fn engines(&self, writer: &Writer) -> Vec<Computed> {
+        let outputs = |items: Vec<usize>| items.into_iter().map(|item| self.plan.items[item].first_output);
+        let by_block: Vec<Vec<usize>> =
+            self.items_by_block().into_iter().map(|items| outputs(items).collect()).collect();
+        Computed::of(writer, &by_block)
+    }
+
     /// Items of each block.
     fn items_by_block(&self) -> Vec<Vec<usize>> {
         self.walk.decoder.blocks.iter().map(|block| self.items_below(&block.prefix)).collect()
-    }
-
-    /// Tables, then all windows in front of the first block; or where an interrupted run left them.
-    fn begin(
-        &mut self,
-        mut writer: Option<&mut Writer>,
-        windows: &Windows,
-        run: Run<'_>,
-        statistics: Option<&Statistics>,
-    ) -> Result<States, Error> {
-        let by_block = self.items_by_block();
-        let within: BTreeSet<usize> = by_block.iter().flatten().copied().collect();
-        let head = self.head_item();
-        let outside = |index: &usize| !within.contains(index) && Some(*index) != head;
-        let tables: Vec<usize> = (0..self.plan.items.len()).filter(outside).collect();
-        let done = |writer: &Writer, items: &[usize]| {
-            items.iter().all(|item| writer.done().contains(&self.plan.items[*item].first_output))
-        };
-        // One more than the blocks that are finished; 0 where not even the tables are.
-        let count = |writer: &Writer| {
-            let finished = by_block.iter().take_while(|items| done(writer, items)).count() as u64;
-            if done(writer, &tables) { finished + 1 } else { 0 }
-        };
-        let finished = self.team.said(|| writer.as_deref().map_or(0, count))? as usize;
-        let spill = self.settings.low_memory;
-        let saving = self.hooks.saving.unwrap_or_else(|| saving(self.settings));
-        let files = self.state_files(writer.as_deref())?;
-        // With all statistics no window has to travel, and finished blocks are all that there is to know.
-        let known = statistics.is_some_and(|statistics| self.has_all(statistics));
-        let share = self.team.share(windows.picked.len());
-        let batches = Batches { windows: share.len(), before: share.start, size: self.walk.batch() };
-        if let Some(finished) = finished.checked_sub(1) {
-            if known {
-                return Ok(States::still(files, finished, &self.walk.device));
-            }
-            let how = (saving, &self.walk.device);
-            let found = States::resume(batches, files.clone(), spill, finished, how, self.observer);
-            let blocks = found.as_ref().map_or(0, |states| states.block() as u64 + 1);
-            let found = found.filter(|_| self.team.is_alone() || share.is_empty() || blocks > 0);
-            if self.team.agrees(if share.is_empty() { finished as u64 + 1 } else { blocks })?
-                && let Some(states) = found
-            {
-                return Ok(states);
-            }
-            if finished > 0 {
-                let text = "an earlier run's activations cannot be read any more; all blocks are done again";
-                self.observer.event(Event::Warning { text });
-            }
-        }
-        if let Some(writer) = writer.as_deref_mut().filter(|writer| !writer.done().is_empty()) {
-            writer.forget(run)?;
-        }
-        let tied = self.tied_item();
-        let lent = writer.as_deref();
-        let table = tied.map(|item| self.round_tied(item, windows, statistics, lent)).transpose()?;
-        let others = tables.iter().copied().filter(|item| Some(*item) != tied);
-        if let Some(writer) = writer {
-            self.carrier(&Quiet(self.observer)).carry(writer, others)?;
-            writer.record(tables.iter().map(|item| self.plan.items[*item].first_output))?;
-        }
-        if known {
-            return Ok(States::still(files, 0, &self.walk.device));
-        }
-        // Statistics are those of the full-precision model.
-        if statistics.is_none() {
-            self.replace_tables(windows, table.as_ref())?;
-        }
-        let (decoder, device) = (&self.walk.decoder, &self.walk.device);
-        let forward = Forward::new(decoder, windows.sequence_length, device).map_err(WeightsError::from)?;
-        let all: Vec<&[u32]> = windows.picked[share].iter().map(|window| &*window.tokens).collect();
-        let own: Vec<&[&[u32]]> = all.chunks(self.walk.batch()).collect();
-        let states = States::new(batches, files, spill, saving, &self.walk.device, |batch| {
-            Ok(forward.embed(&self.walk.weights, own[batch])?)
-        });
-        self.walk.weights.restore_rows();
-        self.walk.weights.release();
-        states
-    }
-
-    /// How names of files begin in which states wait: beside what the leader writes.
-    fn state_files(&self, writer: Option<&Writer>) -> Result<PathBuf, Error> {
-        let mut part = Part::default();
-        if let Some(writer) = writer {
-            let path = writer.state_path("");
-            if self.team.is_alone() {
-                return Ok(path);
-            }
-            part.head.extend(path.as_os_str().as_encoded_bytes().iter().map(|byte| u64::from(*byte)));
-        }
-        let all = self.team.gather(part)?;
-        let bytes = all[0].head.iter().map(|byte| *byte as u8).collect();
-        Ok(OsString::from_vec(bytes).into())
     }
 
     /// Whether statistics of all blocks, and of the final hidden states where they are needed, are there.
