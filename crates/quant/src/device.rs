@@ -10,8 +10,8 @@ use crate::setting::{Setting, SettingError};
 
 /// Raised whenever the same input, settings and engine give other bytes than before. 2: windows are summed in chunks
 /// and a tree ([`crate::reduce`]). 3: layers in an fp mode are rounded by the recipe. 4: sweeps and dwq on cards. 5: dwq
-/// trains norms at 2 and 3 bits, and what learns does so on the card.
-pub(crate) const ALGORITHM: u32 = 5;
+/// trains norms at 2 and 3 bits, and what learns does so on the card. 6: searched grids without data at 3 bits.
+pub(crate) const ALGORITHM: u32 = 6;
 
 /// What somebody asks for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

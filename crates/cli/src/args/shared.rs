@@ -104,7 +104,7 @@ impl Target {
 /// What computes, and how exactly.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct DeviceFlags {
-    /// What computes: auto, cpu, gpu, gpu:N or gpu:NAME (`mlx-quant devices` lists them; convert needs none). Several cards of one kind share the work of gptq, awq and eval: gpu:0,gpu:1 or gpu:all
+    /// What computes: auto, cpu, gpu, gpu:N or gpu:NAME (`mlx-quant devices` lists them; convert needs none). Several cards of one kind share the windows of gptq, awq and eval, and so the memory: gpu:0,gpu:1 or gpu:all
     #[arg(long, default_value = "cpu")]
     pub(crate) device: DeviceChoice,
 
