@@ -151,6 +151,7 @@ mod tests {
                 ("BIAS", "0".to_owned()),
                 ("OLD", "1".to_owned()),
                 ("FINISH", "old + sum".to_owned()),
+                ("ROWS_OF_A", "p.m".to_owned()),
             ];
             words.extend(sizes(a_along, b_along));
             let text = UNITS.text(&words).unwrap();
