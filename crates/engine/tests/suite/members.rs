@@ -4,6 +4,7 @@ use mlx_format::{FloatType, Scheme};
 use mlx_quant_engine::rounding::How;
 use mlx_quant_engine::{Device, Factor, Gram, GramSum, Tensor, cpu, plain};
 
+use super::second_order::{factor, gram};
 use super::{bits, engines, numbers, on, tensor};
 
 /// Gram matrices of several members, each of other inputs.
@@ -171,5 +172,24 @@ fn linears_of_several_experts_are_those_of_each() {
                 assert_eq!(bits(gradients.get(variable).unwrap()), bits(expected.get(variable).unwrap()));
             }
         }
+    }
+}
+
+/// Rows do not depend on the rows beside them.
+#[test]
+fn rounding_does_not_depend_on_other_rows() {
+    let (rows, columns) = (70, 128);
+    let scheme = Scheme::affine(3, 64).unwrap();
+    for device in engines() {
+        let factor = factor(&gram(&device, columns, 4, 100).0, (0..columns).collect());
+        let how = How::Compensated { factor: &factor, block_size: 128, sweeps: 1 };
+        let weight = Tensor::from_vec(numbers(rows * columns, 2), (rows, columns), &device).unwrap();
+        let of = |first, count| {
+            let part = weight.narrow(0, first, count).unwrap();
+            device.round(&part, scheme, FloatType::Bf16, how).unwrap().0.fetch().unwrap()
+        };
+        let (whole, part) = (of(0, rows), of(5, 33));
+        assert_eq!(part.codes, whole.codes[5 * columns..38 * columns], "{}", device.name());
+        assert_eq!(part.scales, whole.scales[5 * 2..38 * 2], "{}", device.name());
     }
 }

@@ -7,7 +7,7 @@ use mlx_quant_engine::{Device, Factor, Gram, GramSum, Tensor, cpu, plain};
 use super::{bits, distance, engines, numbers, on, values};
 
 /// Of seeded inputs, and these.
-fn gram(device: &Device, size: usize, windows: usize, tokens: usize) -> (Gram, Vec<f32>) {
+pub(super) fn gram(device: &Device, size: usize, windows: usize, tokens: usize) -> (Gram, Vec<f32>) {
     let inputs = numbers(windows * tokens * size, 7);
     let mut sum = GramSum::new(size, device).unwrap();
     for window in inputs.chunks_exact(tokens * size) {
@@ -16,7 +16,7 @@ fn gram(device: &Device, size: usize, windows: usize, tokens: usize) -> (Gram, V
     (sum.finish().unwrap(), inputs)
 }
 
-fn factor(gram: &Gram, order: Vec<usize>) -> Factor {
+pub(super) fn factor(gram: &Gram, order: Vec<usize>) -> Factor {
     Factor::new(gram, order, 0.01).unwrap().unwrap()
 }
 
@@ -482,24 +482,5 @@ fn rounding_of_many_columns_is_as_good_as_the_processors() {
             let what = format!("{sweeps} sweeps on {}: {found} and {best}", device.name());
             assert!((found / best - 1.0).abs() < 0.01, "{what}");
         }
-    }
-}
-
-/// Rows do not depend on the rows beside them.
-#[test]
-fn rounding_does_not_depend_on_other_rows() {
-    let (rows, columns) = (70, 128);
-    let scheme = Scheme::affine(3, 64).unwrap();
-    for device in engines() {
-        let factor = factor(&gram(&device, columns, 4, 100).0, (0..columns).collect());
-        let how = How::Compensated { factor: &factor, block_size: 128, sweeps: 1 };
-        let weight = Tensor::from_vec(numbers(rows * columns, 2), (rows, columns), &device).unwrap();
-        let of = |first, count| {
-            let part = weight.narrow(0, first, count).unwrap();
-            device.round(&part, scheme, FloatType::Bf16, how).unwrap().0.fetch().unwrap()
-        };
-        let (whole, part) = (of(0, rows), of(5, 33));
-        assert_eq!(part.codes, whole.codes[5 * columns..38 * columns], "{}", device.name());
-        assert_eq!(part.scales, whole.scales[5 * 2..38 * 2], "{}", device.name());
     }
 }
