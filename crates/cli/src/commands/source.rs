@@ -25,22 +25,20 @@ const PROFILE: &str = "MLX_QUANT_PROFILE";
 
 /// What a command computes with.
 pub(crate) fn device(flags: &DeviceFlags) -> Result<Device, Refusal> {
-    let device = flags.device.device_with(flags.precision)?;
-    if std::env::var_os(PROFILE).is_some() {
-        device.note_times();
-    }
-    Ok(device)
+    Ok(noting(flags.device.device_with(flags.precision)?))
 }
 
 /// All that a command computes with, for those that know how to use several.
 pub(crate) fn devices(flags: &DeviceFlags) -> Result<Vec<Device>, Refusal> {
-    let devices = flags.device.devices_with(flags.precision)?;
+    Ok(flags.device.devices_with(flags.precision)?.into_iter().map(noting).collect())
+}
+
+/// A device that notes what its time goes into, where somebody wants to know.
+fn noting(device: Device) -> Device {
     if std::env::var_os(PROFILE).is_some() {
-        for device in &devices {
-            device.note_times();
-        }
+        device.note_times();
     }
-    Ok(devices)
+    device
 }
 
 /// Says for curious people what a card left to the processor, when a command ends.
