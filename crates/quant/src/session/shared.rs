@@ -69,17 +69,17 @@ impl BlockWork<'_> {
     pub(super) fn round_shared(&self, ready: &mut [Ready<'_>]) -> Result<Vec<Vec<Done>>, Error> {
         let team = self.session.team;
         let mut part = Part::default();
-        let own = tasks(team, ready)?;
         let mut mine = Vec::new();
         if ready.len() > 1 {
             let share = self.factored(ready.len());
             part.head.extend(ready[share.clone()].iter().map(|own| u64::from(own.factor.is_some())));
-            for of_site in self.round(&ready[share])? {
-                mine.extend(of_site.into_iter().filter(|(codes, _)| codes.is_some()));
-            }
-        } else if !own.is_empty() {
+            mine.extend(self.round(&ready[share])?.into_iter().flatten());
+        } else {
+            let own = tasks(team, ready)?;
             let rows = own.iter().map(|task| (task.reader, task.rows.clone())).collect::<Vec<_>>();
-            mine.extend(self.round(&[ready[0].of_rows(&rows)?])?.remove(0));
+            if !rows.is_empty() {
+                mine.extend(self.round(&[ready[0].of_rows(&rows)?])?.remove(0));
+            }
         }
         let mut held = Vec::new();
         for (codes, weight) in mine {
